@@ -1,0 +1,99 @@
+"""A model call, as every room of the server speaks of it: the request, the reply, its usage, what can go wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a conversation."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRequest:
+    """What is sent to a model. `model` is the name the caller used; `max_tokens` bounds the output."""
+
+    model: str
+    messages: tuple[Message, ...]
+    system: str = ""
+    max_tokens: int = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens a provider counted. `input` includes both cache parts; `output` includes `reasoning`."""
+
+    input: int = 0
+    output: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    reasoning: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReply:
+    """What a model answered. `stopped` is `length` where `max_tokens` cut the answer off."""
+
+    text: str
+    usage: Usage
+    stopped: Literal["end", "length", "refusal"] = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class Payer:
+    """Who pays for a call: the account it is charged to, and where in which run it was made."""
+
+    account: str
+    tenant: str
+    run: str
+    node: str
+
+
+class Failure(StrEnum):
+    """Why a model call failed, in the few kinds the loop can react to."""
+
+    RATE_LIMITED = "rate_limited"
+    OVERLOADED = "overloaded"
+    TOO_LONG = "too_long"
+    REFUSED = "refused"
+    AUTH = "auth"
+    BAD_REQUEST = "bad_request"
+    TIMED_OUT = "timed_out"
+    GONE = "gone"
+
+
+class ProviderError(Exception):
+    """A provider did not answer.
+
+    `billed` is False only where the provider is known not to bill this failure; anything ambiguous is True and costs
+    the whole hold. `retry_after` is in seconds, where the provider named it. The message is fit for a tenant to read:
+    it holds no key and no text of the provider's own.
+    """
+
+    def __init__(self, failure: Failure, message: str, *, billed: bool, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.failure = failure
+        self.billed = billed
+        self.retry_after = retry_after
+
+
+class Provider(Protocol):
+    """One way to reach models. Another provider is another class with these two methods."""
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        """Make one attempt, without retries. Cancelling the task abandons the request.
+
+        Raises:
+            ProviderError: the attempt failed.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Release connections."""
+        ...

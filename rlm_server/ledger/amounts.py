@@ -1,0 +1,47 @@
+"""What is metered: money, tokens and calls, always as integers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Self
+
+NANO = 1_000_000_000
+"""Nano-US-dollars in one US dollar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """A quantity of every metered unit.
+
+    `nano_usd` is in nano-US-dollars, `tokens` counts input and output together, `calls` counts model calls.
+    """
+
+    nano_usd: int = 0
+    tokens: int = 0
+    calls: int = 0
+
+    def __add__(self, other: Self) -> Amounts:
+        return Amounts(self.nano_usd + other.nano_usd, self.tokens + other.tokens, self.calls + other.calls)
+
+    def __sub__(self, other: Self) -> Amounts:
+        return Amounts(self.nano_usd - other.nano_usd, self.tokens - other.tokens, self.calls - other.calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The most an account may spend of every unit; None where the account itself sets no limit."""
+
+    nano_usd: int | None = None
+    tokens: int | None = None
+    calls: int | None = None
+
+
+UNITS = tuple(field.name for field in fields(Amounts))
+"""The names of the units, in their order everywhere."""
+
+
+def usd(nano_usd: int) -> str:
+    """Format nano-US-dollars for people, exactly: `usd(1_500_000)` is `$0.0015`."""
+    sign, nano = ("-", -nano_usd) if nano_usd < 0 else ("", nano_usd)
+    whole, rest = divmod(nano, NANO)
+    return f"{sign}${whole}.{str(rest).rjust(9, '0').rstrip('0').ljust(2, '0')}"

@@ -1,0 +1,1 @@
+"""Untrusted Python, with state, in WebAssembly."""
