@@ -1,0 +1,1 @@
+"""The broker: every model call is bounded, paid for, sent once, and settled."""

@@ -38,10 +38,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class ModelReply:
-    """What a model answered. `stopped` is `length` where `max_tokens` cut the answer off."""
+    """What a model answered. `stopped` is `length` where `max_tokens` cut the answer off.
+
+    `usage` is None where the provider answered without saying what it counted; the call then costs its whole hold.
+    """
 
     text: str
-    usage: Usage
+    usage: Usage | None
     stopped: Literal["end", "length", "refusal"] = "end"
 
 

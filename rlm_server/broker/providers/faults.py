@@ -1,0 +1,139 @@
+"""What a provider's failures mean: which kind, whether it was billed, when to try again.
+
+A provider's own words are read to tell the kinds apart and are never repeated: they may quote the prompt or the key.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Mapping
+from email.utils import parsedate_to_datetime
+
+import httpx2
+
+from rlm_server.broker.calls import Failure, ModelReply, ProviderError
+
+STREAM_ABOVE = 8_192
+"""Answers that may be longer, in tokens, are streamed: a silent connection held for minutes is cut by what is between,
+and the Anthropic SDK refuses to wait for a whole answer above some 21,000 (8,192 for its oldest models)."""
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds to wait for a connection. How long an answer may take is for the caller to say."""
+
+_TOO_LONG = (
+    *("prompt is too long", "context_length_exceeded", "maximum context length", "context window"),
+    *("exceed context limit", "exceed_context_size", "request_too_large", "string_above_max_length"),
+)
+_REFUSED = ("content_filter", "content_policy_violation", "invalid_prompt")
+_NO_CREDIT = ("insufficient_quota", "credit balance is too low", "billing_hard_limit_reached")
+
+_KINDS = {
+    401: Failure.AUTH,
+    402: Failure.AUTH,
+    403: Failure.AUTH,
+    408: Failure.TIMED_OUT,
+    413: Failure.TOO_LONG,
+    429: Failure.RATE_LIMITED,
+    503: Failure.OVERLOADED,
+    504: Failure.TIMED_OUT,
+    529: Failure.OVERLOADED,
+}
+_NOT_BILLED_ABOVE_499 = frozenset({503, 529})
+_CLIENT_GONE = 499
+_WORDS = {
+    Failure.RATE_LIMITED: "the provider's rate limit is reached",
+    Failure.OVERLOADED: "the provider is overloaded",
+    Failure.TOO_LONG: "the prompt is longer than the model takes",
+    Failure.REFUSED: "the provider refused the prompt",
+    Failure.AUTH: "the provider does not accept this server's key, or the key has no credit left",
+    Failure.BAD_REQUEST: "the provider did not accept the request",
+    Failure.TIMED_OUT: "the provider timed out",
+    Failure.GONE: "the provider failed",
+}
+
+
+def unreadable() -> ProviderError:
+    """The failure of an answer that came and made no sense, or told of an error after it was accepted."""
+    return ProviderError(Failure.GONE, "the provider's answer was not a reply", billed=True)
+
+
+def cut_off() -> ProviderError:
+    """The failure of an answer that stopped before its end."""
+    return ProviderError(Failure.GONE, "the provider's answer was cut off", billed=True)
+
+
+async def reply_or_error(work: Awaitable[ModelReply], status_error: type[Exception]) -> ModelReply:
+    """Await one attempt and turn whatever it raises into a ProviderError.
+
+    `status_error` is the SDK's class for an answer with an error status. The error is raised outside the handler, so
+    that it carries no reference to the SDK's exception and the provider's text in it.
+    """
+    try:
+        return await work
+    except ProviderError as error:
+        failure = ProviderError(error.failure, str(error), billed=error.billed, retry_after=error.retry_after)
+    except Exception as error:  # an SDK documents no closed set of them
+        failure = _from_status(error) if isinstance(error, status_error) else _from_transport(error)
+    raise failure
+
+
+def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
+    """Seconds a provider asks to wait, from `retry-after-ms` or `retry-after` (seconds, or an HTTP date).
+
+    `now` is a Unix time, for dates. None where the provider does not say, or says nothing readable.
+    """
+    try:
+        if (milliseconds := headers.get("retry-after-ms")) is not None:
+            return _finite(float(milliseconds) / 1000)
+        value = headers.get("retry-after")
+        if value is None:
+            return None
+        if value.strip().replace(".", "", 1).isdigit():
+            return _finite(float(value))
+        until = parsedate_to_datetime(value).timestamp()
+        return max(0.0, until - (time.time() if now is None else now))
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _finite(seconds: float) -> float | None:
+    return seconds if 0 <= seconds < float("inf") else None
+
+
+def _from_status(error: Exception) -> ProviderError:
+    response = getattr(error, "response", None)
+    if not isinstance(response, httpx2.Response):
+        return unreadable()
+    status = response.status_code
+    if status < 400:  # an error inside a stream that began well: what came before it may be billed
+        return unreadable() if 200 <= status < 300 else _worded(Failure.BAD_REQUEST, status, billed=False)
+    kind = _kind(status, str(getattr(error, "body", "")).lower())
+    billed = status == _CLIENT_GONE or (status >= 500 and status not in _NOT_BILLED_ABOVE_499)
+    return _worded(kind, status, billed=billed, wait=retry_after(response.headers))
+
+
+def _kind(status: int, body: str) -> Failure:
+    if status in (400, 413, 422) and any(word in body for word in _TOO_LONG):
+        return Failure.TOO_LONG
+    if status in (400, 403) and any(word in body for word in _REFUSED):
+        return Failure.REFUSED
+    if status in (400, 429) and any(word in body for word in _NO_CREDIT):
+        return Failure.AUTH
+    return _KINDS.get(status, Failure.GONE if status >= _CLIENT_GONE else Failure.BAD_REQUEST)
+
+
+def _worded(kind: Failure, status: int, *, billed: bool, wait: float | None = None) -> ProviderError:
+    return ProviderError(kind, f"{_WORDS[kind]} (status {status})", billed=billed, retry_after=wait)
+
+
+def _from_transport(error: BaseException) -> ProviderError:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
+            return ProviderError(Failure.GONE, "the provider cannot be reached", billed=False)
+        if isinstance(cause, httpx2.TimeoutException):
+            return ProviderError(Failure.TIMED_OUT, "the provider timed out", billed=True)
+        if isinstance(cause, httpx2.TransportError):
+            return cut_off()
+        cause = cause.__cause__
+    return unreadable()

@@ -1,0 +1,61 @@
+"""A scripted stand-in for a model: no network, no key, no cost of its own. For tests, and for a first look."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+from rlm_server.broker.calls import Failure, ModelReply, ModelRequest, ProviderError, Usage
+
+NAME = "scripted"
+"""The provider name its routes carry, so that no one takes its answers for a model's."""
+
+BYTES_PER_TOKEN = 4
+
+
+class Script(Protocol):
+    """What stands in for one model: code that answers a request."""
+
+    async def reply(self, request: ModelRequest) -> str:
+        """Answer. May raise ProviderError, or wait, as a provider would."""
+        ...
+
+
+class ScriptedProvider:
+    """A deterministic stand-in: it is **not a model**, and answers what its scripts say.
+
+    Usage follows a stated rule: a text's tokens are its UTF-8 bytes, divided by four and rounded up; the input is the
+    system prompt and all messages as one text. An answer above `max_tokens` is cut and says `length`. `billed` lists
+    every answer given, as (model, usage), the way a provider's own bill would.
+    """
+
+    def __init__(self, scripts: Mapping[str, Script]) -> None:
+        self._scripts = dict(scripts)
+        self.billed: list[tuple[str, Usage]] = []
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        """Let the model's script answer.
+
+        Raises:
+            ProviderError: there is no such script, or the script raised it.
+        """
+        script = self._scripts.get(request.model)
+        if script is None:
+            raise ProviderError(Failure.BAD_REQUEST, "there is no script for this model", billed=False)
+        text = await script.reply(request)
+        stopped: Literal["end", "length"] = "end"
+        if tokens(text) > request.max_tokens:
+            cut = text.encode("utf-8", "replace")[: request.max_tokens * BYTES_PER_TOKEN]
+            text, stopped = cut.decode("utf-8", "ignore"), "length"
+        prompt = request.system + "".join(message.content for message in request.messages)
+        usage = Usage(input=tokens(prompt), output=tokens(text))
+        self.billed.append((request.model, usage))
+        return ModelReply(text, usage, stopped)
+
+    async def close(self) -> None:
+        """Nothing is held open."""
+
+
+def tokens(text: str) -> int:
+    """How many tokens a text counts as here: its UTF-8 bytes, divided by four and rounded up."""
+    return -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)

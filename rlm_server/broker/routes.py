@@ -1,0 +1,60 @@
+"""Which provider serves which model: model name → route → provider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rlm_server.broker.calls import Provider
+from rlm_server.broker.prices import Price
+
+
+class UnknownModel(LookupError):  # noqa: N818 - it reads as what it says
+    """No route has this name. The message names the models that exist, so that a caller can choose one."""
+
+    def __init__(self, model: str, known: tuple[str, ...]) -> None:
+        super().__init__(f"there is no model {model[:100]!r}; the models are: {', '.join(known) or 'none'}")
+        self.known = known
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How one model is reached.
+
+    `upstream` is the name the provider knows the model by. `context_window` is in tokens, where it is known.
+    Routes with the same `provider_name` share one cap on calls at once.
+    """
+
+    provider_name: str
+    provider: Provider
+    upstream: str
+    price: Price
+    context_window: int | None = None
+
+
+class Routes:
+    """The table of routes, by the names that callers use."""
+
+    def __init__(self, routes: Mapping[str, Route]) -> None:
+        self._routes = dict(routes)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The names that callers may use, sorted."""
+        return tuple(sorted(self._routes))
+
+    def route(self, model: str) -> Route:
+        """The route of a model.
+
+        Raises:
+            UnknownModel: there is none.
+        """
+        try:
+            return self._routes[model]
+        except KeyError:
+            raise UnknownModel(model, self.models) from None
+
+    async def close(self) -> None:
+        """Close every provider, once each."""
+        for provider in {id(route.provider): route.provider for route in self._routes.values()}.values():
+            await provider.close()

@@ -1,0 +1,128 @@
+"""What can go wrong in the ledger."""
+
+# ruff: noqa: N818 - each name says what happened, and reads so where it is caught
+
+from __future__ import annotations
+
+from rlm_server.ledger.amounts import usd
+
+MAX = 2**62
+"""The largest amount of any unit that the ledger accepts: half of what its 64-bit columns hold."""
+
+
+def quantity(unit: str, value: int) -> str:
+    """Format an amount of a unit for people: dollars for money, a grouped number with its unit for the rest."""
+    return usd(value) if unit == "nano_usd" else f"{value:,} {unit}"
+
+
+class LedgerError(Exception):
+    """Anything the ledger refuses. Nothing was changed."""
+
+
+class BudgetError(LedgerError):
+    """There is no room: `used` of `limit` is taken at `account`, and `asked` more does not fit.
+
+    All three are in `unit`, one of `amounts.UNITS`. The message is fit for a model to read.
+    """
+
+    reason = ""
+
+    def __init__(self, account: str, unit: str, limit: int, used: int, asked: int) -> None:
+        super().__init__(
+            f"this needs up to {quantity(unit, asked)}, but {quantity(unit, used)} of the limit of "
+            f"{quantity(unit, limit)} of account {account!r} {self.reason}"
+        )
+        self.account = account
+        self.unit = unit
+        self.limit = limit
+        self.used = used
+        self.asked = asked
+
+
+class BudgetExceeded(BudgetError):
+    """It does not fit and waiting will not help: the room is spent, or promised to children."""
+
+    reason = (
+        "is already spent or promised. Ask for less (a shorter prompt, a smaller max_tokens, fewer calls, a cheaper "
+        "model), or finish with what is known"
+    )
+
+
+class BudgetBusy(BudgetError):
+    """The deadline passed while other calls, in flight or asked for earlier, stood in the way. Trying again may help."""
+
+    reason = "is taken for now, or wanted by calls that asked earlier, and was not free in time. Try again later"
+
+
+class AmountRefused(LedgerError):
+    """A number is negative or larger than the ledger can count. `field` names it."""
+
+    def __init__(self, field: str, value: int) -> None:
+        super().__init__(f"{field} is {value}; it must be between 0 and {MAX}")
+        self.field = field
+        self.value = value
+
+
+class AccountUnknown(LedgerError):
+    """The tenant has no account of this name."""
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"there is no account {account!r}; open it first")
+
+
+class AccountClosed(LedgerError):
+    """The account was closed; nothing more may be held on it or opened under it."""
+
+    def __init__(self, account: str) -> None:
+        super().__init__(f"account {account!r} is closed; open another")
+
+
+class AccountConflict(LedgerError):
+    """The account exists and is not what was asked for, or cannot be what was asked for."""
+
+    def __init__(self, account: str, why: str) -> None:
+        super().__init__(f"account {account!r} {why}")
+
+
+class AccountInUse(LedgerError):
+    """The account cannot be closed: holds on it are unresolved, or accounts under it are open."""
+
+    def __init__(self, account: str, what: str) -> None:
+        super().__init__(f"account {account!r} cannot be closed: {what}")
+
+
+class LimitTooLow(LedgerError):
+    """The new limit is below what is already used."""
+
+    def __init__(self, account: str, unit: str, limit: int, used: int) -> None:
+        super().__init__(
+            f"account {account!r} cannot be limited to {quantity(unit, limit)}: {quantity(unit, used)} is already used"
+        )
+        self.account = account
+        self.unit = unit
+        self.limit = limit
+        self.used = used
+
+
+class HoldUnknown(LedgerError):
+    """No hold has this id."""
+
+    def __init__(self, hold: str) -> None:
+        super().__init__(f"there is no hold {hold!r}; reserve it first")
+
+
+class HoldConflict(LedgerError):
+    """A hold of this id exists with other content."""
+
+    def __init__(self, hold: str) -> None:
+        super().__init__(f"hold {hold!r} exists with other content; every attempt needs an id of its own")
+
+
+class MoveRefused(LedgerError):
+    """The hold cannot go where it was sent: it is resolved already, was dispatched already, or was not dispatched."""
+
+    def __init__(self, hold: str, state: str, to: str) -> None:
+        super().__init__(f"hold {hold!r} is {state} and cannot be {to}")
+        self.hold = hold
+        self.state = state
+        self.to = to

@@ -1,0 +1,104 @@
+"""The door: the one way a guest can ask for anything. Frames are JSON; whatever a guest sends is a claim to check.
+
+A request is an object whose `op` names what is wanted; the rest are its arguments. A reply is `{"ok": value}` or
+`{"error": {"type": name, "message": text}}`, which the guest's side raises as an exception.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+MOST_NESTING = 32
+
+Json = None | bool | int | float | str | list[Any] | dict[str, Any]
+
+
+class DoorRefusal(Exception):  # noqa: N818 - what the guest is told, not a fault
+    """The guest's request is refused; `type` and the message become an exception inside."""
+
+    def __init__(self, type: str, message: str) -> None:  # noqa: A002
+        super().__init__(message)
+        self.type = type
+
+
+@dataclass(frozen=True, slots=True)
+class HostCall:
+    """A checked request: well-formed JSON of strings that can be encoded; its arguments are still the guest's word."""
+
+    op: str
+    arguments: dict[str, Any]
+
+    def text(self, name: str, default: str | None = None) -> str:
+        """Return a string argument; refuses a missing one without a default, or another type."""
+        value = self.arguments.get(name, default)
+        if not isinstance(value, str):
+            raise DoorRefusal("TypeError", f"{self.op}: {name} must be a str, not {type(value).__name__}")
+        return value
+
+    def texts(self, name: str) -> list[str]:
+        """Return an argument that is a list of strings."""
+        value = self.arguments.get(name)
+        if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+            raise DoorRefusal("TypeError", f"{self.op}: {name} must be a list of str")
+        return value
+
+    def integer(self, name: str) -> int:
+        """Return an unsigned 32-bit integer argument."""
+        value = self.arguments.get(name)
+        if type(value) is not int or not 0 <= value < 1 << 32:
+            raise DoorRefusal("TypeError", f"{self.op}: {name} must be an int of 32 bits")
+        return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key stands twice")
+    return made
+
+
+def _no_constants(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _check_nesting(value: Json, depth: int = 0) -> None:
+    if depth > MOST_NESTING:
+        raise ValueError(f"nested deeper than {MOST_NESTING}")
+    if isinstance(value, dict):
+        for item in value.values():
+            _check_nesting(item, depth + 1)
+    elif isinstance(value, list) and not all(type(item) is str for item in value):
+        for item in value:
+            _check_nesting(item, depth + 1)
+
+
+def parse(frame: bytes) -> HostCall:
+    """Read a request.
+
+    Raises:
+        DoorRefusal: not an object of JSON with an `op`, a key twice, not-a-number, lone surrogates, nested too deep.
+    """
+    try:
+        request = json.loads(
+            frame.decode("utf-8", "strict"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants
+        )
+        _check_nesting(request)
+        if b"\\ud" in frame or b"\\uD" in frame:
+            json.dumps(request, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise DoorRefusal("ValueError", f"the request is malformed: {str(error)[:200]}") from None
+    if not isinstance(request, dict) or not isinstance(request.get("op"), str):
+        raise DoorRefusal("ValueError", "the request is not an object with an op")
+    return HostCall(request.pop("op"), request)
+
+
+def granted(value: Json) -> bytes:
+    """Write the reply to a request that was granted."""
+    return json.dumps({"ok": value}, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def refused(type: str, message: str) -> bytes:  # noqa: A002
+    """Write the reply to a request that was refused."""
+    return json.dumps({"error": {"type": type, "message": message}}).encode()

@@ -1,0 +1,26 @@
+"""The guest's side of the door. Runs inside the sandbox; nothing outside relies on it."""
+
+import builtins
+import json
+
+import _host
+
+
+class LimitExceeded(Exception):
+    """A limit of the sandbox or of the budget was reached; the message names it."""
+
+
+ERRORS = {"LimitExceeded": LimitExceeded}
+
+
+def call(op, **arguments):
+    """Ask the host for `op` and return its answer, or raise what it says."""
+    arguments["op"] = op
+    reply = json.loads(_host.call(json.dumps(arguments, separators=(",", ":")).encode()))
+    if "error" not in reply:
+        return reply["ok"]
+    name, message = reply["error"]["type"], reply["error"]["message"]
+    known = ERRORS.get(name) or getattr(builtins, name, RuntimeError)
+    if not (isinstance(known, type) and issubclass(known, Exception)):
+        known, message = RuntimeError, f"{name}: {message}"
+    raise known(message)

@@ -1,0 +1,337 @@
+"""One guest: its memory and files, the turns it runs, and the host's side of the door."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import struct
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from concurrent.futures import TimeoutError as FutureTimeout
+from dataclasses import dataclass, replace
+
+from sandbox import memory, text, wasi
+from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
+from sandbox.engine import GuestStopped, HostFunction, Program, current
+from sandbox.files import Files
+from sandbox.limits import Limits
+from sandbox.text import Text
+from sandbox.turn import Output, OutputListener, Status, Stop, Turn, TurnError, Variable
+
+log = logging.getLogger(__name__)
+
+MOST_VARIABLES = 200
+MOST_TRACEBACK = 16_000
+ADDRESSES = 1 << 32
+
+Handler = Callable[[HostCall], "Future[Json]"]
+"""Starts answering a request; the future's exception, a `DoorRefusal`, is raised inside the guest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A golden image: the memory of a started guest in `fd`, `size` bytes, and the files it had."""
+
+    name: str
+    fd: int
+    size: int
+    files: Files
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """A text laid over guest memory at `address`, kept open by its owner as long as the session lives."""
+
+    address: int
+    text: Text
+
+
+class Instance:
+    """A running guest.
+
+    Not thread-safe: one thread at a time; only `interrupt` may be called from another. After a turn that was stopped,
+    the instance must be closed and another restored in its place.
+    """
+
+    def __init__(self, program: Program, image: Image | None, limits: Limits, files: Files) -> None:
+        self.limits = limits
+        self.files = files
+        self.image = image
+        self.mapped: list[Mapped] = []
+        self._program = program
+        self._machine = program.instantiate(self._memory_limit())
+        self.base = self._machine.base
+        if image is not None:
+            self._machine.grow(image.size)
+            memory.lay_over(self.base, image.size, image.fd)
+        self._output = Output(0, None)
+        self._handler: Handler | None = None
+        self._stop: TurnError | None = None
+        self._interrupted = threading.Event()
+        self._waiting: Future[Json] | None = None
+        self._lock = threading.Lock()  # of _waiting against interrupt()
+        self._running = False
+        self._report: HostCall | None = None
+        self._to_map: Text | None = None
+        self._reset_meters()
+
+    def _reset_meters(self) -> None:
+        self._started = time.monotonic()
+        self._waited = 0.0
+        self._door_calls = 0
+        self._door_bytes = 0
+
+    def _memory_limit(self) -> int:
+        own = max(self.limits.memory_bytes, self.image.size if self.image else 0)
+        mapped = sum(memory.pages(m.text.size) + 2 * memory.PAGE for m in self.mapped)
+        return min(own + mapped + 65536, ADDRESSES)
+
+    # ---- turns ---------------------------------------------------------------------------------------------------
+
+    def run(self, source: str, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
+        """Run `source` in the guest as a turn and say how it ended. Blocks until it has."""
+        self._reset_meters()
+        self._output = Output(self.limits.output_bytes, listener)
+        self._handler, self._report, self._stop = handler, None, None
+        current.guest, self._running = self, True
+        code = -1
+        try:
+            with self._program.clock:
+                code = self._call_turn(source.encode())
+        except GuestStopped as stopped:
+            if self._stop is None:
+                kind = Stop.STACK if stopped.stack_overflow else Stop.TRAP
+                self._stop = TurnError(kind, "the code overflowed its stack" if stopped.stack_overflow else str(stopped))
+        finally:
+            self._running = False
+            current.guest, self._handler = None, None
+        return self._result(code)
+
+    def _call_turn(self, source: bytes) -> int:
+        address = self._allocate(len(source))
+        self.write(address, source)
+        return self._machine.call("turn", address, len(source))
+
+    def _result(self, code: int) -> Turn:
+        stdout, stderr = self._output.finish()
+        error, variables = self._stop, ()
+        if error is None:
+            error, variables = _read_report(self._report, code)
+        if error and error.type == "MemoryError":
+            error = replace(error, message=f"{error.message} (the limit is {self.limits.memory_bytes} bytes)".strip())
+        stopped = error is not None and isinstance(error.type, Stop)
+        status = Status.ROLLED_BACK if stopped else Status.ERROR if error else Status.OK
+        return Turn(
+            status, stdout, stderr, self._output.total, self._output.dropped > 0, self.running_seconds,
+            self._door_calls, error, variables,
+        )  # fmt: skip
+
+    @property
+    def running_seconds(self) -> float:
+        """How long the turn has run, waiting in the door not counted."""
+        return time.monotonic() - self._started - self._waited
+
+    def interrupt(self) -> None:
+        """Stop the running turn at once, from any thread, whatever it is doing; later turns stop as well."""
+        self._interrupted.set()
+        with self._lock:
+            if self._waiting:
+                self._waiting.cancel()
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether `interrupt` was called: this instance runs nothing more."""
+        return self._interrupted.is_set()
+
+    def stop_reason(self) -> str | None:
+        """Say why the guest must stop now; the engine asks at every tick."""
+        if self._stop is None and self._running:
+            if self._interrupted.is_set():
+                self._stop = TurnError(Stop.INTERRUPTED, "the turn was interrupted")
+            elif self.running_seconds > self.limits.turn_seconds:
+                self._stop = TurnError(Stop.TURN_TIME, f"the turn ran longer than {self.limits.turn_seconds:g} seconds")
+        return self._stop.type if self._stop else None
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait on the guest's behalf, which counts as running."""
+        self._interrupted.wait(max(0.0, min(seconds, self.limits.turn_seconds - self.running_seconds + 0.02)))
+        return self.stop_reason() is None
+
+    def exited(self, code: int) -> None:
+        """Note that the guest ended its process."""
+        self._stop = TurnError(Stop.EXIT, f"the code ended its process with status {code}; use answer to finish")
+
+    def printed(self, stream: int, data: bytes) -> None:
+        """Take output."""
+        self._output.take(stream, data)
+
+    # ---- memory --------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Bytes of linear memory now."""
+        return self._machine.size
+
+    def grow(self, size: int) -> None:
+        """Grow linear memory to at least `size` bytes, within its limit."""
+        self._machine.limit_memory(max(self._memory_limit(), size))
+        self._machine.grow(size)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Copy out of guest memory; raises `wasi.BadAddress` outside it."""
+        if address + size > self._machine.size:
+            raise wasi.BadAddress(address)
+        return ctypes.string_at(self.base + address, size)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy into guest memory; raises `wasi.BadAddress` outside it."""
+        if address + len(data) > self._machine.size:
+            raise wasi.BadAddress(address)
+        ctypes.memmove(self.base + address, data, len(data))
+
+    def _allocate(self, size: int) -> int:
+        address = self._machine.call("host_alloc", size)
+        if address == 0 or address + size > self._machine.size:
+            raise GuestStopped(f"the guest could not allocate {size} bytes")
+        return address
+
+    # ---- the door ------------------------------------------------------------------------------------------------
+
+    def answer_door(self, address: int, size: int, out_address: int, out_size: int) -> int | None:
+        """Serve one request of the guest's; returns 0, -2 (as unsigned) for bad addresses, None to stop the guest."""
+        try:
+            reply = self._answer(address, size)
+            if self.stop_reason():
+                return None
+            at = self._allocate(len(reply))
+            self.write(at, reply)
+            self.write(out_address, struct.pack("<I", at))
+            self.write(out_size, struct.pack("<I", len(reply)))
+        except wasi.BadAddress:
+            return ADDRESSES - 2
+        except GuestStopped as stopped:
+            self._stop = self._stop or TurnError(Stop.TRAP, str(stopped))
+            return None
+        return 0
+
+    def _answer(self, address: int, size: int) -> bytes:
+        limits = self.limits
+        self._door_calls += 1
+        self._door_bytes += size
+        for name, used, limit in (
+            ("bytes in one request", size, limits.frame_bytes),
+            ("bytes in requests of one turn", self._door_bytes, limits.door_bytes),
+            ("requests in one turn", self._door_calls, limits.door_calls),
+        ):
+            if used > limit:
+                return refused("LimitExceeded", f"{used} {name}, the limit is {limit}")
+        try:
+            call = parse(self.read(address, size))
+            reply = granted(self._serve(call))
+        except DoorRefusal as refusal:
+            return refused(refusal.type, str(refusal))
+        if len(reply) > limits.frame_bytes:
+            return refused("LimitExceeded", f"the reply has {len(reply)} bytes, the limit is {limits.frame_bytes}")
+        return reply
+
+    def _serve(self, call: HostCall) -> Json:
+        if call.op == "sandbox.report":
+            self._report = call
+            return None
+        if call.op == "sandbox.map":
+            return self._map(call)
+        if self._handler is None:
+            raise DoorRefusal("RuntimeError", f"nothing answers {call.op} here")
+        return self._wait(self._handler(call))
+
+    def _wait(self, future: Future[Json]) -> Json:
+        started = time.monotonic()
+        with self._lock:
+            self._waiting = future
+        if self._interrupted.is_set():
+            future.cancel()
+        try:
+            return future.result()
+        except (CancelledError, FutureTimeout):
+            self._interrupted.set()
+            raise DoorRefusal("CancelledError", "the call was cancelled") from None
+        except DoorRefusal:
+            raise
+        except Exception:
+            log.exception("a host call failed")
+            raise DoorRefusal("RuntimeError", "the host could not answer; this is a fault of the server's") from None
+        finally:
+            with self._lock:
+                self._waiting = None
+            self._waited += time.monotonic() - started
+
+    # ---- texts ---------------------------------------------------------------------------------------------------
+
+    def attach(self, name: str, content: Text) -> Turn:
+        """Make `name` in the guest a real `str` whose characters are those of `content`, without a copy.
+
+        Raises:
+            MemoryError: the text does not fit into what is left of the guest's 4 GiB.
+        """
+        room = memory.pages(content.size) + 2 * memory.PAGE
+        if self.size + room > ADDRESSES:
+            raise MemoryError(f"a text of {content.size} bytes does not fit into the guest's 4 GiB of addresses")
+        self._machine.limit_memory(min(self._memory_limit() + room, ADDRESSES))
+        self._to_map = content
+        try:
+            return self.run(f"__import__('_runner').attach({name!r}, {content.form.sample!r})")
+        finally:
+            self._to_map = None
+            self._machine.limit_memory(max(self._memory_limit(), self.size))
+
+    def _map(self, call: HostCall) -> Json:
+        content, self._to_map = self._to_map, None
+        if content is None:
+            raise DoorRefusal("RuntimeError", "there is nothing to map")
+        template, box = call.integer("template"), call.integer("box")
+        try:
+            header = text.header(self.read(template, content.form.header_bytes), content.form, content.characters)
+            items = struct.unpack("<I", self.read(box + 12, 4))[0]  # PyListObject.ob_item
+            size = memory.pages(content.size)
+            start = memory.pages(self._allocate(size + 2 * memory.PAGE) + memory.PAGE)
+            if start + size > self.size:
+                raise wasi.BadAddress(start)
+            memory.lay_over(self.base + start, size, content.fd)
+            self.write(start - len(header), header)
+            self.write(items, struct.pack("<I", start - len(header)))
+        except (wasi.BadAddress, ValueError) as error:
+            raise DoorRefusal("ValueError", f"the text cannot be mapped: {error}") from None
+        self.mapped.append(Mapped(start, content))
+        return None
+
+    def close(self) -> None:
+        """Free the guest's memory."""
+        self._machine.close()
+
+
+_DAMAGED = TurnError(Stop.DAMAGED, "the code damaged the interpreter's own modules")
+
+
+def _read_report(report: HostCall | None, code: int) -> tuple[TurnError | None, tuple[Variable, ...]]:
+    """Read what the guest's runner says of the turn; where it says nothing sensible, go by the interpreter's code."""
+    if report is None:
+        if code == 0:
+            return None, ()
+        return _DAMAGED, ()
+    error, variables = report.arguments.get("error"), report.arguments.get("variables")
+    try:
+        said = TurnError(*(str(error[key])[:MOST_TRACEBACK] for key in ("type", "message", "traceback"))) if error else None
+        named = tuple(Variable(str(n)[:200], str(t)[:200], int(size)) for n, t, size in (variables or [])[:MOST_VARIABLES])
+    except (TypeError, KeyError, ValueError, OverflowError):
+        return _DAMAGED, ()
+    return said, named
+
+
+def _door(guest: Instance, *arguments: int) -> int | None:
+    return guest.answer_door(*arguments)
+
+
+FUNCTIONS: dict[tuple[str, str], HostFunction] = {**wasi.FUNCTIONS, ("host", "call"): _door}
+"""Everything a guest may import."""

@@ -1,0 +1,74 @@
+"""A session: a REPL whose state goes from turn to turn, and back to its last checkpoint when a turn is stopped."""
+
+from __future__ import annotations
+
+import threading
+
+from sandbox.engine import Program
+from sandbox.instance import Handler, Image, Instance
+from sandbox.limits import Limits
+from sandbox.snapshot import Snapshot, capture, restore
+from sandbox.text import Text
+from sandbox.turn import OutputListener, Status, Turn
+
+
+class Session:
+    """Runs turns one at a time, from an image or from a captured state on. Not thread-safe, but for `interrupt`.
+
+    `checkpoint` is the state after the last turn that ended by itself. Descriptors of attached texts belong to the
+    caller and must stay open as long as the session.
+    """
+
+    def __init__(self, program: Program, start: Image | Snapshot, limits: Limits) -> None:
+        self._program = program
+        self._limits = limits
+        self._fresh = True  # entropy must be renewed before the next turn
+        self._running = False
+        self._lock = threading.Lock()  # of _running against interrupt()
+        self.checkpoint = start if isinstance(start, Snapshot) else Snapshot.of(start)
+        self._instance: Instance = restore(program, self.checkpoint, limits)
+        self.turns = 0
+
+    def execute(self, code: str, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
+        """Run Python source as one turn. Whatever happens in it, the session can run another afterwards."""
+        self.turns += 1
+        source = f"__import__('_runner').run({code!r}, {self.turns}, {self._fresh})"
+        with self._lock:
+            self._running = True
+        turn = self._instance.run(source, handler, listener)
+        with self._lock:
+            self._running = False
+        self._settle(turn)
+        return turn
+
+    def attach(self, name: str, text: Text) -> Turn:
+        """Make `name` in the session a `str` with the characters of `text`, mapped, not copied.
+
+        Raises:
+            MemoryError: it does not fit into the guest's address space.
+        """
+        turn = self._instance.attach(name, text)
+        self._settle(turn)
+        return turn
+
+    def fork(self) -> Session:
+        """Return a new session in this one's state."""
+        return Session(self._program, self.checkpoint, self._limits)
+
+    def _settle(self, turn: Turn) -> None:
+        if turn.status is not Status.ROLLED_BACK:
+            self.checkpoint = capture(self._instance)
+        self._fresh = turn.status is Status.ROLLED_BACK
+        if self._fresh or self._instance.interrupted:  # an interrupt may come as the turn ends
+            self._instance.close()
+            self._instance = restore(self._program, self.checkpoint, self._limits)
+
+    def interrupt(self) -> None:
+        """Stop the running turn, from any thread; does nothing between turns."""
+        with self._lock:
+            if self._running:
+                self._instance.interrupt()
+
+    def close(self) -> None:
+        """Free the session's memory."""
+        self._instance.close()

@@ -1,0 +1,62 @@
+"""The state of a session between turns: the pages that are its own, its files, and the texts mapped into it.
+
+Between turns no guest frame is on the stack and every global has its first value again, so memory and files are all
+there is. One mechanism serves checkpoint, rollback and fork.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+from sandbox import memory
+from sandbox.engine import Program
+from sandbox.files import Files
+from sandbox.instance import Image, Instance, Mapped
+from sandbox.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A session's state. `own` holds runs of pages: (offset, contents)."""
+
+    image: Image
+    size: int
+    own: tuple[tuple[int, bytes], ...]
+    files: Files
+    mapped: tuple[Mapped, ...]
+
+    @classmethod
+    def of(cls, image: Image) -> Snapshot:
+        """Return the state of a session that has not run yet."""
+        return cls(image, image.size, (), image.files, ())
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes of memory that are the session's own."""
+        return sum(len(contents) for _, contents in self.own)
+
+
+def capture(instance: Instance) -> Snapshot:
+    """Take the state of an instance that is between turns.
+
+    Raises:
+        ValueError: the instance was not made from an image.
+    """
+    if instance.image is None:
+        raise ValueError("only a session made from an image can be captured")
+    runs = memory.own_pages(instance.base, instance.size, instance.image.fd)
+    own = tuple((at, ctypes.string_at(instance.base + at, size)) for at, size in runs)
+    return Snapshot(instance.image, instance.size, own, instance.files.copy(), tuple(instance.mapped))
+
+
+def restore(program: Program, snapshot: Snapshot, limits: Limits) -> Instance:
+    """Make a new instance in the captured state; the snapshot can be used again."""
+    instance = Instance(program, snapshot.image, limits, snapshot.files.copy())
+    instance.mapped = list(snapshot.mapped)
+    instance.grow(snapshot.size)
+    for mapped in snapshot.mapped:
+        memory.lay_over(instance.base + mapped.address, memory.pages(mapped.text.size), mapped.text.fd)
+    for at, contents in snapshot.own:
+        ctypes.memmove(instance.base + at, contents, len(contents))
+    return instance
