@@ -7,6 +7,7 @@ A request is an object whose `op` names what is wanted; the rest are its argumen
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -63,6 +64,12 @@ def _no_constants(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
+def _finite(digits: str) -> float:
+    if not math.isfinite(number := float(digits)):
+        raise ValueError("a number is too large")
+    return number
+
+
 def _check_nesting(value: Json, depth: int = 0) -> None:
     if depth > MOST_NESTING:
         raise ValueError(f"nested deeper than {MOST_NESTING}")
@@ -82,7 +89,10 @@ def parse(frame: bytes) -> HostCall:
     """
     try:
         request = json.loads(
-            frame.decode("utf-8", "strict"), object_pairs_hook=_no_duplicates, parse_constant=_no_constants
+            frame.decode("utf-8", "strict"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_no_constants,
+            parse_float=_finite,
         )
         _check_nesting(request)
         if b"\\ud" in frame or b"\\uD" in frame:
@@ -95,8 +105,13 @@ def parse(frame: bytes) -> HostCall:
 
 
 def granted(value: Json) -> bytes:
-    """Write the reply to a request that was granted."""
-    return json.dumps({"ok": value}, ensure_ascii=False, separators=(",", ":")).encode()
+    """Write the reply to a request that was granted.
+
+    Raises:
+        ValueError: the value holds a lone surrogate or not-a-number.
+        TypeError: it is not JSON.
+    """
+    return json.dumps({"ok": value}, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def refused(type: str, message: str) -> bytes:  # noqa: A002

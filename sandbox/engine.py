@@ -127,6 +127,10 @@ class Program:
         """Make an instance with empty state whose linear memory may grow to `memory_bytes`."""
         return Machine(self.engine, self._linker, self.module, memory_bytes)
 
+    def close(self) -> None:
+        """Stop the clock: nothing must run any more."""
+        self.clock.close()
+
 
 def compile_module(wasm: Path) -> bytes:
     """Compile a module to the form `Program` loads. Takes minutes of processor time and gigabytes of memory."""
@@ -203,8 +207,9 @@ class Machine:
             raise GuestStopped(str(wasmtime.WasmtimeError._from_ptr(error)))
         if trap:
             fault = wasmtime.Trap._from_ptr(trap)
-            overflow = fault.trap_code is wasmtime.TrapCode.STACK_OVERFLOW
-            raise GuestStopped(fault.message.splitlines()[0], stack_overflow=overflow)
+            code = fault.trap_code
+            cause = code.name.lower().replace("_", " ") if code else "an error of the host's"
+            raise GuestStopped(f"the interpreter crashed: {cause}", stack_overflow=code is wasmtime.TrapCode.STACK_OVERFLOW)
         return int(values[0])
 
     def close(self) -> None:

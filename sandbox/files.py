@@ -104,12 +104,15 @@ class Files:
             raise FileError(NOENT)
         return inode
 
-    def _check_new(self, path: str) -> None:
+    def _check_parent(self, path: str) -> None:
         parent = posixpath.dirname(path)
         if not self.is_directory(parent):
             raise FileError(NOTDIR if parent in self.writable else NOENT)
         if parent not in self.directories:
             raise FileError(ROFS)
+
+    def _check_new(self, path: str) -> None:
+        self._check_parent(path)
         if len(self.writable) + len(self.directories) >= self.limits.files:
             raise FileError(NOSPC)
 
@@ -179,21 +182,25 @@ class Files:
     def rename(self, old: str, new: str) -> None:
         """Move a file, or a directory with all below it, within /tmp."""
         inode = self.lookup(old)
-        if old in self.read_only or new in self.read_only or old in (ROOT, TMP):
+        if old == TMP or new in self.read_only or (old not in self.writable and old not in self.directories):
             raise FileError(ROFS)
+        if new == old:
+            return
         if inode is not None:
             if self.is_directory(new):
                 raise FileError(ISDIR)
             if new not in self.writable:
-                self._check_new(new)
+                self._check_parent(new)
             self.writable[new] = self.writable.pop(old)
             return
-        if new == old or new.startswith(old + "/") or new in self.writable:
+        if new in self.writable:
+            raise FileError(NOTDIR)
+        if new.startswith(old + "/"):
             raise FileError(INVAL)
         if new in self.directories and self.names(new):
             raise FileError(NOTEMPTY)
         if new not in self.directories:
-            self._check_new(new)
+            self._check_parent(new)
         self.writable = {_moved(path, old, new): inode for path, inode in self.writable.items()}
         self.directories = {_moved(path, old, new) for path in self.directories}
 

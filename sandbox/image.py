@@ -102,6 +102,8 @@ def prepare(specs: Sequence[ImageSpec], cache: Path | None = None, progress: Pro
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     _check_ours(folder)
     with _locked(folder):
+        for abandoned in folder.glob("building-*"):
+            shutil.rmtree(abandoned)
         module = _entry(folder, f"module-{_module_key()}", lambda into: _build_module(into, progress), progress)
         stdlib = Inode(2, (module / "stdlib.zip").read_bytes())
         program = Program(module / "guest.cwasm", instance.FUNCTIONS, wasi.missing)

@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, replace
 
 from sandbox import memory, text, wasi
@@ -24,6 +23,7 @@ log = logging.getLogger(__name__)
 
 MOST_VARIABLES = 200
 MOST_TRACEBACK = 16_000
+MOST_REPORT_BYTES = 1 << 20
 ADDRESSES = 1 << 32
 
 Handler = Callable[[HostCall], "Future[Json]"]
@@ -73,6 +73,7 @@ class Instance:
         self._waiting: Future[Json] | None = None
         self._lock = threading.Lock()  # of _waiting against interrupt()
         self._running = False
+        self._answering = False
         self._report: HostCall | None = None
         self._to_map: Text | None = None
         self._reset_meters()
@@ -95,7 +96,7 @@ class Instance:
         self._reset_meters()
         self._output = Output(self.limits.output_bytes, listener)
         self._handler, self._report, self._stop = handler, None, None
-        current.guest, self._running = self, True
+        outer, current.guest, self._running = current.guest, self, True
         code = -1
         try:
             with self._program.clock:
@@ -106,7 +107,7 @@ class Instance:
                 self._stop = TurnError(kind, "the code overflowed its stack" if stopped.stack_overflow else str(stopped))
         finally:
             self._running = False
-            current.guest, self._handler = None, None
+            current.guest, self._handler = outer, None
         return self._result(code)
 
     def _call_turn(self, source: bytes) -> int:
@@ -191,9 +192,13 @@ class Instance:
             raise wasi.BadAddress(address)
         ctypes.memmove(self.base + address, data, len(data))
 
-    def _allocate(self, size: int) -> int:
+    def _allocate_or_none(self, size: int) -> int | None:
         address = self._machine.call("host_alloc", size)
-        if address == 0 or address + size > self._machine.size:
+        return address if address and address + size <= self._machine.size else None
+
+    def _allocate(self, size: int) -> int:
+        address = self._allocate_or_none(size)
+        if address is None:
             raise GuestStopped(f"the guest could not allocate {size} bytes")
         return address
 
@@ -201,11 +206,18 @@ class Instance:
 
     def answer_door(self, address: int, size: int, out_address: int, out_size: int) -> int | None:
         """Serve one request of the guest's; returns 0, -2 (as unsigned) for bad addresses, None to stop the guest."""
+        if self._answering:  # by the guest's allocator, which the host calls to place a reply
+            self._stop = self._stop or TurnError(Stop.TRAP, "the guest called the host within a call of the host's")
+            return None
+        self._answering = True
         try:
             reply = self._answer(address, size)
             if self.stop_reason():
                 return None
-            at = self._allocate(len(reply))
+            at = self._allocate_or_none(len(reply))
+            if at is None:
+                reply = refused("MemoryError", f"the reply of {len(reply)} bytes does not fit into the memory left")
+                at = self._allocate(len(reply))
             self.write(at, reply)
             self.write(out_address, struct.pack("<I", at))
             self.write(out_size, struct.pack("<I", len(reply)))
@@ -214,32 +226,44 @@ class Instance:
         except GuestStopped as stopped:
             self._stop = self._stop or TurnError(Stop.TRAP, str(stopped))
             return None
+        finally:
+            self._answering = False
         return 0
 
     def _answer(self, address: int, size: int) -> bytes:
         limits = self.limits
-        self._door_calls += 1
-        self._door_bytes += size
-        for name, used, limit in (
-            ("bytes in one request", size, limits.frame_bytes),
-            ("bytes in requests of one turn", self._door_bytes, limits.door_bytes),
-            ("requests in one turn", self._door_calls, limits.door_calls),
-        ):
-            if used > limit:
-                return refused("LimitExceeded", f"{used} {name}, the limit is {limit}")
         try:
+            if size > max(limits.frame_bytes, MOST_REPORT_BYTES):
+                raise DoorRefusal("LimitExceeded", f"{size} bytes in one request, the limit is {limits.frame_bytes}")
             call = parse(self.read(address, size))
+            if call.op == "sandbox.report":  # how a turn ended must get through, whatever the turn has used
+                self._report = call
+                return granted(None)
+            self._meter(size)
             reply = granted(self._serve(call))
         except DoorRefusal as refusal:
             return refused(refusal.type, str(refusal))
+        except (wasi.BadAddress, GuestStopped):
+            raise
+        except Exception:
+            log.exception("a host call failed")
+            return refused("RuntimeError", "the host could not answer; this is a fault of the server's")
         if len(reply) > limits.frame_bytes:
             return refused("LimitExceeded", f"the reply has {len(reply)} bytes, the limit is {limits.frame_bytes}")
         return reply
 
+    def _meter(self, size: int) -> None:
+        self._door_calls += 1
+        self._door_bytes += size
+        for name, used, limit in (
+            ("bytes in one request", size, self.limits.frame_bytes),
+            ("bytes in requests of one turn", self._door_bytes, self.limits.door_bytes),
+            ("requests in one turn", self._door_calls, self.limits.door_calls),
+        ):
+            if used > limit:
+                raise DoorRefusal("LimitExceeded", f"{used} {name}, the limit is {limit}")
+
     def _serve(self, call: HostCall) -> Json:
-        if call.op == "sandbox.report":
-            self._report = call
-            return None
         if call.op == "sandbox.map":
             return self._map(call)
         if self._handler is None:
@@ -254,14 +278,9 @@ class Instance:
             future.cancel()
         try:
             return future.result()
-        except (CancelledError, FutureTimeout):
+        except CancelledError:
             self._interrupted.set()
             raise DoorRefusal("CancelledError", "the call was cancelled") from None
-        except DoorRefusal:
-            raise
-        except Exception:
-            log.exception("a host call failed")
-            raise DoorRefusal("RuntimeError", "the host could not answer; this is a fault of the server's") from None
         finally:
             with self._lock:
                 self._waiting = None

@@ -99,7 +99,6 @@ class LocalPool:
         for session in list(self._live):
             await session.close()
         self._threads.shutdown()
-        self._loaded.program.clock.close()
 
 
 class LocalSession:
@@ -122,9 +121,15 @@ class LocalSession:
     async def execute(self, code: str, answer: Answer, listener: OutputListener) -> Turn:
         """Run a turn."""
         loop = asyncio.get_running_loop()
+        answering: set[asyncio.Task[Json] | None] = set()
 
         async def answered(call: HostCall) -> Json:
-            return await answer(call)
+            task = asyncio.current_task()
+            answering.add(task)
+            try:
+                return await answer(call)
+            finally:
+                answering.discard(task)
 
         def handler(call: HostCall) -> Future[Json]:
             return asyncio.run_coroutine_threadsafe(answered(call), loop)
@@ -133,7 +138,11 @@ class LocalSession:
             loop.call_soon_threadsafe(listener, stream, data)
 
         async with self._one_at_a_time:
-            return await self._on_thread(lambda: self._session.execute(code, handler, printed))
+            try:
+                return await self._on_thread(lambda: self._session.execute(code, handler, printed))
+            finally:  # a stopped turn's request has been cancelled, and may still be settling
+                if unsettled := [task for task in answering if task]:
+                    await asyncio.wait(unsettled)
 
     async def attach(self, name: str, text: Text) -> Turn:
         """Make `name` in the session a `str` with the characters of `text`."""

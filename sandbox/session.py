@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from sandbox.engine import Program
 from sandbox.instance import Handler, Image, Instance
@@ -24,7 +25,8 @@ class Session:
         self._limits = limits
         self._fresh = True  # entropy must be renewed before the next turn
         self._running = False
-        self._lock = threading.Lock()  # of _running against interrupt()
+        self._closed = False
+        self._lock = threading.Lock()  # of _running and _closed
         self.checkpoint = start if isinstance(start, Snapshot) else Snapshot.of(start)
         self._instance: Instance = restore(program, self.checkpoint, limits)
         self.turns = 0
@@ -33,12 +35,8 @@ class Session:
         """Run Python source as one turn. Whatever happens in it, the session can run another afterwards."""
         self.turns += 1
         source = f"__import__('_runner').run({code!r}, {self.turns}, {self._fresh})"
-        with self._lock:
-            self._running = True
-        turn = self._instance.run(source, handler, listener)
-        with self._lock:
-            self._running = False
-        self._settle(turn)
+        turn = self._take_turn(lambda instance: instance.run(source, handler, listener))
+        self._fresh = turn.status is Status.ROLLED_BACK
         return turn
 
     def attach(self, name: str, text: Text) -> Turn:
@@ -47,21 +45,28 @@ class Session:
         Raises:
             MemoryError: it does not fit into the guest's address space.
         """
-        turn = self._instance.attach(name, text)
-        self._settle(turn)
-        return turn
+        return self._take_turn(lambda instance: instance.attach(name, text))
 
     def fork(self) -> Session:
         """Return a new session in this one's state."""
         return Session(self._program, self.checkpoint, self._limits)
 
-    def _settle(self, turn: Turn) -> None:
+    def _take_turn(self, run: Callable[[Instance], Turn]) -> Turn:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the session is closed")
+            self._running = True
+        try:
+            turn = run(self._instance)
+        finally:
+            with self._lock:
+                self._running = False
         if turn.status is not Status.ROLLED_BACK:
             self.checkpoint = capture(self._instance)
-        self._fresh = turn.status is Status.ROLLED_BACK
-        if self._fresh or self._instance.interrupted:  # an interrupt may come as the turn ends
+        if turn.status is Status.ROLLED_BACK or self._instance.interrupted:  # an interrupt may come as the turn ends
             self._instance.close()
             self._instance = restore(self._program, self.checkpoint, self._limits)
+        return turn
 
     def interrupt(self) -> None:
         """Stop the running turn, from any thread; does nothing between turns."""
@@ -70,5 +75,14 @@ class Session:
                 self._instance.interrupt()
 
     def close(self) -> None:
-        """Free the session's memory."""
-        self._instance.close()
+        """Free the session's memory; it runs nothing more.
+
+        Raises:
+            RuntimeError: a turn is running; interrupt it first.
+        """
+        with self._lock:
+            if self._running:
+                raise RuntimeError("a turn is running")
+            closing, self._closed = not self._closed, True
+        if closing:
+            self._instance.close()

@@ -52,7 +52,9 @@ def capture(instance: Instance) -> Snapshot:
 
 def restore(program: Program, snapshot: Snapshot, limits: Limits) -> Instance:
     """Make a new instance in the captured state; the snapshot can be used again."""
-    instance = Instance(program, snapshot.image, limits, snapshot.files.copy())
+    files = snapshot.files.copy()
+    files.limits = limits
+    instance = Instance(program, snapshot.image, limits, files)
     instance.mapped = list(snapshot.mapped)
     instance.grow(snapshot.size)
     for mapped in snapshot.mapped:

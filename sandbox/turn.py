@@ -84,7 +84,7 @@ class Output:
     def take(self, stream: int, data: bytes) -> None:
         """Take what was printed."""
         self.total += len(data)
-        if self._head_room:
+        if data and self._head_room:
             kept, data = data[: self._head_room], data[self._head_room :]
             self._head_room -= len(kept)
             self._head.append((stream, kept))

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from contextlib import suppress
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from rlm_server.broker.calls import Failure, ModelReply, ModelRequest, Provider, ProviderError
+from rlm_server.broker.calls import Failure, ModelReply, ModelRequest, Provider, ProviderError, Usage
 from rlm_server.broker.concurrency import Gate
 from rlm_server.broker.prices import Price
-from rlm_server.ledger import Amounts, Hold, Ledger, LedgerError
+from rlm_server.ledger import Amounts, Hold, Ledger
 
 _T = TypeVar("_T")
+
+MOST_TOKENS = 1_000_000_000
+"""No report of more tokens than this is believed."""
 
 
 async def attempt(
@@ -22,7 +25,7 @@ async def attempt(
     """Send a request once, under a hold for its worst case, and settle the hold.
 
     `deadline` is on the clock of `time.monotonic()`. Returns the reply and what was posted. When this returns or
-    raises, cancellation included, the hold is resolved: posted with the reported usage; voided where the request
+    raises, cancellation included, the hold is resolved: posted with the usage reported; voided where the request
     never left or the provider does not bill its failure; posted in full in every other case.
 
     Raises:
@@ -30,7 +33,7 @@ async def attempt(
         BudgetBusy: other holds left too little until the deadline.
         ProviderError: the provider did not answer; `billed` says whether the whole hold was posted.
     """
-    await _reserve(ledger, hold, deadline)
+    await ledger.reserve(hold, deadline=deadline)
     sent = False
     try:
         # Money comes before the provider's slot. A call that waits for money then waits on its own tenant only; with
@@ -43,22 +46,22 @@ async def attempt(
         free = not sent or (isinstance(error, ProviderError) and not error.billed)
         await _finished(ledger.void(hold.id) if free else ledger.post_in_full(hold.id))
         raise
-    if reply.usage is None:
+    if reply.usage is None or not _credible(reply.usage):
         await _finished(ledger.post_in_full(hold.id))
-        return reply, hold.amounts
+        return replace(reply, usage=None), hold.amounts
     spent = Amounts(price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
     await _finished(ledger.post(hold.id, spent, reply.usage))
     return reply, spent
 
 
-async def _reserve(ledger: Ledger, hold: Hold, deadline: float) -> None:
-    try:
-        await ledger.reserve(hold, deadline=deadline)
-    except asyncio.CancelledError:
-        # Cancelled at its last step, the hold may stand.
-        with suppress(LedgerError):
-            await _finished(ledger.void(hold.id))
-        raise
+def _credible(usage: Usage) -> bool:
+    """Whether a report can be charged: a part larger than its whole would be paid out, a vast one refused."""
+    parts = (usage.cache_read, usage.cache_write, usage.reasoning)
+    return (
+        min(usage.input, usage.output, *parts) >= 0
+        and max(usage.input, usage.output, *parts) <= MOST_TOKENS
+        and usage.cache_read + usage.cache_write <= usage.input
+    )
 
 
 async def _answer(provider: Provider, request: ModelRequest, deadline: float) -> ModelReply:

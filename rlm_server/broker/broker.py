@@ -6,7 +6,6 @@ No request leaves unless its worst case is reserved, and whatever may have been 
 from __future__ import annotations
 
 import asyncio
-import logging
 import secrets
 import time
 from collections import Counter, defaultdict
@@ -19,7 +18,6 @@ from rlm_server.broker.prices import Price, Prices
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.ledger import Amounts, Hold, Ledger
 
-_log = logging.getLogger(__name__)
 _random = secrets.SystemRandom()
 
 MAX_OUTPUT_TOKENS = 1_000_000
@@ -34,7 +32,7 @@ FRAMING_TOKENS_PER_MESSAGE = 16
 _SAFE_TO_RETRY = frozenset({Failure.RATE_LIMITED, Failure.OVERLOADED})
 
 
-class CallFailed(ProviderError):
+class CallFailed(ProviderError):  # noqa: N818 - it reads as what it says
     """A call that got no answer, after `attempts` attempts.
 
     `spent` is what it cost all the same: the whole hold of an attempt that may have been billed. `call_id` means the
@@ -180,7 +178,7 @@ class Broker:
                 if error.billed or error.failure not in _SAFE_TO_RETRY or time.monotonic() + pause >= call.deadline:
                     raise
             else:
-                self._watch(call, hold, spent)
+                self.counters.overruns += spent.nano_usd > hold.amounts.nano_usd or spent.tokens > hold.amounts.tokens
                 return Completion(reply, spent, call.attempts, call.id, route.provider_name)
             await asyncio.sleep(pause)
 
@@ -195,13 +193,6 @@ class Broker:
             run=call.payer.run,
             node=call.payer.node,
         )
-
-    def _watch(self, call: _Call, hold: Hold, spent: Amounts) -> None:
-        if spent.nano_usd > hold.amounts.nano_usd or spent.tokens > hold.amounts.tokens:
-            self.counters.overruns += 1
-            _log.error(
-                "call %s to %s cost more than its hold: %s, held %s", call.id, call.request.model, spent, hold.amounts
-            )
 
 
 @dataclass(slots=True)

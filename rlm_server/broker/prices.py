@@ -136,6 +136,10 @@ class Prices:
             return found
         raise NoPrice(provider, model)
 
+    def models(self, provider: str) -> tuple[str, ...]:
+        """The names of a provider's models that have a price, sorted."""
+        return tuple(sorted(model for of, model in {**self._exact, **self._stated} if of == provider))
+
     def context_window(self, provider: str, model: str) -> int | None:
         """The most input a model takes, in tokens, or None where the table does not say."""
         return self._windows.get((provider, model)) or self._windows.get((provider, _DATE.sub("", model)))

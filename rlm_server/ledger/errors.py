@@ -49,7 +49,7 @@ class BudgetExceeded(BudgetError):
 
 
 class BudgetBusy(BudgetError):
-    """The deadline passed while other calls, in flight or asked for earlier, stood in the way. Trying again may help."""
+    """Until the deadline other calls, in flight or asked for earlier, were in the way. Trying again may help."""
 
     reason = "is taken for now, or wanted by calls that asked earlier, and was not free in time. Try again later"
 

@@ -60,21 +60,17 @@ _TYPED = {
 }
 
 
-def _typed(error: BaseException) -> BaseException:
-    """Turn a failure of the database itself into its type; a fault of the function (a constraint, say) stays as it is."""
-    # The low byte is the primary code, the rest refines it: https://www.sqlite.org/rescode.html
-    code = error.sqlite_errorcode & 0xFF if isinstance(error, sqlite3.Error) and _has_code(error) else None
-    if code not in _TYPED:
-        return error
-    kind, text = _TYPED[code]
+def _typed(error: BaseException) -> DatabaseError | None:
+    """The type of a failure of the database itself; None for a fault of the function (a constraint, say)."""
+    # Errors raised by the Python binding itself carry no code. Of a code, the low byte is the primary one, the rest
+    # refines it: https://www.sqlite.org/rescode.html
+    code = getattr(error, "sqlite_errorcode", None) if isinstance(error, sqlite3.Error) else None
+    if code is None or code & 0xFF not in _TYPED:
+        return None
+    kind, text = _TYPED[code & 0xFF]
     typed = kind(f"{text} ({error})")
     typed.__cause__ = error
     return typed
-
-
-def _has_code(error: sqlite3.Error) -> bool:
-    # Errors raised by the Python binding itself carry no code.
-    return getattr(error, "sqlite_errorcode", None) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +115,12 @@ class Database:
             DatabaseVersionError: it has seen more migrations than are given.
             DatabaseError: it cannot be opened, or is not a database.
         """
-        return await asyncio.to_thread(cls._open, Path(path).resolve(), tuple(migrations), busy_timeout)
+        return await asyncio.to_thread(cls._open, Path(path), tuple(migrations), busy_timeout)
 
     @classmethod
     def _open(cls, path: Path, migrations: Sequence[str], busy_timeout: float) -> Self:
+        # Resolved, so that two names of one file share one lock.
+        path = path.resolve()
         lock = _own(path)
         connections: list[sqlite3.Connection] = []
         try:
@@ -136,7 +134,10 @@ class Database:
             for connection in connections:
                 connection.close()
             os.close(lock)
-            raise _typed(error) from None
+            typed = _typed(error)
+            if typed is None:
+                raise
+            raise typed from error
 
     def submit(self, function: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         """Queue a write and return at once; functions run in the order they were submitted.
@@ -208,7 +209,10 @@ class Database:
             connection.execute("BEGIN")
             return function(connection)
         except sqlite3.Error as error:
-            raise _typed(error) from None
+            typed = _typed(error)
+            if typed is None:
+                raise
+            raise typed from error
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
@@ -245,7 +249,7 @@ class Database:
             return
         for write, answer in zip(group, answers, strict=True):
             if isinstance(answer, _Failed):
-                write.future.set_exception(_typed(answer.error))
+                write.future.set_exception(_typed(answer.error) or answer.error)
             else:
                 write.future.set_result(answer)
 
@@ -271,9 +275,7 @@ class Database:
 
 def _undone(error: BaseException) -> DatabaseError:
     """Say to one function of a group that the group as a whole was undone, each with an exception of its own."""
-    typed = _typed(error)
-    kind = type(typed) if isinstance(typed, DatabaseError) else DatabaseError
-    undone = kind(str(typed))
+    undone = _typed(error) or DatabaseError(f"the transaction was undone: {error}")
     undone.__cause__ = error
     return undone
 

@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import contextlib
 import linecache
 import random
 import sys
@@ -15,6 +16,9 @@ reserved = {}
 after = []
 """Functions called after every turn that ended by itself."""
 
+spare = [bytearray(1 << 18)]
+"""Memory given up when a program has used all: there must be some left to say so."""
+
 namespace = sys.modules["__main__"].__dict__
 first_names = frozenset(namespace)
 first_builtins = dict(builtins.__dict__)
@@ -27,12 +31,17 @@ def run(code, number, fresh):
     if fresh:
         renew_entropy()
     mend()
+    if not spare:
+        with contextlib.suppress(MemoryError):
+            spare.append(bytearray(1 << 18))
     error = None
     try:
         execute(code, f"<turn {number}>")
         for function in after:
             function()
     except BaseException as raised:
+        if isinstance(raised, MemoryError):
+            spare.clear()
         error = describe(raised)
     mend()
     _door.call("sandbox.report", error=error, variables=variables())
@@ -74,9 +83,14 @@ def describe(raised):
                 own = [frame for frame in part.stack if frame.filename not in _internal]
                 part.stack = traceback.StackSummary.from_list(own)
         shown = "".join(report.format())
-        return {"type": type(raised).__name__, "message": str(raised)[:4000], "traceback": shown[-15000:]}
+        return {"type": plain(type(raised).__name__), "message": plain(str(raised)[:4000]), "traceback": plain(shown[-15000:])}
     except BaseException as second:
         return {"type": type(raised).__name__, "message": f"(and {type(second).__name__} while showing it)", "traceback": ""}
+
+
+def plain(text):
+    """Return text that can be encoded: lone surrogates written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _internal = {"<_runner>", "<_door>", "<string>", "<stdin>"}
@@ -92,7 +106,7 @@ def variables():
             length = len(value) if type(value).__module__ in _measurable else -1
         except Exception:
             length = -1
-        found.append([name, type(value).__name__, length])
+        found.append([plain(name[:200]), plain(type(value).__name__[:200]), length])
     return found[-200:]
 
 

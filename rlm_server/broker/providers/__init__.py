@@ -1,1 +1,1 @@
-"""The ways to reach a model, one module each; every one is a `calls.Provider`."""
+"""The ways to reach a model, one module each, and `faults`, which tells their failures apart."""

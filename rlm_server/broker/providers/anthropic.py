@@ -72,7 +72,9 @@ class AnthropicProvider:
         if not isinstance(message, Message) or not isinstance(message.content, list):
             raise unreadable()
         text = "".join(block.text for block in message.content if isinstance(block, TextBlock))
-        return ModelReply(text, _usage(_counts([message.usage])), _stopped(message.stop_reason))
+        return ModelReply(
+            text, _usage(_counts([getattr(message, "usage", None)])), _stopped(getattr(message, "stop_reason", None))
+        )
 
     async def _streamed(self, request: ModelRequest) -> ModelReply:
         stream = await self._client.messages.create(
@@ -85,22 +87,24 @@ class AnthropicProvider:
             stream=True,
         )
         parts: list[str] = []
-        reports: list[object] = []
+        first: object = None
+        last: object = None
         reason: str | None = None
         async with stream:
             async for event in stream:
                 match event:
                     case RawMessageStartEvent():
-                        reports.append(event.message.usage)
+                        first = getattr(event.message, "usage", None)
                     case RawContentBlockDeltaEvent(delta=TextDelta(text=text)):
                         parts.append(text)
                     case RawMessageDeltaEvent():
-                        reports.append(event.usage)
+                        last = getattr(event, "usage", None)
                         reason = event.delta.stop_reason or reason
                     case RawMessageStopEvent():
-                        # Without the closing delta's report the output is not counted.
-                        counts = _counts(reports) if len(reports) > 1 else {}
-                        return ModelReply("".join(parts), _usage(counts), _stopped(reason))
+                        # The first report counts hardly any of the output.
+                        counted = "output_tokens" in _counts([last])
+                        usage = _usage(_counts([first, last])) if counted else None
+                        return ModelReply("".join(parts), usage, _stopped(reason))
         raise cut_off()
 
 
@@ -133,7 +137,7 @@ def _counts(reports: Iterable[object]) -> dict[str, int]:
 
 
 def _usage(counts: dict[str, int]) -> Usage | None:
-    if "input_tokens" not in counts or "output_tokens" not in counts or min(counts.values()) < 0:
+    if "input_tokens" not in counts or "output_tokens" not in counts:
         return None
     read, written = counts.get("cache_read_input_tokens", 0), counts.get("cache_creation_input_tokens", 0)
     return Usage(

@@ -67,7 +67,7 @@ class OpenAIProvider:
             raise unreadable()
         text, refusal = choice.message.content, choice.message.refusal
         stopped = "refusal" if refusal and not text else _stopped(choice.finish_reason)
-        return ModelReply(text or refusal or "", _usage(answer.usage), stopped)
+        return ModelReply(text or refusal or "", _usage(getattr(answer, "usage", None)), stopped)
 
     async def _streamed(self, request: ModelRequest) -> ModelReply:
         stream = await self._client.chat.completions.create(
@@ -86,7 +86,7 @@ class OpenAIProvider:
         refused = False
         async with stream:
             async for chunk in stream:
-                usage = _usage(chunk.usage) or usage
+                usage = _usage(getattr(chunk, "usage", None)) or usage
                 for choice in chunk.choices or ():
                     parts.append(choice.delta.content or choice.delta.refusal or "")
                     refused = refused or bool(choice.delta.refusal)
@@ -119,10 +119,7 @@ def _usage(report: object) -> Usage | None:
         getattr(prompt, "cache_write_tokens", None) or 0,
         getattr(answer, "reasoning_tokens", None) or 0,
     )
-    # A part larger than its whole would make a call cheaper than free.
-    if not all(isinstance(count, int) and count >= 0 for count in counts) or counts[2] + counts[3] > counts[0]:
-        return None
-    return Usage(*counts)
+    return Usage(*counts) if all(isinstance(count, int) for count in counts) else None
 
 
 def _stopped(reason: object) -> Literal["end", "length", "refusal"]:

@@ -1,0 +1,60 @@
+# `make` alone explains itself. Every target first makes sure of the environment, so that each is one command.
+PYTHON ?= python3
+STAMP := .venv/.installed
+BIN := .venv/bin
+RLM_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rlm-server
+
+.PHONY: help env demo serve test lint format generate breaking pin image bench-sandbox clean clean-image
+.DEFAULT_GOAL := help
+
+help:  ## Explain the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+env: $(STAMP)  ## Set up .venv from requirements/ (the others do it when it is needed)
+
+# Redone only when what it is made from changes.
+$(STAMP): $(wildcard requirements/*.txt) pyproject.toml scripts/environment
+	@PYTHON=$(PYTHON) scripts/environment
+	@touch $@
+
+demo: image  ## Show the whole thing working, with a scripted model and no key
+	$(BIN)/python -m rlm_server.demo
+
+serve: image  ## Run the server on this machine (ARGS= adds options)
+	$(BIN)/rlm-server serve $(ARGS)
+
+test: image  ## Run every test (ARGS= adds pytest options)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## Check style, types, the protocol, import arrows and the pinned files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/buf lint proto
+	$(BIN)/python -m pytest tests/repository/test_arrows.py tests/repository/test_pins.py
+
+format: $(STAMP)  ## Rewrite the code in the house style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+generate: $(STAMP)  ## Write the protobuf and gRPC code from proto/
+	scripts/generate
+
+breaking: $(STAMP)  ## Compare proto/ with the main branch for changes that break clients
+	scripts/breaking
+
+pin: $(STAMP)  ## Write requirements/*.txt anew (ARGS=--upgrade takes the newest versions)
+	scripts/pin $(ARGS)
+
+image: $(STAMP)  ## Build the guest image, if it is not in the cache (1 to 3 minutes, once)
+	$(BIN)/rlm-server image build
+
+bench-sandbox: image  ## Measure the sandbox on this machine
+	$(BIN)/python -m benchmarks.sandbox
+
+clean:  ## Remove .venv and everything made here, but not the guest image
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+clean-image:  ## Remove the guest image from the cache
+	rm -rf "$(RLM_CACHE)/images"

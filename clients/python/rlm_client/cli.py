@@ -1,0 +1,302 @@
+"""The `rlm` command. The answer alone goes to stdout; what happens is shown on stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import click
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.text import Text
+from rlm.v1 import context_pb2, run_pb2, session_pb2
+
+from rlm_client.client import Client
+from rlm_client.complaint import FAILED, INTERRUPTED, Complaining, Misuse
+from rlm_client.display import Display, console_for, state_name, upload_bar
+from rlm_client.errors import RlmError, Unavailable
+from rlm_client.money import Budget
+from rlm_client.neutral import neutral, neutral_line
+from rlm_client.report import print_report
+from rlm_client.tally import Calls, spending
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+EXHAUSTED, CANCELLED = 3, 4
+
+_EXIT_CODES = {
+    run_pb2.RUN_STATE_SUCCEEDED: 0,
+    run_pb2.RUN_STATE_FAILED: FAILED,
+    run_pb2.RUN_STATE_EXHAUSTED: EXHAUSTED,
+    run_pb2.RUN_STATE_CANCELLED: CANCELLED,
+}
+
+_LIMITS_OF_A_TURN = {"TURN_TIME", "MEMORY", "STACK"}
+
+_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, nothing drawn.")
+_image = click.option("--image", default="", metavar="NAME", help="Golden image of the REPL: core or data.")
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """How to reach the server, as the options of the group say."""
+
+    server: str | None
+    key: str | None
+    tls: bool
+    allow_plaintext: bool
+
+    def client(self) -> Client:
+        """Open the connection."""
+        try:
+            return Client(self.server, self.key, tls=self.tls, allow_plaintext=self.allow_plaintext)
+        except ValueError as error:
+            raise Misuse(str(error)) from None
+
+
+@click.group(name="rlm", cls=Complaining)
+@click.option("--server", metavar="HOST:PORT", help="Else RLM_SERVER, else 127.0.0.1:7400.")
+@click.option("--key", metavar="KEY", help="Else RLM_API_KEY, else the key of a development server on this machine.")
+@click.option("--tls", is_flag=True, help="Encrypt the connection.")
+@click.option("--allow-plaintext", is_flag=True, help="Send the key unencrypted to another machine.")
+@click.pass_context
+def main(ctx: click.Context, server: str | None, key: str | None, tls: bool, allow_plaintext: bool) -> None:
+    """Ask questions of texts larger than any model's window.
+
+    Exit codes of run and watch: 0 succeeded, 1 failed, 2 wrong usage, 3 a limit ended it, 4 cancelled, 130
+    interrupted.
+    """
+    ctx.obj = Access(server, key, tls, allow_plaintext)
+
+
+def _budget(_ctx: click.Context, _parameter: click.Parameter, amount: str | None) -> Budget | None:
+    try:
+        return None if amount is None else Budget(usd=amount)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def _budget_option(command: Command) -> Command:
+    text = "The most it may spend, in US dollars."
+    return click.option("--budget", metavar="USD", callback=_budget, help=text)(command)
+
+
+def _context_option(required: bool) -> Callable[[Command], Command]:
+    kind = click.Path(exists=True, dir_okay=False, allow_dash=True)
+    return click.option("--context", required=required, type=kind, help="A file of UTF-8 text; - reads stdin.")
+
+
+@main.command()
+@_context_option(required=True)
+@click.option("--model", default="", help="The root model; the server's default otherwise.")
+@click.option("--sub-model", default="", help="The model of llm_query and of child RLMs; the root model otherwise.")
+@_budget_option
+@click.option("--max-depth", type=click.IntRange(min=0), help="Levels of child RLMs; 0 for none.")
+@click.option("--max-turns", type=click.IntRange(min=1), default=None, help="Turns of each RLM of the tree.")
+@click.option("--wall-seconds", type=click.IntRange(min=1), default=None, help="Seconds the whole run may take.")
+@_image
+@_json
+@click.argument("question")
+@click.pass_obj
+def run(
+    access: Access,
+    context: str,
+    model: str,
+    sub_model: str,
+    budget: Budget | None,
+    max_depth: int | None,
+    max_turns: int | None,
+    wall_seconds: int | None,
+    image: str,
+    as_json: bool,
+    question: str,
+) -> None:
+    """Answer QUESTION over a text. An interrupt (Ctrl-C) cancels the run on the server."""
+    console = console_for(sys.stderr)
+    with access.client() as client:
+        started = client.create_run(
+            question,
+            _upload(client, console, context, quiet=as_json).context_id,
+            model=model,
+            sub_model=sub_model,
+            budget=budget,
+            max_turns=max_turns or 0,
+            max_depth=max_depth,
+            wall_seconds=wall_seconds or 0,
+            image=image,
+        )
+        if not as_json:
+            _say(console, f"run {started.run_id}")
+        try:
+            with _told_how_to_go_on(console, started.run_id, RlmError):
+                ended = _follow(client, console, started.run_id, 1, as_json)
+        except KeyboardInterrupt:
+            _cancel(client, console, started.run_id, as_json)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+    _conclude(ended, as_json)
+
+
+@main.command()
+@click.argument("run_id")
+@click.option("--from", "from_sequence", type=click.IntRange(min=1), default=1, help="The first event wanted.")
+@_json
+@click.pass_obj
+def watch(access: Access, run_id: str, from_sequence: int, as_json: bool) -> None:
+    """Watch a run until it ends. An interrupt (Ctrl-C) ends the watch; the run goes on."""
+    console = console_for(sys.stderr)
+    with access.client() as client, _told_how_to_go_on(console, run_id, Unavailable, KeyboardInterrupt):
+        ended = _follow(client, console, run_id, from_sequence, as_json)
+    _conclude(ended, as_json)
+
+
+@main.command()
+@click.argument("run_id")
+@_json
+@click.pass_obj
+def show(access: Access, run_id: str, as_json: bool) -> None:
+    """Show a run as it is now: its state, tree, cost and answer."""
+    with access.client() as client:
+        found = client.get_run(run_id)
+    if as_json:
+        _print_json(found)
+    else:
+        print_report(console_for(sys.stdout), found)
+
+
+@main.command(name="exec")
+@_context_option(required=False)
+@_image
+@click.option("--sub-model", default="", help="The model of llm_query.")
+@_budget_option
+@_json
+@click.argument("code")
+@click.pass_obj
+def execute(
+    access: Access, context: str | None, image: str, sub_model: str, budget: Budget | None, as_json: bool, code: str
+) -> None:
+    """Run CODE as one turn of a REPL made for it. Exit codes: 0 done, 1 it raised, 3 a limit stopped it."""
+    console = console_for(sys.stderr)
+    with access.client() as client:
+        context_id = _upload(client, console, context, quiet=True).context_id if context else ""
+        session = client.create_session(context_id, image=image, sub_model=sub_model, budget=budget)
+        try:
+            result = _turn(client, console, session.session_id, code, as_json)
+        finally:
+            client.delete_session(session.session_id)
+    raise click.exceptions.Exit(_exit_code(result))
+
+
+def _turn(client: Client, console: Console, session_id: str, code: str, as_json: bool) -> session_pb2.TurnResult:
+    result, calls = session_pb2.TurnResult(), Calls()
+    for response in client.execute(session_id, code):
+        if as_json:
+            _print_json(response)
+        match response.WhichOneof("event"):
+            case "output" if not as_json:
+                _write(response.output.text, err=response.output.stream == session_pb2.OUTPUT_STREAM_STDERR)
+            case "call_finished":
+                calls.add(response.call_finished)
+            case "result":
+                result = response.result
+    if calls.finished and not as_json:
+        _say(console, str(calls))
+    if result.status != session_pb2.TURN_STATUS_OK and not as_json:
+        _say_error(console, result)
+    return result
+
+
+def _say_error(console: Console, result: session_pb2.TurnResult) -> None:
+    error = result.error
+    if result.status == session_pb2.TURN_STATUS_ROLLED_BACK:
+        _say(console, f"rolled back: {error.type}: {error.message}", "red")
+        return
+    for line in (error.traceback.strip("\n") or f"{error.type}: {error.message}").split("\n"):
+        _say(console, line, "red")
+
+
+def _exit_code(result: session_pb2.TurnResult) -> int:
+    if result.status == session_pb2.TURN_STATUS_OK:
+        return 0
+    return EXHAUSTED if result.error.type in _LIMITS_OF_A_TURN else FAILED
+
+
+def _upload(client: Client, console: Console, path: str, quiet: bool) -> context_pb2.Context:
+    source = sys.stdin.buffer.read() if path == "-" else Path(path)
+    name = "stdin" if path == "-" else Path(path).name
+    try:
+        if quiet:
+            return client.upload(source, name)
+        with upload_bar(console, name) as progress:
+            return client.upload(source, name, progress)
+    except (OSError, ValueError) as error:
+        raise Misuse(f"cannot use --context {path}: {error}") from None
+
+
+def _follow(client: Client, console: Console, run_id: str, from_sequence: int, as_json: bool) -> run_pb2.Run:
+    events = client.watch_run(run_id, from_sequence)
+    if as_json:
+        for event in events:
+            _print_json(event)
+    else:
+        with Display(console) as display:
+            for event in events:
+                display.show(event)
+    return client.get_run(run_id)
+
+
+@contextmanager
+def _told_how_to_go_on(console: Console, run_id: str, *endings: type[BaseException]) -> Iterator[None]:
+    """Say, where one of these ends a watch before its run, how to take it up again."""
+    try:
+        yield
+    except endings:
+        _say(console, f"no longer watching; a run goes on by itself: rlm watch {run_id}")
+        raise
+
+
+def _cancel(client: Client, console: Console, run_id: str, as_json: bool) -> None:
+    _say(console, f"interrupted: cancelling run {run_id}")
+    try:
+        ended = client.cancel_run(run_id)
+    except (RlmError, KeyboardInterrupt) as error:
+        _say(console, f"could not cancel ({error or 'interrupted'}); it may go on: rlm show {run_id}", "red")
+        return
+    _say(console, f"run {run_id} {state_name(ended.state)} · {spending(ended.spent, ended.budget)}")
+    if as_json:
+        _print_json(ended)
+
+
+def _conclude(ended: run_pb2.Run, as_json: bool) -> None:
+    """Print the answer or, as JSON, the run; and exit as its state says."""
+    if as_json:
+        _print_json(ended)
+    elif ended.state == run_pb2.RUN_STATE_SUCCEEDED or (ended.state == run_pb2.RUN_STATE_EXHAUSTED and ended.answer):
+        _write(ended.answer + "\n")
+    raise click.exceptions.Exit(_EXIT_CODES.get(ended.state, FAILED))
+
+
+def _print_json(message: Message) -> None:
+    fields = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    _write(json.dumps(fields) + "\n")  # escapes all that is not ASCII
+
+
+def _write(text: str, err: bool = False) -> None:
+    """Write model or guest text: neutralised, except on a stdout that is a file or a pipe, which gets it exactly."""
+    stream = sys.stderr if err else sys.stdout
+    shown = neutral(text) if err or stream.isatty() else text
+    stream.buffer.write(shown.encode("utf-8"))
+    stream.buffer.flush()
+
+
+def _say(console: Console, text: str, style: str = "dim") -> None:
+    console.print(Text(neutral_line(text, 2000), style=style))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,255 @@
+"""A run as it happens, drawn from its events: on a terminal with a live footer, elsewhere as plain lines."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from rich.spinner import Spinner
+from rich.syntax import Syntax
+from rich.text import Text
+from rlm.v1 import run_pb2, session_pb2
+
+from rlm_client.excerpt import Excerpt
+from rlm_client.money import usd
+from rlm_client.neutral import neutral, neutral_line
+from rlm_client.tally import ClosedTurn, NodeState, Tally, cost, spending
+
+CODE_LINES = 24
+"""Lines of one code block that are shown."""
+
+_PLAIN_WIDTH = 160  # columns of a line where there is no terminal to say
+_MOST_LIVE_LINES = 6
+_SCRIPTED = "scripted model (test instrument; prices simulated)"
+_STATE_STYLES = {"succeeded": "bold green", "failed": "bold red", "cancelled": "yellow", "exhausted": "bold yellow"}
+
+
+def console_for(stream: TextIO) -> Console:
+    """Make a console that writes control codes only to a terminal, and takes no text for markup."""
+    terminal = stream.isatty()
+    return Console(
+        file=stream,
+        force_terminal=terminal,
+        width=None if terminal else _PLAIN_WIDTH,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+
+
+def state_name(state: run_pb2.RunState.ValueType) -> str:
+    """Write a run's state as people do: `succeeded`."""
+    known = state in run_pb2.RunState.values()
+    return run_pb2.RunState.Name(state).removeprefix("RUN_STATE_").lower() if known else f"state {state}"
+
+
+@contextmanager
+def upload_bar(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how far an upload is; gives the function to tell it. Without a terminal, one line when it is done."""
+    sizes = [0, 0]
+    bar = Progress(
+        TextColumn("uploading {task.description}", markup=False),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal or console.is_dumb_terminal,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    shown = neutral_line(name, 60)
+    with bar:
+        task = bar.add_task(shown, total=None)
+
+        def tell(sent: int, size: int) -> None:
+            sizes[:] = sent, size
+            bar.update(task, completed=sent, total=size)
+
+        yield tell
+    console.print(Text(f"uploaded {shown} ({sizes[1]:,} bytes)", style="dim"))
+
+
+class Display:
+    """Draws a run from its events alone, each given once and in order. A context manager around the whole of it.
+
+    Text from models and guests is neutralised, cut to the width, and always follows an indentation or a gutter, so
+    none of it can pass for a line of the display's own.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._tally = Tally()
+        self._lock = threading.Lock()  # the footer is drawn from another thread
+        self._arrived = time.monotonic()
+        self._spinner = Spinner("dots")
+        self._excerpts: dict[str, Excerpt] = {}
+        self._last_node = ""
+        self._live = Live(
+            get_renderable=self._footer,
+            console=console,
+            refresh_per_second=8,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, event: run_pb2.RunEvent) -> None:
+        """Draw one event. A kind of event this version does not know is passed over."""
+        with self._lock:
+            closed = self._tally.add(event)
+            self._arrived = time.monotonic()
+            node = self._tally.node(event)
+        for turn in closed:
+            self._line(turn.node, str(turn.calls), "cyan")
+        match event.WhichOneof("body"):
+            case "run_started" if not event.depth:
+                self._run_started(event.run_started, node)
+            case "turn_started":
+                limit = event.turn_started.max_turns
+                self._header(event.node_id, node, f"turn {event.turn}" + (f" of {limit}" if limit else ""))
+            case "model_replied":
+                reply = event.model_replied
+                said = f"{neutral_line(reply.model, 60)} replied · {cost(reply.spent.nano_usd)}"
+                self._in_node(event, node, f"{said} · {reply.spent.tokens:,} tokens", "dim")
+            case "code_started":
+                self._code(event, node)
+            case "output":
+                excerpt = self._excerpts.setdefault(event.node_id, Excerpt())
+                self._output(event, node, excerpt.feed(event.output.stream, event.output.text))
+            case "code_finished":
+                self._code_finished(event, node)
+            case "child_started" | "child_finished":
+                self._child(event)
+            case "budget_warning" | "guard":
+                self._in_node(event, node, _warning(event), "yellow")
+            case "answer" if not event.depth:
+                self._in_node(event, node, f"answer of {len(event.answer.text):,} characters", "green")
+            case "run_finished" if not event.depth:
+                self._run_finished(event.run_finished)
+
+    def _run_started(self, started: run_pb2.RunStarted, node: NodeState) -> None:
+        models = neutral_line(started.model, 60)
+        if started.sub_model and started.sub_model != started.model:
+            models += f" · sub-model {neutral_line(started.sub_model, 60)}"
+        self._line(node, f"model {models} · context of {started.context_characters:,} characters", "bold")
+        if started.model.startswith("scripted") or started.sub_model.startswith("scripted"):
+            self._line(node, _SCRIPTED, "bold magenta")
+
+    def _code(self, event: run_pb2.RunEvent, node: NodeState) -> None:
+        self._in_node(event, node, f"code {event.code_started.block}", "dim")
+        lines = neutral(event.code_started.code).strip("\n").split("\n")
+        shown = "\n".join(neutral_line(line) for line in lines[:CODE_LINES])
+        highlight = Syntax("", "python", theme="ansi_dark", background_color="default").highlight
+        for line in highlight(shown).split("\n")[: len(lines)]:
+            self._print(_indent(node).append("  ▏ ", style="dim").append_text(line))
+        if len(lines) > CODE_LINES:
+            self._line(node, f"  … {len(lines) - CODE_LINES:,} more lines", "dim")
+
+    def _output(self, event: run_pb2.RunEvent, node: NodeState, lines: list[tuple[int, str]]) -> None:
+        for stream, line in lines:
+            style = "yellow" if stream == session_pb2.OUTPUT_STREAM_STDERR else "dim" if not stream else ""
+            self._in_node(event, node, f"  ┃ {line}", style)
+
+    def _code_finished(self, event: run_pb2.RunEvent, node: NodeState) -> None:
+        excerpt = self._excerpts.pop(event.node_id, None)
+        if excerpt is not None:
+            self._output(event, node, excerpt.finish())
+        result = event.code_finished.result
+        if result.truncated:
+            self._in_node(event, node, f"  output of {result.output_bytes:,} bytes, cut by the server", "dim")
+        if result.status != session_pb2.TURN_STATUS_OK:
+            undone = "rolled back: " if result.status == session_pb2.TURN_STATUS_ROLLED_BACK else ""
+            self._in_node(event, node, f"  ✗ {undone}{result.error.type}: {result.error.message}", "red")
+
+    def _child(self, event: run_pb2.RunEvent) -> None:
+        if event.WhichOneof("body") == "child_started":
+            started = event.child_started
+            child = self._tally.nodes[started.child_id]
+            self._last_node = started.child_id
+            size = f"{started.context_characters:,} characters"
+            self._line(child, f"child {child.label} · {size}: {started.question}", "bold blue", branch="├─ ")
+            return
+        finished = event.child_finished
+        child = self._tally.nodes.get(finished.child_id) or NodeState(finished.child_id, event.depth + 1)
+        state = state_name(finished.state)
+        said = f"child {child.label} {state} · {cost(finished.spent.nano_usd)} · {finished.spent.tokens:,} tokens"
+        reason = f" · {finished.reason}" if finished.reason else ""
+        self._last_node = ""
+        self._line(child, said + reason, _STATE_STYLES.get(state, ""), branch="└─ ")
+
+    def _run_finished(self, finished: run_pb2.RunFinished) -> None:
+        state, tally = state_name(finished.state), self._tally
+        spent = spending(finished.spent, tally.budget)
+        line = Text(state, style=_STATE_STYLES.get(state, "")).append(
+            f" · {spent} · depth {tally.deepest} · {tally.elapsed_seconds:.1f} s", style="default"
+        )
+        self._console.print(line)
+        if finished.reason:
+            # Wrapped, as a reason says what to do; the padding keeps its later lines from the edge.
+            self._console.print(Padding(Text(neutral_line(finished.reason, 2000)), (0, 0, 0, 2)))
+
+    def _header(self, node_id: str, node: NodeState, title: str) -> None:
+        self._last_node = node_id
+        who = f"child {node.label} · " if node.label else ""
+        self._line(node, f"─ {who}{title}", "bold")
+
+    def _in_node(self, event: run_pb2.RunEvent, node: NodeState, text: str, style: str) -> None:
+        """Print a line of a node, after a header where the line before was another node's."""
+        if self._last_node != event.node_id:
+            self._header(event.node_id, node, f"turn {node.turn}, going on")
+        self._line(node, text, style)
+
+    def _line(self, node: NodeState, text: str, style: str, branch: str = "") -> None:
+        self._print(_indent(node, branch).append(neutral_line(text), style=style))
+
+    def _print(self, line: Text) -> None:
+        self._console.print(line, no_wrap=True, overflow="ellipsis")
+
+    def _footer(self) -> Group:
+        with self._lock:
+            open_turns = [_live_line(turn) for turn in self._tally.open_turns()]
+            spent = spending(self._tally.spent, self._tally.budget)
+            elapsed = self._tally.elapsed_seconds + time.monotonic() - self._arrived
+            since = f" since event {self._tally.first_sequence}" if self._tally.first_sequence > 1 else ""
+        more = len(open_turns) - _MOST_LIVE_LINES
+        lines = open_turns[:_MOST_LIVE_LINES] + ([Text(f"… and {more} more turns", style="dim")] if more > 0 else [])
+        self._spinner.update(text=Text(f"{spent}{since} · {elapsed:.0f} s", no_wrap=True, overflow="ellipsis"))
+        return Group(*lines, self._spinner)
+
+
+def _indent(node: NodeState, branch: str = "") -> Text:
+    depth = min(node.depth, 20)
+    return Text().append("│  " * (depth - 1) + branch if branch else "│  " * depth, style="dim")
+
+
+def _live_line(turn: ClosedTurn) -> Text:
+    who = f"child {neutral_line(turn.node.label, 40)} " if turn.node.label else ""
+    return Text(f"{who}turn {turn.node.turn}: {turn.calls}", style="cyan", no_wrap=True, overflow="ellipsis")
+
+
+def _warning(event: run_pb2.RunEvent) -> str:
+    if event.WhichOneof("body") == "guard":
+        return f"! guard {event.guard.name}: {event.guard.detail}"
+    warned = event.budget_warning
+    if warned.unit == "nano_usd":
+        return f"! budget: {warned.percent} % of the money is spent ({usd(warned.spent)} of {usd(warned.limit)})"
+    return f"! budget: {warned.percent} % of the {warned.unit} are spent ({warned.spent:,} of {warned.limit:,})"

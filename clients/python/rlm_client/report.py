@@ -1,0 +1,58 @@
+"""A run at rest: its state, its tree and what it spent, as one printed report."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+from rich.tree import Tree
+from rlm.v1 import run_pb2
+
+from rlm_client.display import state_name
+from rlm_client.neutral import neutral, neutral_line
+from rlm_client.tally import cost, spending
+
+
+def print_report(console: Console, run: run_pb2.Run) -> None:
+    """Print a run: what was asked, how it stands, its tree, and its answer under a gutter."""
+    console.print(Text(f"run {neutral_line(run.run_id)} {state_name(run.state)}", style="bold"))
+    _wrapped(console, "question", run.question)
+    models = run.model if run.sub_model in ("", run.model) else f"{run.model} · sub-model {run.sub_model}"
+    _wrapped(console, "model", models)
+    if run.reason:
+        _wrapped(console, "reason", run.reason)
+    depth = max((node.depth for node in run.nodes), default=0)
+    _wrapped(console, "spent", f"{spending(run.spent, run.budget)} · depth {depth}{_elapsed(run)}")
+    if run.pending.nano_usd:
+        _wrapped(console, "pending", cost(run.pending.nano_usd))
+    if len(run.nodes) > 1:
+        console.print(_tree(run))
+    if run.answer:
+        console.print("answer")
+        room = max(console.width - 4, 1)
+        for line in neutral(run.answer).split("\n"):
+            # Wrapped by hand, so that every line of it stands behind the gutter.
+            for part in Text(line).wrap(console, room, overflow="fold") or [Text()]:
+                console.print(Text("  ┃ ").append_text(part), no_wrap=True)
+
+
+def _wrapped(console: Console, name: str, text: str) -> None:
+    console.print(Padding(Text(f"{name}: {neutral_line(text, 2000)}"), (0, 0, 0, 2)))
+
+
+def _elapsed(run: run_pb2.Run) -> str:
+    if not run.HasField("end_time"):
+        return ""
+    seconds = run.end_time.ToDatetime() - run.create_time.ToDatetime()
+    return f" · {seconds.total_seconds():.1f} s"
+
+
+def _tree(run: run_pb2.Run) -> Tree:
+    branches: dict[str, Tree] = {}
+    root = Tree(Text("tree"))
+    for node in run.nodes:
+        parent = branches.get(node.parent_id, root)
+        said = f"{state_name(node.state)} · {node.turns} turns · {cost(node.spent.nano_usd)} · "
+        label = Text(said + neutral_line(node.question, 200), no_wrap=True, overflow="ellipsis")
+        branches[node.node_id] = parent.add(label)
+    return root

@@ -1,0 +1,47 @@
+"""Repeating what is safe to repeat."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from rlm_client.errors import Aborted, RlmError, Unavailable
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often, and after what waits, a call that found the server unavailable is repeated.
+
+    `attempts` counts the first one. The waits start at `first_seconds` and double up to `longest_seconds`; a server
+    that asks for a longer wait gets it, up to `longest_seconds`.
+    """
+
+    attempts: int = 4
+    first_seconds: float = 0.2
+    longest_seconds: float = 5.0
+
+    def waits(self) -> Iterator[float]:
+        """Give the seconds to wait before each repeat; ends when there are no more attempts."""
+        for repeat in range(self.attempts - 1):
+            yield min(self.first_seconds * 2**repeat, self.longest_seconds)
+
+    def wait(self, seconds: float, error: RlmError) -> None:
+        """Wait as long as planned, or as long as the server asked for where that is longer."""
+        time.sleep(min(max(seconds, error.retry_seconds or 0.0), self.longest_seconds))
+
+    def call(self, attempt: Callable[[], Result]) -> Result:
+        """Make one idempotent call, again while the server is unavailable.
+
+        Raises:
+            RlmError: what the last attempt ended with.
+        """
+        for seconds in self.waits():
+            try:
+                return attempt()
+            except (Unavailable, Aborted) as error:
+                self.wait(seconds, error)
+        return attempt()

@@ -1,0 +1,64 @@
+"""A watch that survives the connection it began on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import grpc
+from rlm.v1 import run_pb2
+
+from rlm_client.errors import Aborted, Unavailable, from_call
+from rlm_client.retry import Retry
+
+
+class Stream(Protocol):
+    """The responses of one WatchRun call."""
+
+    def __iter__(self) -> Iterator[run_pb2.WatchRunResponse]:
+        """Give the responses as they come; raises grpc.RpcError where the call ends with an error."""
+        ...
+
+    def cancel(self) -> bool:
+        """End the call; does nothing to one that has ended."""
+        ...
+
+
+Open = Callable[[int], Stream]
+"""Opens a stream of a run's events from a sequence number on."""
+
+
+def resumed(open_at: Open, from_sequence: int, retry: Retry) -> Iterator[run_pb2.RunEvent]:
+    """Give a run's events in their order, each once, opening the stream again where it breaks.
+
+    The count of attempts starts over with every new event.
+
+    Raises:
+        RlmError: the stream ended with an error that a new stream would not cure, or the attempts are used up.
+    """
+    following = max(from_sequence, 1)
+    waits = retry.waits()
+    while True:
+        stream = open_at(following)
+        try:
+            for response in stream:
+                if response.event.sequence < following:
+                    continue
+                following = response.event.sequence + 1
+                waits = retry.waits()
+                yield response.event
+        except grpc.RpcError as broken:
+            error = from_call(broken)
+            seconds = next(waits, None) if _is_curable(broken, error) else None
+            if seconds is None:
+                raise error from None
+            retry.wait(seconds, error)
+        else:
+            return
+        finally:
+            stream.cancel()
+
+
+def _is_curable(broken: grpc.RpcError, error: Exception) -> bool:
+    # A proxy that gives up on a quiet stream resets it, which arrives as INTERNAL.
+    return isinstance(error, Unavailable | Aborted) or "RST_STREAM" in (broken.details() or "")

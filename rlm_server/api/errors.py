@@ -1,0 +1,112 @@
+"""The one place where what went wrong becomes a gRPC status. Nothing internal leaks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from rlm_server.broker.prices import NoPrice
+from rlm_server.broker.routes import UnknownModel
+from rlm_server.ledger import BudgetError
+from rlm_server.runs.supervisor import TooManyRuns
+from rlm_server.store.contexts import UploadRefused
+from sandbox.pool import PoolFull
+
+log = logging.getLogger(__name__)
+
+DOMAIN = "rlm.v1"
+
+
+class Unauthenticated(Exception):  # noqa: N818
+    """The call carries no valid key."""
+
+
+class NotFound(Exception):  # noqa: N818
+    """There is no such thing for this tenant."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        super().__init__(f"there is no {kind} {name[:200]!r}")
+        self.kind = kind
+        self.name = name
+
+
+class InvalidField(ValueError):
+    """A field of a request is wrong; the message says what it may be."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def status_of(error: Exception) -> status_pb2.Status:
+    """Make the status for an error: always an `ErrorInfo`, and more where more is known."""
+    match error:
+        case Unauthenticated():
+            return _status(code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", str(error))
+        case NotFound():
+            resource = error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.name[:200])
+            return _status(code_pb2.NOT_FOUND, "NOT_FOUND", str(error), resource)
+        case InvalidField() | UploadRefused():
+            return _invalid("INVALID_FIELD", error.field, str(error))
+        case UnknownModel():
+            return _invalid("UNKNOWN_MODEL", "model", str(error))
+        case NoPrice():
+            return _invalid("NO_PRICE", "model", str(error))
+        case BudgetError():
+            quota = error_details_pb2.QuotaFailure(
+                violations=[error_details_pb2.QuotaFailure.Violation(subject=error.unit, description=str(error))]
+            )
+            said = {"unit": error.unit, "limit": str(error.limit), "used": str(error.used), "asked": str(error.asked)}
+            return _status(code_pb2.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED", str(error), quota, said=said)
+        case PoolFull() | TooManyRuns():
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromSeconds(1)
+            return _status(code_pb2.RESOURCE_EXHAUSTED, "SERVER_FULL", str(error), retry)
+        case MemoryError():
+            return _status(code_pb2.FAILED_PRECONDITION, "CONTEXT_TOO_LARGE", str(error))
+        case _:
+            return _status(code_pb2.INTERNAL, "INTERNAL", "an internal error of the server; it has been logged")
+
+
+def _invalid(reason: str, field: str, message: str) -> status_pb2.Status:
+    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
+    detail = error_details_pb2.BadRequest(field_violations=[violation])
+    return _status(code_pb2.INVALID_ARGUMENT, reason, f"{field}: {message}", detail, said={"field": field})
+
+
+def _status(
+    code: int,
+    reason: str,
+    message: str,
+    *details: error_details_pb2.BadRequest
+    | error_details_pb2.QuotaFailure
+    | error_details_pb2.ResourceInfo
+    | error_details_pb2.RetryInfo,
+    said: dict[str, str] | None = None,
+) -> status_pb2.Status:
+    status = status_pb2.Status(code=code, message=message)
+    for detail in (error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=said or {}), *details):
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+@asynccontextmanager
+async def mapped(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+    """End the call with the right status where its handler raises."""
+    try:
+        yield
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        status = status_of(error)
+        if status.code == code_pb2.INTERNAL:
+            log.exception("a call failed")
+        await context.abort_with_status(rpc_status.to_status(status))

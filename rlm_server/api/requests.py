@@ -1,0 +1,75 @@
+"""Reads what requests have in common into checked values, and names the field that is wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from rlm.v1 import types_pb2
+
+from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.ledger import Limit
+from rlm_server.store.contexts import Context, Contexts
+from sandbox.limits import Limits
+
+MOST_REQUEST_ID = 128
+MOST_AMOUNT = 1 << 60
+
+
+def request_id(value: str) -> str | None:
+    """Return a request id, or None where the caller gave none."""
+    if len(value) > MOST_REQUEST_ID:
+        raise InvalidField("request_id", f"may have {MOST_REQUEST_ID} characters, not {len(value)}")
+    return value or None
+
+
+def required(field: str, value: str, most: int) -> str:
+    """Return a text that must be there."""
+    if not value.strip():
+        raise InvalidField(field, "must not be empty")
+    if len(value) > most:
+        raise InvalidField(field, f"may have {most} characters, not {len(value)}")
+    return value
+
+
+def budget(value: types_pb2.Budget) -> Limit:
+    """Return a budget; every amount given must be more than 0."""
+    amounts: dict[str, int | None] = {}
+    for unit in ("nano_usd", "tokens", "calls"):
+        amounts[unit] = getattr(value, unit) if value.HasField(unit) else None  # type: ignore[arg-type]
+        amount = amounts[unit]
+        if amount is not None and not 0 < amount <= MOST_AMOUNT:
+            raise InvalidField(f"budget.{unit}", f"must be from 1 to {MOST_AMOUNT}, not {amount}")
+    return Limit(**amounts)
+
+
+def sandbox_limits(value: types_pb2.SandboxLimits, ceiling: Limits) -> Limits:
+    """Return the sandbox's limits: the server's, lowered where the request says so."""
+    asked = ceiling
+    if value.memory_bytes:
+        asked = replace(asked, memory_bytes=value.memory_bytes)
+    if value.turn_milliseconds:
+        asked = replace(asked, turn_seconds=value.turn_milliseconds / 1000)
+    if value.output_bytes:
+        asked = replace(asked, output_bytes=value.output_bytes)
+    try:
+        return asked.within(ceiling)
+    except ValueError as error:
+        raise InvalidField("limits.sandbox", str(error)) from None
+
+
+def image(value: str, known: tuple[str, ...]) -> str:
+    """Return the name of an image that exists; the first where none is named."""
+    name = value or known[0]
+    if name not in known:
+        raise InvalidField("image", f"there is no image {name[:100]!r}; the images are: {', '.join(known)}")
+    return name
+
+
+async def context(contexts: Contexts, tenant: str, context_id: str) -> Context | None:
+    """Return the tenant's context, or None where the request names none."""
+    if not context_id:
+        return None
+    found = await contexts.get(tenant, context_id)
+    if found is None:
+        raise NotFound("context", context_id)
+    return found

@@ -1,0 +1,133 @@
+"""RunService."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from rlm.v1 import run_pb2, run_pb2_grpc
+
+from rlm_server.api import requests, responses
+from rlm_server.api.edge import tenant
+from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.broker.routes import Routes
+from rlm_server.defaults import Defaults
+from rlm_server.ledger import Ledger
+from rlm_server.runs.journal import Journal, RunRow
+from rlm_server.runs.supervisor import NewRun, Supervisor
+from rlm_server.runs.tree import RunLimits
+from rlm_server.store.contexts import Contexts
+
+MOST_QUESTION = 100_000
+"""Characters of a question; a text belongs into a context."""
+
+
+class RunServicer(run_pb2_grpc.RunServiceServicer):
+    """The recursive loop."""
+
+    def __init__(
+        self,
+        supervisor: Supervisor,
+        journal: Journal,
+        contexts: Contexts,
+        ledger: Ledger,
+        routes: Routes,
+        defaults: Defaults,
+    ) -> None:
+        self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
+        self._ledger, self._routes, self._defaults = ledger, routes, defaults
+
+    async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:  # noqa: N802
+        """Start a run."""
+        model = request.model or self._defaults.model
+        sub_model = request.sub_model or (request.model or self._defaults.sub_model)
+        self._routes.route(model)
+        self._routes.route(sub_model)
+        new = NewRun(
+            tenant(),
+            requests.request_id(request.request_id),
+            requests.required("question", request.question, MOST_QUESTION),
+            await requests.context(self._contexts, tenant(), request.context_id),
+            model,
+            sub_model,
+            requests.budget(request.budget) if request.HasField("budget") else self._defaults.budget,
+            self._limits(request.limits),
+            requests.image(request.image, self._defaults.images),
+        )
+        return run_pb2.CreateRunResponse(run=await self._message(await self._supervisor.create(new)))
+
+    def _limits(self, asked: run_pb2.RunLimits) -> RunLimits:
+        ceiling = self._defaults.limits
+        for field in ("max_turns", "max_depth", "wall_seconds"):
+            value, most = getattr(asked, field), getattr(ceiling, field)
+            if value < 0 or value > most:
+                raise InvalidField(f"limits.{field}", f"must be from 0 to {most:g}, not {value}")
+        return replace(
+            ceiling,
+            max_turns=asked.max_turns or ceiling.max_turns,
+            max_depth=asked.max_depth if asked.HasField("max_depth") else min(2, ceiling.max_depth),
+            wall_seconds=asked.wall_seconds or ceiling.wall_seconds,
+            sandbox=requests.sandbox_limits(asked.sandbox, ceiling.sandbox),
+        )
+
+    async def GetRun(self, request: run_pb2.GetRunRequest, context: Any) -> run_pb2.GetRunResponse:  # noqa: N802
+        """Return a run with its tree."""
+        return run_pb2.GetRunResponse(run=await self._message(await self._found(request.run_id)))
+
+    async def WatchRun(  # noqa: N802
+        self, request: run_pb2.WatchRunRequest, context: Any
+    ) -> AsyncIterator[run_pb2.WatchRunResponse]:
+        """Stream a run's events."""
+        run = await self._found(request.run_id)
+        if request.from_sequence < 0:
+            raise InvalidField("from_sequence", "must not be negative")
+        async for event in self._supervisor.watch(run.id, request.from_sequence):
+            yield run_pb2.WatchRunResponse(event=responses.event(event))
+
+    async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:  # noqa: N802
+        """Stop a run."""
+        run = await self._found(request.run_id)
+        await self._supervisor.cancel(run.id)
+        return run_pb2.CancelRunResponse(run=await self._message(await self._found(run.id)))
+
+    async def _found(self, run_id: str) -> RunRow:
+        run = await self._journal.get(tenant(), run_id)
+        if run is None:
+            raise NotFound("run", run_id)
+        return run
+
+    async def _message(self, run: RunRow) -> run_pb2.Run:
+        nodes = await self._journal.nodes(run.id)
+        balances = [await self._ledger.balance(node.id) for node in nodes]
+        root = nodes[0]
+        return run_pb2.Run(
+            run_id=run.id,
+            state=responses.state(root.state),
+            question=root.question,
+            context_id=run.context or "",
+            model=run.model,
+            sub_model=run.sub_model,
+            answer=root.answer,
+            reason=root.reason,
+            budget=responses.budget(run.budget),
+            spent=responses.amounts(balances[0].posted),
+            pending=responses.amounts(balances[0].pending),
+            create_time=responses.time(run.created_at),
+            end_time=responses.time(run.ended_at) if run.ended_at else None,
+            last_sequence=await self._journal.last_sequence(run.id),
+            nodes=[
+                run_pb2.Node(
+                    node_id=node.id,
+                    parent_id=node.parent or "",
+                    depth=node.depth,
+                    state=responses.state(node.state),
+                    question=node.question,
+                    answer=node.answer,
+                    reason=node.reason,
+                    turns=node.turns,
+                    spent=responses.amounts(balance.posted),
+                )
+                for node, balance in zip(nodes, balances, strict=True)
+            ],
+        )

@@ -1,0 +1,96 @@
+"""SessionService."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from rlm.v1 import session_pb2, session_pb2_grpc
+
+from rlm_server.api import requests, responses
+from rlm_server.api.edge import tenant
+from rlm_server.api.errors import NotFound
+from rlm_server.broker.routes import Routes
+from rlm_server.defaults import Defaults
+from rlm_server.ledger import Ledger
+from rlm_server.runs.events import CallFinished, Printed
+from rlm_server.runs.supervisor import check_affordable
+from rlm_server.sessions import Happening, NewSession, ReplSession, Sessions
+from rlm_server.store.contexts import Contexts
+
+MOST_CODE = 1 << 20
+"""Characters of one turn's code."""
+
+
+class SessionServicer(session_pb2_grpc.SessionServiceServicer):
+    """The REPL."""
+
+    def __init__(
+        self, sessions: Sessions, contexts: Contexts, ledger: Ledger, routes: Routes, defaults: Defaults
+    ) -> None:
+        self._sessions, self._contexts, self._ledger = sessions, contexts, ledger
+        self._routes, self._defaults = routes, defaults
+
+    async def CreateSession(  # noqa: N802
+        self, request: session_pb2.CreateSessionRequest, context: Any
+    ) -> session_pb2.CreateSessionResponse:
+        """Start a session."""
+        sub_model = request.sub_model or self._defaults.sub_model
+        self._routes.route(sub_model)
+        budget = requests.budget(request.budget) if request.HasField("budget") else self._defaults.budget
+        check_affordable(tenant(), budget, await self._ledger.left(tenant()))
+        new = NewSession(
+            tenant(),
+            requests.request_id(request.request_id),
+            requests.image(request.image, self._defaults.images),
+            await requests.context(self._contexts, tenant(), request.context_id),
+            sub_model,
+            budget,
+            requests.sandbox_limits(request.limits, self._defaults.limits.sandbox),
+        )
+        return session_pb2.CreateSessionResponse(session=_session(await self._sessions.create(new)))
+
+    async def Execute(  # noqa: N802
+        self, request: session_pb2.ExecuteRequest, context: Any
+    ) -> AsyncIterator[session_pb2.ExecuteResponse]:
+        """Run a turn. A caller who goes away stops it."""
+        session = self._found(request.session_id)
+        code = requests.required("code", request.code, MOST_CODE)
+        request_id = requests.request_id(request.request_id)
+        async with aclosing(self._sessions.execute(session, code, request_id)) as happenings:
+            async for happening in happenings:
+                yield _response(happening)
+
+    async def DeleteSession(  # noqa: N802
+        self, request: session_pb2.DeleteSessionRequest, context: Any
+    ) -> session_pb2.DeleteSessionResponse:
+        """End a session."""
+        spent = await self._sessions.delete(self._found(request.session_id))
+        return session_pb2.DeleteSessionResponse(spent=responses.amounts(spent))
+
+    def _found(self, session_id: str) -> ReplSession:
+        session = self._sessions.get(tenant(), session_id)
+        if session is None:
+            raise NotFound("session", session_id)
+        return session
+
+
+def _response(happening: Happening) -> session_pb2.ExecuteResponse:
+    if isinstance(happening, Printed):
+        return session_pb2.ExecuteResponse(output=responses.output(happening))
+    if isinstance(happening, CallFinished):
+        return session_pb2.ExecuteResponse(call_finished=responses.finished_call(happening.call))
+    return session_pb2.ExecuteResponse(result=responses.turn_result(happening.result))
+
+
+def _session(session: ReplSession) -> session_pb2.Session:
+    asked = session.asked
+    return session_pb2.Session(
+        session_id=session.id,
+        image=asked.image,
+        context_id=asked.context.id if asked.context else "",
+        sub_model=asked.sub_model,
+        budget=responses.budget(asked.budget),
+        create_time=responses.time(session.created_at),
+    )

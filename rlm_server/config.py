@@ -1,0 +1,126 @@
+"""What an operator can set: environment variables `RLM_…` and one TOML file, checked at start.
+
+Without any of it the server runs with its embedded defaults: loopback, a data directory, SQLite, one development tenant.
+"""
+
+from __future__ import annotations
+
+import os
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from rlm_server.ledger.amounts import NANO
+
+Usd = Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=16, decimal_places=9)]
+
+
+class ConfigError(Exception):
+    """A setting is wrong; the message names it and says what it may be."""
+
+
+def data_dir() -> Path:
+    """Return where the server keeps its data: `$XDG_DATA_HOME/rlm-server`."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "rlm-server"
+
+
+class CompatibleModel(BaseModel, extra="forbid"):
+    """A model at an OpenAI-compatible endpoint, with the price the operator states for it (0 included)."""
+
+    base_url: str
+    upstream: str = ""
+    """The name the endpoint knows the model by; the name callers use where empty."""
+    api_key: SecretStr = SecretStr("")
+    input_usd_per_million: Decimal = Field(ge=0)
+    output_usd_per_million: Decimal = Field(ge=0)
+    context_window: int | None = Field(default=None, gt=0)
+
+
+class Settings(BaseSettings):
+    """The server's settings. Money is in US dollars, times in seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="RLM_", extra="forbid", env_nested_delimiter="__", hide_input_in_errors=True
+    )
+
+    data_dir: Path = Field(default_factory=data_dir)
+    listen: str = "127.0.0.1:7400"
+
+    anthropic_api_key: SecretStr = SecretStr("")
+    openai_api_key: SecretStr = SecretStr("")
+    models: dict[str, CompatibleModel] = Field(default_factory=dict)
+    """Models at OpenAI-compatible endpoints, by the names callers use."""
+    model: str = ""
+    """The root model where a run names none; by default the best there is a key for, else the scripted one."""
+    sub_model: str = ""
+
+    tenant_budget_usd: Usd = Decimal(100)
+    """What the development tenant may spend in all."""
+    run_budget_usd: Usd = Decimal(1)
+    """What a run may spend that names no budget."""
+
+    sessions: int = Field(default=256, ge=1, le=4096)
+    runs: int = Field(default=64, ge=1, le=1024)
+    max_turns: int = Field(default=30, ge=1, le=1000)
+    max_depth: int = Field(default=4, ge=0, le=16)
+    wall_seconds: float = Field(default=3600, gt=0, le=7 * 86400)
+    call_seconds: float = Field(default=180, gt=0, le=3600)
+    """One attempt at a model call."""
+    provider_calls: int = Field(default=64, ge=1, le=10_000)
+    """Calls in flight to one provider."""
+    memory_bytes: int = Field(default=512 << 20, ge=128 << 20, le=4 << 30)
+    turn_seconds: float = Field(default=60, gt=0, le=3600)
+    output_bytes: int = Field(default=64 << 10, ge=1024, le=16 << 20)
+    session_idle_seconds: float = Field(default=3600, gt=0)
+    """A session without a turn for so long is ended."""
+    grace_seconds: float = Field(default=10, ge=0)
+    """What calls in flight get to finish when the server stops."""
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        host, _, port = value.rpartition(":")
+        if not host or not port.isdigit() or int(port) > 65535:
+            raise ValueError("must be host:port")
+        return value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take arguments first, then the environment, then the file."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, os.environ.get("RLM_CONFIG"))
+
+    @classmethod
+    def load(cls, **given: Any) -> Settings:
+        """Read the settings, provider keys from their usual variables included.
+
+        Raises:
+            ConfigError: a setting is wrong.
+        """
+        path = os.environ.get("RLM_CONFIG")
+        if path and not Path(path).is_file():
+            raise ConfigError(f"RLM_CONFIG: there is no file {path}")
+        for name, variable in (("anthropic_api_key", "ANTHROPIC_API_KEY"), ("openai_api_key", "OPENAI_API_KEY")):
+            if os.environ.get(variable) and f"RLM_{name.upper()}" not in os.environ:
+                given.setdefault(name, os.environ[variable])
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+            raise ConfigError(f"the configuration is wrong: {wrong}") from None
+        except ValueError as error:
+            raise ConfigError(f"the configuration is wrong: {error}") from None
+
+
+def nano(usd: Decimal) -> int:
+    """Return US dollars in nano-US-dollars."""
+    return int(usd * NANO)

@@ -1,0 +1,251 @@
+"""The tree of accounts: what each may spend, has spent, holds, and has promised to its children."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rlm_server.ledger.amounts import UNITS, Amounts, Limit
+from rlm_server.ledger.errors import MAX, AccountUnknown, AmountRefused
+
+ZERO = Amounts()
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """Where an account stands.
+
+    `posted` is spent, `pending` is held by calls in flight, `carved` is promised to open carved children and neither
+    spent nor held by them, `overrun` is what calls cost above their holds. `posted` and `pending` include every
+    account below this one.
+    """
+
+    account: str
+    limit: Limit
+    posted: Amounts
+    pending: Amounts
+    carved: Amounts
+    overrun: Amounts
+
+    @property
+    def left(self) -> Limit:
+        """What this account alone still allows; None in a unit it does not limit. Its ancestors may allow less."""
+        return Limit(*(self._left(unit) for unit in UNITS))
+
+    def _left(self, unit: str) -> int | None:
+        limit: int | None = getattr(self.limit, unit)
+        used: int = getattr(self.posted + self.pending + self.carved + self.overrun, unit)
+        return None if limit is None else max(0, limit - used)
+
+
+@dataclass(slots=True)
+class Account:
+    """A row of the tree, as a transaction works on it."""
+
+    id: str
+    tenant: str
+    parent: str | None
+    carve: bool
+    limit: Limit
+    closed: bool = False
+    posted: Amounts = ZERO
+    pending: Amounts = ZERO
+    carved: Amounts = ZERO
+    overrun: Amounts = ZERO
+
+    @property
+    def used(self) -> Amounts:
+        """What takes room. An overrun takes room too, though it stands beside the limit: it was spent."""
+        return self.posted + self.pending + self.carved + self.overrun
+
+    @property
+    def promise(self) -> Amounts:
+        """What the parent still keeps for this account: nothing, unless it is carved and open."""
+        if self.closed:
+            return ZERO
+        limits = Amounts(*(getattr(self.limit, unit) or 0 for unit in UNITS))
+        return self.covered(limits - self.posted - self.pending)
+
+    @property
+    def balance(self) -> Balance:
+        """The row as others see it."""
+        return Balance(self.id, self.limit, self.posted, self.pending, self.carved, self.overrun)
+
+    def covered(self, amounts: Amounts) -> Amounts:
+        """The part of `amounts` that was promised by the parent: the units in which this account is carved."""
+        return Amounts(*(getattr(amounts, unit) if self.carved_in(unit) else 0 for unit in UNITS))
+
+    def carved_in(self, unit: str) -> bool:
+        """Whether this account's limit is carved from its parent's in `unit`: without a limit nothing is."""
+        return self.carve and getattr(self.limit, unit) is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """One unit that does not fit: `asked` more, where `used` of `limit` is taken."""
+
+    account: str
+    unit: str
+    limit: int
+    used: int
+    asked: int
+
+
+def shortage(account: Account, asked: Amounts, used: Amounts) -> Shortage | None:
+    """The first unit of `asked` that does not fit beside `used` under the account's limit."""
+    for unit in UNITS:
+        limit: int | None = getattr(account.limit, unit)
+        ceiling = MAX if limit is None else limit
+        wanted, taken = getattr(asked, unit), getattr(used, unit)
+        if wanted > 0 and taken + wanted > ceiling:
+            return Shortage(account.id, unit, ceiling, taken, wanted)
+    return None
+
+
+def taking(path: Sequence[Account], amounts: Amounts) -> Iterator[tuple[Account, Amounts]]:
+    """What spending `amounts` at the leaf takes from the room of each account of its path, leaf first.
+
+    Where the account below is carved the room was taken when it was opened, and nothing more is.
+    """
+    below: Account | None = None
+    for account in path:
+        yield account, amounts - below.covered(amounts) if below is not None else amounts
+        below = account
+
+
+def left(path: Sequence[Account]) -> Limit:
+    """The most that can be held at the leaf of `path` now; None in a unit that no account of it limits."""
+    least: dict[str, int | None] = dict.fromkeys(UNITS)
+    for account, taken in taking(path, Amounts(*(1 for _ in UNITS))):
+        room = account.balance.left
+        for unit in UNITS:
+            here: int | None = getattr(room, unit)
+            so_far = least[unit]
+            if getattr(taken, unit) and here is not None:
+                least[unit] = here if so_far is None else min(so_far, here)
+    return Limit(*(least[unit] for unit in UNITS))
+
+
+def refuse_uncountable(**values: object) -> None:
+    """Refuse numbers the ledger cannot count: each value is a dataclass of integers, its fields named in the error.
+
+    Raises:
+        AmountRefused: one is negative or above 2^62.
+    """
+    for name, value in values.items():
+        for part in fields(value):  # type: ignore[arg-type]
+            number = getattr(value, part.name)
+            if number is not None and not 0 <= number <= MAX:
+                raise AmountRefused(f"{name}.{part.name}", number)
+
+
+_FIND = "SELECT * FROM account WHERE id = ?"
+_CARVED = "SELECT id FROM account WHERE parent = ? AND closed = 0 AND carve = 1"
+_INSERT = f"INSERT INTO account VALUES ({', '.join('?' * 20)})"  # noqa: S608 - placeholders only
+_UPDATE = """
+UPDATE account SET closed = ?, limit_nano_usd = ?, limit_tokens = ?, limit_calls = ?,
+    posted_nano_usd = ?, posted_tokens = ?, posted_calls = ?,
+    pending_nano_usd = ?, pending_tokens = ?, pending_calls = ?,
+    carved_nano_usd = ?, carved_tokens = ?, carved_calls = ?,
+    overrun_nano_usd = ?, overrun_tokens = ?, overrun_calls = ?
+WHERE id = ?
+"""
+
+
+@dataclass(slots=True)
+class Tree:
+    """The accounts one transaction touches, read once and written back by `save`."""
+
+    connection: sqlite3.Connection
+    _known: dict[str, Account] = field(default_factory=dict)
+    _changed: dict[str, Account] = field(default_factory=dict)
+
+    def find(self, id: str) -> Account | None:
+        """The account of this name, if there is one."""
+        if id not in self._known:
+            row = self.connection.execute(_FIND, (id,)).fetchone()
+            if row is None:
+                return None
+            self._known[id] = _account(row)
+        return self._known[id]
+
+    def path(self, id: str) -> list[Account]:
+        """The account and its ancestors, the tenant's last.
+
+        Raises:
+            AccountUnknown: there is none of this name.
+        """
+        path: list[Account] = []
+        at: str | None = id
+        while at is not None:
+            account = self.find(at)
+            if account is None:
+                raise AccountUnknown(at)
+            path.append(account)
+            at = account.parent
+        return path
+
+    def carved_children(self, id: str) -> list[Account]:
+        """The open accounts carved from this one."""
+        rows = self.connection.execute(_CARVED, (id,)).fetchall()
+        return [child for (name,) in rows if (child := self.find(name)) is not None]
+
+    def lasting(self, account: Account) -> Amounts:
+        """What of `account.used` would stay if every pending hold vanished: a carved child's goes back to its carve."""
+        kept = ZERO
+        for child in self.carved_children(account.id):
+            kept += child.covered(child.pending)
+        return account.used - account.pending + kept
+
+    def add(self, account: Account) -> None:
+        """Write a new account."""
+        self._known[account.id] = account
+        numbers = _numbers(account)
+        self.connection.execute(
+            _INSERT, (account.id, account.tenant, account.parent, account.carve, account.closed, *numbers)
+        )
+
+    def change(self, account: Account) -> None:
+        """Mark an account as changed."""
+        self._changed[account.id] = account
+
+    def apply(
+        self, path: Sequence[Account], *, pending: Amounts = ZERO, posted: Amounts = ZERO, overrun: Amounts = ZERO
+    ) -> None:
+        """Add to every account of `path`. What an account uses of its carve leaves its parent's `carved`.
+
+        Raises:
+            AmountRefused: the overruns of an account are more than can be counted; nothing was changed.
+        """
+        for account in path:
+            refuse_uncountable(overrun=account.overrun + overrun)
+        below: Account | None = None
+        for account in path:
+            account.pending += pending
+            account.posted += posted
+            account.overrun += overrun
+            if below is not None:
+                account.carved -= below.covered(pending + posted)
+            below = account
+            self.change(account)
+
+    def save(self) -> None:
+        """Write back what changed."""
+        for account in self._changed.values():
+            self.connection.execute(_UPDATE, (account.closed, *_numbers(account), account.id))
+        self._changed.clear()
+
+
+def _numbers(account: Account) -> Iterator[int | None]:
+    for group in (account.limit, account.posted, account.pending, account.carved, account.overrun):
+        for unit in UNITS:
+            yield getattr(group, unit)
+
+
+def _account(row: tuple[Any, ...]) -> Account:
+    id, tenant, parent, carve, closed, *numbers = row
+    limit, *groups = (numbers[at : at + len(UNITS)] for at in range(0, len(numbers), len(UNITS)))
+    posted, pending, carved, overrun = (Amounts(*group) for group in groups)
+    return Account(id, tenant, parent, bool(carve), Limit(*limit), bool(closed), posted, pending, carved, overrun)

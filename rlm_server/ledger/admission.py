@@ -1,0 +1,136 @@
+"""Which of the holds asked for are taken now, which must wait, and which can never fit. One transaction's work."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from rlm_server.ledger.accounts import Account, Shortage, Tree, shortage, taking
+from rlm_server.ledger.amounts import UNITS, Amounts
+from rlm_server.ledger.errors import (
+    AccountClosed,
+    AccountUnknown,
+    BudgetBusy,
+    BudgetExceeded,
+    HoldConflict,
+    LedgerError,
+)
+from rlm_server.ledger.holds import Hold, find, insert
+
+PASS = 128
+"""The most holds one transaction takes or judges for the first time, so that other tenants' writes get their turn."""
+
+
+class Admission(Enum):
+    """What became of a hold that was not refused."""
+
+    TAKEN = auto()
+    """It is pending now."""
+    REPEATED = auto()
+    """It existed already."""
+    UNJUDGED = auto()
+    """It was not looked at: one before it on the same account waits, or the pass was over."""
+
+
+Verdict = Admission | LedgerError
+"""A hold's fate. `BudgetBusy` means that it has to wait; any other error is final."""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A hold in line. `fresh` until it has been judged once."""
+
+    hold: Hold
+    fresh: bool
+
+
+@dataclass(slots=True)
+class Pass:
+    """One look at a tenant's line, in the order of arrival.
+
+    Fairness comes from the order: a hold that must wait blocks the account it waits for, and a later hold that would
+    take room there waits behind it. What does not need that account goes ahead.
+    """
+
+    connection: sqlite3.Connection
+    tree: Tree = field(init=False)
+    blocked: set[str] = field(default_factory=set)
+    work: int = 0
+
+    def __post_init__(self) -> None:
+        self.tree = Tree(self.connection)
+
+    def judge(self, line: Sequence[Asked]) -> tuple[list[Verdict], bool]:
+        """The verdict on each hold of the line, and whether the pass ended before the line did."""
+        verdicts: list[Verdict] = []
+        waiting: set[str] = set()
+        for asked in line:
+            if self.work >= PASS:
+                verdicts += [Admission.UNJUDGED] * (len(line) - len(verdicts))
+                break
+            # One known to fit some day, behind another on its own account, would only be told to wait again.
+            if asked.hold.account in waiting and not asked.fresh:
+                verdicts.append(Admission.UNJUDGED)
+                continue
+            verdict = self._verdict(asked.hold)
+            verdicts.append(verdict)
+            self.work += asked.fresh or verdict is Admission.TAKEN
+            if isinstance(verdict, BudgetBusy):
+                waiting.add(asked.hold.account)
+        self.tree.save()
+        return verdicts, self.work >= PASS
+
+    def _verdict(self, hold: Hold) -> Verdict:
+        found = find(self.connection, hold.id)
+        if found is not None:
+            return Admission.REPEATED if found[0] == hold else HoldConflict(hold.id)
+        try:
+            path = self._path(hold)
+            busy = self._obstacle(path, hold.amounts)
+        except LedgerError as error:
+            return error
+        if busy is not None:
+            self.blocked.add(busy.account)
+            return _error(BudgetBusy, busy)
+        insert(self.connection, hold)
+        self.tree.apply(path, pending=hold.amounts)
+        return Admission.TAKEN
+
+    def _path(self, hold: Hold) -> list[Account]:
+        path = self.tree.path(hold.account)
+        if path[0].tenant != hold.tenant:
+            raise AccountUnknown(hold.account)
+        if path[0].closed:
+            raise AccountClosed(hold.account)
+        return path
+
+    def _obstacle(self, path: Sequence[Account], amounts: Amounts) -> Shortage | None:
+        """What the hold must wait for: of the accounts without room, the one nearest to the leaf.
+
+        Raises:
+            BudgetExceeded: it does not fit even beside no pending hold at all.
+        """
+        nearest: Shortage | None = None
+        for account, taken in taking(path, amounts):
+            short = shortage(account, taken, account.used)
+            if short is not None:
+                lasting = shortage(account, taken, self.tree.lasting(account))
+                if lasting is not None:
+                    raise _error(BudgetExceeded, lasting)
+            nearest = nearest or short or self._queue(account, taken)
+        return nearest
+
+    def _queue(self, account: Account, taken: Amounts) -> Shortage | None:
+        if account.id not in self.blocked:
+            return None
+        for unit in UNITS:
+            limit, asked = getattr(account.limit, unit), getattr(taken, unit)
+            if limit is not None and asked > 0:
+                return Shortage(account.id, unit, limit, getattr(account.used, unit), asked)
+        return None
+
+
+def _error(kind: type[BudgetBusy | BudgetExceeded], short: Shortage) -> LedgerError:
+    return kind(short.account, short.unit, short.limit, short.used, short.asked)

@@ -1,0 +1,198 @@
+"""The ledger: nothing is spent that was not reserved, on every account from the call to the tenant."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from typing import TypeVar
+
+from rlm_server.broker.calls import Usage
+from rlm_server.ledger import holds, opening
+from rlm_server.ledger.accounts import Account, Balance, Tree, left, refuse_uncountable
+from rlm_server.ledger.amounts import Amounts, Limit
+from rlm_server.ledger.holds import Entry, Hold, HoldState, Moved, Outcome, Recovery
+from rlm_server.ledger.line import Line
+from rlm_server.store.database import Database
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Accounts and holds in a database, whose schema must include `ledger.MIGRATIONS`.
+
+    Every answer is durable when it is given. Besides what each method names, all raise `DatabaseError` where the
+    database fails; then nothing was changed. One ledger owns its database's accounts: the line of those who wait for
+    room is in its memory.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lines: dict[str, Line] = {}
+
+    async def open_account(
+        self, account: str, *, tenant: str, parent: str | None, limit: Limit, carve: bool = False
+    ) -> None:
+        """Open an account under `parent`, or with None the tenant's own.
+
+        Without `carve` the limit is only a cap: the account competes for the parent's room. With `carve` the limit is
+        set aside at the parent until it is used or the account is closed, in the units the limit names. A promise goes
+        as far up as the links are carved: above the first account that is only capped, room is looked for now but not
+        set aside, so its holds may still be refused there (by the tenant, say). It never promises more than
+        `left(parent)`.
+
+        Opening an account again as it is changes nothing; for the tenant's own the limit is then not looked at, see
+        `set_limit`.
+
+        Raises:
+            BudgetExceeded: the carve is more than is left; it is not waited for.
+            AccountConflict: it exists otherwise, or is to be carved from no parent.
+            AccountUnknown: the tenant has no such parent.
+            AccountClosed: it, or the parent, was closed.
+            AmountRefused: the limit is negative or above 2^62.
+        """
+        wanted = Account(account, tenant, parent, carve, limit)
+        await self._freeing(lambda connection: opening.open_account(connection, wanted), lambda _: tenant)
+
+    async def close_account(self, account: str) -> Balance:
+        """Close an account and return its last balance; what a carved one left unspent goes back to its parent.
+
+        Closing it again changes nothing.
+
+        Raises:
+            AccountInUse: holds on it are unresolved, or accounts under it are open.
+            AccountUnknown: there is none.
+        """
+        closed = await self._freeing(
+            lambda connection: opening.close_account(connection, account), lambda closed: closed.tenant
+        )
+        return closed.balance
+
+    async def set_limit(self, account: str, limit: Limit) -> None:
+        """Change the limit of an account that is not carved.
+
+        Raises:
+            LimitTooLow: more than that is posted, pending and carved already.
+            AccountConflict: it is carved.
+            AccountUnknown, AccountClosed: there is none to change.
+            AmountRefused: the limit is negative or above 2^62.
+        """
+        await self._freeing(
+            lambda connection: opening.set_limit(connection, account, limit), lambda changed: changed.tenant
+        )
+
+    async def reserve(self, hold: Hold, *, deadline: float) -> None:
+        """Take a hold's amounts on every account from its leaf to the tenant, or on none.
+
+        Where calls in flight are in the way it waits until `deadline`, a `time.monotonic()` value; whoever came first
+        to the account that is in the way gets its room first. A hold is never made smaller. Reserving the same hold
+        again changes nothing. When cancelled, it is as if it had never been asked for.
+
+        Raises:
+            BudgetExceeded: it does not fit even when every call in flight turns out to cost nothing; raised at once.
+            BudgetBusy: there was no room until the deadline.
+            HoldConflict: a hold of this id exists with other content.
+            AccountUnknown, AccountClosed: there is no such account to take it from.
+            AmountRefused: an amount is negative or above 2^62.
+        """
+        refuse_uncountable(amounts=hold.amounts)
+        line = self._lines.setdefault(hold.tenant, Line(self._database))
+        await line.reserve(hold, deadline)
+
+    async def dispatch(self, hold_id: str) -> None:
+        """Record that the request is about to leave. Only after this returned may it be sent, and only once.
+
+        Raises:
+            MoveRefused: it was dispatched before, or is resolved; do not send.
+            HoldUnknown: there is none; do not send.
+        """
+        await self._database.write(lambda connection: holds.move(connection, hold_id, Outcome(HoldState.DISPATCHED)))
+
+    async def post(self, hold_id: str, actual: Amounts, usage: Usage | None) -> None:
+        """Resolve a dispatched hold with what the call cost; the rest of the hold is free again.
+
+        What is above the hold is a defect of the worst case: it is recorded as `overrun`, logged and counted. Happens
+        even when the caller is cancelled meanwhile. Repeating it changes nothing.
+
+        Raises:
+            MoveRefused: it was not dispatched, or was resolved otherwise.
+            HoldUnknown: there is none.
+            AmountRefused: a number is negative or above 2^62; post it in full instead.
+        """
+        await self._resolve(hold_id, Outcome(HoldState.POSTED, actual, usage))
+
+    async def post_in_full(self, hold_id: str) -> None:
+        """Resolve a dispatched hold whose cost is not known: all of it is spent. Otherwise as `post`."""
+        await self._resolve(hold_id, Outcome(HoldState.POSTED))
+
+    async def void(self, hold_id: str) -> None:
+        """Resolve a hold that cost nothing: not sent, or failed in a way the provider does not bill.
+
+        Happens even when the caller is cancelled meanwhile. Repeating it changes nothing.
+
+        Raises:
+            MoveRefused: it was posted.
+            HoldUnknown: there is none.
+        """
+        await self._resolve(hold_id, Outcome(HoldState.VOIDED))
+
+    async def balance(self, account: str) -> Balance:
+        """Where an account stands, closed or not.
+
+        Raises:
+            AccountUnknown: there is none.
+        """
+        return await self._database.read(lambda connection: opening.balance(connection, account))
+
+    async def left(self, account: str) -> Limit:
+        """The most a hold on `account` could take now, all its ancestors considered; None where nothing limits it.
+
+        Raises:
+            AccountUnknown: there is none.
+        """
+        return await self._database.read(lambda connection: left(Tree(connection).path(account)))
+
+    async def recover(self) -> Recovery:
+        """Resolve what a dead server left: pending holds are void, dispatched ones are posted in full.
+
+        For the start of a server, before anything is reserved: it does not spare holds of calls in flight.
+        """
+        return await self._database.write(holds.recover)
+
+    async def entries(self, *, tenant: str, run: str | None = None) -> list[Entry]:
+        """The posted holds of a tenant, or of one of its runs, oldest first."""
+        return await self._database.read(lambda connection: holds.entries(connection, tenant, run))
+
+    async def overruns(self) -> int:
+        """How many posted holds cost more than they held; anything but 0 is a defect of a worst case."""
+        return await self._database.read(holds.overruns)
+
+    async def _resolve(self, hold_id: str, outcome: Outcome) -> None:
+        await self._freeing(lambda connection: holds.move(connection, hold_id, outcome), _resolved)
+
+    async def _freeing(self, change: Callable[[sqlite3.Connection], T], tenant_of: Callable[[T], str]) -> T:
+        """Make a change that may free room or take the last of it, and have the tenant's line judged again.
+
+        Shielded, and the line called from a callback: those who wait must hear of it though the caller is cancelled.
+        """
+        changing = self._database.submit(change)
+
+        def changed(done: asyncio.Future[T]) -> None:
+            if not done.cancelled() and done.exception() is None:
+                line = self._lines.get(tenant_of(done.result()))
+                if line is not None:
+                    line.advance()
+
+        changing.add_done_callback(changed)
+        return await asyncio.shield(changing)
+
+
+def _resolved(moved: Moved) -> str:
+    if moved.overrun != Amounts():
+        logger.error(
+            "hold %s of model %s cost more than it held, by %s", moved.hold.id, moved.hold.model, moved.overrun
+        )
+    return moved.hold.tenant

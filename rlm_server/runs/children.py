@@ -1,0 +1,131 @@
+"""Child RLMs: each a node one level deeper, with its own session, its own text, and an account carved from its parent's."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+
+from rlm_server.ledger import NANO, UNITS, BudgetError, BudgetExceeded, Limit
+from rlm_server.runs.calls import Calls, check_batch, failed, model_named
+from rlm_server.runs.events import Body, ChildFinished, ChildStarted, Guard
+from rlm_server.runs.journal import NodeRow
+from rlm_server.runs.state import RunState
+from rlm_server.runs.tree import Outcome, Task, Tree
+from sandbox.door import DoorRefusal, HostCall, Json
+from sandbox.memory import sealed
+from sandbox.text import Text, encode
+
+AT_THE_CAP_CHARACTERS = 100_000
+"""Of a text, shown to the model that answers in place of a child at the depth cap."""
+
+
+class Children:
+    """Serves `rlm_query` for one node."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        parent: Task,
+        calls: Calls,
+        emit: Callable[[Body], None],
+        run: Callable[[Task], Awaitable[Outcome]],
+    ) -> None:
+        self._tree, self._parent, self._calls, self._emit, self._run_node = tree, parent, calls, emit, run
+
+    async def rlm_query(self, call: HostCall) -> Json:
+        """Answer a request `rlm_query(prompts, contexts, model, budget)`: a slot for each prompt, in order."""
+        questions, contexts, model = call.texts("prompts"), call.texts("contexts"), model_named(call)
+        tree, depth = self._tree, self._parent.depth
+        check_batch(len(questions), tree.limits.batch)
+        if len(questions) != len(contexts):
+            raise DoorRefusal("ValueError", f"{len(questions)} prompts but {len(contexts)} contexts")
+        if depth >= tree.limits.max_depth:
+            return list(await self._without_children(questions, contexts, model))
+        try:
+            budget = await self._budget(call, len(questions))
+        except BudgetError as error:
+            raise DoorRefusal("LimitExceeded", str(error)) from None
+        async with asyncio.TaskGroup() as group:
+            children = [
+                group.create_task(self._child(question, context, model, budget))
+                for question, context in zip(questions, contexts, strict=True)
+            ]
+        return [child.result() for child in children]
+
+    async def _without_children(
+        self, questions: list[str], contexts: list[str], model: str | None
+    ) -> list[dict[str, Json]]:
+        most = self._tree.limits.max_depth
+        self._emit(Guard("max_depth", f"at depth {most} rlm_query is answered by llm_query"))
+        prompts = [
+            question if context == question else f"{question}\n\nText:\n{context[:AT_THE_CAP_CHARACTERS]}"
+            for question, context in zip(questions, contexts, strict=True)
+        ]
+        slots = await self._calls.ask(prompts, model)
+        for slot, context in zip(slots, contexts, strict=True):
+            seen = min(len(context), AT_THE_CAP_CHARACTERS)
+            slot["note"] = f"the depth cap {most} is reached: llm_query answered, over {seen} characters"
+        return slots
+
+    async def _budget(self, call: HostCall, children: int) -> Limit:
+        """Return what each child may spend: what the code asks for, else an equal share, one share left for the parent."""
+        left = await self._tree.services.ledger.left(self._parent.id)
+        shares = {unit: None if (of := getattr(left, unit)) is None else of // (children + 1) for unit in UNITS}
+        asked = call.arguments.get("budget")
+        if asked is not None:
+            if (
+                isinstance(asked, bool)
+                or not isinstance(asked, int | float)
+                or not 0 < asked < 1e9
+                or math.isnan(asked)
+            ):
+                raise DoorRefusal("ValueError", "budget must be a positive number of US dollars")
+            shares["nano_usd"] = int(asked * NANO)
+        for unit, share in shares.items():
+            if share is not None and share <= 0:
+                raise DoorRefusal("LimitExceeded", f"too little {unit} is left to start a child RLM")
+        return Limit(**shares)
+
+    async def _child(self, question: str, context: str, model: str | None, budget: Limit) -> dict[str, Json]:
+        tree, services, depth = self._tree, self._tree.services, self._parent.depth + 1
+        child_id = "node_" + secrets.token_hex(16)
+        async with tree.level(depth):
+            try:
+                await services.ledger.open_account(
+                    child_id, tenant=tree.run.tenant, parent=self._parent.id, limit=budget, carve=True
+                )
+            except BudgetExceeded as error:
+                return failed("LimitExceeded", str(error))
+            await services.journal.add_node(
+                NodeRow(child_id, tree.run.id, self._parent.id, depth, RunState.PENDING, question)
+            )
+            self._emit(ChildStarted(child_id, question, len(context), budget))
+            with _in_memory(context) as text:
+                return await self._run(child_id, question, text, model)
+
+    async def _run(self, child_id: str, question: str, text: Text, model: str | None) -> dict[str, Json]:
+        depth, named = self._parent.depth + 1, model or self._tree.run.sub_model
+        outcome = Outcome(RunState.CANCELLED, reason="cancelled")
+        try:
+            outcome = await self._run_node(Task(child_id, self._parent.id, depth, question, text, named))
+        finally:
+            spent = (await self._tree.services.ledger.balance(child_id)).posted
+            self._emit(ChildFinished(child_id, outcome.state, outcome.reason, spent))
+        if outcome.state is RunState.SUCCEEDED:
+            return {"ok": outcome.answer}
+        ending = f"the child RLM ended {outcome.state}: {outcome.reason}"
+        return {"ok": outcome.answer, "note": ending} if outcome.answer else failed("RuntimeError", ending)
+
+
+@contextmanager
+def _in_memory(context: str) -> Iterator[Text]:
+    form, data = encode(context)
+    fd = sealed(data, "context")
+    try:
+        yield Text(fd, form, len(context))
+    finally:
+        os.close(fd)

@@ -1,0 +1,208 @@
+"""What happens in a run, as values that are numbered, kept and shown.
+
+The names of the bodies and of their fields are those of the protocol's `RunEvent`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from rlm_server.ledger.amounts import Amounts, Limit
+from rlm_server.runs.state import RunState
+from sandbox.turn import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarted:
+    """The root begins."""
+
+    question: str
+    model: str
+    sub_model: str
+    context_characters: int
+    budget: Limit
+    kind: Literal["run_started"] = "run_started"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnStarted:
+    """The node's model is asked what to do next."""
+
+    max_turns: int
+    kind: Literal["turn_started"] = "turn_started"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReplied:
+    """The node's model answered."""
+
+    model: str
+    text: str
+    spent: Amounts
+    kind: Literal["model_replied"] = "model_replied"
+
+
+@dataclass(frozen=True, slots=True)
+class CodeStarted:
+    """A code block of the reply begins to run; blocks count from 1."""
+
+    code: str
+    block: int
+    kind: Literal["code_started"] = "code_started"
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """The code printed; `stream` is stdout or stderr."""
+
+    stream: Literal["stdout", "stderr"]
+    text: str
+    kind: Literal["output"] = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted:
+    """The code calls a model."""
+
+    call_id: str
+    model: str
+    prompt_characters: int
+    kind: Literal["call_started"] = "call_started"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedCall:
+    """A model call of the code's ended; `memo`: it was answered from an identical one, free."""
+
+    call_id: str
+    model: str
+    spent: Amounts
+    memo: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallFinished:
+    """A model call of the code's ended."""
+
+    call: FinishedCall
+    reply_characters: int
+    kind: Literal["call_finished"] = "call_finished"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildStarted:
+    """The code starts a child RLM."""
+
+    child_id: str
+    question: str
+    context_characters: int
+    budget: Limit
+    kind: Literal["child_started"] = "child_started"
+
+
+@dataclass(frozen=True, slots=True)
+class ChildFinished:
+    """A child RLM ended."""
+
+    child_id: str
+    state: RunState
+    reason: str
+    spent: Amounts
+    kind: Literal["child_finished"] = "child_finished"
+
+
+@dataclass(frozen=True, slots=True)
+class CodeFinished:
+    """A code block ended."""
+
+    result: Turn
+    kind: Literal["code_finished"] = "code_finished"
+
+
+@dataclass(frozen=True, slots=True)
+class TurnCheckpointed:
+    """The session's state after a turn is kept; `private_bytes` of memory are its own."""
+
+    private_bytes: int
+    kind: Literal["turn_checkpointed"] = "turn_checkpointed"
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetWarning:
+    """The run has spent this share of its budget in one unit."""
+
+    unit: str
+    percent: int
+    spent: int
+    limit: int
+    kind: Literal["budget_warning"] = "budget_warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """The server held something back or answered it itself."""
+
+    name: str
+    detail: str
+    kind: Literal["guard"] = "guard"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The node has its answer."""
+
+    text: str
+    kind: Literal["answer"] = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFinished:
+    """The root ended: the last event of a run."""
+
+    state: RunState
+    reason: str
+    spent: Amounts
+    answer: str
+    kind: Literal["run_finished"] = "run_finished"
+
+
+Body = (
+    RunStarted | TurnStarted | ModelReplied | CodeStarted | Printed | CallStarted | CallFinished | ChildStarted
+    | ChildFinished | CodeFinished | TurnCheckpointed | BudgetWarning | Guard | Answer | RunFinished
+)  # fmt: skip
+
+_bodies: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a run's tree something happened. `parent` is empty for the root; `turn` is 0 outside turns."""
+
+    node: str
+    parent: str
+    depth: int
+    turn: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A numbered event: 1, 2, 3, … in each run. `at` is in Unix milliseconds."""
+
+    sequence: int
+    at: int
+    place: Place
+    body: Body
+
+
+def to_json(body: Body) -> str:
+    """Write a body for the store."""
+    return _bodies.dump_json(body).decode()
+
+
+def from_json(text: str) -> Body:
+    """Read a body that `to_json` wrote."""
+    return _bodies.validate_json(text)

@@ -1,0 +1,133 @@
+"""The names a program in the REPL may use to ask models and to answer. Runs inside the sandbox."""
+
+import sys
+
+import _door
+import _runner
+
+namespace = sys.modules["__main__"].__dict__
+
+
+def llm_query(prompt, model=None):
+    """Ask a model once and return its answer."""
+    return _only(_door.call("llm_query", prompts=[_text("prompt", prompt)], model=model))
+
+
+def llm_query_batched(prompts, model=None, return_exceptions=False):
+    """Ask a model about every prompt at once; answers come in the order of the prompts.
+
+    A failed one gives its error as text in its slot, or as an exception with return_exceptions=True.
+    """
+    prompts = [_text("prompts", prompt) for prompt in prompts]
+    return _slots(_door.call("llm_query", prompts=prompts, model=model), return_exceptions)
+
+
+def rlm_query(prompt, context=None, model=None, budget=None):
+    """Let a child RLM answer, with a REPL of its own and `context` as its text (the prompt where there is none).
+
+    budget: the most it may spend in US dollars; without one, half of what is left here.
+    """
+    question = _text("prompt", prompt)
+    context = question if context is None else _text("context", context)
+    return _only(_door.call("rlm_query", prompts=[question], contexts=[context], model=model, budget=budget))
+
+
+def rlm_query_batched(prompts, contexts=None, model=None, budget=None, return_exceptions=False):
+    """Let one child RLM for each prompt answer, all at once; `contexts` gives each its text. `budget` is each one's."""
+    questions = [_text("prompts", prompt) for prompt in prompts]
+    contexts = questions if contexts is None else [_text("contexts", context) for context in contexts]
+    if len(contexts) != len(questions):
+        raise ValueError(f"{len(questions)} prompts but {len(contexts)} contexts")
+    replies = _door.call("rlm_query", prompts=questions, contexts=contexts, model=model, budget=budget)
+    return _slots(replies, return_exceptions)
+
+
+def budget():
+    """Return what is left: usd, tokens, calls (None where not limited), turns, depth, seconds."""
+    return _door.call("budget")
+
+
+def SHOW_VARS():
+    """Print the program's variables with type and size."""
+    for name, kind, length in _runner.variables():
+        print(f"{name}: {kind}" + (f" of length {length}" if length >= 0 else ""))
+
+
+def FINAL(value):
+    """Give the answer."""
+    answer_now(value)
+
+
+def FINAL_VAR(name):
+    """Give the value of the variable of this name (or the value itself) as the answer."""
+    answer_now(namespace[name] if isinstance(name, str) and name in namespace else name)
+
+
+def SUBMIT(*values, **named):
+    """Give the answer: one value, or several by name."""
+    answer_now(values[0] if len(values) == 1 and not named else named or values)
+
+
+def answer_now(value):
+    namespace["answer"] = {"content": value, "ready": True}
+
+
+def _text(name, value):
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be str, not {type(value).__name__}")
+    return value
+
+
+def _failure(error):
+    kind = _door.ERRORS.get(error["type"], RuntimeError)
+    return kind(error["message"])
+
+
+def _only(replies):
+    if "error" in replies[0]:
+        raise _failure(replies[0]["error"])
+    return _noted(replies[0])
+
+
+def _slots(replies, return_exceptions):
+    found = []
+    for reply in replies:
+        if "error" not in reply:
+            found.append(_noted(reply))
+        elif return_exceptions:
+            found.append(_failure(reply["error"]))
+        else:
+            found.append(f"Error: {reply['error']['message']}")
+    return found
+
+
+def _noted(reply):
+    if reply.get("note"):
+        print(f"[{reply['note']}]")
+    return reply["ok"]
+
+
+def _after():
+    answer = namespace.get("answer")
+    if not isinstance(answer, dict):
+        answer = namespace["answer"] = {"content": "" if answer is None else answer, "ready": False}
+    if answer.get("ready") or answer.get("content"):
+        content = answer.get("content")
+        content = content if isinstance(content, str) else repr(content) if content is not None else ""
+        if (content, bool(answer.get("ready"))) != _said[0]:
+            _said[0] = (content, bool(answer.get("ready")))
+            _door.call("answer", content=content, ready=_said[0][1])
+
+
+_said = [None]
+
+namespace["answer"] = {"content": "", "ready": False}
+_runner.after.append(_after)
+_runner.reserved.update(
+    {
+        function.__name__: function
+        for function in (
+            llm_query, llm_query_batched, rlm_query, rlm_query_batched, budget, SHOW_VARS, FINAL, FINAL_VAR, SUBMIT,
+        )
+    }
+)  # fmt: skip

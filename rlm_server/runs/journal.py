@@ -1,0 +1,188 @@
+"""What is kept of runs: as they were asked for, the nodes of their trees, and every event."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rlm_server.ledger.amounts import Limit
+from rlm_server.runs.events import Event, Place, RunFinished, from_json, to_json
+from rlm_server.runs.state import RunState, move
+from rlm_server.store.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run as it was asked for. Times are Unix milliseconds; `ended_at` is None while it goes on."""
+
+    id: str
+    tenant: str
+    request_id: str | None
+    context: str | None
+    model: str
+    sub_model: str
+    budget: Limit
+    created_at: int
+    ended_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One RLM of a run's tree. The root's id is the run's, its parent None."""
+
+    id: str
+    run: str
+    parent: str | None
+    depth: int
+    state: RunState
+    question: str
+    answer: str = ""
+    reason: str = ""
+    turns: int = 0
+
+
+class Journal:
+    """Reads and writes runs. What was written is durable when the call returns."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create(self, run: RunRow, question: str) -> RunRow:
+        """Keep a new run with its root node, pending; a repeated request id returns the run it made first."""
+
+        def write(connection: sqlite3.Connection) -> RunRow:
+            known = _by_request(connection, run.tenant, run.request_id)
+            if known:
+                return known
+            connection.execute(
+                "INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (run.id, run.tenant, run.request_id, run.context, run.model, run.sub_model, run.budget.nano_usd,
+                 run.budget.tokens, run.budget.calls, run.created_at, run.ended_at),
+            )  # fmt: skip
+            _insert_node(connection, NodeRow(run.id, run.id, None, 0, RunState.PENDING, question))
+            return run
+
+        return await self._database.write(write)
+
+    async def by_request(self, tenant: str, request_id: str) -> RunRow | None:
+        """Return the run that a request made, if one did."""
+        return await self._database.read(lambda connection: _by_request(connection, tenant, request_id))
+
+    async def get(self, tenant: str, run: str) -> RunRow | None:
+        """Return a tenant's run, or None: another tenant's does not exist for this one."""
+        return await self._database.read(lambda connection: _run(connection, "tenant = ? AND id = ?", (tenant, run)))
+
+    async def add_node(self, node: NodeRow) -> None:
+        """Keep a child's node."""
+        await self._database.write(lambda connection: _insert_node(connection, node))
+
+    async def nodes(self, run: str) -> list[NodeRow]:
+        """Return a run's tree, the root first, in the order of their start."""
+
+        def read(connection: sqlite3.Connection) -> list[NodeRow]:
+            rows = connection.execute(f"{_NODE} WHERE run = ? ORDER BY rowid", (run,)).fetchall()
+            return [NodeRow(*row[:4], RunState(row[4]), *row[5:]) for row in rows]
+
+        return await self._database.read(read)
+
+    async def move(self, node: str, state: RunState, *, answer: str = "", reason: str = "", turns: int = 0) -> None:
+        """Move a node to another state.
+
+        Raises:
+            ValueError: its present state does not allow that.
+        """
+
+        def write(connection: sqlite3.Connection) -> None:
+            row = connection.execute("SELECT state FROM node WHERE id = ?", (node,)).fetchone()
+            connection.execute(
+                "UPDATE node SET state = ?, answer = ?, reason = ?, turns = ? WHERE id = ?",
+                (move(RunState(row[0]), state), answer, reason, turns, node),
+            )
+            if state.ended:
+                connection.execute("UPDATE run SET ended_at = ? WHERE id = ?", (now(), node))
+
+        await self._database.write(write)
+
+    async def unfinished(self) -> list[NodeRow]:
+        """Return the nodes that a former process left unfinished, children before their parents."""
+
+        def read(connection: sqlite3.Connection) -> list[NodeRow]:
+            rows = connection.execute(f"{_NODE} WHERE state IN ('pending', 'running') ORDER BY depth DESC").fetchall()
+            return [NodeRow(*row[:4], RunState(row[4]), *row[5:]) for row in rows]
+
+        return await self._database.read(read)
+
+    async def append(self, run: str, events: Sequence[Event]) -> None:
+        """Keep events; their numbers must follow those kept."""
+
+        def write(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                [
+                    (run, e.sequence, e.at, e.place.node, e.place.parent, e.place.depth, e.place.turn, to_json(e.body))
+                    for e in events
+                ],
+            )
+
+        await self._database.write(write)
+
+    async def events(self, run: str, from_sequence: int, most: int) -> list[Event]:
+        """Return up to `most` events from a number on."""
+
+        def read(connection: sqlite3.Connection) -> list[Event]:
+            rows = connection.execute(
+                "SELECT sequence, at, node, parent, depth, turn, body FROM event "
+                "WHERE run = ? AND sequence >= ? ORDER BY sequence LIMIT ?",
+                (run, from_sequence, most),
+            ).fetchall()
+            return [Event(row[0], row[1], Place(*row[2:6]), from_json(row[6])) for row in rows]
+
+        return await self._database.read(read)
+
+    async def last_sequence(self, run: str) -> int:
+        """Return the number of a run's newest event, 0 for none."""
+
+        def read(connection: sqlite3.Connection) -> int:
+            return int(connection.execute("SELECT max(sequence) FROM event WHERE run = ?", (run,)).fetchone()[0] or 0)
+
+        return await self._database.read(read)
+
+    async def finished(self, run: str) -> bool:
+        """Whether a run's last event is kept."""
+
+        def read(connection: sqlite3.Connection) -> bool:
+            row = connection.execute(
+                "SELECT body FROM event WHERE run = ? ORDER BY sequence DESC LIMIT 1", (run,)
+            ).fetchone()
+            return row is not None and isinstance(from_json(row[0]), RunFinished)
+
+        return await self._database.read(read)
+
+
+_NODE = "SELECT id, run, parent, depth, state, question, answer, reason, turns FROM node"
+
+
+def _insert_node(connection: sqlite3.Connection, node: NodeRow) -> None:
+    connection.execute(
+        "INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (node.id, node.run, node.parent, node.depth, node.state, node.question, node.answer, node.reason, node.turns),
+    )
+
+
+def _by_request(connection: sqlite3.Connection, tenant: str, request_id: str | None) -> RunRow | None:
+    return _run(connection, "tenant = ? AND request_id = ?", (tenant, request_id)) if request_id else None
+
+
+def _run(connection: sqlite3.Connection, where: str, values: tuple[str, str]) -> RunRow | None:
+    row = connection.execute(
+        "SELECT id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, limit_calls, "  # noqa: S608
+        f"created_at, ended_at FROM run WHERE {where}", values,
+    ).fetchone()  # fmt: skip
+    return None if row is None else RunRow(*row[:6], Limit(*row[6:9]), *row[9:])
+
+
+def now() -> int:
+    """Return the time in Unix milliseconds."""
+    return time.time_ns() // 1_000_000

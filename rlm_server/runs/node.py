@@ -1,0 +1,236 @@
+"""One RLM of a run's tree: the loop in which its model writes code, the code runs, and the model sees what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from dataclasses import replace
+
+from rlm_server.broker.broker import CallFailed
+from rlm_server.broker.calls import Message, ModelRequest, Payer
+from rlm_server.ledger import BudgetError
+from rlm_server.runs import prompt, reply
+from rlm_server.runs.calls import Calls, Terms, seconds_left
+from rlm_server.runs.children import Children
+from rlm_server.runs.events import (
+    Answer,
+    Body,
+    CallFinished,
+    CallStarted,
+    CodeFinished,
+    CodeStarted,
+    Guard,
+    ModelReplied,
+    Place,
+    TurnCheckpointed,
+    TurnStarted,
+)  # fmt: skip
+from rlm_server.runs.printing import Printing
+from rlm_server.runs.state import RunState
+from rlm_server.runs.tree import Outcome, Task, Tree
+from sandbox.door import DoorRefusal, HostCall, Json
+from sandbox.pool import LiveSession, PoolFull
+from sandbox.turn import Turn
+
+log = logging.getLogger(__name__)
+
+
+class _Ended(Exception):  # noqa: N818
+    def __init__(self, state: RunState, reason: str) -> None:
+        super().__init__(reason)
+        self.state = state
+
+
+class Node:
+    """Runs the loop of one RLM. Everything it starts has ended when `run` returns."""
+
+    def __init__(self, tree: Tree, task: Task) -> None:
+        self.tree = tree
+        self.task = task
+        self.place = Place(task.id, task.parent, task.depth)
+        self.payer = Payer(task.id, tree.run.tenant, tree.run.id, task.id)
+        limits = tree.limits
+        terms = Terms(tree.run.sub_model, limits.sub_tokens, limits.batch, tree.deadline)
+        self.calls = Calls(tree.services.broker, self.payer, terms, tree.memo, self._reported)
+        self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
+        self._draft = ""
+        self._ready = False
+        self._messages: list[Message] = []
+        self._seen: Counter[tuple[object, ...]] = Counter()
+        self._errors = 0
+
+    def emit(self, body: Body) -> None:
+        """Report something that happened in this node."""
+        self.tree.feed.emit(self.place, body)
+
+    def _reported(self, body: CallStarted | CallFinished) -> None:
+        self.emit(body)
+        if isinstance(body, CallFinished):
+            self.tree.count(self.place, body.call.spent)
+
+    # ---- from start to end ---------------------------------------------------------------------------------------
+
+    async def run(self) -> Outcome:
+        """Work until there is an answer or a limit, keep the outcome, and return it.
+
+        Cancelling the task ends the node as cancelled, with everything under it, and then goes on.
+        """
+        await self.tree.services.journal.move(self.task.id, RunState.RUNNING)
+        try:
+            outcome = await self._outcome()
+        except asyncio.CancelledError:
+            await self._keep(Outcome(RunState.CANCELLED, self._draft, "cancelled"))
+            raise
+        except Exception:
+            log.exception("node %s failed", self.task.id)
+            outcome = Outcome(RunState.FAILED, self._draft, "an internal error of the server; it has been logged")
+        await self._keep(outcome)
+        return outcome
+
+    async def _outcome(self) -> Outcome:
+        try:
+            async with asyncio.timeout(seconds_left(self.tree.deadline)):
+                return Outcome(RunState.SUCCEEDED, await self._work())
+        except TimeoutError:
+            limit = self.tree.limits.wall_seconds
+            return Outcome(RunState.EXHAUSTED, self._draft, f"wall_seconds: the run may take {limit:g} s")
+        except _Ended as ended:
+            return Outcome(ended.state, self._draft, str(ended))
+
+    async def _keep(self, outcome: Outcome) -> None:
+        services = self.tree.services
+        await services.ledger.close_account(self.task.id)
+        await services.journal.move(
+            self.task.id, outcome.state, answer=outcome.answer, reason=outcome.reason, turns=self.place.turn
+        )
+
+    async def _work(self) -> str:
+        try:
+            session = await self.tree.services.pool.create(self.tree.image, self.tree.limits.sandbox)
+        except PoolFull as error:
+            raise _Ended(RunState.FAILED, str(error)) from None
+        try:
+            if self.task.text is not None:
+                attached = await session.attach("context", self.task.text)
+                if attached.error:
+                    raise _Ended(RunState.FAILED, f"the context could not be attached: {attached.error.message}")
+            return await self._converse(session)
+        except MemoryError as error:
+            raise _Ended(RunState.FAILED, str(error)) from None
+        finally:
+            await session.close()
+
+    # ---- the loop ------------------------------------------------------------------------------------------------
+
+    async def _converse(self, session: LiveSession) -> str:
+        limits = self.tree.limits
+        self._messages = [Message("user", prompt.task(self.task.question, await self._environment(1)))]
+        for turn in range(1, limits.max_turns + 1):
+            self.place = replace(self.place, turn=turn)
+            self.emit(TurnStarted(limits.max_turns))
+            said = reply.read(await self._ask(limits.root_tokens))
+            if said.final is not None:
+                return self._answered(said.final)
+            blocks = said.blocks or ((f"FINAL_VAR({said.final_variable!r})",) if said.final_variable else ())
+            results = await self._run_blocks(session, blocks)
+            self.emit(TurnCheckpointed(session.private_bytes))
+            if self._ready:
+                return self._answered(self._draft)
+            notes = self._guard(blocks, results)
+            environment = await self._environment(min(turn + 1, limits.max_turns))
+            told = prompt.feedback(results, len(blocks), environment)
+            self._messages.append(Message("user", "\n\n".join([*notes, told])))
+        await self._last_word()
+        raise _Ended(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
+
+    def _answered(self, text: str) -> str:
+        self._draft = text
+        self.emit(Answer(text))
+        return text
+
+    async def _ask(self, max_tokens: int) -> str:
+        model = self.task.model
+        request = ModelRequest(model, tuple(self._messages), prompt.SYSTEM, max_tokens)
+        try:
+            done = await self.tree.services.broker.complete(request, self.payer, deadline=self.tree.deadline)
+        except BudgetError as error:
+            raise _Ended(RunState.EXHAUSTED, f"budget: {error}") from None
+        except CallFailed as error:
+            self.tree.count(self.place, error.spent)
+            raise _Ended(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
+        self.emit(ModelReplied(model, done.reply.text, done.spent))
+        self.tree.count(self.place, done.spent)
+        self._messages.append(Message("assistant", done.reply.text or "(no text)"))
+        return done.reply.text
+
+    async def _last_word(self) -> None:
+        self._messages.append(Message("user", prompt.LAST_WORD))
+        try:
+            self._draft = (await self._ask(min(1024, self.tree.limits.root_tokens))).strip() or self._draft
+        except _Ended as ended:
+            self.emit(Guard("last_word", f"no closing answer: {ended}"))
+
+    async def _run_blocks(self, session: LiveSession, blocks: tuple[str, ...]) -> list[Turn]:
+        results: list[Turn] = []
+        for number, code in enumerate(blocks, start=1):
+            self.emit(CodeStarted(code, number))
+            with Printing(self.emit) as printing:
+                result = await session.execute(code, self._answer, printing.take)
+            self.emit(CodeFinished(result))
+            results.append(result)
+            if result.error or self._ready:
+                break
+        return results
+
+    def _guard(self, blocks: tuple[str, ...], results: list[Turn]) -> list[str]:
+        limits, notes = self.tree.limits, []
+        if not blocks:
+            self.emit(Guard("no_code", "the reply held no code to run"))
+            notes.append(prompt.NO_CODE)
+        self._errors = self._errors + 1 if not blocks or results[-1].error else 0
+        if self._errors >= limits.errors_in_a_row:
+            raise _Ended(RunState.EXHAUSTED, f"errors_in_a_row: {self._errors} turns in a row failed")
+        did = (blocks, *((r.status, r.stdout, r.error and r.error.message) for r in results))
+        self._seen[did] += 1
+        if self._seen[did] > 1:
+            self.emit(Guard("repeated", "the code and what came of it are those of an earlier turn"))
+            notes.append("You have run this very code before, with the same result. Do something else, or answer.")
+        if self._seen[did] >= limits.repeats:
+            raise _Ended(RunState.EXHAUSTED, f"no progress: the same code gave the same result {limits.repeats} times")
+        return notes
+
+    async def _environment(self, turn: int) -> prompt.Environment:
+        limits = self.tree.limits
+        return prompt.Environment(
+            turn, limits.max_turns, self.task.text.characters if self.task.text else 0, self.task.depth,
+            limits.max_depth, await self.tree.services.ledger.left(self.task.id), self.calls.count,
+            seconds_left(self.tree.deadline),
+        )  # fmt: skip
+
+    # ---- the door ------------------------------------------------------------------------------------------------
+
+    async def _answer(self, call: HostCall) -> Json:
+        match call.op:
+            case "llm_query":
+                return await self.calls.llm_query(call)
+            case "rlm_query":
+                return await self._children.rlm_query(call)
+            case "answer":
+                self._draft, self._ready = call.text("content"), call.arguments.get("ready") is True
+                return None
+            case "budget":
+                return await self._budget()
+            case _:
+                raise DoorRefusal("ValueError", f"there is nothing called {call.op[:100]!r} to ask for")
+
+    async def _budget(self) -> Json:
+        left = await self.tree.services.ledger.left(self.task.id)
+        return {
+            "usd": None if left.nano_usd is None else left.nano_usd / 1e9,
+            "tokens": left.tokens,
+            "calls": left.calls,
+            "turns": self.tree.limits.max_turns - self.place.turn,
+            "depth": self.tree.limits.max_depth - self.task.depth,
+            "seconds": round(seconds_left(self.tree.deadline), 1),
+        }

@@ -1,0 +1,41 @@
+"""The states of a run and of each node of its tree, and the moves between them."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class RunState(StrEnum):
+    """Where a run is. `exhausted`: a limit ended it, and the reason names that limit."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXHAUSTED = "exhausted"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing can follow."""
+        return not MOVES[self]
+
+
+_ENDS = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.EXHAUSTED})
+
+MOVES: dict[RunState, frozenset[RunState]] = {
+    RunState.PENDING: frozenset({RunState.RUNNING, RunState.FAILED, RunState.CANCELLED}),
+    RunState.RUNNING: _ENDS,
+    **{end: frozenset() for end in _ENDS},
+}
+
+
+def move(now: RunState, then: RunState) -> RunState:
+    """Return `then`.
+
+    Raises:
+        ValueError: that move is not in the table.
+    """
+    if then not in MOVES[now]:
+        raise ValueError(f"a run that is {now} cannot become {then}")
+    return then

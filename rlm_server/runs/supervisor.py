@@ -1,0 +1,166 @@
+"""Starts, watches, cancels and recovers runs. Every run is a task of this room's, and ends before the room closes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, nullcontext
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from rlm_server.ledger import Amounts, BudgetExceeded, LedgerError, Limit
+from rlm_server.runs.events import Event, Place, RunFinished, RunStarted
+from rlm_server.runs.feed import Feed, replay
+from rlm_server.runs.journal import NodeRow, RunRow, now
+from rlm_server.runs.node import Node
+from rlm_server.runs.state import RunState
+from rlm_server.runs.tree import Outcome, RunLimits, Services, Task, Tree
+from rlm_server.store.contexts import Context, Contexts
+
+log = logging.getLogger(__name__)
+
+
+class TooManyRuns(Exception):  # noqa: N818 - a state, not a fault
+    """The server runs as many runs as it may; the message names the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run as a caller asks for it, checked."""
+
+    tenant: str
+    request_id: str | None
+    question: str
+    context: Context | None
+    model: str
+    sub_model: str
+    budget: Limit
+    limits: RunLimits
+    image: str
+
+
+@dataclass(slots=True)
+class _Live:
+    feed: Feed
+    task: asyncio.Task[None]
+
+
+class Supervisor:
+    """Owns the runs that are going on. An async context manager: leaving it cancels them and waits for their end."""
+
+    def __init__(self, services: Services, contexts: Contexts, *, most: int) -> None:
+        self._services = services
+        self._contexts = contexts
+        self._most = most
+        self._live: dict[str, _Live] = {}
+        self._stack = AsyncExitStack()
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._recover()
+        await self._stack.enter_async_context(self._group)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for live in self._live.values():
+            live.task.cancel()
+        await self._stack.__aexit__(None, None, None)
+
+    async def create(self, new: NewRun) -> RunRow:
+        """Start a run and return it; a repeated request id returns the run it started.
+
+        Raises:
+            BudgetExceeded: the budget is more than what the tenant has left.
+            TooManyRuns: as many as may are going on.
+        """
+        journal, ledger = self._services.journal, self._services.ledger
+        if new.request_id and (known := await journal.by_request(new.tenant, new.request_id)):
+            return known
+        if len(self._live) >= self._most:
+            raise TooManyRuns(f"this server runs at most {self._most} runs at once; try again when one has ended")
+        check_affordable(new.tenant, new.budget, await ledger.left(new.tenant))
+        run_id = "run_" + secrets.token_hex(16)
+        row = RunRow(
+            run_id, new.tenant, new.request_id, new.context.id if new.context else None, new.model, new.sub_model,
+            new.budget, now(),
+        )  # fmt: skip
+        kept = await journal.create(row, new.question)
+        if kept.id != run_id:
+            return kept
+        await ledger.open_account(run_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
+        feed = Feed(journal, run_id)
+        self._live[run_id] = _Live(feed, self._group.create_task(self._run(row, new, feed)))
+        return row
+
+    async def _run(self, row: RunRow, new: NewRun, feed: Feed) -> None:
+        place = Place(row.id, "", 0)
+        keeping = asyncio.create_task(feed.serve())
+        outcome = Outcome(RunState.FAILED, reason="an internal error of the server; it has been logged")
+        try:
+            feed.emit(
+                place,
+                RunStarted(
+                    new.question, row.model, row.sub_model, new.context.characters if new.context else 0, row.budget
+                ),
+            )
+            deadline = time.monotonic() + new.limits.wall_seconds
+            tree = Tree(self._services, row, new.limits, new.image, deadline, feed)
+            with self._contexts.opened(new.context) if new.context else nullcontext() as text:
+                outcome = await Node(tree, Task(row.id, "", 0, new.question, text, row.model)).run()
+        except asyncio.CancelledError:
+            outcome = Outcome(RunState.CANCELLED, reason="cancelled")
+        except Exception:
+            log.exception("run %s failed", row.id)
+        finally:
+            spent = (await self._services.ledger.balance(row.id)).posted
+            feed.emit(place, RunFinished(outcome.state, outcome.reason, spent, outcome.answer))
+            await keeping
+            del self._live[row.id]
+
+    async def cancel(self, run_id: str) -> None:
+        """Stop a run and everything under it, and return when it has stopped; one that has ended stays as it is."""
+        live = self._live.get(run_id)
+        if live:
+            live.task.cancel()
+            await asyncio.wait([live.task])
+
+    def watch(self, run_id: str, from_sequence: int) -> AsyncIterator[Event]:
+        """Yield the run's events from a number on, until its last."""
+        live = self._live.get(run_id)
+        return live.feed.watch(from_sequence) if live else replay(self._services.journal, run_id, from_sequence)
+
+    async def _recover(self) -> None:
+        """End what a former process left unfinished: its holds are settled, its runs say what happened."""
+        journal, ledger = self._services.journal, self._services.ledger
+        recovered = await ledger.recover()
+        log.info("recovered holds: %d voided, %d posted in full", recovered.voided, recovered.posted)
+        reason = "the server stopped during the run"
+        for node in await journal.unfinished():
+            try:
+                await ledger.close_account(node.id)
+                spent = (await ledger.balance(node.id)).posted
+            except LedgerError as error:
+                log.warning("the account of %s could not be closed: %s", node.id, error)
+                spent = Amounts()
+            await journal.move(node.id, RunState.FAILED, reason=reason, turns=node.turns)
+            if node.parent is None:
+                await self._end(node, spent, reason)
+
+    async def _end(self, root: NodeRow, spent: Amounts, reason: str) -> None:
+        last = await self._services.journal.last_sequence(root.id)
+        body = RunFinished(RunState.FAILED, reason, spent, "")
+        await self._services.journal.append(root.id, [Event(last + 1, now(), Place(root.id, "", 0), body)])
+
+
+def check_affordable(tenant: str, budget: Limit, left: Limit) -> None:
+    """Refuse a budget that is beyond what the tenant has left."""
+    for unit in ("nano_usd", "tokens", "calls"):
+        asked, has = getattr(budget, unit), getattr(left, unit)
+        if asked is not None and has is not None and asked > has:
+            raise BudgetExceeded(tenant, unit, has, 0, asked)

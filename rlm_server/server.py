@@ -1,0 +1,155 @@
+"""Puts the server together, serves, and stops it in order."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from rlm.v1 import context_pb2, context_pb2_grpc, run_pb2, run_pb2_grpc, session_pb2, session_pb2_grpc
+
+from rlm_server import ledger, runs, store
+from rlm_server.api.context import ContextServicer
+from rlm_server.api.edge import Edge
+from rlm_server.api.run import RunServicer
+from rlm_server.api.session import SessionServicer
+from rlm_server.broker.broker import Broker
+from rlm_server.broker.providers.scripted import Script
+from rlm_server.config import Settings, nano
+from rlm_server.defaults import Defaults
+from rlm_server.ledger import Ledger, LedgerError, Limit
+from rlm_server.models import Models, offered
+from rlm_server.runs.journal import Journal
+from rlm_server.runs.supervisor import Supervisor
+from rlm_server.runs.tree import RunLimits, Services
+from rlm_server.scripts import SCRIPTS
+from rlm_server.sessions import Sessions
+from rlm_server.store.contexts import Contexts
+from rlm_server.store.database import Database
+from rlm_server.store.tenants import Tenants
+from sandbox.image import ImageSpec, Progress, prepare, standard_specs
+from sandbox.limits import Limits
+from sandbox.pool import LocalPool
+
+log = logging.getLogger(__name__)
+
+DEVELOPMENT_TENANT = "development"
+MIGRATIONS = (*store.MIGRATIONS, *ledger.MIGRATIONS, *runs.MIGRATIONS)
+GUEST_MODULES = {"_rlm": Path(runs.__file__).parent / "guest" / "_rlm.py"}
+
+_SERVICES = (context_pb2, session_pb2, run_pb2)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A server that is serving. `key` is the development tenant's."""
+
+    address: str
+    key: str
+    models: Models
+    ledger: Ledger
+
+
+def image_specs() -> tuple[ImageSpec, ...]:
+    """Return the golden images this server starts sessions from."""
+    return standard_specs(GUEST_MODULES)
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings, *, scripts: Mapping[str, Script] | None = None, progress: Progress = lambda _: None
+) -> AsyncIterator[Running]:
+    """Serve until the context ends; then take nothing new, stop what runs, and settle it.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        ImageError: the guest image cannot be built or loaded.
+        OSError: the address cannot be listened on.
+    """
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    models = offered(settings, SCRIPTS if scripts is None else scripts)
+    loaded = prepare(image_specs(), progress=progress)
+    async with await Database.open(settings.data_dir / "rlm.sqlite", MIGRATIONS) as database:
+        accounts, tenants = Ledger(database), Tenants(database)
+        key = await _development_key(settings, tenants, accounts)
+        contexts, journal = Contexts(database, settings.data_dir / "contexts"), Journal(database)
+        broker = Broker(accounts, models.routes, models.prices, provider_calls=settings.provider_calls)
+        pool = LocalPool(loaded, sessions=settings.sessions)
+        services = Services(broker, accounts, pool, journal)
+        try:
+            async with (
+                Supervisor(services, contexts, most=settings.runs) as supervisor,
+                Sessions(pool, broker, accounts, contexts, idle_seconds=settings.session_idle_seconds) as sessions,
+            ):
+                defaults = _defaults(settings, models, pool)
+                server = grpc.aio.server(interceptors=[Edge(tenants)])
+                context_pb2_grpc.add_ContextServiceServicer_to_server(ContextServicer(contexts), server)
+                session_pb2_grpc.add_SessionServiceServicer_to_server(
+                    SessionServicer(sessions, contexts, accounts, models.routes, defaults), server
+                )
+                run_pb2_grpc.add_RunServiceServicer_to_server(
+                    RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
+                )
+                async with _listening(server, settings) as address:
+                    yield Running(address, key, models, accounts)
+        finally:
+            await pool.close()
+            await broker.close()
+
+
+def _defaults(settings: Settings, models: Models, pool: LocalPool) -> Defaults:
+    sandbox = Limits(
+        memory_bytes=settings.memory_bytes, turn_seconds=settings.turn_seconds, output_bytes=settings.output_bytes
+    )
+    limits = RunLimits(
+        max_turns=settings.max_turns, max_depth=settings.max_depth, wall_seconds=settings.wall_seconds, sandbox=sandbox
+    )
+    budget = Limit(nano_usd=nano(settings.run_budget_usd))
+    return Defaults(models.model, models.sub_model, budget, limits, pool.images)
+
+
+async def _development_key(settings: Settings, tenants: Tenants, accounts: Ledger) -> str:
+    """Return the development tenant's key, from the file a former start wrote it to, or made now."""
+    await tenants.ensure(DEVELOPMENT_TENANT)
+    limit = Limit(nano_usd=nano(settings.tenant_budget_usd))
+    try:
+        await accounts.set_limit(DEVELOPMENT_TENANT, limit)
+    except LedgerError:
+        await accounts.open_account(DEVELOPMENT_TENANT, tenant=DEVELOPMENT_TENANT, parent=None, limit=limit)
+    path = settings.data_dir / "development-key"
+    if path.exists():
+        key = path.read_text().strip()
+        if await tenants.tenant_of(key) == DEVELOPMENT_TENANT:
+            return key
+    key = await tenants.create_key(DEVELOPMENT_TENANT)
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(key + "\n")
+    return key
+
+
+@asynccontextmanager
+async def _listening(server: grpc.aio.Server, settings: Settings) -> AsyncIterator[str]:
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    names = [service.full_name for module in _SERVICES for service in module.DESCRIPTOR.services_by_name.values()]
+    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+    host = settings.listen.rpartition(":")[0]
+    try:
+        port = server.add_insecure_port(settings.listen)
+    except RuntimeError as error:
+        raise OSError(f"listen: {settings.listen} cannot be listened on: is another server there?") from error
+    await server.start()
+    for name in ["", *names]:
+        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield f"{host}:{port}"
+    finally:
+        await checks.enter_graceful_shutdown()
+        await server.stop(settings.grace_seconds)

@@ -1,0 +1,181 @@
+"""REPL sessions for callers who bring their own loop: each with an account, and model calls paid from it."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+
+from rlm_server.broker.broker import Broker
+from rlm_server.broker.calls import Payer
+from rlm_server.ledger import Amounts, Ledger, Limit
+from rlm_server.runs.calls import Calls, Memo, Terms
+from rlm_server.runs.events import CallFinished, CallStarted, CodeFinished, Printed
+from rlm_server.runs.printing import Printing
+from rlm_server.runs.tree import RunLimits
+from rlm_server.store.contexts import Context, Contexts
+from sandbox.door import DoorRefusal, HostCall, Json
+from sandbox.limits import Limits
+from sandbox.pool import LiveSession, Pool
+
+REMEMBERED_RESULTS = 64
+"""Of a session's turns, by request id."""
+
+Happening = Printed | CallFinished | CodeFinished
+"""What a caller sees of a turn while it runs; `CodeFinished` is the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session as a caller asks for it, checked."""
+
+    tenant: str
+    request_id: str | None
+    image: str
+    context: Context | None
+    sub_model: str
+    budget: Limit
+    limits: Limits
+
+
+@dataclass(slots=True)
+class ReplSession:
+    """A live session."""
+
+    id: str
+    asked: NewSession
+    live: LiveSession
+    created_at: int
+    files: ExitStack
+    used_at: float = field(default_factory=time.monotonic)
+    running: int = 0
+    memo: Memo = field(default_factory=Memo)
+    results: OrderedDict[str, CodeFinished] = field(default_factory=OrderedDict)
+
+
+class Sessions:
+    """Owns the live sessions. An async context manager: leaving it ends them."""
+
+    def __init__(self, pool: Pool, broker: Broker, ledger: Ledger, contexts: Contexts, *, idle_seconds: float) -> None:
+        self._pool, self._broker, self._ledger, self._contexts = pool, broker, ledger, contexts
+        self._idle_seconds = idle_seconds
+        self._sessions: dict[str, ReplSession] = {}
+        self._by_request: dict[tuple[str, str], str] = {}
+        self._reaper: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._reaper = asyncio.create_task(self._end_idle())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._reaper:
+            self._reaper.cancel()
+            await asyncio.wait([self._reaper])
+        for session in list(self._sessions.values()):
+            await self.delete(session)
+
+    async def _end_idle(self) -> None:
+        while True:
+            await asyncio.sleep(min(30.0, self._idle_seconds))
+            for session in list(self._sessions.values()):
+                if not session.running and time.monotonic() - session.used_at > self._idle_seconds:
+                    await self.delete(session)
+
+    async def create(self, new: NewSession) -> ReplSession:
+        """Start a session; a repeated request id returns the one it started.
+
+        Raises:
+            PoolFull: no more sessions fit.
+            MemoryError: the context does not fit into the guest's memory.
+        """
+        known = self._by_request.get((new.tenant, new.request_id or ""))
+        if known in self._sessions:
+            return self._sessions[known]
+        live = await self._pool.create(new.image, new.limits)
+        files = ExitStack()
+        session_id = "ses_" + secrets.token_hex(16)
+        try:
+            if new.context:
+                await live.attach("context", files.enter_context(self._contexts.opened(new.context)))
+            await self._ledger.open_account(session_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
+        except BaseException:
+            await live.close()
+            files.close()
+            raise
+        session = ReplSession(session_id, new, live, time.time_ns() // 1_000_000, files)
+        self._sessions[session_id] = session
+        if new.request_id:
+            self._by_request[new.tenant, new.request_id] = session_id
+        return session
+
+    def get(self, tenant: str, session_id: str) -> ReplSession | None:
+        """Return a tenant's session, or None: another tenant's does not exist for this one."""
+        session = self._sessions.get(session_id)
+        return session if session and session.asked.tenant == tenant else None
+
+    async def delete(self, session: ReplSession) -> Amounts:
+        """End a session and return what it spent."""
+        self._sessions.pop(session.id, None)
+        self._by_request.pop((session.asked.tenant, session.asked.request_id or ""), None)
+        await session.live.close()
+        session.files.close()
+        return (await self._ledger.close_account(session.id)).posted
+
+    async def execute(self, session: ReplSession, code: str, request_id: str | None) -> AsyncIterator[Happening]:
+        """Run code as a turn and yield what happens; a repeated request id yields its first result and runs nothing.
+
+        Closing the iterator stops the turn and rolls it back.
+        """
+        if request_id and request_id in session.results:
+            yield session.results[request_id]
+            return
+        happenings: asyncio.Queue[Happening] = asyncio.Queue()
+        task = asyncio.create_task(self._turn(session, code, happenings.put_nowait))
+        try:
+            while True:
+                happening = await happenings.get()
+                if isinstance(happening, CodeFinished):
+                    if request_id:
+                        session.results[request_id] = happening
+                        while len(session.results) > REMEMBERED_RESULTS:
+                            session.results.popitem(last=False)
+                    yield happening
+                    return
+                yield happening
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _turn(self, session: ReplSession, code: str, tell: Callable[[Happening], None]) -> None:
+        def reported(body: CallStarted | CallFinished) -> None:
+            if isinstance(body, CallFinished):
+                tell(body)
+
+        limits = RunLimits()
+        terms = Terms(session.asked.sub_model, limits.sub_tokens, limits.batch, time.monotonic() + limits.wall_seconds)
+        payer = Payer(session.id, session.asked.tenant, session.id, session.id)
+        calls = Calls(self._broker, payer, terms, session.memo, reported)
+
+        async def answer(call: HostCall) -> Json:
+            if call.op == "llm_query":
+                return await calls.llm_query(call)
+            if call.op == "answer":
+                return None
+            raise DoorRefusal("RuntimeError", f"{call.op} is part of a run; a session has llm_query only")
+
+        session.running += 1
+        try:
+            with Printing(tell) as printing:
+                result = await session.live.execute(code, answer, printing.take)
+        finally:
+            session.running -= 1
+            session.used_at = time.monotonic()
+        tell(CodeFinished(result))

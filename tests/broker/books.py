@@ -1,0 +1,71 @@
+"""The real ledger, with every order it was given written down, so that a test can say what became of each hold."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rlm_server.broker.calls import Payer, Usage
+from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Limit
+from rlm_server.store.database import Database
+
+TENANT = "acme"
+RUN = "run-1"
+PAYER = Payer(account=RUN, tenant=TENANT, run=RUN, node="0")
+
+_RESOLVING = ("post", "post_in_full", "void")
+
+
+class Books(Ledger):
+    """A ledger whose `orders` are listed as (method, hold id), and `held` amounts as asked for.
+
+    What is put into `before` under a method's name is called once, as the next such order arrives.
+    """
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.orders: list[tuple[str, str]] = []
+        self.held: list[Amounts] = []
+        self.before: dict[str, Callable[[], object]] = {}
+
+    @property
+    def ends(self) -> dict[str, str]:
+        """How each hold was resolved."""
+        return {hold: order for order, hold in self.orders if order in _RESOLVING}
+
+    async def posted(self) -> dict[str, Amounts]:
+        """What each posted hold of the tenant cost."""
+        return {entry.hold.id: entry.actual for entry in await self.chargeback()}
+
+    async def chargeback(self) -> list[Entry]:
+        return await self.entries(tenant=TENANT)
+
+    async def open(self, payer: Payer) -> Payer:
+        """Open the accounts of a payer, without limits."""
+        await self.open_account(payer.tenant, tenant=payer.tenant, parent=None, limit=Limit())
+        await self.open_account(payer.account, tenant=payer.tenant, parent=payer.tenant, limit=Limit())
+        return payer
+
+    async def reserve(self, hold: Hold, *, deadline: float) -> None:
+        self.held.append(hold.amounts)
+        self._note("reserve", hold.id)
+        await super().reserve(hold, deadline=deadline)
+
+    async def dispatch(self, hold_id: str) -> None:
+        self._note("dispatch", hold_id)
+        await super().dispatch(hold_id)
+
+    async def post(self, hold_id: str, actual: Amounts, usage: Usage | None) -> None:
+        self._note("post", hold_id)
+        await super().post(hold_id, actual, usage)
+
+    async def post_in_full(self, hold_id: str) -> None:
+        self._note("post_in_full", hold_id)
+        await super().post_in_full(hold_id)
+
+    async def void(self, hold_id: str) -> None:
+        self._note("void", hold_id)
+        await super().void(hold_id)
+
+    def _note(self, order: str, hold_id: str) -> None:
+        self.orders.append((order, hold_id))
+        self.before.pop(order, lambda: None)()

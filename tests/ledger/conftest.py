@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from rlm_server.ledger import MIGRATIONS, Ledger
+from rlm_server.store.database import Database
+from tests.ledger.accounting import Books
+
+
+@pytest.fixture
+async def books(tmp_path: Path) -> AsyncIterator[Books]:
+    async with await Database.open(tmp_path / "ledger.db", MIGRATIONS) as database:
+        yield Books(Ledger(database), database)

@@ -1,0 +1,328 @@
+"""Random histories of a tree of accounts, crashes included, against a plain retelling of what should be true."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
+
+from rlm_server.broker.calls import Usage
+from rlm_server.ledger import (
+    MIGRATIONS,
+    UNITS,
+    AccountInUse,
+    Amounts,
+    BudgetError,
+    BudgetExceeded,
+    Hold,
+    Ledger,
+    Limit,
+    LimitTooLow,
+    MoveRefused,
+    Recovery,
+)
+from rlm_server.store.database import Database
+from tests.ledger.accounting import a_hold, at_once
+
+amounts = st.builds(Amounts, st.integers(0, 12), st.integers(0, 12), st.integers(0, 3))
+limits = st.builds(Limit, *(st.none() | st.integers(0, most) for most in (40, 40, 12)))
+
+
+@dataclass
+class Told:
+    """An account, as the history tells it."""
+
+    parent: str | None
+    limit: Limit
+    carve: bool
+    closed: bool = False
+
+
+@dataclass
+class Attempt:
+    """A hold, as the history tells it."""
+
+    hold: Hold
+    state: str = "pending"
+    actual: Amounts = field(default_factory=Amounts)
+    usage: Usage | None = None
+
+
+def within(actual: Amounts, hold: Amounts) -> Amounts:
+    return Amounts(*(min(getattr(actual, unit), getattr(hold, unit)) for unit in UNITS))
+
+
+def fits(asked: Amounts | Limit, room: Limit) -> bool:
+    return all(
+        getattr(room, unit) is None or (getattr(asked, unit) or 0) <= max(0, getattr(room, unit)) for unit in UNITS
+    )
+
+
+class Histories(RuleBasedStateMachine):
+    """The rules are what may happen; the invariants recount everything from the list of attempts."""
+
+    accounts: Bundle[str] = Bundle("accounts")
+    unsent: Bundle[str] = Bundle("unsent")
+    sent: Bundle[str] = Bundle("sent")
+    resolved: Bundle[str] = Bundle("resolved")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.directory = Path(tempfile.mkdtemp())
+        self.lives = 0
+        self.told: dict[str, Told] = {}
+        self.attempts: dict[str, Attempt] = {}
+        self._open()
+
+    def _open(self) -> None:
+        self.database = self.runner.run(Database.open(self.directory / f"{self.lives}.db", MIGRATIONS))
+        self.ledger = Ledger(self.database)
+
+    def teardown(self) -> None:
+        self.runner.run(self.database.close())
+        self.runner.close()
+        shutil.rmtree(self.directory)
+
+    @initialize(target=accounts, limit=limits)
+    def a_tenant(self, limit: Limit) -> str:
+        self.runner.run(self.ledger.open_account("acme", tenant="acme", parent=None, limit=limit))
+        self.told["acme"] = Told(None, limit, carve=False)
+        return "acme"
+
+    @rule(target=accounts, parent=accounts, limit=limits, carve=st.booleans())
+    def open_account(self, parent: str, limit: Limit, carve: bool) -> str | MultipleResults[str]:
+        if self.told[parent].closed:
+            return multiple()
+        name = f"account-{len(self.told)}"
+        opening = self.ledger.open_account(name, tenant="acme", parent=parent, limit=limit, carve=carve)
+        room = self.runner.run(self.ledger.left(parent))
+        try:
+            self.runner.run(opening)
+        except BudgetExceeded:
+            assert carve
+            assert not fits(limit, room)
+            return multiple()
+        assert not carve or fits(limit, room)
+        self.told[name] = Told(parent, limit, carve)
+        return name
+
+    @rule(account=accounts)
+    def close_account(self, account: str) -> None:
+        in_use = self._children(account) or any(
+            attempt.hold.account == account and attempt.state in ("pending", "dispatched")
+            for attempt in self.attempts.values()
+        )
+        if account == "acme":
+            return
+        try:
+            self.runner.run(self.ledger.close_account(account))
+        except AccountInUse:
+            assert in_use
+        else:
+            assert not in_use
+            self.told[account].closed = True
+
+    @rule(account=accounts, limit=limits)
+    def set_limit(self, account: str, limit: Limit) -> None:
+        told = self.told[account]
+        if told.carve or told.closed:
+            return
+        used = self._posted(account) + self._pending(account) + self._carved(account)
+        try:
+            self.runner.run(self.ledger.set_limit(account, limit))
+        except LimitTooLow:
+            assert not fits(used, limit)
+        else:
+            assert fits(used, limit)
+            told.limit = limit
+
+    @rule(target=unsent, account=accounts, asked=amounts)
+    def reserve(self, account: str, asked: Amounts) -> str | MultipleResults[str]:
+        if self.told[account].closed:
+            return multiple()
+        hold = a_hold(account, asked, id=f"hold-{len(self.attempts)}")
+        room = self.runner.run(self.ledger.left(account))
+        try:
+            self.runner.run(self.ledger.reserve(hold, deadline=at_once()))
+        except BudgetError:
+            assert not fits(asked, room)
+            return multiple()
+        assert fits(asked, room)
+        self.attempts[hold.id] = Attempt(hold)
+        return hold.id
+
+    @rule(account=accounts, asked=st.lists(amounts, min_size=2, max_size=8))
+    def reserve_many_at_once_and_give_up(self, account: str, asked: list[Amounts]) -> None:
+        if self.told[account].closed:
+            return
+        self.runner.run(self._rush(account, asked))
+
+    async def _rush(self, account: str, asked: list[Amounts]) -> None:
+        async def one(amounts: Amounts) -> None:
+            hold = a_hold(account, amounts)
+            try:
+                await self.ledger.reserve(hold, deadline=at_once() + 0.001)
+            except BudgetError:
+                return
+            await self.ledger.dispatch(hold.id)
+            await self.ledger.void(hold.id)
+
+        async with asyncio.TaskGroup() as rush:
+            for amounts in asked:
+                rush.create_task(one(amounts))
+
+    @rule(target=sent, id=consumes(unsent))
+    def dispatch(self, id: str) -> str | MultipleResults[str]:
+        if self.attempts[id].state != "pending":
+            return multiple()
+        self.runner.run(self.ledger.dispatch(id))
+        self.attempts[id].state = "dispatched"
+        return id
+
+    @rule(target=resolved, id=consumes(sent), actual=amounts, reported=st.booleans())
+    def post(self, id: str, actual: Amounts, reported: bool) -> str:
+        attempt = self.attempts[id]
+        if attempt.state == "dispatched":
+            usage = Usage(input=actual.tokens) if reported else None
+            self.runner.run(self.ledger.post(id, actual, usage))
+            attempt.state, attempt.actual, attempt.usage = "posted", actual, usage
+        return id
+
+    @rule(target=resolved, id=consumes(sent))
+    def post_in_full(self, id: str) -> str:
+        attempt = self.attempts[id]
+        if attempt.state == "dispatched":
+            self.runner.run(self.ledger.post_in_full(id))
+            attempt.state, attempt.actual = "posted", attempt.hold.amounts
+        return id
+
+    @rule(target=resolved, id=consumes(unsent) | consumes(sent))
+    def void(self, id: str) -> str:
+        attempt = self.attempts[id]
+        if attempt.state in ("pending", "dispatched"):
+            self.runner.run(self.ledger.void(id))
+            attempt.state = "voided"
+        return id
+
+    @rule(id=resolved, other=amounts)
+    def replay(self, id: str, other: Amounts) -> None:
+        """The same resolution again is accepted and any other refused; the invariants see that nothing changed."""
+        attempt = self.attempts[id]
+        self.runner.run(self.ledger.reserve(attempt.hold, deadline=at_once()))
+        if attempt.state == "posted":
+            self.runner.run(self.ledger.post(id, attempt.actual, attempt.usage))
+            self._refused(self.ledger.void(id))
+        else:
+            self.runner.run(self.ledger.void(id))
+            self._refused(self.ledger.post_in_full(id))
+        self._refused(self.ledger.dispatch(id))
+        if (other, None) != (attempt.actual, attempt.usage) or attempt.state != "posted":
+            self._refused(self.ledger.post(id, other, None))
+
+    def _refused(self, move: object) -> None:
+        try:
+            self.runner.run(move)  # type: ignore[arg-type]
+        except MoveRefused:
+            return
+        raise AssertionError("the move was accepted")
+
+    @rule(account=accounts)
+    def open_again(self, account: str) -> None:
+        told = self.told[account]
+        if not told.closed:
+            self.runner.run(
+                self.ledger.open_account(account, tenant="acme", parent=told.parent, limit=told.limit, carve=told.carve)
+            )
+
+    @rule()
+    def crash(self) -> None:
+        """What is on the disk at this moment is all that is left: the file and its log, with no orderly end."""
+        for file in list(self.directory.glob(f"{self.lives}.db*")):
+            if not file.name.endswith((".lock", "-shm")):
+                shutil.copy(file, file.with_name(file.name.replace(str(self.lives), str(self.lives + 1), 1)))
+        self.runner.run(self.database.close())
+        self.lives += 1
+        self._open()
+        states = [attempt.state for attempt in self.attempts.values()]
+        expected = Recovery(voided=states.count("pending"), posted=states.count("dispatched"))
+        assert self.runner.run(self.ledger.recover()) == expected
+        for attempt in self.attempts.values():
+            if attempt.state == "pending":
+                attempt.state = "voided"
+            elif attempt.state == "dispatched":
+                attempt.state, attempt.actual = "posted", attempt.hold.amounts
+
+    @invariant()
+    def the_books_agree_with_the_history_and_no_limit_is_passed(self) -> None:
+        for name, told in self.told.items():
+            balance = self.runner.run(self.ledger.balance(name))
+            assert balance.limit == told.limit
+            assert balance.posted == self._posted(name)
+            assert balance.pending == self._pending(name)
+            assert balance.carved == self._carved(name)
+            assert balance.overrun == self._overrun(name)
+            assert fits(balance.posted + balance.pending + balance.carved, told.limit)
+
+    @invariant()
+    def every_posted_hold_is_one_entry(self) -> None:
+        entries = self.runner.run(self.ledger.entries(tenant="acme"))
+        posted = {id: attempt for id, attempt in self.attempts.items() if attempt.state == "posted"}
+        assert len(entries) == len(posted)
+        assert all(entry.actual == posted[entry.hold.id].actual for entry in entries)
+        over = sum(attempt.actual != within(attempt.actual, attempt.hold.amounts) for attempt in posted.values())
+        assert self.runner.run(self.ledger.overruns()) == over
+
+    def _children(self, account: str) -> list[str]:
+        return [name for name, told in self.told.items() if told.parent == account and not told.closed]
+
+    def _under(self, account: str) -> list[Attempt]:
+        """The attempts on this account and on every one below it."""
+
+        def below(name: str | None) -> bool:
+            return name is not None and (name == account or below(self.told[name].parent))
+
+        return [attempt for attempt in self.attempts.values() if below(attempt.hold.account)]
+
+    def _posted(self, account: str) -> Amounts:
+        posted = (a for a in self._under(account) if a.state == "posted")
+        return sum((within(a.actual, a.hold.amounts) for a in posted), Amounts())
+
+    def _overrun(self, account: str) -> Amounts:
+        posted = (a for a in self._under(account) if a.state == "posted")
+        return sum((a.actual - within(a.actual, a.hold.amounts) for a in posted), Amounts())
+
+    def _pending(self, account: str) -> Amounts:
+        open_ones = (a for a in self._under(account) if a.state in ("pending", "dispatched"))
+        return sum((a.hold.amounts for a in open_ones), Amounts())
+
+    def _carved(self, account: str) -> Amounts:
+        carved = Amounts()
+        for name in self._children(account):
+            limit = self.told[name].limit
+            used = self._posted(name) + self._pending(name)
+            if self.told[name].carve:
+                unused = (0 if getattr(limit, u) is None else getattr(limit, u) - getattr(used, u) for u in UNITS)
+                carved += Amounts(*unused)
+        return carved
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(
+    max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)

@@ -1,0 +1,1 @@
+"""The repository itself: its arrows, its pins, its README, its generated code."""
