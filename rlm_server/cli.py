@@ -36,7 +36,7 @@ def main() -> None:
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where to keep the database, texts and the key.")
 @click.option("--verbose", is_flag=True, help="Log more.")
 def serve(listen: str | None, data_dir: Path | None, verbose: bool) -> None:
-    """Serve until stopped by SIGINT or SIGTERM. Everything else is set by RLM_… variables or RLM_CONFIG, a TOML file."""
+    """Serve until SIGINT or SIGTERM. More is set by RLM_… variables, or by the TOML file that RLM_CONFIG names."""
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)r"
     )

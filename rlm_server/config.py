@@ -1,6 +1,6 @@
 """What an operator can set: environment variables `RLM_…` and one TOML file, checked at start.
 
-Without any of it the server runs with its embedded defaults: loopback, a data directory, SQLite, one development tenant.
+Without any of it the server runs with its embedded defaults: loopback, a data directory, SQLite, a development tenant.
 """
 
 from __future__ import annotations

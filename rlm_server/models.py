@@ -74,10 +74,11 @@ def _with_defaults(routes: Routes, prices: Prices, settings: Settings, last: str
 
 
 def _priced(provider_name: str, provider: AnthropicProvider | OpenAIProvider, prices: Prices) -> dict[str, Route]:
-    return {
-        name: Route(provider_name, provider, name, prices.price(provider_name, name), prices.context_window(provider_name, name))
-        for name in prices.models(provider_name)
-    }  # fmt: skip
+    routes = {}
+    for name in prices.models(provider_name):
+        price, window = prices.price(provider_name, name), prices.context_window(provider_name, name)
+        routes[name] = Route(provider_name, provider, name, price, window)
+    return routes
 
 
 def _stated(model: CompatibleModel) -> Price:

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -129,7 +129,7 @@ class Sessions:
         session.files.close()
         return (await self._ledger.close_account(session.id)).posted
 
-    async def execute(self, session: ReplSession, code: str, request_id: str | None) -> AsyncIterator[Happening]:
+    async def execute(self, session: ReplSession, code: str, request_id: str | None) -> AsyncGenerator[Happening, None]:
         """Run code as a turn and yield what happens; a repeated request id yields its first result and runs nothing.
 
         Closing the iterator stops the turn and rolls it back.

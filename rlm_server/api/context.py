@@ -26,7 +26,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     def __init__(self, contexts: Contexts) -> None:
         self._contexts = contexts
 
-    async def UploadContext(  # noqa: N802
+    async def UploadContext(
         self, request_iterator: AsyncIterator[context_pb2.UploadContextRequest], context: Any
     ) -> context_pb2.UploadContextResponse:
         """Store a text as it streams in; nothing of a refused or broken upload stays."""
@@ -58,9 +58,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             raise InvalidField("header.name", f"may have {MOST_NAME} characters, not {len(header.name)}")
         return self._contexts.begin(tenant(), header.name, header.size_bytes, header.sha256)
 
-    async def GetContext(  # noqa: N802
-        self, request: context_pb2.GetContextRequest, context: Any
-    ) -> context_pb2.GetContextResponse:
+    async def GetContext(self, request: context_pb2.GetContextRequest, context: Any) -> context_pb2.GetContextResponse:
         """Describe a context."""
         found = await requests.context(self._contexts, tenant(), request.context_id)
         if found is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
 from google.protobuf import any_pb2
@@ -23,11 +24,11 @@ log = logging.getLogger(__name__)
 DOMAIN = "rlm.v1"
 
 
-class Unauthenticated(Exception):  # noqa: N818
+class Unauthenticated(Exception):
     """The call carries no valid key."""
 
 
-class NotFound(Exception):  # noqa: N818
+class NotFound(Exception):
     """There is no such thing for this tenant."""
 
     def __init__(self, kind: str, name: str) -> None:
@@ -99,7 +100,7 @@ def _status(
 
 
 @asynccontextmanager
-async def mapped(context: grpc.aio.ServicerContext) -> AsyncIterator[None]:
+async def mapped(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
     """End the call with the right status where its handler raises."""
     try:
         yield

@@ -35,7 +35,7 @@ def budget(value: types_pb2.Budget) -> Limit:
     """Return a budget; every amount given must be more than 0."""
     amounts: dict[str, int | None] = {}
     for unit in ("nano_usd", "tokens", "calls"):
-        amounts[unit] = getattr(value, unit) if value.HasField(unit) else None  # type: ignore[arg-type]
+        amounts[unit] = getattr(value, unit) if value.HasField(unit) else None
         amount = amounts[unit]
         if amount is not None and not 0 < amount <= MOST_AMOUNT:
             raise InvalidField(f"budget.{unit}", f"must be from 1 to {MOST_AMOUNT}, not {amount}")

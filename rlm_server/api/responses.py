@@ -50,7 +50,7 @@ def context(value: Context) -> context_pb2.Context:
     )
 
 
-def state(value: RunState) -> run_pb2.RunState:
+def state(value: RunState) -> run_pb2.RunState.ValueType:
     """Write a state."""
     return _STATES[value]
 

@@ -38,7 +38,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
         self._ledger, self._routes, self._defaults = ledger, routes, defaults
 
-    async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:  # noqa: N802
+    async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:
         """Start a run."""
         model = request.model or self._defaults.model
         sub_model = request.sub_model or (request.model or self._defaults.sub_model)
@@ -71,13 +71,11 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             sandbox=requests.sandbox_limits(asked.sandbox, ceiling.sandbox),
         )
 
-    async def GetRun(self, request: run_pb2.GetRunRequest, context: Any) -> run_pb2.GetRunResponse:  # noqa: N802
+    async def GetRun(self, request: run_pb2.GetRunRequest, context: Any) -> run_pb2.GetRunResponse:
         """Return a run with its tree."""
         return run_pb2.GetRunResponse(run=await self._message(await self._found(request.run_id)))
 
-    async def WatchRun(  # noqa: N802
-        self, request: run_pb2.WatchRunRequest, context: Any
-    ) -> AsyncIterator[run_pb2.WatchRunResponse]:
+    async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
         """Stream a run's events."""
         run = await self._found(request.run_id)
         if request.from_sequence < 0:
@@ -85,7 +83,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         async for event in self._supervisor.watch(run.id, request.from_sequence):
             yield run_pb2.WatchRunResponse(event=responses.event(event))
 
-    async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:  # noqa: N802
+    async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:
         """Stop a run."""
         run = await self._found(request.run_id)
         await self._supervisor.cancel(run.id)

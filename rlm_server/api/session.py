@@ -32,7 +32,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self._sessions, self._contexts, self._ledger = sessions, contexts, ledger
         self._routes, self._defaults = routes, defaults
 
-    async def CreateSession(  # noqa: N802
+    async def CreateSession(
         self, request: session_pb2.CreateSessionRequest, context: Any
     ) -> session_pb2.CreateSessionResponse:
         """Start a session."""
@@ -51,7 +51,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         )
         return session_pb2.CreateSessionResponse(session=_session(await self._sessions.create(new)))
 
-    async def Execute(  # noqa: N802
+    async def Execute(
         self, request: session_pb2.ExecuteRequest, context: Any
     ) -> AsyncIterator[session_pb2.ExecuteResponse]:
         """Run a turn. A caller who goes away stops it."""
@@ -62,7 +62,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             async for happening in happenings:
                 yield _response(happening)
 
-    async def DeleteSession(  # noqa: N802
+    async def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: Any
     ) -> session_pb2.DeleteSessionResponse:
         """End a session."""

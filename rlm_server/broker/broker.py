@@ -32,7 +32,7 @@ FRAMING_TOKENS_PER_MESSAGE = 16
 _SAFE_TO_RETRY = frozenset({Failure.RATE_LIMITED, Failure.OVERLOADED})
 
 
-class CallFailed(ProviderError):  # noqa: N818 - it reads as what it says
+class CallFailed(ProviderError):
     """A call that got no answer, after `attempts` attempts.
 
     `spent` is what it cost all the same: the whole hold of an attempt that may have been billed. `call_id` means the

@@ -22,7 +22,7 @@ PER = 1_000_000
 _DATE = re.compile(r"-(\d{8}|\d{4}-\d{2}-\d{2})$")
 
 
-class NoPrice(LookupError):  # noqa: N818 - it reads as what it says
+class NoPrice(LookupError):
     """A model has no price, so no call to it can be bounded. The operator may state one, 0 included."""
 
     def __init__(self, provider: str, model: str) -> None:

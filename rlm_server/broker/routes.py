@@ -9,7 +9,7 @@ from rlm_server.broker.calls import Provider
 from rlm_server.broker.prices import Price
 
 
-class UnknownModel(LookupError):  # noqa: N818 - it reads as what it says
+class UnknownModel(LookupError):
     """No route has this name. The message names the models that exist, so that a caller can choose one."""
 
     def __init__(self, model: str, known: tuple[str, ...]) -> None:

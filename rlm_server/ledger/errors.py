@@ -1,7 +1,5 @@
 """What can go wrong in the ledger."""
 
-# ruff: noqa: N818 - each name says what happened, and reads so where it is caught
-
 from __future__ import annotations
 
 from rlm_server.ledger.amounts import usd

@@ -163,7 +163,7 @@ class Ledger:
         return await self._database.write(holds.recover)
 
     async def entries(self, *, tenant: str, run: str | None = None) -> list[Entry]:
-        """The posted holds of a tenant, or of one of its runs, oldest first."""
+        """The posted holds of a tenant, or of one of its runs, by the time they were posted."""
         return await self._database.read(lambda connection: holds.entries(connection, tenant, run))
 
     async def overruns(self) -> int:

@@ -1,9 +1,8 @@
-"""Child RLMs: each a node one level deeper, with its own session, its own text, and an account carved from its parent's."""
+"""Child RLMs: nodes one level deeper, each with its own session and text, and an account carved from its parent's."""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
@@ -72,17 +71,12 @@ class Children:
         return slots
 
     async def _budget(self, call: HostCall, children: int) -> Limit:
-        """Return what each child may spend: what the code asks for, else an equal share, one share left for the parent."""
+        """Return what each child may spend: what the code asks for, else an equal share; the parent keeps one."""
         left = await self._tree.services.ledger.left(self._parent.id)
         shares = {unit: None if (of := getattr(left, unit)) is None else of // (children + 1) for unit in UNITS}
         asked = call.arguments.get("budget")
         if asked is not None:
-            if (
-                isinstance(asked, bool)
-                or not isinstance(asked, int | float)
-                or not 0 < asked < 1e9
-                or math.isnan(asked)
-            ):
+            if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 < asked < 1e9:
                 raise DoorRefusal("ValueError", "budget must be a positive number of US dollars")
             shares["nano_usd"] = int(asked * NANO)
         for unit, share in shares.items():

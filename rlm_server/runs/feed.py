@@ -57,8 +57,11 @@ class Feed:
                 if isinstance(event.body, RunFinished):
                     return
             wanted += len(events)
-            async with self._kept:
-                await self._kept.wait_for(lambda: self._kept_number >= wanted)
+            await self._until_kept(wanted)
+
+    async def _until_kept(self, number: int) -> None:
+        async with self._kept:
+            await self._kept.wait_for(lambda: self._kept_number >= number)
 
 
 async def replay(journal: Journal, run: str, from_sequence: int) -> AsyncIterator[Event]:

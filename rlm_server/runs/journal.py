@@ -6,6 +6,7 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlm_server.ledger.amounts import Limit
 from rlm_server.runs.events import Event, Place, RunFinished, from_json, to_json
@@ -83,7 +84,7 @@ class Journal:
 
         def read(connection: sqlite3.Connection) -> list[NodeRow]:
             rows = connection.execute(f"{_NODE} WHERE run = ? ORDER BY rowid", (run,)).fetchall()
-            return [NodeRow(*row[:4], RunState(row[4]), *row[5:]) for row in rows]
+            return [_node(row) for row in rows]
 
         return await self._database.read(read)
 
@@ -110,7 +111,7 @@ class Journal:
 
         def read(connection: sqlite3.Connection) -> list[NodeRow]:
             rows = connection.execute(f"{_NODE} WHERE state IN ('pending', 'running') ORDER BY depth DESC").fetchall()
-            return [NodeRow(*row[:4], RunState(row[4]), *row[5:]) for row in rows]
+            return [_node(row) for row in rows]
 
         return await self._database.read(read)
 
@@ -164,6 +165,11 @@ class Journal:
 _NODE = "SELECT id, run, parent, depth, state, question, answer, reason, turns FROM node"
 
 
+def _node(row: tuple[Any, ...]) -> NodeRow:
+    node, run, parent, depth, state, question, answer, reason, turns = row
+    return NodeRow(node, run, parent, depth, RunState(state), question, answer, reason, turns)
+
+
 def _insert_node(connection: sqlite3.Connection, node: NodeRow) -> None:
     connection.execute(
         "INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -180,7 +186,11 @@ def _run(connection: sqlite3.Connection, where: str, values: tuple[str, str]) ->
         "SELECT id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, limit_calls, "  # noqa: S608
         f"created_at, ended_at FROM run WHERE {where}", values,
     ).fetchone()  # fmt: skip
-    return None if row is None else RunRow(*row[:6], Limit(*row[6:9]), *row[9:])
+    if row is None:
+        return None
+    run_id, tenant, request_id, context, model, sub_model, nano_usd, tokens, calls, created_at, ended_at = row
+    budget = Limit(nano_usd, tokens, calls)
+    return RunRow(run_id, tenant, request_id, context, model, sub_model, budget, created_at, ended_at)
 
 
 def now() -> int:

@@ -1,4 +1,4 @@
-"""One RLM of a run's tree: the loop in which its model writes code, the code runs, and the model sees what came of it."""
+"""One RLM of a run's tree: the loop in which its model writes code and is shown what came of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from sandbox.turn import Turn
 log = logging.getLogger(__name__)
 
 
-class _Ended(Exception):  # noqa: N818
+class _Ended(Exception):
     def __init__(self, state: RunState, reason: str) -> None:
         super().__init__(reason)
         self.state = state

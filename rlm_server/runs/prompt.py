@@ -28,8 +28,8 @@ Besides `context` the code may use:
 - llm_query(prompt, model=None) -> str: ask another model once. It sees only the prompt, so put the passage into it. It
   can read about 100,000 characters at once.
 - llm_query_batched(prompts, model=None) -> list[str]: many at once, in parallel. Prefer this to a loop.
-- rlm_query(prompt, context=None, model=None, budget=None) -> str: give a sub-problem and its part of the text to a child
-  with a REPL of its own, for parts too large or too involved for one llm_query.
+- rlm_query(prompt, context=None, model=None, budget=None) -> str: give a sub-problem and its part of the text to a
+  child with a REPL of its own, for parts too large or too involved for one llm_query.
 - rlm_query_batched(prompts, contexts=None, ...) -> list[str]: many children at once.
 - budget() -> dict: what is left. SHOW_VARS(): your variables.
 - answer: a dict. Put your answer in answer["content"] and set answer["ready"] = True to finish.

@@ -24,7 +24,7 @@ from rlm_server.store.contexts import Context, Contexts
 log = logging.getLogger(__name__)
 
 
-class TooManyRuns(Exception):  # noqa: N818 - a state, not a fault
+class TooManyRuns(Exception):
     """The server runs as many runs as it may; the message names the limit."""
 
 

@@ -18,8 +18,9 @@ class Player:
         """Answer as the play that knows this conversation."""
         first = request.messages[0].content
         turn = sum(message.role == "assistant" for message in request.messages)
-        play = census if census.knows(first) else excerpts
-        return play.write_code(first, turn) if request.system else play.answer(first)
+        if census.knows(first):
+            return census.write_code(first, turn) if request.system else census.answer(first)
+        return excerpts.write_code(first, turn) if request.system else excerpts.answer(first)
 
 
 SCRIPTS: dict[str, Script] = {"scripted": Player()}

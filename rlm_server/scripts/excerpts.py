@@ -6,41 +6,8 @@ import re
 
 _WORD = re.compile(r"\w{3,}")
 _COMMON = frozenset(
-    [
-        "the",
-        "and",
-        "for",
-        "with",
-        "that",
-        "this",
-        "from",
-        "what",
-        "which",
-        "who",
-        "whose",
-        "how",
-        "many",
-        "much",
-        "does",
-        "are",
-        "was",
-        "were",
-        "has",
-        "have",
-        "had",
-        "its",
-        "into",
-        "of",
-        "a",
-        "an",
-        "in",
-        "on",
-        "to",
-        "is",
-        "text",
-        "question",
-        "answer",
-    ]
+    """the and for with that this from what which who whose how many much does are was were has have had its into text
+    question answer""".split()  # noqa: SIM905
 )
 
 _SUB_PROMPT = "Copy the sentences of the text that help to answer the question."

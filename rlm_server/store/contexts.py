@@ -22,7 +22,7 @@ CHUNK = 1 << 20
 """The most bytes of an upload that may come at once."""
 
 
-class UploadRefused(Exception):  # noqa: N818 - it reads as what it says
+class UploadRefused(Exception):
     """An upload is not what its header said; `field` names what is wrong. Nothing of it is kept."""
 
     def __init__(self, field: str, message: str) -> None:
@@ -111,7 +111,10 @@ def _one(connection: sqlite3.Connection, where: str, values: tuple[str, ...]) ->
         "SELECT id, tenant, name, sha256, size_bytes, characters, form, created_at FROM context "  # noqa: S608
         f"WHERE {where}", values,
     ).fetchone()  # fmt: skip
-    return None if row is None else Context(*row[:6], Form[row[6]], row[7])
+    if row is None:
+        return None
+    context_id, tenant, name, sha256, size_bytes, characters, form, created_at = row
+    return Context(context_id, tenant, name, sha256, size_bytes, characters, Form[form], created_at)
 
 
 def _keep(finished: Path, final: Path) -> None:

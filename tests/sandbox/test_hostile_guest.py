@@ -39,7 +39,7 @@ def run_module(tmp_path: Path) -> Run:
         compiled.unlink(missing_ok=True)  # one that is mapped must not change
         compiled.write_bytes(engine.compile_module(wasm))
         program = Program(compiled, FUNCTIONS, wasi.missing)
-        chosen = limits or Limits(turn_seconds=2, memory_bytes=SIZE)
+        chosen = limits or Limits(turn_seconds=0.5, memory_bytes=SIZE)
         guest = Instance(program, None, chosen, Files(chosen, {"/lib/a": Inode(2, b"abc")}))
         try:
             return on_thread(lambda: guest.run("source", handler or answering(lambda _: "reply"))).result(30)  # type: ignore[arg-type]

@@ -1,0 +1,253 @@
+"""The `rlm` command: the answer alone on stdout, what happened on stderr, and how it ended as the exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import grpc
+import pytest
+from click.testing import CliRunner
+from google.protobuf import json_format
+from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from rlm.v1 import context_pb2, run_pb2, session_pb2
+from rlm_client.cli import main
+
+from tests.client.conftest import Rlm
+from tests.client.fake_server import KEY, FakeServer, refusal
+from tests.client.story import money, small_run
+
+ESCAPE = "\x1b[2J"
+
+
+@pytest.fixture(autouse=True)
+def events(fake: FakeServer) -> list[run_pb2.RunEvent]:
+    fake.events = small_run().events
+    return fake.events
+
+
+def test_the_answer_alone_goes_to_stdout(rlm: Rlm, text: str) -> None:
+    result = rlm("run", "--context", text, "How many?")
+    assert result.exit_code == 0
+    assert result.stdout == "42\n"
+    assert "uploaded text.txt (9 bytes)\nrun run-1\nmodel big" in result.stderr
+    assert "succeeded · $0.0600 of $0.50" in result.stderr
+    assert "\x1b" not in result.stderr
+
+
+def test_options_reach_the_server(rlm: Rlm, fake: FakeServer, text: str) -> None:
+    limits = ["--budget", "0.50", "--max-depth", "0", "--max-turns", "7", "--wall-seconds", "60"]
+    rlm("run", "--context", text, "--model", "big", "--sub-model", "small", "--image", "data", *limits, "How many?")
+    (asked,) = fake.asked(run_pb2.CreateRunRequest)
+    assert (asked.question, asked.context_id, asked.model, asked.sub_model) == (
+        "How many?",
+        "context-1",
+        "big",
+        "small",
+    )
+    assert (asked.image, asked.budget.nano_usd) == ("data", 500_000_000)
+    assert (asked.limits.max_turns, asked.limits.max_depth, asked.limits.wall_seconds) == (7, 0, 60)
+    assert asked.limits.HasField("max_depth")
+
+
+def test_what_is_not_asked_for_is_left_to_the_server(rlm: Rlm, fake: FakeServer, text: str) -> None:
+    rlm("run", "--context", text, "How many?")
+    (asked,) = fake.asked(run_pb2.CreateRunRequest)
+    assert not asked.HasField("budget")
+    assert asked.limits == run_pb2.RunLimits()
+
+
+def test_a_context_can_come_from_stdin(rlm: Rlm, fake: FakeServer) -> None:
+    rlm("run", "--context", "-", "How many?", stdin="piped text")
+    assert fake.asked(context_pb2.UploadContextRequest)[1].chunk.data == b"piped text"
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "stdout"),
+    [
+        (run_pb2.RUN_STATE_SUCCEEDED, 0, "best\n"),
+        (run_pb2.RUN_STATE_FAILED, 1, ""),
+        (run_pb2.RUN_STATE_EXHAUSTED, 3, "best\n"),
+        (run_pb2.RUN_STATE_CANCELLED, 4, ""),
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "watch"])
+def test_the_exit_code_is_the_end_of_the_run(
+    command: str, state: run_pb2.RunState.ValueType, code: int, stdout: str, rlm: Rlm, fake: FakeServer, text: str
+) -> None:
+    fake.run = run_pb2.Run(run_id="run-1", state=state, answer="best", reason="why")
+    result = rlm("run", "--context", text, "?") if command == "run" else rlm("watch", "run-1")
+    assert (result.exit_code, result.stdout) == (code, stdout)
+
+
+@pytest.mark.parametrize("amount", ["much", "-1", "0", "0.0000000001"])
+def test_a_budget_that_is_no_amount_is_wrong_usage(amount: str, rlm: Rlm, text: str) -> None:
+    result = rlm("run", "--context", text, "--budget", amount, "?")
+    assert result.exit_code == 2
+    assert "--budget" in result.stderr
+
+
+def test_a_context_that_is_no_text_is_wrong_usage(rlm: Rlm, tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    path.write_bytes(b"\x89PNG")
+    result = rlm("run", "--context", str(path), "?")
+    assert result.exit_code == 2
+    assert "image.png is not UTF-8" in result.stderr
+
+
+def test_json_gives_every_event_and_last_the_run(rlm: Rlm, fake: FakeServer, text: str) -> None:
+    result = rlm("run", "--json", "--context", text, "How many?")
+    *told, last = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [json_format.ParseDict(event, run_pb2.RunEvent()) for event in told] == fake.events
+    assert json_format.ParseDict(last, run_pb2.Run()) == fake.run
+    assert "run_started" in told[0]
+    assert result.stderr == ""
+
+
+def test_json_lines_hold_no_control_characters(rlm: Rlm, fake: FakeServer) -> None:
+    fake.run.answer = f"{ESCAPE}\x9b\u202e\nline"
+    result = rlm("show", "--json", "run-1")
+    assert result.stdout.isascii()
+    assert result.stdout.rstrip("\n").isprintable()
+    assert json.loads(result.stdout)["answer"] == fake.run.answer
+
+
+def test_a_watch_can_start_in_the_middle(rlm: Rlm, fake: FakeServer) -> None:
+    result = rlm("watch", "--json", "--from", str(len(fake.events)), "run-1")
+    assert [json.loads(line).get("sequence") for line in result.stdout.splitlines()] == [str(len(fake.events)), None]
+
+
+def test_a_run_can_be_shown(rlm: Rlm, fake: FakeServer) -> None:
+    fake.run = run_pb2.Run(
+        run_id="run-1",
+        state=run_pb2.RUN_STATE_EXHAUSTED,
+        question="How many?",
+        model="big",
+        answer=f"line one\n{'x' * 400}",
+        reason=f"turns {ESCAPE}",
+        spent=money(6, 1400, 4),
+        nodes=[
+            run_pb2.Node(node_id="a", question="How many?", turns=3, spent=money(6)),
+            run_pb2.Node(node_id="b", parent_id="a", depth=1, question="And here?", turns=1, spent=money(2)),
+        ],
+    )
+    result = rlm("show", "run-1")
+    assert result.exit_code == 0
+    assert "run run-1 exhausted\n  question: How many?\n  model: big\n  reason: turns \\x1b[2J\n" in result.stdout
+    assert "spent: $0.0600 · 1,400 tokens · 4 calls · depth 1" in result.stdout
+    assert "    └── unspecified · 1 turns · $0.0200 · And here?" in result.stdout
+    answer = result.stdout.partition("answer\n")[2].splitlines()
+    assert all(line.startswith("  ┃ ") for line in answer)
+    assert "".join(line.removeprefix("  ┃ ") for line in answer) == "line one" + "x" * 400
+
+
+def execution(
+    *, output: str = "", error: session_pb2.TurnError | None = None, undone: bool = False
+) -> list[session_pb2.ExecuteResponse]:
+    failed = session_pb2.TURN_STATUS_ROLLED_BACK if undone else session_pb2.TURN_STATUS_ERROR
+    result = session_pb2.TurnResult(status=failed if error else session_pb2.TURN_STATUS_OK, error=error)
+    stdout = session_pb2.Output(stream=session_pb2.OUTPUT_STREAM_STDOUT, text=output)
+    stderr = session_pb2.Output(stream=session_pb2.OUTPUT_STREAM_STDERR, text=f"note {ESCAPE}\n")
+    call = session_pb2.ModelCallFinished(call_id="a", spent=money(1))
+    return [
+        session_pb2.ExecuteResponse(output=stdout),
+        session_pb2.ExecuteResponse(output=stderr),
+        session_pb2.ExecuteResponse(call_finished=call),
+        session_pb2.ExecuteResponse(result=result),
+    ]
+
+
+def test_exec_runs_code_in_a_session_of_its_own(rlm: Rlm, fake: FakeServer, text: str) -> None:
+    fake.responses = execution(output="9\n")
+    result = rlm("exec", "--image", "data", "--context", text, "print(len(context))")
+    assert (result.exit_code, result.stdout) == (0, "9\n")
+    assert result.stderr == "note \\x1b[2J\nllm_query ×1 · 1 done · $0.0100\n"  # noqa: RUF001
+    (created,) = fake.asked(session_pb2.CreateSessionRequest)
+    assert (created.image, created.context_id) == ("data", "context-1")
+    assert fake.asked(session_pb2.ExecuteRequest)[0].code == "print(len(context))"
+    assert len(fake.asked(session_pb2.DeleteSessionRequest)) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "undone", "code", "told"),
+    [
+        (session_pb2.TurnError(type="E", message="m", traceback="Traceback\n  x\nE: m\n"), False, 1, "  x\nE: m\n"),
+        (session_pb2.TurnError(type="MEMORY", message="64 MiB"), True, 3, "rolled back: MEMORY: 64 MiB"),
+        (session_pb2.TurnError(type="TRAP", message="unreachable"), True, 1, "rolled back: TRAP: unreachable"),
+    ],
+)
+def test_exec_tells_why_code_stopped(
+    error: session_pb2.TurnError, undone: bool, code: int, told: str, rlm: Rlm, fake: FakeServer
+) -> None:
+    fake.responses = execution(error=error, undone=undone)
+    result = rlm("exec", "1 / 0")
+    assert result.exit_code == code
+    assert told in result.stderr
+
+
+def test_exec_can_give_json(rlm: Rlm, fake: FakeServer) -> None:
+    fake.responses = execution(output="9\n")
+    lines = rlm("exec", "--json", "print(9)").stdout.splitlines()
+    assert [json_format.Parse(line, session_pb2.ExecuteResponse()) for line in lines] == fake.responses
+
+
+def test_a_session_is_deleted_even_if_its_turn_could_not_run(rlm: Rlm, fake: FakeServer) -> None:
+    fake.refusals["Execute"].append(refusal(grpc.StatusCode.INTERNAL, "broken"))
+    assert rlm("exec", "1").exit_code == 1
+    assert len(fake.asked(session_pb2.DeleteSessionRequest)) == 1
+
+
+def test_an_error_is_one_line_with_the_limit_and_what_to_do(rlm: Rlm, fake: FakeServer, text: str) -> None:
+    info = error_details_pb2.ErrorInfo(reason="BUDGET_TENANT", metadata={"left": "$0.10"})
+    fake.refusals["CreateRun"].append(refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"no room{ESCAPE}\nfor it", info))
+    result = rlm("run", "--json", "--context", text, "?")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: no room\\x1b[2J\\nfor it [BUDGET_TENANT: left=$0.10]; "
+        "ask for a smaller --budget, or have the tenant's raised\n"
+    )
+
+
+def test_a_refused_field_is_wrong_usage(rlm: Rlm, fake: FakeServer, text: str) -> None:
+    request = error_details_pb2.BadRequest()
+    request.field_violations.add(field="limits.max_turns", description="at most 100")
+    fake.refusals["CreateRun"].append(refusal(grpc.StatusCode.INVALID_ARGUMENT, "the request is refused", request))
+    result = rlm("run", "--context", text, "--max-turns", "1000", "?")
+    assert result.exit_code == 2
+    assert result.stderr.endswith("Error: the request is refused; limits.max_turns: at most 100\n")
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    result = CliRunner().invoke(main, ["--server", "127.0.0.1:1", "--key", KEY, "show", "run-1"])
+    assert result.exit_code == 1
+    assert result.stderr.endswith("is rlm-server serving at 127.0.0.1:1? (--server, RLM_SERVER)\n")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["show", "run-1"], 1, "no key for 127.0.0.1:7400"),
+        (["--server", "rlm.example:7400", "--key", KEY, "show", "run-1"], 2, "--allow-plaintext"),
+        (["--key", "two words", "show", "run-1"], 2, "copy it again"),
+    ],
+)
+def test_a_key_that_cannot_be_used_is_an_error_of_one_line(arguments: list[str], code: int, told: str) -> None:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_run_lost_from_sight_says_how_to_find_it_again(rlm: Rlm, fake: FakeServer, text: str) -> None:
+    fake.refusals["WatchRun"].append(refusal(grpc.StatusCode.INTERNAL, "broken"))
+    result = rlm("run", "--context", text, "?")
+    assert result.exit_code == 1
+    assert "a run goes on by itself: rlm watch run-1" in result.stderr
+
+
+def test_a_run_that_does_not_exist_is_not_said_to_go_on(rlm: Rlm, fake: FakeServer) -> None:
+    fake.refusals["WatchRun"].append(refusal(grpc.StatusCode.NOT_FOUND, "no such run"))
+    result = rlm("watch", "run-9")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: no such run")

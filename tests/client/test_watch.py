@@ -1,0 +1,104 @@
+"""A watch gives every event once, whatever happens to the connection."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from rlm.v1 import run_pb2, session_pb2
+from rlm_client import Answer, Budget, Client, NotFound, RunFailed, Unavailable
+
+from tests.client.conftest import AT_ONCE
+from tests.client.fake_server import FakeServer, refusal
+from tests.client.story import small_run
+
+
+@pytest.fixture(autouse=True)
+def events(fake: FakeServer) -> list[run_pb2.RunEvent]:
+    fake.events = small_run().events
+    return fake.events
+
+
+def test_events_come_in_order(client: Client, events: list[run_pb2.RunEvent]) -> None:
+    assert list(client.watch_run("run-1")) == events
+
+
+def test_a_watch_can_start_in_the_middle(client: Client, events: list[run_pb2.RunEvent]) -> None:
+    assert list(client.watch_run("run-1", from_sequence=5)) == events[4:]
+
+
+def test_a_broken_watch_goes_on_after_the_last_event_seen(
+    client: Client, fake: FakeServer, events: list[run_pb2.RunEvent]
+) -> None:
+    fake.breaks_after.extend([3, 7])
+    assert list(client.watch_run("run-1")) == events
+    assert [request.from_sequence for request in fake.asked(run_pb2.WatchRunRequest)] == [1, 4, 8]
+
+
+def test_no_event_is_given_twice_even_if_it_is_sent_twice(
+    client: Client, fake: FakeServer, events: list[run_pb2.RunEvent]
+) -> None:
+    fake.resends = 2
+    fake.breaks_after.extend([3, 7])
+    assert list(client.watch_run("run-1")) == events
+
+
+def test_every_new_event_renews_the_attempts(client: Client, fake: FakeServer, events: list[run_pb2.RunEvent]) -> None:
+    fake.breaks_after.extend(range(1, len(events)))
+    assert len(events) > AT_ONCE.attempts
+    assert list(client.watch_run("run-1")) == events
+
+
+def test_a_watch_that_gets_nothing_new_gives_up(client: Client, fake: FakeServer) -> None:
+    fake.breaks_after.extend([3] * 50)
+    watch = client.watch_run("run-1")
+    assert [next(watch).sequence for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(Unavailable, match="going away"):
+        next(watch)
+    assert len(fake.asked(run_pb2.WatchRunRequest)) == AT_ONCE.attempts
+
+
+def test_what_a_new_stream_would_not_cure_is_raised_at_once(client: Client, fake: FakeServer) -> None:
+    fake.refusals["WatchRun"].append(refusal(grpc.StatusCode.NOT_FOUND, "no such run"))
+    with pytest.raises(NotFound):
+        list(client.watch_run("run-9"))
+    assert len(fake.asked(run_pb2.WatchRunRequest)) == 1
+
+
+def test_asking_uploads_runs_and_waits(client: Client, fake: FakeServer) -> None:
+    answer = client.ask("How many?", "some text", budget=Budget(usd="0.50"), max_depth=0)
+    assert (answer.text, answer.complete) == ("42", True)
+    (request,) = fake.asked(run_pb2.CreateRunRequest)
+    assert (request.question, request.context_id, request.budget.nano_usd) == ("How many?", "context-1", 500_000_000)
+    assert request.limits.HasField("max_depth")
+
+
+def test_an_answer_that_a_limit_ended_is_marked(client: Client, fake: FakeServer) -> None:
+    fake.run = run_pb2.Run(state=run_pb2.RUN_STATE_EXHAUSTED, answer="maybe 41", reason="turns")
+    answer: Answer = client.ask("How many?", "some text")
+    assert (answer.text, answer.complete, answer.run.reason) == ("maybe 41", False, "turns")
+
+
+def test_a_run_that_failed_is_an_error_with_the_run(client: Client, fake: FakeServer) -> None:
+    fake.run = run_pb2.Run(run_id="run-1", state=run_pb2.RUN_STATE_FAILED, reason="no such model")
+    with pytest.raises(RunFailed, match="run-1 failed: no such model") as caught:
+        client.ask("How many?", "some text")
+    assert caught.value.run == fake.run
+
+
+def test_a_run_that_can_no_longer_be_waited_for_is_cancelled(client: Client, fake: FakeServer) -> None:
+    fake.breaks_after.extend([3] * 50)
+    with pytest.raises(Unavailable):
+        client.ask("How many?", "some text")
+    assert len(fake.asked(run_pb2.CancelRunRequest)) == 1
+
+
+def test_a_session_executes_and_says_what_it_spent(client: Client, fake: FakeServer) -> None:
+    fake.responses = [
+        session_pb2.ExecuteResponse(output=session_pb2.Output(text="2\n")),
+        session_pb2.ExecuteResponse(result=session_pb2.TurnResult(status=session_pb2.TURN_STATUS_OK)),
+    ]
+    session = client.create_session(image="data", budget=Budget(calls=3))
+    assert list(client.execute(session.session_id, "print(1 + 1)")) == fake.responses
+    assert client.delete_session(session.session_id).nano_usd == 7
+    (created,) = fake.asked(session_pb2.CreateSessionRequest)
+    assert (created.image, created.budget.calls) == ("data", 3)
