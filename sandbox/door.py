@@ -81,6 +81,10 @@ def _check_nesting(value: Json, depth: int = 0) -> None:
             _check_nesting(item, depth + 1)
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_no_duplicates, parse_constant=_no_constants, parse_float=_finite)
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
 def parse(frame: bytes) -> HostCall:
     """Read a request.
 
@@ -88,12 +92,7 @@ def parse(frame: bytes) -> HostCall:
         DoorRefusal: not an object of JSON with an `op`, a key twice, not-a-number, lone surrogates, nested too deep.
     """
     try:
-        request = json.loads(
-            frame.decode("utf-8", "strict"),
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_no_constants,
-            parse_float=_finite,
-        )
+        request = _DECODER.decode(frame.decode("utf-8", "strict"))
         _check_nesting(request)
         if b"\\ud" in frame or b"\\uD" in frame:
             json.dumps(request, ensure_ascii=False).encode()
@@ -111,7 +110,7 @@ def granted(value: Json) -> bytes:
         ValueError: the value holds a lone surrogate or not-a-number.
         TypeError: it is not JSON.
     """
-    return json.dumps({"ok": value}, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _ENCODER.encode({"ok": value}).encode()
 
 
 def refused(type: str, message: str) -> bytes:  # noqa: A002

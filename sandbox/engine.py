@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +32,7 @@ ERRNO_INVAL = 28
 
 _Words = ctypes.POINTER(ctypes.c_uint32)
 _Longs = ctypes.POINTER(ctypes.c_uint64)
+_Callback = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _Words, ctypes.c_size_t)
 _NO_FINALIZER = ctypes.cast(None, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 _EPOCH_CALLBACK = raw._wasmtime_store_epoch_deadline_callback.argtypes[1]
 
@@ -97,12 +99,14 @@ class Program:
 
     def _define(self, module: str, name: str, type_: wasmtime.FuncType, function: HostFunction) -> None:
         wide = [str(parameter) == "i64" for parameter in type_.params]
-        has_result = bool(type_.results)
+        has_result, any_wide, end = bool(type_.results), any(wide), 4 * len(wide)
 
-        def call(_env: int, _caller: int, values: Any, _count: int) -> int:
+        def call(_env: int, _caller: int, words: Any, _count: int) -> int:
             try:
-                words, longs = ctypes.cast(values, _Words), ctypes.cast(values, _Longs)
-                arguments = [longs[2 * i] if wide[i] else words[4 * i] for i in range(len(wide))]
+                arguments = words[0:end:4]  # a value has 16 bytes
+                if any_wide:
+                    longs = ctypes.cast(words, _Longs)
+                    arguments = [longs[2 * i] if wide[i] else word for i, word in enumerate(arguments)]
                 result = function(current.guest, *arguments)
             except Exception:  # never raise into Wasmtime
                 log.exception("host function %s failed", name)
@@ -114,10 +118,11 @@ class Program:
                 words[0] = result
             return 0
 
-        callback = raw.wasmtime_func_unchecked_callback_t(call)
+        callback = _Callback(call)
         self._kept += [callback, type_]
+        pointer = ctypes.cast(callback, raw.wasmtime_func_unchecked_callback_t)
         error = raw.wasmtime_linker_define_func_unchecked(
-            self._linker.ptr(), module.encode(), len(module), name.encode(), len(name), type_.ptr(), callback, None,
+            self._linker.ptr(), module.encode(), len(module), name.encode(), len(name), type_.ptr(), pointer, None,
             _NO_FINALIZER,
         )  # fmt: skip
         if error:
@@ -163,7 +168,7 @@ class Machine:
         raw.wasmtime_context_set_epoch_deadline(self._context, 1)
         exports = linker.instantiate(self._store, module).exports(self._store)
         self._memory: Any = exports["memory"]
-        self._functions: dict[str, Any] = {name: exports[name] for name in ("turn", "host_alloc")}
+        self._exports = {name: _Export(self._context, exports[name]) for name in ("turn", "host_alloc")}
         # The memory never moves: its whole 4 GiB range is reserved at once.
         self.base: int = ctypes.addressof(self._memory.data_ptr(self._store).contents)
 
@@ -195,26 +200,37 @@ class Machine:
         Raises:
             GuestStopped: the guest trapped or its epoch stopped it.
         """
-        values = (ctypes.c_uint32 * (4 * max(len(arguments), 1)))()
-        for i, argument in enumerate(arguments):
-            values[4 * i] = argument
-        trap = ctypes.POINTER(raw.wasm_trap_t)()
-        error = raw.wasmtime_func_call_unchecked(
-            self._context, ctypes.byref(self._functions[export]._func),
-            ctypes.cast(values, ctypes.POINTER(raw.wasmtime_val_raw_t)), len(values) // 4, ctypes.byref(trap),
-        )  # fmt: skip
-        if error:
-            raise GuestStopped(str(wasmtime.WasmtimeError._from_ptr(error)))
-        if trap:
-            fault = wasmtime.Trap._from_ptr(trap)
-            code = fault.trap_code
-            cause = code.name.lower().replace("_", " ") if code else "an error of the host's"
-            raise GuestStopped(f"the interpreter crashed: {cause}", stack_overflow=code is wasmtime.TrapCode.STACK_OVERFLOW)
-        return int(values[0])
+        return self._exports[export](arguments)
 
     def close(self) -> None:
         """Free the memory."""
         self._store.close()
+
+
+class _Export:
+    """An exported function with all that a call needs made ready. It must not be called within itself."""
+
+    def __init__(self, context: Any, function: Any) -> None:
+        self._function = function  # what the arguments below point into
+        self._values = (ctypes.c_uint32 * 16)()
+        self._trap = ctypes.POINTER(raw.wasm_trap_t)()
+        self._arguments = (
+            context, ctypes.byref(function._func),
+            ctypes.cast(self._values, ctypes.POINTER(raw.wasmtime_val_raw_t)), 4, ctypes.byref(self._trap),
+        )  # fmt: skip
+
+    def __call__(self, arguments: tuple[int, ...]) -> int:
+        for i, argument in enumerate(arguments):
+            self._values[4 * i] = argument
+        error = raw.wasmtime_func_call_unchecked(*self._arguments)
+        if error:
+            raise GuestStopped(str(wasmtime.WasmtimeError._from_ptr(error)))
+        if self._trap:
+            fault = wasmtime.Trap._from_ptr(self._trap)
+            code = fault.trap_code
+            cause = code.name.lower().replace("_", " ") if code else "an error of the host's"
+            raise GuestStopped(f"the interpreter crashed: {cause}", stack_overflow=code is wasmtime.TrapCode.STACK_OVERFLOW)
+        return int(self._values[0])
 
 
 class EpochClock:
@@ -244,8 +260,8 @@ class EpochClock:
                 self._changed.wait_for(lambda: self._running or self._closed)
                 if self._closed:
                     return
+            time.sleep(TICK_SECONDS)  # first: most turns end before
             self._engine.increment_epoch()
-            threading.Event().wait(TICK_SECONDS)
 
     def close(self) -> None:
         """Stop the thread."""

@@ -63,6 +63,7 @@ class Instance:
         self._program = program
         self._machine = program.instantiate(self._memory_limit())
         self.base = self._machine.base
+        self._known_size = 0  # memory never shrinks: what is within this needs no asking
         if image is not None:
             self._machine.grow(image.size)
             memory.lay_over(self.base, image.size, image.fd)
@@ -173,28 +174,33 @@ class Instance:
     @property
     def size(self) -> int:
         """Bytes of linear memory now."""
-        return self._machine.size
+        self._known_size = self._machine.size
+        return self._known_size
 
     def grow(self, size: int) -> None:
         """Grow linear memory to at least `size` bytes, within its limit."""
         self._machine.limit_memory(max(self._memory_limit(), size))
         self._machine.grow(size)
 
+    def view(self) -> memoryview:
+        """Return guest memory as it is sized now; it must not be used after `close`."""
+        return memoryview((ctypes.c_char * self.size).from_address(self.base)).cast("B")
+
     def read(self, address: int, size: int) -> bytes:
         """Copy out of guest memory; raises `wasi.BadAddress` outside it."""
-        if address + size > self._machine.size:
+        if address + size > self._known_size and address + size > self.size:
             raise wasi.BadAddress(address)
         return ctypes.string_at(self.base + address, size)
 
     def write(self, address: int, data: bytes) -> None:
         """Copy into guest memory; raises `wasi.BadAddress` outside it."""
-        if address + len(data) > self._machine.size:
+        if address + len(data) > self._known_size and address + len(data) > self.size:
             raise wasi.BadAddress(address)
         ctypes.memmove(self.base + address, data, len(data))
 
     def _allocate_or_none(self, size: int) -> int | None:
         address = self._machine.call("host_alloc", size)
-        return address if address and address + size <= self._machine.size else None
+        return address if address and address + size <= self.size else None
 
     def _allocate(self, size: int) -> int:
         address = self._allocate_or_none(size)

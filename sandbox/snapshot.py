@@ -6,7 +6,6 @@ there is. One mechanism serves checkpoint, rollback and fork.
 
 from __future__ import annotations
 
-import ctypes
 from dataclasses import dataclass
 
 from sandbox import memory
@@ -18,23 +17,24 @@ from sandbox.limits import Limits
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A session's state. `own` holds runs of pages: (offset, contents)."""
+    """A session's state. `runs` names its own pages, (offset, bytes), and `own` holds them one after another."""
 
     image: Image
     size: int
-    own: tuple[tuple[int, bytes], ...]
+    runs: tuple[tuple[int, int], ...]
+    own: bytes
     files: Files
     mapped: tuple[Mapped, ...]
 
     @classmethod
     def of(cls, image: Image) -> Snapshot:
         """Return the state of a session that has not run yet."""
-        return cls(image, image.size, (), image.files, ())
+        return cls(image, image.size, (), b"", image.files, ())
 
     @property
     def private_bytes(self) -> int:
         """Bytes of memory that are the session's own."""
-        return sum(len(contents) for _, contents in self.own)
+        return len(self.own)
 
 
 def capture(instance: Instance) -> Snapshot:
@@ -46,8 +46,9 @@ def capture(instance: Instance) -> Snapshot:
     if instance.image is None:
         raise ValueError("only a session made from an image can be captured")
     runs = memory.own_pages(instance.base, instance.size, instance.image.fd)
-    own = tuple((at, ctypes.string_at(instance.base + at, size)) for at, size in runs)
-    return Snapshot(instance.image, instance.size, own, instance.files.copy(), tuple(instance.mapped))
+    whole = instance.view()
+    own = b"".join([whole[at : at + size] for at, size in runs])
+    return Snapshot(instance.image, instance.size, tuple(runs), own, instance.files.copy(), tuple(instance.mapped))
 
 
 def restore(program: Program, snapshot: Snapshot, limits: Limits) -> Instance:
@@ -59,6 +60,8 @@ def restore(program: Program, snapshot: Snapshot, limits: Limits) -> Instance:
     instance.grow(snapshot.size)
     for mapped in snapshot.mapped:
         memory.lay_over(instance.base + mapped.address, memory.pages(mapped.text.size), mapped.text.fd)
-    for at, contents in snapshot.own:
-        ctypes.memmove(instance.base + at, contents, len(contents))
+    whole, own, taken = instance.view(), memoryview(snapshot.own), 0
+    for at, size in snapshot.runs:
+        whole[at : at + size] = own[taken : taken + size]
+        taken += size
     return instance

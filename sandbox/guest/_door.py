@@ -10,13 +10,16 @@ class LimitExceeded(Exception):
     """A limit of the sandbox or of the budget was reached; the message names it."""
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
+
 ERRORS = {"LimitExceeded": LimitExceeded}
 
 
 def call(op, **arguments):
     """Ask the host for `op` and return its answer, or raise what it says."""
     arguments["op"] = op
-    reply = json.loads(_host.call(json.dumps(arguments, separators=(",", ":")).encode()))
+    reply = _decode(_host.call(_encode(arguments).encode()).decode())
     if "error" not in reply:
         return reply["ok"]
     name, message = reply["error"]["type"], reply["error"]["message"]

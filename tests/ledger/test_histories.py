@@ -27,6 +27,7 @@ from rlm_server.ledger import (
     UNITS,
     AccountInUse,
     Amounts,
+    Balance,
     BudgetError,
     BudgetExceeded,
     Hold,
@@ -39,8 +40,9 @@ from rlm_server.ledger import (
 from rlm_server.store.database import Database
 from tests.ledger.accounting import a_hold, at_once
 
-amounts = st.builds(Amounts, st.integers(0, 12), st.integers(0, 12), st.integers(0, 3))
-limits = st.builds(Limit, *(st.none() | st.integers(0, most) for most in (40, 40, 12)))
+amounts = st.builds(Amounts, st.integers(0, 6), st.integers(0, 6), st.integers(0, 2))
+limits = st.builds(Limit, *(st.none() | st.integers(0, most) for most in (20, 20, 8)))
+tenants_limits = st.builds(Limit, *(st.none() | st.integers(20, most) for most in (60, 60, 40)))
 
 
 @dataclass
@@ -99,11 +101,19 @@ class Histories(RuleBasedStateMachine):
         self.runner.close()
         shutil.rmtree(self.directory)
 
-    @initialize(target=accounts, limit=limits)
-    def a_tenant(self, limit: Limit) -> str:
-        self.runner.run(self.ledger.open_account("acme", tenant="acme", parent=None, limit=limit))
-        self.told["acme"] = Told(None, limit, carve=False)
-        return "acme"
+    @initialize(target=accounts, limit=tenants_limits, of_child=st.integers(4, 10))
+    def a_tenant_a_run_and_its_child(self, limit: Limit, of_child: int) -> MultipleResults[str]:
+        self.told = {
+            "acme": Told(None, limit, carve=False),
+            "run": Told("acme", Limit(), carve=False),
+            "child": Told("run", Limit(nano_usd=of_child), carve=True),
+        }
+        for name, told in self.told.items():
+            opening = self.ledger.open_account(
+                name, tenant="acme", parent=told.parent, limit=told.limit, carve=told.carve
+            )
+            self.runner.run(opening)
+        return multiple(*self.told)
 
     @rule(target=accounts, parent=accounts, limit=limits, carve=st.booleans())
     def open_account(self, parent: str, limit: Limit, carve: bool) -> str | MultipleResults[str]:
@@ -270,14 +280,17 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def the_books_agree_with_the_history_and_no_limit_is_passed(self) -> None:
-        for name, told in self.told.items():
-            balance = self.runner.run(self.ledger.balance(name))
+        for name, balance in self.runner.run(self._balances()).items():
+            told = self.told[name]
             assert balance.limit == told.limit
             assert balance.posted == self._posted(name)
             assert balance.pending == self._pending(name)
             assert balance.carved == self._carved(name)
             assert balance.overrun == self._overrun(name)
             assert fits(balance.posted + balance.pending + balance.carved, told.limit)
+
+    async def _balances(self) -> dict[str, Balance]:
+        return {name: await self.ledger.balance(name) for name in self.told}
 
     @invariant()
     def every_posted_hold_is_one_entry(self) -> None:
