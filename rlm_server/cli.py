@@ -22,6 +22,7 @@ from rich.status import Status
 
 from rlm_server.config import ConfigError, Settings
 from rlm_server.server import image_specs, serving
+from rlm_server.store.database import DatabaseError
 from sandbox.image import ImageError, prepare
 
 
@@ -98,7 +99,7 @@ def _progress() -> Iterator[Any]:
 def _explained() -> Iterator[None]:
     try:
         yield
-    except (ConfigError, ImageError, OSError) as error:
+    except (ConfigError, ImageError, DatabaseError, OSError) as error:
         raise click.ClickException(str(error)) from None
 
 

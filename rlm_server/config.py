@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """One attempt at a model call."""
     provider_calls: int = Field(default=64, ge=1, le=10_000)
     """Calls in flight to one provider."""
+    run_calls: int = Field(default=64, ge=1, le=10_000)
+    """Calls in flight of one run."""
     memory_bytes: int = Field(default=512 << 20, ge=128 << 20, le=4 << 30)
     turn_seconds: float = Field(default=60, gt=0, le=3600)
     output_bytes: int = Field(default=64 << 10, ge=1024, le=16 << 20)

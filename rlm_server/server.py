@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ from rlm_server.sessions import Sessions
 from rlm_server.store.contexts import Contexts
 from rlm_server.store.database import Database
 from rlm_server.store.tenants import Tenants
-from sandbox.image import ImageSpec, Progress, prepare, standard_specs
+from sandbox.image import ImageSpec, Loaded, Progress, prepare, standard_specs
 from sandbox.limits import Limits
 from sandbox.pool import LocalPool
 
@@ -54,6 +54,7 @@ class Running:
     key: str
     models: Models
     ledger: Ledger
+    tenants: Tenants
 
 
 def image_specs() -> tuple[ImageSpec, ...]:
@@ -63,23 +64,39 @@ def image_specs() -> tuple[ImageSpec, ...]:
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, *, scripts: Mapping[str, Script] | None = None, progress: Progress = lambda _: None
+    settings: Settings,
+    *,
+    scripts: Mapping[str, Script] | None = None,
+    loaded: Loaded | None = None,
+    progress: Progress = lambda _: None,
 ) -> AsyncIterator[Running]:
     """Serve until the context ends; then take nothing new, stop what runs, and settle it.
+
+    `loaded` are images of `image_specs` that the caller has, and keeps; without it they are loaded here.
 
     Raises:
         ConfigError: a setting is wrong.
         ImageError: the guest image cannot be built or loaded.
+        DatabaseError: the database cannot be opened, or another server has it.
         OSError: the address cannot be listened on.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     models = offered(settings, SCRIPTS if scripts is None else scripts)
-    loaded = prepare(image_specs(), progress=progress)
-    async with await Database.open(settings.data_dir / "rlm.sqlite", MIGRATIONS) as database:
+    async with await Database.open(settings.data_dir / "rlm.sqlite", MIGRATIONS) as database, AsyncExitStack() as owned:
+        if loaded is None:
+            loaded = prepare(image_specs(), progress=progress)
+            owned.callback(loaded.program.close)
         accounts, tenants = Ledger(database), Tenants(database)
         key = await _development_key(settings, tenants, accounts)
         contexts, journal = Contexts(database, settings.data_dir / "contexts"), Journal(database)
-        broker = Broker(accounts, models.routes, models.prices, provider_calls=settings.provider_calls)
+        broker = Broker(
+            accounts,
+            models.routes,
+            models.prices,
+            provider_calls=settings.provider_calls,
+            run_calls=settings.run_calls,
+            attempt_seconds=settings.call_seconds,
+        )
         pool = LocalPool(loaded, sessions=settings.sessions)
         services = Services(broker, accounts, pool, journal)
         try:
@@ -97,7 +114,7 @@ async def serving(
                     RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
                 )
                 async with _listening(server, settings) as address:
-                    yield Running(address, key, models, accounts)
+                    yield Running(address, key, models, accounts, tenants)
         finally:
             await pool.close()
             await broker.close()

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -19,6 +19,7 @@ from rlm_server.runs.calls import Calls, Memo, Terms
 from rlm_server.runs.events import CallFinished, CallStarted, CodeFinished, Printed
 from rlm_server.runs.printing import Printing
 from rlm_server.runs.tree import RunLimits
+from rlm_server.settling import stopped, to_the_end
 from rlm_server.store.contexts import Context, Contexts
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
@@ -55,8 +56,13 @@ class ReplSession:
     files: ExitStack
     used_at: float = field(default_factory=time.monotonic)
     running: int = 0
+    one_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     memo: Memo = field(default_factory=Memo)
     results: OrderedDict[str, CodeFinished] = field(default_factory=OrderedDict)
+
+
+class SessionEnded(Exception):
+    """The session is no longer there."""
 
 
 class Sessions:
@@ -67,6 +73,7 @@ class Sessions:
         self._idle_seconds = idle_seconds
         self._sessions: dict[str, ReplSession] = {}
         self._by_request: dict[tuple[str, str], str] = {}
+        self._creating = asyncio.Lock()
         self._reaper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -96,6 +103,10 @@ class Sessions:
             PoolFull: no more sessions fit.
             MemoryError: the context does not fit into the guest's memory.
         """
+        async with self._creating:
+            return await to_the_end(self._create(new))
+
+    async def _create(self, new: NewSession) -> ReplSession:
         known = self._by_request.get((new.tenant, new.request_id or ""))
         if known in self._sessions:
             return self._sessions[known]
@@ -123,6 +134,9 @@ class Sessions:
 
     async def delete(self, session: ReplSession) -> Amounts:
         """End a session and return what it spent."""
+        return await to_the_end(self._delete(session))
+
+    async def _delete(self, session: ReplSession) -> Amounts:
         self._sessions.pop(session.id, None)
         self._by_request.pop((session.asked.tenant, session.asked.request_id or ""), None)
         await session.live.close()
@@ -133,26 +147,36 @@ class Sessions:
         """Run code as a turn and yield what happens; a repeated request id yields its first result and runs nothing.
 
         Closing the iterator stops the turn and rolls it back.
+
+        Raises:
+            SessionEnded: the session was ended while this waited for its turn.
         """
-        if request_id and request_id in session.results:
-            yield session.results[request_id]
-            return
-        happenings: asyncio.Queue[Happening] = asyncio.Queue()
-        task = asyncio.create_task(self._turn(session, code, happenings.put_nowait))
-        try:
-            while True:
-                happening = await happenings.get()
-                if isinstance(happening, CodeFinished):
-                    if request_id:
-                        session.results[request_id] = happening
-                        while len(session.results) > REMEMBERED_RESULTS:
-                            session.results.popitem(last=False)
+        async with session.one_turn:
+            if request_id and request_id in session.results:
+                yield session.results[request_id]
+                return
+            if session.id not in self._sessions:
+                raise SessionEnded(session.id)
+            async with aclosing(self._happenings(session, code, request_id)) as happenings:
+                async for happening in happenings:
                     yield happening
-                    return
+
+    async def _happenings(
+        self, session: ReplSession, code: str, request_id: str | None
+    ) -> AsyncGenerator[Happening, None]:
+        happenings: asyncio.Queue[Happening | None] = asyncio.Queue()
+        task = asyncio.create_task(self._turn(session, code, happenings.put_nowait))
+        task.add_done_callback(lambda _: happenings.put_nowait(None))
+        try:
+            while happening := await happenings.get():
+                if isinstance(happening, CodeFinished) and request_id:
+                    session.results[request_id] = happening
+                    while len(session.results) > REMEMBERED_RESULTS:
+                        session.results.popitem(last=False)
                 yield happening
+            task.result()
         finally:
-            task.cancel()
-            await asyncio.wait([task])
+            await stopped(task)
 
     async def _turn(self, session: ReplSession, code: str, tell: Callable[[Happening], None]) -> None:
         def reported(body: CallStarted | CallFinished) -> None:

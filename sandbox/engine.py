@@ -33,11 +33,11 @@ ERRNO_INVAL = 28
 _Words = ctypes.POINTER(ctypes.c_uint32)
 _Longs = ctypes.POINTER(ctypes.c_uint64)
 _Callback = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _Words, ctypes.c_size_t)
-_NO_FINALIZER = ctypes.cast(None, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
+_NO_FINALIZER = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
 _EPOCH_CALLBACK = raw._wasmtime_store_epoch_deadline_callback.argtypes[1]
 
 
-class GuestStopped(Exception):  # noqa: N818 - it is the end of a guest, not a fault of ours
+class GuestStopped(Exception):
     """The guest trapped or was stopped; its store must not be used again."""
 
     def __init__(self, message: str, *, stack_overflow: bool = False) -> None:
@@ -103,7 +103,7 @@ class Program:
 
         def call(_env: int, _caller: int, words: Any, _count: int) -> int:
             try:
-                arguments = words[0:end:4]  # a value has 16 bytes
+                arguments = words[0:end:4] if end else []  # a value has 16 bytes
                 if any_wide:
                     longs = ctypes.cast(words, _Longs)
                     arguments = [longs[2 * i] if wide[i] else word for i, word in enumerate(arguments)]
@@ -142,7 +142,7 @@ def compile_module(wasm: Path) -> bytes:
     return bytes(wasmtime.Module.from_file(wasmtime.Engine(settings()), str(wasm)).serialize())
 
 
-@_EPOCH_CALLBACK  # type: ignore[misc]
+@_EPOCH_CALLBACK  # type: ignore[untyped-decorator]
 def _on_epoch(_context: Any, _data: int, delta: Any, _kind: Any) -> int:
     try:
         reason = current.guest.stop_reason()
@@ -166,8 +166,8 @@ class Machine:
         raw.wasmtime_store_epoch_deadline_callback(self._store.ptr(), _on_epoch, None, _NO_FINALIZER)
         self._context = raw.wasmtime_store_context(self._store.ptr())
         raw.wasmtime_context_set_epoch_deadline(self._context, 1)
-        exports = linker.instantiate(self._store, module).exports(self._store)
-        self._memory: Any = exports["memory"]
+        exports: Any = linker.instantiate(self._store, module).exports(self._store)
+        self._memory = exports["memory"]
         self._exports = {name: _Export(self._context, exports[name]) for name in ("turn", "host_alloc")}
         # The memory never moves: its whole 4 GiB range is reserved at once.
         self.base: int = ctypes.addressof(self._memory.data_ptr(self._store).contents)
@@ -229,7 +229,8 @@ class _Export:
             fault = wasmtime.Trap._from_ptr(self._trap)
             code = fault.trap_code
             cause = code.name.lower().replace("_", " ") if code else "an error of the host's"
-            raise GuestStopped(f"the interpreter crashed: {cause}", stack_overflow=code is wasmtime.TrapCode.STACK_OVERFLOW)
+            overflow = code is wasmtime.TrapCode.STACK_OVERFLOW
+            raise GuestStopped(f"the interpreter crashed: {cause}", stack_overflow=overflow)
         return int(self._values[0])
 
 

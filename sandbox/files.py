@@ -95,7 +95,8 @@ class Files:
 
     def is_directory(self, path: str) -> bool:
         """Whether there is a directory at `path`: /tmp and below, and those above the read-only files."""
-        return path in self.directories or any(known.startswith(path.rstrip("/") + "/") for known in self.read_only) or path == ROOT  # fmt: skip
+        below = path.rstrip("/") + "/"
+        return path == ROOT or path in self.directories or any(known.startswith(below) for known in self.read_only)
 
     def lookup(self, path: str) -> Inode | None:
         """Return the file at `path`, None for a directory, or fail with NOENT."""
@@ -120,16 +121,14 @@ class Files:
         """Open a file or directory and return its descriptor."""
         if len(self.open) >= self.limits.open_files:
             raise FileError(MFILE)
-        try:
-            inode = self.lookup(path)
-            if oflags & CREATE and oflags & EXCLUSIVE:
-                raise FileError(EXIST)
-        except FileError as error:
-            if error.errno != NOENT or not oflags & CREATE:
-                raise
+        exists = path in self.read_only or path in self.writable or self.is_directory(path)
+        if exists and oflags & CREATE and oflags & EXCLUSIVE:
+            raise FileError(EXIST)
+        if not exists and oflags & CREATE:
             self._check_new(path)
             self.next_number += 1
-            inode = self.writable[path] = Inode(self.next_number, bytearray())
+            self.writable[path] = Inode(self.next_number, bytearray())
+        inode = self.lookup(path)
         if inode is not None and oflags & DIRECTORY:
             raise FileError(NOTDIR)
         if inode is not None and oflags & TRUNCATE:

@@ -63,6 +63,7 @@ class ImageSpec:
         lines += [f"import {name}" for name in self.imports]
         lines.append("for name in [n for n in globals() if not n.startswith('__')]: del globals()[name]\ndel name")
         lines.append("import sys; sys.modules['_runner'].first_names = frozenset(globals()); del sys")
+        lines += [f"import sys; sys.modules['_runner'].run({code!r}, 0, True); del sys" for code in ("1 / 0", "'warm'")]
         lines.append("import gc; gc.collect(); gc.freeze(); del gc")  # the collector must not touch shared pages
         return "\n".join(lines)
 

@@ -105,7 +105,8 @@ class Instance:
         except GuestStopped as stopped:
             if self._stop is None:
                 kind = Stop.STACK if stopped.stack_overflow else Stop.TRAP
-                self._stop = TurnError(kind, "the code overflowed its stack" if stopped.stack_overflow else str(stopped))
+                message = "the code overflowed its stack" if stopped.stack_overflow else str(stopped)
+                self._stop = TurnError(kind, message)
         finally:
             self._running = False
             current.guest, self._handler = outer, None
@@ -118,9 +119,7 @@ class Instance:
 
     def _result(self, code: int) -> Turn:
         stdout, stderr = self._output.finish()
-        error, variables = self._stop, ()
-        if error is None:
-            error, variables = _read_report(self._report, code)
+        error, variables = (self._stop, ()) if self._stop else _read_report(self._report, code)
         if error and error.type == "MemoryError":
             error = replace(error, message=f"{error.message} (the limit is {self.limits.memory_bytes} bytes)".strip())
         stopped = error is not None and isinstance(error.type, Stop)
@@ -186,21 +185,26 @@ class Instance:
         """Return guest memory as it is sized now; it must not be used after `close`."""
         return memoryview((ctypes.c_char * self.size).from_address(self.base)).cast("B")
 
+    def _has(self, end: int) -> bool:
+        return end <= self._known_size or end <= self.size
+
+    def _check(self, end: int) -> None:
+        if not self._has(end):
+            raise wasi.BadAddress(end)
+
     def read(self, address: int, size: int) -> bytes:
         """Copy out of guest memory; raises `wasi.BadAddress` outside it."""
-        if address + size > self._known_size and address + size > self.size:
-            raise wasi.BadAddress(address)
+        self._check(address + size)
         return ctypes.string_at(self.base + address, size)
 
     def write(self, address: int, data: bytes) -> None:
         """Copy into guest memory; raises `wasi.BadAddress` outside it."""
-        if address + len(data) > self._known_size and address + len(data) > self.size:
-            raise wasi.BadAddress(address)
+        self._check(address + len(data))
         ctypes.memmove(self.base + address, data, len(data))
 
     def _allocate_or_none(self, size: int) -> int | None:
         address = self._machine.call("host_alloc", size)
-        return address if address and address + size <= self.size else None
+        return address if address and self._has(address + size) else None
 
     def _allocate(self, size: int) -> int:
         address = self._allocate_or_none(size)
@@ -239,8 +243,7 @@ class Instance:
     def _answer(self, address: int, size: int) -> bytes:
         limits = self.limits
         try:
-            if size > max(limits.frame_bytes, MOST_REPORT_BYTES):
-                raise DoorRefusal("LimitExceeded", f"{size} bytes in one request, the limit is {limits.frame_bytes}")
+            self._check_frame(size)
             call = parse(self.read(address, size))
             if call.op == "sandbox.report":  # how a turn ended must get through, whatever the turn has used
                 self._report = call
@@ -257,6 +260,10 @@ class Instance:
         if len(reply) > limits.frame_bytes:
             return refused("LimitExceeded", f"the reply has {len(reply)} bytes, the limit is {limits.frame_bytes}")
         return reply
+
+    def _check_frame(self, size: int) -> None:
+        if size > max(self.limits.frame_bytes, MOST_REPORT_BYTES):
+            raise DoorRefusal("LimitExceeded", f"{size} bytes in one request, the limit is {self.limits.frame_bytes}")
 
     def _meter(self, size: int) -> None:
         self._door_calls += 1
@@ -321,8 +328,7 @@ class Instance:
             items = struct.unpack("<I", self.read(box + 12, 4))[0]  # PyListObject.ob_item
             size = memory.pages(content.size)
             start = memory.pages(self._allocate(size + 2 * memory.PAGE) + memory.PAGE)
-            if start + size > self.size:
-                raise wasi.BadAddress(start)
+            self._check(start + size)
             memory.lay_over(self.base + start, size, content.fd)
             self.write(start - len(header), header)
             self.write(items, struct.pack("<I", start - len(header)))
@@ -345,10 +351,11 @@ def _read_report(report: HostCall | None, code: int) -> tuple[TurnError | None, 
         if code == 0:
             return None, ()
         return _DAMAGED, ()
-    error, variables = report.arguments.get("error"), report.arguments.get("variables")
+    error, variables = report.arguments.get("error"), report.arguments.get("variables") or []
     try:
-        said = TurnError(*(str(error[key])[:MOST_TRACEBACK] for key in ("type", "message", "traceback"))) if error else None
-        named = tuple(Variable(str(n)[:200], str(t)[:200], int(size)) for n, t, size in (variables or [])[:MOST_VARIABLES])
+        told = [str(error[key])[:MOST_TRACEBACK] for key in ("type", "message", "traceback")] if error else []
+        said = TurnError(*told) if told else None
+        named = tuple(Variable(str(n)[:200], str(t)[:200], int(size)) for n, t, size in variables[:MOST_VARIABLES])
     except (TypeError, KeyError, ValueError, OverflowError):
         return _DAMAGED, ()
     return said, named

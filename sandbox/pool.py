@@ -20,7 +20,7 @@ Answer = Callable[[HostCall], Awaitable[Json]]
 """Answers the guest's requests; a `DoorRefusal` it raises is raised inside the guest."""
 
 
-class PoolFull(Exception):  # noqa: N818 - a state, not a fault
+class PoolFull(Exception):
     """No more sessions fit; the message names the limit."""
 
 
@@ -104,9 +104,7 @@ class LocalPool:
 class LocalSession:
     """A session of a `LocalPool`; one turn at a time, others wait their turn."""
 
-    def __init__(
-        self, session: Session, threads: ThreadPoolExecutor, on_close: Callable[[LocalSession], None]
-    ) -> None:
+    def __init__(self, session: Session, threads: ThreadPoolExecutor, on_close: Callable[[LocalSession], None]) -> None:
         self._session = session
         self._threads = threads
         self._on_close = on_close

@@ -7,6 +7,7 @@ character (PEP 393). The header of a pure ASCII string is shorter.
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -45,7 +46,9 @@ class Form(Enum):
     @classmethod
     def of(cls, widest: int) -> Form:
         """Return the form of a text whose widest character has this code point."""
-        return cls.ASCII if widest < 0x80 else cls.LATIN1 if widest < 0x100 else cls.UCS2 if widest < 0x10000 else cls.UCS4
+        if widest < 0x100:
+            return cls.ASCII if widest < 0x80 else cls.LATIN1
+        return cls.UCS2 if widest < 0x10000 else cls.UCS4
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +71,12 @@ def encode(text: str) -> tuple[Form, bytes]:
     Raises:
         UnicodeEncodeError: the text holds a lone surrogate.
     """
-    form = Form.of(ord(max(text, default="a")))
-    return form, text.encode(form.codec) + bytes(form.width)
+    for form in (Form.ASCII, Form.LATIN1):
+        with suppress(UnicodeEncodeError):
+            return form, text.encode(form.codec) + bytes(form.width)
+    data = text.encode(Form.UCS2.codec)
+    form = Form.UCS2 if len(data) == 2 * len(text) else Form.UCS4
+    return form, (data if form is Form.UCS2 else text.encode(form.codec)) + bytes(form.width)
 
 
 def header(template: bytes, form: Form, characters: int) -> bytes:

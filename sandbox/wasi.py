@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from sandbox.files import BADF, INVAL, NOTDIR, FileError, Files
+from sandbox.files import BADF, INVAL, NOTDIR, FileError, Files, Inode
 
 SUCCESS, FAULT, NOSYS, NAMETOOLONG = 0, 21, 52, 37
 CHARACTER_DEVICE, DIRECTORY, REGULAR_FILE = 2, 3, 4
-SECTOR_NANOSECONDS = 100_000
+TICK_NANOSECONDS = 100_000
 """Clocks are this coarse: finer ones help only to observe neighbours."""
-MOST_PATH_BYTES, MOST_VECTORS, MOST_READ_BYTES, MOST_RANDOM_BYTES, MOST_SUBSCRIPTIONS = 4096, 1024, 64 << 20, 1 << 20, 64
+MOST_PATH_BYTES, MOST_READ_BYTES, MOST_RANDOM_BYTES = 4096, 64 << 20, 1 << 20
+MOST_VECTORS, MOST_SUBSCRIPTIONS = 1024, 64
 
 
 class Guest(Protocol):
@@ -47,7 +48,7 @@ class Guest(Protocol):
         ...
 
 
-class BadAddress(Exception):  # noqa: N818
+class BadAddress(Exception):
     """The guest named memory it does not have."""
 
 
@@ -82,6 +83,12 @@ def _stat(guest: Guest, out: int, kind: int, number: int, size: int) -> int:
     return _pack(guest, out, "<QQB7xQQQQQ", 1, number, kind, 1, size, 0, 0, 0)
 
 
+def _inode_stat(guest: Guest, out: int, inode: Inode | None) -> int:
+    if inode is None:
+        return _stat(guest, out, DIRECTORY, 1, 0)
+    return _stat(guest, out, REGULAR_FILE, inode.number, len(inode.data))
+
+
 def args_sizes_get(guest: Guest, count: int, size: int) -> int:
     return _pack(guest, count, "<I", 1) or _pack(guest, size, "<I", 7)
 
@@ -100,14 +107,14 @@ def environ_get(_guest: Guest, _environ: int, _buffer: int) -> int:
 
 
 def clock_res_get(guest: Guest, clock: int, out: int) -> int:
-    return _pack(guest, out, "<Q", SECTOR_NANOSECONDS) if clock < 4 else INVAL
+    return _pack(guest, out, "<Q", TICK_NANOSECONDS) if clock < 4 else INVAL
 
 
 def clock_time_get(guest: Guest, clock: int, _precision: int, out: int) -> int:
     if clock > 3:
         return INVAL
     now = time.time_ns() if clock == 0 else time.monotonic_ns()
-    return _pack(guest, out, "<Q", now - now % SECTOR_NANOSECONDS)
+    return _pack(guest, out, "<Q", now - now % TICK_NANOSECONDS)
 
 
 def random_get(guest: Guest, address: int, size: int) -> int:
@@ -174,12 +181,12 @@ def fd_filestat_get(guest: Guest, fd: int, out: int) -> int:
     if fd < 3:
         return _stat(guest, out, CHARACTER_DEVICE, fd, 0)
     inode = guest.files.at(fd).inode
-    return _stat(guest, out, REGULAR_FILE, inode.number, len(inode.data)) if inode else _stat(guest, out, DIRECTORY, 1, 0)
+    return _inode_stat(guest, out, inode)
 
 
 def path_filestat_get(guest: Guest, fd: int, _flags: int, path: int, size: int, out: int) -> int:
     inode = guest.files.lookup(_resolved(guest, fd, path, size))
-    return _stat(guest, out, REGULAR_FILE, inode.number, len(inode.data)) if inode else _stat(guest, out, DIRECTORY, 1, 0)
+    return _inode_stat(guest, out, inode)
 
 
 def fd_filestat_set_size(guest: Guest, fd: int, size: int) -> int:

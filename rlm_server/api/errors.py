@@ -40,9 +40,10 @@ class NotFound(Exception):
 class InvalidField(ValueError):
     """A field of a request is wrong; the message says what it may be."""
 
-    def __init__(self, field: str, message: str) -> None:
+    def __init__(self, field: str, message: str, reason: str = "INVALID_FIELD") -> None:
         super().__init__(message)
         self.field = field
+        self.reason = reason
 
 
 def status_of(error: Exception) -> status_pb2.Status:
@@ -53,7 +54,9 @@ def status_of(error: Exception) -> status_pb2.Status:
         case NotFound():
             resource = error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.name[:200])
             return _status(code_pb2.NOT_FOUND, "NOT_FOUND", str(error), resource)
-        case InvalidField() | UploadRefused():
+        case InvalidField():
+            return _invalid(error.reason, error.field, str(error))
+        case UploadRefused():
             return _invalid("INVALID_FIELD", error.field, str(error))
         case UnknownModel():
             return _invalid("UNKNOWN_MODEL", "model", str(error))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from rlm.v1 import types_pb2
 
 from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.ledger import Limit
 from rlm_server.store.contexts import Context, Contexts
 from sandbox.limits import Limits
@@ -42,19 +43,31 @@ def budget(value: types_pb2.Budget) -> Limit:
     return Limit(**amounts)
 
 
-def sandbox_limits(value: types_pb2.SandboxLimits, ceiling: Limits) -> Limits:
+def sandbox_limits(field: str, value: types_pb2.SandboxLimits, ceiling: Limits) -> Limits:
     """Return the sandbox's limits: the server's, lowered where the request says so."""
-    asked = ceiling
-    if value.memory_bytes:
-        asked = replace(asked, memory_bytes=value.memory_bytes)
-    if value.turn_milliseconds:
-        asked = replace(asked, turn_seconds=value.turn_milliseconds / 1000)
-    if value.output_bytes:
-        asked = replace(asked, output_bytes=value.output_bytes)
+    most = {
+        "memory_bytes": ceiling.memory_bytes,
+        "turn_milliseconds": int(ceiling.turn_seconds * 1000),
+        "output_bytes": ceiling.output_bytes,
+    }
+    for name, limit in most.items():
+        asked = getattr(value, name)
+        if not 0 <= asked <= limit:
+            raise InvalidField(f"{field}.{name}", f"must be from 0 to {limit}, not {asked}")
+    return replace(
+        ceiling,
+        memory_bytes=value.memory_bytes or ceiling.memory_bytes,
+        turn_seconds=value.turn_milliseconds / 1000 or ceiling.turn_seconds,
+        output_bytes=value.output_bytes or ceiling.output_bytes,
+    )
+
+
+def offered(routes: Routes, field: str, model: str) -> None:
+    """Refuse a model that is not offered here."""
     try:
-        return asked.within(ceiling)
-    except ValueError as error:
-        raise InvalidField("limits.sandbox", str(error)) from None
+        routes.route(model)
+    except UnknownModel as error:
+        raise InvalidField(field, str(error), "UNKNOWN_MODEL") from None
 
 
 def image(value: str, known: tuple[str, ...]) -> str:

@@ -42,8 +42,8 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         """Start a run."""
         model = request.model or self._defaults.model
         sub_model = request.sub_model or (request.model or self._defaults.sub_model)
-        self._routes.route(model)
-        self._routes.route(sub_model)
+        requests.offered(self._routes, "model", model)
+        requests.offered(self._routes, "sub_model", sub_model)
         new = NewRun(
             tenant(),
             requests.request_id(request.request_id),
@@ -68,7 +68,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             max_turns=asked.max_turns or ceiling.max_turns,
             max_depth=asked.max_depth if asked.HasField("max_depth") else min(2, ceiling.max_depth),
             wall_seconds=asked.wall_seconds or ceiling.wall_seconds,
-            sandbox=requests.sandbox_limits(asked.sandbox, ceiling.sandbox),
+            sandbox=requests.sandbox_limits("limits.sandbox", asked.sandbox, ceiling.sandbox),
         )
 
     async def GetRun(self, request: run_pb2.GetRunRequest, context: Any) -> run_pb2.GetRunResponse:

@@ -16,7 +16,7 @@ from rlm_server.defaults import Defaults
 from rlm_server.ledger import Ledger
 from rlm_server.runs.events import CallFinished, Printed
 from rlm_server.runs.supervisor import check_affordable
-from rlm_server.sessions import Happening, NewSession, ReplSession, Sessions
+from rlm_server.sessions import Happening, NewSession, ReplSession, SessionEnded, Sessions
 from rlm_server.store.contexts import Contexts
 
 MOST_CODE = 1 << 20
@@ -37,7 +37,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.CreateSessionResponse:
         """Start a session."""
         sub_model = request.sub_model or self._defaults.sub_model
-        self._routes.route(sub_model)
+        requests.offered(self._routes, "sub_model", sub_model)
         budget = requests.budget(request.budget) if request.HasField("budget") else self._defaults.budget
         check_affordable(tenant(), budget, await self._ledger.left(tenant()))
         new = NewSession(
@@ -47,7 +47,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             await requests.context(self._contexts, tenant(), request.context_id),
             sub_model,
             budget,
-            requests.sandbox_limits(request.limits, self._defaults.limits.sandbox),
+            requests.sandbox_limits("limits", request.limits, self._defaults.limits.sandbox),
         )
         return session_pb2.CreateSessionResponse(session=_session(await self._sessions.create(new)))
 
@@ -58,9 +58,12 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         session = self._found(request.session_id)
         code = requests.required("code", request.code, MOST_CODE)
         request_id = requests.request_id(request.request_id)
-        async with aclosing(self._sessions.execute(session, code, request_id)) as happenings:
-            async for happening in happenings:
-                yield _response(happening)
+        try:
+            async with aclosing(self._sessions.execute(session, code, request_id)) as happenings:
+                async for happening in happenings:
+                    yield _response(happening)
+        except SessionEnded:
+            raise NotFound("session", session.id) from None
 
     async def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: Any

@@ -104,7 +104,8 @@ def worst_case(request: ModelRequest, price: Price) -> Amounts:
 class Broker:
     """Makes model calls for many tenants. It owns the routes' providers and closes them.
 
-    `provider_calls` caps the calls in flight to one provider, `run_calls` those of one run; more wait in line.
+    `provider_calls` caps the calls in flight to one provider, `run_calls` those of one run; more wait in line. An
+    attempt may take `attempt_seconds` once it is sent.
     """
 
     def __init__(
@@ -115,12 +116,14 @@ class Broker:
         *,
         provider_calls: int = 64,
         run_calls: int = 32,
+        attempt_seconds: float = 180.0,
         backoff: Backoff | None = None,
     ) -> None:
         self._ledger = ledger
         self._routes = routes
         self._prices = prices
         self._backoff = backoff or Backoff()
+        self._attempt_seconds = attempt_seconds
         self._runs = KeyedGates(run_calls)
         self._gates: defaultdict[str, Gate] = defaultdict(lambda: Gate(provider_calls))
         self.counters = Counters()
@@ -172,6 +175,7 @@ class Broker:
                     hold=replace(hold, id=f"{call.id}.{call.attempts}"),
                     gate=self._gates[route.provider_name],
                     deadline=call.deadline,
+                    seconds=self._attempt_seconds,
                 )
             except ProviderError as error:
                 pause = self._backoff.pause(call.attempts, error.retry_after)

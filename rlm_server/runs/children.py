@@ -6,14 +6,16 @@ import asyncio
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from rlm_server.ledger import NANO, UNITS, BudgetError, BudgetExceeded, Limit
+from rlm_server.broker.routes import UnknownModel
+from rlm_server.ledger import NANO, UNITS, AccountUnknown, BudgetError, BudgetExceeded, Limit
 from rlm_server.runs.calls import Calls, check_batch, failed, model_named
 from rlm_server.runs.events import Body, ChildFinished, ChildStarted, Guard
 from rlm_server.runs.journal import NodeRow
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
+from rlm_server.settling import to_the_end
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.memory import sealed
 from sandbox.text import Text, encode
@@ -42,6 +44,10 @@ class Children:
         check_batch(len(questions), tree.limits.batch)
         if len(questions) != len(contexts):
             raise DoorRefusal("ValueError", f"{len(questions)} prompts but {len(contexts)} contexts")
+        try:
+            tree.services.broker.routes.route(model or tree.run.sub_model)
+        except UnknownModel as error:
+            raise DoorRefusal("ValueError", str(error)) from None
         if depth >= tree.limits.max_depth:
             return list(await self._without_children(questions, contexts, model))
         try:
@@ -85,21 +91,31 @@ class Children:
         return Limit(**shares)
 
     async def _child(self, question: str, context: str, model: str | None, budget: Limit) -> dict[str, Json]:
-        tree, services, depth = self._tree, self._tree.services, self._parent.depth + 1
         child_id = "node_" + secrets.token_hex(16)
-        async with tree.level(depth):
+        async with self._tree.level(self._parent.depth + 1):
             try:
-                await services.ledger.open_account(
-                    child_id, tenant=tree.run.tenant, parent=self._parent.id, limit=budget, carve=True
-                )
+                await to_the_end(self._open(child_id, question, budget))
             except BudgetExceeded as error:
                 return failed("LimitExceeded", str(error))
-            await services.journal.add_node(
-                NodeRow(child_id, tree.run.id, self._parent.id, depth, RunState.PENDING, question)
-            )
+            except asyncio.CancelledError:
+                await to_the_end(self._abandon(child_id))
+                raise
             self._emit(ChildStarted(child_id, question, len(context), budget))
             with _in_memory(context) as text:
                 return await self._run(child_id, question, text, model)
+
+    async def _open(self, child_id: str, question: str, budget: Limit) -> None:
+        run, services, parent = self._tree.run, self._tree.services, self._parent
+        await services.ledger.open_account(child_id, tenant=run.tenant, parent=parent.id, limit=budget, carve=True)
+        await services.journal.add_node(
+            NodeRow(child_id, run.id, parent.id, parent.depth + 1, RunState.PENDING, question)
+        )
+
+    async def _abandon(self, child_id: str) -> None:
+        """Close what `_open` opened, if it did before the run was stopped."""
+        with suppress(AccountUnknown):
+            await self._tree.services.ledger.close_account(child_id)
+            await self._tree.services.journal.move(child_id, RunState.CANCELLED, reason="cancelled")
 
     async def _run(self, child_id: str, question: str, text: Text, model: str | None) -> dict[str, Json]:
         depth, named = self._parent.depth + 1, model or self._tree.run.sub_model
@@ -107,12 +123,15 @@ class Children:
         try:
             outcome = await self._run_node(Task(child_id, self._parent.id, depth, question, text, named))
         finally:
-            spent = (await self._tree.services.ledger.balance(child_id)).posted
-            self._emit(ChildFinished(child_id, outcome.state, outcome.reason, spent))
+            await to_the_end(self._tell_end(child_id, outcome))
         if outcome.state is RunState.SUCCEEDED:
             return {"ok": outcome.answer}
         ending = f"the child RLM ended {outcome.state}: {outcome.reason}"
         return {"ok": outcome.answer, "note": ending} if outcome.answer else failed("RuntimeError", ending)
+
+    async def _tell_end(self, child_id: str, outcome: Outcome) -> None:
+        spent = (await self._tree.services.ledger.balance(child_id)).posted
+        self._emit(ChildFinished(child_id, outcome.state, outcome.reason, spent))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ class Feed:
         self._news = asyncio.Event()
         self._kept = asyncio.Condition()
         self._kept_number = last
+        self._over = False
 
     @property
     def last(self) -> int:
@@ -36,6 +37,14 @@ class Feed:
 
     async def serve(self) -> None:
         """Keep events until the last one of the run."""
+        try:
+            await self._keep_all()
+        finally:
+            async with self._kept:
+                self._over = True
+                self._kept.notify_all()
+
+    async def _keep_all(self) -> None:
         while True:
             await self._news.wait()
             self._news.clear()
@@ -51,17 +60,20 @@ class Feed:
         """Yield every event from a number on, those to come included, until the run's last."""
         wanted = max(1, from_sequence)
         while True:
+            over = self._over
             events = await self._journal.events(self._run, wanted, _MOST_AT_ONCE)
             for event in events:
                 yield event
                 if isinstance(event.body, RunFinished):
                     return
+            if over and not events:
+                return
             wanted += len(events)
             await self._until_kept(wanted)
 
     async def _until_kept(self, number: int) -> None:
         async with self._kept:
-            await self._kept.wait_for(lambda: self._kept_number >= number)
+            await self._kept.wait_for(lambda: self._over or self._kept_number >= number)
 
 
 async def replay(journal: Journal, run: str, from_sequence: int) -> AsyncIterator[Event]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlm_server.ledger.amounts import Limit
-from rlm_server.runs.events import Event, Place, RunFinished, from_json, to_json
+from rlm_server.runs.events import Event, Place, from_json, to_json
 from rlm_server.runs.state import RunState, move
 from rlm_server.store.database import Database
 
@@ -150,19 +150,21 @@ class Journal:
 
         return await self._database.read(read)
 
-    async def finished(self, run: str) -> bool:
-        """Whether a run's last event is kept."""
+    async def unannounced(self) -> list[NodeRow]:
+        """Return the roots that have ended in runs whose last event is not kept."""
 
-        def read(connection: sqlite3.Connection) -> bool:
-            row = connection.execute(
-                "SELECT body FROM event WHERE run = ? ORDER BY sequence DESC LIMIT 1", (run,)
-            ).fetchone()
-            return row is not None and isinstance(from_json(row[0]), RunFinished)
+        def read(connection: sqlite3.Connection) -> list[NodeRow]:
+            return [_node(row) for row in connection.execute(_UNANNOUNCED).fetchall()]
 
         return await self._database.read(read)
 
 
 _NODE = "SELECT id, run, parent, depth, state, question, answer, reason, turns FROM node"
+_UNANNOUNCED = f"""
+{_NODE} WHERE id IN (SELECT id FROM run WHERE ended_at IS NOT NULL) AND NOT coalesce((
+    SELECT body LIKE '%"kind":"run_finished"}}' FROM event WHERE event.run = node.id ORDER BY sequence DESC LIMIT 1
+), 0)
+"""
 
 
 def _node(row: tuple[Any, ...]) -> NodeRow:

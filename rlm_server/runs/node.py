@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import replace
 
 from rlm_server.broker.broker import CallFailed
-from rlm_server.broker.calls import Message, ModelRequest, Payer
+from rlm_server.broker.calls import Failure, Message, ModelRequest, Payer
 from rlm_server.ledger import BudgetError
 from rlm_server.runs import prompt, reply
 from rlm_server.runs.calls import Calls, Terms, seconds_left
@@ -29,6 +29,7 @@ from rlm_server.runs.events import (
 from rlm_server.runs.printing import Printing
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
+from rlm_server.settling import stopped, to_the_end
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool import LiveSession, PoolFull
 from sandbox.turn import Turn
@@ -76,27 +77,36 @@ class Node:
 
         Cancelling the task ends the node as cancelled, with everything under it, and then goes on.
         """
-        await self.tree.services.journal.move(self.task.id, RunState.RUNNING)
         try:
+            await self.tree.services.journal.move(self.task.id, RunState.RUNNING)
             outcome = await self._outcome()
         except asyncio.CancelledError:
-            await self._keep(Outcome(RunState.CANCELLED, self._draft, "cancelled"))
+            await to_the_end(self._keep(Outcome(RunState.CANCELLED, self._draft, "cancelled")))
             raise
         except Exception:
             log.exception("node %s failed", self.task.id)
             outcome = Outcome(RunState.FAILED, self._draft, "an internal error of the server; it has been logged")
-        await self._keep(outcome)
+        await to_the_end(self._keep(outcome))
         return outcome
 
     async def _outcome(self) -> Outcome:
+        # The deadline and a cancellation may come at once, here and in every node above: the work is told only once,
+        # and is always waited for.
+        work = asyncio.create_task(self._work())
         try:
-            async with asyncio.timeout(seconds_left(self.tree.deadline)):
-                return Outcome(RunState.SUCCEEDED, await self._work())
-        except TimeoutError:
-            limit = self.tree.limits.wall_seconds
-            return Outcome(RunState.EXHAUSTED, self._draft, f"wall_seconds: the run may take {limit:g} s")
+            await asyncio.wait([work], timeout=seconds_left(self.tree.deadline))
+        finally:
+            if not work.done():
+                await stopped(work)
+        if work.cancelled():
+            return Outcome(RunState.EXHAUSTED, self._draft, self._out_of_time())
+        try:
+            return Outcome(RunState.SUCCEEDED, work.result())
         except _Ended as ended:
             return Outcome(ended.state, self._draft, str(ended))
+
+    def _out_of_time(self) -> str:
+        return f"wall_seconds: the run may take {self.tree.limits.wall_seconds:g} s"
 
     async def _keep(self, outcome: Outcome) -> None:
         services = self.tree.services
@@ -155,9 +165,11 @@ class Node:
         try:
             done = await self.tree.services.broker.complete(request, self.payer, deadline=self.tree.deadline)
         except BudgetError as error:
-            raise _Ended(RunState.EXHAUSTED, f"budget: {error}") from None
+            raise _Ended(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         except CallFailed as error:
             self.tree.count(self.place, error.spent)
+            if error.failure is Failure.TIMED_OUT and not seconds_left(self.tree.deadline):
+                raise _Ended(RunState.EXHAUSTED, self._out_of_time()) from None
             raise _Ended(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
         self.emit(ModelReplied(model, done.reply.text, done.spent))
         self.tree.count(self.place, done.spent)

@@ -8,17 +8,18 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 
-from rlm_server.ledger import Amounts, BudgetExceeded, LedgerError, Limit
+from rlm_server.ledger import AccountUnknown, Amounts, BudgetExceeded, LedgerError, Limit
 from rlm_server.runs.events import Event, Place, RunFinished, RunStarted
 from rlm_server.runs.feed import Feed, replay
 from rlm_server.runs.journal import NodeRow, RunRow, now
 from rlm_server.runs.node import Node
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, RunLimits, Services, Task, Tree
+from rlm_server.settling import to_the_end
 from rlm_server.store.contexts import Context, Contexts
 
 log = logging.getLogger(__name__)
@@ -59,6 +60,7 @@ class Supervisor:
         self._live: dict[str, _Live] = {}
         self._stack = AsyncExitStack()
         self._group = asyncio.TaskGroup()
+        self._creating = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         await self._recover()
@@ -79,6 +81,10 @@ class Supervisor:
             BudgetExceeded: the budget is more than what the tenant has left.
             TooManyRuns: as many as may are going on.
         """
+        async with self._creating:
+            return await to_the_end(self._create(new))
+
+    async def _create(self, new: NewRun) -> RunRow:
         journal, ledger = self._services.journal, self._services.ledger
         if new.request_id and (known := await journal.by_request(new.tenant, new.request_id)):
             return known
@@ -90,12 +96,11 @@ class Supervisor:
             run_id, new.tenant, new.request_id, new.context.id if new.context else None, new.model, new.sub_model,
             new.budget, now(),
         )  # fmt: skip
-        kept = await journal.create(row, new.question)
-        if kept.id != run_id:
-            return kept
+        await journal.create(row, new.question)
         await ledger.open_account(run_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
         feed = Feed(journal, run_id)
         self._live[run_id] = _Live(feed, self._group.create_task(self._run(row, new, feed)))
+        await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
 
     async def _run(self, row: RunRow, new: NewRun, feed: Feed) -> None:
@@ -118,10 +123,17 @@ class Supervisor:
         except Exception:
             log.exception("run %s failed", row.id)
         finally:
-            spent = (await self._services.ledger.balance(row.id)).posted
-            feed.emit(place, RunFinished(outcome.state, outcome.reason, spent, outcome.answer))
+            await to_the_end(self._finish(row.id, outcome, feed, keeping))
+
+    async def _finish(self, run_id: str, outcome: Outcome, feed: Feed, keeping: asyncio.Task[None]) -> None:
+        try:
+            spent = (await self._services.ledger.balance(run_id)).posted
+            feed.emit(Place(run_id, "", 0), RunFinished(outcome.state, outcome.reason, spent, outcome.answer))
             await keeping
-            del self._live[row.id]
+        except Exception:  # the database's: the next start ends this run, and the others go on
+            log.exception("the end of run %s could not be kept", run_id)
+        finally:
+            del self._live[run_id]
 
     async def cancel(self, run_id: str) -> None:
         """Stop a run and everything under it, and return when it has stopped; one that has ended stays as it is."""
@@ -143,18 +155,21 @@ class Supervisor:
         reason = "the server stopped during the run"
         for node in await journal.unfinished():
             try:
-                await ledger.close_account(node.id)
                 spent = (await ledger.balance(node.id)).posted
+                await ledger.close_account(node.id)
+            except AccountUnknown:
+                spent = Amounts()
             except LedgerError as error:
                 log.warning("the account of %s could not be closed: %s", node.id, error)
-                spent = Amounts()
             await journal.move(node.id, RunState.FAILED, reason=reason, turns=node.turns)
             if node.parent is None:
-                await self._end(node, spent, reason)
+                await self._end(replace(node, state=RunState.FAILED, reason=reason), spent)
+        for node in await journal.unannounced():
+            await self._end(node, (await ledger.balance(node.id)).posted)
 
-    async def _end(self, root: NodeRow, spent: Amounts, reason: str) -> None:
+    async def _end(self, root: NodeRow, spent: Amounts) -> None:
         last = await self._services.journal.last_sequence(root.id)
-        body = RunFinished(RunState.FAILED, reason, spent, "")
+        body = RunFinished(root.state, root.reason, spent, root.answer)
         await self._services.journal.append(root.id, [Event(last + 1, now(), Place(root.id, "", 0), body)])
 
 

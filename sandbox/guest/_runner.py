@@ -59,7 +59,8 @@ def mend():
         try:
             getattr(sys, name).flush()
         except Exception:
-            setattr(sys, name, open(fd, "w", encoding="utf-8", errors="backslashreplace", closefd=False))
+            stream = open(fd, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
 
 
 def execute(code, filename):
@@ -83,9 +84,10 @@ def describe(raised):
                 own = [frame for frame in part.stack if frame.filename not in _internal]
                 part.stack = traceback.StackSummary.from_list(own)
         shown = "".join(report.format())
-        return {"type": plain(type(raised).__name__), "message": plain(str(raised)[:4000]), "traceback": plain(shown[-15000:])}
+        message = str(raised)[:4000]
     except BaseException as second:
-        return {"type": type(raised).__name__, "message": f"(and {type(second).__name__} while showing it)", "traceback": ""}
+        message, shown = f"(and {type(second).__name__} while showing it)", ""
+    return {"type": plain(type(raised).__name__), "message": plain(message), "traceback": plain(shown[-15000:])}
 
 
 def plain(text):

@@ -9,7 +9,7 @@ import grpc
 import pytest
 from click.testing import CliRunner
 from google.protobuf import json_format
-from google.rpc import error_details_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2
 from rlm.v1 import context_pb2, run_pb2, session_pb2
 from rlm_client.cli import main
 
@@ -133,7 +133,8 @@ def test_a_run_can_be_shown(rlm: Rlm, fake: FakeServer) -> None:
     )
     result = rlm("show", "run-1")
     assert result.exit_code == 0
-    assert "run run-1 exhausted\n  question: How many?\n  model: big\n  reason: turns \\x1b[2J\n" in result.stdout
+    head = [line.rstrip() for line in result.stdout.splitlines()[:4]]
+    assert head == ["run run-1 exhausted", "  question: How many?", "  model: big", r"  reason: turns \x1b[2J"]
     assert "spent: $0.0600 · 1,400 tokens · 4 calls · depth 1" in result.stdout
     assert "    └── unspecified · 1 turns · $0.0200 · And here?" in result.stdout
     answer = result.stdout.partition("answer\n")[2].splitlines()

@@ -62,7 +62,7 @@ def test_the_key_of_a_development_server_on_this_machine_is_found(
 def test_a_development_key_is_for_this_machine_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RLM_DATA_DIR", str(tmp_path))
     (tmp_path / "development-key").write_text("rlm_dev")
-    with pytest.raises(Unauthenticated, match="no key for rlm.example:443"):
+    with pytest.raises(Unauthenticated, match=r"no key for rlm\.example:443"):
         Client("rlm.example:443", tls=True)
 
 

@@ -7,7 +7,7 @@ import re
 
 import pytest
 from rich.console import Console
-from rlm.v1 import run_pb2, session_pb2
+from rlm.v1 import run_pb2, session_pb2, types_pb2
 from rlm_client.display import CODE_LINES, Display, console_for
 from rlm_client.excerpt import HEAD_LINES, TAIL_LINES, Excerpt
 from rlm_client.neutral import neutral, neutral_line
@@ -66,7 +66,7 @@ def test_without_a_terminal_there_are_no_control_codes(monkeypatch: pytest.Monke
 def test_a_terminal_shows_calls_and_cost_while_they_happen() -> None:
     shown = drawn_on_a_terminal(
         Story()
-        .tell(turn=0, run_started=run_pb2.RunStarted(model="m", budget={"nano_usd": 50 * CENT}))
+        .tell(turn=0, run_started=run_pb2.RunStarted(model="m", budget=types_pb2.Budget(nano_usd=50 * CENT)))
         .tell(call_started=run_pb2.CallStarted(call_id="a"))
         .tell(call_started=run_pb2.CallStarted(call_id="b"))
         .tell(call_finished=run_pb2.CallFinished(call=session_pb2.ModelCallFinished(call_id="a", spent=money(1, 5, 1))))
@@ -89,7 +89,7 @@ def test_calls_from_the_memo_and_failed_calls_are_told_apart() -> None:
 
 
 def test_a_cost_too_small_to_show_is_not_shown_as_nothing() -> None:
-    tiny = run_pb2.ModelReplied(model="m", spent={"nano_usd": 20})
+    tiny = run_pb2.ModelReplied(model="m", spent=types_pb2.Amounts(nano_usd=20))
     assert "m replied · <$0.0001" in drawn(Story().tell(model_replied=tiny))
 
 

@@ -25,7 +25,7 @@ def test_an_amount_in_dollars_becomes_nano_dollars_exactly(amount: Any, nano: in
 
 def test_a_float_is_refused_because_it_is_not_exact() -> None:
     amount: Any = 0.1
-    with pytest.raises(TypeError, match='not exact; write usd="0.50"'):
+    with pytest.raises(TypeError, match=r'not exact; write usd="0\.50"'):
         Budget(usd=amount)
 
 

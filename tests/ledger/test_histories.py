@@ -101,11 +101,11 @@ class Histories(RuleBasedStateMachine):
         self.runner.close()
         shutil.rmtree(self.directory)
 
-    @initialize(target=accounts, limit=tenants_limits, of_child=st.integers(4, 10))
-    def a_tenant_a_run_and_its_child(self, limit: Limit, of_child: int) -> MultipleResults[str]:
+    @initialize(target=accounts, limit=tenants_limits, of_child=st.integers(4, 10), spare=st.integers(0, 6))
+    def a_tenant_a_run_and_its_child(self, limit: Limit, of_child: int, spare: int) -> MultipleResults[str]:
         self.told = {
             "acme": Told(None, limit, carve=False),
-            "run": Told("acme", Limit(), carve=False),
+            "run": Told("acme", Limit(nano_usd=of_child + spare), carve=False),
             "child": Told("run", Limit(nano_usd=of_child), carve=True),
         }
         for name, told in self.told.items():
@@ -121,7 +121,7 @@ class Histories(RuleBasedStateMachine):
             return multiple()
         name = f"account-{len(self.told)}"
         opening = self.ledger.open_account(name, tenant="acme", parent=parent, limit=limit, carve=carve)
-        room = self.runner.run(self.ledger.left(parent))
+        room = self._room(parent)
         try:
             self.runner.run(opening)
         except BudgetExceeded:
@@ -167,7 +167,8 @@ class Histories(RuleBasedStateMachine):
         if self.told[account].closed:
             return multiple()
         hold = a_hold(account, asked, id=f"hold-{len(self.attempts)}")
-        room = self.runner.run(self.ledger.left(account))
+        room = self._room(account)
+        assert self.runner.run(self.ledger.left(account)) == room
         try:
             self.runner.run(self.ledger.reserve(hold, deadline=at_once()))
         except BudgetError:
@@ -222,8 +223,15 @@ class Histories(RuleBasedStateMachine):
             attempt.state, attempt.actual = "posted", attempt.hold.amounts
         return id
 
-    @rule(target=resolved, id=consumes(unsent) | consumes(sent))
-    def void(self, id: str) -> str:
+    @rule(target=resolved, id=consumes(unsent))
+    def void_unsent(self, id: str) -> str:
+        return self._void(id)
+
+    @rule(target=resolved, id=consumes(sent))
+    def void_sent(self, id: str) -> str:
+        return self._void(id)
+
+    def _void(self, id: str) -> str:
         attempt = self.attempts[id]
         if attempt.state in ("pending", "dispatched"):
             self.runner.run(self.ledger.void(id))
@@ -323,6 +331,24 @@ class Histories(RuleBasedStateMachine):
     def _pending(self, account: str) -> Amounts:
         open_ones = (a for a in self._under(account) if a.state in ("pending", "dispatched"))
         return sum((a.hold.amounts for a in open_ones), Amounts())
+
+    def _room(self, account: str) -> Limit:
+        """The most that could be held on this account, told unit by unit on the way up."""
+        room: dict[str, int | None] = {}
+        for unit in UNITS:
+            rooms = []
+            at: str | None = account
+            promised = False  # whether the account above keeps this unit for the one below
+            while at is not None:
+                told = self.told[at]
+                limit = getattr(told.limit, unit)
+                if limit is not None and not promised:
+                    used = self._posted(at) + self._pending(at) + self._carved(at) + self._overrun(at)
+                    rooms.append(max(0, limit - getattr(used, unit)))
+                promised = told.carve and limit is not None
+                at = told.parent
+            room[unit] = min(rooms, default=None)
+        return Limit(**room)
 
     def _carved(self, account: str) -> Amounts:
         carved = Amounts()

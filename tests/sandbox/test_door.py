@@ -52,7 +52,9 @@ def test_a_malformed_request_is_refused_and_reaches_no_handler(repl: Repl, frame
     reached: list[HostCall] = []
     unit, times = (frame, 1) if len(frame) < 5000 else (b"", 0)
     if times:
-        turn = repl.run(f"import _host, json\njson.loads(_host.call({unit!r}))['error']['type']", answering(reached.append))
+        turn = repl.run(
+            f"import _host, json\njson.loads(_host.call({unit!r}))['error']['type']", answering(reached.append)
+        )
         assert turn.stdout == "'ValueError'\n"
     assert reached == []
 
@@ -72,7 +74,8 @@ def test_any_bytes_are_a_request_or_a_refusal(frame: bytes) -> None:
 
 
 PLAIN = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none() | st.booleans() | st.integers(-(2**60), 2**60) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=10,
 )  # fmt: skip

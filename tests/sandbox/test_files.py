@@ -17,7 +17,12 @@ from sandbox.files import CREATE, EXCLUSIVE, NOSPC, TRUNCATE, FileError, Files, 
 from sandbox.limits import Limits
 
 NAMES = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map("/".join)
-FLAGS = {0: 0, CREATE: os.O_CREAT, CREATE | EXCLUSIVE: os.O_CREAT | os.O_EXCL, CREATE | TRUNCATE: os.O_CREAT | os.O_TRUNC}
+FLAGS = {
+    0: 0,
+    CREATE: os.O_CREAT,
+    CREATE | EXCLUSIVE: os.O_CREAT | os.O_EXCL,
+    CREATE | TRUNCATE: os.O_CREAT | os.O_TRUNC,
+}
 
 
 def tree_of(files: Files) -> dict[str, bytes | None]:
@@ -117,7 +122,7 @@ class FilesAreLikeRealOnes(RuleBasedStateMachine):
 
     @invariant()
     def the_trees_are_equal(self) -> None:
-        paths = [path for path in self.real.rglob("*")]
+        paths = list(self.real.rglob("*"))
         real = {str(p.relative_to(self.real)): None if p.is_dir() else p.read_bytes() for p in paths}
         assert tree_of(self.files) == real
 

@@ -86,7 +86,9 @@ def test_the_environment_is_empty(repl: Repl) -> None:
 
 
 def test_the_host_has_no_name_or_address_inside(repl: Repl) -> None:
-    names = repl.show("import platform, socket, os, sys\nplatform.node(), socket.gethostname(), os.uname(), sys.platform")
+    names = repl.show(
+        "import platform, socket, os, sys\nplatform.node(), socket.gethostname(), os.uname(), sys.platform"
+    )
     assert socket.gethostname() not in names
     assert platform.release() not in names
     for code in ("socket.socket()", "socket.getaddrinfo('localhost', 80)", "socket.create_connection(('1.1.1.1', 80))"):
@@ -116,7 +118,8 @@ def test_stdin_is_empty(repl: Repl) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["import json; json.loads('{')", "open('/nothing')", "import nothing", "1 / 0", "import ast; ast.parse('(')"]
+    "code",
+    ["import json; json.loads('{')", "open('/nothing')", "import nothing", "1 / 0", "import ast; ast.parse('(')"],
 )
 def test_no_path_of_the_host_is_in_a_traceback(repl: Repl, code: str) -> None:
     turn = repl.run(code)
@@ -171,7 +174,16 @@ shutil.move('/tmp/g/e/x.txt', '/tmp/h/y.txt')
 found = sorted(str(p) for p in pathlib.Path('/tmp').rglob('*'))
 shutil.rmtree('/tmp/h')
 found, os.listdir('/tmp'), os.path.isdir('/tmp/g/e'), os.path.isfile('/tmp/g/e')"""
-        files = ["/tmp/g", "/tmp/g/e", "/tmp/g/e/f", "/tmp/h", "/tmp/h/e", "/tmp/h/e/f", "/tmp/h/e/x.txt", "/tmp/h/y.txt"]
+        files = [
+            "/tmp/g",
+            "/tmp/g/e",
+            "/tmp/g/e/f",
+            "/tmp/h",
+            "/tmp/h/e",
+            "/tmp/h/e/f",
+            "/tmp/h/e/x.txt",
+            "/tmp/h/y.txt",
+        ]
         assert repl.show(code) == repr((files, ["g"], True, False))
 
     def test_a_large_directory_is_listed_whole(self, repl: Repl) -> None:

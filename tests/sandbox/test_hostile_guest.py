@@ -23,7 +23,7 @@ from sandbox.turn import Status, Stop, Turn
 from tests.sandbox.repl import answering, on_thread
 
 SIZE = 2 * 65536
-REQUEST = '{\\22op\\22:\\22a\\22}'  # 10 bytes at address 0, as WAT writes them
+REQUEST = "{\\22op\\22:\\22a\\22}"  # 10 bytes at address 0, as WAT writes them
 HONEST_ALLOC = "(i32.const 1024)"
 
 Run = Callable[..., Turn]
@@ -180,7 +180,7 @@ def wasi_functions(loaded: Loaded) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_arguments_to_the_system_make_a_host_function_fail(
     loaded: Loaded, run_module: Run, caplog: pytest.LogCaptureFixture, data: st.DataObject
@@ -194,7 +194,7 @@ def test_no_arguments_to_the_system_make_a_host_function_fail(
     for name in chosen:
         words = []
         for kind in known[name]:
-            edges = EDGES + [2**63 - 1, 2**64 - 1] if kind == "i64" else EDGES
+            edges = [*EDGES, 2**63 - 1, 2**64 - 1] if kind == "i64" else EDGES
             words.append(f"({kind}.const {data.draw(st.sampled_from(edges))})")
         calls.append(f"(drop (call ${name} {' '.join(words)}))")
     wat = f"""(module {" ".join(imports)} (memory (export "memory") 2)

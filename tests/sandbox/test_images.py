@@ -51,7 +51,7 @@ def cache(built: Path, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(autouse=True)
-def never_compile(monkeypatch: pytest.MonkeyPatch, built: Path) -> Iterator[list[Path]]:
+def never_compile(monkeypatch: pytest.MonkeyPatch, built: Path) -> list[Path]:
     """Compiling takes minutes: hand out what was compiled before, and note that it was asked for."""
     asked: list[Path] = []
     good = (built / f"module-{image._module_key()}" / "guest.cwasm").read_bytes
@@ -61,7 +61,7 @@ def never_compile(monkeypatch: pytest.MonkeyPatch, built: Path) -> Iterator[list
         return good()
 
     monkeypatch.setattr(engine, "compile_module", compiled)
-    yield asked
+    return asked
 
 
 def entry(cache: Path, kind: str) -> Path:
@@ -108,7 +108,16 @@ def test_what_is_intact_is_used_as_it_is(cache: Path, never_compile: list[Path])
         lambda e: (e / "extra").write_bytes(b""),
         lambda e: e.chmod(0o770),
     ],
-    ids=["flipped bit", "cut", "no memory", "no manifest", "altered manifest", "list", "extra file", "writable by the group"],
+    ids=[
+        "flipped bit",
+        "cut",
+        "no memory",
+        "no manifest",
+        "altered manifest",
+        "list",
+        "extra file",
+        "writable by the group",
+    ],
 )
 def test_an_image_that_is_not_as_it_was_built_is_built_again(
     cache: Path, never_compile: list[Path], tamper: Callable[[Path], object]

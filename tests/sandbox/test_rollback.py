@@ -19,10 +19,11 @@ STOPS = {
 @pytest.mark.parametrize("kind", STOPS)
 def test_names_and_files_are_as_before(start: Repls, kind: Stop) -> None:
     repl = start(turn_seconds=0.5)
-    repl.show("import os\nx = {'a': [1]}\nf = open('/tmp/log', 'w+')\n_ = f.write('before'); f.flush()\nopen('/tmp/old', 'w').close()")
+    repl.show("import os\nx = {'a': [1]}\nf = open('/tmp/log', 'w+')\n_ = f.write('before'); f.flush()")
+    repl.show("open('/tmp/old', 'w').close()")
     turn = repl.run(
-        "x['a'].append(2)\nnew = 1\nf.write(' after'); f.flush()\nopen('/tmp/new', 'w').close()\nos.remove('/tmp/old')\n"
-        "os.mkdir('/tmp/d')\nimport fractions, wave\n" + STOPS[kind]
+        "x['a'].append(2)\nnew = 1\nf.write(' after'); f.flush()\nopen('/tmp/new', 'w').close()\n"
+        "os.remove('/tmp/old')\nos.mkdir('/tmp/d')\nimport fractions, wave\n" + STOPS[kind]
     )
     assert turn.status is Status.ROLLED_BACK
     assert turn.error is not None

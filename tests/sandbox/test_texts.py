@@ -132,8 +132,10 @@ def test_a_text_is_there_after_a_rollback_and_after_a_fork(start: Repls, text: M
     repl.run("context = None\nimport os; os._exit(0)")
     fork = start.fork(repl)
     for session in (repl, fork):
-        assert session.show("len(context), context[10:20] == piece, table[context]") == repr((len(content), True, "found"))
-        assert session.show(f"print(ascii(context[-30:]), context.count('мягких'))") == f"{ascii(content[-30:])} 1000"
+        assert session.show("len(context), context[10:20] == piece, table[context]") == repr(
+            (len(content), True, "found")
+        )
+        assert session.show("print(ascii(context[-30:]), context.count('мягких'))") == f"{content[-30:]!a} 1000"
 
 
 def test_the_name_comes_back_when_it_was_reassigned(repl: Repl, text: MakeText) -> None:
@@ -175,7 +177,9 @@ def test_no_attempt_changes_the_text(start: Repls, text: MakeText, attempt: str)
         session.attach("context", shared)
     repl.run(attempt)
     for session in (repl, other):
-        assert session.show("len(context), context[:19], context.count('fox')") == repr((len(content), content[:19], 1000))
+        assert session.show("len(context), context[:19], context.count('fox')") == repr(
+            (len(content), content[:19], 1000)
+        )
     assert os.pread(shared.fd, len(content), 0) == content.encode()
 
 

@@ -21,6 +21,7 @@ from rlm_client.client import Client
 from rlm_client.complaint import FAILED, INTERRUPTED, Complaining, Misuse
 from rlm_client.display import Display, console_for, state_name, upload_bar
 from rlm_client.errors import RlmError, Unavailable
+from rlm_client.interrupts import Interrupts
 from rlm_client.money import Budget
 from rlm_client.neutral import neutral, neutral_line
 from rlm_client.report import print_report
@@ -52,12 +53,15 @@ class Access:
     tls: bool
     allow_plaintext: bool
 
-    def client(self) -> Client:
-        """Open the connection."""
+    @contextmanager
+    def open(self) -> Iterator[tuple[Client, Interrupts]]:
+        """Open the connection, for as long as interrupts are taken care of."""
         try:
-            return Client(self.server, self.key, tls=self.tls, allow_plaintext=self.allow_plaintext)
+            client = Client(self.server, self.key, tls=self.tls, allow_plaintext=self.allow_plaintext)
         except ValueError as error:
             raise Misuse(str(error)) from None
+        with Interrupts() as interrupts, client:
+            yield client, interrupts
 
 
 @click.group(name="rlm", cls=Complaining)
@@ -118,11 +122,13 @@ def run(
     question: str,
 ) -> None:
     """Answer QUESTION over a text. An interrupt (Ctrl-C) cancels the run on the server."""
-    console = console_for(sys.stderr)
-    with access.client() as client:
+    console, text = console_for(sys.stderr), _text(context)
+    with access.open() as (client, interrupts):
+        uploaded = interrupts.wait(lambda: _upload(client, console, text, quiet=as_json))
+        # Not interruptible: a run whose id is not known could not be cancelled.
         started = client.create_run(
             question,
-            _upload(client, console, context, quiet=as_json).context_id,
+            uploaded.context_id,
             model=model,
             sub_model=sub_model,
             budget=budget,
@@ -135,9 +141,9 @@ def run(
             _say(console, f"run {started.run_id}")
         try:
             with _told_how_to_go_on(console, started.run_id, RlmError):
-                ended = _follow(client, console, started.run_id, 1, as_json)
+                ended = _follow(client, interrupts, console, started.run_id, 1, as_json)
         except KeyboardInterrupt:
-            _cancel(client, console, started.run_id, as_json)
+            _cancel(client, interrupts, console, started.run_id, as_json)
             raise click.exceptions.Exit(INTERRUPTED) from None
     _conclude(ended, as_json)
 
@@ -150,8 +156,8 @@ def run(
 def watch(access: Access, run_id: str, from_sequence: int, as_json: bool) -> None:
     """Watch a run until it ends. An interrupt (Ctrl-C) ends the watch; the run goes on."""
     console = console_for(sys.stderr)
-    with access.client() as client, _told_how_to_go_on(console, run_id, Unavailable, KeyboardInterrupt):
-        ended = _follow(client, console, run_id, from_sequence, as_json)
+    with access.open() as (client, interrupts), _told_how_to_go_on(console, run_id, Unavailable, KeyboardInterrupt):
+        ended = _follow(client, interrupts, console, run_id, from_sequence, as_json)
     _conclude(ended, as_json)
 
 
@@ -161,8 +167,8 @@ def watch(access: Access, run_id: str, from_sequence: int, as_json: bool) -> Non
 @click.pass_obj
 def show(access: Access, run_id: str, as_json: bool) -> None:
     """Show a run as it is now: its state, tree, cost and answer."""
-    with access.client() as client:
-        found = client.get_run(run_id)
+    with access.open() as (client, interrupts):
+        found = interrupts.wait(lambda: client.get_run(run_id))
     if as_json:
         _print_json(found)
     else:
@@ -181,20 +187,21 @@ def execute(
     access: Access, context: str | None, image: str, sub_model: str, budget: Budget | None, as_json: bool, code: str
 ) -> None:
     """Run CODE as one turn of a REPL made for it. Exit codes: 0 done, 1 it raised, 3 a limit stopped it."""
-    console = console_for(sys.stderr)
-    with access.client() as client:
-        context_id = _upload(client, console, context, quiet=True).context_id if context else ""
+    console, text = console_for(sys.stderr), _text(context) if context else None
+    with access.open() as (client, interrupts):
+        context_id = interrupts.wait(lambda: _upload(client, console, text, quiet=True)).context_id if text else ""
         session = client.create_session(context_id, image=image, sub_model=sub_model, budget=budget)
         try:
-            result = _turn(client, console, session.session_id, code, as_json)
+            responses = interrupts.stream(lambda: client.execute(session.session_id, code))
+            result = _turn(responses, console, as_json)
         finally:
             client.delete_session(session.session_id)
     raise click.exceptions.Exit(_exit_code(result))
 
 
-def _turn(client: Client, console: Console, session_id: str, code: str, as_json: bool) -> session_pb2.TurnResult:
+def _turn(responses: Iterator[session_pb2.ExecuteResponse], console: Console, as_json: bool) -> session_pb2.TurnResult:
     result, calls = session_pb2.TurnResult(), Calls()
-    for response in client.execute(session_id, code):
+    for response in responses:
         if as_json:
             _print_json(response)
         match response.WhichOneof("event"):
@@ -226,20 +233,25 @@ def _exit_code(result: session_pb2.TurnResult) -> int:
     return EXHAUSTED if result.error.type in _LIMITS_OF_A_TURN else FAILED
 
 
-def _upload(client: Client, console: Console, path: str, quiet: bool) -> context_pb2.Context:
-    source = sys.stdin.buffer.read() if path == "-" else Path(path)
-    name = "stdin" if path == "-" else Path(path).name
+def _text(context: str) -> Path | bytes:
+    return sys.stdin.buffer.read() if context == "-" else Path(context)
+
+
+def _upload(client: Client, console: Console, text: Path | bytes, quiet: bool) -> context_pb2.Context:
+    name = text.name if isinstance(text, Path) else "stdin"
     try:
         if quiet:
-            return client.upload(source, name)
+            return client.upload(text, name)
         with upload_bar(console, name) as progress:
-            return client.upload(source, name, progress)
+            return client.upload(text, name, progress)
     except (OSError, ValueError) as error:
-        raise Misuse(f"cannot use --context {path}: {error}") from None
+        raise Misuse(f"cannot use --context: {error}") from None
 
 
-def _follow(client: Client, console: Console, run_id: str, from_sequence: int, as_json: bool) -> run_pb2.Run:
-    events = client.watch_run(run_id, from_sequence)
+def _follow(
+    client: Client, interrupts: Interrupts, console: Console, run_id: str, from_sequence: int, as_json: bool
+) -> run_pb2.Run:
+    events = interrupts.stream(lambda: client.watch_run(run_id, from_sequence))
     if as_json:
         for event in events:
             _print_json(event)
@@ -247,7 +259,7 @@ def _follow(client: Client, console: Console, run_id: str, from_sequence: int, a
         with Display(console) as display:
             for event in events:
                 display.show(event)
-    return client.get_run(run_id)
+    return interrupts.wait(lambda: client.get_run(run_id))
 
 
 @contextmanager
@@ -260,10 +272,10 @@ def _told_how_to_go_on(console: Console, run_id: str, *endings: type[BaseExcepti
         raise
 
 
-def _cancel(client: Client, console: Console, run_id: str, as_json: bool) -> None:
+def _cancel(client: Client, interrupts: Interrupts, console: Console, run_id: str, as_json: bool) -> None:
     _say(console, f"interrupted: cancelling run {run_id}")
     try:
-        ended = client.cancel_run(run_id)
+        ended = interrupts.wait(lambda: client.cancel_run(run_id))
     except (RlmError, KeyboardInterrupt) as error:
         _say(console, f"could not cancel ({error or 'interrupted'}); it may go on: rlm show {run_id}", "red")
         return

@@ -1,7 +1,5 @@
 """Every error a call can end with, and the one place that makes them from a gRPC status."""
 
-# ruff: noqa: N818 - the errors carry the names of the gRPC statuses they stand for
-
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -10,7 +8,7 @@ from dataclasses import dataclass
 
 import grpc
 from google.protobuf.message import Message
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from rlm.v1 import run_pb2
 

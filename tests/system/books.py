@@ -1,0 +1,88 @@
+"""Reads the server's database from outside, as an auditor would, and checks what must hold there."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from rlm.v1 import run_pb2
+
+from tests.system.stage import ENDED, Ended
+
+UNITS = ("nano_usd", "tokens", "calls")
+
+
+@contextmanager
+def opened(data_dir: Path) -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(f"file:{data_dir / 'rlm.sqlite'}?mode=ro", uri=True)) as connection:
+        connection.row_factory = sqlite3.Row
+        yield connection
+
+
+def rows(data_dir: Path, question: str, *values: object) -> list[dict[str, Any]]:
+    with opened(data_dir) as connection:
+        return [dict(row) for row in connection.execute(question, values)]
+
+
+def check_within_limits(data_dir: Path) -> None:
+    """No account has spent, holds and promises more than its limit."""
+    for account in rows(data_dir, "SELECT * FROM account"):
+        for unit in UNITS:
+            used = account[f"posted_{unit}"] + account[f"pending_{unit}"] + account[f"carved_{unit}"]
+            limit = account[f"limit_{unit}"]
+            assert limit is None or used <= limit, account
+            assert account[f"overrun_{unit}"] == 0, account
+
+
+def check_settled(data_dir: Path) -> None:
+    """Nothing is in flight and nothing is promised; every sum agrees with what is under it; only tenants are open."""
+    check_within_limits(data_dir)
+    assert rows(data_dir, "SELECT * FROM hold WHERE state IN ('pending', 'dispatched')") == []
+    assert rows(data_dir, "SELECT * FROM node WHERE state IN ('pending', 'running')") == []
+    for account in rows(data_dir, "SELECT * FROM account"):
+        assert account["closed"] or account["parent"] is None, account
+        for unit in UNITS:
+            assert account[f"pending_{unit}"] == account[f"carved_{unit}"] == 0, account
+            (own,) = rows(data_dir, f"SELECT sum(actual_{unit}) AS n FROM hold WHERE account = ?", account["id"])
+            (under,) = rows(data_dir, f"SELECT sum(posted_{unit}) AS n FROM account WHERE parent = ?", account["id"])
+            assert account[f"posted_{unit}"] == (own["n"] or 0) + (under["n"] or 0), (account, unit)
+
+
+def check_story(ended: Ended) -> None:
+    """A run's events are numbered without a gap, begin and end as they must, and agree with its tree."""
+    run, events = ended.run, ended.events
+    assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+    assert run.last_sequence == len(events)
+    assert ended.kinds[0] == "run_started"
+    assert ended.kinds[-1] == "run_finished"
+    assert ended.kinds.count("run_finished") == 1
+    assert run.state in ENDED
+    last = events[-1].run_finished
+    assert (last.state, last.reason, last.answer, last.spent) == (run.state, run.reason, run.answer, run.spent)
+    calls = [call.call_id for call in ended.bodies("call_started")]
+    assert sorted(calls) == sorted(body.call.call_id for body in ended.bodies("call_finished"))
+    assert len(set(calls)) == len(calls)
+    children = [child.child_id for child in ended.bodies("child_started")]
+    assert sorted(children) == sorted(child.child_id for child in ended.bodies("child_finished"))
+    assert sorted([run.run_id, *children]) == sorted(node.node_id for node in run.nodes)
+    assert all(node.state in ENDED for node in run.nodes)
+    _check_tree(run, events)
+
+
+def _check_tree(run: run_pb2.Run, events: list[run_pb2.RunEvent]) -> None:
+    nodes = {node.node_id: node for node in run.nodes}
+    assert run.nodes[0].node_id == run.run_id
+    for node in run.nodes:
+        parent = nodes.get(node.parent_id)
+        assert node.depth == (parent.depth + 1 if parent else 0)
+    for event in events:
+        node = nodes[event.node_id]
+        assert (event.parent_id, event.depth) == (node.parent_id, node.depth)
+        if event.WhichOneof("body") == "child_started":
+            assert nodes[event.child_started.child_id].parent_id == event.node_id
+        if event.WhichOneof("body") == "child_finished":
+            child = nodes[event.child_finished.child_id]
+            assert (event.child_finished.state, event.child_finished.spent) == (child.state, child.spent)

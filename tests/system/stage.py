@@ -1,0 +1,238 @@
+"""What the tests play with: scripted models, a caller that speaks gRPC, and what a refusal says."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from rlm.v1 import (
+    context_pb2,
+    context_pb2_grpc,
+    run_pb2,
+    run_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    types_pb2,
+)
+
+from rlm_server.broker.calls import ModelRequest
+from rlm_server.broker.providers.scripted import ScriptedProvider
+from rlm_server.server import Running
+
+USD = 1_000_000_000
+"""In nano-US-dollars."""
+
+CHUNK = 1 << 20
+ENDED = {
+    run_pb2.RUN_STATE_SUCCEEDED,
+    run_pb2.RUN_STATE_FAILED,
+    run_pb2.RUN_STATE_CANCELLED,
+    run_pb2.RUN_STATE_EXHAUSTED,
+}
+
+Said = str | Exception
+Sub = Callable[[str], Awaitable[str] | str]
+
+
+def code(*blocks: str) -> str:
+    """A model's reply that holds code."""
+    return "\n".join(f"```repl\n{block}\n```" for block in blocks)
+
+
+class Play:
+    """A script. A node's model says one line after another (the last again and again), by the question it is asked:
+    `lines` is for the root, `children` by words of the child's question. `sub` answers `llm_query`."""
+
+    def __init__(self, *lines: Said, sub: Sub = lambda prompt: "ok", **children: Said) -> None:
+        self.lines, self.sub, self.children = lines, sub, children
+        self.asked: list[ModelRequest] = []
+
+    async def reply(self, request: ModelRequest) -> str:
+        self.asked.append(request)
+        first = request.messages[0].content
+        if not request.system:
+            said = self.sub(first)
+            return await said if inspect.isawaitable(said) else said
+        question = first.removeprefix("Question:\n").partition("\n")[0]
+        turn = sum(message.role == "assistant" for message in request.messages)
+        line = self.children.get(question, self.lines[min(turn, len(self.lines) - 1)])
+        if isinstance(line, Exception):
+            raise line
+        return line
+
+    @property
+    def subcalls(self) -> list[str]:
+        """The prompts of the sub-calls so far."""
+        return [request.messages[0].content for request in self.asked if not request.system]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has ended, with all it told."""
+
+    run: run_pb2.Run
+    events: list[run_pb2.RunEvent]
+
+    def bodies(self, kind: str) -> list[Any]:
+        """The bodies of one kind, in order."""
+        return [getattr(event, kind) for event in self.events if event.WhichOneof("body") == kind]
+
+    @property
+    def kinds(self) -> list[str]:
+        return [str(event.WhichOneof("body")) for event in self.events]
+
+    @property
+    def printed(self) -> str:
+        return "".join(output.text for output in self.bodies("output"))
+
+
+class Caller:
+    """A client of its own, with its own channel."""
+
+    def __init__(self, address: str, key: str | None) -> None:
+        self.channel = grpc.aio.insecure_channel(address, options=[("grpc.max_receive_message_length", 64 << 20)])
+        self.metadata = (("authorization", f"Bearer {key}"),) if key is not None else ()
+        self.contexts: Any = context_pb2_grpc.ContextServiceStub(self.channel)
+        self.runs: Any = run_pb2_grpc.RunServiceStub(self.channel)
+        self.sessions: Any = session_pb2_grpc.SessionServiceStub(self.channel)
+
+    async def upload(self, text: str | bytes, **wrong: Any) -> context_pb2.Context:
+        return await self.send_parts(parts(text, **wrong))
+
+    async def send_parts(self, sent: Iterable[context_pb2.UploadContextRequest]) -> context_pb2.Context:
+        reply = await self.contexts.UploadContext(iter(sent), metadata=self.metadata)
+        context: context_pb2.Context = reply.context
+        return context
+
+    async def create(self, question: str = "What?", **asked: Any) -> run_pb2.Run:
+        request = run_pb2.CreateRunRequest(question=question, **asked)
+        run: run_pb2.Run = (await self.runs.CreateRun(request, metadata=self.metadata)).run
+        return run
+
+    async def get(self, run_id: str) -> run_pb2.Run:
+        run: run_pb2.Run = (await self.runs.GetRun(run_pb2.GetRunRequest(run_id=run_id), metadata=self.metadata)).run
+        return run
+
+    async def cancel(self, run_id: str) -> run_pb2.Run:
+        request = run_pb2.CancelRunRequest(run_id=run_id)
+        run: run_pb2.Run = (await self.runs.CancelRun(request, metadata=self.metadata)).run
+        return run
+
+    async def watch(self, run_id: str, from_sequence: int = 0) -> AsyncIterator[run_pb2.RunEvent]:
+        request = run_pb2.WatchRunRequest(run_id=run_id, from_sequence=from_sequence)
+        async for response in self.runs.WatchRun(request, metadata=self.metadata):
+            yield response.event
+
+    async def until(self, run_id: str, kind: str) -> run_pb2.RunEvent:
+        """Watch a run until something of a kind happens."""
+        async for event in self.watch(run_id):
+            if event.WhichOneof("body") == kind:
+                return event
+        raise AssertionError(f"the run ended without {kind}")
+
+    async def ended(self, run_id: str) -> Ended:
+        events = [event async for event in self.watch(run_id)]
+        return Ended(await self.get(run_id), events)
+
+    async def ask(self, question: str = "What?", **asked: Any) -> Ended:
+        """Start a run and wait for its end."""
+        return await self.ended((await self.create(question, **asked)).run_id)
+
+    async def open_session(self, **asked: Any) -> str:
+        request = session_pb2.CreateSessionRequest(**asked)
+        reply = await self.sessions.CreateSession(request, metadata=self.metadata)
+        return str(reply.session.session_id)
+
+    def execute(self, session_id: str, source: str, request_id: str = "") -> Any:
+        request = session_pb2.ExecuteRequest(session_id=session_id, code=source, request_id=request_id)
+        return self.sessions.Execute(request, metadata=self.metadata)
+
+    async def turn(self, session_id: str, source: str, request_id: str = "") -> TurnSeen:
+        """Run a turn and wait for its result."""
+        printed, calls = "", []
+        async for response in self.execute(session_id, source, request_id):
+            match response.WhichOneof("event"):
+                case "output":
+                    printed += response.output.text
+                case "call_finished":
+                    calls.append(response.call_finished)
+                case "result":
+                    return TurnSeen(printed, calls, response.result)
+        raise AssertionError("the stream ended without a result")
+
+    async def delete(self, session_id: str) -> types_pb2.Amounts:
+        request = session_pb2.DeleteSessionRequest(session_id=session_id)
+        spent: types_pb2.Amounts = (await self.sessions.DeleteSession(request, metadata=self.metadata)).spent
+        return spent
+
+
+@dataclass(frozen=True)
+class TurnSeen:
+    """A turn as its caller saw it."""
+
+    printed: str
+    calls: list[session_pb2.ModelCallFinished]
+    result: session_pb2.TurnResult
+
+
+def parts(
+    text: str | bytes, *, size: int | None = None, sha256: str | None = None, chunk: int = CHUNK
+) -> Iterator[context_pb2.UploadContextRequest]:
+    """The messages of an upload; `size` and `sha256` may lie."""
+    data = text.encode() if isinstance(text, str) else text
+    yield header(len(data) if size is None else size, sha256 or hashlib.sha256(data).hexdigest())
+    for at in range(0, len(data), chunk):
+        yield part(at, data[at : at + chunk])
+
+
+def header(size: int, sha256: str, name: str = "text") -> context_pb2.UploadContextRequest:
+    return context_pb2.UploadContextRequest(
+        header=context_pb2.UploadHeader(name=name, size_bytes=size, sha256=sha256)
+    )
+
+
+def part(offset: int, data: bytes) -> context_pb2.UploadContextRequest:
+    return context_pb2.UploadContextRequest(chunk=context_pb2.UploadChunk(offset=offset, data=data))
+
+
+def provider_of(running: Running) -> ScriptedProvider:
+    """The scripted provider, which keeps its own bill."""
+    provider = running.models.routes.route(running.models.model).provider
+    assert isinstance(provider, ScriptedProvider)
+    return provider
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What an error said."""
+
+    code: grpc.StatusCode
+    message: str
+    reason: str
+    said: dict[str, str]
+    fields: list[str]
+    details: list[str]
+
+
+async def refusal(call: Awaitable[object]) -> Refusal:
+    """Await a call that must be refused, and read what it says. Every refusal carries an ErrorInfo of our domain."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    status: Any = rpc_status.from_call(caught.value)
+    assert status is not None, caught.value
+    info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    assert status.details[0].Unpack(info)
+    assert info.domain == "rlm.v1"
+    fields = []
+    for detail in status.details:
+        if detail.Unpack(bad):
+            fields += [violation.field for violation in bad.field_violations]
+    names = [detail.TypeName() for detail in status.details]
+    return Refusal(caught.value.code(), status.message, info.reason, dict(info.metadata), fields, names)
