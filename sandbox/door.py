@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 MOST_NESTING = 32
@@ -24,12 +24,18 @@ class DoorRefusal(Exception):
         self.type = type
 
 
+class Reply(bytes):
+    """A reply that is written already, by `granted` or `refused` in another process."""
+
+
 @dataclass(frozen=True, slots=True)
 class HostCall:
     """A checked request: well-formed JSON of strings that can be encoded; its arguments are still the guest's word."""
 
     op: str
     arguments: dict[str, Any]
+    frame: bytes = field(default=b"", compare=False, repr=False)
+    """The request as the guest wrote it."""
 
     def text(self, name: str, default: str | None = None) -> str:
         """Return a string argument; refuses a missing one without a default, or another type."""
@@ -100,7 +106,7 @@ def parse(frame: bytes) -> HostCall:
         raise DoorRefusal("ValueError", f"the request is malformed: {str(error)[:200]}") from None
     if not isinstance(request, dict) or not isinstance(request.get("op"), str):
         raise DoorRefusal("ValueError", "the request is not an object with an op")
-    return HostCall(request.pop("op"), request)
+    return HostCall(request.pop("op"), request, frame)
 
 
 def granted(value: Json) -> bytes:

@@ -235,19 +235,23 @@ class _Export:
 
 
 class EpochClock:
-    """Advances the engine's epoch while any guest runs, and rests while none does."""
+    """Advances the engine's epoch while any guest runs, and rests while none does.
+
+    Its thread starts with the first guest that runs, and again with the first after `close`.
+    """
 
     def __init__(self, engine: wasmtime.Engine) -> None:
         self._engine = engine
         self._running = 0
         self._changed = threading.Condition()
-        self._closed = False
-        self._thread = threading.Thread(target=self._tick, name="epoch-clock", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> None:
         with self._changed:
             self._running += 1
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._tick, name="epoch-clock", daemon=True)
+                self._thread.start()
             if self._running == 1:
                 self._changed.notify()
 
@@ -256,10 +260,11 @@ class EpochClock:
             self._running -= 1
 
     def _tick(self) -> None:
+        mine = threading.current_thread()
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._running or self._closed)
-                if self._closed:
+                self._changed.wait_for(lambda: self._running or self._thread is not mine)
+                if self._thread is not mine:
                     return
             time.sleep(TICK_SECONDS)  # first: most turns end before
             self._engine.increment_epoch()
@@ -267,6 +272,7 @@ class EpochClock:
     def close(self) -> None:
         """Stop the thread."""
         with self._changed:
-            self._closed = True
+            thread, self._thread = self._thread, None
             self._changed.notify()
-        self._thread.join()
+        if thread:
+            thread.join()

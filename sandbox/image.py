@@ -86,6 +86,9 @@ class Loaded:
 
     program: Program
     images: Mapping[str, Image]
+    compiled: Path
+    """The compiled module, as a worker process loads it."""
+    stdlib: Path
 
 
 def cache_folder() -> Path:
@@ -110,7 +113,7 @@ def prepare(specs: Sequence[ImageSpec], cache: Path | None = None, progress: Pro
         stdlib = Inode(2, (module / "stdlib.zip").read_bytes())
         program = Program(module / "guest.cwasm", instance.FUNCTIONS, wasi.missing)
         images = {spec.name: _golden(folder, program, module.name, spec, stdlib, progress) for spec in specs}
-    return Loaded(program, images)
+    return Loaded(program, images, module / "guest.cwasm", module / "stdlib.zip")
 
 
 # ---- the cache ---------------------------------------------------------------------------------------------------

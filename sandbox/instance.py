@@ -12,7 +12,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 
 from sandbox import memory, text, wasi
-from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
+from sandbox.door import DoorRefusal, HostCall, Json, Reply, granted, parse, refused
 from sandbox.engine import GuestStopped, HostFunction, Program, current
 from sandbox.files import Files
 from sandbox.limits import Limits
@@ -26,7 +26,7 @@ MOST_TRACEBACK = 16_000
 MOST_REPORT_BYTES = 1 << 20
 ADDRESSES = 1 << 32
 
-Handler = Callable[[HostCall], "Future[Json]"]
+Handler = Callable[[HostCall], "Future[Json] | Future[Reply]"]
 """Starts answering a request; the future's exception, a `DoorRefusal`, is raised inside the guest."""
 
 
@@ -71,7 +71,7 @@ class Instance:
         self._handler: Handler | None = None
         self._stop: TurnError | None = None
         self._interrupted = threading.Event()
-        self._waiting: Future[Json] | None = None
+        self._waiting: Future[Json] | Future[Reply] | None = None
         self._lock = threading.Lock()  # of _waiting against interrupt()
         self._running = False
         self._answering = False
@@ -249,7 +249,8 @@ class Instance:
                 self._report = call
                 return granted(None)
             self._meter(size)
-            reply = granted(self._serve(call))
+            served = self._serve(call)
+            reply = served if isinstance(served, Reply) else granted(served)
         except DoorRefusal as refusal:
             return refused(refusal.type, str(refusal))
         except (wasi.BadAddress, GuestStopped):
@@ -276,14 +277,14 @@ class Instance:
             if used > limit:
                 raise DoorRefusal("LimitExceeded", f"{used} {name}, the limit is {limit}")
 
-    def _serve(self, call: HostCall) -> Json:
+    def _serve(self, call: HostCall) -> Json | Reply:
         if call.op == "sandbox.map":
             return self._map(call)
         if self._handler is None:
             raise DoorRefusal("RuntimeError", f"nothing answers {call.op} here")
         return self._wait(self._handler(call))
 
-    def _wait(self, future: Future[Json]) -> Json:
+    def _wait(self, future: Future[Json] | Future[Reply]) -> Json | Reply:
         started = time.monotonic()
         with self._lock:
             self._waiting = future

@@ -124,7 +124,7 @@ def _limit_resources() -> None:
 
 
 def _restrict_files() -> None:
-    """Forbid every way to files, and since later versions of Landlock TCP and foreign signals, by a rule without a path."""
+    """Forbid every way to files, and where the kernel can, TCP and signals to others: a rule set without a path."""
     version = _check(_libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1), "Landlock")
     files = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
     attributes = struct.pack("<QQQ", files, 3 if version >= 4 else 0, 3 if version >= 6 else 0)

@@ -10,15 +10,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-import re
 import sys
 import tempfile
+from collections.abc import Iterable
 
 PAGE = 4096
 
 _PROT_READ_WRITE = 0x3
 _MAP_PRIVATE_FIXED_NORESERVE = 0x02 | 0x10 | 0x4000
-_OWN_RUNS = re.compile(b"\x01+")
 
 # The top three bits of a pagemap entry's last byte: present (63), swapped (62), file-backed or shared (61).
 _OWN = bytes(1 if entry & 0x40 or (entry & 0x80 and not entry & 0x20) else 0 for entry in range(256))
@@ -34,6 +33,17 @@ MAPPING = sys.platform == "linux" and mmap.PAGESIZE == PAGE
 def pages(size: int) -> int:
     """Round a number of bytes up to whole pages, in bytes."""
     return -(-size // PAGE) * PAGE
+
+
+def runs(offsets: Iterable[int]) -> list[tuple[int, int]]:
+    """Join pages, given by their offsets in ascending order, to runs: (offset, bytes)."""
+    found: list[tuple[int, int]] = []
+    for at in offsets:
+        if found and found[-1][0] + found[-1][1] == at:
+            found[-1] = (found[-1][0], found[-1][1] + PAGE)
+        else:
+            found.append((at, PAGE))
+    return found
 
 
 def sealed(data: bytes, name: str) -> int:
@@ -82,4 +92,9 @@ def own_pages(address: int, size: int, image: int) -> list[tuple[int, int]]:
             ctypes.string_at(address + at, PAGE) != os.pread(image, PAGE, at).ljust(PAGE, b"\0")
             for at in range(0, size, PAGE)
         )
-    return [(run.start() * PAGE, (run.end() - run.start()) * PAGE) for run in _OWN_RUNS.finditer(flags)]
+    found, end = [], 0
+    while (start := flags.find(1, end)) >= 0:
+        end = flags.find(0, start)
+        end = count if end < 0 else end
+        found.append((start * PAGE, (end - start) * PAGE))
+    return found

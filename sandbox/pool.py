@@ -1,20 +1,33 @@
-"""Sessions for an asyncio program: turns run on threads beside the event loop, requests are answered on it."""
+"""Sessions for an asyncio program, in confined worker processes: one owner's sessions share a worker, nobody else's.
+
+A worker holds nothing that cannot be lost: after every turn this process has the pages that changed. When a worker
+dies, its sessions go on in another from their last finished turn.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import threading
+import logging
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Protocol
 
-from sandbox.door import HostCall, Json
-from sandbox.engine import THREAD_STACK_BYTES
+from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
 from sandbox.image import Loaded
 from sandbox.limits import Limits
-from sandbox.session import Session
+from sandbox.process import Process, WorkerLost, started
+from sandbox.stored import Stored
 from sandbox.text import Text
-from sandbox.turn import OutputListener, Turn
+from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
+from sandbox.wire import Frame, Kind
+
+log = logging.getLogger(__name__)
+
+INTERRUPT_SECONDS = 5.0
+"""A worker that has not stopped a turn by then is killed."""
+INTERRUPT_EVERY = 0.05
+TURN_SLACK_SECONDS = 10.0
+"""A worker that runs a turn for so much longer than it may is killed."""
 
 Answer = Callable[[HostCall], Awaitable[Json]]
 """Answers the guest's requests; a `DoorRefusal` it raises is raised inside the guest."""
@@ -24,15 +37,19 @@ class PoolFull(Exception):
     """No more sessions fit; the message names the limit."""
 
 
+class JailMissing(Exception):
+    """Workers cannot be confined on this machine, and there would be several owners; the message says why."""
+
+
 class LiveSession(Protocol):
-    """A session somewhere: in this process, or in a worker's."""
+    """A session somewhere."""
 
     async def execute(self, code: str, answer: Answer, listener: OutputListener) -> Turn:
         """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on."""
         ...
 
     async def attach(self, name: str, text: Text) -> Turn:
-        """Make `name` in the session a `str` with the characters of `text`."""
+        """Make `name` in the session a `str` with the characters of `text`, whose descriptor must stay open."""
         ...
 
     @property
@@ -48,12 +65,13 @@ class LiveSession(Protocol):
 class Pool(Protocol):
     """A place where sessions live."""
 
-    async def create(self, image: str, limits: Limits) -> LiveSession:
+    async def create(self, owner: str, image: str, limits: Limits) -> LiveSession:
         """Start a session from the golden image of this name.
 
         Raises:
             KeyError: there is no such image.
             PoolFull: no more sessions fit.
+            JailMissing: the machine cannot keep several owners apart.
         """
         ...
 
@@ -67,105 +85,275 @@ class Pool(Protocol):
         ...
 
 
-class LocalPool:
-    """Sessions in this process. Every session can be in a turn at once: each has a thread when it needs one.
+class WorkerPool:
+    """Sessions in worker processes. `spares` workers wait, loaded, so that a new owner need not wait for one.
 
-    A turn that waits for a child's turn keeps its thread, so there must be as many threads as sessions.
+    Without a jail only one owner at a time is served, unless `unconfined` allows it.
     """
 
-    def __init__(self, loaded: Loaded, *, sessions: int) -> None:
+    def __init__(self, loaded: Loaded, *, sessions: int, spares: int = 1, unconfined: bool = False) -> None:
         self._loaded = loaded
         self._most = sessions
-        threading.stack_size(THREAD_STACK_BYTES)
-        self._threads = ThreadPoolExecutor(sessions, thread_name_prefix="turn")
-        self._live: set[LocalSession] = set()
+        self._unconfined = unconfined
+        self._spares_wanted = spares
+        self._spares: list[asyncio.Task[Process]] = []
+        self._workers: dict[str, asyncio.Task[Process]] = {}
+        self._live: set[WorkerSession] = set()
+        self._last_session = 0
 
     @property
     def images(self) -> tuple[str, ...]:
         """The names of the images sessions can start from."""
         return tuple(self._loaded.images)
 
-    async def create(self, image: str, limits: Limits) -> LocalSession:
-        """Start a session from the golden image of this name."""
+    def prepare(self) -> None:
+        """Start the spare workers, in the background."""
+        while len(self._spares) < self._spares_wanted:
+            self._spares.append(asyncio.create_task(started(self._loaded)))
+
+    async def create(self, owner: str, image: str, limits: Limits) -> WorkerSession:
+        """Start a session."""
         golden = self._loaded.images[image]
         if len(self._live) >= self._most:
             raise PoolFull(f"this server runs at most {self._most} sessions at once")
-        session = LocalSession(Session(self._loaded.program, golden, limits), self._threads, self._live.discard)
+        self._last_session += 1
+        session = WorkerSession(self, owner, self._last_session, Stored.of(golden, limits))
         self._live.add(session)
+        try:
+            await session.wake()
+        except BaseException:
+            await self.ended(session)
+            raise
         return session
 
+    async def worker(self, owner: str) -> Process:
+        """Return the owner's worker, a new one where it has none that lives."""
+        known = self._workers.get(owner)
+        if known is None or (known.done() and (known.cancelled() or known.exception() or not known.result().alive)):
+            self._workers[owner] = self._spares.pop(0) if self._spares else asyncio.create_task(started(self._loaded))
+            self.prepare()
+        process = await asyncio.shield(self._workers[owner])
+        if process.unconfined and len(self._workers) > 1 and not self._unconfined:
+            raise JailMissing(f"several owners cannot be kept apart here: {process.unconfined}")
+        return process
+
+    async def ended(self, session: WorkerSession) -> None:
+        """Forget a session; a worker without sessions is ended, never given to another owner."""
+        self._live.discard(session)
+        if not any(other.owner == session.owner for other in self._live):
+            task = self._workers.pop(session.owner, None)
+            if task is not None:
+                await _end(task)
+
     async def close(self) -> None:
-        """Stop every turn and end every session."""
+        """Stop every turn and end every session and worker."""
         for session in list(self._live):
             await session.close()
-        self._threads.shutdown()
+        for task in [*self._spares, *self._workers.values()]:
+            await _end(task)
 
 
-class LocalSession:
-    """A session of a `LocalPool`; one turn at a time, others wait their turn."""
+async def _end(task: asyncio.Task[Process]) -> None:
+    """End a worker, once it has started."""
+    with suppress(WorkerLost):
+        await (await task).close()
 
-    def __init__(self, session: Session, threads: ThreadPoolExecutor, on_close: Callable[[LocalSession], None]) -> None:
-        self._session = session
-        self._threads = threads
-        self._on_close = on_close
+
+class WorkerSession:
+    """A session of a `WorkerPool`; one turn at a time, others wait. It outlives its worker."""
+
+    def __init__(self, pool: WorkerPool, owner: str, number: int, stored: Stored) -> None:
+        self.owner = owner
+        self.number = number
+        self._pool = pool
+        self._stored = stored
+        self._process: Process | None = None
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
+        self._turn: _Turn | None = None
 
     @property
     def private_bytes(self) -> int:
         """Bytes of memory that are the session's own."""
-        return self._session.checkpoint.private_bytes
+        return self._stored.private_bytes
 
-    async def execute(self, code: str, answer: Answer, listener: OutputListener) -> Turn:
-        """Run a turn."""
-        loop = asyncio.get_running_loop()
-        answering: set[asyncio.Task[Json] | None] = set()
-
-        async def answered(call: HostCall) -> Json:
-            task = asyncio.current_task()
-            answering.add(task)
-            try:
-                return await answer(call)
-            finally:
-                answering.discard(task)
-
-        def handler(call: HostCall) -> Future[Json]:
-            return asyncio.run_coroutine_threadsafe(answered(call), loop)
-
-        def printed(stream: int, data: bytes) -> None:
-            loop.call_soon_threadsafe(listener, stream, data)
-
-        async with self._one_at_a_time:
-            try:
-                return await self._on_thread(lambda: self._session.execute(code, handler, printed))
-            finally:  # a stopped turn's request has been cancelled, and may still be settling
-                if unsettled := [task for task in answering if task]:
-                    await asyncio.wait(unsettled)
+    async def wake(self) -> Process:
+        """Return the process the session lives in, after bringing it there where it is in none."""
+        if self._process is None or not self._process.alive:
+            process = await self._pool.worker(self.owner)
+            process.open(self.number, self._stored)
+            self._process = process
+        return self._process
 
     async def attach(self, name: str, text: Text) -> Turn:
         """Make `name` in the session a `str` with the characters of `text`."""
-        async with self._one_at_a_time:
-            return await self._on_thread(lambda: self._session.attach(name, text))
+        said = {"name": name, "form": text.form.name, "characters": text.characters}
 
-    async def _on_thread(self, work: Callable[[], Turn]) -> Turn:
+        def ask(process: Process) -> Frame:
+            return Frame(Kind.ATTACH, self.number, said={**said, "descriptor": process.hand_over(text.fd)})
+
+        async with self._one_at_a_time:
+            turn = await self._take(_Turn(self, ask, _nothing_to_ask, _unheard, text))
+        if turn.error and turn.error.type == "MemoryError" and turn.status is Status.ROLLED_BACK:
+            raise MemoryError(turn.error.message)
+        return turn
+
+    async def execute(self, code: str, answer: Answer, listener: OutputListener) -> Turn:
+        """Run a turn. One that is lost with its worker before it asked for anything is run once more."""
+        data = code.encode("utf-8", "surrogatepass")
+
+        def ask(_: Process) -> Frame:
+            return Frame(Kind.EXECUTE, self.number, data=data)
+
+        async with self._one_at_a_time:
+            turn = _Turn(self, ask, answer, listener, None)
+            ended = await self._take(turn)
+            if ended.error and ended.error.type is Stop.WORKER_LOST and not turn.heard:
+                ended = await self._take(_Turn(self, ask, answer, listener, None))
+            return ended
+
+    async def _take(self, turn: _Turn) -> Turn:
         if self._closed:
             raise RuntimeError("the session is closed")
-        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        self._turn = turn
+        running = asyncio.create_task(turn.run())
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
-            while not running.done():  # the thread may be about to start the turn: say it until it hears
-                self._session.interrupt()
-                await asyncio.wait([running], timeout=0.05)
+            turn.stop()
+            await asyncio.wait([running])
             raise
+        finally:
+            self._turn = None
 
     async def close(self) -> None:
         """End the session; a running turn is stopped first."""
         if self._closed:
             return
         self._closed = True
-        while self._one_at_a_time.locked():
-            self._session.interrupt()
-            await asyncio.sleep(0.01)
-        self._session.close()
-        self._on_close(self)
+        if self._turn:
+            self._turn.stop()
+        async with self._one_at_a_time:
+            if self._process and self._process.alive:
+                self._process.send(Frame(Kind.CLOSE, self.number))
+            await self._pool.ended(self)
+
+    @property
+    def stored(self) -> Stored:
+        """The session's last checkpoint."""
+        return self._stored
+
+
+class _Turn:
+    """One turn in a worker: what it asks for is answered, what it prints is heard, and it ends or is ended."""
+
+    def __init__(
+        self,
+        session: WorkerSession,
+        ask: Callable[[Process], Frame],
+        answer: Answer,
+        listener: OutputListener,
+        text: Text | None,
+    ) -> None:
+        self._session, self._ask, self._answer, self._listener = session, ask, answer, listener
+        self._text = text
+        self._answering: set[asyncio.Task[None]] = set()
+        self._events: asyncio.Queue[Frame | None] = asyncio.Queue()
+        self._process: Process | None = None
+        self._stopped = False
+        self._interrupting: asyncio.TimerHandle | None = None
+        self.heard = False
+        """Whether the turn has asked for anything, so that running it again would repeat that."""
+
+    async def run(self) -> Turn:
+        """Run the turn to its end."""
+        try:
+            self._process = await self._session.wake()
+            if self._stopped:
+                return _undone(Stop.INTERRUPTED, "the turn was interrupted")
+            with self._process.following(self._session.number, self._events.put_nowait):
+                self._process.send(self._ask(self._process))
+                return await self._follow()
+        except WorkerLost as lost:
+            return _undone(Stop.WORKER_LOST, f"{lost}; the session is as it was before this turn")
+        finally:
+            if self._interrupting:
+                self._interrupting.cancel()
+            await self._settle()
+
+    def stop(self) -> None:
+        """Stop the turn; a worker that does not is killed."""
+        if not self._stopped:
+            self._stopped = True
+            self._interrupt(INTERRUPT_SECONDS)
+
+    def _interrupt(self, seconds_left: float) -> None:
+        for task in self._answering:
+            task.cancel()
+        if self._process is None:
+            return
+        if seconds_left <= 0:
+            self._process.kill()
+            return
+        # Said again until it is heard: the worker may be about to start the turn, or to ask for something.
+        self._process.send(Frame(Kind.INTERRUPT, self._session.number))
+        loop = asyncio.get_running_loop()
+        self._interrupting = loop.call_later(INTERRUPT_EVERY, self._interrupt, seconds_left - INTERRUPT_EVERY)
+
+    async def _settle(self) -> None:
+        """Wait until nothing the turn asked for is still being answered."""
+        for task in self._answering:
+            task.cancel()
+        if self._answering:
+            await asyncio.wait(self._answering)
+
+    async def _follow(self) -> Turn:
+        limit = self._session.stored.limits.turn_seconds + TURN_SLACK_SECONDS
+        while True:
+            try:
+                async with asyncio.timeout(None if self._answering else limit):
+                    frame = await self._events.get()
+            except TimeoutError:
+                if self._process:
+                    self._process.kill()
+                raise WorkerLost("the process that ran the turn hung and was killed") from None
+            if frame is None:
+                raise WorkerLost("the process that ran the turn died")
+            match frame.kind:
+                case Kind.OUTPUT:
+                    self._listener(frame.number, frame.data)
+                case Kind.CALL:
+                    self.heard = True
+                    task = asyncio.create_task(self._reply(frame))
+                    self._answering.add(task)
+                    task.add_done_callback(self._answering.discard)
+                case Kind.DONE:
+                    return self._session.stored.take(frame, self._text)
+                case Kind.FAILED:
+                    return _undone("MemoryError", str(frame.said.get("message")))
+
+    async def _reply(self, frame: Frame) -> None:
+        try:
+            reply = granted(await self._answer(parse(frame.data)))
+        except DoorRefusal as refusal:
+            reply = refused(refusal.type, str(refusal))
+        except asyncio.CancelledError:
+            self.stop()
+            return
+        except Exception:
+            log.exception("a host call failed")
+            reply = refused("RuntimeError", "the host could not answer; this is a fault of the server's")
+        if self._process and self._process.alive:
+            self._process.send(Frame(Kind.REPLY, self._session.number, frame.number, data=reply))
+
+
+def _undone(type: str, message: str) -> Turn:
+    return Turn(Status.ROLLED_BACK, "", "", 0, False, 0.0, 0, TurnError(type, message))
+
+
+async def _nothing_to_ask(call: HostCall) -> Json:
+    raise DoorRefusal("RuntimeError", f"nothing answers {call.op} here")
+
+
+def _unheard(_stream: int, _data: bytes) -> None:
+    pass

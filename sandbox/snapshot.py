@@ -6,11 +6,13 @@ there is. One mechanism serves checkpoint, rollback and fork.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sandbox import memory
 from sandbox.engine import Program
-from sandbox.files import Files
+from sandbox.files import Files, Inode, OpenFile
 from sandbox.instance import Image, Instance, Mapped
 from sandbox.limits import Limits
 
@@ -65,3 +67,89 @@ def restore(program: Program, snapshot: Snapshot, limits: Limits) -> Instance:
         whole[at : at + size] = own[taken : taken + size]
         taken += size
     return instance
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """What a holder of one snapshot needs to have a later one.
+
+    `changed` and `gone` are runs of pages, (offset, bytes); `contents` holds the changed ones one after another. A page
+    is gone where a text was mapped over it.
+    """
+
+    changed: list[tuple[int, int]]
+    gone: list[tuple[int, int]]
+    contents: bytes
+
+
+def difference(before: Snapshot, now: Snapshot) -> Difference:
+    """Compare two snapshots of one session."""
+    old, new = before.own, now.own  # as bytes: memoryviews compare one item at a time
+    known = dict(_pages(before))
+    changed, places = [], []
+    for at, place in _pages(now):
+        was = known.pop(at, None)
+        if was is None or old[was : was + memory.PAGE] != new[place : place + memory.PAGE]:
+            changed.append(at)
+            places.append(place)
+    contents = b"".join([new[place : place + memory.PAGE] for place in places])
+    return Difference(memory.runs(changed), memory.runs(known), contents)
+
+
+def _pages(snapshot: Snapshot) -> Iterator[tuple[int, int]]:
+    """Yield (offset in guest memory, offset in `own`) of every page."""
+    taken = 0
+    for at, size in snapshot.runs:
+        yield from zip(range(at, at + size, memory.PAGE), range(taken, taken + size, memory.PAGE), strict=True)
+        taken += size
+
+
+def write_files(files: Files) -> tuple[dict[str, Any], bytes]:
+    """Write files for another process: what there is as JSON, and the contents one after another."""
+    numbers: dict[int, int] = {}
+    contents: list[bytes] = []
+
+    def number(inode: Inode) -> int:
+        if id(inode) not in numbers:
+            numbers[id(inode)] = len(contents)
+            contents.append(bytes(inode.data))
+        return numbers[id(inode)]
+
+    writable = [[path, inode.number, number(inode)] for path, inode in files.writable.items()]
+    opened = []
+    for fd, file in files.open.items():
+        own = file.inode is not None and isinstance(file.inode.data, bytearray)
+        held = number(file.inode) if own and file.inode else None
+        opened.append([fd, file.path, file.inode.number if file.inode else None, held, file.position, file.append])
+    said = {
+        "writable": writable,
+        "directories": sorted(files.directories),
+        "open": opened,
+        "next": files.next_number,
+        "sizes": [len(content) for content in contents],
+    }
+    return said, b"".join(contents)
+
+
+def read_files(said: dict[str, Any], contents: bytes, first: Files) -> Files:
+    """Read what `write_files` wrote, over the read-only files of `first`."""
+    made = first.copy()
+    inodes: list[Inode] = []
+    taken = 0
+    for size in said["sizes"]:
+        inodes.append(Inode(0, bytearray(contents[taken : taken + size])))
+        taken += size
+    made.writable = {}
+    for path, number, held in said["writable"]:
+        inodes[held].number = number
+        made.writable[path] = inodes[held]
+    made.directories = set(said["directories"])
+    made.next_number = said["next"]
+    made.open = {}
+    for fd, path, number, held, position, append in said["open"]:
+        inode = first.read_only.get(path) if held is None and number is not None else None
+        if held is not None:
+            inode = inodes[held]
+            inode.number = number
+        made.open[fd] = OpenFile(path, inode, position, append)
+    return made

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 
 class Status(StrEnum):
@@ -27,6 +28,8 @@ class Stop(StrEnum):
     TRAP = "TRAP"
     EXIT = "EXIT"
     INTERRUPTED = "INTERRUPTED"
+    WORKER_LOST = "WORKER_LOST"
+    """The process that ran the turn died; the session goes on in another."""
     DAMAGED = "DAMAGED"
     """The interpreter did not say how the turn ended: the code broke what runs it."""
 
@@ -114,3 +117,28 @@ class Output:
         kept = [*self._head, *self._tail]
         texts = [b"".join(data for s, data in kept if s == stream).decode("utf-8", "replace") for stream in (1, 2)]
         return texts[0], texts[1]
+
+
+def read_turn(said: dict[str, Any]) -> Turn:
+    """Read a turn that another process wrote with `dataclasses.asdict`.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    error = said["error"]
+    stops = set(Stop)
+    read_error = None
+    if error is not None:
+        kind = str(error["type"])
+        read_error = TurnError(Stop(kind) if kind in stops else kind, str(error["message"]), str(error["traceback"]))
+    return Turn(
+        Status(said["status"]),
+        str(said["stdout"]),
+        str(said["stderr"]),
+        int(said["output_bytes"]),
+        bool(said["truncated"]),
+        float(said["running_seconds"]),
+        int(said["door_calls"]),
+        read_error,
+        tuple(Variable(str(v["name"]), str(v["type"]), int(v["length"])) for v in said["variables"]),
+    )

@@ -1,4 +1,4 @@
-"""The process that runs one tenant's guests: `python -m sandbox.worker FRAMES DESCRIPTORS`.
+"""The process that runs one owner's guests; its arguments are the descriptors of its two sockets.
 
 It is started by exec with an empty environment and two sockets, loads what it is told to, and confines itself before it
 runs anything. It holds no secret and no state that cannot be lost: after every turn the server has the pages that
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import instance, jail, memory, wasi
-from sandbox.door import HostCall
+from sandbox.door import HostCall, Reply
 from sandbox.engine import THREAD_STACK_BYTES, Program
 from sandbox.files import Files, Inode
 from sandbox.image import STDLIB_PATH
@@ -41,7 +41,7 @@ class _Served:
         self._channel = channel
         self._number = number
         self._sent = session.checkpoint
-        self._calls: dict[int, Future[bytes]] = {}
+        self._calls: dict[int, Future[Reply]] = {}
         self._last_call = 0
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -61,11 +61,14 @@ class _Served:
         try:
             turn = work()
         except MemoryError as error:
-            self._channel.send(Frame(Kind.FAILED, self._number, request, {"type": "MemoryError", "message": str(error)}))
+            self._channel.send(
+                Frame(Kind.FAILED, self._number, request, {"type": "MemoryError", "message": str(error)})
+            )
             return
         now, before = self.session.checkpoint, self._sent
-        runs, pages = difference(before, now)
-        said: dict[str, Any] = {"turn": asdict(turn), "size": now.size, "runs": runs}
+        changes = difference(before, now)
+        said: dict[str, Any] = {"turn": asdict(turn), "size": now.size, "runs": changes.changed, "gone": changes.gone}
+        pages = changes.contents
         said["mapped"] = [mapped.address for mapped in now.mapped]
         if now.files != before.files:
             said["files"], contents = write_files(now.files)
@@ -73,10 +76,10 @@ class _Served:
         self._sent = now
         self._channel.send(Frame(Kind.DONE, self._number, request, said, pages))
 
-    def ask(self, call: HostCall) -> Future[bytes]:
+    def ask(self, call: HostCall) -> Future[Reply]:
         """Send a request of the guest's to the server."""
         self._last_call += 1
-        future: Future[bytes] = Future()
+        future: Future[Reply] = Future()
         number = self._last_call
         self._calls[number] = future
         future.add_done_callback(lambda _: self._calls.pop(number, None))
@@ -87,7 +90,7 @@ class _Served:
         """Take the server's reply to a request."""
         future = self._calls.get(number)
         if future is not None and future.set_running_or_notify_cancel():
-            future.set_result(reply)
+            future.set_result(Reply(reply))
 
     def printed(self, stream: int, data: bytes) -> None:
         """Send on what the guest printed."""
@@ -146,6 +149,7 @@ class Worker:
         problem = ""
         try:
             _rehearse(self._program, next(iter(self._images.values())))
+            self._program.clock.close()  # the jail is for a single thread and those it starts later
             jail.confine()
             jail.self_test()
         except jail.JailError as error:
@@ -208,7 +212,3 @@ def main() -> None:
     frames, descriptors = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:3])
     threading.stack_size(THREAD_STACK_BYTES)
     Worker(Channel(frames, descriptors)).serve()
-
-
-if __name__ == "__main__":
-    main()

@@ -49,9 +49,10 @@ def run(code, number, fresh):
 
 def mend():
     """Put back what a careless program may have replaced: built-ins, modules, reserved names, streams."""
-    builtins.__dict__.update(first_builtins)
-    for name, module in first_modules.items():
-        modules.setdefault(name, module)
+    if builtins.__dict__ != first_builtins:
+        builtins.__dict__.update(first_builtins)
+    for name in first_modules.keys() - modules.keys():
+        modules[name] = first_modules[name]
     sys.modules = modules
     namespace.update(reserved)
     namespace["__builtins__"] = builtins

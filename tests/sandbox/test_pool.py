@@ -10,7 +10,7 @@ import pytest
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
-from sandbox.pool import LocalPool, LocalSession, PoolFull
+from sandbox.pool import PoolFull, WorkerPool, WorkerSession
 from sandbox.turn import Status, Stop, Turn
 from tests.sandbox.conftest import MakeText
 
@@ -18,8 +18,8 @@ LIMITS = Limits(turn_seconds=20, memory_bytes=96 * MIB)
 
 
 @pytest.fixture
-async def pool(loaded: Loaded) -> AsyncIterator[LocalPool]:
-    made = LocalPool(loaded, sessions=4)
+async def pool(loaded: Loaded) -> AsyncIterator[WorkerPool]:
+    made = WorkerPool(loaded, sessions=4)
     yield made
     await made.close()
 
@@ -32,12 +32,12 @@ def ignore(_stream: int, _data: bytes) -> None:
     pass
 
 
-async def run(session: LocalSession, code: str) -> Turn:
+async def run(session: WorkerSession, code: str) -> Turn:
     return await asyncio.wait_for(session.execute(code, nobody, ignore), 30)
 
 
-async def test_turns_answers_and_output_meet_on_the_loop(pool: LocalPool) -> None:
-    session = await pool.create("core", LIMITS)
+async def test_turns_answers_and_output_meet_on_the_loop(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
     loop, printed = asyncio.get_running_loop(), list[tuple[int, bytes]]()
 
     async def answer(call: HostCall) -> Json:
@@ -51,29 +51,29 @@ async def test_turns_answers_and_output_meet_on_the_loop(pool: LocalPool) -> Non
     assert session.private_bytes > 0
 
 
-async def test_every_session_can_be_in_a_turn_at_once(pool: LocalPool) -> None:
+async def test_every_session_can_be_in_a_turn_at_once(pool: WorkerPool) -> None:
     together = asyncio.Barrier(4)
 
     async def answer(_: HostCall) -> Json:
         await together.wait()
         return None
 
-    sessions = [await pool.create("core", LIMITS) for _ in range(4)]
+    sessions = [await pool.create("a", "core", LIMITS) for _ in range(4)]
     turns = await asyncio.wait_for(
         asyncio.gather(*(s.execute("import _door\n_door.call('meet')", answer, ignore) for s in sessions)), 30
     )
     assert [turn.status for turn in turns] == [Status.OK] * 4
 
 
-async def test_turns_of_one_session_come_one_after_another(pool: LocalPool) -> None:
-    session = await pool.create("core", LIMITS)
+async def test_turns_of_one_session_come_one_after_another(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
     await run(session, "x = []")
     await asyncio.gather(*(run(session, f"x.append({i})") for i in range(10)))
     assert (await run(session, "sorted(x)")).stdout == f"{list(range(10))}\n"
 
 
-async def test_cancelling_stops_a_turn_in_the_middle_of_its_code(pool: LocalPool) -> None:
-    session = await pool.create("core", LIMITS)
+async def test_cancelling_stops_a_turn_in_the_middle_of_its_code(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
     await run(session, "x = 1")
     under_way = asyncio.Event()
     task = asyncio.create_task(
@@ -86,8 +86,8 @@ async def test_cancelling_stops_a_turn_in_the_middle_of_its_code(pool: LocalPool
     assert (await run(session, "x")).stdout == "1\n"
 
 
-async def test_cancelling_reaches_the_answer_that_is_awaited(pool: LocalPool) -> None:
-    session = await pool.create("core", LIMITS)
+async def test_cancelling_reaches_the_answer_that_is_awaited(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
     asked, cancelled = asyncio.Event(), asyncio.Event()
 
     async def answer(_: HostCall) -> Json:
@@ -108,8 +108,8 @@ async def test_cancelling_reaches_the_answer_that_is_awaited(pool: LocalPool) ->
     assert (await run(session, "'x' in globals()")).stdout == "False\n"
 
 
-async def test_cancelling_at_once_leaves_the_session_usable(pool: LocalPool) -> None:
-    session = await pool.create("core", LIMITS)
+async def test_cancelling_at_once_leaves_the_session_usable(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
     await run(session, "n = 0")
     for _ in range(20):
         task = asyncio.create_task(session.execute("n += 1\nwhile True: pass", nobody, ignore))
@@ -120,8 +120,8 @@ async def test_cancelling_at_once_leaves_the_session_usable(pool: LocalPool) -> 
     assert (await run(session, "n")).stdout == "0\n"
 
 
-async def test_an_answer_that_is_cancelled_by_the_host_stops_the_turn(pool: LocalPool) -> None:
-    session = await pool.create("core", LIMITS)
+async def test_an_answer_that_is_cancelled_by_the_host_stops_the_turn(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
 
     async def answer(_: HostCall) -> Json:
         raise asyncio.CancelledError
@@ -131,8 +131,8 @@ async def test_an_answer_that_is_cancelled_by_the_host_stops_the_turn(pool: Loca
     assert turn.error.type is Stop.INTERRUPTED
 
 
-async def test_an_answer_that_times_out_is_an_error_inside_not_the_end_of_the_turn(pool: LocalPool) -> None:
-    session = await pool.create("core", LIMITS)
+async def test_an_answer_that_times_out_is_an_error_inside_not_the_end_of_the_turn(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
 
     async def answer(_: HostCall) -> Json:
         raise TimeoutError("provider at 10.0.0.7")
@@ -144,8 +144,8 @@ async def test_an_answer_that_times_out_is_an_error_inside_not_the_end_of_the_tu
     assert "10.0.0.7" not in repr(turn)
 
 
-async def test_closing_a_session_stops_its_turn(pool: LocalPool) -> None:
-    session = await pool.create("core", LIMITS)
+async def test_closing_a_session_stops_its_turn(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
     under_way = asyncio.Event()
     task = asyncio.create_task(
         session.execute("print('go', flush=True)\nwhile True: pass", nobody, lambda *_: under_way.set())
@@ -159,30 +159,30 @@ async def test_closing_a_session_stops_its_turn(pool: LocalPool) -> None:
         await run(session, "1")
 
 
-async def test_a_full_pool_says_so_until_a_session_is_closed(pool: LocalPool) -> None:
-    sessions = [await pool.create("core", LIMITS) for _ in range(4)]
+async def test_a_full_pool_says_so_until_a_session_is_closed(pool: WorkerPool) -> None:
+    sessions = [await pool.create("a", "core", LIMITS) for _ in range(4)]
     with pytest.raises(PoolFull, match="at most 4 sessions"):
-        await pool.create("core", LIMITS)
+        await pool.create("a", "core", LIMITS)
     await sessions[0].close()
-    assert (await run(await pool.create("core", LIMITS), "1")).status is Status.OK
+    assert (await run(await pool.create("a", "core", LIMITS), "1")).status is Status.OK
 
 
-async def test_an_image_that_does_not_exist_is_a_key_error(pool: LocalPool) -> None:
+async def test_an_image_that_does_not_exist_is_a_key_error(pool: WorkerPool) -> None:
     assert pool.images == ("core", "data")
     with pytest.raises(KeyError):
-        await pool.create("none", LIMITS)
+        await pool.create("a", "none", LIMITS)
 
 
-async def test_texts_can_be_attached(pool: LocalPool, text: MakeText) -> None:
-    session = await pool.create("core", LIMITS)
+async def test_texts_can_be_attached(pool: WorkerPool, text: MakeText) -> None:
+    session = await pool.create("a", "core", LIMITS)
     await session.attach("context", text("abc" * 1000))
     assert (await run(session, "len(context)")).stdout == "3000\n"
 
 
 async def test_closing_a_pool_leaves_the_program_to_others(loaded: Loaded) -> None:
-    first, second = LocalPool(loaded, sessions=1), LocalPool(loaded, sessions=1)
+    first, second = WorkerPool(loaded, sessions=1), WorkerPool(loaded, sessions=1)
     await first.close()
-    session = await second.create("core", Limits(turn_seconds=0.2))
+    session = await second.create("a", "core", Limits(turn_seconds=0.2))
     turn = await run(session, "while True: pass")
     assert turn.error is not None
     assert turn.error.type is Stop.TURN_TIME

@@ -1,0 +1,204 @@
+"""The server's side of one worker process: starting it, speaking with it, noticing that it hangs or died."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from sandbox.image import Loaded
+from sandbox.stored import Stored
+from sandbox.wire import Frame, Kind, Parser, WireError, send_descriptor
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 60.0
+PING_SECONDS = 2.0
+SILENCE_SECONDS = 30.0
+"""A worker that does not answer for so long is killed."""
+MOST_RESIDENT_BYTES = 8 << 30
+"""A worker that holds more memory than this is killed."""
+
+# Isolated from the environment and the current folder, with this very package.
+_PROGRAM = (
+    f"import sys; sys.path.insert(0, {str(Path(__file__).parents[1])!r}); from sandbox.worker import main; main()"
+)
+
+Listener = Callable[[Frame | None], None]
+"""Told of every frame about a session; None when the worker has died."""
+
+
+class WorkerLost(Exception):
+    """The worker died or was killed; its sessions can go on in another."""
+
+
+async def started(loaded: Loaded) -> Process:
+    """Start a worker and wait until it is loaded and confined.
+
+    Raises:
+        WorkerLost: it did not start.
+    """
+    ours, theirs = socket.socketpair()
+    our_descriptors, their_descriptors = socket.socketpair()
+    with theirs, their_descriptors:
+        handed = (theirs.fileno(), their_descriptors.fileno())
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-I", "-c", _PROGRAM, *map(str, handed), pass_fds=handed, env={}, cwd="/",
+            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+        )  # fmt: skip
+    worker = Process(process, our_descriptors)
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)
+        async with asyncio.timeout(START_SECONDS):
+            await worker.load(loaded)
+    except BaseException:
+        await worker.close()
+        raise
+    return worker
+
+
+class Process(asyncio.Protocol):
+    """A worker process. Frames from it are told to whoever follows their session."""
+
+    def __init__(self, process: asyncio.subprocess.Process, descriptors: socket.socket) -> None:
+        self._process = process
+        self._descriptors = descriptors
+        self._parser = Parser()
+        self._transport: asyncio.Transport | None = None
+        self._listeners: dict[int, Listener] = {}
+        self._ready: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._last_descriptor = 0
+        self._last_heard = 0.0
+        self._watch: asyncio.Task[None] | None = None
+        self.alive = True
+        self.unconfined = ""
+        """Why the worker is not in a jail; empty where it is."""
+
+    # ---- the connection ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Take what arrived. A worker that sends no frames is killed."""
+        self._last_heard = asyncio.get_running_loop().time()
+        try:
+            for frame in self._parser.feed(data):
+                if frame.kind is Kind.READY:
+                    if not self._ready.done():
+                        self._ready.set_result(frame)
+                elif listener := self._listeners.get(frame.session):
+                    listener(frame)
+        except WireError as error:
+            log.error("worker %d was killed: it sent %s", self._process.pid, error)  # noqa: TRY400
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Note that the worker is gone, and tell everyone who waits for it."""
+        self.alive = False
+        if not self._ready.done():
+            self._ready.set_exception(WorkerLost("a worker process did not start"))
+            self._ready.exception()  # it may be that nobody asks
+        for listener in list(self._listeners.values()):
+            listener(None)
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame; to a worker that has died it goes nowhere."""
+        if self._transport and self.alive:
+            self._transport.writelines(frame.encode())
+
+    def hand_over(self, fd: int) -> int:
+        """Give the worker a descriptor and return the number it goes by."""
+        self._last_descriptor += 1
+        try:
+            send_descriptor(self._descriptors, self._last_descriptor, fd)
+        except OSError:
+            raise WorkerLost("the process that was to run the turn died") from None
+        return self._last_descriptor
+
+    # ---- sessions ------------------------------------------------------------------------------------------------
+
+    async def load(self, loaded: Loaded) -> None:
+        """Have the worker load the program and its images, and confine itself."""
+        stdlib = os.open(loaded.stdlib, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            images = {
+                name: {"descriptor": self.hand_over(image.fd), "size": image.size}
+                for name, image in loaded.images.items()
+            }
+            said = {"compiled": str(Path(loaded.compiled)), "stdlib": self.hand_over(stdlib), "images": images}
+        finally:
+            os.close(stdlib)
+        self.send(Frame(Kind.LOAD, said=said))
+        self.unconfined = str((await self._ready).said.get("unconfined", ""))
+        self._last_heard = asyncio.get_running_loop().time()
+        self._watch = asyncio.create_task(self._keep_watch())
+
+    def open(self, session: int, stored: Stored) -> None:
+        """Bring a session into the worker."""
+        said, data = stored.written()
+        said["mapped"] = [
+            {
+                "address": mapped.address,
+                "form": mapped.text.form.name,
+                "characters": mapped.text.characters,
+                "descriptor": self.hand_over(mapped.text.fd),
+            }
+            for mapped in stored.mapped
+        ]
+        self.send(Frame(Kind.OPEN, session, said=said, data=data))
+
+    @contextmanager
+    def following(self, session: int, listener: Listener) -> Iterator[None]:
+        """Tell `listener` of every frame about a session."""
+        if not self.alive:
+            raise WorkerLost("the process that was to run the turn died")
+        self._listeners[session] = listener
+        try:
+            yield
+        finally:
+            self._listeners.pop(session, None)
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    async def _keep_watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self.alive:
+            self.send(Frame(Kind.PING))
+            await asyncio.sleep(PING_SECONDS)
+            resident = _resident_bytes(self._process.pid)
+            if resident > MOST_RESIDENT_BYTES:
+                log.error("worker %d was killed: it holds %d bytes of memory", self._process.pid, resident)
+                self.kill()
+            elif loop.time() - self._last_heard > SILENCE_SECONDS:
+                log.error("worker %d was killed: it does not answer", self._process.pid)
+                self.kill()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+
+    async def close(self) -> None:
+        """End the process and wait until it is gone."""
+        if self._watch:
+            self._watch.cancel()
+        self.kill()
+        await self._process.wait()
+        if self._transport:
+            self._transport.abort()
+        self._descriptors.close()
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+    except (OSError, ValueError, IndexError):
+        return 0
