@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 from dataclasses import dataclass, field, replace
+from mmap import mmap
 
 from sandbox.limits import Limits
 
@@ -30,10 +31,10 @@ APPEND = 1
 
 @dataclass(slots=True)
 class Inode:
-    """A file's contents. `number` is its identity; a read-only one holds `bytes`."""
+    """A file's contents. `number` is its identity; one that can be written holds a `bytearray`."""
 
     number: int
-    data: bytes | bytearray
+    data: bytes | bytearray | mmap
 
 
 @dataclass(slots=True)

@@ -61,9 +61,7 @@ class _Served:
         try:
             turn = work()
         except MemoryError as error:
-            self._channel.send(
-                Frame(Kind.FAILED, self._number, request, {"type": "MemoryError", "message": str(error)})
-            )
+            self._channel.send(Frame(Kind.FAILED, self._number, request, {"message": str(error)}))
             return
         now, before = self.session.checkpoint, self._sent
         changes = difference(before, now)
