@@ -6,6 +6,7 @@ Without any of it the server runs with its embedded defaults: loopback, a data d
 from __future__ import annotations
 
 import os
+import tomllib
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
@@ -78,6 +79,8 @@ class Settings(BaseSettings):
     output_bytes: int = Field(default=64 << 10, ge=1024, le=16 << 20)
     session_idle_seconds: float = Field(default=3600, gt=0)
     """A session without a turn for so long is ended."""
+    unconfined: bool = False
+    """Serve several tenants even where worker processes cannot be confined."""
     grace_seconds: float = Field(default=10, ge=0)
     """What calls in flight get to finish when the server stops."""
 
@@ -119,6 +122,8 @@ class Settings(BaseSettings):
         except ValidationError as error:
             wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
             raise ConfigError(f"the configuration is wrong: {wrong}") from None
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"RLM_CONFIG: {path} is not TOML: {error}") from None
         except ValueError as error:
             raise ConfigError(f"the configuration is wrong: {error}") from None
 

@@ -35,13 +35,16 @@ from rlm_server.store.database import Database
 from rlm_server.store.tenants import Tenants
 from sandbox.image import ImageSpec, Loaded, Progress, prepare, standard_specs
 from sandbox.limits import Limits
-from sandbox.pool import LocalPool
+from sandbox.pool import WorkerPool
 
 log = logging.getLogger(__name__)
 
 DEVELOPMENT_TENANT = "development"
 MIGRATIONS = (*store.MIGRATIONS, *ledger.MIGRATIONS, *runs.MIGRATIONS)
 GUEST_MODULES = {"_rlm": Path(runs.__file__).parent / "guest" / "_rlm.py"}
+
+_OPTIONS = (("grpc.so_reuseport", 0),)
+"""Without it a second server could take the same port, and half of the calls."""
 
 _SERVICES = (context_pb2, session_pb2, run_pb2)
 
@@ -97,7 +100,8 @@ async def serving(
             run_calls=settings.run_calls,
             attempt_seconds=settings.call_seconds,
         )
-        pool = LocalPool(loaded, sessions=settings.sessions)
+        pool = WorkerPool(loaded, sessions=settings.sessions, unconfined=settings.unconfined)
+        pool.prepare()
         services = Services(broker, accounts, pool, journal)
         try:
             async with (
@@ -105,7 +109,7 @@ async def serving(
                 Sessions(pool, broker, accounts, contexts, idle_seconds=settings.session_idle_seconds) as sessions,
             ):
                 defaults = _defaults(settings, models, pool)
-                server = grpc.aio.server(interceptors=[Edge(tenants)])
+                server = grpc.aio.server(interceptors=[Edge(tenants)], options=_OPTIONS)
                 context_pb2_grpc.add_ContextServiceServicer_to_server(ContextServicer(contexts), server)
                 session_pb2_grpc.add_SessionServiceServicer_to_server(
                     SessionServicer(sessions, contexts, accounts, models.routes, defaults), server
@@ -120,7 +124,7 @@ async def serving(
             await broker.close()
 
 
-def _defaults(settings: Settings, models: Models, pool: LocalPool) -> Defaults:
+def _defaults(settings: Settings, models: Models, pool: WorkerPool) -> Defaults:
     sandbox = Limits(
         memory_bytes=settings.memory_bytes, turn_seconds=settings.turn_seconds, output_bytes=settings.output_bytes
     )

@@ -110,7 +110,7 @@ class Sessions:
         known = self._by_request.get((new.tenant, new.request_id or ""))
         if known in self._sessions:
             return self._sessions[known]
-        live = await self._pool.create(new.image, new.limits)
+        live = await self._pool.create(new.tenant, new.image, new.limits)
         files = ExitStack()
         session_id = "ses_" + secrets.token_hex(16)
         try:

@@ -17,7 +17,8 @@ from rlm_server.broker.routes import UnknownModel
 from rlm_server.ledger import BudgetError
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.store.contexts import UploadRefused
-from sandbox.pool import PoolFull
+from sandbox.pool import JailMissing, PoolFull
+from sandbox.process import WorkerLost
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,10 @@ def status_of(error: Exception) -> status_pb2.Status:
             retry = error_details_pb2.RetryInfo()
             retry.retry_delay.FromSeconds(1)
             return _status(code_pb2.RESOURCE_EXHAUSTED, "SERVER_FULL", str(error), retry)
+        case JailMissing():
+            return _status(code_pb2.FAILED_PRECONDITION, "JAIL_MISSING", str(error))
+        case WorkerLost():
+            return _status(code_pb2.UNAVAILABLE, "WORKER_LOST", str(error))
         case MemoryError():
             return _status(code_pb2.FAILED_PRECONDITION, "CONTEXT_TOO_LARGE", str(error))
         case _:

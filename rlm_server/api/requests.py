@@ -14,6 +14,8 @@ from sandbox.limits import Limits
 
 MOST_REQUEST_ID = 128
 MOST_AMOUNT = 1 << 60
+LEAST_MEMORY_BYTES = 64 << 20
+"""With less, the interpreter itself has no room."""
 
 
 def request_id(value: str) -> str | None:
@@ -51,9 +53,9 @@ def sandbox_limits(field: str, value: types_pb2.SandboxLimits, ceiling: Limits) 
         "output_bytes": ceiling.output_bytes,
     }
     for name, limit in most.items():
-        asked = getattr(value, name)
-        if not 0 <= asked <= limit:
-            raise InvalidField(f"{field}.{name}", f"must be from 0 to {limit}, not {asked}")
+        asked, least = getattr(value, name), LEAST_MEMORY_BYTES if name == "memory_bytes" else 1
+        if asked != 0 and not least <= asked <= limit:
+            raise InvalidField(f"{field}.{name}", f"must be from {least} to {limit}, or 0 for that, not {asked}")
     return replace(
         ceiling,
         memory_bytes=value.memory_bytes or ceiling.memory_bytes,

@@ -137,10 +137,13 @@ class Broker:
         """Close the providers."""
         await self._routes.close()
 
-    async def complete(self, request: ModelRequest, payer: Payer, *, deadline: float) -> Completion:
+    async def complete(
+        self, request: ModelRequest, payer: Payer, *, deadline: float, call_id: str | None = None
+    ) -> Completion:
         """Make a call, trying again while the provider is busy and the deadline, on `time.monotonic()`, allows.
 
-        Cancelling the task abandons the call once its hold is settled.
+        Cancelling the task abandons the call once its hold is settled; `cost` then tells what it cost. `call_id` names
+        the call; it must be new, and is made up where it is None.
 
         Raises:
             UnknownModel: no route has that name.
@@ -149,7 +152,7 @@ class Broker:
             CallFailed: the ProviderError of a call that got no answer.
         """
         route = self._routes.route(request.model)
-        call = _Call(secrets.token_hex(16), route, request, payer, deadline)
+        call = _Call(call_id or secrets.token_hex(16), route, request, payer, deadline)
         self.counters.calls += 1
         try:
             hold = self._hold(call)
@@ -159,6 +162,10 @@ class Broker:
             self.counters.failures[error.failure] += 1
             spent = hold.amounts if error.billed else Amounts()
             raise CallFailed(error, spent=spent, attempts=call.attempts, call_id=call.id) from None
+
+    async def cost(self, call_id: str) -> Amounts:
+        """Return what all attempts at a call have cost."""
+        return await self._ledger.posted(f"{call_id}.")
 
     async def _attempts(self, call: _Call, hold: Hold) -> Completion:
         route = call.route

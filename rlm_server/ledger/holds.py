@@ -97,6 +97,10 @@ _ENTRIES = f"""
 SELECT {_HOLD}, resolved_at, {_RESULT} FROM hold
 WHERE state = 'posted' AND tenant = ?1 AND run = coalesce(?2, run) ORDER BY resolved_at, rowid
 """  # noqa: S608
+_POSTED = """
+SELECT coalesce(sum(actual_nano_usd), 0), coalesce(sum(actual_tokens), 0), coalesce(sum(actual_calls), 0)
+FROM hold WHERE id >= ? AND id < ?
+"""
 _OVERRUNS = (
     "SELECT count(*) FROM hold WHERE actual_nano_usd > nano_usd OR actual_tokens > tokens OR actual_calls > calls"
 )
@@ -189,6 +193,12 @@ def entries(connection: sqlite3.Connection, tenant: str, run: str | None) -> lis
         actual, usage = _result(row[11:])
         found.append(Entry(_hold(row), actual or ZERO, usage, row[10]))
     return found
+
+
+def posted(connection: sqlite3.Connection, prefix: str) -> Amounts:
+    """What the posted holds cost whose ids begin with `prefix`, which is not empty."""
+    following = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    return Amounts(*connection.execute(_POSTED, (prefix, following)).fetchone())
 
 
 def overruns(connection: sqlite3.Connection) -> int:

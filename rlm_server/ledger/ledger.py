@@ -166,6 +166,10 @@ class Ledger:
         """The posted holds of a tenant, or of one of its runs, by the time they were posted."""
         return await self._database.read(lambda connection: holds.entries(connection, tenant, run))
 
+    async def posted(self, prefix: str) -> Amounts:
+        """What the posted holds cost whose ids begin with `prefix`."""
+        return await self._database.read(lambda connection: holds.posted(connection, prefix))
+
     async def overruns(self) -> int:
         """How many posted holds cost more than they held; anything but 0 is a defect of a worst case."""
         return await self._database.read(holds.overruns)

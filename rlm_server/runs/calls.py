@@ -15,6 +15,7 @@ from rlm_server.broker.calls import Message, ModelRequest, Payer
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.ledger import Amounts, BudgetError
 from rlm_server.runs.events import CallFinished, CallStarted, FinishedCall
+from rlm_server.settling import to_the_end
 from sandbox.door import DoorRefusal, HostCall, Json
 
 Report = Callable[[CallStarted | CallFinished], None]
@@ -78,19 +79,27 @@ class Calls:
     async def _one(self, prompt: str, model: str) -> dict[str, Json]:
         key = hashlib.sha256(f"{model}\0{self.terms.max_tokens}\0{prompt}".encode()).digest()
         self.count += 1
-        call_id = "call_" + secrets.token_hex(8)
+        call_id = "call_" + secrets.token_hex(16)
         self._report(CallStarted(call_id, model, len(prompt)))
-        async with self._memo.lock(key):
-            known = self._memo.get(key)
-            if known is not None:
-                self._report(CallFinished(FinishedCall(call_id, model, Amounts(), memo=True), len(known)))
-                return {"ok": known}
-            return await self._paid(key, prompt, call_id, model)
+        try:
+            async with self._memo.lock(key):
+                known = self._memo.get(key)
+                if known is not None:
+                    self._report(CallFinished(FinishedCall(call_id, model, Amounts(), memo=True), len(known)))
+                    return {"ok": known}
+                return await self._paid(key, prompt, call_id, model)
+        except asyncio.CancelledError:
+            await to_the_end(self._cancelled(call_id, model))
+            raise
+
+    async def _cancelled(self, call_id: str, model: str) -> None:
+        spent = await self._broker.cost(call_id)
+        self._report(CallFinished(FinishedCall(call_id, model, spent, error="cancelled"), 0))
 
     async def _paid(self, key: bytes, prompt: str, call_id: str, model: str) -> dict[str, Json]:
         request = ModelRequest(model, (Message("user", prompt),), max_tokens=self.terms.max_tokens)
         try:
-            done = await self._broker.complete(request, self._payer, deadline=self.terms.deadline)
+            done = await self._broker.complete(request, self._payer, deadline=self.terms.deadline, call_id=call_id)
         except (CallFailed, BudgetError, UnknownModel) as error:
             spent = error.spent if isinstance(error, CallFailed) else Amounts()
             self._report(CallFinished(FinishedCall(call_id, model, spent, error=str(error)), 0))

@@ -94,28 +94,29 @@ class Children:
         child_id = "node_" + secrets.token_hex(16)
         async with self._tree.level(self._parent.depth + 1):
             try:
-                await to_the_end(self._open(child_id, question, budget))
+                await to_the_end(self._open(child_id, question, len(context), budget))
             except BudgetExceeded as error:
                 return failed("LimitExceeded", str(error))
             except asyncio.CancelledError:
                 await to_the_end(self._abandon(child_id))
                 raise
-            self._emit(ChildStarted(child_id, question, len(context), budget))
             with _in_memory(context) as text:
                 return await self._run(child_id, question, text, model)
 
-    async def _open(self, child_id: str, question: str, budget: Limit) -> None:
+    async def _open(self, child_id: str, question: str, characters: int, budget: Limit) -> None:
         run, services, parent = self._tree.run, self._tree.services, self._parent
         await services.ledger.open_account(child_id, tenant=run.tenant, parent=parent.id, limit=budget, carve=True)
         await services.journal.add_node(
             NodeRow(child_id, run.id, parent.id, parent.depth + 1, RunState.PENDING, question)
         )
+        self._emit(ChildStarted(child_id, question, characters, budget))
 
     async def _abandon(self, child_id: str) -> None:
         """Close what `_open` opened, if it did before the run was stopped."""
         with suppress(AccountUnknown):
             await self._tree.services.ledger.close_account(child_id)
             await self._tree.services.journal.move(child_id, RunState.CANCELLED, reason="cancelled")
+            await self._tell_end(child_id, Outcome(RunState.CANCELLED, reason="cancelled"))
 
     async def _run(self, child_id: str, question: str, text: Text, model: str | None) -> dict[str, Json]:
         depth, named = self._parent.depth + 1, model or self._tree.run.sub_model

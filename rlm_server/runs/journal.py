@@ -164,7 +164,7 @@ _UNANNOUNCED = f"""
 {_NODE} WHERE id IN (SELECT id FROM run WHERE ended_at IS NOT NULL) AND NOT coalesce((
     SELECT body LIKE '%"kind":"run_finished"}}' FROM event WHERE event.run = node.id ORDER BY sequence DESC LIMIT 1
 ), 0)
-"""
+"""  # noqa: S608
 
 
 def _node(row: tuple[Any, ...]) -> NodeRow:

@@ -31,7 +31,8 @@ from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
 from rlm_server.settling import stopped, to_the_end
 from sandbox.door import DoorRefusal, HostCall, Json
-from sandbox.pool import LiveSession, PoolFull
+from sandbox.pool import JailMissing, LiveSession, PoolFull
+from sandbox.process import WorkerLost
 from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)
@@ -117,8 +118,10 @@ class Node:
 
     async def _work(self) -> str:
         try:
-            session = await self.tree.services.pool.create(self.tree.image, self.tree.limits.sandbox)
-        except PoolFull as error:
+            session = await self.tree.services.pool.create(
+                self.tree.run.tenant, self.tree.image, self.tree.limits.sandbox
+            )
+        except (PoolFull, JailMissing, WorkerLost) as error:
             raise _Ended(RunState.FAILED, str(error)) from None
         try:
             if self.task.text is not None:

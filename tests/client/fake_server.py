@@ -44,7 +44,11 @@ class FakeServer(
         self.resends = 0
         """How many events before the one asked for each watch sends again."""
         self.holds = False
-        """Whether a watch goes on until the run is cancelled."""
+        """Whether watches and executions go on until the run is cancelled or the session deleted."""
+        self.holds_creation = False
+        """Whether a run is created only when `create` is set."""
+        self.creating = threading.Event()
+        self.create = threading.Event()
         self.cancelled = threading.Event()
         self.watched = threading.Event()
         self.responses: list[session_pb2.ExecuteResponse] = []
@@ -87,6 +91,9 @@ class FakeServer(
 
     def CreateRun(self, request: run_pb2.CreateRunRequest, context: grpc.ServicerContext) -> run_pb2.CreateRunResponse:
         self._enter("CreateRun", request, context)
+        self.creating.set()
+        if self.holds_creation:
+            self.create.wait(60)
         return run_pb2.CreateRunResponse(run=run_pb2.Run(run_id="run-1", state=run_pb2.RUN_STATE_PENDING))
 
     def GetRun(self, request: run_pb2.GetRunRequest, context: grpc.ServicerContext) -> run_pb2.GetRunResponse:
@@ -126,11 +133,15 @@ class FakeServer(
     ) -> Iterator[session_pb2.ExecuteResponse]:
         self._enter("Execute", request, context)
         yield from self.responses
+        self.watched.set()
+        if self.holds:
+            self.cancelled.wait(60)
 
     def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: grpc.ServicerContext
     ) -> session_pb2.DeleteSessionResponse:
         self._enter("DeleteSession", request, context)
+        self.cancelled.set()
         return session_pb2.DeleteSessionResponse(spent=types_pb2.Amounts(nano_usd=7))
 
 

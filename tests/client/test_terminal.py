@@ -78,6 +78,29 @@ def test_an_interrupted_watch_leaves_the_run_alone(fake: FakeServer) -> None:
     assert b"a run goes on by itself: rlm watch run-1" in stderr
 
 
+def test_an_interrupted_exec_deletes_its_session(fake: FakeServer) -> None:
+    fake.holds = True
+    with started(fake, "exec", "while True: pass") as process:
+        assert fake.watched.wait(SECONDS)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert stderr == b"interrupted\n"
+    assert len(fake.asked(session_pb2.DeleteSessionRequest)) == 1
+
+
+def test_an_interrupt_while_the_run_is_being_created_cancels_it(fake: FakeServer, text: str) -> None:
+    fake.holds = fake.holds_creation = True
+    with started(fake, "run", "--context", text, "How many?") as process:
+        assert fake.creating.wait(SECONDS)
+        process.send_signal(signal.SIGINT)
+        # The command takes the signal at once; the run exists only after it.
+        fake.create.set()
+        process.communicate(timeout=SECONDS)
+    assert process.returncode == 130
+    assert len(fake.asked(run_pb2.CancelRunRequest)) == 1
+
+
 def test_a_pipe_gets_the_answer_exactly(fake: FakeServer) -> None:
     fake.run.answer = HOSTILE
     with started(fake, "watch", "run-1") as process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
@@ -193,9 +194,7 @@ def parts(
 
 
 def header(size: int, sha256: str, name: str = "text") -> context_pb2.UploadContextRequest:
-    return context_pb2.UploadContextRequest(
-        header=context_pb2.UploadHeader(name=name, size_bytes=size, sha256=sha256)
-    )
+    return context_pb2.UploadContextRequest(header=context_pb2.UploadHeader(name=name, size_bytes=size, sha256=sha256))
 
 
 def part(offset: int, data: bytes) -> context_pb2.UploadContextRequest:
@@ -225,7 +224,8 @@ async def refusal(call: Awaitable[object]) -> Refusal:
     """Await a call that must be refused, and read what it says. Every refusal carries an ErrorInfo of our domain."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    status: Any = rpc_status.from_call(caught.value)
+    error: Any = caught.value
+    status: Any = rpc_status.from_call(error)
     assert status is not None, caught.value
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     assert status.details[0].Unpack(info)
@@ -236,3 +236,10 @@ async def refusal(call: Awaitable[object]) -> Refusal:
             fields += [violation.field for violation in bad.field_violations]
     names = [detail.TypeName() for detail in status.details]
     return Refusal(caught.value.code(), status.message, info.reason, dict(info.metadata), fields, names)
+
+
+async def eventually(true: Callable[[], object]) -> None:
+    """Wait until something is so that nobody announces."""
+    async with asyncio.timeout(60):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)

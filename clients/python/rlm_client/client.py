@@ -252,7 +252,7 @@ class Client:
     ) -> Answer:
         """Upload a text, run a question over it, and wait for the answer. Arguments are those of `create_run`.
 
-        Where waiting ends early (an interrupt, a lost server), the run is cancelled: nobody else knows its name.
+        Where waiting ends early, the run is cancelled: nobody else knows its name.
 
         Raises:
             RunFailed: the run failed or was cancelled.
@@ -269,16 +269,19 @@ class Client:
             image=image,
         )
         try:
-            for _ in self.watch_run(run.run_id):
-                pass
-            run = self.get_run(run.run_id)
+            ended = self._ended(run.run_id)
         except BaseException:
             with suppress(RlmError):
                 self.cancel_run(run.run_id)
             raise
-        if run.state not in (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_EXHAUSTED):
-            raise RunFailed(run)
-        return Answer(run.answer, run)
+        if ended.state not in (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_EXHAUSTED):
+            raise RunFailed(ended)
+        return Answer(ended.answer, ended)
+
+    def _ended(self, run_id: str) -> run_pb2.Run:
+        for _ in self.watch_run(run_id):
+            pass
+        return self.get_run(run_id)
 
     def _repeatable(self, call: Callable[[], Result]) -> Result:
         return self._retry.call(errors.typed()(call))

@@ -61,10 +61,9 @@ class Interrupts:
         self._wake = lambda: given.put(((), None))
         try:
             while True:
+                self._check()  # pressed before there was anyone to wake
                 items, error = given.get()
-                if self._pressed:
-                    self._pressed = False
-                    raise KeyboardInterrupt
+                self._check()
                 if error is not None:
                     raise error
                 if not items:
@@ -72,6 +71,11 @@ class Interrupts:
                 yield from items
         finally:
             self._wake = _nothing
+
+    def _check(self) -> None:
+        if self._pressed:
+            self._pressed = False
+            raise KeyboardInterrupt
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._pressed = True

@@ -121,6 +121,9 @@ def _after():
 
 _said = [None]
 
+for _stream in (sys.stdout, sys.stderr):  # a line is seen when it is printed, not when the turn ends
+    _stream.reconfigure(line_buffering=True)
+
 namespace["answer"] = {"content": "", "ready": False}
 _runner.after.append(_after)
 _runner.reserved.update(

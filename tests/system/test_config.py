@@ -1,0 +1,103 @@
+"""A setting that is wrong names itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from rlm_server.cli import main
+from rlm_server.config import ConfigError, Settings
+from rlm_server.store.database import DatabaseOwnedError
+from tests.system.conftest import Served
+from tests.system.stage import Play
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("RLM_LISTEN", "foo", "listen"),
+        ("RLM_LISTEN", "127.0.0.1:99999", "listen"),
+        ("RLM_TURN_SECONDS", "abc", "turn_seconds"),
+        ("RLM_TURN_SECONDS", "0", "turn_seconds"),
+        ("RLM_RUN_CALLS", "0", "run_calls"),
+        ("RLM_RUN_BUDGET_USD", "-1", "run_budget_usd"),
+        ("RLM_MODELS", '{"m": {"base_url": "http://localhost"}}', "models.m.input_usd_per_million"),
+        ("RLM_MODELS", "no json", "models"),
+        ("RLM_CONFIG", "/nowhere/rlm.toml", "/nowhere/rlm.toml"),
+    ],
+)
+def test_a_wrong_variable_names_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, value: str, named: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=named):
+        Settings.load()
+    told = CliRunner().invoke(main, ["serve", "--data-dir", str(tmp_path / "data")])
+    assert told.exit_code == 1
+    assert named in told.output
+    assert "Traceback" not in told.output
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("turn_second = 5", "turn_second"),
+        ("turn_seconds = 'soon'", "turn_seconds"),
+        ("turn_seconds = ", "rlm.toml is not TOML"),
+    ],
+)
+def test_a_wrong_line_of_the_file_names_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, named: str
+) -> None:
+    file = tmp_path / "rlm.toml"
+    file.write_text(content)
+    monkeypatch.setenv("RLM_CONFIG", str(file))
+    with pytest.raises(ConfigError, match=named):
+        Settings.load()
+
+
+def test_arguments_go_before_variables_and_variables_before_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    file = tmp_path / "rlm.toml"
+    file.write_text("max_turns = 1\nruns = 2\nsessions = 3\n")
+    monkeypatch.setenv("RLM_CONFIG", str(file))
+    monkeypatch.setenv("RLM_RUNS", "20")
+    monkeypatch.setenv("RLM_SESSIONS", "30")
+    settings = Settings.load(sessions=300)
+    assert (settings.max_turns, settings.runs, settings.sessions) == (1, 20, 300)
+
+
+def test_a_providers_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
+    monkeypatch.setenv("RLM_LISTEN", "foo")
+    with pytest.raises(ConfigError) as caught:
+        Settings.load()
+    assert "sk-secret" not in str(caught.value)
+    monkeypatch.delenv("RLM_LISTEN")
+    assert "sk-secret" not in repr(Settings.load())
+
+
+@pytest.mark.parametrize("field", ["model", "sub_model"])
+async def test_a_default_model_that_is_not_offered_is_refused_at_start(server: Served, field: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}: 'nobody' is not offered here; the models are: play"):
+        async with server(Play(""), **{field: "nobody"}):
+            pass
+
+
+async def test_an_address_that_is_taken_is_refused_at_start(server: Served, tmp_path: Path) -> None:
+    async with server(Play("")) as served:
+        with pytest.raises(OSError, match=f"listen: {served.running.address}"):
+            async with server(Play(""), listen=served.running.address, data_dir=tmp_path / "other"):
+                pass
+
+
+async def test_a_second_server_on_the_same_data_is_refused(server: Served, tmp_path: Path) -> None:
+    async with server(Play("")) as served:
+        with pytest.raises(DatabaseOwnedError, match="already open for writing, by process"):
+            async with server(Play("")):
+                pass
+        assert (await served.caller.upload("still there")).characters == 11

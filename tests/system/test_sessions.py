@@ -1,0 +1,237 @@
+"""The REPL for those who bring their own loop: whatever the code does, the session goes on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+from rlm.v1 import session_pb2, types_pb2
+
+from tests.system.books import check_settled, rows
+from tests.system.conftest import Served
+from tests.system.stage import USD, Play, eventually, refusal
+
+OK = session_pb2.TURN_STATUS_OK
+ERROR = session_pb2.TURN_STATUS_ERROR
+ROLLED_BACK = session_pb2.TURN_STATUS_ROLLED_BACK
+MIB = 1 << 20
+
+
+async def test_a_session_keeps_its_variables_and_reads_its_context(server: Served) -> None:
+    async with server(Play("")) as served:
+        caller = served.caller
+        context = await caller.upload("one two three")
+        session = await caller.open_session(context_id=context.context_id)
+        assert (await caller.turn(session, "words = context.split()")).result.status == OK
+        seen = await caller.turn(session, "import sys\nprint(len(words))\nprint('oh', file=sys.stderr)\nwords[-1]")
+        assert "3\n" in seen.printed
+        assert "oh\n" in seen.printed
+        assert "'three'\n" in seen.printed
+        assert ("words", "list", 3) in [(v.name, v.type, v.length) for v in seen.result.variables]
+        assert seen.result.output_bytes == len(seen.printed)
+
+
+async def test_output_is_seen_before_the_turn_ends(server: Served) -> None:
+    seen = asyncio.Event()
+
+    async def sub(prompt: str) -> str:
+        await seen.wait()
+        return "seen"
+
+    async with server(Play("", sub=sub)) as served:
+        session = await served.caller.open_session()
+        kinds = []
+        async with asyncio.timeout(60):
+            async for response in served.caller.execute(session, "print('first')\nprint(llm_query('wait'))"):
+                kinds.append(response.WhichOneof("event"))
+                if response.output.text == "first\n":
+                    seen.set()
+        assert kinds == ["output", "call_finished", "output", "result"]
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "error"),
+    [
+        ("1 / 0", ERROR, "ZeroDivisionError"),
+        ("this does not parse", ERROR, "SyntaxError"),
+        ("x = '''", ERROR, "SyntaxError"),
+        ("(" * 10_000, ERROR, ""),
+        ("def f(): return f()\nf()", ERROR, "RecursionError"),
+        ("import sys; sys.exit(3)", None, ""),
+        ("import os; os._exit(3)", ROLLED_BACK, "EXIT"),
+        ("raise KeyboardInterrupt", ERROR, "KeyboardInterrupt"),
+        ("raise BaseException('\\ud800')", ERROR, "BaseException"),
+        ("kept = 2\nwhile True: pass", ROLLED_BACK, "TURN_TIME"),
+        ("kept = 2\nsum(range(10**12))", ROLLED_BACK, "TURN_TIME"),
+        ("import time; time.sleep(1e9)", ROLLED_BACK, "TURN_TIME"),
+        ("x = bytearray(1 << 30)", ERROR, "MemoryError"),
+        ("x = []\nwhile True: x.append(bytearray(1 << 20))", ERROR, "MemoryError"),
+        ("open('/etc/passwd')", ERROR, "FileNotFoundError"),
+        ("import socket; socket.socket().connect(('127.0.0.1', 80))", ERROR, ""),
+        ("import subprocess; subprocess.run(['ls'])", ERROR, ""),
+        ("llm_query(7)", ERROR, "TypeError"),
+        ("llm_query('\\ud800')", ERROR, ""),
+        ("rlm_query('a child')", ERROR, "RuntimeError"),
+        ("llm_query('x', model='nobody')", ERROR, "RuntimeError"),
+        ("llm_query_batched([])", ERROR, "LimitExceeded"),
+    ],
+)
+async def test_a_session_goes_on_after(server: Served, source: str, status: int | None, error: str) -> None:
+    async with server(Play("")) as served:
+        limits = types_pb2.SandboxLimits(turn_milliseconds=1500, memory_bytes=200 * MIB)
+        session = await served.caller.open_session(limits=limits)
+        await served.caller.turn(session, "kept = 1")
+        result = (await served.caller.turn(session, source)).result
+        assert result.status in ((status,) if status is not None else (ERROR, ROLLED_BACK))
+        assert error in result.error.type
+        assert result.error.type
+        if result.status == ROLLED_BACK:
+            assert (await served.caller.turn(session, "kept")).printed == "1\n"
+        after = await served.caller.turn(session, "kept + 1, llm_query('still there?')")
+        assert after.result.status == OK
+        assert after.printed == "(2, 'ok')\n"
+        await served.caller.delete(session)
+        check_settled(served.data_dir)
+
+
+async def test_output_without_end_is_cut_and_counted(server: Served) -> None:
+    async with server(Play("")) as served:
+        session = await served.caller.open_session(limits=types_pb2.SandboxLimits(output_bytes=4000))
+        seen = await served.caller.turn(session, "for i in range(100_000): print('line', i)")
+        assert seen.result.truncated
+        assert seen.result.output_bytes == sum(len(f"line {i}\n") for i in range(100_000))
+        assert len(seen.printed) < 4200
+        assert seen.printed.startswith("line 0\n")
+        assert seen.printed.endswith("line 99999\n")
+        assert "cut out" in seen.printed
+
+
+async def test_names_that_a_turn_overwrites_are_back_in_the_next(server: Served) -> None:
+    async with server(Play("")) as served:
+        session = await served.caller.open_session()
+        broken = (
+            "import builtins, sys\nllm_query = print = None\nbuiltins.len = None\nsys.stdout = None\nanswer = 7\n"
+            "sys.modules.clear()"
+        )
+        await served.caller.turn(session, broken)
+        seen = await served.caller.turn(session, "del print\nprint(llm_query('x'), len('abc'))")
+        assert seen.printed == "ok 3\n", seen.result.error
+
+
+async def test_a_repeated_request_returns_the_first_result_and_runs_nothing(server: Served) -> None:
+    async with server(Play("")) as served:
+        caller = served.caller
+        session = await caller.open_session(request_id="session")
+        assert await caller.open_session(request_id="session") == session
+        together = await asyncio.gather(*[caller.open_session(request_id="another") for _ in range(5)])
+        assert len(set(together)) == 1
+        await caller.turn(session, "n = 0")
+        first = await caller.turn(session, "n += 1\nprint(n)", "turn")
+        again = await caller.turn(session, "n += 1\nprint(n)", "turn")
+        assert again.result == first.result
+        both = await asyncio.gather(*[caller.turn(session, "n += 10", "at once") for _ in range(3)])
+        assert both[0].result == both[1].result == both[2].result
+        assert (await caller.turn(session, "n")).printed == "11\n"
+
+
+async def test_turns_of_one_session_run_one_after_another(server: Served) -> None:
+    async with server(Play("")) as served:
+        session = await served.caller.open_session()
+        await served.caller.turn(session, "n = 0")
+        await asyncio.gather(*[served.caller.turn(session, "m = n\nllm_query(str(n))\nn = m + 1") for _ in range(5)])
+        assert (await served.caller.turn(session, "n")).printed == "5\n"
+
+
+@pytest.mark.parametrize("source", ["while True: pass", "llm_query('hang')"])
+async def test_a_caller_who_goes_away_stops_the_turn_and_undoes_it(server: Served, source: str) -> None:
+    async def hang(prompt: str) -> str:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with server(Play("", sub=hang)) as served:
+        session = await served.caller.open_session()
+        await served.caller.turn(session, "n = 1")
+        lost = served.another()
+        async for response in lost.execute(session, f"n = 2\nprint('begun')\n{source}"):
+            assert response.output.text == "begun\n"
+            break
+        await lost.channel.close(None)
+        async with asyncio.timeout(60):
+            assert (await served.caller.turn(session, "n")).printed == "1\n"
+        await served.caller.delete(session)
+        check_settled(served.data_dir)
+
+
+async def test_a_session_that_is_deleted_stops_its_turns_and_says_what_it_spent(server: Served) -> None:
+    async with server(Play(""), sessions=1) as served:
+        session = await served.caller.open_session()
+        assert (await served.caller.turn(session, "print(llm_query_batched(['a', 'b', 'a']))")).calls[0].spent.calls
+        loop = aiter(served.caller.execute(session, "print('begun')\nwhile True: pass"))
+        assert (await anext(loop)).output.text == "begun\n"
+        queued = asyncio.create_task(refusal(served.another().turn(session, "1")))
+        await asyncio.sleep(0)
+        spent = await served.caller.delete(session)
+        assert spent.calls == 2
+        assert spent.nano_usd == sum(1000 * u.input + 5000 * u.output for _, u in served.provider.billed)
+        rest = [response async for response in loop]
+        assert (rest[-1].result.status, rest[-1].result.error.type) == (ROLLED_BACK, "INTERRUPTED")
+        assert (await queued).code is grpc.StatusCode.NOT_FOUND
+        assert (await refusal(served.caller.turn(session, "1"))).code is grpc.StatusCode.NOT_FOUND
+        check_settled(served.data_dir)
+        await served.caller.open_session()
+
+
+async def test_sessions_beyond_the_servers_limit_are_refused_with_when_to_try_again(server: Served) -> None:
+    async with server(Play(""), sessions=2) as served:
+        first = await served.caller.open_session()
+        await served.caller.open_session()
+        said = await refusal(served.caller.open_session())
+        assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_FULL")
+        assert "google.rpc.RetryInfo" in said.details
+        await served.caller.delete(first)
+        await served.caller.open_session()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("memory_bytes", 513 * MIB),
+        ("memory_bytes", -1),
+        ("memory_bytes", 1),
+        ("turn_milliseconds", 60_001),
+        ("turn_milliseconds", -5),
+        ("output_bytes", (64 << 10) + 1),
+    ],
+)
+async def test_limits_that_cannot_be_are_refused_by_name(server: Served, name: str, value: int) -> None:
+    async with server(Play(""), sessions=1) as served:
+        said = await refusal(served.caller.open_session(limits=types_pb2.SandboxLimits(**{name: value})))
+        assert (said.code, said.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [f"limits.{name}"])
+        await served.caller.open_session()
+
+
+async def test_a_session_spends_no_more_than_its_budget(server: Served) -> None:
+    async with server(Play("", sub=lambda prompt: "x" * 16_000)) as served:
+        session = await served.caller.open_session(budget=types_pb2.Budget(nano_usd=USD // 10))
+        seen = await served.caller.turn(session, "for i in range(100): llm_query(str(i))")
+        assert (seen.result.status, seen.result.error.type) == (ERROR, "LimitExceeded")
+        assert 0 < (await served.caller.delete(session)).nano_usd <= USD // 10
+        check_settled(served.data_dir)
+
+
+async def test_a_session_nobody_uses_is_ended(server: Served) -> None:
+    async with server(Play(""), session_idle_seconds=0.3) as served:
+        session = await served.caller.open_session()
+        closed = "SELECT 1 FROM account WHERE id = ? AND closed = 1"
+        await eventually(lambda: rows(served.data_dir, closed, session))
+        assert (await refusal(served.caller.turn(session, "1"))).code is grpc.StatusCode.NOT_FOUND
+        check_settled(served.data_dir)
+
+
+async def test_a_server_that_stops_ends_its_sessions(server: Served) -> None:
+    async with server(Play("")) as served:
+        session = await served.caller.open_session()
+        loop = aiter(served.caller.execute(session, "print('begun')\nwhile True: pass"))
+        await anext(loop)
+    check_settled(served.data_dir)
