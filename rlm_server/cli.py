@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.status import Status
 
 from rlm_server.config import ConfigError, Settings
+from rlm_server.doctor import examine
 from rlm_server.server import image_specs, serving
 from rlm_server.store.database import DatabaseError
 from sandbox.image import ImageError, prepare
@@ -67,6 +68,17 @@ async def _serve(settings: Settings) -> None:
         click.echo("stopping")
     finally:
         await context.__aexit__(None, None, None)
+
+
+@main.command()
+def doctor() -> None:
+    """Say what holds on this machine: images, jail, data directory, models, prices."""
+    holds = True
+    with _explained(), _progress() as progress:
+        for finding in examine(Settings.load(), progress):
+            holds &= finding.holds
+            click.echo(f"{'ok ' if finding.holds else 'NO '} {finding.part}: {finding.detail}")
+    sys.exit(0 if holds else 1)
 
 
 @main.group()

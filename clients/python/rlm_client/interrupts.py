@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, Self, TypeVar
 
@@ -18,6 +18,9 @@ Result = TypeVar("Result")
 
 _Given = tuple[tuple[Result, ...], BaseException | None]
 """What a thread gives: one result; or no result and the error it ended with, None where it came to its end."""
+
+# Seconds between looks at whether Ctrl-C was pressed: a signal that arrives just before a wait begins does not end it.
+_LOOK_SECONDS = 0.25
 
 
 class Interrupts:
@@ -29,7 +32,6 @@ class Interrupts:
 
     def __init__(self) -> None:
         self._pressed = False
-        self._wake: Callable[[], None] = _nothing
         self._before: Any = None
 
     def __enter__(self) -> Self:
@@ -57,20 +59,18 @@ class Interrupts:
         """
         given: SimpleQueue[_Given[Result]] = SimpleQueue()
         threading.Thread(target=_feed, args=(source, given), name="rlm-call", daemon=True).start()
-        # A SimpleQueue may be put to from a signal handler; what is put only ends the wait.
-        self._wake = lambda: given.put(((), None))
-        try:
-            while True:
-                self._check()  # pressed before there was anyone to wake
-                items, error = given.get()
-                self._check()
-                if error is not None:
-                    raise error
-                if not items:
-                    return
-                yield from items
-        finally:
-            self._wake = _nothing
+        while True:
+            self._check()
+            try:
+                items, error = given.get(timeout=_LOOK_SECONDS)
+            except Empty:
+                continue
+            self._check()
+            if error is not None:
+                raise error
+            if not items:
+                return
+            yield from items
 
     def _check(self) -> None:
         if self._pressed:
@@ -79,7 +79,6 @@ class Interrupts:
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         self._pressed = True
-        self._wake()
 
 
 def _feed(source: Callable[[], Iterable[Result]], given: SimpleQueue[_Given[Result]]) -> None:
@@ -90,7 +89,3 @@ def _feed(source: Callable[[], Iterable[Result]], given: SimpleQueue[_Given[Resu
         given.put(((), error))
     else:
         given.put(((), None))
-
-
-def _nothing() -> None:
-    """Do nothing: nobody waits."""

@@ -1,0 +1,55 @@
+"""Looks at this machine and this configuration, and says what holds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rlm_server.broker.prices import Prices
+from rlm_server.config import Settings
+from rlm_server.models import offered
+from rlm_server.scripts import SCRIPTS
+from rlm_server.server import image_specs
+from sandbox.image import Loaded, Progress, prepare
+from sandbox.process import WorkerLost, started
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found of one part."""
+
+    part: str
+    holds: bool
+    detail: str
+
+
+def examine(settings: Settings, progress: Progress) -> Iterator[Finding]:
+    """Examine one part after another.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        ImageError: the guest image cannot be built or loaded.
+    """
+    loaded = prepare(image_specs(), progress=progress)
+    try:
+        yield Finding("images", True, ", ".join(f"{i.name} ({i.size >> 20} MiB)" for i in loaded.images.values()))
+        yield asyncio.run(_jail(loaded))
+    finally:
+        loaded.program.close()
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    yield Finding("data directory", os.access(settings.data_dir, os.W_OK), str(settings.data_dir))
+    models = offered(settings, SCRIPTS)
+    yield Finding("models", True, f"{len(models.routes.models)}; {models.model} (root), {models.sub_model} (sub-calls)")
+    yield Finding("prices", True, f"version {Prices.load().version}")
+
+
+async def _jail(loaded: Loaded) -> Finding:
+    try:
+        worker = await started(loaded)
+    except WorkerLost as lost:
+        return Finding("jail", False, str(lost))
+    await worker.close()
+    layers = "no_new_privs, Landlock, seccomp; a worker tried what is forbidden, and could not"
+    return Finding("jail", not worker.unconfined, worker.unconfined or layers)
