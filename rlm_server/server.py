@@ -21,9 +21,9 @@ from rlm_server.api.run import RunServicer
 from rlm_server.api.session import SessionServicer
 from rlm_server.broker.broker import Broker
 from rlm_server.broker.providers.scripted import Script
-from rlm_server.config import Settings, nano
+from rlm_server.config import ConfigError, Settings, nano
 from rlm_server.defaults import Defaults
-from rlm_server.ledger import Ledger, LedgerError, Limit
+from rlm_server.ledger import Ledger, Limit, LimitTooLow
 from rlm_server.models import Models, offered
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.supervisor import Supervisor
@@ -139,10 +139,11 @@ async def _development_key(settings: Settings, tenants: Tenants, accounts: Ledge
     """Return the development tenant's key, from the file a former start wrote it to, or made now."""
     await tenants.ensure(DEVELOPMENT_TENANT)
     limit = Limit(nano_usd=nano(settings.tenant_budget_usd))
+    await accounts.open_account(DEVELOPMENT_TENANT, tenant=DEVELOPMENT_TENANT, parent=None, limit=limit)
     try:
         await accounts.set_limit(DEVELOPMENT_TENANT, limit)
-    except LedgerError:
-        await accounts.open_account(DEVELOPMENT_TENANT, tenant=DEVELOPMENT_TENANT, parent=None, limit=limit)
+    except LimitTooLow as error:
+        raise ConfigError(f"tenant_budget_usd: {error}") from None
     path = settings.data_dir / "development-key"
     if path.exists():
         key = path.read_text().strip()

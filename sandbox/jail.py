@@ -34,12 +34,13 @@ _ALLOWED = {
     "sendmsg": (46, 211), "recvmsg": (47, 212), "exit": (60, 93), "ftruncate": (77, 46), "gettid": (186, 178),
     "getrusage": (98, 165), "sigaltstack": (131, 132), "futex": (202, 98), "sched_getaffinity": (204, 123),
     "restart_syscall": (219, 128), "clock_gettime": (228, 113), "clock_nanosleep": (230, 115), "exit_group": (231, 94),
-    "tgkill": (234, 131), "ppoll": (271, 73), "poll": (7, -1), "set_robust_list": (273, 99), "getrandom": (318, 278),
+    "ppoll": (271, 73), "poll": (7, -1), "set_robust_list": (273, 99), "getrandom": (318, 278),
     "membarrier": (324, 283), "rseq": (334, 293), "getcpu": (309, 168), "fallocate": (285, 47),
 }  # fmt: skip
 _MMAP, _MPROTECT = (9, 222), (10, 226)
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _IOCTL = (16, 29)
+_TGKILL = (234, 131)
 _PROT_EXEC = 4
 _CLONE_THREAD = 0x00010000
 _IOCTLS = (0xC0606610, 0xC020AA00, 0xC018AA06)
@@ -159,7 +160,7 @@ def _filter(audit: int, column: int) -> list[bytes]:
         if number >= 0:
             made += [_step(_EQUAL, number, 0, 1), _step(_RETURN, _ALLOW)]
     made += [_step(_EQUAL, _CLONE3[column], 0, 1), _step(_RETURN, _ERRNO | errno.ENOSYS)]
-    # Memory without execution; threads, not processes; two ioctls.
+    # Memory without execution; threads, not processes; some ioctls; signals to this process only.
     for number in (_MMAP[column], _MPROTECT[column]):
         made += _only(number, [_step(_LOAD, 32), _step(_ANY_BIT, _PROT_EXEC, 1, 0), _step(_RETURN, _ALLOW)], denied)
     made += _only(
@@ -167,6 +168,8 @@ def _filter(audit: int, column: int) -> list[bytes]:
     )
     known = [step for ioctl in _IOCTLS for step in (_step(_EQUAL, ioctl, 0, 1), _step(_RETURN, _ALLOW))]
     made += _only(_IOCTL[column], [_step(_LOAD, 24), *known], denied)
+    itself = [_step(_LOAD, 16), _step(_EQUAL, os.getpid(), 0, 1), _step(_RETURN, _ALLOW)]
+    made += _only(_TGKILL[column], itself, denied)
     return [*made, _step(_RETURN, denied)]
 
 

@@ -55,12 +55,15 @@ class Stored:
         try:
             turn = read_turn(said["turn"])
             runs, gone = ([(_offset(at), _offset(size)) for at, size in said[name]] for name in ("runs", "gone"))
-            size, addresses = _offset(said["size"]), [int(address) for address in said["mapped"]]
-        except (KeyError, TypeError, ValueError) as error:
+            size, addresses = _offset(said["size"]), [_offset(address) for address in said["mapped"]]
+            files = dict(said["files"]) if "files" in said else None
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise WireError(f"a turn that cannot be read: {error!r}") from None
-        taken = sum(length for _, length in runs)
+        taken, dropped = (sum(length for _, length in pages) for pages in (runs, gone))
         if taken > len(data) or len(addresses) > len(self.mapped) + (attached is not None):
             raise WireError("a turn without the pages it names")
+        if dropped > 1 << 32 or any(start + length > size for start, length in runs):
+            raise WireError("a turn with pages outside its memory")
         for start, length in gone:
             for offset in range(0, length, memory.PAGE):
                 self.pages.pop(start + offset, None)
@@ -68,8 +71,8 @@ class Stored:
         self.size = size
         if attached is not None and len(addresses) > len(self.mapped):
             self.mapped.append(Mapped(addresses[-1], attached))
-        if "files" in said:
-            self.files, self.contents = said["files"], bytes(data[taken:])
+        if files is not None:
+            self.files, self.contents = files, bytes(data[taken:])
         return turn
 
     def _take_pages(self, runs: list[tuple[int, int]], data: memoryview) -> None:

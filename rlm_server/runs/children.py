@@ -93,15 +93,20 @@ class Children:
     async def _child(self, question: str, context: str, model: str | None, budget: Limit) -> dict[str, Json]:
         child_id = "node_" + secrets.token_hex(16)
         async with self._tree.level(self._parent.depth + 1):
-            try:
-                await to_the_end(self._open(child_id, question, len(context), budget))
-            except BudgetExceeded as error:
-                return failed("LimitExceeded", str(error))
-            except asyncio.CancelledError:
-                await to_the_end(self._abandon(child_id))
-                raise
             with _in_memory(context) as text:
-                return await self._run(child_id, question, text, model)
+                return await self._started(child_id, question, text, model, budget)
+
+    async def _started(
+        self, child_id: str, question: str, text: Text, model: str | None, budget: Limit
+    ) -> dict[str, Json]:
+        try:
+            await to_the_end(self._open(child_id, question, text.characters, budget))
+        except BudgetExceeded as error:
+            return failed("LimitExceeded", str(error))
+        except asyncio.CancelledError:
+            await to_the_end(self._abandon(child_id))
+            raise
+        return await self._run(child_id, question, text, model)
 
     async def _open(self, child_id: str, question: str, characters: int, budget: Limit) -> None:
         run, services, parent = self._tree.run, self._tree.services, self._parent

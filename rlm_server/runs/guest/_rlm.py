@@ -125,6 +125,7 @@ for _stream in (sys.stdout, sys.stderr):  # a line is seen when it is printed, n
     _stream.reconfigure(line_buffering=True)
 
 namespace["answer"] = {"content": "", "ready": False}
+_runner.reserved["context"] = ""  # until there is one
 _runner.after.append(_after)
 _runner.reserved.update(
     {
