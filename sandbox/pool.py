@@ -19,7 +19,7 @@ from sandbox.process import Process, WorkerLost, started
 from sandbox.stored import Stored
 from sandbox.text import Text
 from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
-from sandbox.wire import Frame, Kind
+from sandbox.wire import Frame, Kind, WireError
 
 log = logging.getLogger(__name__)
 
@@ -128,11 +128,17 @@ class WorkerPool:
 
     async def worker(self, owner: str) -> Process:
         """Return the owner's worker, a new one where it has none that lives."""
-        known = self._workers.get(owner)
-        if known is None or (known.done() and (known.cancelled() or known.exception() or not known.result().alive)):
-            self._workers[owner] = self._spares.pop(0) if self._spares else asyncio.create_task(started(self._loaded))
+        task = self._workers.get(owner)
+        if task is None or _is_lost(task):
+            lost = [task] if task else []
+            while self._spares and _is_lost(self._spares[0]):
+                lost.append(self._spares.pop(0))
+            task = self._spares.pop(0) if self._spares else asyncio.create_task(started(self._loaded))
+            self._workers[owner] = task
             self.prepare()
-        process = await asyncio.shield(self._workers[owner])
+            for gone in lost:
+                await _end(gone)
+        process = await asyncio.shield(task)
         if process.unconfined and len(self._workers) > 1 and not self._unconfined:
             raise JailMissing(f"several owners cannot be kept apart here: {process.unconfined}")
         return process
@@ -151,6 +157,10 @@ class WorkerPool:
             await session.close()
         for task in [*self._spares, *self._workers.values()]:
             await _end(task)
+
+
+def _is_lost(task: asyncio.Task[Process]) -> bool:
+    return task.done() and (task.cancelled() or task.exception() is not None or not task.result().alive)
 
 
 async def _end(task: asyncio.Task[Process]) -> None:
@@ -274,8 +284,13 @@ class _Turn:
             with self._process.following(self._session.number, self._events.put_nowait):
                 self._process.send(self._ask(self._process))
                 return await self._follow()
+        except WireError as error:
+            if self._process:
+                self._process.kill()
+            log.error("a worker was killed: it sent %s", error)  # noqa: TRY400
+            return _undone(Stop.WORKER_LOST, "the process that ran the turn was killed; " + _AS_BEFORE)
         except WorkerLost as lost:
-            return _undone(Stop.WORKER_LOST, f"{lost}; the session is as it was before this turn")
+            return _undone(Stop.WORKER_LOST, f"{lost}; {_AS_BEFORE}")
         finally:
             if self._interrupting:
                 self._interrupting.cancel()
@@ -345,6 +360,9 @@ class _Turn:
             reply = refused("RuntimeError", "the host could not answer; this is a fault of the server's")
         if self._process and self._process.alive:
             self._process.send(Frame(Kind.REPLY, self._session.number, frame.number, data=reply))
+
+
+_AS_BEFORE = "the session is as it was before this turn"
 
 
 def _undone(type: str, message: str) -> Turn:

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -45,17 +46,25 @@ async def started(loaded: Loaded) -> Process:
     """
     ours, theirs = socket.socketpair()
     our_descriptors, their_descriptors = socket.socketpair()
-    with theirs, their_descriptors:
-        handed = (theirs.fileno(), their_descriptors.fileno())
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-I", "-c", _PROGRAM, *map(str, handed), pass_fds=handed, env={}, cwd="/",
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
+    try:
+        with theirs, their_descriptors:
+            handed = (theirs.fileno(), their_descriptors.fileno())
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", "-c", _PROGRAM, *map(str, handed), pass_fds=handed, env={}, cwd="/",
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+    except BaseException:
+        ours.close()
+        our_descriptors.close()
+        raise
     worker = Process(process, our_descriptors)
     try:
         await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)
         async with asyncio.timeout(START_SECONDS):
             await worker.load(loaded)
+    except TimeoutError:
+        await worker.close()
+        raise WorkerLost("a worker process did not start in time") from None
     except BaseException:
         await worker.close()
         raise
@@ -67,12 +76,14 @@ class Process(asyncio.Protocol):
 
     def __init__(self, process: asyncio.subprocess.Process, descriptors: socket.socket) -> None:
         self._process = process
+        descriptors.setblocking(False)
         self._descriptors = descriptors
         self._parser = Parser()
         self._transport: asyncio.Transport | None = None
         self._listeners: dict[int, Listener] = {}
         self._ready: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
         self._last_descriptor = 0
+        self._unsent: deque[tuple[int, int]] = deque()
         self._last_heard = 0.0
         self._watch: asyncio.Task[None] | None = None
         self.alive = True
@@ -103,6 +114,8 @@ class Process(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Note that the worker is gone, and tell everyone who waits for it."""
         self.alive = False
+        self.kill()  # it may have closed its end only
+        self._drop_descriptors()
         if not self._ready.done():
             self._ready.set_exception(WorkerLost("a worker process did not start"))
             self._ready.exception()  # it may be that nobody asks
@@ -116,12 +129,36 @@ class Process(asyncio.Protocol):
 
     def hand_over(self, fd: int) -> int:
         """Give the worker a descriptor and return the number it goes by."""
+        if not self.alive:
+            raise WorkerLost("the process that was to run the turn died")
         self._last_descriptor += 1
-        try:
-            send_descriptor(self._descriptors, self._last_descriptor, fd)
-        except OSError:
-            raise WorkerLost("the process that was to run the turn died") from None
+        self._unsent.append((self._last_descriptor, os.dup(fd)))
+        if len(self._unsent) == 1:
+            self._send_descriptors()
         return self._last_descriptor
+
+    def _send_descriptors(self) -> None:
+        """Send what the socket takes now and the rest later: the worker takes one only when a frame names it."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._unsent:
+                number, fd = self._unsent[0]
+                send_descriptor(self._descriptors, number, fd)
+                os.close(fd)
+                self._unsent.popleft()
+        except BlockingIOError:
+            loop.add_writer(self._descriptors, self._send_descriptors)
+        except OSError:
+            self.kill()
+        else:
+            loop.remove_writer(self._descriptors)
+
+    def _drop_descriptors(self) -> None:
+        if self._descriptors.fileno() >= 0:
+            asyncio.get_running_loop().remove_writer(self._descriptors)
+            self._descriptors.close()
+        while self._unsent:
+            os.close(self._unsent.popleft()[1])
 
     # ---- sessions ------------------------------------------------------------------------------------------------
 
@@ -182,7 +219,8 @@ class Process(asyncio.Protocol):
                 self.kill()
 
     def kill(self) -> None:
-        """End the process at once."""
+        """End the process at once; nothing more is asked of it."""
+        self.alive = False
         with suppress(ProcessLookupError):
             self._process.kill()
 
@@ -191,10 +229,10 @@ class Process(asyncio.Protocol):
         if self._watch:
             self._watch.cancel()
         self.kill()
-        await self._process.wait()
         if self._transport:
             self._transport.abort()
-        self._descriptors.close()
+        self._drop_descriptors()
+        await self._process.wait()
 
 
 def _resident_bytes(pid: int) -> int:

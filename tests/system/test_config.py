@@ -11,7 +11,7 @@ from rlm_server.cli import main
 from rlm_server.config import ConfigError, Settings
 from rlm_server.store.database import DatabaseOwnedError
 from tests.system.conftest import Served
-from tests.system.stage import Play
+from tests.system.stage import Play, code
 
 
 @pytest.mark.parametrize(
@@ -101,3 +101,14 @@ async def test_a_second_server_on_the_same_data_is_refused(server: Served, tmp_p
             async with server(Play("")):
                 pass
         assert (await served.caller.upload("still there")).characters == 11
+
+
+async def test_a_tenant_budget_below_what_is_spent_is_refused_at_start(server: Served) -> None:
+    async with server(Play(code("FINAL('yes')"))) as served:
+        spent = (await served.caller.ask()).run.spent.nano_usd
+        assert spent > 1
+    with pytest.raises(ConfigError, match="tenant_budget_usd"):
+        async with server(Play(""), tenant_budget_usd="0.000000001"):
+            pass
+    async with server(Play(code("FINAL('again')")), tenant_budget_usd="50") as served:
+        assert (await served.caller.ask()).run.answer == "again"

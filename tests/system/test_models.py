@@ -344,3 +344,10 @@ async def test_identical_prompts_are_asked_once(server: Served) -> None:
         again = await served.caller.ask()
         assert again.run.spent.calls == 5, "what one run asked is not another's"
         check(served, ended)
+
+
+async def test_without_a_context_there_is_an_empty_one(server: Served) -> None:
+    async with server(Play(code("FINAL(repr(context))"))) as served:
+        ended = await served.caller.ask()
+        assert ended.run.answer == "''"
+        check(served, ended)

@@ -1,0 +1,447 @@
+"""Worker processes may die, hang or lie at any moment: their turns are lost, their sessions never."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from sandbox import pool as pools
+from sandbox.door import HostCall, Json
+from sandbox.image import Loaded
+from sandbox.limits import MIB, Limits
+from sandbox.pool import JailMissing, WorkerPool, WorkerSession
+from sandbox.process import Process
+from sandbox.turn import Status, Stop, Turn
+from sandbox.wire import Frame, Kind
+from tests.sandbox.conftest import MakeText
+from tests.sandbox.test_pool import ignore, nobody, run
+
+LIMITS = Limits(turn_seconds=20, memory_bytes=96 * MIB)
+ASK = "import _door\n_door.call('a')\n"
+
+
+@pytest.fixture
+async def pool(loaded: Loaded) -> AsyncIterator[WorkerPool]:
+    made = WorkerPool(loaded, sessions=4, spares=0)
+    yield made
+    await asyncio.wait_for(made.close(), 30)
+
+
+def process_of(session: WorkerSession) -> Process:
+    assert session._process is not None
+    return session._process
+
+
+def pid_of(session: WorkerSession) -> int:
+    return process_of(session)._process.pid
+
+
+def send(session: WorkerSession, number: int) -> None:
+    os.kill(pid_of(session), number)
+
+
+async def show(session: WorkerSession, code: str) -> str:
+    turn = await run(session, code)
+    assert turn.status is Status.OK, turn
+    return turn.stdout.removesuffix("\n")
+
+
+def lost(turn: Turn) -> bool:
+    return turn.status is Status.ROLLED_BACK and turn.error is not None and turn.error.type is Stop.WORKER_LOST
+
+
+def children() -> set[int]:
+    """Processes, zombies included, that this one has started."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(status.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if parent == os.getpid():
+            found.add(int(status.parent.name))
+    return found
+
+
+def descriptors() -> list[str]:
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}").split(":")[0])
+        except FileNotFoundError:  # the one that lists
+            continue
+    return sorted(found)
+
+
+def replies_after(act: object = None) -> pools.Answer:
+    async def answer(_: HostCall) -> Json:
+        if callable(act):
+            act()
+        return None
+
+    return answer
+
+
+# ---- a worker that dies ----------------------------------------------------------------------------------------------
+
+
+async def test_a_session_outlives_its_worker_with_names_files_and_texts(pool: WorkerPool, text: MakeText) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    await session.attach("ascii", text("abc" * 5000))
+    await session.attach("wide", text("中\U0001f600" * 5000))
+    await show(session, "x = {'a': [1, 2]}\nimport os\nos.mkdir('/tmp/d')\nf = open('/tmp/d/f', 'w+')\n_ = f.write('hi')")
+    for _ in range(2):
+        first = pid_of(session)
+        send(session, signal.SIGKILL)
+        assert await show(session, "f.flush()\nx, open('/tmp/d/f').read()") == "({'a': [1, 2]}, 'hi')"
+        assert await show(session, "len(ascii), ascii[-3:], len(wide), wide[-1]") == "(15000, 'abc', 10000, '\U0001f600')"
+        assert pid_of(session) != first
+
+
+async def test_a_session_with_many_texts_comes_back(pool: WorkerPool, text: MakeText) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    for i in range(400):  # more than a socket holds on the way
+        await session.attach(f"t{i}", text(str(i)))
+    send(session, signal.SIGKILL)
+    assert await show(session, "all(globals()[f't{i}'] == str(i) for i in range(400))") == "True"
+
+
+async def test_a_turn_that_asked_for_nothing_is_run_again(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    await show(session, "n = 0")
+    killed = list[int]()
+
+    def listen(_stream: int, _data: bytes) -> None:
+        if not killed:
+            killed.append(pid_of(session))
+            send(session, signal.SIGKILL)
+
+    code = "n += 1\nprint('go', flush=True)\nimport time\ntime.sleep(0.3)\nn"
+    turn = await asyncio.wait_for(session.execute(code, nobody, listen), 30)
+    assert turn.status is Status.OK
+    assert turn.stdout == "go\n1\n"
+    assert killed != [pid_of(session)]
+
+
+async def test_a_turn_that_is_lost_twice_is_not_run_a_third_time(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    await show(session, "n = 0")
+    killed = set[int]()
+
+    def listen(_stream: int, _data: bytes) -> None:
+        killed.add(pid_of(session))
+        send(session, signal.SIGKILL)
+
+    code = "n += 1\nprint('go', flush=True)\nwhile True: pass"
+    assert lost(await asyncio.wait_for(session.execute(code, nobody, listen), 30))
+    assert len(killed) == 2
+    assert await show(session, "n") == "0"
+
+
+async def test_a_turn_that_asked_is_lost_and_not_asked_again(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    await show(session, "n = 0")
+    asked = list[str]()
+
+    async def answer(call: HostCall) -> Json:
+        asked.append(call.op)
+        send(session, signal.SIGKILL)
+        return None
+
+    turn = await asyncio.wait_for(session.execute("n = 1\n" + ASK + "while True: pass", answer, ignore), 30)
+    assert lost(turn)
+    assert turn.error is not None
+    assert "as it was before this turn" in turn.error.message
+    assert asked == ["a"]
+    assert await show(session, "n") == "0"
+
+
+async def test_an_answer_that_is_awaited_is_cancelled_when_the_worker_dies(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    cancelled = asyncio.Event()
+
+    async def answer(_: HostCall) -> Json:
+        send(session, signal.SIGKILL)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return None
+
+    assert lost(await asyncio.wait_for(session.execute(ASK, answer, ignore), 30))
+    assert cancelled.is_set()
+
+
+@pytest.mark.parametrize("seed", [1])
+async def test_killed_at_random_moments_every_session_stays_at_its_last_finished_turn(
+    loaded: Loaded, seed: int
+) -> None:
+    before = children(), descriptors()
+    chance = random.Random(seed)
+    pool = WorkerPool(loaded, sessions=4, spares=1)
+    loop, kills, finished = asyncio.get_running_loop(), 0, 0
+
+    def kill(session: WorkerSession) -> None:
+        nonlocal kills
+        process = session._process
+        if process is not None and process.alive:
+            process._process.kill()
+            kills += 1
+
+    async def live(session: WorkerSession, turns: int) -> None:
+        nonlocal finished
+        counter = 0
+        await show(session, "n = 0")
+        for _ in range(turns):
+            moment = chance.choice(["before", "output", "request", "reply", "any"])
+            if moment == "before":
+                kill(session)
+            timer = loop.call_later(chance.random() * 0.02, kill, session) if moment == "any" else None
+
+            def listen(_stream: int, _data: bytes, moment: str = moment) -> None:
+                if moment == "output":
+                    kill(session)
+
+            async def answer(_: HostCall, moment: str = moment) -> Json:
+                if moment == "request":
+                    kill(session)
+                elif moment == "reply":
+                    loop.call_soon(kill, session)
+                return None
+
+            asks = ASK if moment in ("request", "reply") or chance.random() < 0.3 else ""
+            turn = await session.execute(f"n += 1\nprint('go', flush=True)\n{asks}n", answer, listen)
+            if timer:
+                timer.cancel()
+            if turn.status is Status.OK:
+                counter += 1
+                finished += 1
+                assert turn.stdout == f"go\n{counter}\n"
+            else:
+                assert lost(turn), turn
+        while lost(turn := await session.execute("n", nobody, ignore)):
+            pass
+        assert turn.stdout == f"{counter}\n"
+
+    sessions = [await pool.create(owner, "core", LIMITS) for owner in "aabb"]
+    await asyncio.wait_for(asyncio.gather(*(live(session, 12) for session in sessions)), 120)
+    await asyncio.wait_for(pool.close(), 30)
+    assert kills >= 20
+    assert finished > 0
+    assert (children(), descriptors()) == before
+
+
+# ---- a worker that hangs or lies -------------------------------------------------------------------------------------
+
+
+async def test_a_turn_that_hangs_is_ended_and_run_again_in_another_worker(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await pool.create("a", "core", Limits(turn_seconds=5, memory_bytes=96 * MIB))
+    await show(session, "n = 1")
+    monkeypatch.setattr(pools, "TURN_SLACK_SECONDS", -4.0)
+    first = pid_of(session)
+    send(session, signal.SIGSTOP)
+    assert await show(session, "n") == "1"
+    assert pid_of(session) != first
+
+
+async def test_a_turn_that_hangs_after_it_asked_is_lost(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = await pool.create("a", "core", Limits(turn_seconds=5, memory_bytes=96 * MIB))
+    await show(session, "n = 1")
+    monkeypatch.setattr(pools, "TURN_SLACK_SECONDS", -4.0)
+    answer = replies_after(lambda: send(session, signal.SIGSTOP))
+    turn = await asyncio.wait_for(session.execute("n = 2\n" + ASK, answer, ignore), 30)
+    assert lost(turn)
+    assert turn.error is not None
+    assert "hung" in turn.error.message
+    assert await show(session, "n") == "1"
+
+
+async def test_cancelling_a_turn_whose_worker_hangs_kills_the_worker(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    await show(session, "n = 1")
+    monkeypatch.setattr(pools, "INTERRUPT_SECONDS", 0.2)
+    stopped = asyncio.Event()
+
+    def listen(_stream: int, _data: bytes) -> None:
+        send(session, signal.SIGSTOP)
+        stopped.set()
+
+    task = asyncio.create_task(session.execute("n = 2\nprint('go', flush=True)\nwhile True: pass", nobody, listen))
+    await asyncio.wait_for(stopped.wait(), 20)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 20)
+    assert await show(session, "n") == "1"
+
+
+GARBAGE = {
+    "no frame": b"\xff" * 100,
+    "text": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+    "a frame too large": b"".join(Frame(Kind.DONE, 1).encode())[:-8] + b"\xff" * 8,
+    "broken JSON": b"\x21" + bytes(8) + b"\1\0\0\0" + bytes(8) + b"{",
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE)
+async def test_a_worker_that_sends_garbage_is_killed_and_its_session_lives(pool: WorkerPool, garbage: str) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    await show(session, "n = 1")
+    liar = process_of(session)
+    liar.data_received(GARBAGE[garbage])
+    assert not liar.alive
+    assert await asyncio.wait_for(liar._process.wait(), 20) == -signal.SIGKILL
+    assert await show(session, "n") == "1"
+
+
+@pytest.mark.parametrize("said", [{}, {"turn": None}, {"turn": {}, "size": -1, "runs": [], "gone": [], "mapped": []}])
+async def test_a_worker_that_lies_about_how_a_turn_ended_is_killed(pool: WorkerPool, said: dict[str, Json]) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    await show(session, "n = 1")
+    liar = process_of(session)
+    lie = b"".join(Frame(Kind.DONE, session.number, said=said).encode())
+    answer = replies_after(lambda: liar.data_received(lie))
+    assert lost(await asyncio.wait_for(session.execute("n = 2\n" + ASK + "while True: pass", answer, ignore), 30))
+    assert await asyncio.wait_for(liar._process.wait(), 20) == -signal.SIGKILL
+    assert await show(session, "n") == "1"
+
+
+async def test_a_worker_that_holds_too_much_memory_or_is_silent_is_killed(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sandbox import process as processes
+
+    for name, value in (("MOST_RESIDENT_BYTES", 1), ("SILENCE_SECONDS", -1.0)):
+        with monkeypatch.context() as patched:
+            patched.setattr(processes, name, value)
+            patched.setattr(processes, "PING_SECONDS", 0.01)
+            session = await pool.create("a", "core", LIMITS)
+            assert await asyncio.wait_for(process_of(session)._process.wait(), 20) == -signal.SIGKILL
+            patched.undo()
+            assert await show(session, "1") == "1"
+            await session.close()
+
+
+# ---- whose worker it is ----------------------------------------------------------------------------------------------
+
+
+async def test_owners_never_share_a_worker_and_an_owners_sessions_do(pool: WorkerPool) -> None:
+    a, b, c, again = [await pool.create(owner, "core", LIMITS) for owner in ("a", "b", "c", "a")]
+    assert len({pid_of(session) for session in (a, b, c)}) == 3
+    assert pid_of(a) == pid_of(again)
+
+
+async def test_a_worker_ends_with_its_owners_last_session_and_goes_to_nobody_else(pool: WorkerPool) -> None:
+    first, second = [await pool.create("a", "core", LIMITS) for _ in range(2)]
+    worker = process_of(first)
+    await first.close()
+    assert worker.alive
+    assert await show(second, "1") == "1"
+    await second.close()
+    assert not worker.alive
+    assert worker._process.returncode == -signal.SIGKILL
+    assert pid_of(await pool.create("b", "core", LIMITS)) != worker._process.pid
+    assert pid_of(await pool.create("a", "core", LIMITS)) != worker._process.pid
+
+
+async def test_spares_wait_loaded_and_are_used_once(loaded: Loaded) -> None:
+    pool = WorkerPool(loaded, sessions=3, spares=1)
+    pool.prepare()
+    spare = await asyncio.wait_for(asyncio.shield(pool._spares[0]), 30)
+    a = await pool.create("a", "core", LIMITS)
+    assert process_of(a) is spare
+    b = await pool.create("b", "core", LIMITS)
+    assert process_of(b) is not spare
+    assert len(pool._spares) == 1
+    await asyncio.wait_for(pool.close(), 30)
+    assert not spare.alive
+
+
+async def test_a_spare_that_died_while_it_waited_is_not_used(loaded: Loaded) -> None:
+    pool = WorkerPool(loaded, sessions=1, spares=1)
+    pool.prepare()
+    spare = await asyncio.wait_for(asyncio.shield(pool._spares[0]), 30)
+    spare.kill()
+    session = await pool.create("a", "core", LIMITS)
+    assert process_of(session) is not spare
+    assert await show(session, "1") == "1"
+    await asyncio.wait_for(pool.close(), 30)
+
+
+async def test_cancelling_while_a_worker_starts_leaves_nothing_behind(loaded: Loaded) -> None:
+    before = children(), descriptors()
+    pool = WorkerPool(loaded, sessions=1, spares=0)
+    task = asyncio.create_task(pool.create("a", "core", LIMITS))
+    while not pool._workers:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (children(), descriptors()) == before
+    session = await pool.create("a", "core", LIMITS)  # there is room again
+    assert await show(session, "1") == "1"
+    await asyncio.wait_for(pool.close(), 30)
+    assert (children(), descriptors()) == before
+
+
+async def test_cancelling_a_turn_while_its_worker_starts_anew_keeps_the_session(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    await show(session, "n = 1")
+    process_of(session).kill()
+    task = asyncio.create_task(session.execute("n = 2", nobody, ignore))
+    while pool._workers["a"].done():
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, 30)
+    assert await show(session, "n") == "1"
+
+
+async def test_a_worker_that_does_not_start_is_an_error_and_not_kept(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sandbox import process as processes
+
+    before = children(), descriptors()
+    with monkeypatch.context() as patched:
+        patched.setattr(processes, "START_SECONDS", 0.001)
+        with pytest.raises(processes.WorkerLost, match="in time"):
+            await pool.create("a", "core", LIMITS)
+        patched.setattr(processes, "START_SECONDS", 60)
+        patched.setattr(processes, "_PROGRAM", "raise SystemExit(1)")
+        with pytest.raises(processes.WorkerLost, match="did not start"):
+            await pool.create("a", "core", LIMITS)
+    assert (children(), descriptors()) == before
+    assert await show(await pool.create("a", "core", LIMITS), "1") == "1"
+
+
+async def test_without_a_jail_only_one_owner_is_served_unless_allowed(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Process.load
+
+    async def unconfined(self: Process, loaded: Loaded) -> None:
+        await load(self, loaded)
+        self.unconfined = "no Landlock"
+
+    monkeypatch.setattr(Process, "load", unconfined)
+    pool = WorkerPool(loaded, sessions=3, spares=0)
+    first = await pool.create("a", "core", LIMITS)
+    await pool.create("a", "core", LIMITS)
+    with pytest.raises(JailMissing, match="no Landlock"):
+        await pool.create("b", "core", LIMITS)
+    assert await show(first, "1") == "1"
+    await asyncio.wait_for(pool.close(), 30)
+    allowed = WorkerPool(loaded, sessions=3, spares=0, unconfined=True)
+    for owner in "ab":
+        assert await show(await allowed.create(owner, "core", LIMITS), "1") == "1"
+    await asyncio.wait_for(allowed.close(), 30)
