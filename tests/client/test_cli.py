@@ -218,6 +218,13 @@ def test_a_refused_field_is_wrong_usage(rlm: Rlm, fake: FakeServer, text: str) -
     assert result.stderr.endswith("Error: the request is refused; limits.max_turns: at most 100\n")
 
 
+def test_what_a_server_says_twice_is_told_once(rlm: Rlm, fake: FakeServer) -> None:
+    request = error_details_pb2.BadRequest()
+    request.field_violations.add(field="model", description="there is none")
+    fake.refusals["GetRun"].append(refusal(grpc.StatusCode.INVALID_ARGUMENT, "model: there is none", request))
+    assert rlm("show", "run-1").stderr == "Error: model: there is none\n"
+
+
 def test_a_server_that_is_not_there_is_named() -> None:
     result = CliRunner().invoke(main, ["--server", "127.0.0.1:1", "--key", KEY, "show", "run-1"])
     assert result.exit_code == 1

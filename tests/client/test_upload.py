@@ -40,6 +40,14 @@ def test_a_str_and_bytes_are_the_text_itself(source: str | bytes, client: Client
     assert (context.name, context.size_bytes, context.characters) == ("mine", 6, 5)
 
 
+def test_a_str_that_names_a_file_is_not_taken_for_a_text(client: Client, fake: FakeServer, tmp_path: Path) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_text("the text that was meant")
+    with pytest.raises(ValueError, match=r"names a file: pass pathlib\.Path"):
+        client.upload(str(path))
+    assert fake.metadata == []
+
+
 def test_an_empty_text_is_a_header_alone(client: Client, fake: FakeServer) -> None:
     assert client.upload("").size_bytes == 0
     assert len(fake.asked(context_pb2.UploadContextRequest)) == 1

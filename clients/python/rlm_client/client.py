@@ -102,7 +102,7 @@ class Client:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: the text is not UTF-8.
+            ValueError: the text is not UTF-8, or is a `str` that names an existing file, where a path was surely meant.
         """
         text = measure(source, name)
         reply = self._repeatable(

@@ -59,7 +59,8 @@ def describe(error: RlmError, target: str) -> str:
     particulars = ", ".join(f"{name}={value}" for name, value in sorted(error.metadata.items()))
     if error.reason:
         said += f" [{error.reason}{': ' + particulars if particulars else ''}]"
-    said += "".join(f"; {one.subject}: {one.description}" for one in error.violations)
+    # A server's message often says what its details say.
+    said += "".join(f"; {one.subject}: {one.description}" for one in error.violations if one.description not in said)
     advice = _advice(error, target)
     return f"{said}; {advice}" if advice else said
 

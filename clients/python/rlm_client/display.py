@@ -199,9 +199,8 @@ class Display:
     def _run_finished(self, finished: run_pb2.RunFinished) -> None:
         state, tally = state_name(finished.state), self._tally
         spent = spending(finished.spent, tally.budget)
-        line = Text(state, style=_STATE_STYLES.get(state, "")).append(
-            f" · {spent} · depth {tally.deepest} · {tally.elapsed_seconds:.1f} s", style="default"
-        )
+        ended = f" · {spent} · depth {tally.deepest} · {tally.elapsed_seconds:.1f} s"
+        line = Text().append(state, style=_STATE_STYLES.get(state, "")).append(ended)
         self._console.print(line)
         if finished.reason:
             # Wrapped, as a reason says what to do; the padding keeps its later lines from the edge.

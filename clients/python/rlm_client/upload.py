@@ -8,6 +8,7 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from os import PathLike, fspath
+from os.path import isfile
 from pathlib import Path
 from typing import BinaryIO
 
@@ -46,10 +47,14 @@ def measure(source: str | bytes | PathLike[str], name: str | None = None) -> Tex
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the text is not UTF-8.
+        ValueError: the text is not UTF-8, or a `str` is the name of a file that exists: which of the two was meant?
     """
     held: Path | bytes
     if isinstance(source, str):
+        if _names_a_file(source):
+            raise ValueError(
+                f"{source!r} names a file: pass pathlib.Path({source!r}) for its text, or bytes for this one"
+            )
         held, shown = source.encode("utf-8"), name or ""
     elif isinstance(source, bytes):
         held, shown = source, name or ""
@@ -69,6 +74,10 @@ def measure(source: str | bytes | PathLike[str], name: str | None = None) -> Tex
             f"{shown or 'the text'} is not UTF-8 ({error.reason} near byte {size + error.start:,}); convert it first"
         ) from None
     return Text(held, shown, size, digest.hexdigest())
+
+
+def _names_a_file(text: str) -> bool:
+    return len(text) < 1024 and "\n" not in text and "\0" not in text and isfile(text)
 
 
 def _chunks(source: Path | bytes) -> Iterator[bytes]:
