@@ -6,10 +6,10 @@ import asyncio
 import time
 from dataclasses import replace
 
-from rlm_server.broker.calls import Failure, ModelReply, ModelRequest, Provider, ProviderError, Usage
+from rlm_server.broker.calls import Failure, ModelReply, ModelRequest, Provider, ProviderError
 from rlm_server.broker.concurrency import Gate
 from rlm_server.broker.prices import Price
-from rlm_server.ledger import Amounts, Hold, Ledger
+from rlm_server.ledger import Amounts, Hold, Ledger, Usage
 from rlm_server.settling import to_the_end
 
 MOST_TOKENS = 1_000_000_000

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal, Protocol
 
+from rlm_server.ledger.usage import Usage
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -23,17 +25,6 @@ class ModelRequest:
     messages: tuple[Message, ...]
     system: str = ""
     max_tokens: int = 4096
-
-
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """Tokens a provider counted. `input` includes both cache parts; `output` includes `reasoning`."""
-
-    input: int = 0
-    output: int = 0
-    cache_read: int = 0
-    cache_write: int = 0
-    reasoning: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Self
 
-from rlm_server.broker.calls import Usage
+from rlm_server.ledger import Usage
 
 PER = 1_000_000
 """Rates are in nano-US-dollars for this many tokens. One US dollar for a million tokens is 1_000_000_000."""

@@ -20,6 +20,7 @@ from rlm_server.ledger.errors import (
 from rlm_server.ledger.holds import Entry, Hold, HoldState, Recovery
 from rlm_server.ledger.ledger import Ledger
 from rlm_server.ledger.schema import MIGRATIONS
+from rlm_server.ledger.usage import Usage
 
 __all__ = [
     "MIGRATIONS",
@@ -46,5 +47,6 @@ __all__ = [
     "LimitTooLow",
     "MoveRefused",
     "Recovery",
+    "Usage",
     "usd",
 ]

@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from enum import StrEnum
 
-from rlm_server.broker.calls import Usage
 from rlm_server.ledger.accounts import ZERO, Tree, refuse_uncountable
 from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.errors import HoldUnknown, MoveRefused
+from rlm_server.ledger.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)

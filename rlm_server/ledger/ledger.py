@@ -8,12 +8,12 @@ import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
 
-from rlm_server.broker.calls import Usage
 from rlm_server.ledger import holds, opening
 from rlm_server.ledger.accounts import Account, Balance, Tree, left, refuse_uncountable
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.ledger.holds import Entry, Hold, HoldState, Moved, Outcome, Recovery
 from rlm_server.ledger.line import Line
+from rlm_server.ledger.usage import Usage
 from rlm_server.store.database import Database
 
 T = TypeVar("T")

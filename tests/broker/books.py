@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from rlm_server.broker.calls import Payer, Usage
-from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Limit
+from rlm_server.broker.calls import Payer
+from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Limit, Usage
 from rlm_server.store.database import Database
 
 TENANT = "acme"
@@ -32,7 +32,7 @@ class Books(Ledger):
         """How each hold was resolved."""
         return {hold: order for order, hold in self.orders if order in _RESOLVING}
 
-    async def posted(self) -> dict[str, Amounts]:
+    async def costs(self) -> dict[str, Amounts]:
         """What each posted hold of the tenant cost."""
         return {entry.hold.id: entry.actual for entry in await self.chargeback()}
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from rlm_server.broker.broker import Backoff, Broker, CallFailed, worst_case
-from rlm_server.broker.calls import Failure, Message, ModelReply, ModelRequest, Payer, ProviderError, Usage
+from rlm_server.broker.calls import Failure, Message, ModelReply, ModelRequest, Payer, ProviderError
 from rlm_server.broker.prices import FREE, Price, Prices, Rates
 from rlm_server.broker.providers.scripted import NAME, ScriptedProvider
 from rlm_server.broker.routes import Route, Routes, UnknownModel
-from rlm_server.ledger import Amounts, BudgetBusy, BudgetExceeded, Limit
+from rlm_server.ledger import Amounts, BudgetBusy, BudgetExceeded, Limit, Usage
 from tests.broker.books import PAYER, Books
 
 PRICE = Price(Rates(input=1_000_000_000, output=5_000_000_000))
@@ -86,7 +86,7 @@ async def test_a_call_costs_what_the_provider_counted(books: Books) -> None:
     completion = await broker_of(books, play).complete(PROMPT, PAYER, deadline=soon())
     assert (completion.reply.text, completion.provider, completion.attempts) == ("answered", "scripted", 1)
     assert completion.spent == COST
-    assert await books.posted() == {f"{completion.call_id}.1": COST}
+    assert await books.costs() == {f"{completion.call_id}.1": COST}
     assert play.started.get_nowait() == replace(PROMPT, model="upstream")
 
 
@@ -118,7 +118,7 @@ async def test_a_busy_provider_is_asked_again_under_a_new_hold_each_time(books: 
     assert completion.attempts == 3
     ids = [f"{completion.call_id}.{attempt}" for attempt in (1, 2, 3)]
     assert books.ends == {ids[0]: "void", ids[1]: "void", ids[2]: "post"}
-    assert await books.posted() == {ids[2]: COST}
+    assert await books.costs() == {ids[2]: COST}
 
 
 @pytest.mark.parametrize("failure", set(Failure) - {Failure.RATE_LIMITED, Failure.OVERLOADED})
@@ -140,7 +140,7 @@ async def test_a_failure_that_may_be_billed_costs_the_whole_hold_and_is_not_trie
     with pytest.raises(CallFailed) as caught:
         await broker_of(books, play).complete(PROMPT, PAYER, deadline=soon())
     assert (caught.value.spent, caught.value.attempts) == (HELD, 1)
-    assert await books.posted() == {f"{caught.value.call_id}.1": HELD}
+    assert await books.costs() == {f"{caught.value.call_id}.1": HELD}
 
 
 async def test_a_wait_that_ends_after_the_deadline_is_not_begun(books: Books) -> None:
@@ -161,7 +161,7 @@ async def test_no_answer_before_the_deadline_costs_the_whole_hold(books: Books) 
     with pytest.raises(CallFailed) as caught:
         await broker_of(books, Play([Until()])).complete(PROMPT, PAYER, deadline=time.monotonic() + 0.5)
     assert (caught.value.failure, caught.value.spent) == (Failure.TIMED_OUT, HELD)
-    assert list((await books.posted()).values()) == [HELD]
+    assert list((await books.costs()).values()) == [HELD]
 
 
 async def test_cancelling_a_call_in_flight_costs_the_whole_hold(books: Books) -> None:
@@ -171,7 +171,7 @@ async def test_cancelling_a_call_in_flight_costs_the_whole_hold(books: Books) ->
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert list((await books.posted()).values()) == [HELD]
+    assert list((await books.costs()).values()) == [HELD]
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ async def test_cancelling_at_any_order_to_the_ledger_leaves_no_hold_unresolved(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert (await books.balance(PAYER.account)).pending == Amounts()
-    assert list((await books.posted()).values()) == cost
+    assert list((await books.costs()).values()) == cost
 
 
 async def test_a_request_that_cannot_be_paid_for_never_leaves(books: Books) -> None:
@@ -242,7 +242,7 @@ async def test_calls_over_a_cap_queue_and_all_are_answered(books: Books, caps: d
     broker = broker_of(books, Play([count]), **caps)
     await asyncio.gather(*(broker.complete(PROMPT, PAYER, deadline=soon()) for _ in range(9)))
     assert most == 2
-    assert len(await books.posted()) == 9
+    assert len(await books.costs()) == 9
 
 
 @pytest.mark.parametrize("caps", [{"provider_calls": 1}, {"run_calls": 1}])
@@ -257,7 +257,7 @@ async def test_a_call_that_queues_to_its_deadline_costs_nothing(books: Books, ca
     assert (caught.value.failure, caught.value.spent) == (Failure.TIMED_OUT, Amounts())
     until.event.set()
     await first
-    assert list((await books.posted()).values()) == [COST]
+    assert list((await books.costs()).values()) == [COST]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ async def test_an_answer_whose_usage_is_missing_or_absurd_is_kept_and_costs_the_
     routes = Routes({"small": Route("odd", Reporting(usage), "upstream", PRICE)})
     completion = await Broker(books, routes, Prices.load()).complete(PROMPT, PAYER, deadline=soon())
     assert (completion.reply.text, completion.reply.usage, completion.spent) == ("answered", None, HELD)
-    assert list((await books.posted()).values()) == [HELD]
+    assert list((await books.costs()).values()) == [HELD]
 
 
 async def test_a_cost_above_the_hold_is_posted_truthfully_and_counted(books: Books) -> None:
@@ -284,14 +284,14 @@ async def test_a_cost_above_the_hold_is_posted_truthfully_and_counted(books: Boo
     broker = Broker(books, routes, Prices.load())
     completion = await broker.complete(PROMPT, PAYER, deadline=soon())
     assert completion.spent.nano_usd == PRICE.cost(usage) > HELD.nano_usd
-    assert list((await books.posted()).values()) == [completion.spent]
+    assert list((await books.costs()).values()) == [completion.spent]
     assert broker.counters.overruns == 1
 
 
 async def test_a_defect_in_a_provider_costs_the_whole_hold_and_shows(books: Books) -> None:
     with pytest.raises(ZeroDivisionError):
         await broker_of(books, Play([ZeroDivisionError()])).complete(PROMPT, PAYER, deadline=soon())
-    assert list((await books.posted()).values()) == [HELD]
+    assert list((await books.costs()).values()) == [HELD]
 
 
 async def test_an_unknown_model_is_told_which_models_there_are(books: Books) -> None:

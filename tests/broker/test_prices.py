@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_server.broker import generate_prices
-from rlm_server.broker.calls import Usage
 from rlm_server.broker.prices import FREE, NoPrice, Price, Prices, Rates, Tier
+from rlm_server.ledger import Usage
 
 TABLE = json.loads(generate_prices.TABLE.read_text(encoding="utf-8"))
 

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from rlm_server.broker.calls import Usage
+from rlm_server.ledger import Usage
 
 PROVIDER_TEXT = "an internal remark of the provider"
 """Part of every error's body, next to the key and the prompt: none of them may come out at the other end."""

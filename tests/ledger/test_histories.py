@@ -21,7 +21,6 @@ from hypothesis.stateful import (
     rule,
 )
 
-from rlm_server.broker.calls import Usage
 from rlm_server.ledger import (
     MIGRATIONS,
     UNITS,
@@ -36,6 +35,7 @@ from rlm_server.ledger import (
     LimitTooLow,
     MoveRefused,
     Recovery,
+    Usage,
 )
 from rlm_server.store.database import Database
 from tests.ledger.accounting import a_hold, at_once

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from rlm_server.broker.calls import Usage
 from rlm_server.ledger import (
     Amounts,
     BudgetExceeded,
@@ -17,6 +16,7 @@ from rlm_server.ledger import (
     Limit,
     MoveRefused,
     Recovery,
+    Usage,
 )
 from tests.ledger.accounting import Books, a_hold, at_most, at_once, cents, soon
 

@@ -19,8 +19,9 @@ from anthropic.types import (
     TextDelta,
 )
 
-from rlm_server.broker.calls import ModelReply, ModelRequest, Usage
+from rlm_server.broker.calls import ModelReply, ModelRequest
 from rlm_server.broker.providers.faults import CONNECT_TIMEOUT, STREAM_ABOVE, cut_off, reply_or_error, unreadable
+from rlm_server.ledger import Usage
 
 URL = "https://api.anthropic.com"
 

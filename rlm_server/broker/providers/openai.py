@@ -11,8 +11,9 @@ from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
 from openai.types.chat.chat_completion import Choice
 
-from rlm_server.broker.calls import ModelReply, ModelRequest, Usage
+from rlm_server.broker.calls import ModelReply, ModelRequest
 from rlm_server.broker.providers.faults import CONNECT_TIMEOUT, STREAM_ABOVE, cut_off, reply_or_error, unreadable
+from rlm_server.ledger import Usage
 
 URL = "https://api.openai.com/v1"
 

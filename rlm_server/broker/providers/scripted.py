@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from rlm_server.broker.calls import Failure, ModelReply, ModelRequest, ProviderError, Usage
+from rlm_server.broker.calls import Failure, ModelReply, ModelRequest, ProviderError
+from rlm_server.ledger import Usage
 
 NAME = "scripted"
 """The provider name its routes carry, so that no one takes its answers for a model's."""
