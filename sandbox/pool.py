@@ -341,11 +341,15 @@ class _Turn:
                     self.heard = True
                     task = asyncio.create_task(self._reply(frame))
                     self._answering.add(task)
-                    task.add_done_callback(self._answering.discard)
+                    task.add_done_callback(self._answered)
                 case Kind.DONE:
                     return self._session.stored.take(frame, self._text)
                 case Kind.FAILED:
                     return _undone("MemoryError", str(frame.said.get("message")))
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        self._events.put_nowait(Frame(Kind.REPLY))  # for `_follow`: the turn's time runs again
 
     async def _reply(self, frame: Frame) -> None:
         try:

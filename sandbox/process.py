@@ -114,7 +114,6 @@ class Process(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Note that the worker is gone, and tell everyone who waits for it."""
         self.alive = False
-        self.kill()  # it may have closed its end only
         self._drop_descriptors()
         if not self._ready.done():
             self._ready.set_exception(WorkerLost("a worker process did not start"))

@@ -125,14 +125,14 @@ def read_turn(said: dict[str, Any]) -> Turn:
     Raises:
         KeyError, TypeError, ValueError: it is none.
     """
-    error = said["error"]
-    stops = set(Stop)
+    error, status = said["error"], Status(said["status"])
+    stops = set(Stop) if status is Status.ROLLED_BACK else set()  # else it is a name the guest gave its exception
     read_error = None
     if error is not None:
         kind = str(error["type"])
         read_error = TurnError(Stop(kind) if kind in stops else kind, str(error["message"]), str(error["traceback"]))
     return Turn(
-        Status(said["status"]),
+        status,
         str(said["stdout"]),
         str(said["stderr"]),
         int(said["output_bytes"]),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import context_pb2, run_pb2, session_pb2, types_pb2
 
 from rlm_server.ledger import Amounts, Limit
-from rlm_server.runs import events
-from rlm_server.runs.events import Body, Event, FinishedCall
+from rlm_server.runs.events import Body, Event, FinishedCall, Printed
 from rlm_server.runs.state import RunState
 from rlm_server.store.contexts import Context
 from sandbox.turn import Status, Turn
@@ -70,7 +74,7 @@ def turn_result(value: Turn) -> session_pb2.TurnResult:
     )
 
 
-def output(value: events.Printed) -> session_pb2.Output:
+def output(value: Printed) -> session_pb2.Output:
     """Write something printed."""
     return session_pb2.Output(stream=_STREAMS[value.stream], text=value.text)
 
@@ -96,57 +100,24 @@ def event(value: Event) -> run_pb2.RunEvent:
     return made
 
 
-def _body(body: Body) -> object:
-    match body:
-        case events.RunStarted():
-            return run_pb2.RunStarted(
-                question=body.question,
-                model=body.model,
-                sub_model=body.sub_model,
-                context_characters=body.context_characters,
-                budget=budget(body.budget),
-            )
-        case events.TurnStarted():
-            return run_pb2.TurnStarted(max_turns=body.max_turns)
-        case events.ModelReplied():
-            return run_pb2.ModelReplied(model=body.model, text=body.text, spent=amounts(body.spent))
-        case events.CodeStarted():
-            return run_pb2.CodeStarted(code=body.code, block=body.block)
-        case events.Printed():
-            return output(body)
-        case events.CallStarted():
-            return run_pb2.CallStarted(call_id=body.call_id, model=body.model, prompt_characters=body.prompt_characters)
-        case events.CallFinished():
-            return run_pb2.CallFinished(call=finished_call(body.call), reply_characters=body.reply_characters)
-        case _:
-            return _ending(body)
+_WRITERS: dict[type, Callable[[Any], object]] = {
+    Amounts: amounts,
+    Limit: budget,
+    RunState: state,
+    FinishedCall: finished_call,
+    Turn: turn_result,
+}
 
 
-def _ending(body: Body) -> object:
-    match body:
-        case events.ChildStarted():
-            return run_pb2.ChildStarted(
-                child_id=body.child_id,
-                question=body.question,
-                context_characters=body.context_characters,
-                budget=budget(body.budget),
-            )
-        case events.ChildFinished():
-            return run_pb2.ChildFinished(
-                child_id=body.child_id, state=state(body.state), reason=body.reason, spent=amounts(body.spent)
-            )
-        case events.CodeFinished():
-            return run_pb2.CodeFinished(result=turn_result(body.result))
-        case events.TurnCheckpointed():
-            return run_pb2.TurnCheckpointed(private_bytes=body.private_bytes)
-        case events.BudgetWarning():
-            return run_pb2.BudgetWarning(unit=body.unit, percent=body.percent, spent=body.spent, limit=body.limit)
-        case events.Guard():
-            return run_pb2.Guard(name=body.name, detail=body.detail)
-        case events.Answer():
-            return run_pb2.Answer(text=body.text)
-        case events.RunFinished():
-            return run_pb2.RunFinished(
-                state=state(body.state), reason=body.reason, spent=amounts(body.spent), answer=body.answer
-            )
-    raise TypeError(body)
+def _body(body: Body) -> Message:
+    """Write an event's body as the message of the same name, whose fields are named alike."""
+    if isinstance(body, Printed):
+        return output(body)
+    values = {field.name: getattr(body, field.name) for field in fields(body) if field.name != "kind"}
+    written = {name: _WRITERS.get(type(value), _as_it_is)(value) for name, value in values.items()}
+    message: Message = getattr(run_pb2, type(body).__name__)(**written)
+    return message
+
+
+def _as_it_is(value: object) -> object:
+    return value

@@ -145,7 +145,7 @@ def stored() -> Stored:
     return Stored(Image("core", -1, SIZE, Files(Limits(), {})), Limits(), SIZE, {0: b"a" * PAGE, PAGE: b"b" * PAGE})
 
 
-def done(data: bytes = b"", **said: Any) -> Frame:
+def done(data: bytes = b"", /, **said: Any) -> Frame:
     whole = {"turn": TURN, "size": SIZE, "runs": [], "gone": [], "mapped": []} | said
     return Frame(Kind.DONE, 1, 1, {key: value for key, value in whole.items() if value is not ...}, data)
 
