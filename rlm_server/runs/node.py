@@ -203,17 +203,22 @@ class Node:
         if not blocks:
             self.emit(Guard("no_code", "the reply held no code to run"))
             notes.append(prompt.NO_CODE)
+        else:
+            notes += self._guard_repeats(blocks, results)
         self._errors = self._errors + 1 if not blocks or results[-1].error else 0
         if self._errors >= limits.errors_in_a_row:
             raise _Ended(RunState.EXHAUSTED, f"errors_in_a_row: {self._errors} turns in a row failed")
+        return notes
+
+    def _guard_repeats(self, blocks: tuple[str, ...], results: list[Turn]) -> list[str]:
         did = (blocks, *((r.status, r.stdout, r.error and r.error.message) for r in results))
         self._seen[did] += 1
-        if self._seen[did] > 1:
-            self.emit(Guard("repeated", "the code and what came of it are those of an earlier turn"))
-            notes.append("You have run this very code before, with the same result. Do something else, or answer.")
-        if self._seen[did] >= limits.repeats:
-            raise _Ended(RunState.EXHAUSTED, f"no progress: the same code gave the same result {limits.repeats} times")
-        return notes
+        if self._seen[did] == 1:
+            return []
+        self.emit(Guard("repeated", "the code and what came of it are those of an earlier turn"))
+        if self._seen[did] >= self.tree.limits.repeats:
+            raise _Ended(RunState.EXHAUSTED, f"no progress: the same code gave the same result {self._seen[did]} times")
+        return ["You have run this very code before, with the same result. Do something else, or answer."]
 
     async def _environment(self, turn: int) -> prompt.Environment:
         limits = self.tree.limits
