@@ -230,12 +230,16 @@ async def test_a_tenant_short_of_money_keeps_no_other_tenant_from_the_provider(b
 @pytest.mark.parametrize("caps", [{"provider_calls": 2}, {"run_calls": 2}])
 async def test_calls_over_a_cap_queue_and_all_are_answered(books: Books, caps: dict[str, int]) -> None:
     inside = most = 0
+    two_at_once = asyncio.Event()
 
     async def count(request: ModelRequest) -> str:
         nonlocal inside, most
         inside += 1
         most = max(most, inside)
-        await asyncio.sleep(0.001)
+        if inside == 2:
+            two_at_once.set()
+        await two_at_once.wait()
+        await asyncio.sleep(0)
         inside -= 1
         return "answered"
 
