@@ -15,7 +15,7 @@ from rlm.v1 import run_pb2
 
 from tests.fake_provider.server import FakeProvider, Fault
 from tests.system.books import check_settled, check_story, rows
-from tests.system.stage import Caller
+from tests.system.stage import Caller, eventually
 
 ROOT = Path(__file__).parents[2]
 SERVE = (sys.executable, "-m", "rlm_server.cli", "serve", "--listen", "127.0.0.1:0", "--data-dir")
@@ -94,3 +94,32 @@ async def test_a_server_that_was_killed_in_a_run_starts_again_with_its_books_in_
             assert third.returncode == 0, err
             assert b"stopping" in out
             assert b"Traceback" not in err
+
+
+def workers_of(server: asyncio.subprocess.Process) -> list[Path]:
+    """The processes a server has started, as folders of /proc."""
+    tasks = Path(f"/proc/{server.pid}/task").glob("*/children")
+    return [Path("/proc") / pid for task in tasks for pid in task.read_text().split()]
+
+
+def runs(process: Path) -> bool:
+    """Whether a process is there, and not only waiting to be noted as dead."""
+    try:
+        return "State:\tZ" not in (process / "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+async def test_a_server_that_was_killed_leaves_no_worker_behind_even_one_in_a_turn(tmp_path: Path) -> None:
+    async with FakeProvider().serving() as provider, process(tmp_path / "data", provider) as server:
+        caller = Caller(await address(server), (tmp_path / "data" / "development-key").read_text().strip())
+        turn = caller.execute(await caller.open_session(), "print('go', flush=True)\nwhile True: pass")
+        await anext(aiter(turn))
+        workers = workers_of(server)
+        assert all(runs(worker) for worker in workers)
+        assert workers
+        server.send_signal(signal.SIGKILL)
+        await server.wait()
+        await eventually(lambda: not any(runs(worker) for worker in workers))
+        turn.cancel()
+        await caller.channel.close(None)
