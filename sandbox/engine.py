@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import wasmtime
 from wasmtime import _bindings as raw
@@ -43,14 +43,6 @@ class GuestStopped(Exception):
     def __init__(self, message: str, *, stack_overflow: bool = False) -> None:
         super().__init__(message)
         self.stack_overflow = stack_overflow
-
-
-class Running(Protocol):
-    """What the engine asks of the guest that runs on this thread."""
-
-    def stop_reason(self) -> str | None:
-        """Say why the guest must stop now, or None while it may go on."""
-        ...
 
 
 class _OnThisThread(threading.local):

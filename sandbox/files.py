@@ -17,8 +17,8 @@ class FileError(Exception):
         self.errno = errno
 
 
-BADF, EXIST, INVAL, ISDIR, MFILE, NOENT, NOSPC, NOTDIR, NOTEMPTY, PERM, ROFS, XDEV = (
-    8, 20, 28, 31, 33, 44, 51, 54, 55, 63, 69, 75,
+BADF, EXIST, INVAL, ISDIR, MFILE, NOENT, NOSPC, NOTDIR, NOTEMPTY, PERM, ROFS = (
+    8, 20, 28, 31, 33, 44, 51, 54, 55, 63, 69,
 )  # fmt: skip
 """WASI preview 1 errno values."""
 

@@ -136,7 +136,7 @@ class Worker:
                     served.close()
 
     def _load(self, frame: Frame) -> None:
-        """Load the program and its images, use each once so that nothing is left to be loaded, and go to jail."""
+        """Load the program and its images, use one so that nothing is left to be loaded, and go to jail."""
         said = frame.said
         stdlib = self._channel.descriptor(said["stdlib"])
         files = Files(Limits(), {STDLIB_PATH: Inode(2, mmap(stdlib, 0, access=ACCESS_READ))})
@@ -158,13 +158,11 @@ class Worker:
         said = frame.said
         limits = Limits(**said["limits"])
         image = self._images[said["image"]]
-        start: Image | Snapshot = image
-        if "size" in said:
-            mapped = tuple(Mapped(m["address"], self._text(m)) for m in said["mapped"])
-            own = sum(size for _, size in said["runs"])
-            files = read_files(said["files"], frame.data[own:], image.files)
-            runs = tuple((at, size) for at, size in said["runs"])
-            start = Snapshot(image, said["size"], runs, frame.data[:own], files, mapped)
+        mapped = tuple(Mapped(m["address"], self._text(m)) for m in said["mapped"])
+        runs = tuple((at, size) for at, size in said["runs"])
+        own = sum(size for _, size in runs)
+        files = read_files(said["files"], frame.data[own:], image.files)
+        start = Snapshot(image, said["size"], runs, frame.data[:own], files, mapped)
         self._served[frame.session] = _Served(Session(self._program, start, limits), self._channel, frame.session)
 
     def _text(self, said: dict[str, Any]) -> Text:
@@ -175,7 +173,7 @@ class Worker:
         served.submit(frame.number, lambda: served.session.attach(name, text))
 
     def _execute(self, served: _Served, frame: Frame) -> None:
-        code = frame.data.decode()
+        code = frame.data.decode("utf-8", "surrogatepass")
         served.submit(frame.number, lambda: served.session.execute(code, served.ask, served.printed))
 
 
@@ -186,7 +184,6 @@ def _rehearse(program: Program, image: Image) -> None:
     served = _Served(Session(program, image, Limits(turn_seconds=0.05)), Channel(here, first), 0)
     session = served.session
     made = memory.sealed(b"text\0", "rehearsal")
-    done: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def turns() -> None:
         session.attach("text", Text(made, Form.ASCII, 4))
@@ -194,7 +191,6 @@ def _rehearse(program: Program, image: Image) -> None:
             session.execute(code, served.ask, served.printed)
         read_files(*write_files(session.checkpoint.files), image.files)
         asdict(session.execute("x = 1"))
-        done.put(None)
 
     thread = threading.Thread(target=turns)
     thread.start()

@@ -187,3 +187,10 @@ async def test_closing_a_pool_leaves_the_program_to_others(loaded: Loaded) -> No
     assert turn.error is not None
     assert turn.error.type is Stop.TURN_TIME
     await second.close()
+
+
+async def test_code_with_half_a_surrogate_pair_is_an_error_inside_not_the_end_of_the_worker(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    turn = await run(session, "x = '\ud83d'")
+    assert turn.status is Status.ERROR
+    assert (await run(session, "1 + 1")).stdout == "2\n"

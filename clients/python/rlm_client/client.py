@@ -10,6 +10,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Self, TypeVar
 
+import grpc
 from rlm.v1 import context_pb2, context_pb2_grpc, run_pb2, run_pb2_grpc, session_pb2, session_pb2_grpc, types_pb2
 
 from rlm_client import errors
@@ -20,6 +21,7 @@ from rlm_client.retry import Retry
 from rlm_client.upload import Progress, measure
 from rlm_client.watch import Stream, resumed
 
+Request = TypeVar("Request")
 Result = TypeVar("Result")
 
 _UNARY_SECONDS = 30.0
@@ -115,9 +117,7 @@ class Client:
     def get_context(self, context_id: str) -> context_pb2.Context:
         """Describe a stored context."""
         request = context_pb2.GetContextRequest(context_id=context_id)
-        return self._repeatable(
-            lambda: self._contexts.GetContext(request, timeout=_UNARY_SECONDS, metadata=self._metadata)
-        ).context
+        return self._unary(self._contexts.GetContext, request).context
 
     def create_run(
         self,
@@ -153,14 +153,12 @@ class Client:
             limits=run_pb2.RunLimits(max_turns=max_turns, max_depth=max_depth, wall_seconds=wall_seconds),
             image=image,
         )
-        return self._repeatable(
-            lambda: self._runs.CreateRun(request, timeout=_UNARY_SECONDS, metadata=self._metadata)
-        ).run
+        return self._unary(self._runs.CreateRun, request).run
 
     def get_run(self, run_id: str) -> run_pb2.Run:
         """Give the run as it is now: its answer, what it spent, and its whole tree."""
         request = run_pb2.GetRunRequest(run_id=run_id)
-        return self._repeatable(lambda: self._runs.GetRun(request, timeout=_UNARY_SECONDS, metadata=self._metadata)).run
+        return self._unary(self._runs.GetRun, request).run
 
     def watch_run(self, run_id: str, from_sequence: int = 1) -> Iterator[run_pb2.RunEvent]:
         """Give every event of the run's tree from a number on, those to come included, until the run has ended.
@@ -208,9 +206,7 @@ class Client:
             budget=_message(budget),
             limits=limits,
         )
-        return self._repeatable(
-            lambda: self._sessions.CreateSession(request, timeout=_UNARY_SECONDS, metadata=self._metadata)
-        ).session
+        return self._unary(self._sessions.CreateSession, request).session
 
     def execute(
         self, session_id: str, code: str, *, request_id: str | None = None
@@ -233,9 +229,7 @@ class Client:
     def delete_session(self, session_id: str) -> types_pb2.Amounts:
         """End a session; gives what it spent in all."""
         request = session_pb2.DeleteSessionRequest(session_id=session_id)
-        return self._repeatable(
-            lambda: self._sessions.DeleteSession(request, timeout=_UNARY_SECONDS, metadata=self._metadata)
-        ).spent
+        return self._unary(self._sessions.DeleteSession, request).spent
 
     def ask(
         self,
@@ -282,6 +276,9 @@ class Client:
         for _ in self.watch_run(run_id):
             pass
         return self.get_run(run_id)
+
+    def _unary(self, method: grpc.UnaryUnaryMultiCallable[Request, Result], request: Request) -> Result:
+        return self._repeatable(lambda: method(request, timeout=_UNARY_SECONDS, metadata=self._metadata))
 
     def _repeatable(self, call: Callable[[], Result]) -> Result:
         return self._retry.call(errors.typed()(call))
