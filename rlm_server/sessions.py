@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, field
@@ -73,7 +73,7 @@ class Sessions:
         self._idle_seconds = idle_seconds
         self._sessions: dict[str, ReplSession] = {}
         self._by_request: dict[tuple[str, str], str] = {}
-        self._creating = asyncio.Lock()
+        self._creating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by tenant
         self._reaper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -102,8 +102,9 @@ class Sessions:
         Raises:
             PoolFull: no more sessions fit.
             MemoryError: the context does not fit into the guest's memory.
+            WorkerLost: the process it was to live in was lost, twice.
         """
-        async with self._creating:
+        async with self._creating[new.tenant]:
             return await to_the_end(self._create(new))
 
     async def _create(self, new: NewSession) -> ReplSession:

@@ -48,8 +48,13 @@ class LiveSession(Protocol):
         """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on."""
         ...
 
-    async def attach(self, name: str, text: Text) -> Turn:
-        """Make `name` in the session a `str` with the characters of `text`, whose descriptor must stay open."""
+    async def attach(self, name: str, text: Text) -> None:
+        """Make `name` in the session a `str` with the characters of `text`, whose descriptor must stay open.
+
+        Raises:
+            MemoryError: it does not fit into the guest's memory.
+            WorkerLost: the process was lost, and so was the one after it.
+        """
         ...
 
     @property
@@ -195,31 +200,32 @@ class WorkerSession:
             self._process = process
         return self._process
 
-    async def attach(self, name: str, text: Text) -> Turn:
+    async def attach(self, name: str, text: Text) -> None:
         """Make `name` in the session a `str` with the characters of `text`."""
         said = {"name": name, "form": text.form.name, "characters": text.characters}
 
         def ask(process: Process) -> Frame:
             return Frame(Kind.ATTACH, self.number, said={**said, "descriptor": process.hand_over(text.fd)})
 
-        async with self._one_at_a_time:
-            turn = await self._take(_Turn(self, ask, _nothing_to_ask, _unheard, text))
-        if turn.error and turn.error.type == "MemoryError" and turn.status is Status.ROLLED_BACK:
-            raise MemoryError(turn.error.message)
-        return turn
+        turn = await self._run(ask, _nothing_to_ask, _unheard, text)
+        if turn.error:
+            failure = MemoryError if turn.error.type == "MemoryError" else WorkerLost
+            raise failure(f"the text could not be attached: {turn.error.message}")
 
     async def execute(self, code: str, answer: Answer, listener: OutputListener) -> Turn:
-        """Run a turn. One that is lost with its worker before it asked for anything is run once more."""
+        """Run a turn."""
         data = code.encode("utf-8", "surrogatepass")
+        return await self._run(lambda _: Frame(Kind.EXECUTE, self.number, data=data), answer, listener, None)
 
-        def ask(_: Process) -> Frame:
-            return Frame(Kind.EXECUTE, self.number, data=data)
-
+    async def _run(
+        self, ask: Callable[[Process], Frame], answer: Answer, listener: OutputListener, text: Text | None
+    ) -> Turn:
+        """Run a turn. One that is lost with its worker before it asked for anything is run once more."""
         async with self._one_at_a_time:
-            turn = _Turn(self, ask, answer, listener, None)
+            turn = _Turn(self, ask, answer, listener, text)
             ended = await self._take(turn)
             if ended.error and ended.error.type is Stop.WORKER_LOST and not turn.heard:
-                ended = await self._take(_Turn(self, ask, answer, listener, None))
+                ended = await self._take(_Turn(self, ask, answer, listener, text))
             return ended
 
     async def _take(self, turn: _Turn) -> Turn:

@@ -125,11 +125,9 @@ class Node:
             raise _Ended(RunState.FAILED, str(error)) from None
         try:
             if self.task.text is not None:
-                attached = await session.attach("context", self.task.text)
-                if attached.error:
-                    raise _Ended(RunState.FAILED, f"the context could not be attached: {attached.error.message}")
+                await session.attach("context", self.task.text)
             return await self._converse(session)
-        except MemoryError as error:
+        except (MemoryError, WorkerLost) as error:
             raise _Ended(RunState.FAILED, str(error)) from None
         finally:
             await session.close()

@@ -16,7 +16,7 @@ from sandbox.door import HostCall, Json
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
 from sandbox.pool import JailMissing, WorkerPool, WorkerSession
-from sandbox.process import Process
+from sandbox.process import Process, WorkerLost
 from sandbox.turn import Status, Stop, Turn
 from sandbox.wire import Frame, Kind
 from tests.sandbox.conftest import MakeText
@@ -452,3 +452,38 @@ async def test_without_a_jail_only_one_owner_is_served_unless_allowed(
     for owner in "ab":
         assert await show(await allowed.create(owner, "core", LIMITS), "1") == "1"
     await asyncio.wait_for(allowed.close(), 30)
+
+
+async def test_a_text_is_attached_though_the_worker_dies_meanwhile(
+    pool: WorkerPool, text: MakeText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    lost = await session.wake()
+    hand_over = Process.hand_over
+
+    def killed_then_handed_over(process: Process, fd: int) -> int:
+        if process is lost:
+            process.kill()
+        return hand_over(process, fd)
+
+    monkeypatch.setattr(Process, "hand_over", killed_then_handed_over)
+    await session.attach("context", text("abc" * 1000))
+    assert (await run(session, "len(context)")).stdout == "3000\n"
+    assert await session.wake() is not lost
+
+
+async def test_a_text_that_cannot_be_attached_is_said_so_not_left_out(
+    pool: WorkerPool, text: MakeText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    await run(session, "x = 1")
+    sent = Process.send
+
+    def killed(process: Process, frame: Frame) -> None:
+        process.kill() if frame.kind is Kind.ATTACH else sent(process, frame)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Process, "send", killed)
+        with pytest.raises(WorkerLost, match="could not be attached"):
+            await session.attach("context", text("abc"))
+    assert (await run(session, "x")).stdout == "1\n"
