@@ -7,7 +7,7 @@ import secrets
 import time
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Callable
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -53,7 +53,6 @@ class ReplSession:
     asked: NewSession
     live: LiveSession
     created_at: int
-    files: ExitStack
     used_at: float = field(default_factory=time.monotonic)
     running: int = 0
     one_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -112,17 +111,15 @@ class Sessions:
         if known in self._sessions:
             return self._sessions[known]
         live = await self._pool.create(new.tenant, new.image, new.limits)
-        files = ExitStack()
         session_id = "ses_" + secrets.token_hex(16)
         try:
             if new.context:
-                await live.attach("context", files.enter_context(self._contexts.opened(new.context)))
+                await live.attach("context", self._contexts.text(new.context))
             await self._ledger.open_account(session_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
         except BaseException:
             await live.close()
-            files.close()
             raise
-        session = ReplSession(session_id, new, live, time.time_ns() // 1_000_000, files)
+        session = ReplSession(session_id, new, live, time.time_ns() // 1_000_000)
         self._sessions[session_id] = session
         if new.request_id:
             self._by_request[new.tenant, new.request_id] = session_id
@@ -141,7 +138,6 @@ class Sessions:
         self._sessions.pop(session.id, None)
         self._by_request.pop((session.asked.tenant, session.asked.request_id or ""), None)
         await session.live.close()
-        session.files.close()
         return (await self._ledger.close_account(session.id)).posted
 
     async def execute(self, session: ReplSession, code: str, request_id: str | None) -> AsyncGenerator[Happening, None]:

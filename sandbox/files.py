@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass, field, replace
 from mmap import mmap
+from typing import Any
 
 from sandbox.limits import Limits
 
@@ -71,6 +72,31 @@ class Files:
                 fd: replace(file, inode=inodes.get(id(file.inode), file.inode)) for fd, file in self.open.items()
             },
         )  # fmt: skip
+
+    def read(self, said: dict[str, Any], contents: bytes) -> Files:
+        """Read what `write_files` wrote, over the same read-only files.
+
+        Raises:
+            KeyError, TypeError, ValueError, IndexError, AttributeError: somebody else wrote it.
+        """
+        made = replace(
+            self, writable={}, directories=set(said["directories"]), open={}, next_number=int(said["next"])
+        )  # fmt: skip
+        inodes: list[Inode] = []
+        taken = 0
+        for size in said["sizes"]:
+            inodes.append(Inode(0, bytearray(contents[taken : taken + size])))
+            taken += size
+        for path, number, held in said["writable"]:
+            inodes[held].number = number
+            made.writable[path] = inodes[held]
+        for fd, path, number, held, position, append in said["open"]:
+            inode = self.read_only.get(path) if held is None and number is not None else None
+            if held is not None:
+                inode = inodes[held]
+                inode.number = number
+            made.open[fd] = OpenFile(path, inode, position, append)
+        return made
 
     def _inodes(self) -> list[Inode]:
         unlinked = [f.inode for f in self.open.values() if f.inode and isinstance(f.inode.data, bytearray)]
@@ -220,3 +246,33 @@ class Files:
 
 def _moved(path: str, old: str, new: str) -> str:
     return new + path[len(old) :] if path == old or path.startswith(old + "/") else path
+
+
+# ---- for another process -------------------------------------------------------------------------------------------
+
+
+def write_files(files: Files) -> tuple[dict[str, Any], bytes]:
+    """Write files for another process: what there is as JSON, and the contents one after another."""
+    numbers: dict[int, int] = {}
+    contents: list[bytes] = []
+
+    def number(inode: Inode) -> int:
+        if id(inode) not in numbers:
+            numbers[id(inode)] = len(contents)
+            contents.append(bytes(inode.data))
+        return numbers[id(inode)]
+
+    writable = [[path, inode.number, number(inode)] for path, inode in files.writable.items()]
+    opened = []
+    for fd, file in files.open.items():
+        own = file.inode is not None and isinstance(file.inode.data, bytearray)
+        held = number(file.inode) if own and file.inode else None
+        opened.append([fd, file.path, file.inode.number if file.inode else None, held, file.position, file.append])
+    said = {
+        "writable": writable,
+        "directories": sorted(files.directories),
+        "open": opened,
+        "next": files.next_number,
+        "sizes": [len(content) for content in contents],
+    }
+    return said, b"".join(contents)

@@ -17,24 +17,28 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
 
-from sandbox import engine, instance, memory, text, wasi
+from sandbox import engine, immortal, instance, memory, text, wasi
+from sandbox.door import HostCall, Json
 from sandbox.engine import Program
 from sandbox.files import TMP, Files, Inode
-from sandbox.instance import Image, Instance
+from sandbox.instance import Image, Instance, turn_frame
 from sandbox.limits import Limits
 from sandbox.session import Session
 from sandbox.text import Form, Text
+from sandbox.turn import Status
 
 WASM_SHA256 = "879bdb628a1a799dc3a6d1a645fee0f88944bf4cdf5e1628e0e1d2b4b33d28d3"
 STDLIB_SHA256 = "a7b8f7cbd4799ac8c81223cbc47f8cea503adac934a04826778b66e5a5e9b847"
 STDLIB_PATH = "/usr/local/lib/python315.zip"
 
-GUEST_LIBRARY = {name: Path(__file__).parent / "guest" / f"{name}.py" for name in ("_door", "_runner")}
+_GUEST_FOLDER = Path(__file__).parent / "guest"
+GUEST_LIBRARY = {name: _GUEST_FOLDER / f"{name}.py" for name in ("_door", "_runner", "_golden")}
 
 Progress = Callable[[str], None]
 """Called with what is being done, as each long step begins."""
@@ -63,8 +67,6 @@ class ImageSpec:
         lines += [f"import {name}" for name in self.imports]
         lines.append("for name in [n for n in globals() if not n.startswith('__')]: del globals()[name]\ndel name")
         lines.append("import sys; sys.modules['_runner'].first_names = frozenset(globals()); del sys")
-        lines += [f"import sys; sys.modules['_runner'].run({code!r}, 0, True); del sys" for code in ("1 / 0", "'warm'")]
-        lines.append("import gc; gc.collect(); gc.freeze(); del gc")  # the collector must not touch shared pages
         return "\n".join(lines)
 
 
@@ -231,17 +233,42 @@ def _golden(
     def build(into: Path) -> None:
         progress(f"starting Python for the image {spec.name!r}: {', '.join(spec.imports)}")
         guest = Instance(program, None, Limits(memory_bytes=2 << 30, turn_seconds=600), files.copy())
-        turn = guest.run(prelude)
+        turn = guest.run(prelude.encode())
         if turn.error or turn.stderr:
             raise ImageError(f"the image {spec.name!r} does not start: {turn.error}\n{turn.stderr}")
+        (into / "memory").write_bytes(_warmed(guest, spec.name))
         if guest.files.writable or guest.files.directories != {TMP} or set(guest.files.open) != {3}:
             raise ImageError(f"the image {spec.name!r} leaves files behind or open")
-        (into / "memory").write_bytes(ctypes.string_at(guest.base, guest.size))
         guest.close()
         _check_text_layout(program, _image(spec.name, into / "memory", files))
 
-    entry = _entry(folder, f"golden-{spec.name}-{_key(module, prelude)}", build, progress)
+    made_by = repr((_WARM_UP, WARM_UP_ROUNDS)) + Path(immortal.__file__).read_text()
+    entry = _entry(folder, f"golden-{spec.name}-{_key(module, prelude, made_by)}", build, progress)
     return _image(spec.name, entry / "memory", files)
+
+
+_WARM_UP = ("1 / 0", "print('warm')", "'warm'", "x = [i for i in range(3)]\ndel x", "def f(): pass\ndel f")
+WARM_UP_ROUNDS = 20
+"""Until the interpreter has specialised the code that runs turns, and writes to it no more."""
+
+
+def _warmed(guest: Instance, name: str) -> bytearray:
+    """Run some turns, and return the guest's memory as it is then, all its objects immortal."""
+
+    for code in _WARM_UP * WARM_UP_ROUNDS:
+        turn = guest.run(turn_frame(code, 0, fresh=False))
+        if turn.status is Status.ROLLED_BACK:
+            raise ImageError(f"the image {name!r} does not run a turn: {turn.error}\n{turn.stderr}")
+    guest.run(b"settle\n")
+    warm = bytearray(ctypes.string_at(guest.base, guest.size))
+
+    def found(call: HostCall) -> Future[Json]:
+        told: Future[Json] = Future()
+        told.set_result(immortal.immortalise(warm, call))
+        return told
+
+    guest.run(b"tell\n", found)
+    return warm
 
 
 def _image(name: str, path: Path, files: Files) -> Image:
@@ -268,4 +295,4 @@ def _check_text_layout(program: Program, image: Image) -> None:
             session.close()
             os.close(fd)
         if turn.error:
-            raise ImageError(f"this interpreter keeps {form.name} strings in another layout: {turn.error.traceback}")
+            raise ImageError(f"this interpreter keeps {form.name} strings in another layout: {turn.error}")

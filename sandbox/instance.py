@@ -11,11 +11,12 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, replace
 
-from sandbox import memory, text, wasi
+from sandbox import memory, pagetable, text, wasi
 from sandbox.door import DoorRefusal, HostCall, Json, Reply, granted, parse, refused
 from sandbox.engine import GuestStopped, HostFunction, Program, current
 from sandbox.files import Files
 from sandbox.limits import Limits
+from sandbox.memory import Runs
 from sandbox.text import Text
 from sandbox.turn import Output, OutputListener, Status, Stop, Turn, TurnError, Variable
 
@@ -25,6 +26,9 @@ MOST_VARIABLES = 200
 MOST_TRACEBACK = 16_000
 MOST_REPORT_BYTES = 1 << 20
 ADDRESSES = 1 << 32
+
+WATCHED_FROM = 1024
+"""Pages of its own from which on a guest's writes are watched; up to there copying all of them costs less."""
 
 Handler = Callable[[HostCall], "Future[Json] | Future[Reply]"]
 """Starts answering a request; the future's exception, a `DoorRefusal`, is raised inside the guest."""
@@ -42,10 +46,15 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A text laid over guest memory at `address`, kept open by its owner as long as the session lives."""
+    """A text laid over guest memory at `address`."""
 
     address: int
     text: Text
+
+
+def turn_frame(code: str, number: int, *, fresh: bool) -> bytes:
+    """Write what `_runner.enter` in the guest takes for a turn; `fresh` has it draw new entropy first."""
+    return f"turn {number} {'fresh' if fresh else 'going'}\n".encode() + code.encode("utf-8", "surrogatepass")
 
 
 class Instance:
@@ -63,6 +72,7 @@ class Instance:
         self._program = program
         self._machine = program.instantiate(self._memory_limit())
         self.base = self._machine.base
+        self._watched = False
         self._known_size = 0  # memory never shrinks: what is within this needs no asking
         if image is not None:
             self._machine.grow(image.size)
@@ -92,8 +102,8 @@ class Instance:
 
     # ---- turns ---------------------------------------------------------------------------------------------------
 
-    def run(self, source: str, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
-        """Run `source` in the guest as a turn and say how it ended. Blocks until it has."""
+    def run(self, frame: bytes, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
+        """Have the guest do what a frame says, as a turn, and say how it ended. Blocks until it has."""
         self._reset_meters()
         self._output = Output(self.limits.output_bytes, listener)
         self._handler, self._report, self._stop = handler, None, None
@@ -101,7 +111,7 @@ class Instance:
         code = -1
         try:
             with self._program.clock:
-                code = self._call_turn(source.encode())
+                code = self._call_turn(frame)
         except GuestStopped as stopped:
             if self._stop is None:
                 kind = Stop.STACK if stopped.stack_overflow else Stop.TRAP
@@ -112,10 +122,10 @@ class Instance:
             current.guest, self._handler = outer, None
         return self._result(code)
 
-    def _call_turn(self, source: bytes) -> int:
-        address = self._allocate(len(source))
-        self.write(address, source)
-        return self._machine.call("turn", address, len(source))
+    def _call_turn(self, frame: bytes) -> int:
+        address = self._allocate(len(frame))
+        self.write(address, frame)
+        return self._machine.call("turn", address, len(frame))
 
     def _result(self, code: int) -> Turn:
         stdout, stderr = self._output.finish()
@@ -180,6 +190,23 @@ class Instance:
         """Grow linear memory to at least `size` bytes, within its limit."""
         self._machine.limit_memory(max(self._memory_limit(), size))
         self._machine.grow(size)
+
+    def watch(self) -> None:
+        """Watch writes from now on, where that is possible: what is the guest's own now is known to the caller."""
+        if pagetable.can_watch():
+            pagetable.watch(self.base, ADDRESSES)
+            pagetable.written(self.base, self.size)
+            self._watched = True
+
+    def changed_pages(self) -> tuple[Runs, bool]:
+        """Return the pages that may have changed since this was last asked, and whether all others are the image's."""
+        if self._watched:
+            return pagetable.written(self.base, self.size), False
+        assert self.image is not None  # noqa: S101
+        runs = pagetable.own_pages(self.base, self.size, self.image.fd)
+        if sum(size for _, size in runs) > WATCHED_FROM * memory.PAGE:
+            self.watch()
+        return runs, True
 
     def view(self) -> memoryview:
         """Return guest memory as it is sized now; it must not be used after `close`."""
@@ -314,7 +341,7 @@ class Instance:
         self._machine.limit_memory(min(self._memory_limit() + room, ADDRESSES))
         self._to_map = content
         try:
-            return self.run(f"__import__('_runner').attach({name!r}, {content.form.sample!r})")
+            return self.run(f"attach {name}\n{content.form.sample}".encode())
         finally:
             self._to_map = None
             self._machine.limit_memory(max(self._memory_limit(), self.size))
@@ -330,12 +357,14 @@ class Instance:
             size = memory.pages(content.size)
             start = memory.pages(self._allocate(size + 2 * memory.PAGE) + memory.PAGE)
             self._check(start + size)
-            memory.lay_over(self.base + start, size, content.fd)
+            with content.opened() as fd:
+                memory.lay_over(self.base + start, size, fd)
             self.write(start - len(header), header)
             self.write(items, struct.pack("<I", start - len(header)))
-        except (wasi.BadAddress, ValueError) as error:
+        except (wasi.BadAddress, ValueError, OSError) as error:
             raise DoorRefusal("ValueError", f"the text cannot be mapped: {error}") from None
         self.mapped.append(Mapped(start, content))
+        self._watched = False  # what is mapped over a watched range is not
         return None
 
     def close(self) -> None:

@@ -19,6 +19,8 @@ import struct
 import sys
 from collections.abc import Callable
 
+from sandbox import pagetable
+
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
@@ -29,13 +31,14 @@ _ARCHITECTURES = {"x86_64": (0xC000003E, 317, 0), "aarch64": (0xC00000B7, 277, 1
 _ALLOWED = {
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "fstat": (5, 80), "lseek": (8, 62), "munmap": (11, 215),
     "brk": (12, 214), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135), "rt_sigreturn": (15, 139),
-    "pread64": (17, 67), "pwrite64": (18, 68), "pwritev": (296, 70), "sched_yield": (24, 124), "mremap": (25, 216),
+    "pread64": (17, 67), "pwrite64": (18, 68), "preadv2": (327, 286), "pwritev2": (328, 287),
+    "sched_yield": (24, 124), "mremap": (25, 216),
     "madvise": (28, 233), "nanosleep": (35, 101), "getpid": (39, 172), "sendto": (44, 206), "recvfrom": (45, 207),
-    "sendmsg": (46, 211), "recvmsg": (47, 212), "exit": (60, 93), "ftruncate": (77, 46), "gettid": (186, 178),
+    "sendmsg": (46, 211), "recvmsg": (47, 212), "exit": (60, 93), "gettid": (186, 178),
     "getrusage": (98, 165), "sigaltstack": (131, 132), "futex": (202, 98), "sched_getaffinity": (204, 123),
     "restart_syscall": (219, 128), "clock_gettime": (228, 113), "clock_nanosleep": (230, 115), "exit_group": (231, 94),
     "ppoll": (271, 73), "poll": (7, -1), "set_robust_list": (273, 99), "getrandom": (318, 278),
-    "membarrier": (324, 283), "rseq": (334, 293), "getcpu": (309, 168), "fallocate": (285, 47),
+    "membarrier": (324, 283), "rseq": (334, 293), "getcpu": (309, 168),
 }  # fmt: skip
 _MMAP, _MPROTECT = (9, 222), (10, 226)
 _CLONE, _CLONE3 = (56, 220), (435, 435)
@@ -43,8 +46,7 @@ _IOCTL = (16, 29)
 _TGKILL = (234, 131)
 _PROT_EXEC = 4
 _CLONE_THREAD = 0x00010000
-_IOCTLS = (0xC0606610, 0xC020AA00, 0xC018AA06)
-"""Page tables and write tracking only: PAGEMAP_SCAN, UFFDIO_REGISTER, UFFDIO_WRITEPROTECT."""
+_IOCTLS = (pagetable.PAGEMAP_SCAN, pagetable.UFFDIO_REGISTER)
 
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06

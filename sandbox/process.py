@@ -8,12 +8,16 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+from sandbox.checkpoint import Checkpoint
 from sandbox.image import Loaded
-from sandbox.stored import Stored
+from sandbox.limits import Limits
+from sandbox.memory import PAGE
+from sandbox.pages import PageFile
+from sandbox.transfer import write_session
 from sandbox.wire import Frame, Kind, Parser, WireError, send_descriptor
 
 log = logging.getLogger(__name__)
@@ -22,7 +26,7 @@ START_SECONDS = 60.0
 PING_SECONDS = 2.0
 SILENCE_SECONDS = 30.0
 """A worker that does not answer for so long is killed."""
-MOST_RESIDENT_BYTES = 8 << 30
+MOST_HELD_BYTES = 8 << 30
 """A worker that holds more memory than this is killed."""
 
 # Isolated from the environment and the current folder, with this very package.
@@ -38,8 +42,8 @@ class WorkerLost(Exception):
     """The worker died or was killed; its sessions can go on in another."""
 
 
-async def started(loaded: Loaded) -> Process:
-    """Start a worker and wait until it is loaded and confined.
+async def started(loaded: Loaded, most_bytes: int = MOST_HELD_BYTES) -> Process:
+    """Start a worker, which may hold so much memory, and wait until it is loaded and confined.
 
     Raises:
         WorkerLost: it did not start.
@@ -57,7 +61,7 @@ async def started(loaded: Loaded) -> Process:
         ours.close()
         our_descriptors.close()
         raise
-    worker = Process(process, our_descriptors)
+    worker = Process(process, our_descriptors, most_bytes)
     try:
         await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)
         async with asyncio.timeout(START_SECONDS):
@@ -74,8 +78,12 @@ async def started(loaded: Loaded) -> Process:
 class Process(asyncio.Protocol):
     """A worker process. Frames from it are told to whoever follows their session."""
 
-    def __init__(self, process: asyncio.subprocess.Process, descriptors: socket.socket) -> None:
+    def __init__(
+        self, process: asyncio.subprocess.Process, descriptors: socket.socket, most_bytes: int
+    ) -> None:  # fmt: skip
         self._process = process
+        self._most_bytes = most_bytes
+        self._pages: dict[int, PageFile] = {}
         descriptors.setblocking(False)
         self._descriptors = descriptors
         self._parser = Parser()
@@ -177,30 +185,30 @@ class Process(asyncio.Protocol):
         self._last_heard = asyncio.get_running_loop().time()
         self._watch = asyncio.create_task(self._keep_watch())
 
-    def open(self, session: int, stored: Stored) -> None:
-        """Bring a session into the worker."""
-        said, data = stored.written()
-        said["mapped"] = [
-            {
-                "address": mapped.address,
-                "form": mapped.text.form.name,
-                "characters": mapped.text.characters,
-                "descriptor": self.hand_over(mapped.text.fd),
-            }
-            for mapped in stored.mapped
-        ]
-        self.send(Frame(Kind.OPEN, session, said=said, data=data))
+    def open(self, session: int, checkpoint: Checkpoint, limits: Limits) -> None:
+        """Bring a session into the worker.
 
-    @contextmanager
-    def following(self, session: int, listener: Listener) -> Iterator[None]:
-        """Tell `listener` of every frame about a session."""
+        Raises:
+            WorkerLost: the worker has died.
+            OSError: a text cannot be opened.
+        """
+        self.send(write_session(session, checkpoint, limits, self.hand_over))
+        self._pages[session] = checkpoint.pages
+
+    def leave(self, session: int) -> None:
+        """Have the worker forget a session."""
+        self._pages.pop(session, None)
+        self.send(Frame(Kind.CLOSE, session))
+
+    def follow(self, session: int, listener: Listener) -> None:
+        """Tell `listener` of every frame about a session, until `unfollow`."""
         if not self.alive:
             raise WorkerLost("the process that was to run the turn died")
         self._listeners[session] = listener
-        try:
-            yield
-        finally:
-            self._listeners.pop(session, None)
+
+    def unfollow(self, session: int) -> None:
+        """Tell of the session's frames no longer."""
+        self._listeners.pop(session, None)
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
@@ -209,13 +217,22 @@ class Process(asyncio.Protocol):
         while self.alive:
             self.send(Frame(Kind.PING))
             await asyncio.sleep(PING_SECONDS)
-            resident = _resident_bytes(self._process.pid)
-            if resident > MOST_RESIDENT_BYTES:
-                log.error("worker %d was killed: it holds %d bytes of memory", self._process.pid, resident)
+            held = self._held_bytes()
+            if held > self._most_bytes:
+                log.error("worker %d was killed: it holds %d bytes of memory", self._process.pid, held)
                 self.kill()
             elif loop.time() - self._last_heard > SILENCE_SECONDS:
                 log.error("worker %d was killed: it does not answer", self._process.pid)
                 self.kill()
+
+    def _held_bytes(self) -> int:
+        """Return the memory the worker holds: resident, and in the files of its sessions' pages."""
+        files = sum(os.fstat(pages.fd).st_blocks for pages in self._pages.values() if pages.fd >= 0) * 512
+        try:
+            resident = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * PAGE
+        except (OSError, ValueError, IndexError):
+            resident = 0
+        return files + resident
 
     def kill(self) -> None:
         """End the process at once; nothing more is asked of it."""
@@ -232,10 +249,3 @@ class Process(asyncio.Protocol):
             self._transport.abort()
         self._drop_descriptors()
         await self._process.wait()
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
-    except (OSError, ValueError, IndexError):
-        return 0

@@ -5,37 +5,39 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from sandbox.checkpoint import Checkpoint
 from sandbox.engine import Program
-from sandbox.instance import Handler, Image, Instance
+from sandbox.instance import Handler, Image, Instance, turn_frame
 from sandbox.limits import Limits
-from sandbox.snapshot import Snapshot, capture, restore
+from sandbox.pages import Change
 from sandbox.text import Text
 from sandbox.turn import OutputListener, Status, Turn
 
 
 class Session:
-    """Runs turns one at a time, from an image or from a captured state on. Not thread-safe, but for `interrupt`.
+    """Runs turns one at a time, from an image or from a checkpoint on. Not thread-safe, but for `interrupt`.
 
-    `checkpoint` is the state after the last turn that ended by itself. Descriptors of attached texts belong to the
-    caller and must stay open as long as the session.
+    `checkpoint` is the state after the last turn that ended by itself, `change` what that turn changed in it. The
+    session owns its checkpoint; descriptors of attached texts belong to the caller and must stay open as long as it.
     """
 
-    def __init__(self, program: Program, start: Image | Snapshot, limits: Limits) -> None:
+    def __init__(self, program: Program, start: Image | Checkpoint, limits: Limits) -> None:
         self._program = program
         self._limits = limits
         self._fresh = True  # entropy must be renewed before the next turn
         self._running = False
         self._closed = False
         self._lock = threading.Lock()  # of _running and _closed
-        self.checkpoint = start if isinstance(start, Snapshot) else Snapshot.of(start)
-        self._instance: Instance = restore(program, self.checkpoint, limits)
+        self.checkpoint = start if isinstance(start, Checkpoint) else Checkpoint.of(start)
+        self.change = Change()
+        self._instance: Instance = self.checkpoint.restore(program, limits)
         self.turns = 0
 
     def execute(self, code: str, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
         """Run Python source as one turn. Whatever happens in it, the session can run another afterwards."""
         self.turns += 1
-        source = f"__import__('_runner').run({code!r}, {self.turns}, {self._fresh})"
-        turn = self._take_turn(lambda instance: instance.run(source, handler, listener))
+        frame = turn_frame(code, self.turns, fresh=self._fresh)
+        turn = self._take_turn(lambda instance: instance.run(frame, handler, listener))
         self._fresh = turn.status is Status.ROLLED_BACK
         return turn
 
@@ -49,7 +51,7 @@ class Session:
 
     def fork(self) -> Session:
         """Return a new session in this one's state."""
-        return Session(self._program, self.checkpoint, self._limits)
+        return Session(self._program, self.checkpoint.fork(), self._limits)
 
     def _take_turn(self, run: Callable[[Instance], Turn]) -> Turn:
         with self._lock:
@@ -61,11 +63,10 @@ class Session:
         finally:
             with self._lock:
                 self._running = False
-        if turn.status is not Status.ROLLED_BACK:
-            self.checkpoint = capture(self._instance)
+        self.change = Change() if turn.status is Status.ROLLED_BACK else self.checkpoint.capture(self._instance)
         if turn.status is Status.ROLLED_BACK or self._instance.interrupted:  # an interrupt may come as the turn ends
             self._instance.close()
-            self._instance = restore(self._program, self.checkpoint, self._limits)
+            self._instance = self.checkpoint.restore(self._program, self._limits)
         return turn
 
     def interrupt(self) -> None:
@@ -86,3 +87,4 @@ class Session:
             closing, self._closed = not self._closed, True
         if closing:
             self._instance.close()
+            self.checkpoint.close()

@@ -6,8 +6,10 @@ character (PEP 393). The header of a pure ASCII string is shorter.
 
 from __future__ import annotations
 
+import os
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -53,11 +55,30 @@ class Form(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text in a file: `fd` holds `characters` characters in `form`, then one zero character, from offset 0."""
+    """A text in a file, which holds `characters` characters in `form`, then one zero character, from offset 0.
 
-    fd: int
+    `source` is its path, or a descriptor that somebody else keeps open as long as the text is used.
+    """
+
+    source: str | int
     form: Form
     characters: int
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Yield a descriptor of the file.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        if isinstance(self.source, int):
+            yield self.source
+            return
+        fd = os.open(self.source, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     @property
     def size(self) -> int:

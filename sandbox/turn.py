@@ -119,26 +119,30 @@ class Output:
         return texts[0], texts[1]
 
 
-def read_turn(said: dict[str, Any]) -> Turn:
-    """Read a turn that another process wrote with `dataclasses.asdict`.
+def write_turn(turn: Turn) -> list[Any]:
+    """Write a turn for another process."""
+    error = turn.error and [turn.error.type, turn.error.message, turn.error.traceback]
+    variables = [[variable.name, variable.type, variable.length] for variable in turn.variables]
+    return [
+        turn.status, turn.stdout, turn.stderr, turn.output_bytes, turn.truncated, turn.running_seconds,
+        turn.door_calls, error, variables,
+    ]  # fmt: skip
+
+
+def read_turn(said: list[Any]) -> Turn:
+    """Read a turn that another process wrote with `write_turn`.
 
     Raises:
-        KeyError, TypeError, ValueError: it is none.
+        TypeError, ValueError, OverflowError: it is none.
     """
-    error, status = said["error"], Status(said["status"])
-    stops = set(Stop) if status is Status.ROLLED_BACK else set()  # else it is a name the guest gave its exception
+    status, stdout, stderr, output_bytes, truncated, running_seconds, door_calls, error, variables = said
+    ended = Status(status)
+    stops = set(Stop) if ended is Status.ROLLED_BACK else set()  # else it is a name the guest gave its exception
     read_error = None
     if error is not None:
-        kind = str(error["type"])
-        read_error = TurnError(Stop(kind) if kind in stops else kind, str(error["message"]), str(error["traceback"]))
+        kind, message, traceback = map(str, error)
+        read_error = TurnError(Stop(kind) if kind in stops else kind, message, traceback)
     return Turn(
-        status,
-        str(said["stdout"]),
-        str(said["stderr"]),
-        int(said["output_bytes"]),
-        bool(said["truncated"]),
-        float(said["running_seconds"]),
-        int(said["door_calls"]),
-        read_error,
-        tuple(Variable(str(v["name"]), str(v["type"]), int(v["length"])) for v in said["variables"]),
-    )
+        ended, str(stdout), str(stderr), int(output_bytes), bool(truncated), float(running_seconds), int(door_calls),
+        read_error, tuple(Variable(str(name), str(type_), int(length)) for name, type_, length in variables),
+    )  # fmt: skip

@@ -19,8 +19,8 @@ _HEADER = struct.Struct("<BIIIQ")
 _DESCRIPTOR = struct.Struct("<I")
 
 MOST_JSON = 16 << 20
-MOST_BYTES = 5 << 30
-"""Of one frame: a whole guest memory, and some."""
+MOST_BYTES = 1 << 30
+"""Of one frame: the contents of a session's files, and some."""
 
 
 class Kind(IntEnum):

@@ -1,78 +1,78 @@
 """The process that runs one owner's guests; its arguments are the descriptors of its two sockets.
 
 It is started by exec with an empty environment and two sockets, loads what it is told to, and confines itself before it
-runs anything. It holds no secret and no state that cannot be lost: after every turn the server has the pages that
-changed. Each running turn has a thread; the main thread reads frames.
+runs anything. It holds no secret and no state that cannot be lost: after every turn the pages that changed are in a
+file the server has too.
+
+One thread at a time reads frames. One that reads that a turn is to be run lets another go on reading, and runs it.
 """
 
 from __future__ import annotations
 
 import os
-import queue
 import socket
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import asdict
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
 
-from sandbox import instance, jail, memory, wasi
+from sandbox import instance, jail, memory, pagetable, wasi
 from sandbox.door import HostCall, Reply
 from sandbox.engine import THREAD_STACK_BYTES, Program
-from sandbox.files import Files, Inode
+from sandbox.files import Files, Inode, write_files
 from sandbox.image import STDLIB_PATH
-from sandbox.instance import Image, Mapped
+from sandbox.instance import Image
 from sandbox.limits import Limits
 from sandbox.session import Session
-from sandbox.snapshot import Snapshot, difference, read_files, write_files
 from sandbox.text import Form, Text
+from sandbox.transfer import read_session, read_text, write_end
 from sandbox.turn import Turn
 from sandbox.wire import Channel, Frame, Kind
 
+Work = Callable[[], None]
+
 
 class _Served:
-    """A session of this worker, with the thread that runs its turns when it has any."""
+    """A session of this worker."""
 
     def __init__(self, session: Session, channel: Channel, number: int) -> None:
         self.session = session
         self._channel = channel
         self._number = number
-        self._sent = session.checkpoint
+        self._files = session.checkpoint.files
         self._calls: dict[int, Future[Reply]] = {}
         self._last_call = 0
-        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()  # of the two below
+        self._running = False
+        self._closing = False
 
-    def submit(self, request: int, work: Callable[[], Turn]) -> None:
-        """Run a turn on the session's thread and report it."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
-            self._thread.start()
-        self._work.put(lambda: self._report(request, work))
+    def turn(self, request: int, take: Callable[[], Turn]) -> Work:
+        """Return the work of running a turn and telling how it ended."""
+        self._running = True
 
-    def _run(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
+        def work() -> None:
+            try:
+                self._channel.send(self._ended(request, take))
+            finally:
+                with self._lock:
+                    self._running = False
+                    closing = self._closing
+                if closing:
+                    self.session.close()
 
-    def _report(self, request: int, work: Callable[[], Turn]) -> None:
+        return work
+
+    def _ended(self, request: int, take: Callable[[], Turn]) -> Frame:
         try:
-            turn = work()
+            turn = take()
         except MemoryError as error:
-            self._channel.send(Frame(Kind.FAILED, self._number, request, {"message": str(error)}))
-            return
-        now, before = self.session.checkpoint, self._sent
-        changes = difference(before, now)
-        said: dict[str, Any] = {"turn": asdict(turn), "size": now.size, "runs": changes.changed, "gone": changes.gone}
-        pages = changes.contents
-        said["mapped"] = [mapped.address for mapped in now.mapped]
-        if now.files != before.files:
-            said["files"], contents = write_files(now.files)
-            pages += contents
-        self._sent = now
-        self._channel.send(Frame(Kind.DONE, self._number, request, said, pages))
+            return Frame(Kind.FAILED, self._number, request, {"message": str(error)})
+        now, known = self.session.checkpoint, self._files
+        self._files = now.files
+        return write_end(self._number, request, turn, now, self.session.change, known)
 
     def ask(self, call: HostCall) -> Future[Reply]:
         """Send a request of the guest's to the server."""
@@ -95,11 +95,12 @@ class _Served:
         self._channel.send(Frame(Kind.OUTPUT, self._number, stream, data=data))
 
     def close(self) -> None:
-        """End the session and its thread; a running turn is stopped first."""
+        """End the session; a running turn is stopped first, and whoever runs it closes."""
         self.session.interrupt()
-        self._work.put(None)
-        if self._thread:
-            self._thread.join()
+        with self._lock:
+            self._closing = True
+            if self._running:
+                return
         self.session.close()
 
 
@@ -111,29 +112,72 @@ class Worker:
         self._served: dict[int, _Served] = {}
         self._program: Program
         self._images: dict[str, Image] = {}
+        self._reading = threading.Lock()
+        self._waiting = 0  # threads that would read next
+        self._counting = threading.Lock()
 
     def serve(self) -> None:
-        """Serve."""
-        while (frame := self._channel.receive()) is not None:
-            served = self._served.get(frame.session)
-            match frame.kind:
-                case Kind.LOAD:
-                    self._load(frame)
-                case Kind.PING:
-                    self._channel.send(Frame(Kind.READY))
-                case Kind.OPEN:
-                    self._open(frame)
-                case Kind.ATTACH if served:
-                    self._attach(served, frame)
-                case Kind.EXECUTE if served:
-                    self._execute(served, frame)
-                case Kind.REPLY if served:
-                    served.answered(frame.number, frame.data)
-                case Kind.INTERRUPT if served:
-                    served.session.interrupt()
-                case Kind.CLOSE if served:
-                    del self._served[frame.session]
-                    served.close()
+        """Load, on the only thread there is, and then serve until the server is gone, which ends the process."""
+        frame = self._channel.receive()
+        if frame is not None:
+            self._load(frame)
+            self._another()
+            threading.Event().wait()
+
+    def _another(self) -> None:
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            while True:
+                self._count(1)
+                with self._reading:
+                    self._count(-1)
+                    work = self._read()
+                    if not self._waiting:
+                        self._another()
+                work()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _count(self, one: int) -> None:
+        with self._counting:
+            self._waiting += one
+
+    def _read(self) -> Work:
+        """Read frames until one asks for a turn."""
+        while True:
+            frame = self._channel.receive()
+            if frame is None:
+                os._exit(0)
+            work = self._take(frame)
+            if work:
+                return work
+
+    def _take(self, frame: Frame) -> Work | None:
+        served = self._served.get(frame.session)
+        match frame.kind:
+            case Kind.PING:
+                self._channel.send(Frame(Kind.READY))
+            case Kind.OPEN:
+                self._open(frame)
+            case Kind.ATTACH if served:
+                session, name = served.session, frame.said["name"]
+                text = read_text(frame.said, self._channel.descriptor)
+                return served.turn(frame.number, lambda: session.attach(name, text))
+            case Kind.EXECUTE if served:
+                code = frame.data.decode("utf-8", "surrogatepass")
+                ask, heard, session = served.ask, served.printed, served.session
+                return served.turn(frame.number, lambda: session.execute(code, ask, heard))
+            case Kind.REPLY if served:
+                served.answered(frame.number, frame.data)
+            case Kind.INTERRUPT if served:
+                served.session.interrupt()
+            case Kind.CLOSE if served:
+                del self._served[frame.session]
+                served.close()
+        return None
 
     def _load(self, frame: Frame) -> None:
         """Load the program and its images, use one so that nothing is left to be loaded, and go to jail."""
@@ -147,7 +191,6 @@ class Worker:
         problem = ""
         try:
             _rehearse(self._program, next(iter(self._images.values())))
-            self._program.clock.close()  # the jail is for a single thread and those it starts later
             jail.confine()
             jail.self_test()
         except jail.JailError as error:
@@ -155,26 +198,9 @@ class Worker:
         self._channel.send(Frame(Kind.READY, said={"unconfined": problem}))
 
     def _open(self, frame: Frame) -> None:
-        said = frame.said
-        limits = Limits(**said["limits"])
-        image = self._images[said["image"]]
-        mapped = tuple(Mapped(m["address"], self._text(m)) for m in said["mapped"])
-        runs = tuple((at, size) for at, size in said["runs"])
-        own = sum(size for _, size in runs)
-        files = read_files(said["files"], frame.data[own:], image.files)
-        start = Snapshot(image, said["size"], runs, frame.data[:own], files, mapped)
-        self._served[frame.session] = _Served(Session(self._program, start, limits), self._channel, frame.session)
-
-    def _text(self, said: dict[str, Any]) -> Text:
-        return Text(self._channel.descriptor(said["descriptor"]), Form[said["form"]], said["characters"])
-
-    def _attach(self, served: _Served, frame: Frame) -> None:
-        name, text = frame.said["name"], self._text(frame.said)
-        served.submit(frame.number, lambda: served.session.attach(name, text))
-
-    def _execute(self, served: _Served, frame: Frame) -> None:
-        code = frame.data.decode("utf-8", "surrogatepass")
-        served.submit(frame.number, lambda: served.session.execute(code, served.ask, served.printed))
+        start, limits = read_session(frame, self._images, self._channel.descriptor)
+        session = Session(self._program, start, limits)
+        self._served[frame.session] = _Served(session, self._channel, frame.session)
 
 
 def _rehearse(program: Program, image: Image) -> None:
@@ -184,21 +210,34 @@ def _rehearse(program: Program, image: Image) -> None:
     served = _Served(Session(program, image, Limits(turn_seconds=0.05)), Channel(here, first), 0)
     session = served.session
     made = memory.sealed(b"text\0", "rehearsal")
+    problems: list[Exception] = []
 
     def turns() -> None:
         session.attach("text", Text(made, Form.ASCII, 4))
         for code in ("open('/tmp/x', 'w').write('x')", "1 / 0", "while True: pass", "import os; os._exit(1)"):
             session.execute(code, served.ask, served.printed)
-        read_files(*write_files(session.checkpoint.files), image.files)
-        asdict(session.execute("x = 1"))
+        image.files.read(*write_files(session.checkpoint.files))
+        pagetable.can_watch()
+        served.turn(0, lambda: session.execute("x = 1"))()
+        session.execute("x = 2")
+        session.checkpoint.fork().close()
 
-    thread = threading.Thread(target=turns)
+    def run() -> None:
+        try:
+            turns()
+        except Exception as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=run)
     thread.start()
     thread.join()
+    program.clock.close()  # the jail is for a single thread and those it starts later
     session.close()
     for closing in (here, there, first, second):
         closing.close()
     os.close(made)
+    if problems:
+        raise problems[0]
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
@@ -116,8 +116,8 @@ class Supervisor:
             )
             deadline = time.monotonic() + new.limits.wall_seconds
             tree = Tree(self._services, row, new.limits, new.image, deadline, feed)
-            with self._contexts.opened(new.context) if new.context else nullcontext() as text:
-                outcome = await Node(tree, Task(row.id, "", 0, new.question, text, row.model)).run()
+            text = self._contexts.text(new.context) if new.context else None
+            outcome = await Node(tree, Task(row.id, "", 0, new.question, text, row.model)).run()
         except asyncio.CancelledError:
             outcome = Outcome(RunState.CANCELLED, reason="cancelled")
         except Exception:

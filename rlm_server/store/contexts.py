@@ -9,8 +9,6 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -96,14 +94,9 @@ class Contexts:
         asked = (tenant, context_id)
         return await self._database.read(lambda connection: _one(connection, "tenant = ? AND id = ?", asked))
 
-    @contextmanager
-    def opened(self, context: Context) -> Iterator[Text]:
-        """Open a context's text for mapping."""
-        fd = os.open(self._folder / context.id, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            yield Text(fd, context.form, context.characters)
-        finally:
-            os.close(fd)
+    def text(self, context: Context) -> Text:
+        """Return a context's text for mapping."""
+        return Text(str(self._folder / context.id), context.form, context.characters)
 
 
 def _one(connection: sqlite3.Connection, where: str, values: tuple[str, ...]) -> Context | None:

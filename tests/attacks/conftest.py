@@ -14,7 +14,8 @@ from sandbox.door import HostCall, Json
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
 from sandbox.memory import sealed
-from sandbox.pool import WorkerPool, WorkerSession
+from sandbox.live import WorkerSession
+from sandbox.pool import WorkerPool
 from sandbox.process import Process
 from sandbox.text import Text, encode
 from sandbox.turn import Status, Turn

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 
+from sandbox.limits import MIB
 from sandbox.turn import Stop
 from tests.attacks.attack import Attack, each, refused, shows, stopped
 from tests.attacks.conftest import Withstand
@@ -23,7 +24,11 @@ ATTACKS = [
     stopped("digits", "import sys; sys.set_int_max_str_digits(0); int('9' * 10 ** 7)"),
     stopped("showing digits", "import sys; sys.set_int_max_str_digits(0); str(1 << 10 ** 8)"),
     stopped("a sum", "sum(range(10 ** 12))"),
-    stopped("a sort", "import functools; sorted(range(10 ** 6), key=functools.cmp_to_key(lambda a, b: b - a))"),
+    stopped(
+        "a sort",
+        "import functools; sorted(range(10 ** 6), key=functools.cmp_to_key(lambda a, b: b - a))",
+        memory_bytes=512 * MIB,
+    ),
     stopped(
         "a search",
         "('a' * 10 ** 6 + 'b') in ('a' * 10 ** 7) or [('a' * 5000 + 'b' + 'a' * 5000) in 'a' * 10 ** 7 for _ in range(1000)]",

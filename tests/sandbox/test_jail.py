@@ -17,7 +17,8 @@ import pytest
 
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
-from sandbox.pool import WorkerPool, WorkerSession
+from sandbox.live import WorkerSession
+from sandbox.pool import WorkerPool
 from sandbox.turn import Status
 from tests.sandbox.conftest import MakeText
 from tests.sandbox.test_pool import run
@@ -379,11 +380,11 @@ async def test_a_worker_holds_only_the_descriptors_it_needs(session: WorkerSessi
     files = {str(loaded.stdlib), str(loaded.compiled), *images}
     assert kinds.count("socket") == 2
     assert kinds.count("pagemap") == 1
-    assert set(kinds) <= {"socket", "pagemap", "memory"} | files
+    assert set(kinds) <= {"socket", "pagemap", "memory", "anon_inode:[userfaultfd]"} | files
     for fd, target in held.items():
         flags = int((proc(session) / "fdinfo" / str(fd)).read_text().split("flags:\t")[1].split()[0], 8)
         writable = flags & os.O_ACCMODE != os.O_RDONLY
-        assert not writable or target.startswith(("socket:", "/memfd:")), target
+        assert not writable or target.startswith(("socket:", "/memfd:", "anon_inode:[userfaultfd]")), target
 
 
 async def test_what_several_workers_share_cannot_be_written_or_cut_by_any(session: WorkerSession) -> None:
@@ -391,10 +392,12 @@ async def test_what_several_workers_share_cannot_be_written_or_cut_by_any(sessio
 
     sealed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
     try:
-        shared = [fd for fd in (proc(session) / "fd").iterdir() if os.readlink(fd).startswith("/memfd:")]
+        held = [(fd, os.readlink(fd)) for fd in (proc(session) / "fd").iterdir()]
     except PermissionError:
         assert os.geteuid() != 0
         return
+    shared = [fd for fd, target in held if target.startswith("/memfd:") and not target.startswith("/memfd:pages")]
+    assert shared
     for path in shared:
         fd = os.open(path, os.O_RDONLY)
         try:

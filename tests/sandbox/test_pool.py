@@ -10,7 +10,8 @@ import pytest
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
-from sandbox.pool import PoolFull, WorkerPool, WorkerSession
+from sandbox.live import WorkerSession
+from sandbox.pool import PoolFull, WorkerPool
 from sandbox.turn import Status, Stop, Turn
 from tests.sandbox.conftest import MakeText
 

@@ -85,7 +85,7 @@ def test_a_checkpoint_can_be_started_from_again_and_again(loaded: Loaded, start:
     repl.show("x = 0")
     checkpoint = repl.session.checkpoint
     for _ in range(3):
-        again = start.keep(Session(loaded.program, checkpoint, Limits()))
+        again = start.keep(Session(loaded.program, checkpoint.fork(), Limits()))
         assert again.show("x += 1; x") == "1"
 
 

@@ -180,7 +180,7 @@ def test_no_attempt_changes_the_text(start: Repls, text: MakeText, attempt: str)
         assert session.show("len(context), context[:19], context.count('fox')") == repr(
             (len(content), content[:19], 1000)
         )
-    assert os.pread(shared.fd, len(content), 0) == content.encode()
+    assert os.pread(shared.source, len(content), 0) == content.encode()  # type: ignore[arg-type]
 
 
 def test_there_is_no_way_to_write_through_an_address(repl: Repl) -> None:
@@ -213,7 +213,7 @@ def test_a_text_that_does_not_fit_is_refused_before_the_turn(start: Repls, text:
     small = text("x")
     repl = start()
     with pytest.raises(MemoryError, match="4 GiB"):
-        repl.session.attach("context", Text(small.fd, Form.ASCII, (4 << 30) - 10))
+        repl.session.attach("context", Text(small.source, Form.ASCII, (4 << 30) - 10))
     assert repl.show("'context' in globals()") == "False"
 
 
@@ -221,4 +221,4 @@ def test_a_text_is_one_page_aligned_copy_nowhere_in_private_memory(start: Repls,
     repl = start()
     repl.attach("context", text("needle-in-a-haystack " * 10_000))
     assert memory_of(repl).count(b"needle-in-a-haystack " * 10_000) == 1
-    assert b"haystack needle" not in repl.session.checkpoint.own
+    assert not any(b"haystack needle" in piece for piece in repl.session.checkpoint.pages.contents())

@@ -6,20 +6,23 @@ import json
 import os
 import socket
 import struct
-from dataclasses import asdict
+from array import array
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.checkpoint import Checkpoint
 from sandbox.files import Files
 from sandbox.instance import Image, Mapped
 from sandbox.limits import Limits
 from sandbox.memory import PAGE, sealed
-from sandbox.stored import Stored
+from sandbox.pages import PageFile
 from sandbox.text import Form, Text
-from sandbox.turn import Status, Turn
+from sandbox.transfer import take_end
+from sandbox.turn import Status, Stop, Turn, TurnError, write_turn
 from sandbox.wire import MOST_BYTES, MOST_JSON, Channel, Frame, Kind, Parser, WireError, send_descriptor
 
 NUMBERS = st.integers(0, (1 << 32) - 1)
@@ -138,115 +141,146 @@ def test_a_descriptor_that_does_not_come_is_an_error() -> None:
 # ---- turns -----------------------------------------------------------------------------------------------------------
 
 SIZE = 16 * PAGE
-TURN = asdict(Turn(Status.OK, "out", "", 3, False, 0.5, 0))
+TURN = write_turn(Turn(Status.OK, "out", "", 3, False, 0.5, 0))
 
 
-def stored() -> Stored:
-    return Stored(Image("core", -1, SIZE, Files(Limits(), {})), Limits(), SIZE, {0: b"a" * PAGE, PAGE: b"b" * PAGE})
+@pytest.fixture
+def state() -> Iterator[Checkpoint]:
+    image = Image("core", -1, SIZE, Files(Limits(), {}))
+    made = Checkpoint(image, SIZE, PageFile(), Files(Limits(), {}), [])
+    made.pages.fill([(0, 2 * PAGE)], [b"a" * PAGE + b"b" * PAGE])
+    yield made
+    made.close()
+
+
+def extents(*numbers: int) -> bytes:
+    return array("I", numbers).tobytes()
 
 
 def done(data: bytes = b"", /, **said: Any) -> Frame:
-    whole = {"turn": TURN, "size": SIZE, "runs": [], "gone": [], "mapped": []} | said
-    return Frame(Kind.DONE, 1, 1, {key: value for key, value in whole.items() if value is not ...}, data)
+    everything = {"turn": TURN, "size": SIZE, "whole": False, "written": len(data), "mapped": []} | said
+    return Frame(Kind.DONE, 1, 1, {key: value for key, value in everything.items() if value is not ...}, data)
 
 
-def test_the_end_of_a_turn_brings_pages_size_and_files() -> None:
-    state = stored()
-    files = {"writable": [], "directories": ["/tmp"], "open": [], "next": 100, "sizes": [3]}
-    pages = b"c" * PAGE + b"d" * 2 * PAGE
-    turn = state.take(
-        done(pages + b"xyz", size=2 * SIZE, runs=[[0, PAGE], [4 * PAGE, 2 * PAGE]], gone=[[PAGE, PAGE]], files=files),
-        None,
-    )
+def seen(state: Checkpoint) -> tuple[Any, ...]:
+    return list(state.pages.table), state.size, state.files, list(state.mapped)
+
+
+def test_the_end_of_a_turn_brings_pages_size_and_files(state: Checkpoint) -> None:
+    files = {"writable": [["/tmp/f", 101, 0]], "directories": ["/tmp"], "open": [], "next": 101, "sizes": [3]}
+    data = extents(1, 2, 1, 4, 3, 2)
+    turn = take_end(done(data + b"xyz", size=2 * SIZE, written=len(data), files=files), state, None)
     assert turn == Turn(Status.OK, "out", "", 3, False, 0.5, 0)
-    assert state.pages == {0: b"c" * PAGE, 4 * PAGE: b"d" * PAGE, 5 * PAGE: b"d" * PAGE}
-    assert (state.size, state.files, state.contents) == (2 * SIZE, files, b"xyz")
-    said, data = state.written()
-    assert said["runs"] == [(0, PAGE), (4 * PAGE, 2 * PAGE)]
-    assert data == pages + b"xyz"
+    assert state.pages.table == [(0, 0, 1), (1, 2, 1), (4, 3, 2)]
+    assert state.size == 2 * SIZE
+    assert {path: bytes(inode.data) for path, inode in state.files.writable.items()} == {"/tmp/f": b"xyz"}
 
 
-def test_a_text_that_was_attached_is_kept_with_its_address() -> None:
-    state, text = stored(), Text(-1, Form.ASCII, 10)
-    state.take(done(mapped=[8 * PAGE]), text)
+def test_where_all_pages_are_told_of_the_others_are_gone(state: Checkpoint) -> None:
+    take_end(done(extents(4, 2, 1), whole=True), state, None)
+    assert state.pages.table == [(4, 2, 1)]
+
+
+def test_a_turn_that_was_undone_changes_nothing(state: Checkpoint) -> None:
+    before = seen(state)
+    undone = write_turn(Turn(Status.ROLLED_BACK, "", "", 0, False, 0.5, 0, TurnError(Stop.EXIT, "x")))
+    turn = take_end(done(extents(0, 2, 2), turn=undone, size=2 * SIZE), state, None)
+    assert turn.error is not None
+    assert turn.error.type is Stop.EXIT
+    assert seen(state) == before
+
+
+def test_a_text_that_was_attached_is_kept_with_its_address(state: Checkpoint) -> None:
+    text = Text(-1, Form.ASCII, 10)
+    take_end(done(mapped=[8 * PAGE]), state, text)
     assert state.mapped == [Mapped(8 * PAGE, text)]
 
 
-def test_an_attachment_that_failed_keeps_nothing() -> None:
-    state = stored()
-    state.take(done(), Text(-1, Form.ASCII, 10))
+def test_an_attachment_that_failed_keeps_nothing(state: Checkpoint) -> None:
+    take_end(done(), state, Text(-1, Form.ASCII, 10))
     assert state.mapped == []
+
+
+def changed(at: int, value: Any) -> list[Any]:
+    return [*TURN[:at], value, *TURN[at + 1 :]]
 
 
 FOUR_GIB = 1 << 32
 MALFORMED: dict[str, Frame] = {
-    **{f"without {key}": done(**{key: ...}) for key in ("turn", "size", "runs", "gone", "mapped")},
-    **{
-        f"turn without {key}": done(turn={k: v for k, v in TURN.items() if k != key})
-        for key in TURN
-    },
-    "turn is a list": done(turn=[]),
+    **{f"without {key}": done(**{key: ...}) for key in ("turn", "size", "written", "mapped", "whole")},
+    "a turn without its end": done(turn=TURN[:-1]),
+    "a turn with too much": done(turn=[*TURN, 1]),
+    "turn is an object": done(turn={"status": "ok"}),
     "turn is nothing": done(turn=None),
-    "a status that does not exist": done(turn=TURN | {"status": "fine"}),
-    "an error that is a text": done(turn=TURN | {"error": "x"}),
-    "an error without a message": done(turn=TURN | {"error": {"type": "a", "traceback": ""}}),
-    "variables that are none": done(turn=TURN | {"variables": [1]}),
-    "infinitely much output": done(turn=TURN | {"output_bytes": float("inf")}),
-    "output that is not a number": done(turn=TURN | {"output_bytes": float("nan")}),
+    "a status that does not exist": done(turn=changed(0, "fine")),
+    "an error that is a text": done(turn=changed(7, "x")),
+    "an error without a message": done(turn=changed(7, ["a", ""])),
+    "variables that are none": done(turn=changed(8, [1])),
+    "infinitely much output": done(turn=changed(3, float("inf"))),
+    "output that is not a number": done(turn=changed(3, float("nan"))),
+    "a memory that has shrunk": done(size=SIZE - PAGE),
     "a size that is not aligned": done(size=SIZE + 1),
     "a negative size": done(size=-PAGE),
     "a size beyond 4 GiB": done(size=FOUR_GIB + PAGE),
     "a size that is a text": done(size=str(SIZE)),
     "a size that is a float": done(size=float(SIZE)),
     "a size that is true": done(size=True),
-    "a run that is not aligned": done(bytes(PAGE), runs=[[1, PAGE]]),
-    "a run of half a page": done(bytes(PAGE), runs=[[0, PAGE // 2]]),
-    "a run before the memory": done(bytes(PAGE), runs=[[-PAGE, PAGE]]),
-    "a run of negative length": done(bytes(PAGE), runs=[[0, -PAGE]]),
-    "a run that begins beyond 4 GiB": done(bytes(PAGE), runs=[[FOUR_GIB + PAGE, PAGE]]),
-    "a run that begins at 4 GiB": done(bytes(PAGE), runs=[[FOUR_GIB, PAGE]]),
-    "a run that ends beyond the memory": done(bytes(2 * PAGE), runs=[[SIZE - PAGE, 2 * PAGE]]),
-    "a run longer than 4 GiB": done(bytes(PAGE), runs=[[0, FOUR_GIB + PAGE]]),
-    "a run without bytes": done(b"", runs=[[0, PAGE]]),
-    "fewer bytes than named": done(bytes(2 * PAGE - 1), runs=[[0, PAGE], [PAGE, PAGE]]),
-    "the same pages again and again": done(b"", gone=[[0, 1 << 32], [0, 1 << 32]]),
-    "a run of three numbers": done(bytes(PAGE), runs=[[0, PAGE, 1]]),
-    "runs that are numbers": done(bytes(PAGE), runs=[0]),
-    "runs that are nothing": done(runs=None),
-    "gone that is not aligned": done(gone=[[1, PAGE]]),
-    "gone that is negative": done(gone=[[-PAGE, PAGE]]),
-    "gone beyond 4 GiB": done(gone=[[0, FOUR_GIB + PAGE]]),
+    "part of a number": done(b"123"),
+    "part of an extent": done(extents(1, 2)),
+    "an extent of nothing": done(extents(1, 2, 0)),
+    "an extent that begins beyond the memory": done(extents(16, 2, 1)),
+    "an extent that ends beyond the memory": done(extents(15, 2, 2)),
+    "an extent that ends beyond 4 GiB": done(extents((1 << 20) - 1, 2, 2), size=FOUR_GIB),
+    "an extent of endless length": done(extents(1, 2, (1 << 32) - 1)),
+    "a slot where no file is so long": done(extents(1, (1 << 32) - 1, 1)),
+    "pages out of order": done(extents(4, 2, 1, 1, 3, 1)),
+    "pages told of twice": done(extents(1, 2, 2, 2, 4, 1)),
+    "more extents than came": done(extents(1, 2, 1), written=24),
+    "fewer than none": done(extents(1, 2, 1), written=-12),
+    "a count that is true": done(extents(1, 2, 1), written=True),
     "a text nobody attached": done(mapped=[PAGE]),
     "an address that is a text": done(mapped=["x"]),
     "files that are no object": done(files=[1]),
+    "files without contents": done(files={"writable": [["/tmp/f", 101, 0]], "directories": [], "open": [],
+                                          "next": 1, "sizes": []}),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MALFORMED)
-def test_a_malformed_turn_is_refused_and_changes_nothing(case: str) -> None:
-    state, before = stored(), stored()
+def test_a_malformed_turn_is_refused_and_changes_nothing(state: Checkpoint, case: str) -> None:
+    before = seen(state)
     with pytest.raises(WireError):
-        state.take(MALFORMED[case], None)
-    assert state == before
+        take_end(MALFORMED[case], state, None)
+    assert seen(state) == before
 
 
-def test_a_mapped_address_that_is_not_aligned_is_refused() -> None:
-    state = stored()
+def test_a_mapped_address_that_is_not_aligned_is_refused(state: Checkpoint) -> None:
     for address in (1, -PAGE, FOUR_GIB + PAGE, float(PAGE), str(PAGE)):
         with pytest.raises(WireError):
-            state.take(done(mapped=[address]), Text(-1, Form.ASCII, 10))
+            take_end(done(mapped=[address]), state, Text(-1, Form.ASCII, 10))
     assert state.mapped == []
+
+
+def test_texts_stay_where_they_are(state: Checkpoint) -> None:
+    text = Text(-1, Form.ASCII, 10)
+    take_end(done(mapped=[8 * PAGE]), state, text)
+    for moved in ([9 * PAGE], [9 * PAGE, 8 * PAGE], []):
+        with pytest.raises(WireError):
+            take_end(done(mapped=moved), state, text)
+    assert state.mapped == [Mapped(8 * PAGE, text)]
 
 
 @given(st.recursive(
     st.none() | st.booleans() | st.integers(-PAGE, FOUR_GIB + PAGE) | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3), max_leaves=8,
-), st.sampled_from(["turn", "size", "runs", "gone", "mapped", "files"]))  # fmt: skip
+), st.sampled_from(["turn", "size", "written", "whole", "mapped", "files"]))  # fmt: skip
 def test_whatever_a_worker_says_it_is_taken_or_refused(value: Any, key: str) -> None:
-    frame = done(bytes(PAGE), **{key: json.loads(json.dumps(value))})
-    state = stored()
+    frame = done(extents(1, 2, 3), **{key: json.loads(json.dumps(value))})
+    state = Checkpoint(Image("core", -1, SIZE, Files(Limits(), {})), SIZE, PageFile(), Files(Limits(), {}), [])
+    before = seen(state)
     try:
-        state.take(frame, None)
+        take_end(frame, state, None)
     except WireError:
-        assert state == stored()
-    assert all(at % PAGE == 0 and 0 <= at < state.size for at in state.pages)
+        assert seen(state) == before
+    assert all(extent.page + extent.length <= state.size // PAGE for extent in state.pages.table)
+    state.close()

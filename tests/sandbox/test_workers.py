@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import pool as pools
+from sandbox import live
+from sandbox import process as processes
 from sandbox.door import HostCall, Json
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
-from sandbox.pool import JailMissing, WorkerPool, WorkerSession
+from sandbox.live import Answer, WorkerSession
+from sandbox.pool import JailMissing, WorkerPool
 from sandbox.process import Process, WorkerLost
 from sandbox.turn import Status, Stop, Turn
 from sandbox.wire import Frame, Kind
@@ -79,7 +81,7 @@ def descriptors() -> list[str]:
     return sorted(found)
 
 
-def replies_after(act: object = None) -> pools.Answer:
+def replies_after(act: object = None) -> Answer:
     async def answer(_: HostCall) -> Json:
         if callable(act):
             act()
@@ -250,7 +252,7 @@ async def test_a_turn_that_hangs_is_ended_and_run_again_in_another_worker(
 ) -> None:
     session = await pool.create("a", "core", Limits(turn_seconds=5, memory_bytes=96 * MIB))
     await show(session, "n = 1")
-    monkeypatch.setattr(pools, "TURN_SLACK_SECONDS", -4.0)
+    monkeypatch.setattr(live, "TURN_SLACK_SECONDS", -4.0)
     first = pid_of(session)
     send(session, signal.SIGSTOP)
     assert await show(session, "n") == "1"
@@ -260,7 +262,7 @@ async def test_a_turn_that_hangs_is_ended_and_run_again_in_another_worker(
 async def test_a_turn_that_hangs_after_it_asked_is_lost(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     session = await pool.create("a", "core", Limits(turn_seconds=5, memory_bytes=96 * MIB))
     await show(session, "n = 1")
-    monkeypatch.setattr(pools, "TURN_SLACK_SECONDS", -4.0)
+    monkeypatch.setattr(live, "TURN_SLACK_SECONDS", -4.0)
     answer = replies_after(lambda: send(session, signal.SIGSTOP))
     turn = await asyncio.wait_for(session.execute("n = 2\n" + ASK, answer, ignore), 30)
     assert lost(turn)
@@ -274,7 +276,7 @@ async def test_cancelling_a_turn_whose_worker_hangs_kills_the_worker(
 ) -> None:
     session = await pool.create("a", "core", LIMITS)
     await show(session, "n = 1")
-    monkeypatch.setattr(pools, "INTERRUPT_SECONDS", 0.2)
+    monkeypatch.setattr(live, "INTERRUPT_SECONDS", 0.2)
     stopped = asyncio.Event()
 
     def listen(_stream: int, _data: bytes) -> None:
@@ -320,21 +322,30 @@ async def test_a_worker_that_lies_about_how_a_turn_ended_is_killed(pool: WorkerP
     assert await show(session, "n") == "1"
 
 
-async def test_a_worker_that_holds_too_much_memory_or_is_silent_is_killed(
-    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from sandbox import process as processes
+async def test_a_worker_that_holds_too_much_memory_is_killed(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PING_SECONDS", 0.01)
+    pool = WorkerPool(loaded, sessions=1, spares=0, worker_bytes=1)
+    session = await pool.create("a", "core", LIMITS)
+    await asyncio.wait_for(process_of(session)._process.wait(), 20)
+    assert not process_of(session).alive
+    await asyncio.wait_for(pool.close(), 30)
 
-    for name, value in (("MOST_RESIDENT_BYTES", 1), ("SILENCE_SECONDS", -1.0)):
-        with monkeypatch.context() as patched:
-            patched.setattr(processes, name, value)
-            patched.setattr(processes, "PING_SECONDS", 0.01)
-            session = await pool.create("a", "core", LIMITS)
-            await asyncio.wait_for(process_of(session)._process.wait(), 20)
-            assert not process_of(session).alive
-            patched.undo()
-            assert await show(session, "1") == "1"
-            await session.close()
+
+async def test_what_a_worker_writes_to_files_counts_as_its_memory(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    before = process_of(session)._held_bytes()
+    os.pwrite(session.checkpoint.pages.fd, bytes(8 * MIB), 1 << 30)
+    assert process_of(session)._held_bytes() >= before + 7 * MIB
+
+
+async def test_a_worker_that_is_silent_is_killed(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(processes, "SILENCE_SECONDS", -1.0)
+        patched.setattr(processes, "PING_SECONDS", 0.01)
+        session = await pool.create("a", "core", LIMITS)
+        await asyncio.wait_for(process_of(session)._process.wait(), 20)
+        assert not process_of(session).alive
+    assert await show(session, "1") == "1"
 
 
 # ---- whose worker it is ----------------------------------------------------------------------------------------------

@@ -1,0 +1,81 @@
+"""The state of a session after its last finished turn: the pages that are its own, its files, the texts mapped into it.
+
+Between turns no guest frame is on the stack and every global has its first value again, so memory and files are all
+there is. One mechanism serves rollback, fork, hibernation and a session's move to another process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+from sandbox import memory
+from sandbox.engine import Program
+from sandbox.files import Files
+from sandbox.instance import WATCHED_FROM, Image, Instance, Mapped
+from sandbox.limits import Limits
+from sandbox.pages import Change, PageFile
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """A session's state, `size` bytes of memory in all. It owns the file of its pages, not the texts' descriptors."""
+
+    image: Image
+    size: int
+    pages: PageFile
+    files: Files
+    mapped: list[Mapped]
+
+    @classmethod
+    def of(cls, image: Image) -> Self:
+        """Return the state of a session that has not run yet."""
+        return cls(image, image.size, PageFile(), image.files, [])
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes of memory that are the session's own."""
+        return len(self.pages) * memory.PAGE
+
+    def capture(self, instance: Instance) -> Change:
+        """Take the state of the session's instance after a turn, and return which pages changed."""
+        runs, whole = instance.changed_pages()
+        change = self.pages.write(instance.view(), runs, whole=whole)
+        self.pages.take(change)
+        self.size = instance.size
+        if self.files != instance.files:
+            self.files = instance.files.copy()
+        self.mapped = list(instance.mapped)
+        return change
+
+    def restore(self, program: Program, limits: Limits) -> Instance:
+        """Make an instance in this state.
+
+        Raises:
+            EOFError: the file of pages is cut short.
+            OSError: a text cannot be opened.
+        """
+        files = self.files.copy()
+        files.limits = limits
+        instance = Instance(program, self.image, limits, files)
+        try:
+            instance.mapped = list(self.mapped)
+            instance.grow(self.size)
+            for mapped in self.mapped:
+                with mapped.text.opened() as fd:
+                    memory.lay_over(instance.base + mapped.address, memory.pages(mapped.text.size), fd)
+            self.pages.read_into(instance.view())
+            if len(self.pages) > WATCHED_FROM:
+                instance.watch()
+        except BaseException:
+            instance.close()
+            raise
+        return instance
+
+    def fork(self) -> Checkpoint:
+        """Return an independent copy."""
+        return Checkpoint(self.image, self.size, self.pages.copy(), self.files.copy(), list(self.mapped))
+
+    def close(self) -> None:
+        """Give up the pages."""
+        self.pages.close()

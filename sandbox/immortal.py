@@ -1,0 +1,36 @@
+"""Makes the objects of a golden image immortal, so that using them writes nothing.
+
+CPython counts references in the objects themselves: merely calling a function of an imported module writes to the
+pages it lives in, and each session would soon have its own copy of them. An object whose count is immortal is never
+counted (PEP 683). In a golden image every object can be so, for none of them is ever to be freed: sessions then share
+nearly all of the image for good, and start, checkpoint and hibernate with a third of the pages.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from sandbox.door import HostCall
+
+_MORTAL_BELOW = 1 << 30
+_IMMORTAL = 5 << 28
+"""`_Py_IMMORTAL_MINIMUM_REFCNT` and `_Py_IMMORTAL_INITIAL_REFCNT` of CPython 3.14 and later on 32 bits (refcount.h)."""
+
+_HEAD = struct.Struct("<II")
+"""A PyObject: its count and the address of its type."""
+
+
+def immortalise(memory: bytearray, call: HostCall) -> int:
+    """Make the objects the guest told of immortal in a copy of its memory, and return how many these are.
+
+    The copy was taken before the guest looked for them: one that was not there yet is left alone.
+    """
+    made = 0
+    for address, kind in call.arguments["found"]:
+        if not 0 < address <= len(memory) - _HEAD.size:
+            continue
+        count, type_then = _HEAD.unpack_from(memory, address)
+        if type_then == kind and 0 < count < _MORTAL_BELOW:
+            struct.pack_into("<I", memory, address, _IMMORTAL)
+            made += 1
+    return made

@@ -1,0 +1,279 @@
+"""A session of a pool: it lives in a worker process, and outlives it, since the pool has its checkpoint."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from sandbox.checkpoint import Checkpoint
+from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
+from sandbox.limits import Limits
+from sandbox.process import Process, WorkerLost
+from sandbox.text import Text
+from sandbox.transfer import take_end, write_text
+from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
+from sandbox.wire import Frame, Kind, WireError
+
+log = logging.getLogger(__name__)
+
+INTERRUPT_SECONDS = 5.0
+"""A worker that has not stopped a turn by then is killed."""
+INTERRUPT_EVERY = 0.05
+TURN_SLACK_SECONDS = 10.0
+"""A worker that runs a turn for so much longer than it may is killed."""
+
+Answer = Callable[[HostCall], Awaitable[Json]]
+"""Answers the guest's requests; a `DoorRefusal` it raises is raised inside the guest."""
+
+
+class Home(Protocol):
+    """Where sessions live: what one needs of its pool."""
+
+    async def worker(self, owner: str) -> Process:
+        """Return the owner's worker, a new one where it has none that lives."""
+        ...
+
+    async def ended(self, session: WorkerSession) -> None:
+        """Forget a session."""
+        ...
+
+
+class WorkerSession:
+    """A session of a `WorkerPool`; one turn at a time, others wait. It outlives its worker."""
+
+    def __init__(self, home: Home, owner: str, number: int, checkpoint: Checkpoint, limits: Limits) -> None:
+        self.owner = owner
+        self.number = number
+        self.limits = limits
+        self.checkpoint = checkpoint
+        self._home = home
+        self._process: Process | None = None
+        self._one_at_a_time = asyncio.Lock()
+        self._closed = False
+        self._turn: _Turn | None = None
+
+    @property
+    def private_bytes(self) -> int:
+        """Bytes of memory that are the session's own."""
+        return self.checkpoint.private_bytes
+
+    async def wake(self) -> Process:
+        """Return the process the session lives in, after bringing it there where it is in none."""
+        process = self._process
+        if process is None or not process.alive:
+            process = await self._home.worker(self.owner)
+            process.open(self.number, self.checkpoint, self.limits)
+            self._process = process
+        return process
+
+    async def attach(self, name: str, text: Text) -> None:
+        """Make `name` in the session a `str` with the characters of `text`.
+
+        Raises:
+            MemoryError: it does not fit into the guest's memory.
+            WorkerLost: the process was lost, and so was the one after it.
+            OSError: the text cannot be opened.
+        """
+
+        def ask(process: Process) -> Frame:
+            return Frame(Kind.ATTACH, self.number, said={"name": name, **write_text(text, process.hand_over)})
+
+        turn = await self._run(ask, _nothing_to_ask, _unheard, text)
+        if turn.error:
+            failure = MemoryError if turn.error.type == "MemoryError" else WorkerLost
+            raise failure(f"the text could not be attached: {turn.error.message}")
+
+    async def execute(self, code: str, answer: Answer, listener: OutputListener) -> Turn:
+        """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on."""
+        frame = Frame(Kind.EXECUTE, self.number, data=code.encode("utf-8", "surrogatepass"))
+        return await self._run(lambda _: frame, answer, listener, None)
+
+    async def _run(
+        self, ask: Callable[[Process], Frame], answer: Answer, listener: OutputListener, text: Text | None
+    ) -> Turn:
+        """Run a turn. One that is lost with its worker before it asked for anything is run once more."""
+        async with self._one_at_a_time:
+            turn = _Turn(self, answer, listener, text)
+            ended = await self._take(turn, ask)
+            if ended.error and ended.error.type is Stop.WORKER_LOST and not turn.asked:
+                ended = await self._take(_Turn(self, answer, listener, text), ask)
+            return ended
+
+    async def _take(self, turn: _Turn, ask: Callable[[Process], Frame]) -> Turn:
+        if self._closed:
+            raise RuntimeError("the session is closed")
+        self._turn = turn
+        try:
+            return await turn.run(ask)
+        finally:
+            self._turn = None
+
+    def interrupt(self) -> None:
+        """Stop the running turn and roll it back; does nothing between turns."""
+        if self._turn:
+            self._turn.stop()
+
+    async def close(self) -> None:
+        """End the session; a running turn is stopped first."""
+        if self._closed:
+            return
+        self._closed = True
+        self.interrupt()
+        async with self._one_at_a_time:
+            if self._process and self._process.alive:
+                self._process.leave(self.number)
+            await self._home.ended(self)
+            self.checkpoint.close()
+
+
+class _Turn:
+    """One turn in a worker: what it asks for is answered, what it prints is heard, and it ends or is ended."""
+
+    def __init__(self, session: WorkerSession, answer: Answer, listener: OutputListener, text: Text | None) -> None:
+        self._session, self._answer, self._listener, self._text = session, answer, listener, text
+        self._loop = asyncio.get_running_loop()
+        self._answering: set[asyncio.Task[None]] = set()
+        self._process: Process | None = None
+        self._ended: asyncio.Future[Turn] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopped = False
+        self._interrupting: asyncio.TimerHandle | None = None
+        self.asked = False
+        """Whether the turn has asked for anything, so that running it again would repeat that."""
+
+    async def run(self, ask: Callable[[Process], Frame]) -> Turn:
+        """Run the turn to its end. Cancelling stops it first, and waits until it has stopped."""
+        number = self._session.number
+        try:
+            self._process = process = await self._session.wake()
+            if self._stopped:
+                return undone(Stop.INTERRUPTED, "the turn was interrupted")
+            process.follow(number, self._heard)
+            try:
+                process.send(ask(process))
+                self._time()
+                return await self._wait()
+            finally:
+                process.unfollow(number)
+        except WorkerLost as lost:
+            return undone(Stop.WORKER_LOST, f"{lost}; {_AS_BEFORE}")
+        finally:
+            for timer in (self._timer, self._interrupting):
+                if timer:
+                    timer.cancel()
+            if self._answering:
+                await self._settle()
+
+    async def _wait(self) -> Turn:
+        try:
+            return await asyncio.shield(self._ended)
+        except asyncio.CancelledError:
+            self.stop()
+            await asyncio.wait([self._ended])
+            self._ended.exception()  # what it was is of no more interest
+            raise
+
+    def stop(self) -> None:
+        """Stop the turn; a worker that does not is killed."""
+        if not self._stopped:
+            self._stopped = True
+            self._interrupt(INTERRUPT_SECONDS)
+
+    def _interrupt(self, seconds_left: float) -> None:
+        for task in self._answering:
+            task.cancel()
+        if self._process is None:
+            return
+        if seconds_left <= 0:
+            self._process.kill()
+            return
+        # Said again until it is heard: the worker may be about to start the turn, or to ask for something.
+        self._process.send(Frame(Kind.INTERRUPT, self._session.number))
+        self._interrupting = self._loop.call_later(INTERRUPT_EVERY, self._interrupt, seconds_left - INTERRUPT_EVERY)
+
+    async def _settle(self) -> None:
+        """Wait until nothing the turn asked for is still being answered."""
+        for task in self._answering:
+            task.cancel()
+        await asyncio.wait(self._answering)
+
+    # ---- what the worker says ------------------------------------------------------------------------------------
+
+    def _heard(self, frame: Frame | None) -> None:
+        if self._ended.done():
+            return
+        if frame is None:
+            self._ended.set_exception(WorkerLost("the process that ran the turn died"))
+            return
+        match frame.kind:
+            case Kind.OUTPUT:
+                self._listener(frame.number, frame.data)
+            case Kind.CALL:
+                self.asked = True
+                task = self._loop.create_task(self._reply(frame))
+                self._answering.add(task)
+                task.add_done_callback(self._answered)
+                self._time()
+            case Kind.DONE:
+                self._take(frame)
+            case Kind.FAILED:
+                self._ended.set_result(undone("MemoryError", str(frame.said.get("message"))))
+
+    def _take(self, frame: Frame) -> None:
+        try:
+            self._ended.set_result(take_end(frame, self._session.checkpoint, self._text))
+        except WireError as error:
+            log.error("a worker was killed: it sent %s", error)  # noqa: TRY400
+            if self._process:
+                self._process.kill()
+            self._ended.set_exception(WorkerLost("the process that ran the turn was killed"))
+
+    def _time(self) -> None:
+        """Begin the turn's time anew, or let it rest while something is being answered."""
+        if self._timer:
+            self._timer.cancel()
+        limit = self._session.limits.turn_seconds + TURN_SLACK_SECONDS
+        self._timer = None if self._answering else self._loop.call_later(limit, self._hung)
+
+    def _hung(self) -> None:
+        if self._process:
+            self._process.kill()
+        if not self._ended.done():
+            self._ended.set_exception(WorkerLost("the process that ran the turn hung and was killed"))
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        if not self._ended.done():
+            self._time()
+
+    async def _reply(self, frame: Frame) -> None:
+        try:
+            reply = granted(await self._answer(parse(frame.data)))
+        except DoorRefusal as refusal:
+            reply = refused(refusal.type, str(refusal))
+        except asyncio.CancelledError:
+            self.stop()
+            return
+        except Exception:
+            log.exception("a host call failed")
+            reply = refused("RuntimeError", "the host could not answer; this is a fault of the server's")
+        if self._process and self._process.alive:
+            self._process.send(Frame(Kind.REPLY, self._session.number, frame.number, data=reply))
+
+
+_AS_BEFORE = "the session is as it was before this turn"
+
+
+def undone(type: str, message: str) -> Turn:
+    """Return the end of a turn that left no trace."""
+    return Turn(Status.ROLLED_BACK, "", "", 0, False, 0.0, 0, TurnError(type, message))
+
+
+async def _nothing_to_ask(call: HostCall) -> Json:
+    raise DoorRefusal("RuntimeError", f"nothing answers {call.op} here")
+
+
+def _unheard(_stream: int, _data: bytes) -> None:
+    pass
