@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 BIN := .venv/bin
 RLM_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rlm-server
 
-.PHONY: help env demo serve test lint format generate breaking pin image bench-sandbox clean clean-image
+.PHONY: help env demo serve test conformance lint format generate breaking pin image bench-sandbox clean clean-image
 .DEFAULT_GOAL := help
 
 help:  ## Explain the targets
@@ -25,6 +25,9 @@ serve: image  ## Run the server on this machine (ARGS= adds options)
 
 test: image  ## Run every test (ARGS= adds pytest options)
 	$(BIN)/python -m pytest $(ARGS)
+
+conformance: image  ## Run CPython's own tests in the sandbox, in 2 minutes (ARGS=test_re runs one module)
+	$(BIN)/python -m tests.conformance $(ARGS)
 
 lint: $(STAMP)  ## Check style, types, the protocol, import arrows and the pinned files
 	$(BIN)/ruff check
@@ -49,8 +52,8 @@ pin: $(STAMP)  ## Write requirements/*.txt anew (ARGS=--upgrade takes the newest
 image: $(STAMP)  ## Build the guest image, if it is not in the cache (1 to 3 minutes, once)
 	$(BIN)/rlm-server image build
 
-bench-sandbox: image  ## Measure the sandbox on this machine
-	$(BIN)/python -m benchmarks.sandbox
+bench-sandbox: image  ## Measure the sandbox and its peers on this machine (ARGS="--peers none" does without them)
+	$(BIN)/python -m benchmarks.sandbox $(ARGS)
 
 clean:  ## Remove .venv and everything made here, but not the guest image
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,141 +1,134 @@
-"""How long the sandbox takes, in this process: `python -m benchmarks.sandbox`.
+"""How fast and how small the sandbox is, beside its peers: `python -m benchmarks.sandbox --help`.
 
-Each figure is the median of at least 100 rounds; what is compared alternates within a round, so that a busy machine
-slows both. The last line of stdout is JSON.
+What is compared alternates within a round, and each timing is the median of the rounds. The last line of stdout is
+the result as JSON: times in the unit that stands in their name, memory in MB of a million bytes, ratios without a unit.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import sys
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future
-from statistics import median
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from statistics import geometric_mean
 
-from sandbox.door import HostCall, Json
-from sandbox.engine import THREAD_STACK_BYTES
-from sandbox.image import Loaded, prepare, standard_specs
-from sandbox.limits import Limits
-from sandbox.session import Session
-from sandbox.turn import Status, Turn
+from benchmarks import memory, peers, plot, programs
+from benchmarks.contestant import OURS, ROOT, Contestant, Driver, DriverError
+from benchmarks.figure import MEMORY, SLOWDOWN, TIMED
+from benchmarks.report import Report
+from benchmarks.rounds import Answers, Progress, Question, alternate
 
-ROUNDS = 150
-DOOR_CALLS = 1000
-LIMITS = Limits(door_calls=1_000_000)
-CODE = "total = sum(range(10))\ntotal"
-DATA_CODE = "import numpy, pandas\nint(pandas.Series(numpy.arange(4)).sum())"
-DOOR_CODE = f"import _door\nfor _ in range({DOOR_CALLS}): _door.call('ping')"
+NATIVE = "native"
+SYSTEM_PYTHON = "/usr/bin/python3"
+"""A distribution builds its CPython with every optimisation; one built by hand often lacks them."""
+PICTURE = ROOT / "build" / "bench-sandbox.svg"
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long `work` takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def own(sessions: int) -> list[Contestant]:
+    """Return the contestants that need no environment but this one; memory is measured over so many sessions."""
+    python = SYSTEM_PYTHON if Path(SYSTEM_PYTHON).exists() else sys.executable
+    return [
+        Contestant(OURS, (sys.executable, "-m", "benchmarks.drivers.ours"), sessions),
+        Contestant(OURS, (sys.executable, "-m", "benchmarks.drivers.workers")),
+        Contestant(NATIVE, (python, "-m", "benchmarks.drivers.native")),
+    ]
 
 
-def checked(turn: Turn) -> None:
-    """Make sure that what is measured worked."""
-    if turn.status is not Status.OK:
-        raise RuntimeError(f"a turn failed: {turn.error}")
+def measured(contestants: Sequence[Contestant], rounds: int, pyperformance: Path | None, progress: Progress) -> Report:
+    """Measure everything; without pyperformance's folder of benchmarks, all but its programs.
+
+    Raises:
+        DriverError: ours failed.
+    """
+    report = Report()
+    with ExitStack() as stack:
+        drivers: list[Driver] = []
+        for contestant in contestants:
+            progress(f"starting {contestant.name}")
+            with failing_softly(contestant, progress):
+                drivers.append(stack.enter_context(Driver(contestant)))
+                report.about.setdefault(contestant.name, drivers[-1].about)
+        report.figures = timed(drivers, rounds, progress)
+        if pyperformance:
+            report.slowdowns = slowdowns(drivers, pyperformance, rounds, progress)
+    for name in report.about:
+        if ratios := [ratio for (contestant, _), ratio in report.slowdowns.items() if contestant == name]:
+            report.figures[name, SLOWDOWN.name] = geometric_mean(ratios)
+    for contestant in contestants:
+        if memory.COUNTED and contestant.sessions_held and contestant.name in report.about:
+            progress(f"holding {contestant.sessions_held} sessions of {contestant.name}")
+            with failing_softly(contestant, progress):
+                held = memory.bytes_per_session(contestant, contestant.sessions_held)
+                report.figures[contestant.name, MEMORY.name] = held * MEMORY.scale
+    return report
 
 
-def fresh(loaded: Loaded, image: str, code: str) -> float:
-    """Measure from nothing to a first result; closing is not counted."""
-    started = time.perf_counter()
-    session = Session(loaded.program, loaded.images[image], LIMITS)
-    checked(session.execute(code))
-    taken = time.perf_counter() - started
-    session.close()
-    return taken
+def timed(drivers: Sequence[Driver], rounds: int, progress: Progress) -> Answers:
+    """Return the figures that are medians of many rounds, by contestant and name."""
+    answers = alternate(drivers, [Question(f.name, f.measure, f.rounds) for f in TIMED], rounds, progress)
+    scales = {figure.name: figure.scale for figure in TIMED}
+    return {(contestant, name): value * scales[name] for (contestant, name), value in answers.items()}
 
 
-def forked(session: Session) -> float:
-    """Measure from a session with state to the fork's first result."""
-    started = time.perf_counter()
-    fork = session.fork()
-    checked(fork.execute("len(state)"))
-    taken = time.perf_counter() - started
-    fork.close()
-    return taken
+def slowdowns(drivers: Sequence[Driver], pyperformance: Path, rounds: int, progress: Progress) -> Answers:
+    """Return how many times native's time each contestant takes, by contestant and program."""
+    progress("running pyperformance's programs")
+    questions = [
+        Question(name, SLOWDOWN.measure, SLOWDOWN.rounds, programs.request(pyperformance, name))
+        for name in programs.PROGRAMS
+    ]
+    times = alternate(drivers, questions, min(rounds, SLOWDOWN.rounds), progress)
+    return {
+        (contestant, program): taken / times[NATIVE, program]
+        for (contestant, program), taken in times.items()
+        if contestant != NATIVE and (NATIVE, program) in times
+    }
 
 
-def pong(_: HostCall) -> Future[Json]:
-    """Answer the door at once."""
-    future: Future[Json] = Future()
-    future.set_result(None)
-    return future
-
-
-def native() -> None:
-    """Run the same code in this CPython, as a REPL would."""
-    names: dict[str, object] = {}
-    exec(compile("total = sum(range(10))", "<native>", "exec"), names)
-    repr(eval(compile("total", "<native>", "eval"), names))
-
-
-def native_calls() -> None:
-    """Do without a sandbox what the door does at least: write and read a request and its reply."""
-    for _ in range(DOOR_CALLS):
-        pong(HostCall(json.loads(json.dumps({"op": "ping"}))["op"], {}))
-        json.loads(json.dumps({"ok": None}))
-
-
-def measure(loaded: Loaded) -> dict[str, float]:
-    """Take all figures: milliseconds (ms), microseconds (us), megabytes (mb)."""
-    taken: dict[str, list[float]] = {}
-
-    def note(name: str, value: float) -> None:
-        taken.setdefault(name, []).append(value)
-
-    warm, stateful = (Session(loaded.program, loaded.images["core"], LIMITS) for _ in range(2))
-    checked(warm.execute(CODE))
-    checked(stateful.execute("state = list(range(10_000))"))
+@contextmanager
+def failing_softly(contestant: Contestant, progress: Progress) -> Iterator[None]:
+    """Where a peer fails, say so and go on without what was to be measured; ours must not fail."""
     try:
-        for round_ in range(ROUNDS):
-            note("fresh_ms_p50", 1e3 * fresh(loaded, "core", CODE))
-            note("exec_ms_p50", 1e3 * seconds(lambda: checked(warm.execute(CODE))))
-            note("native_exec_ms_p50", 1e3 * seconds(native))
-            note("fresh_data_ms_p50", 1e3 * fresh(loaded, "data", DATA_CODE))
-            note("fork_ms_p50", 1e3 * forked(stateful))
-            if round_ < 100:
-                empty = seconds(lambda: checked(warm.execute("for _ in range(1000): pass", pong)))
-                calls = seconds(lambda: checked(warm.execute(DOOR_CODE, pong)))
-                note("door_us_p50", 1e6 * (calls - empty) / DOOR_CALLS)
-                note("native_call_us_p50", 1e6 * seconds(native_calls) / DOOR_CALLS)
-        result = {name: round(median(values), 4) for name, values in taken.items()}
-        result["private_mb_per_session"] = round(private_mb(loaded), 3)
-    finally:
-        warm.close()
-        stateful.close()
-    return result
+        yield
+    except DriverError as error:
+        if contestant.name == OURS:
+            raise
+        progress(f"left out: {error}")
 
 
-def private_mb(loaded: Loaded) -> float:
-    """Return the memory that is a session's own after its first turn."""
-    session = Session(loaded.program, loaded.images["core"], LIMITS)
-    checked(session.execute(CODE))
-    own = session.checkpoint.private_bytes / 1e6
-    session.close()
-    return own
+def names(listed: str) -> list[str]:
+    """Read the option --peers."""
+    chosen = [name for name in listed.split(",") if name != "none"]
+    if unknown := set(chosen) - set(peers.PEERS):
+        raise argparse.ArgumentTypeError(f"no such peer: {', '.join(sorted(unknown))}")
+    return chosen
 
 
 def main() -> None:
-    """Measure on a thread that is fit for guests, and print."""
-    loaded = prepare(standard_specs({}), progress=lambda step: print(step, file=sys.stderr))
-    result: dict[str, float] = {}
-    threading.stack_size(THREAD_STACK_BYTES)
-    thread = threading.Thread(target=lambda: result.update(measure(loaded)))
-    thread.start()
-    thread.join()
-    loaded.program.close()
-    if not result:
-        sys.exit("the measurement failed")
-    for name, value in result.items():
-        print(f"{name:>26}  {value:10.3f}", file=sys.stderr)
-    print(json.dumps(result))
+    """Measure, draw and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sandbox", description="Measure the sandbox.")
+    every = ",".join(peers.PEERS)
+    parser.add_argument("--peers", type=names, default=every, metavar="NAMES", help=f"none, or some of {every} (all)")
+    parser.add_argument("--rounds", type=int, default=100, help="how often to measure what is quick (100)")
+    chosen = parser.parse_args()
+    began = time.monotonic()
+
+    def progress(step: str) -> None:
+        print(f"• {time.monotonic() - began:4.0f} s  {step}", file=sys.stderr)
+
+    if os.getloadavg()[0] > 0.5:
+        progress(f"this machine is busy already (load {os.getloadavg()[0]:.1f}): trust ratios, and those little")
+    contestants = own(sessions=1000) + peers.prepared(chosen.peers, progress)
+    report = measured(contestants, chosen.rounds, peers.programs(progress), progress)
+    print(report.table())
+    PICTURE.parent.mkdir(exist_ok=True)
+    PICTURE.write_text(plot.svg(report))
+    print(f"\ndrawn in {PICTURE.relative_to(ROOT)}")
+    print(json.dumps(report.result()))
 
 
 if __name__ == "__main__":

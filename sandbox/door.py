@@ -2,6 +2,9 @@
 
 A request is an object whose `op` names what is wanted; the rest are its arguments. A reply is `{"ok": value}` or
 `{"error": {"type": name, "message": text}}`, which the guest's side raises as an exception.
+
+A request with `"later": true` is answered at once with a number, and `sandbox.wait` gives the replies there are by
+then, each with its number: so a guest, which has no threads, can have many requests under way.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ class HostCall:
 
     op: str
     arguments: dict[str, Any]
+    later: bool = False
+    """The guest wants a number now, and the reply when it waits for it."""
     frame: bytes = field(default=b"", compare=False, repr=False)
     """The request as the guest wrote it."""
 
@@ -50,6 +55,13 @@ class HostCall:
         if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
             raise DoorRefusal("TypeError", f"{self.op}: {name} must be a list of str")
         return value
+
+    def seconds(self, name: str) -> float | None:
+        """Return an argument that is a time from 0 on, or None where there is none."""
+        value = self.arguments.get(name)
+        if value is None or (type(value) in (int, float) and 0 <= value <= 1e9):
+            return value
+        raise DoorRefusal("ValueError", f"{self.op}: {name} must be a number of seconds from 0 to 1e9")
 
     def integer(self, name: str) -> int:
         """Return an unsigned 32-bit integer argument."""
@@ -106,7 +118,7 @@ def parse(frame: bytes) -> HostCall:
         raise DoorRefusal("ValueError", f"the request is malformed: {str(error)[:200]}") from None
     if not isinstance(request, dict) or not isinstance(request.get("op"), str):
         raise DoorRefusal("ValueError", "the request is not an object with an op")
-    return HostCall(request.pop("op"), request, frame)
+    return HostCall(request.pop("op"), request, request.pop("later", False) is True, frame)
 
 
 def granted(value: Json) -> bytes:

@@ -8,7 +8,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 
 from sandbox import memory, pagetable, text, wasi
@@ -19,6 +19,7 @@ from sandbox.limits import Limits
 from sandbox.memory import Runs
 from sandbox.text import Text
 from sandbox.turn import Output, OutputListener, Status, Stop, Turn, TurnError, Variable
+from sandbox.waiting import Pending, Requests
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ ADDRESSES = 1 << 32
 WATCHED_FROM = 1024
 """Pages of its own from which on a guest's writes are watched; up to there copying all of them costs less."""
 
-Handler = Callable[[HostCall], "Future[Json] | Future[Reply]"]
+Handler = Callable[[HostCall], Pending]
 """Starts answering a request; the future's exception, a `DoorRefusal`, is raised inside the guest."""
 
 
@@ -81,8 +82,7 @@ class Instance:
         self._handler: Handler | None = None
         self._stop: TurnError | None = None
         self._interrupted = threading.Event()
-        self._waiting: Future[Json] | Future[Reply] | None = None
-        self._lock = threading.Lock()  # of _waiting against interrupt()
+        self._requests = Requests()
         self._running = False
         self._answering = False
         self._report: HostCall | None = None
@@ -107,6 +107,9 @@ class Instance:
         self._reset_meters()
         self._output = Output(self.limits.output_bytes, listener)
         self._handler, self._report, self._stop = handler, None, None
+        self._requests = requests = Requests()
+        if self._interrupted.is_set():
+            requests.stop()
         outer, current.guest, self._running = current.guest, self, True
         code = -1
         try:
@@ -120,6 +123,7 @@ class Instance:
         finally:
             self._running = False
             current.guest, self._handler = outer, None
+            requests.stop()
         return self._result(code)
 
     def _call_turn(self, frame: bytes) -> int:
@@ -147,9 +151,7 @@ class Instance:
     def interrupt(self) -> None:
         """Stop the running turn at once, from any thread, whatever it is doing; later turns stop as well."""
         self._interrupted.set()
-        with self._lock:
-            if self._waiting:
-                self._waiting.cancel()
+        self._requests.stop()
 
     @property
     def interrupted(self) -> bool:
@@ -305,26 +307,31 @@ class Instance:
                 raise DoorRefusal("LimitExceeded", f"{used} {name}, the limit is {limit}")
 
     def _serve(self, call: HostCall) -> Json | Reply:
+        requests = self._requests
+        if call.op == "sandbox.wait":
+            seconds = call.seconds("seconds")
+            if not requests:
+                self.sleep(self.limits.turn_seconds if seconds is None else seconds)
+                return []
+            return self._waiting(lambda: requests.next(seconds))
         if call.op == "sandbox.map":
             return self._map(call)
         if self._handler is None:
             raise DoorRefusal("RuntimeError", f"nothing answers {call.op} here")
-        return self._wait(self._handler(call))
+        if len(requests) >= self.limits.door_waiting:
+            raise DoorRefusal("LimitExceeded", f"{self.limits.door_waiting} requests under way at once is the limit")
+        pending = self._handler(call)
+        return requests.add(pending) if call.later else self._waiting(lambda: requests.only(pending))
 
-    def _wait(self, future: Future[Json] | Future[Reply]) -> Json | Reply:
+    def _waiting(self, wait: Callable[[], Json | Reply]) -> Json | Reply:
+        """Wait, while the turn's time rests."""
         started = time.monotonic()
-        with self._lock:
-            self._waiting = future
-        if self._interrupted.is_set():
-            future.cancel()
         try:
-            return future.result()
+            return wait()
         except CancelledError:
             self._interrupted.set()
             raise DoorRefusal("CancelledError", "the call was cancelled") from None
         finally:
-            with self._lock:
-                self._waiting = None
             self._waited += time.monotonic() - started
 
     # ---- texts ---------------------------------------------------------------------------------------------------

@@ -27,6 +27,8 @@ class Limits:
     """All requests of one turn through the door. The guest gets an exception."""
     door_calls: int = 10_000
     """Requests of one turn through the door. The guest gets an exception."""
+    door_waiting: int = 1_000
+    """Requests under way at once. The guest gets an exception."""
     file_bytes: int = 64 * MIB
     """Contents of all files in /tmp. The guest gets `OSError(ENOSPC)`."""
     files: int = 1_000

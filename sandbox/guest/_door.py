@@ -19,7 +19,21 @@ ERRORS = {"LimitExceeded": LimitExceeded}
 def call(op, **arguments):
     """Ask the host for `op` and return its answer, or raise what it says."""
     arguments["op"] = op
-    reply = _decode(_host.call(_encode(arguments).encode()).decode())
+    return value(_decode(_host.call(_encode(arguments).encode()).decode()))
+
+
+def start(op, **arguments):
+    """Ask the host for `op` and return the number under which `wait` will tell of its reply."""
+    return call(op, later=True, **arguments)
+
+
+def wait(seconds=None):
+    """Wait until something that was started has ended, at most so long; return what has: [[number, reply], ...]."""
+    return call("sandbox.wait", seconds=seconds)
+
+
+def value(reply):
+    """Return what a reply grants, or raise what it says."""
     if "error" not in reply:
         return reply["ok"]
     name, message = reply["error"]["type"], reply["error"]["message"]

@@ -13,8 +13,8 @@ import pytest_asyncio
 from sandbox.door import HostCall, Json
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
-from sandbox.memory import sealed
 from sandbox.live import WorkerSession
+from sandbox.memory import sealed
 from sandbox.pool import WorkerPool
 from sandbox.process import Process
 from sandbox.text import Text, encode

@@ -32,7 +32,7 @@ def runs(numbers: list[int]) -> Runs:
 
 
 class AnyHistory(RuleBasedStateMachine):
-    """Pages are written, and the change is taken or never heard of, as when a worker dies; a dictionary is the model."""
+    """Pages are written, and the change is taken, or never heard of as when a worker dies; a dict is the model."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,1 @@
+"""The benchmark: that it measures, never what."""
