@@ -91,7 +91,7 @@ def build() -> None:
     """Compile the guest and start its images once, unless that is done already."""
     started = time.monotonic()
     with _explained(), _progress() as progress:
-        loaded = prepare(image_specs(), progress=progress)
+        loaded = prepare(image_specs(Settings.load()), progress=progress)
     loaded.program.clock.close()
     click.echo(f"images {', '.join(loaded.images)} are ready ({time.monotonic() - started:.1f} s)")
 

@@ -6,6 +6,7 @@ Without any of it the server runs with its embedded defaults: loopback, a data d
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from decimal import Decimal
 from pathlib import Path
@@ -15,8 +16,12 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from rlm_server.ledger.amounts import NANO
+from sandbox.limits import Limits
 
 Usd = Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=16, decimal_places=9)]
+
+
+ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 
 
 class ConfigError(Exception):
@@ -38,6 +43,25 @@ class CompatibleModel(BaseModel, extra="forbid"):
     input_usd_per_million: Decimal = Field(ge=0)
     output_usd_per_million: Decimal = Field(ge=0)
     context_window: int | None = Field(default=None, gt=0)
+
+
+class SandboxLimits(BaseModel, extra="forbid"):
+    """Limits of sandboxes; the units are those of `sandbox.limits.Limits`."""
+
+    memory_bytes: int = Field(default=512 << 20, ge=128 << 20, le=4 << 30)
+    turn_seconds: float = Field(default=60, gt=0, le=3600)
+    output_bytes: int = Field(default=64 << 10, ge=1024, le=16 << 20)
+    frame_bytes: int = Field(default=32 << 20, ge=1024, le=256 << 20)
+    door_bytes: int = Field(default=256 << 20, ge=1024, le=4 << 30)
+    door_calls: int = Field(default=10_000, ge=1, le=1_000_000)
+    door_waiting: int = Field(default=1_000, ge=1, le=10_000)
+    file_bytes: int = Field(default=64 << 20, ge=0, le=1 << 30)
+    files: int = Field(default=1_000, ge=1, le=100_000)
+    open_files: int = Field(default=64, ge=8, le=1_024)
+
+    def limits(self, beside: SandboxLimits | None = None) -> Limits:
+        """Return the limits; what is not set here is as in `beside`."""
+        return Limits(**(beside.model_dump() if beside else {}) | self.model_dump(exclude_unset=beside is not None))
 
 
 class Settings(BaseSettings):
@@ -74,15 +98,34 @@ class Settings(BaseSettings):
     """Calls in flight to one provider."""
     run_calls: int = Field(default=64, ge=1, le=10_000)
     """Calls in flight of one run."""
-    memory_bytes: int = Field(default=512 << 20, ge=128 << 20, le=4 << 30)
-    turn_seconds: float = Field(default=60, gt=0, le=3600)
-    output_bytes: int = Field(default=64 << 10, ge=1024, le=16 << 20)
-    session_idle_seconds: float = Field(default=3600, gt=0)
+    images: dict[str, list[ModuleName]] = Field(default_factory=dict)
+    """Golden images beside `core` and `data`: a name, and the modules that are imported."""
+    sandbox: SandboxLimits = Field(default_factory=SandboxLimits)
+    """What a sandbox may use at most; a request may lower it."""
+    tenants: dict[str, SandboxLimits] = Field(default_factory=dict)
+    """Tenants whose sandboxes have other limits, by name; what one does not say is as in `sandbox`."""
+    rest_seconds: float = Field(default=300, gt=0)
+    """A session that rests so long hibernates; its next turn wakes it."""
+    session_idle_seconds: float = Field(default=86_400, gt=0)
     """A session without a turn for so long is ended."""
+    session_seconds: float = Field(default=7 * 86_400, gt=0)
+    """A session that exists for so long is ended."""
+    tenant_sessions: int = Field(default=10_000, ge=1)
+    """Sessions of one tenant, those that hibernate included."""
+    worker_bytes: int = Field(default=8 << 30, ge=256 << 20)
+    """Memory of one worker process; one that holds more is killed, and its sessions go on in another."""
     unconfined: bool = False
     """Serve several tenants even where worker processes cannot be confined."""
     grace_seconds: float = Field(default=10, ge=0)
     """What calls in flight get to finish when the server stops."""
+
+    @field_validator("images")
+    @classmethod
+    def _are_others(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name in value:
+            if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name) or name in ("core", "data"):
+                raise ValueError(f"{name[:50]!r} cannot name an image: letters, digits and -; core and data exist")
+        return value
 
     @field_validator("listen")
     @classmethod

@@ -32,7 +32,7 @@ def examine(settings: Settings, progress: Progress) -> Iterator[Finding]:
         ConfigError: a setting is wrong.
         ImageError: the guest image cannot be built or loaded.
     """
-    loaded = prepare(image_specs(), progress=progress)
+    loaded = prepare(image_specs(settings), progress=progress)
     try:
         yield Finding("images", True, ", ".join(f"{i.name} ({i.size >> 20} MiB)" for i in loaded.images.values()))
         yield asyncio.run(_jail(loaded))

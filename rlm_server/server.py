@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -34,8 +35,8 @@ from rlm_server.store.contexts import Contexts
 from rlm_server.store.database import Database
 from rlm_server.store.tenants import Tenants
 from sandbox.image import ImageSpec, Loaded, Progress, prepare, standard_specs
-from sandbox.limits import Limits
 from sandbox.pool import WorkerPool
+from sandbox.stored import SessionStore
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +61,10 @@ class Running:
     tenants: Tenants
 
 
-def image_specs() -> tuple[ImageSpec, ...]:
+def image_specs(settings: Settings) -> tuple[ImageSpec, ...]:
     """Return the golden images this server starts sessions from."""
-    return standard_specs(GUEST_MODULES)
+    others = (ImageSpec(name, tuple(imports), GUEST_MODULES) for name, imports in settings.images.items())
+    return (*standard_specs(GUEST_MODULES), *others)
 
 
 @asynccontextmanager
@@ -87,7 +89,7 @@ async def serving(
     models = offered(settings, SCRIPTS if scripts is None else scripts)
     async with await Database.open(settings.data_dir / "rlm.sqlite", MIGRATIONS) as database, AsyncExitStack() as owned:
         if loaded is None:
-            loaded = prepare(image_specs(), progress=progress)
+            loaded = prepare(image_specs(settings), progress=progress)
             owned.callback(loaded.program.close)
         accounts, tenants = Ledger(database), Tenants(database)
         key = await _development_key(settings, tenants, accounts)
@@ -100,13 +102,28 @@ async def serving(
             run_calls=settings.run_calls,
             attempt_seconds=settings.call_seconds,
         )
-        pool = WorkerPool(loaded, sessions=settings.sessions, unconfined=settings.unconfined)
+        pool = WorkerPool(
+            loaded,
+            sessions=settings.sessions,
+            worker_bytes=settings.worker_bytes,
+            store=SessionStore(settings.data_dir / "sessions", secrets.token_bytes(32)),
+            rest_seconds=settings.rest_seconds,
+            unconfined=settings.unconfined,
+        )
         pool.prepare()
         services = Services(broker, accounts, pool, journal)
         try:
             async with (
                 Supervisor(services, contexts, most=settings.runs) as supervisor,
-                Sessions(pool, broker, accounts, contexts, idle_seconds=settings.session_idle_seconds) as sessions,
+                Sessions(
+                    pool,
+                    broker,
+                    accounts,
+                    contexts,
+                    idle_seconds=settings.session_idle_seconds,
+                    life_seconds=settings.session_seconds,
+                    tenant_sessions=settings.tenant_sessions,
+                ) as sessions,
             ):
                 defaults = _defaults(settings, models, pool)
                 server = grpc.aio.server(interceptors=[Edge(tenants)], options=_OPTIONS)
@@ -125,14 +142,15 @@ async def serving(
 
 
 def _defaults(settings: Settings, models: Models, pool: WorkerPool) -> Defaults:
-    sandbox = Limits(
-        memory_bytes=settings.memory_bytes, turn_seconds=settings.turn_seconds, output_bytes=settings.output_bytes
-    )
     limits = RunLimits(
-        max_turns=settings.max_turns, max_depth=settings.max_depth, wall_seconds=settings.wall_seconds, sandbox=sandbox
+        max_turns=settings.max_turns,
+        max_depth=settings.max_depth,
+        wall_seconds=settings.wall_seconds,
+        sandbox=settings.sandbox.limits(),
     )
     budget = Limit(nano_usd=nano(settings.run_budget_usd))
-    return Defaults(models.model, models.sub_model, budget, limits, pool.images)
+    tenants = {name: own.limits(settings.sandbox) for name, own in settings.tenants.items()}
+    return Defaults(models.model, models.sub_model, budget, limits, pool.images, tenants)
 
 
 async def _development_key(settings: Settings, tenants: Tenants, accounts: Ledger) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
-from collections import OrderedDict, defaultdict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -25,8 +26,12 @@ from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
 from sandbox.pool import LiveSession, Pool
 
+log = logging.getLogger(__name__)
+
 REMEMBERED_RESULTS = 64
 """Of a session's turns, by request id."""
+REMEMBERED_ENDS = 10_000
+"""Of sessions that a limit ended."""
 
 Happening = Printed | CallFinished | CodeFinished
 """What a caller sees of a turn while it runs; `CodeFinished` is the last."""
@@ -53,6 +58,7 @@ class ReplSession:
     asked: NewSession
     live: LiveSession
     created_at: int
+    began_at: float = field(default_factory=time.monotonic)
     used_at: float = field(default_factory=time.monotonic)
     running: int = 0
     one_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -61,22 +67,38 @@ class ReplSession:
 
 
 class SessionEnded(Exception):
-    """The session is no longer there."""
+    """The session is no longer there: it was deleted, or a limit ended it, which the message names."""
+
+
+class TooManySessions(Exception):
+    """The tenant has as many sessions as it may; the message names the limit."""
 
 
 class Sessions:
     """Owns the live sessions. An async context manager: leaving it ends them."""
 
-    def __init__(self, pool: Pool, broker: Broker, ledger: Ledger, contexts: Contexts, *, idle_seconds: float) -> None:
+    def __init__(
+        self,
+        pool: Pool,
+        broker: Broker,
+        ledger: Ledger,
+        contexts: Contexts,
+        *,
+        idle_seconds: float,
+        life_seconds: float,
+        tenant_sessions: int,
+    ) -> None:
         self._pool, self._broker, self._ledger, self._contexts = pool, broker, ledger, contexts
-        self._idle_seconds = idle_seconds
+        self._idle_seconds, self._life_seconds, self._tenant_sessions = idle_seconds, life_seconds, tenant_sessions
         self._sessions: dict[str, ReplSession] = {}
+        self._of_tenant: Counter[str] = Counter()
+        self._why_ended: OrderedDict[tuple[str, str], str] = OrderedDict()  # by tenant and session
         self._by_request: dict[tuple[str, str], str] = {}
         self._creating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by tenant
         self._reaper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._reaper = asyncio.create_task(self._end_idle())
+        self._reaper = asyncio.create_task(self._end_the_old())
         return self
 
     async def __aexit__(
@@ -88,17 +110,35 @@ class Sessions:
         for session in list(self._sessions.values()):
             await self.delete(session)
 
-    async def _end_idle(self) -> None:
+    async def _end_the_old(self) -> None:
         while True:
-            await asyncio.sleep(min(30.0, self._idle_seconds))
+            await asyncio.sleep(min(30.0, self._idle_seconds, self._life_seconds))
             for session in list(self._sessions.values()):
-                if not session.running and time.monotonic() - session.used_at > self._idle_seconds:
-                    await self.delete(session)
+                why = self._over(session)
+                if why:
+                    self._why_ended[session.asked.tenant, session.id] = why
+                    while len(self._why_ended) > REMEMBERED_ENDS:
+                        self._why_ended.popitem(last=False)
+                    try:
+                        await self.delete(session)
+                    except Exception:  # the database's; the others are not to wait for it
+                        log.exception("session %s could not be ended in order", session.id)
+
+    def _over(self, session: ReplSession) -> str:
+        """Name the limit that ends a session; nothing where none does."""
+        now = time.monotonic()
+        if now - session.began_at > self._life_seconds:
+            return f"the session was ended: it may exist for {self._life_seconds:g} s (session_seconds)"
+        if not session.running and now - session.used_at > self._idle_seconds:
+            limit = f"{self._idle_seconds:g} s (session_idle_seconds)"
+            return f"the session was ended: it may be without a turn for {limit}"
+        return ""
 
     async def create(self, new: NewSession) -> ReplSession:
         """Start a session; a repeated request id returns the one it started.
 
         Raises:
+            TooManySessions: the tenant has as many as it may.
             PoolFull: no more sessions fit.
             MemoryError: the context does not fit into the guest's memory.
             WorkerLost: the process it was to live in was lost, twice.
@@ -110,6 +150,8 @@ class Sessions:
         known = self._by_request.get((new.tenant, new.request_id or ""))
         if known in self._sessions:
             return self._sessions[known]
+        if self._of_tenant[new.tenant] >= self._tenant_sessions:
+            raise TooManySessions(f"a tenant may have {self._tenant_sessions} sessions (tenant_sessions)")
         live = await self._pool.create(new.tenant, new.image, new.limits)
         session_id = "ses_" + secrets.token_hex(16)
         try:
@@ -121,13 +163,20 @@ class Sessions:
             raise
         session = ReplSession(session_id, new, live, time.time_ns() // 1_000_000)
         self._sessions[session_id] = session
+        self._of_tenant[new.tenant] += 1
         if new.request_id:
             self._by_request[new.tenant, new.request_id] = session_id
         return session
 
     def get(self, tenant: str, session_id: str) -> ReplSession | None:
-        """Return a tenant's session, or None: another tenant's does not exist for this one."""
+        """Return a tenant's session, or None: another tenant's does not exist for this one.
+
+        Raises:
+            SessionEnded: a limit ended it.
+        """
         session = self._sessions.get(session_id)
+        if session is None and (tenant, session_id) in self._why_ended:
+            raise SessionEnded(self._why_ended[tenant, session_id])
         return session if session and session.asked.tenant == tenant else None
 
     async def delete(self, session: ReplSession) -> Amounts:
@@ -135,7 +184,8 @@ class Sessions:
         return await to_the_end(self._delete(session))
 
     async def _delete(self, session: ReplSession) -> Amounts:
-        self._sessions.pop(session.id, None)
+        if self._sessions.pop(session.id, None):
+            self._of_tenant[session.asked.tenant] -= 1
         self._by_request.pop((session.asked.tenant, session.asked.request_id or ""), None)
         await session.live.close()
         return (await self._ledger.close_account(session.id)).posted
@@ -153,7 +203,7 @@ class Sessions:
                 yield session.results[request_id]
                 return
             if session.id not in self._sessions:
-                raise SessionEnded(session.id)
+                raise SessionEnded(self._why_ended.get((session.asked.tenant, session.id), "the session was deleted"))
             async with aclosing(self._happenings(session, code, request_id)) as happenings:
                 async for happening in happenings:
                     yield happening

@@ -244,7 +244,7 @@ def _golden(
 
     made_by = repr((_WARM_UP, WARM_UP_ROUNDS)) + Path(immortal.__file__).read_text()
     entry = _entry(folder, f"golden-{spec.name}-{_key(module, prelude, made_by)}", build, progress)
-    return _image(spec.name, entry / "memory", files)
+    return _image(spec.name, entry / "memory", files, entry.name)
 
 
 _WARM_UP = ("1 / 0", "print('warm')", "'warm'", "x = [i for i in range(3)]\ndel x", "def f(): pass\ndel f")
@@ -271,9 +271,9 @@ def _warmed(guest: Instance, name: str) -> bytearray:
     return warm
 
 
-def _image(name: str, path: Path, files: Files) -> Image:
+def _image(name: str, path: Path, files: Files, key: str = "") -> Image:
     data = path.read_bytes()
-    return Image(name, memory.sealed(data, f"golden-{name}"), len(data), files)
+    return Image(name, memory.sealed(data, f"golden-{name}"), len(data), files, key)
 
 
 def _check_text_layout(program: Program, image: Image) -> None:

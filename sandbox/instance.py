@@ -37,12 +37,16 @@ Handler = Callable[[HostCall], Pending]
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A golden image: the memory of a started guest in `fd`, `size` bytes, and the files it had."""
+    """A golden image: the memory of a started guest in `fd`, `size` bytes, and the files it had.
+
+    `key` changes with anything the image is made from.
+    """
 
     name: str
     fd: int
     size: int
     files: Files
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

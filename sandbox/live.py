@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Protocol
 
 from sandbox.checkpoint import Checkpoint
 from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
 from sandbox.limits import Limits
 from sandbox.process import Process, WorkerLost
+from sandbox.stored import SessionStore
 from sandbox.text import Text
 from sandbox.transfer import take_end, write_text
 from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
@@ -31,8 +33,22 @@ Answer = Callable[[HostCall], Awaitable[Json]]
 class Home(Protocol):
     """Where sessions live: what one needs of its pool."""
 
+    store: SessionStore | None
+
+    async def admit(self, session: WorkerSession) -> None:
+        """Give a session a place among the live ones."""
+        ...
+
+    def used(self, session: WorkerSession) -> None:
+        """Note that a session is in use."""
+        ...
+
     async def worker(self, owner: str) -> Process:
         """Return the owner's worker, a new one where it has none that lives."""
+        ...
+
+    async def left(self, session: WorkerSession) -> None:
+        """Take away a session's place."""
         ...
 
     async def ended(self, session: WorkerSession) -> None:
@@ -47,7 +63,13 @@ class WorkerSession:
         self.owner = owner
         self.number = number
         self.limits = limits
-        self.checkpoint = checkpoint
+        self.image = checkpoint.image
+        self.private_bytes = 0
+        """Bytes of memory that are the session's own."""
+        self.checkpoint: Checkpoint | None = checkpoint
+        """The state after the last finished turn; None while it hibernates."""
+        self._texts: list[Text] = []
+        self._stored: Path | None = None
         self._home = home
         self._process: Process | None = None
         self._one_at_a_time = asyncio.Lock()
@@ -55,18 +77,74 @@ class WorkerSession:
         self._turn: _Turn | None = None
 
     @property
-    def private_bytes(self) -> int:
-        """Bytes of memory that are the session's own."""
-        return self.checkpoint.private_bytes
+    def rests(self) -> bool:
+        """Whether no turn is running or waiting to."""
+        return not self._one_at_a_time.locked()
 
-    async def wake(self) -> Process:
-        """Return the process the session lives in, after bringing it there where it is in none."""
-        process = self._process
-        if process is None or not process.alive:
-            process = await self._home.worker(self.owner)
-            process.open(self.number, self.checkpoint, self.limits)
-            self._process = process
-        return process
+    async def begin(self) -> None:
+        """Bring the session, which is new, into a worker."""
+        async with self._one_at_a_time:
+            await self.wake()
+
+    async def wake(self) -> tuple[Process, Checkpoint]:
+        """Return the process the session lives in and its state, after bringing it there where it is in none.
+
+        Raises:
+            PoolFull, JailMissing, WorkerLost: there is no place for it.
+            SnapshotRefused: its stored form is not as it was written.
+            OSError: its stored form, or a text of it, cannot be read.
+        """
+        process, checkpoint = self._process, self.checkpoint
+        if process is not None and process.alive and checkpoint is not None:
+            self._home.used(self)
+            return process, checkpoint
+        await self._home.admit(self)
+        if checkpoint is None:
+            checkpoint = await self._read()
+        process = await self._home.worker(self.owner)
+        process.open(self.number, checkpoint, self.limits)
+        self._process = process
+        return process, checkpoint
+
+    async def _read(self) -> Checkpoint:
+        store, path = self._home.store, self._stored
+        if store is None or path is None:
+            raise RuntimeError("the session is closed")
+        reading = asyncio.create_task(asyncio.to_thread(store.get, path, self.owner, self.image, self._texts))
+        try:
+            await asyncio.shield(reading)
+        finally:  # whoever is cancelled while it is read has it all the same
+            await asyncio.wait([reading])
+            if not reading.exception():
+                self.checkpoint, self._stored = reading.result(), None
+                path.unlink(missing_ok=True)
+        return reading.result()
+
+    async def hibernate(self) -> None:
+        """Write the session to a file and free all it holds; the next turn brings it back. A running turn ends first.
+
+        Raises:
+            OSError: it cannot be written; the session stays as it is.
+        """
+        async with self._one_at_a_time:
+            store, checkpoint = self._home.store, self.checkpoint
+            if self._closed or store is None or checkpoint is None:
+                return
+            writing = asyncio.create_task(asyncio.to_thread(store.put, checkpoint, self.owner))
+            try:
+                self._stored = await asyncio.shield(writing)
+            except asyncio.CancelledError:
+                await asyncio.wait([writing])
+                if not writing.exception():
+                    writing.result().unlink(missing_ok=True)
+                raise
+            self._texts = [mapped.text for mapped in checkpoint.mapped]
+            self.checkpoint = None
+            if self._process and self._process.alive:
+                self._process.leave(self.number)
+            self._process = None
+            checkpoint.close()
+            await self._home.left(self)
 
     async def attach(self, name: str, text: Text) -> None:
         """Make `name` in the session a `str` with the characters of `text`.
@@ -125,7 +203,10 @@ class WorkerSession:
             if self._process and self._process.alive:
                 self._process.leave(self.number)
             await self._home.ended(self)
-            self.checkpoint.close()
+            if self.checkpoint:
+                self.checkpoint.close()
+            if self._stored:
+                self._stored.unlink(missing_ok=True)
 
 
 class _Turn:
@@ -136,6 +217,7 @@ class _Turn:
         self._loop = asyncio.get_running_loop()
         self._answering: set[asyncio.Task[None]] = set()
         self._process: Process | None = None
+        self._checkpoint: Checkpoint | None = None
         self._ended: asyncio.Future[Turn] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._stopped = False
@@ -147,7 +229,8 @@ class _Turn:
         """Run the turn to its end. Cancelling stops it first, and waits until it has stopped."""
         number = self._session.number
         try:
-            self._process = process = await self._session.wake()
+            process, self._checkpoint = await self._session.wake()
+            self._process = process
             if self._stopped:
                 return undone(Stop.INTERRUPTED, "the turn was interrupted")
             process.follow(number, self._heard)
@@ -222,8 +305,13 @@ class _Turn:
                 self._ended.set_result(undone("MemoryError", str(frame.said.get("message"))))
 
     def _take(self, frame: Frame) -> None:
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            return
         try:
-            self._ended.set_result(take_end(frame, self._session.checkpoint, self._text))
+            turn = take_end(frame, checkpoint, self._text)
+            self._session.private_bytes = checkpoint.private_bytes
+            self._ended.set_result(turn)
         except WireError as error:
             log.error("a worker was killed: it sent %s", error)  # noqa: TRY400
             if self._process:

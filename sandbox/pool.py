@@ -1,12 +1,15 @@
 """Sessions for an asyncio program, in confined worker processes: one owner's sessions share a worker, nobody else's.
 
 A worker holds nothing that cannot be lost: after every turn this process has the pages that changed. When a worker
-dies, its sessions go on in another from their last finished turn.
+dies, its sessions go on in another from their last finished turn. A session that rests long, or whose place is wanted,
+hibernates: it is written to a file, and comes back when it is used.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from contextlib import suppress
 from typing import Protocol
 
@@ -15,8 +18,11 @@ from sandbox.image import Loaded
 from sandbox.limits import Limits
 from sandbox.live import Answer, WorkerSession
 from sandbox.process import MOST_HELD_BYTES, Process, WorkerLost, started
+from sandbox.stored import SessionStore
 from sandbox.text import Text
 from sandbox.turn import OutputListener, Turn
+
+log = logging.getLogger(__name__)
 
 
 class PoolFull(Exception):
@@ -79,7 +85,9 @@ class Pool(Protocol):
 class WorkerPool:
     """Sessions in worker processes. `spares` workers wait, loaded, so that a new owner need not wait for one.
 
-    Without a jail only one owner at a time is served, unless `unconfined` allows it.
+    At most `sessions` are live at once. With a `store` others hibernate: those that rest when a place is wanted, and
+    those that have rested for `rest_seconds`; without one there are no others. A worker may hold `worker_bytes` of
+    memory. Without a jail only one owner at a time is served, unless `unconfined` allows it.
     """
 
     def __init__(
@@ -89,42 +97,73 @@ class WorkerPool:
         sessions: int,
         spares: int = 1,
         worker_bytes: int = MOST_HELD_BYTES,
+        store: SessionStore | None = None,
+        rest_seconds: float = 300.0,
         unconfined: bool = False,
     ) -> None:
         self._loaded = loaded
-        self._worker_bytes = worker_bytes
         self._most = sessions
+        self._worker_bytes = worker_bytes
         self._unconfined = unconfined
         self._spares_wanted = spares
         self._spares: list[asyncio.Task[Process]] = []
         self._workers: dict[str, asyncio.Task[Process]] = {}
-        self._live: set[WorkerSession] = set()
+        self.store = store
+        self._rest_seconds = rest_seconds
+        self._sessions: set[WorkerSession] = set()
+        self._live: dict[WorkerSession, float] = {}  # since when each rests, the longest first
         self._last_session = 0
+        self._chamberlain: asyncio.Task[None] | None = None
 
     @property
     def images(self) -> tuple[str, ...]:
         """The names of the images sessions can start from."""
         return tuple(self._loaded.images)
 
+    @property
+    def live(self) -> int:
+        """How many sessions are live, not hibernating."""
+        return len(self._live)
+
     def prepare(self) -> None:
         """Start the spare workers, in the background."""
         while len(self._spares) < self._spares_wanted:
-            self._spares.append(asyncio.create_task(started(self._loaded, self._worker_bytes)))
+            self._spares.append(self._start())
 
     async def create(self, owner: str, image: str, limits: Limits) -> WorkerSession:
         """Start a session."""
         golden = self._loaded.images[image]
-        if len(self._live) >= self._most:
-            raise PoolFull(f"this server runs at most {self._most} sessions at once")
         self._last_session += 1
         session = WorkerSession(self, owner, self._last_session, Checkpoint.of(golden), limits)
-        self._live.add(session)
+        self._sessions.add(session)
         try:
-            await session.wake()
+            await session.begin()
         except BaseException:
             await session.close()
             raise
         return session
+
+    # ---- what sessions ask of it ---------------------------------------------------------------------------------
+
+    async def admit(self, session: WorkerSession) -> None:
+        """Give a session a place among the live ones; where there is none, one that rests hibernates.
+
+        Raises:
+            PoolFull: none rests.
+        """
+        while session not in self._live and len(self._live) >= self._most:
+            resting = next((other for other in self._live if other.rests), None)
+            if resting is None or self.store is None:
+                raise PoolFull(f"this server runs at most {self._most} sessions at once")
+            await resting.hibernate()
+        self.used(session)
+        if self.store and self._chamberlain is None:
+            self._chamberlain = asyncio.create_task(self._hibernate_those_that_rest())
+
+    def used(self, session: WorkerSession) -> None:
+        """Note that a session is in use: of the live ones it is the last to hibernate."""
+        self._live.pop(session, None)
+        self._live[session] = time.monotonic()
 
     async def worker(self, owner: str) -> Process:
         """Return the owner's worker, a new one where it has none that lives."""
@@ -133,9 +172,7 @@ class WorkerPool:
             lost = [task] if task else []
             while self._spares and _is_lost(self._spares[0]):
                 lost.append(self._spares.pop(0))
-            task = (
-                self._spares.pop(0) if self._spares else asyncio.create_task(started(self._loaded, self._worker_bytes))
-            )
+            task = self._spares.pop(0) if self._spares else self._start()
             self._workers[owner] = task
             self.prepare()
             for gone in lost:
@@ -145,17 +182,40 @@ class WorkerPool:
             raise JailMissing(f"several owners cannot be kept apart here: {process.unconfined}")
         return process
 
-    async def ended(self, session: WorkerSession) -> None:
-        """Forget a session; a worker without sessions is ended, never given to another owner."""
-        self._live.discard(session)
+    def _start(self) -> asyncio.Task[Process]:
+        return asyncio.create_task(started(self._loaded, self._worker_bytes))
+
+    async def left(self, session: WorkerSession) -> None:
+        """Take away a session's place; a worker without sessions is ended, never given to another owner."""
+        self._live.pop(session, None)
         if not any(other.owner == session.owner for other in self._live):
             task = self._workers.pop(session.owner, None)
             if task is not None:
                 await _end(task)
 
+    async def ended(self, session: WorkerSession) -> None:
+        """Forget a session."""
+        self._sessions.discard(session)
+        await self.left(session)
+
+    # ---- rest ----------------------------------------------------------------------------------------------------
+
+    async def _hibernate_those_that_rest(self) -> None:
+        while True:
+            await asyncio.sleep(self._rest_seconds / 4)
+            before = time.monotonic() - self._rest_seconds
+            for session in [session for session, since in self._live.items() if since < before and session.rests]:
+                try:
+                    await session.hibernate()
+                except OSError:
+                    log.exception("a session that rests could not be written")
+
     async def close(self) -> None:
         """Stop every turn and end every session and worker."""
-        for session in list(self._live):
+        if self._chamberlain:
+            self._chamberlain.cancel()
+            await asyncio.wait([self._chamberlain])
+        for session in list(self._sessions):
             await session.close()
         for task in [*self._spares, *self._workers.values()]:
             await _end(task)

@@ -16,9 +16,11 @@ from rlm_server.broker.prices import NoPrice
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.ledger import BudgetError
 from rlm_server.runs.supervisor import TooManyRuns
+from rlm_server.sessions import SessionEnded, TooManySessions
 from rlm_server.store.contexts import UploadRefused
 from sandbox.pool import JailMissing, PoolFull
 from sandbox.process import WorkerLost
+from sandbox.stored import SnapshotRefused
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +71,15 @@ def status_of(error: Exception) -> status_pb2.Status:
             )
             said = {"unit": error.unit, "limit": str(error.limit), "used": str(error.used), "asked": str(error.asked)}
             return _status(code_pb2.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED", str(error), quota, said=said)
+        case SessionEnded():
+            return _status(code_pb2.NOT_FOUND, "SESSION_ENDED", str(error))
+        case TooManySessions():
+            quota = error_details_pb2.QuotaFailure(
+                violations=[error_details_pb2.QuotaFailure.Violation(subject="sessions", description=str(error))]
+            )
+            return _status(code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_SESSIONS", str(error), quota)
+        case SnapshotRefused():
+            return _status(code_pb2.DATA_LOSS, "SNAPSHOT_REFUSED", str(error))
         case PoolFull() | TooManyRuns():
             retry = error_details_pb2.RetryInfo()
             retry.retry_delay.FromSeconds(1)

@@ -14,7 +14,7 @@ from sandbox.limits import Limits
 
 MOST_REQUEST_ID = 128
 MOST_AMOUNT = 1 << 60
-LEAST_MEMORY_BYTES = 64 << 20
+LEAST = {"memory_bytes": 64 << 20}
 """With less, the interpreter itself has no room."""
 
 
@@ -46,22 +46,17 @@ def budget(value: types_pb2.Budget) -> Limit:
 
 
 def sandbox_limits(field: str, value: types_pb2.SandboxLimits, ceiling: Limits) -> Limits:
-    """Return the sandbox's limits: the server's, lowered where the request says so."""
-    most = {
-        "memory_bytes": ceiling.memory_bytes,
-        "turn_milliseconds": int(ceiling.turn_seconds * 1000),
-        "output_bytes": ceiling.output_bytes,
-    }
-    for name, limit in most.items():
-        asked, least = getattr(value, name), LEAST_MEMORY_BYTES if name == "memory_bytes" else 1
-        if asked != 0 and not least <= asked <= limit:
-            raise InvalidField(f"{field}.{name}", f"must be from {least} to {limit}, or 0 for that, not {asked}")
-    return replace(
-        ceiling,
-        memory_bytes=value.memory_bytes or ceiling.memory_bytes,
-        turn_seconds=value.turn_milliseconds / 1000 or ceiling.turn_seconds,
-        output_bytes=value.output_bytes or ceiling.output_bytes,
-    )
+    """Return the sandbox's limits: the tenant's, lowered where the request says so."""
+    lowered: dict[str, int | float] = {}
+    for name in value.DESCRIPTOR.fields_by_name:
+        own, a_second = ("turn_seconds", 1000) if name == "turn_milliseconds" else (name, 1)
+        least, most = LEAST.get(name, 1), int(getattr(ceiling, own) * a_second)
+        asked = getattr(value, name)
+        if asked != 0 and not least <= asked <= most:
+            raise InvalidField(f"{field}.{name}", f"must be from {least} to {most}, or 0 for that, not {asked}")
+        if asked:
+            lowered[own] = asked / a_second if a_second > 1 else asked
+    return replace(ceiling, **lowered)  # type: ignore[arg-type]
 
 
 def offered(routes: Routes, field: str, model: str) -> None:

@@ -68,7 +68,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             max_turns=asked.max_turns or ceiling.max_turns,
             max_depth=asked.max_depth if asked.HasField("max_depth") else min(2, ceiling.max_depth),
             wall_seconds=asked.wall_seconds or ceiling.wall_seconds,
-            sandbox=requests.sandbox_limits("limits.sandbox", asked.sandbox, ceiling.sandbox),
+            sandbox=requests.sandbox_limits("limits.sandbox", asked.sandbox, self._defaults.sandbox(tenant())),
         )
 
     async def GetRun(self, request: run_pb2.GetRunRequest, context: Any) -> run_pb2.GetRunResponse:

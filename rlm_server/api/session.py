@@ -16,7 +16,7 @@ from rlm_server.defaults import Defaults
 from rlm_server.ledger import Ledger
 from rlm_server.runs.events import CallFinished, Printed
 from rlm_server.runs.supervisor import check_affordable
-from rlm_server.sessions import Happening, NewSession, ReplSession, SessionEnded, Sessions
+from rlm_server.sessions import Happening, NewSession, ReplSession, Sessions
 from rlm_server.store.contexts import Contexts
 
 MOST_CODE = 1 << 20
@@ -47,7 +47,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             await requests.context(self._contexts, tenant(), request.context_id),
             sub_model,
             budget,
-            requests.sandbox_limits("limits", request.limits, self._defaults.limits.sandbox),
+            requests.sandbox_limits("limits", request.limits, self._defaults.sandbox(tenant())),
         )
         return session_pb2.CreateSessionResponse(session=_session(await self._sessions.create(new)))
 
@@ -58,12 +58,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         session = self._found(request.session_id)
         code = requests.required("code", request.code, MOST_CODE)
         request_id = requests.request_id(request.request_id)
-        try:
-            async with aclosing(self._sessions.execute(session, code, request_id)) as happenings:
-                async for happening in happenings:
-                    yield _response(happening)
-        except SessionEnded:
-            raise NotFound("session", session.id) from None
+        async with aclosing(self._sessions.execute(session, code, request_id)) as happenings:
+            async for happening in happenings:
+                yield _response(happening)
 
     async def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: Any

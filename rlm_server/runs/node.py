@@ -33,6 +33,7 @@ from rlm_server.settling import stopped, to_the_end
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool import JailMissing, LiveSession, PoolFull
 from sandbox.process import WorkerLost
+from sandbox.stored import SnapshotRefused
 from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ class Node:
             if self.task.text is not None:
                 await session.attach("context", self.task.text)
             return await self._converse(session)
-        except (MemoryError, WorkerLost) as error:
+        except (MemoryError, WorkerLost, PoolFull, SnapshotRefused) as error:
             raise _Ended(RunState.FAILED, str(error)) from None
         finally:
             await session.close()

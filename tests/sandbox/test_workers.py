@@ -334,6 +334,7 @@ async def test_a_worker_that_holds_too_much_memory_is_killed(loaded: Loaded, mon
 async def test_what_a_worker_writes_to_files_counts_as_its_memory(pool: WorkerPool) -> None:
     session = await pool.create("a", "core", LIMITS)
     before = process_of(session)._held_bytes()
+    assert session.checkpoint is not None
     os.pwrite(session.checkpoint.pages.fd, bytes(8 * MIB), 1 << 30)
     assert process_of(session)._held_bytes() >= before + 7 * MIB
 
@@ -469,7 +470,7 @@ async def test_a_text_is_attached_though_the_worker_dies_meanwhile(
     pool: WorkerPool, text: MakeText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = await pool.create("a", "core", LIMITS)
-    lost = await session.wake()
+    lost, _ = await session.wake()
     hand_over = Process.hand_over
 
     def killed_then_handed_over(process: Process, fd: int) -> int:
@@ -480,7 +481,7 @@ async def test_a_text_is_attached_though_the_worker_dies_meanwhile(
     monkeypatch.setattr(Process, "hand_over", killed_then_handed_over)
     await session.attach("context", text("abc" * 1000))
     assert (await run(session, "len(context)")).stdout == "3000\n"
-    assert await session.wake() is not lost
+    assert (await session.wake())[0] is not lost
 
 
 async def test_a_text_that_cannot_be_attached_is_said_so_not_left_out(

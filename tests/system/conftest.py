@@ -23,7 +23,7 @@ Served = Callable[..., AbstractAsyncContextManager["Server"]]
 @pytest.fixture(scope="session")
 def images() -> Iterator[Loaded]:
     """The server's golden images, loaded once for all servers of these tests."""
-    made = prepare(image_specs())
+    made = prepare(image_specs(Settings.load()))
     yield made
     made.program.close()
 
@@ -69,7 +69,8 @@ def server(images: Loaded, tmp_path: Path) -> Served:
     async def start(script: Script, **settings: Any) -> AsyncIterator[Server]:
         given = {"data_dir": tmp_path / "data", "listen": "127.0.0.1:0", "grace_seconds": 0.2, **settings}
         loaded = Settings.load(**given)
-        async with serving(loaded, scripts={"play": script}, loaded=images) as running, AsyncExitStack() as stack:
+        ready = None if loaded.images else images  # one with images of its own loads them
+        async with serving(loaded, scripts={"play": script}, loaded=ready) as running, AsyncExitStack() as stack:
             served = Server(running, given["data_dir"], Caller(running.address, running.key), stack)
             stack.push_async_callback(served.caller.channel.close, None)
             yield served

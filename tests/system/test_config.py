@@ -19,8 +19,13 @@ from tests.system.stage import Play, code
     [
         ("RLM_LISTEN", "foo", "listen"),
         ("RLM_LISTEN", "127.0.0.1:99999", "listen"),
-        ("RLM_TURN_SECONDS", "abc", "turn_seconds"),
-        ("RLM_TURN_SECONDS", "0", "turn_seconds"),
+        ("RLM_SANDBOX__TURN_SECONDS", "abc", "sandbox.turn_seconds"),
+        ("RLM_SANDBOX__TURN_SECONDS", "0", "sandbox.turn_seconds"),
+        ("RLM_TENANTS__ACME__FILES", "0", "tenants.acme.files"),
+        ("RLM_IMAGES", '{"core": ["json"]}', "images"),
+        ("RLM_IMAGES", '{"My Image": ["json"]}', "images"),
+        ("RLM_IMAGES", '{"mine": ["os; print()"]}', "images.mine"),
+        ("RLM_WORKER_BYTES", "1", "worker_bytes"),
         ("RLM_RUN_CALLS", "0", "run_calls"),
         ("RLM_RUN_BUDGET_USD", "-1", "run_budget_usd"),
         ("RLM_MODELS", '{"m": {"base_url": "http://localhost"}}', "models.m.input_usd_per_million"),
@@ -44,9 +49,10 @@ def test_a_wrong_variable_names_itself(
 @pytest.mark.parametrize(
     ("content", "named"),
     [
-        ("turn_second = 5", "turn_second"),
-        ("turn_seconds = 'soon'", "turn_seconds"),
-        ("turn_seconds = ", "rlm.toml is not TOML"),
+        ("session_second = 5", "session_second"),
+        ("[sandbox]\nturn_second = 5", "sandbox.turn_second"),
+        ("[sandbox]\nturn_seconds = 'soon'", "sandbox.turn_seconds"),
+        ("[sandbox]\nturn_seconds = ", "rlm.toml is not TOML"),
     ],
 )
 def test_a_wrong_line_of_the_file_names_itself(

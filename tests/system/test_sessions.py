@@ -182,15 +182,69 @@ async def test_a_session_that_is_deleted_stops_its_turns_and_says_what_it_spent(
         await served.caller.open_session()
 
 
-async def test_sessions_beyond_the_servers_limit_are_refused_with_when_to_try_again(server: Served) -> None:
+async def test_sessions_beyond_the_servers_limit_are_refused_while_all_are_busy(server: Served) -> None:
     async with server(Play(""), sessions=2) as served:
-        first = await served.caller.open_session()
-        await served.caller.open_session()
+        busy = [await served.caller.open_session() for _ in range(2)]
+        turns = [aiter(served.caller.execute(session, "print('begun')\nwhile True: pass")) for session in busy]
+        for turn in turns:
+            await anext(turn)
         said = await refusal(served.caller.open_session())
         assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "SERVER_FULL")
         assert "google.rpc.RetryInfo" in said.details
+        await served.caller.delete(busy[0])
+        await served.caller.open_session()
+
+
+async def test_sessions_that_rest_hibernate_where_their_place_is_wanted_and_wake(server: Served) -> None:
+    async with server(Play(""), sessions=2) as served:
+        context = await served.caller.upload("the text " * 1000)
+        sessions = [await served.caller.open_session(context_id=context.context_id) for _ in range(6)]
+        for number, session in enumerate(sessions):
+            await served.caller.turn(session, f"mine = [{number}]\n_ = open('/tmp/mine', 'w').write('{number}')")
+        for number, session in [*enumerate(sessions)][::-1] * 2:
+            seen = await served.caller.turn(session, "mine, open('/tmp/mine').read(), len(context), context[:8]")
+            assert seen.printed == f"([{number}], '{number}', 9000, 'the text')\n"
+        assert len(list((served.data_dir / "sessions").iterdir())) == 4
+        for session in sessions:
+            await served.caller.delete(session)
+        assert list((served.data_dir / "sessions").iterdir()) == []
+        check_settled(served.data_dir)
+
+
+async def test_a_tenant_has_no_more_sessions_than_it_may(server: Served) -> None:
+    async with server(Play(""), tenant_sessions=2) as served:
+        first = await served.caller.open_session()
+        await served.caller.open_session()
+        said = await refusal(served.caller.open_session())
+        assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_SESSIONS")
+        assert "tenant_sessions" in said.message
+        await (await served.tenant("another")).open_session()
         await served.caller.delete(first)
         await served.caller.open_session()
+
+
+async def test_a_tenants_own_limits_hold_for_it_alone(server: Served) -> None:
+    async with server(Play(""), tenants={"small": {"memory_bytes": 128 * MIB, "files": 2}}) as served:
+        small = await served.tenant("small")
+        for asked in (types_pb2.SandboxLimits(memory_bytes=200 * MIB), types_pb2.SandboxLimits(files=3)):
+            said = await refusal(small.open_session(limits=asked))
+            assert said.code is grpc.StatusCode.INVALID_ARGUMENT
+        session = await small.open_session()
+        seen = await small.turn(session, "block = bytes(150 << 20)")
+        assert seen.result.error.type == "MemoryError"
+        seen = await small.turn(session, "for i in range(3): open(f'/tmp/{i}', 'w').close()")
+        assert seen.result.error.type == "OSError"
+        theirs = await served.caller.open_session(limits=types_pb2.SandboxLimits(memory_bytes=200 * MIB))
+        assert (await served.caller.turn(theirs, "len(bytes(140 << 20))")).printed == f"{140 << 20}\n"
+
+
+async def test_an_operators_image_has_its_modules_imported(server: Served) -> None:
+    async with server(Play(""), images={"graphs": ["graphlib", "collections.abc"]}) as served:
+        session = await served.caller.open_session(image="graphs")
+        assert (await served.caller.turn(session, "import sys; 'graphlib' in sys.modules")).printed == "True\n"
+        assert (await served.caller.turn(session, "llm_query('x')")).printed == "'ok'\n"
+        said = await refusal(served.caller.open_session(image="none"))
+        assert "core, data, graphs" in said.message
 
 
 @pytest.mark.parametrize(
@@ -202,6 +256,11 @@ async def test_sessions_beyond_the_servers_limit_are_refused_with_when_to_try_ag
         ("turn_milliseconds", 60_001),
         ("turn_milliseconds", -5),
         ("output_bytes", (64 << 10) + 1),
+        ("door_calls", 10_001),
+        ("door_bytes", 257 * MIB),
+        ("door_waiting", 1_001),
+        ("file_bytes", 65 * MIB),
+        ("files", -1),
     ],
 )
 async def test_limits_that_cannot_be_are_refused_by_name(server: Served, name: str, value: int) -> None:
@@ -225,8 +284,21 @@ async def test_a_session_nobody_uses_is_ended(server: Served) -> None:
         session = await served.caller.open_session()
         closed = "SELECT 1 FROM account WHERE id = ? AND closed = 1"
         await eventually(lambda: rows(served.data_dir, closed, session))
-        assert (await refusal(served.caller.turn(session, "1"))).code is grpc.StatusCode.NOT_FOUND
+        said = await refusal(served.caller.turn(session, "1"))
+        assert (said.code, said.reason) == (grpc.StatusCode.NOT_FOUND, "SESSION_ENDED")
+        assert "0.3 s (session_idle_seconds)" in said.message
+        assert (await refusal((await served.tenant("b")).turn(session, "1"))).reason == "NOT_FOUND"
         check_settled(served.data_dir)
+
+
+async def test_a_session_that_is_too_old_is_ended(server: Served) -> None:
+    async with server(Play(""), session_seconds=0.5) as served:
+        session = await served.caller.open_session()
+
+        closed = "SELECT 1 FROM account WHERE id = ? AND closed = 1"
+        await eventually(lambda: rows(served.data_dir, closed, session))
+        said = await refusal(served.caller.turn(session, "1"))
+        assert (said.reason, "0.5 s (session_seconds)" in said.message) == ("SESSION_ENDED", True)
 
 
 async def test_a_server_that_stops_ends_its_sessions(server: Served) -> None:

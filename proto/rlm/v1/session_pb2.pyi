@@ -76,7 +76,7 @@ class CreateSessionRequest(_message.Message):
     request_id: _builtins.str
     """Chosen by the caller; repeating one returns the first answer."""
     image: _builtins.str
-    """Golden image: "core" (default) or "data" (numpy and pandas imported)."""
+    """Golden image: "core" (default), "data" (numpy and pandas imported), or another the server has."""
     context_id: _builtins.str
     """A context to have as the variable `context`; optional."""
     sub_model: _builtins.str

@@ -89,29 +89,49 @@ Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class SandboxLimits(_message.Message):
-    """What one turn of sandboxed code may use. 0 means the server's default; a value above the server's maximum is refused."""
+    """What sandboxed code may use. 0 means the tenant's limit; a value above that is refused."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     TURN_MILLISECONDS_FIELD_NUMBER: _builtins.int
     OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    DOOR_CALLS_FIELD_NUMBER: _builtins.int
+    DOOR_BYTES_FIELD_NUMBER: _builtins.int
+    DOOR_WAITING_FIELD_NUMBER: _builtins.int
+    FILE_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Linear memory of the guest in bytes, mapped contexts not counted."""
     turn_milliseconds: _builtins.int
     """Milliseconds of running time; waiting for a model does not count."""
     output_bytes: _builtins.int
     """Bytes of output kept of each turn; the middle of a longer one is cut out."""
+    door_calls: _builtins.int
+    """Requests of one turn through the door: model calls, children, the budget."""
+    door_bytes: _builtins.int
+    """Bytes of all requests of one turn."""
+    door_waiting: _builtins.int
+    """Requests of one turn under way at once."""
+    file_bytes: _builtins.int
+    """Bytes of all files in /tmp."""
+    files: _builtins.int
+    """Files and directories in /tmp."""
     def __init__(
         self,
         *,
         memory_bytes: _builtins.int = ...,
         turn_milliseconds: _builtins.int = ...,
         output_bytes: _builtins.int = ...,
+        door_calls: _builtins.int = ...,
+        door_bytes: _builtins.int = ...,
+        door_waiting: _builtins.int = ...,
+        file_bytes: _builtins.int = ...,
+        files: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["memory_bytes", b"memory_bytes", "output_bytes", b"output_bytes", "turn_milliseconds", b"turn_milliseconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["door_bytes", b"door_bytes", "door_calls", b"door_calls", "door_waiting", b"door_waiting", "file_bytes", b"file_bytes", "files", b"files", "memory_bytes", b"memory_bytes", "output_bytes", b"output_bytes", "turn_milliseconds", b"turn_milliseconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
