@@ -40,12 +40,14 @@ class Checkpoint:
     def capture(self, instance: Instance) -> Change:
         """Take the state of the session's instance after a turn, and return which pages changed."""
         runs, whole = instance.changed_pages()
-        change = self.pages.write(instance.view(), runs, whole=whole)
+        change = self.pages.write(instance.base, runs, whole=whole)
         self.pages.take(change)
         self.size = instance.size
-        if self.files != instance.files:
-            self.files = instance.files.copy()
-        self.mapped = list(instance.mapped)
+        files = instance.changed_files()
+        if files is not None:
+            self.files = files
+        if len(instance.mapped) > len(self.mapped):
+            self.mapped = list(instance.mapped)
         return change
 
     def restore(self, program: Program, limits: Limits) -> Instance:

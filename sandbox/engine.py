@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.01
 """How often a running guest is looked at: the resolution of its time limit and of an interrupt."""
+REST_TICKS = 100
+"""So many ticks after the last guest the clock rests."""
 
 WASM_STACK_BYTES = 2 << 20
 """What Wasmtime allows at most without its asynchronous stacks."""
@@ -227,14 +229,16 @@ class _Export:
 
 
 class EpochClock:
-    """Advances the engine's epoch while any guest runs, and rests while none does.
+    """Advances the engine's epoch while guests run, and rests when none has for a while.
 
-    Its thread starts with the first guest that runs, and again with the first after `close`.
+    Its thread starts with the first guest that runs, and again with the first after `close`. It goes on for a second
+    after a turn, so that a turn that follows need not wake it.
     """
 
     def __init__(self, engine: wasmtime.Engine) -> None:
         self._engine = engine
         self._running = 0
+        self._resting = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -244,7 +248,7 @@ class EpochClock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._tick, name="epoch-clock", daemon=True)
                 self._thread.start()
-            if self._running == 1:
+            if self._resting:
                 self._changed.notify()
 
     def __exit__(self, *_: object) -> None:
@@ -253,13 +257,16 @@ class EpochClock:
 
     def _tick(self) -> None:
         mine = threading.current_thread()
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._running or self._thread is not mine)
-                if self._thread is not mine:
-                    return
+        idle = 0
+        while self._thread is mine:
             time.sleep(TICK_SECONDS)  # first: most turns end before
             self._engine.increment_epoch()
+            idle = 0 if self._running else idle + 1
+            if idle > REST_TICKS:
+                with self._changed:
+                    self._resting = True
+                    self._changed.wait_for(lambda: self._running or self._thread is not mine)
+                    self._resting = False
 
     def close(self) -> None:
         """Stop the thread."""

@@ -38,7 +38,9 @@ STDLIB_SHA256 = "a7b8f7cbd4799ac8c81223cbc47f8cea503adac934a04826778b66e5a5e9b84
 STDLIB_PATH = "/usr/local/lib/python315.zip"
 
 _GUEST_FOLDER = Path(__file__).parent / "guest"
-GUEST_LIBRARY = {name: _GUEST_FOLDER / f"{name}.py" for name in ("_door", "_runner", "_golden")}
+GUEST_LIBRARY = {
+    name: _GUEST_FOLDER / f"{name}.py" for name in ("_door", "_runner", "_requests", "_threads", "_loop", "_golden")
+}
 
 Progress = Callable[[str], None]
 """Called with what is being done, as each long step begins."""
@@ -273,7 +275,9 @@ def _warmed(guest: Instance, name: str) -> bytearray:
 
 def _image(name: str, path: Path, files: Files, key: str = "") -> Image:
     data = path.read_bytes()
-    return Image(name, memory.sealed(data, f"golden-{name}"), len(data), files, key)
+    fd = memory.sealed(data, f"golden-{name}")
+    memory.collapse(fd, len(data))
+    return Image(name, fd, len(data), files, key)
 
 
 def _check_text_layout(program: Program, image: Image) -> None:

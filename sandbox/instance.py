@@ -71,13 +71,14 @@ class Instance:
 
     def __init__(self, program: Program, image: Image | None, limits: Limits, files: Files) -> None:
         self.limits = limits
-        self.files = files
+        self._files, self._files_asked_for = files, False
         self.image = image
         self.mapped: list[Mapped] = []
         self._program = program
         self._machine = program.instantiate(self._memory_limit())
         self.base = self._machine.base
         self._watched = False
+        self._own: Runs | None = None  # its own pages, where no turn has changed which these are
         self._known_size = 0  # memory never shrinks: what is within this needs no asking
         if image is not None:
             self._machine.grow(image.size)
@@ -115,7 +116,7 @@ class Instance:
         if self._interrupted.is_set():
             requests.stop()
         outer, current.guest, self._running = current.guest, self, True
-        code = -1
+        code, faults = -1, pagetable.faults()
         try:
             with self._program.clock:
                 code = self._call_turn(frame)
@@ -127,7 +128,10 @@ class Instance:
         finally:
             self._running = False
             current.guest, self._handler = outer, None
-            requests.stop()
+            if len(requests):
+                requests.stop()
+            if pagetable.faults() != faults:
+                self._own = None
         return self._result(code)
 
     def _call_turn(self, frame: bytes) -> int:
@@ -208,11 +212,23 @@ class Instance:
         """Return the pages that may have changed since this was last asked, and whether all others are the image's."""
         if self._watched:
             return pagetable.written(self.base, self.size), False
-        assert self.image is not None  # noqa: S101
-        runs = pagetable.own_pages(self.base, self.size, self.image.fd)
-        if sum(size for _, size in runs) > WATCHED_FROM * memory.PAGE:
-            self.watch()
-        return runs, True
+        if self._own is None:
+            assert self.image is not None  # noqa: S101
+            self._own = pagetable.own_pages(self.base, self.size, self.image.fd)
+            if sum(size for _, size in self._own) > WATCHED_FROM * memory.PAGE:
+                self.watch()
+        return self._own, True
+
+    @property
+    def files(self) -> Files:
+        """The guest's files; whoever asks for them may change them."""
+        self._files_asked_for = True
+        return self._files
+
+    def changed_files(self) -> Files | None:
+        """Return a copy of the files where they may have changed since this was last asked."""
+        asked, self._files_asked_for = self._files_asked_for, False
+        return self._files.copy() if asked else None
 
     def view(self) -> memoryview:
         """Return guest memory as it is sized now; it must not be used after `close`."""
@@ -375,7 +391,7 @@ class Instance:
         except (wasi.BadAddress, ValueError, OSError) as error:
             raise DoorRefusal("ValueError", f"the text cannot be mapped: {error}") from None
         self.mapped.append(Mapped(start, content))
-        self._watched = False  # what is mapped over a watched range is not
+        self._watched, self._own = False, None  # what is mapped over a watched range is not
         return None
 
     def close(self) -> None:

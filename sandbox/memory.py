@@ -16,15 +16,39 @@ PAGE = 4096
 Runs = list[tuple[int, int]]
 """Runs of whole pages in ascending order, each as (offset, bytes)."""
 
-_PROT_READ_WRITE = 0x3
+_PROT_READ_WRITE, _MAP_SHARED = 0x3, 0x01
 _MAP_PRIVATE_FIXED_NORESERVE = 0x02 | 0x10 | 0x4000
+_MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x02 | 0x20 | 0x4000
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 MAPPING = sys.platform == "linux" and mmap.PAGESIZE == PAGE
 """Whether files can be laid over guest memory here; elsewhere they are copied into it."""
+
+
+HUGE = 2 << 20
+_MADV_COLLAPSE = 25
+
+
+def collapse(fd: int, size: int) -> None:
+    """Have the kernel keep a file in memory in huge pages where it can: mapping it then costs far fewer faults.
+
+    (Linux 6.1: madvise(2), MADV_COLLAPSE; it works whatever the system's setting for huge pages is.)
+    """
+    if not MAPPING:
+        return
+    room = pages(size) + 2 * HUGE
+    address = libc.mmap(None, room, 0, _MAP_PRIVATE_ANONYMOUS_NORESERVE, -1, 0)
+    if address == ctypes.c_void_p(-1).value:
+        return
+    aligned = -(-address // HUGE) * HUGE
+    if libc.mmap(aligned, size, 0x1, _MAP_SHARED | 0x10, fd, 0) == aligned:
+        libc.madvise(aligned, size // HUGE * HUGE, _MADV_COLLAPSE)
+    libc.munmap(address, room)
 
 
 def pages(size: int) -> int:
@@ -32,14 +56,16 @@ def pages(size: int) -> int:
     return -(-size // PAGE) * PAGE
 
 
-def in_memory(name: str) -> int:
-    """Return a descriptor of a new, empty file in memory, which nobody can shorten."""
+def in_memory(name: str, size: int = 0) -> int:
+    """Return a descriptor of a new file of zeros in memory, which nobody can shorten."""
     if not hasattr(os, "memfd_create"):
         with tempfile.TemporaryFile() as file:
+            os.ftruncate(file.fileno(), size)
             return os.dup(file.fileno())
     import fcntl
 
     fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK)
     return fd
 
@@ -55,6 +81,24 @@ def sealed(data: bytes, name: str) -> int:
 
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
     return fd
+
+
+def share(fd: int, size: int) -> int:
+    """Map the first `size` bytes of `fd` and return the address: what is written there is in the file.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    address = libc.mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, fd, 0)
+    if address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, f"mapping {size} bytes: {os.strerror(number)}")
+    return int(address)
+
+
+def unmap(address: int, size: int) -> None:
+    """Take back what `share` mapped."""
+    libc.munmap(address, size)
 
 
 def lay_over(address: int, size: int, fd: int) -> None:

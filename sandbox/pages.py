@@ -7,17 +7,21 @@ process writes the file, and the server, which has it too, takes the change when
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sandbox.memory import PAGE, Runs, in_memory
+from sandbox.memory import MAPPING, PAGE, Runs, in_memory, share, unmap
 
 MOST_BUFFERS = 1024
 """Of one call of the kernel: IOV_MAX."""
 ADDRESSABLE = (1 << 32) // PAGE
+WINDOW = 2048
+"""Slots from the first on that are mapped where pages are written: copying into them needs no call of the kernel."""
 
 
 class Extent(NamedTuple):
@@ -34,12 +38,16 @@ class Change:
 
     written: tuple[Extent, ...] = ()
     whole: bool = False
+    _encoded: list[bytes] = field(default_factory=list, compare=False, repr=False)
 
     def encode(self) -> bytes:
         """Write the extents for another process."""
-        return array("I", [number for extent in self.written for number in extent]).tobytes()
+        if not self._encoded:
+            self._encoded.append(array("I", [number for extent in self.written for number in extent]).tobytes())
+        return self._encoded[0]
 
     @classmethod
+    @functools.lru_cache(maxsize=4096)  # a small session's pages go to the same two places, turn after turn
     def decode(cls, data: bytes, *, whole: bool) -> Change:
         """Read what `encode` wrote.
 
@@ -51,64 +59,116 @@ class Change:
             raise ValueError("part of an extent")
         written = tuple(map(Extent, values[::3], values[1::3], values[2::3]))
         end = 0
-        for page, slot, count in written:
-            if page < end or not 0 < count <= ADDRESSABLE - page or slot + count > 2 * ADDRESSABLE:
-                raise ValueError(f"an extent of {count} pages from {page} in slot {slot}")
-            end = page + count
+        for page, slot, length in written:
+            if page < end or not 0 < length <= ADDRESSABLE - page or slot + length > 2 * ADDRESSABLE:
+                raise ValueError(f"an extent of {length} pages from {page} in slot {slot}")
+            end = page + length
         return cls(written, whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where runs of pages go: the change this makes, and what to copy, as (to, from, bytes) and as extents."""
+
+    change: Change
+    moves: tuple[tuple[int, int, int], ...]
+    beyond: tuple[Extent, ...]
 
 
 class PageFile:
     """A file of pages, with its table. It owns its descriptor."""
 
-    def __init__(self, fd: int | None = None, table: Iterable[Extent] = ()) -> None:
-        self.fd = in_memory("pages") if fd is None else fd
-        self.table = list(table)
-        self._end = max((slot + count for _, slot, count in self.table), default=0)
-        used = sorted((slot, count) for _, slot, count in self.table)
-        self._free: list[tuple[int, int]] = []
-        at = 0
-        for slot, count in used:
-            if slot > at:
-                self._free.append((at, slot - at))
-            at = slot + count
+    def __init__(self, fd: int | None = None, table: Sequence[Extent] = ()) -> None:
+        self.fd = in_memory("pages", WINDOW * PAGE) if fd is None else fd
+        self.table: Sequence[Extent] = table
+        self._end = max((slot + length for _, slot, length in table), default=0)
+        self._free: list[tuple[int, int]] | None = None  # (slot, length); None where it is to be found out
+        self._window = 0
+        self._runs: Runs | None = None
+        self._places: list[_Place] = []  # where these runs were written the last two times
 
     def __len__(self) -> int:
         return sum(extent.length for extent in self.table)
 
-    def write(self, memory: memoryview, runs: Runs, *, whole: bool) -> Change:
-        """Write runs of pages of a memory to free slots. `whole` says that all other pages are gone."""
+    def write(self, memory: int, runs: Runs, *, whole: bool) -> Change:
+        """Write runs of pages of the memory at an address to free slots. `whole` says that all other pages are gone.
+
+        Pages that were the same ones the last time, in the very same list, take turns between two places.
+        """
+        place = self._known_place(runs) if whole else None
+        if place is None:
+            place = self._new_place(memory, runs, whole=whole)
+        for to, source, size in place.moves:
+            ctypes.memmove(to, source, size)
+        if place.beyond:
+            view = memoryview((ctypes.c_char * (runs[-1][0] + runs[-1][1])).from_address(memory)).cast("B")
+            _transfer(os.pwritev, self.fd, view, place.beyond)
+        return place.change
+
+    def _known_place(self, runs: Runs) -> _Place | None:
+        if runs is not self._runs:
+            self._runs, self._places = runs, []
+        if len(self._places) < 2:
+            return None
+        return self._places[self.table is self._places[0].change.written]
+
+    def _new_place(self, memory: int, runs: Runs, *, whole: bool) -> _Place:
+        first = not self._end  # a session may end after a turn: then a window would not have been worth it
+        if not first and not self._window and MAPPING:
+            self._window = share(self.fd, WINDOW * PAGE)
+        within = WINDOW if self._window else 0
         written = tuple(self._placed(runs))
-        _transfer(os.pwritev, self.fd, memory, written)
-        return Change(written, whole)
+        moves = tuple(
+            (self._window + slot * PAGE, memory + page * PAGE, length * PAGE)
+            for page, slot, length in written
+            if slot + length <= within
+        )
+        beyond = tuple(extent for extent in written if extent.slot + extent.length > within)
+        place = _Place(Change(written, whole), moves, beyond)
+        if whole and not first:
+            self._places.append(place)
+        elif not whole:
+            self._runs, self._places = None, []
+        return place
 
     def _placed(self, runs: Runs) -> Iterator[Extent]:
         """Yield the runs in free slots, the lowest first, each run cut where its slots are not together."""
+        free = self._holes() if self._free is None else self._free
+        self._free = free
         slot, room = 0, 0
         for at, size in runs:
             page, left = at // PAGE, size // PAGE
             while left:
                 if not room:
-                    slot, room = self._free.pop(0) if self._free else (self._end, 0)
+                    slot, room = free.pop(0) if free else (self._end, 0)
                     if not room:
                         room = left
                         self._end += left
-                count = min(left, room)
-                yield Extent(page, slot, count)
-                page, slot, left, room = page + count, slot + count, left - count, room - count
+                length = min(left, room)
+                yield Extent(page, slot, length)
+                page, slot, left, room = page + length, slot + length, left - length, room - length
         if room:
-            self._free.insert(0, (slot, room))
+            free.insert(0, (slot, room))
+
+    def _holes(self) -> list[tuple[int, int]]:
+        found, at = [], 0
+        for _, slot, length in sorted(self.table, key=_slot):
+            if slot > at:
+                found.append((at, slot - at))
+            at = slot + length
+        if at < self._end:
+            found.append((at, self._end - at))
+        return found
 
     def take(self, change: Change) -> None:
         """Have a change count: from now on its pages are in the slots it names."""
-        old, freed = self.table, self._free
         if change.whole:
-            freed += [(slot, count) for _, slot, count in old]
-            self.table = list(change.written)
+            self.table, self._free = change.written, None
         else:
-            self.table = _overlaid(old, change.written, freed)
-        if len(freed) > 1:
-            self._free = _joined(freed)
+            freed: list[tuple[int, int]] = []
+            self.table = _overlaid(self.table, change.written, freed)
+            if self._free is not None:
+                self._free = _joined([*self._free, *freed])
 
     def read_into(self, memory: memoryview) -> None:
         """Put every page into its place in a memory.
@@ -116,7 +176,7 @@ class PageFile:
         Raises:
             EOFError: the file is shorter than its table says.
         """
-        _transfer(os.preadv, self.fd, memory, sorted(self.table, key=lambda extent: extent.slot))
+        _transfer(os.preadv, self.fd, memory, sorted(self.table, key=_slot))
 
     def contents(self) -> Iterator[bytes]:
         """Yield the pages in ascending order, up to a MiB at once.
@@ -159,12 +219,19 @@ class PageFile:
 
     def close(self) -> None:
         """Give up the file."""
+        if self._window:
+            unmap(self._window, WINDOW * PAGE)
+            self._window = 0
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
 
-def _overlaid(old: list[Extent], new: tuple[Extent, ...], freed: list[tuple[int, int]]) -> list[Extent]:
+def _slot(extent: Extent) -> int:
+    return extent.slot
+
+
+def _overlaid(old: Sequence[Extent], new: tuple[Extent, ...], freed: list[tuple[int, int]]) -> list[Extent]:
     """Return the new extents, and the old ones where these leave room; add the slots of the rest to `freed`."""
     made: list[Extent] = []
     waiting = iter(old)
@@ -192,6 +259,8 @@ def _overlaid(old: list[Extent], new: tuple[Extent, ...], freed: list[tuple[int,
 
 def _joined(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
     """Return pieces (start, count) in ascending order, those that touch joined."""
+    if not pieces:
+        return pieces
     pieces.sort()
     made = [pieces[0]]
     for start, count in pieces[1:]:

@@ -16,6 +16,7 @@ import fcntl
 import functools
 import os
 import platform
+import resource
 import struct
 import threading
 
@@ -67,6 +68,17 @@ def own_pages(address: int, size: int, image: int) -> Runs:
         end = count if end < 0 else end
         found.append((start * PAGE, (end - start) * PAGE))
     return found
+
+
+def faults() -> tuple[int, int]:
+    """Return how often this thread has had a page brought or copied for it.
+
+    A page becomes a private copy by a fault of the thread that writes to it: where this number has not changed, neither
+    have the thread's guest's own pages. Most turns of a session that has run others need none, and finding that out
+    costs a hundredth of looking through the page table.
+    """
+    used = resource.getrusage(resource.RUSAGE_THREAD)
+    return used.ru_minflt, used.ru_majflt
 
 
 def can_watch() -> bool:
