@@ -139,7 +139,7 @@ def compile_module(wasm: Path) -> bytes:
 @_EPOCH_CALLBACK  # type: ignore[untyped-decorator]
 def _on_epoch(_context: Any, _data: int, delta: Any, _kind: Any) -> int:
     try:
-        reason = current.guest.stop_reason()
+        reason = current.guest.tick()
     except Exception:  # never raise into Wasmtime
         log.exception("the epoch callback failed")
         reason = "internal error"

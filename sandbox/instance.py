@@ -19,7 +19,7 @@ from sandbox.limits import Limits
 from sandbox.memory import Runs
 from sandbox.text import Text
 from sandbox.turn import Output, OutputListener, Status, Stop, Turn, TurnError, Variable
-from sandbox.waiting import Pending, Requests
+from sandbox.waiting import Patience, Pending, Requests, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,8 @@ class Instance:
         self._handler: Handler | None = None
         self._stop: TurnError | None = None
         self._interrupted = threading.Event()
-        self._requests = Requests()
+        self.waiting: Waiting = Patience()
+        self._requests = Requests(self.waiting)
         self._running = False
         self._answering = False
         self._report: HostCall | None = None
@@ -112,7 +113,7 @@ class Instance:
         self._reset_meters()
         self._output = Output(self.limits.output_bytes, listener)
         self._handler, self._report, self._stop = handler, None, None
-        self._requests = requests = Requests()
+        self._requests = requests = Requests(self.waiting)
         if self._interrupted.is_set():
             requests.stop()
         outer, current.guest, self._running = current.guest, self, True
@@ -166,8 +167,13 @@ class Instance:
         """Whether `interrupt` was called: this instance runs nothing more."""
         return self._interrupted.is_set()
 
+    def tick(self) -> str | None:
+        """Say why the guest must stop now; the engine asks every now and then while it runs."""
+        self.waiting.tick()
+        return self.stop_reason()
+
     def stop_reason(self) -> str | None:
-        """Say why the guest must stop now; the engine asks at every tick."""
+        """Say why the guest must stop now."""
         if self._stop is None and self._running:
             if self._interrupted.is_set():
                 self._stop = TurnError(Stop.INTERRUPTED, "the turn was interrupted")
@@ -177,7 +183,8 @@ class Instance:
 
     def sleep(self, seconds: float) -> bool:
         """Wait on the guest's behalf, which counts as running."""
-        self._interrupted.wait(max(0.0, min(seconds, self.limits.turn_seconds - self.running_seconds + 0.02)))
+        longest = max(0.0, self.limits.turn_seconds - self.running_seconds + 0.02)
+        self.waiting.until(self._interrupted.is_set, min(seconds, longest))
         return self.stop_reason() is None
 
     def exited(self, code: int) -> None:

@@ -12,6 +12,7 @@ from sandbox.limits import Limits
 from sandbox.pages import Change
 from sandbox.text import Text
 from sandbox.turn import OutputListener, Status, Turn
+from sandbox.waiting import Waiting
 
 
 class Session:
@@ -21,16 +22,19 @@ class Session:
     session owns its checkpoint; descriptors of attached texts belong to the caller and must stay open as long as it.
     """
 
-    def __init__(self, program: Program, start: Image | Checkpoint, limits: Limits) -> None:
+    def __init__(
+        self, program: Program, start: Image | Checkpoint, limits: Limits, waiting: Waiting | None = None
+    ) -> None:  # fmt: skip
         self._program = program
         self._limits = limits
+        self._waiting = waiting
         self._fresh = True  # entropy must be renewed before the next turn
         self._running = False
         self._closed = False
         self._lock = threading.Lock()  # of _running and _closed
         self.checkpoint = start if isinstance(start, Checkpoint) else Checkpoint.of(start)
         self.change = Change()
-        self._instance: Instance = self.checkpoint.restore(program, limits)
+        self._instance = self._restored()
         self.turns = 0
 
     def execute(self, code: str, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
@@ -49,6 +53,12 @@ class Session:
         """
         return self._take_turn(lambda instance: instance.attach(name, text))
 
+    def _restored(self) -> Instance:
+        instance = self.checkpoint.restore(self._program, self._limits)
+        if self._waiting:
+            instance.waiting = self._waiting
+        return instance
+
     def fork(self) -> Session:
         """Return a new session in this one's state."""
         return Session(self._program, self.checkpoint.fork(), self._limits)
@@ -66,7 +76,7 @@ class Session:
         self.change = Change() if turn.status is Status.ROLLED_BACK else self.checkpoint.capture(self._instance)
         if turn.status is Status.ROLLED_BACK or self._instance.interrupted:  # an interrupt may come as the turn ends
             self._instance.close()
-            self._instance = self.checkpoint.restore(self._program, self._limits)
+            self._instance = self._restored()
         return turn
 
     def interrupt(self) -> None:

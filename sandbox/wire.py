@@ -8,9 +8,12 @@ is malformed, too large or out of place ends the worker.
 from __future__ import annotations
 
 import json
+import select
 import socket
 import struct
 import threading
+import time
+from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
@@ -21,6 +24,10 @@ _DESCRIPTOR = struct.Struct("<I")
 MOST_JSON = 16 << 20
 MOST_BYTES = 1 << 30
 """Of one frame: the contents of a session's files, and some."""
+
+
+_TOGETHER = 1 << 16
+"""Frames smaller than this are sent at once."""
 
 
 class Kind(IntEnum):
@@ -122,23 +129,35 @@ class Channel:
         self._descriptors = descriptors
         self._sending = threading.Lock()
         self._parser = Parser()
-        self._arrived: list[Frame] = []
+        self._arrived: deque[Frame] = deque()
+        self._poll = select.poll()
+        self._poll.register(frames, select.POLLIN)
         self._kept: dict[int, int] = {}
 
-    def send(self, frame: Frame) -> None:
-        """Send a frame."""
+    def send(self, *frames: Frame) -> None:
+        """Send frames, one after another."""
+        parts = [part for frame in frames for part in frame.encode()]
+        if len(parts) > 1 and sum(map(len, parts)) < _TOGETHER:
+            parts = [b"".join(parts)]
         with self._sending:
-            for part in frame.encode():
+            for part in parts:
                 self._frames.sendall(part)
 
-    def receive(self) -> Frame | None:
-        """Wait for the next frame; None when the other side is gone."""
+    def receive(self, seconds: float | None = None) -> Frame | None:
+        """Wait for the next frame; None where none came in so many seconds.
+
+        Raises:
+            EOFError, ConnectionResetError: the other side is gone.
+        """
+        end = None if seconds is None else time.monotonic() + seconds
         while not self._arrived:
+            if end is not None and not self._poll.poll(max(0.0, (end - time.monotonic()) * 1000)):
+                return None
             piece = self._frames.recv(1 << 18)
             if not piece:
-                return None
-            self._arrived = self._parser.feed(piece)
-        return self._arrived.pop(0)
+                raise EOFError
+            self._arrived.extend(self._parser.feed(piece))
+        return self._arrived.popleft()
 
     def descriptor(self, number: int) -> int:
         """Take the descriptor that was sent under a number."""

@@ -4,7 +4,7 @@ It is started by exec with an empty environment and two sockets, loads what it i
 runs anything. It holds no secret and no state that cannot be lost: after every turn the pages that changed are in a
 file the server has too.
 
-One thread at a time reads frames. One that reads that a turn is to be run lets another go on reading, and runs it.
+Its threads are in `sandbox.crew`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import os
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable
 from concurrent.futures import Future
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from sandbox import instance, jail, memory, pagetable, wasi
+from sandbox.checkpoint import Checkpoint
+from sandbox.crew import Crew, Work
 from sandbox.door import HostCall, Reply
 from sandbox.engine import THREAD_STACK_BYTES, Program
 from sandbox.files import Files, Inode, write_files
@@ -32,36 +33,39 @@ from sandbox.transfer import read_session, read_text, write_end
 from sandbox.turn import Turn
 from sandbox.wire import Channel, Frame, Kind
 
-Work = Callable[[], None]
+MOST_OUTPUT = 1 << 14
+"""Bytes of output that wait for the next tick, request or end of the turn."""
 
 
 class _Served:
-    """A session of this worker."""
+    """A session of this worker. It is how the session's guest waits: by reading what the server says."""
 
-    def __init__(self, session: Session, channel: Channel, number: int) -> None:
-        self.session = session
+    def __init__(self, start: Checkpoint, limits: Limits, program: Program, crew: Crew, channel: Channel, number: int):
+        self._crew = crew
         self._channel = channel
         self._number = number
-        self._files = session.checkpoint.files
+        self._files = start.files
         self._calls: dict[int, Future[Reply]] = {}
         self._last_call = 0
+        self._output: list[Frame] = []
+        self._output_bytes = 0
         self._lock = threading.Lock()  # of the two below
         self._running = False
         self._closing = False
+        self.session = Session(program, start, limits, self)
 
     def turn(self, request: int, take: Callable[[], Turn]) -> Work:
         """Return the work of running a turn and telling how it ended."""
         self._running = True
 
         def work() -> None:
-            try:
-                self._channel.send(self._ended(request, take))
-            finally:
-                with self._lock:
-                    self._running = False
-                    closing = self._closing
-                if closing:
-                    self.session.close()
+            ended = self._ended(request, take)
+            with self._lock:
+                self._running = False
+                closing = self._closing
+            self._send(ended)
+            if closing:
+                self.session.close()
 
         return work
 
@@ -81,7 +85,7 @@ class _Served:
         number = self._last_call
         self._calls[number] = future
         future.add_done_callback(lambda _: self._calls.pop(number, None))
-        self._channel.send(Frame(Kind.CALL, self._number, number, data=call.frame))
+        self._send(Frame(Kind.CALL, self._number, number, data=call.frame))
         return future
 
     def answered(self, number: int, reply: bytes) -> None:
@@ -91,8 +95,31 @@ class _Served:
             future.set_result(Reply(reply))
 
     def printed(self, stream: int, data: bytes) -> None:
-        """Send on what the guest printed."""
-        self._channel.send(Frame(Kind.OUTPUT, self._number, stream, data=data))
+        """Send on what the guest printed, soon."""
+        self._output.append(Frame(Kind.OUTPUT, self._number, stream, data=data))
+        self._output_bytes += len(data)
+        if self._output_bytes > MOST_OUTPUT:
+            self._send()
+
+    def _send(self, *frames: Frame) -> None:
+        """Send what was printed, and then frames."""
+        output, self._output, self._output_bytes = self._output, [], 0
+        self._channel.send(*output, *frames)
+
+    def until(self, done: Callable[[], bool], seconds: float | None) -> None:
+        """Wait, and read meanwhile."""
+        self._send()
+        self._crew.until(done, seconds)
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        self._crew.wake()
+
+    def tick(self) -> None:
+        """Send what was printed, and see that somebody reads."""
+        if self._output:
+            self._send()
+        self._crew.tick()
 
     def close(self) -> None:
         """End the session; a running turn is stopped first, and whoever runs it closes."""
@@ -109,51 +136,18 @@ class Worker:
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
+        self._crew = Crew(channel, self._take)
         self._served: dict[int, _Served] = {}
         self._program: Program
         self._images: dict[str, Image] = {}
-        self._reading = threading.Lock()
-        self._waiting = 0  # threads that would read next
-        self._counting = threading.Lock()
 
     def serve(self) -> None:
         """Load, on the only thread there is, and then serve until the server is gone, which ends the process."""
         frame = self._channel.receive()
         if frame is not None:
             self._load(frame)
-            self._another()
+            self._crew.start()
             threading.Event().wait()
-
-    def _another(self) -> None:
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self) -> None:
-        try:
-            while True:
-                self._count(1)
-                with self._reading:
-                    self._count(-1)
-                    work = self._read()
-                    if not self._waiting:
-                        self._another()
-                work()
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-
-    def _count(self, one: int) -> None:
-        with self._counting:
-            self._waiting += one
-
-    def _read(self) -> Work:
-        """Read frames until one asks for a turn."""
-        while True:
-            frame = self._channel.receive()
-            if frame is None:
-                os._exit(0)
-            work = self._take(frame)
-            if work:
-                return work
 
     def _take(self, frame: Frame) -> Work | None:
         served = self._served.get(frame.session)
@@ -199,22 +193,24 @@ class Worker:
 
     def _open(self, frame: Frame) -> None:
         start, limits = read_session(frame, self._images, self._channel.descriptor)
-        session = Session(self._program, start, limits)
-        self._served[frame.session] = _Served(session, self._channel, frame.session)
+        served = _Served(start, limits, self._program, self._crew, self._channel, frame.session)
+        self._served[frame.session] = served
 
 
 def _rehearse(program: Program, image: Image) -> None:
     """Go once through everything a turn may need, errors included, while modules can still be loaded."""
     here, there = socket.socketpair()
     first, second = socket.socketpair()
-    served = _Served(Session(program, image, Limits(turn_seconds=0.05)), Channel(here, first), 0)
-    session = served.session
+    channel = Channel(here, first)
+    limits = Limits(turn_seconds=0.05)
     made = memory.sealed(b"text\0", "rehearsal")
+    served = _Served(Checkpoint.of(image), limits, program, Crew(channel, lambda _: None), channel, 0)
+    session = served.session
     problems: list[Exception] = []
 
     def turns() -> None:
         session.attach("text", Text(made, Form.ASCII, 4))
-        for code in ("open('/tmp/x', 'w').write('x')", "1 / 0", "while True: pass", "import os; os._exit(1)"):
+        for code in _REHEARSED:
             session.execute(code, served.ask, served.printed)
         image.files.read(*write_files(session.checkpoint.files))
         pagetable.can_watch()
@@ -238,6 +234,15 @@ def _rehearse(program: Program, image: Image) -> None:
     os.close(made)
     if problems:
         raise problems[0]
+
+
+_REHEARSED = (
+    "open('/tmp/x', 'w').write('x')",
+    "1 / 0",
+    "import time; time.sleep(0.001)",
+    "while True: pass",
+    "import os; os._exit(1)",
+)
 
 
 def main() -> None:

@@ -125,8 +125,10 @@ def test_a_channel_takes_frames_in_order_and_descriptors_in_any() -> None:
             os.close(got)
         channel.send(Frame(Kind.READY, said={"unconfined": ""}))
         assert Parser().feed(ours.recv(1000)) == [Frame(Kind.READY, said={"unconfined": ""})]
+        assert channel.receive(0.001) is None
         ours.shutdown(socket.SHUT_WR)
-        assert channel.receive() is None
+        with pytest.raises(EOFError):
+            channel.receive()
 
 
 def test_a_descriptor_that_does_not_come_is_an_error() -> None:
@@ -178,7 +180,7 @@ def test_the_end_of_a_turn_brings_pages_size_and_files(state: Checkpoint) -> Non
 
 def test_where_all_pages_are_told_of_the_others_are_gone(state: Checkpoint) -> None:
     take_end(done(extents(4, 2, 1), whole=True), state, None)
-    assert state.pages.table == [(4, 2, 1)]
+    assert list(state.pages.table) == [(4, 2, 1)]
 
 
 def test_a_turn_that_was_undone_changes_nothing(state: Checkpoint) -> None:
