@@ -36,6 +36,8 @@ TIMED = (
     Figure("fork_ms_p50", "fork", "fork to first result, ms", 1e3),
     Figure("door_us_p50", "door", "host call, µs", 1e6),
     Figure("worker_hop_ms_p50", "hop", "what a worker process adds, ms", 1e3),
+    Figure("wake_ms_p50", "wake", "hibernated session to first result, ms", 1e3),
+    Figure("snapshot_kb", "stored", "stored form of a small session, kB", 1e-3, rounds=5),
     Figure("parallel_speedup", "parallel", "two owners at once, times faster", rounds=5),
     Figure("parallel_same_owner_speedup", "parallel_same_owner", "one owner's two at once, times faster", rounds=5),
 )

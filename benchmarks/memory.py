@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from benchmarks.contestant import Contestant, Driver
@@ -20,8 +21,11 @@ def bytes_per_session(contestant: Contestant, sessions: int) -> float:
 
 
 def held_bytes(pid: int) -> int:
-    """Return the memory of a process and its descendants that no file backs; what is shared counts in proportion."""
-    total = 0
+    """Return the memory of a process and its descendants that no file on a disk backs, page tables included.
+
+    What is shared counts in proportion. Files in memory that hold checkpoints count whole, mapped or not.
+    """
+    total = _page_tables(pid) + _checkpoints(pid)
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, kilobytes = line.split()[:2]
         if name in {"Pss_Anon:", "Pss_Shmem:", "SwapPss:"}:
@@ -29,3 +33,20 @@ def held_bytes(pid: int) -> int:
     for thread in Path(f"/proc/{pid}/task").iterdir():
         total += sum(held_bytes(int(child)) for child in (thread / "children").read_text().split())
     return total
+
+
+def _page_tables(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmPTE:"))
+
+
+def _checkpoints(pid: int) -> int:
+    files = {}
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            if os.readlink(fd).startswith("/memfd:pages"):
+                status = fd.stat()
+                files[status.st_ino] = status.st_blocks * 512
+        except FileNotFoundError:  # closed meanwhile
+            continue
+    return sum(files.values())

@@ -6,10 +6,10 @@ there is. One mechanism serves rollback, fork, hibernation and a session's move 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Self
 
-from sandbox import memory
+from sandbox import clocks, memory
 from sandbox.engine import Program
 from sandbox.files import Files
 from sandbox.instance import WATCHED_FROM, Image, Instance, Mapped
@@ -26,6 +26,7 @@ class Checkpoint:
     pages: PageFile
     files: Files
     mapped: list[Mapped]
+    clock_offset: int = field(default_factory=clocks.new_offset)
 
     @classmethod
     def of(cls, image: Image) -> Self:
@@ -61,7 +62,7 @@ class Checkpoint:
         files.limits = limits
         instance = Instance(program, self.image, limits, files)
         try:
-            instance.mapped = list(self.mapped)
+            instance.mapped, instance.clock_offset = list(self.mapped), self.clock_offset
             instance.grow(self.size)
             for mapped in self.mapped:
                 with mapped.text.opened() as fd:
@@ -76,7 +77,7 @@ class Checkpoint:
 
     def fork(self) -> Checkpoint:
         """Return an independent copy."""
-        return Checkpoint(self.image, self.size, self.pages.copy(), self.files.copy(), list(self.mapped))
+        return replace(self, pages=self.pages.copy(), files=self.files.copy(), mapped=list(self.mapped))
 
     def close(self) -> None:
         """Give up the pages."""

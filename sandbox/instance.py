@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 
-from sandbox import memory, pagetable, text, wasi
+from sandbox import clocks, memory, pagetable, text, wasi
 from sandbox.door import DoorRefusal, HostCall, Json, Reply, granted, parse, refused
 from sandbox.engine import GuestStopped, HostFunction, Program, current
 from sandbox.files import Files
@@ -19,7 +19,7 @@ from sandbox.limits import Limits
 from sandbox.memory import Runs
 from sandbox.text import Text
 from sandbox.turn import Output, OutputListener, Status, Stop, Turn, TurnError, Variable
-from sandbox.waiting import Patience, Pending, Requests, Waiting
+from sandbox.waiting import NO_REPLIES, Patience, Pending, Requests, Waiting
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +72,7 @@ class Instance:
     def __init__(self, program: Program, image: Image | None, limits: Limits, files: Files) -> None:
         self.limits = limits
         self._files, self._files_asked_for = files, False
+        self.clock_offset = clocks.new_offset()
         self.image = image
         self.mapped: list[Mapped] = []
         self._program = program
@@ -88,10 +89,11 @@ class Instance:
         self._stop: TurnError | None = None
         self._interrupted = threading.Event()
         self.waiting: Waiting = Patience()
-        self._requests = Requests(self.waiting)
+        self._requests = Requests(self.waiting, limits.frame_bytes)
         self._running = False
         self._answering = False
         self._report: HostCall | None = None
+        self._variables: tuple[Variable, ...] = ()
         self._to_map: Text | None = None
         self._reset_meters()
 
@@ -113,7 +115,7 @@ class Instance:
         self._reset_meters()
         self._output = Output(self.limits.output_bytes, listener)
         self._handler, self._report, self._stop = handler, None, None
-        self._requests = requests = Requests(self.waiting)
+        self._requests = requests = Requests(self.waiting, self.limits.frame_bytes)
         if self._interrupted.is_set():
             requests.stop()
         outer, current.guest, self._running = current.guest, self, True
@@ -142,7 +144,15 @@ class Instance:
 
     def _result(self, code: int) -> Turn:
         stdout, stderr = self._output.finish()
-        error, variables = (self._stop, ()) if self._stop else _read_report(self._report, code)
+        error: TurnError | None
+        variables: tuple[Variable, ...]
+        if self._stop:
+            error, variables = self._stop, ()
+        elif self._report is None and code == 0:  # nothing has changed since it last said
+            error, variables = None, self._variables
+        else:
+            error, variables = _read_report(self._report)
+            self._variables = variables
         if error and error.type == "MemoryError":
             error = replace(error, message=f"{error.message} (the limit is {self.limits.memory_bytes} bytes)".strip())
         stopped = error is not None and isinstance(error.type, Stop)
@@ -340,7 +350,10 @@ class Instance:
             if not requests:
                 self.sleep(self.limits.turn_seconds if seconds is None else seconds)
                 return []
-            return self._waiting(lambda: requests.next(seconds))
+            replies = self._waiting(lambda: requests.next(seconds))
+            if replies != NO_REPLIES:  # to tell of what was counted when it was asked for is not counted again
+                self._door_calls -= 1
+            return replies
         if call.op == "sandbox.map":
             return self._map(call)
         if self._handler is None:
@@ -409,11 +422,9 @@ class Instance:
 _DAMAGED = TurnError(Stop.DAMAGED, "the code damaged the interpreter's own modules")
 
 
-def _read_report(report: HostCall | None, code: int) -> tuple[TurnError | None, tuple[Variable, ...]]:
-    """Read what the guest's runner says of the turn; where it says nothing sensible, go by the interpreter's code."""
+def _read_report(report: HostCall | None) -> tuple[TurnError | None, tuple[Variable, ...]]:
+    """Read what the guest's runner says of the turn."""
     if report is None:
-        if code == 0:
-            return None, ()
         return _DAMAGED, ()
     error, variables = report.arguments.get("error"), report.arguments.get("variables") or []
     try:

@@ -99,10 +99,15 @@ class WorkerSession:
             self._home.used(self)
             return process, checkpoint
         await self._home.admit(self)
-        if checkpoint is None:
-            checkpoint = await self._read()
-        process = await self._home.worker(self.owner)
-        process.open(self.number, checkpoint, self.limits)
+        try:
+            if checkpoint is None:
+                checkpoint = await self._read()
+            process = await self._home.worker(self.owner)
+            process.open(self.number, checkpoint, self.limits)
+        except BaseException:
+            if self.checkpoint is None:  # it has not come back, and takes no place
+                await self._home.left(self)
+            raise
         self._process = process
         return process, checkpoint
 

@@ -68,24 +68,28 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where runs of pages go: the change this makes, and what to copy, as (to, from, bytes) and as extents."""
+    """Where runs of pages go: the change this makes, what to copy within memory as (to, from), and what to write."""
 
     change: Change
-    moves: tuple[tuple[int, int, int], ...]
+    moves: tuple[tuple[memoryview, memoryview], ...]
     beyond: tuple[Extent, ...]
 
 
 class PageFile:
-    """A file of pages, with its table. It owns its descriptor."""
+    """A file of pages, with its table. It owns its descriptor.
+
+    A file whose descriptor is given is another process's as well, and a change must not touch what counts there.
+    """
 
     def __init__(self, fd: int | None = None, table: Sequence[Extent] = ()) -> None:
+        self._shared = fd is not None
         self.fd = in_memory("pages", WINDOW * PAGE) if fd is None else fd
         self.table: Sequence[Extent] = table
         self._end = max((slot + length for _, slot, length in table), default=0)
         self._free: list[tuple[int, int]] | None = None  # (slot, length); None where it is to be found out
         self._window = 0
         self._runs: Runs | None = None
-        self._places: list[_Place] = []  # where these runs were written the last two times
+        self._places: list[_Place] = []  # where these runs can be written: one place, or two in turn
 
     def __len__(self) -> int:
         return sum(extent.length for extent in self.table)
@@ -93,21 +97,23 @@ class PageFile:
     def write(self, memory: int, runs: Runs, *, whole: bool) -> Change:
         """Write runs of pages of the memory at an address to free slots. `whole` says that all other pages are gone.
 
-        Pages that were the same ones the last time, in the very same list, take turns between two places.
+        Pages that were the same ones the last time, in the very same list, go to where they were, or in a shared file
+        to where they were the time before.
         """
         place = self._known_place(runs) if whole else None
         if place is None:
             place = self._new_place(memory, runs, whole=whole)
-        for to, source, size in place.moves:
-            ctypes.memmove(to, source, size)
+        for to, source in place.moves:
+            to[:] = source
         if place.beyond:
-            view = memoryview((ctypes.c_char * (runs[-1][0] + runs[-1][1])).from_address(memory)).cast("B")
-            _transfer(os.pwritev, self.fd, view, place.beyond)
+            _transfer(os.pwritev, self.fd, _view(memory, runs), place.beyond)
         return place.change
 
     def _known_place(self, runs: Runs) -> _Place | None:
         if runs is not self._runs:
             self._runs, self._places = runs, []
+        if not self._shared:
+            return self._places[0] if self._places else None
         if len(self._places) < 2:
             return None
         return self._places[self.table is self._places[0].change.written]
@@ -118,8 +124,9 @@ class PageFile:
             self._window = share(self.fd, WINDOW * PAGE)
         within = WINDOW if self._window else 0
         written = tuple(self._placed(runs))
+        source, window = _view(memory, runs), _view(self._window, [(0, within * PAGE)])
         moves = tuple(
-            (self._window + slot * PAGE, memory + page * PAGE, length * PAGE)
+            (window[slot * PAGE : (slot + length) * PAGE], source[page * PAGE : (page + length) * PAGE])
             for page, slot, length in written
             if slot + length <= within
         )
@@ -225,6 +232,12 @@ class PageFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _view(address: int, runs: Runs) -> memoryview:
+    """Return memory from an address to the end of the last run."""
+    size = sum(runs[-1]) if runs else 0
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
 
 
 def _slot(extent: Extent) -> int:

@@ -155,7 +155,11 @@ class WorkerPool:
             resting = next((other for other in self._live if other.rests), None)
             if resting is None or self.store is None:
                 raise PoolFull(f"this server runs at most {self._most} sessions at once")
-            await resting.hibernate()
+            try:
+                await resting.hibernate()
+            except OSError as error:
+                log.exception("a session that rests could not be written")
+                raise PoolFull(f"no place could be made: a session that rests could not be written: {error}") from None
         self.used(session)
         if self.store and self._chamberlain is None:
             self._chamberlain = asyncio.create_task(self._hibernate_those_that_rest())

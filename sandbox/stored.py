@@ -25,13 +25,13 @@ from typing import Any, BinaryIO, cast
 import zstandard
 
 from sandbox.checkpoint import Checkpoint
-from sandbox.files import write_files
 from sandbox.instance import Image, Mapped
 from sandbox.memory import PAGE, Runs
 from sandbox.pages import ADDRESSABLE, PageFile
 from sandbox.text import Text
+from sandbox.written_files import read_files, write_files
 
-VERSION = 1
+VERSION = 2
 LEVEL = 1
 """Of compression: higher ones take several times as long for a tenth less."""
 
@@ -223,6 +223,7 @@ def _pieces(checkpoint: Checkpoint) -> Iterator[bytes]:
     files, contents = write_files(checkpoint.files)
     said = {
         "size": checkpoint.size,
+        "clock": checkpoint.clock_offset,
         "runs": checkpoint.pages.runs,
         "mapped": [[at.address, at.text.form.name, at.text.characters] for at in checkpoint.mapped],
         "files": files,
@@ -247,11 +248,11 @@ def _read(read: Callable[[int], bytes], image: Image, texts: Sequence[Text]) -> 
     pages = PageFile()
     try:
         pages.fill(runs, _in_parts(read, sum(size for _, size in runs)))
-        files = image.files.read(said["files"], _exactly(read, said["contents"]))
+        files = read_files(said["files"], _exactly(read, said["contents"]), image.files)
     except BaseException:
         pages.close()
         raise
-    return Checkpoint(image, said["size"], pages, files, mapped)
+    return Checkpoint(image, said["size"], pages, files, mapped, said["clock"])
 
 
 def _in_parts(read: Callable[[int], bytes], size: int) -> Iterable[bytes]:

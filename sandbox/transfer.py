@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sandbox.checkpoint import Checkpoint
-from sandbox.files import Files, write_files
+from sandbox.files import Files
 from sandbox.instance import Image, Mapped
 from sandbox.limits import Limits
 from sandbox.memory import PAGE
@@ -18,6 +18,7 @@ from sandbox.pages import Change, PageFile
 from sandbox.text import Form, Text
 from sandbox.turn import Status, Turn, read_turn, write_turn
 from sandbox.wire import Frame, Kind, WireError
+from sandbox.written_files import read_files, write_files
 
 HandOver = Callable[[int], int]
 """Gives a descriptor to the other side, and returns the number it goes by there."""
@@ -50,6 +51,7 @@ def write_session(number: int, checkpoint: Checkpoint, limits: Limits, hand_over
         "image": checkpoint.image.name,
         "limits": asdict(limits),
         "size": checkpoint.size,
+        "clock": checkpoint.clock_offset,
         "pages": hand_over(checkpoint.pages.fd),
         "written": len(written),
         "files": files,
@@ -65,8 +67,8 @@ def read_session(frame: Frame, images: Mapping[str, Image], descriptor: HandOver
     table = Change.decode(frame.data[:split], whole=True).written
     pages = PageFile(descriptor(said["pages"]), table)
     mapped = [Mapped(address, read_text(text, descriptor)) for address, text in said["mapped"]]
-    files = image.files.read(said["files"], frame.data[split:])
-    return Checkpoint(image, said["size"], pages, files, mapped), Limits(**said["limits"])
+    files = read_files(said["files"], frame.data[split:], image.files)
+    return Checkpoint(image, said["size"], pages, files, mapped, said["clock"]), Limits(**said["limits"])
 
 
 def write_end(number: int, request: int, turn: Turn, now: Checkpoint, change: Change, known: Files) -> Frame:
@@ -98,7 +100,7 @@ def take_end(frame: Frame, checkpoint: Checkpoint, attached: Text | None) -> Tur
         change = Change.decode(data[:written], whole=said["whole"] is True)
         size = _offset(said["size"])
         addresses = [_offset(address) for address in said["mapped"]]
-        files = checkpoint.files.read(said["files"], data[written:]) if "files" in said else None
+        files = read_files(said["files"], data[written:], checkpoint.files) if "files" in said else None
     except (KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
         raise WireError(f"a turn that cannot be read: {error!r}") from None
     if size < checkpoint.size:

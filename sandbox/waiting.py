@@ -15,8 +15,12 @@ log = logging.getLogger(__name__)
 
 Pending = Future[Json] | Future[Reply]
 
+NO_REPLIES = Reply(b'{"ok":[]}')
+
 TOLD_AT_ONCE = 1 << 20
 """Bytes of replies: where there are more, others are told the next time. One that is larger is told alone."""
+AROUND = 64
+"""Bytes that stand around a reply, or several, in a frame."""
 
 
 class Waiting(Protocol):
@@ -107,8 +111,8 @@ class Requests:
         while self._ended and not self.stopped:
             number = self._ended[0]
             told = b"[%d,%b]" % (number, self._written(self._under_way[number]))
-            size += len(told)
-            if found and size > TOLD_AT_ONCE:
+            size += len(told) + 1
+            if found and size > min(TOLD_AT_ONCE, self._most_bytes - AROUND):
                 break
             self._ended.popleft()
             self._remove(number)
@@ -128,7 +132,7 @@ class Requests:
         except Exception:
             log.exception("a host call failed")
             return refused("RuntimeError", "the host could not answer; this is a fault of the server's")
-        if len(reply) > self._most_bytes - 64:  # what stands around it in a frame
+        if len(reply) > self._most_bytes - AROUND:
             return refused("LimitExceeded", f"the reply has {len(reply)} bytes, the limit is {self._most_bytes}")
         return reply
 

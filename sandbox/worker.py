@@ -23,7 +23,7 @@ from sandbox.checkpoint import Checkpoint
 from sandbox.crew import Crew, Work
 from sandbox.door import HostCall, Reply
 from sandbox.engine import THREAD_STACK_BYTES, Program
-from sandbox.files import Files, Inode, write_files
+from sandbox.files import Files, Inode
 from sandbox.image import STDLIB_PATH
 from sandbox.instance import Image
 from sandbox.limits import Limits
@@ -32,6 +32,7 @@ from sandbox.text import Form, Text
 from sandbox.transfer import read_session, read_text, write_end
 from sandbox.turn import Turn
 from sandbox.wire import Channel, Frame, Kind
+from sandbox.written_files import read_files, write_files
 
 MOST_OUTPUT = 1 << 14
 """Bytes of output that wait for the next tick, request or end of the turn."""
@@ -212,7 +213,7 @@ def _rehearse(program: Program, image: Image) -> None:
         session.attach("text", Text(made, Form.ASCII, 4))
         for code in _REHEARSED:
             session.execute(code, served.ask, served.printed)
-        image.files.read(*write_files(session.checkpoint.files))
+        read_files(*write_files(session.checkpoint.files), image.files)
         pagetable.can_watch()
         served.turn(0, lambda: session.execute("x = 1"))()
         session.execute("x = 2")

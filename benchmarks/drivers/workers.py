@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import threading
 from collections.abc import Coroutine
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
-from benchmarks.drivers.ours import LIMITS, TRIVIAL, checked, on_a_guest_thread
+from benchmarks.drivers.ours import LIMITS, STATE, TRIVIAL, checked, on_a_guest_thread
 from benchmarks.drivers.serving import Measure, seconds, serve
 from sandbox.door import HostCall, Json
 from sandbox.image import Loaded, prepare, standard_specs
 from sandbox.pool import LiveSession, WorkerPool
 from sandbox.session import Session
+from sandbox.stored import SessionStore
 
 WORK = "for number in range(5_000_000): pass"
 
@@ -20,16 +24,19 @@ T = TypeVar("T")
 
 
 class Workers:
-    """Two owners, the first with two sessions, and for comparison a session in this very process."""
+    """Two owners, the first with three sessions, and for comparison a session in this very process."""
 
-    def __init__(self, loaded: Loaded, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loaded: Loaded, loop: asyncio.AbstractEventLoop, folder: Path) -> None:
         self._loop = loop
         self._inner = Session(loaded.program, loaded.images["core"], LIMITS)
         # Both owners are this program's, so a machine without a jail may run them side by side.
-        self._pool = WorkerPool(loaded, sessions=3, spares=0, unconfined=True)
-        self._first, self._second, self._other = (
-            self._wait(self._pool.create(owner, "core", LIMITS)) for owner in ("first", "first", "other")
+        self._folder = folder
+        store = SessionStore(folder, secrets.token_bytes(32))
+        self._pool = WorkerPool(loaded, sessions=4, spares=0, store=store, unconfined=True)
+        self._first, self._second, self._sleeper, self._other = (
+            self._wait(self._pool.create(owner, "core", LIMITS)) for owner in ("first", "first", "first", "other")
         )
+        self._wait(_turn(self._sleeper, STATE))
         for session in (self._first, self._second, self._other):
             self._wait(_turn(session, TRIVIAL, "45\n"))
         checked(self._inner.execute(TRIVIAL), "45\n")
@@ -41,6 +48,19 @@ class Workers:
         """What a turn takes longer in a worker than in this process."""
         within = seconds(lambda: checked(self._inner.execute(TRIVIAL), "45\n"))
         return self._wait(_timed(_turn(self._first, TRIVIAL, "45\n"))) - within
+
+    def wake(self) -> float:
+        """From a session that hibernates to its first result, in a worker that is there."""
+        self._wait(self._sleeper.hibernate())
+        return self._wait(_timed(_turn(self._sleeper, "len(state)", "10000\n")))
+
+    def stored(self) -> float:
+        """Return the bytes of a small session's stored form."""
+        self._wait(self._sleeper.hibernate())
+        (path,) = self._folder.iterdir()
+        size = path.stat().st_size
+        self._wait(_turn(self._sleeper, "len(state)", "10000\n"))
+        return size
 
     def parallel(self) -> float:
         """How many times faster two owners' turns of computing end together than one after the other."""
@@ -58,7 +78,13 @@ class Workers:
     @property
     def measures(self) -> dict[str, Measure]:
         """What can be asked for."""
-        return {"hop": self.hop, "parallel": self.parallel, "parallel_same_owner": self.parallel_same_owner}
+        return {
+            "hop": self.hop,
+            "wake": self.wake,
+            "stored": self.stored,
+            "parallel": self.parallel,
+            "parallel_same_owner": self.parallel_same_owner,
+        }
 
 
 async def _turn(session: LiveSession, code: str, shown: str = "") -> None:
@@ -93,9 +119,10 @@ def main() -> None:
     threading.Thread(target=loop.run_forever, daemon=True).start()
 
     def work() -> None:
-        workers = Workers(prepare(standard_specs({})), loop)
-        serve("this sandbox, in worker processes", workers.measures)
-        workers.close()
+        with TemporaryDirectory() as folder:
+            workers = Workers(prepare(standard_specs({})), loop, Path(folder))
+            serve("this sandbox, in worker processes", workers.measures)
+            workers.close()
 
     on_a_guest_thread(work)
 

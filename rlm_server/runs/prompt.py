@@ -31,6 +31,8 @@ Besides `context` the code may use:
 - rlm_query(prompt, context=None, model=None, budget=None) -> str: give a sub-problem and its part of the text to a
   child with a REPL of its own, for parts too large or too involved for one llm_query.
 - rlm_query_batched(prompts, contexts=None, ...) -> list[str]: many children at once.
+- llm_query_async, rlm_query_async: the same, to be awaited, at the top level too: `await asyncio.gather(...)` has many
+  run in parallel, and so has `ThreadPoolExecutor().map(llm_query, prompts)`. There are no other threads.
 - budget() -> dict: what is left. SHOW_VARS(): your variables.
 - answer: a dict. Put your answer in answer["content"] and set answer["ready"] = True to finish.
 

@@ -24,11 +24,12 @@ def settle(_text):
 
 def fill_holes():
     """Use up what is free between other things: a session's own then lie together, in pages where nothing else is."""
-    top = id(bytes(4 << 20))
-    sizes = (*(1 << n for n in range(16, 9, -1)), *range(512, 20, -8))
-    for make in (*(lambda n=n: bytes(n - sys.getsizeof(b"")) for n in sizes), object):
-        while id(made := make()) < top:
+    top, header = id(bytes(4 << 20)), sys.getsizeof(b"")
+    for size in (*(1 << n for n in range(16, 9, -1)), *range(512, 20, -8)):
+        while id(made := bytes(size - header)) < top:
             filling.append(made)
+    while id(made := object()) < top:
+        filling.append(made)
 
 
 def tell(_text):

@@ -3,6 +3,7 @@
 import ast
 import builtins
 import contextlib
+import inspect
 import linecache
 import random
 import sys
@@ -16,6 +17,12 @@ reserved = {}
 
 after = []
 """Functions called after every turn that ended by itself."""
+
+leftovers = []
+"""Functions called once, before the next turn: each gives up what an earlier turn has left under way."""
+
+complete = None
+"""Runs a coroutine to its end and returns its value."""
 
 spare = [bytearray(1 << 18)]
 """Memory given up when a program has used all: there must be some left to say so."""
@@ -43,6 +50,7 @@ def run(code, number, state):
     """Run one turn's code; a `fresh` state was restored, so that entropy must be renewed."""
     if state == "fresh":
         renew_entropy()
+        told.clear()
     mend()
     if not spare:
         with contextlib.suppress(MemoryError):
@@ -52,28 +60,47 @@ def run(code, number, state):
         execute(code, f"<turn {number}>")
         for function in after:
             function()
-        sys.stdout.flush()
-        sys.stderr.flush()
     except BaseException as raised:
         if isinstance(raised, MemoryError):
             spare.clear()
         error = describe(raised)
     try:
-        _door.call("sandbox.report", error=error, variables=variables())
+        report(error)
     except Exception:  # the program has broken what it takes to say so
         mend()
-        _door.call("sandbox.report", error=error, variables=variables())
+        report(error)
+
+
+told = []
+"""The variables the host was told of last."""
+
+
+def report(error):
+    """Print what still waits to be, and tell the host how the turn ended, where there is anything new to tell."""
+    flush()
+    now = variables()
+    if error is None and told and told[0] == now:
+        return
+    _door.call("sandbox.report", error=error, variables=now)
+    told[:] = [now]
 
 
 def mend():
-    """Put back what a careless program may have replaced: built-ins, modules, reserved names, streams."""
+    """Put back what a careless program may have replaced: built-ins, modules, reserved names."""
     if builtins.__dict__ != first_builtins:
         builtins.__dict__.update(first_builtins)
-    for name in first_modules.keys() - modules.keys():
-        modules[name] = first_modules[name]
+    if not first_modules.keys() <= modules.keys():
+        modules.update(first_modules | modules)
     sys.modules = modules
     namespace.update(reserved)
     namespace["__builtins__"] = builtins
+    while leftovers:
+        with contextlib.suppress(BaseException):
+            leftovers.pop()()
+
+
+def flush():
+    """Print what still waits to be; a stream that is broken or gone is made anew."""
     for fd, name in ((1, "stdout"), (2, "stderr")):
         try:
             getattr(sys, name).flush()
@@ -93,23 +120,53 @@ def execute(code, filename):
         oldest = next(iter(sources))
         del sources[oldest]
         linecache.cache.pop(oldest, None)
+    parts = parts_of(code, filename)
+    value = None
+    for part in parts:
+        if part.co_flags & inspect.CO_COROUTINE:
+            value = complete(awaited(parts))
+            break
+    else:
+        for part in parts:
+            value = eval(part, namespace)
+    if value is not None:
+        print(repr(value))
+
+
+def parts_of(code, filename):
+    """Compile code to what is to be run, and, where it ends in an expression, that expression."""
+    body, _, last = code.rpartition("\n")
+    if last and not last[0].isspace():
+        with contextlib.suppress(SyntaxError):  # mostly the last line is one: that is found out in half the time
+            expression = compile("\n" * (body.count("\n") + 1) + last if body else last, filename, "eval", AWAIT)
+            return [compile(body, filename, "exec", AWAIT), expression] if body else [expression]
     tree = compile(code, filename, "exec", ast.PyCF_ONLY_AST)
-    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    if tree.body:
-        exec(compile(tree, filename, "exec"), namespace)
-    if last is not None:
-        value = eval(compile(ast.Expression(last.value), filename, "eval"), namespace)
-        if value is not None:
-            print(repr(value))
+    end = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    parts = [compile(tree, filename, "exec", AWAIT)] if tree.body else []
+    if end is not None:
+        parts.append(compile(ast.Expression(end.value), filename, "eval", AWAIT))
+    return parts
+
+
+AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+
+async def awaited(parts):
+    """Run the parts of code that awaits something, and return the value of the last."""
+    for part in parts:
+        value = eval(part, namespace)
+        if part.co_flags & inspect.CO_COROUTINE:
+            value = await value
+    return value
 
 
 def describe(raised):
     """Say what was raised, with the frames of the program's own code only."""
     try:
         report = traceback.TracebackException.from_exception(raised, limit=-50)
-        for part in [report, report.__cause__, report.__context__]:
+        for part in [report, report.__cause__, report.__context__, *(report.exceptions or ())]:
             if part is not None:
-                own = [frame for frame in part.stack if frame.filename not in _internal]
+                own = [frame for frame in part.stack if frame.filename not in internal]
                 part.stack = traceback.StackSummary.from_list(own)
         shown = "".join(report.format())
         message = str(raised)[:4000]
@@ -123,7 +180,10 @@ def plain(text):
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-_internal = {"<_runner>", "<_door>", "<_reactor>", "<reactor>", "<string>", "<stdin>"}
+internal = {
+    "<_runner>", "<_door>", "<_requests>", "<_threads>", "<_loop>", "<_reactor>", "<reactor>", "<string>", "<stdin>",
+}  # fmt: skip
+"""Files that tracebacks leave out."""
 
 
 def variables():
@@ -158,7 +218,6 @@ def attach(sample, name):
     _door.call("sandbox.map", template=id(template), box=id(box))
     namespace[name] = box[0]
     reserved[name] = box[0]
-    _door.call("sandbox.report", error=None, variables=[])
 
 
 commands["turn"], commands["attach"] = run, attach

@@ -82,7 +82,7 @@ ATTACKS = [
     Attack(
         "a report of nonsense",
         "import _door\n_door.call('sandbox.report', error=[1], variables='abc')\nprint('x')",
-        ("ok",),
+        ("ok", Stop.DAMAGED),
         "x",
     ),
     Attack(

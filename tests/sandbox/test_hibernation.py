@@ -182,6 +182,26 @@ async def test_an_altered_file_is_refused_when_its_session_wakes(pool: WorkerPoo
     path.write_bytes(data)
     with pytest.raises(SnapshotRefused, match="altered"):
         await run(session, "1")
+    others = [await pool.create("a", "core", LIMITS) for _ in range(4)]  # it takes no place from them
+    assert [await show(other, "1") for other in others] == ["1"] * 4
+    await session.close()
+
+
+async def test_where_a_session_cannot_be_written_there_is_no_place_and_nothing_is_lost(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions = [await pool.create("a", "core", LIMITS) for _ in range(3)]
+    await show(sessions[0], "x = 1")
+
+    def full(*_: object) -> Path:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(SessionStore, "put", full)
+        with pytest.raises(PoolFull, match="No space left"):
+            await pool.create("a", "core", LIMITS)
+    assert await show(sessions[0], "x") == "1"
+    await pool.create("a", "core", LIMITS)
 
 
 # ---- the stored form -------------------------------------------------------------------------------------------------

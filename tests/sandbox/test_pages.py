@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sandbox import pages as pagefiles
 from sandbox.memory import PAGE, Runs, in_memory
-from sandbox.pages import Change, Extent, PageFile
+from sandbox.pages import WINDOW, Change, Extent, PageFile
 from tests.sandbox.repl import Repls, memory_of
 
 COUNT = 24
@@ -40,12 +40,15 @@ class AnyHistory(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.file = PageFile()
+        self.file = self.made()
         self.memory = bytearray(COUNT * PAGE)
         self.model: dict[int, bytes] = {}
         self.stamp = 0
         self.numbers: list[int] = []
         self.runs: Runs = []
+
+    def made(self) -> PageFile:
+        return PageFile(in_memory("shared", WINDOW * PAGE))
 
     def _write(self, numbers: list[int]) -> None:
         for number in numbers:
@@ -79,7 +82,7 @@ class AnyHistory(RuleBasedStateMachine):
     def copy(self) -> None:
         copied = self.file.copy()
         self.file.close()
-        self.file = copied
+        self.file = PageFile(copied.fd, copied.table) if self.file._shared else copied
 
     @invariant()
     def all_that_was_taken_is_there(self) -> None:
@@ -106,7 +109,17 @@ class AnyHistory(RuleBasedStateMachine):
         self.file.close()
 
 
+class AnyHistoryAlone(AnyHistory):
+    """The same in a file that is nobody else's: there it is this process that takes the change, or nobody lives."""
+
+    def made(self) -> PageFile:
+        return PageFile()
+
+    die_before_it_is_taken = None  # type: ignore[assignment]
+
+
 TestAnyHistory = AnyHistory.TestCase
+TestAnyHistoryAlone = AnyHistoryAlone.TestCase
 
 
 def test_more_parts_than_the_kernel_takes_at_once_are_written_and_read(monkeypatch: pytest.MonkeyPatch) -> None:

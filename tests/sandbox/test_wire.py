@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.checkpoint import Checkpoint
-from sandbox.files import Files
+from sandbox.files import CREATE, Files
 from sandbox.instance import Image, Mapped
 from sandbox.limits import Limits
 from sandbox.memory import PAGE, sealed
@@ -24,6 +24,7 @@ from sandbox.text import Form, Text
 from sandbox.transfer import take_end
 from sandbox.turn import Status, Stop, Turn, TurnError, write_turn
 from sandbox.wire import MOST_BYTES, MOST_JSON, Channel, Frame, Kind, Parser, WireError, send_descriptor
+from sandbox.written_files import write_files
 
 NUMBERS = st.integers(0, (1 << 32) - 1)
 SAID = st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text() | st.lists(st.integers()), max_size=4)
@@ -169,13 +170,15 @@ def seen(state: Checkpoint) -> tuple[Any, ...]:
 
 
 def test_the_end_of_a_turn_brings_pages_size_and_files(state: Checkpoint) -> None:
-    files = {"writable": [["/tmp/f", 101, 0]], "directories": ["/tmp"], "open": [], "next": 101, "sizes": [3]}
+    made = Files(Limits(), {})
+    made.write(made.at(made.open_path("/tmp/f", CREATE, 0)).inode, 0, b"xyz")
+    files, contents = write_files(made)
     data = extents(1, 2, 1, 4, 3, 2)
-    turn = take_end(done(data + b"xyz", size=2 * SIZE, written=len(data), files=files), state, None)
+    turn = take_end(done(data + contents, size=2 * SIZE, written=len(data), files=files), state, None)
     assert turn == Turn(Status.OK, "out", "", 3, False, 0.5, 0)
     assert state.pages.table == [(0, 0, 1), (1, 2, 1), (4, 3, 2)]
     assert state.size == 2 * SIZE
-    assert {path: bytes(inode.data) for path, inode in state.files.writable.items()} == {"/tmp/f": b"xyz"}
+    assert state.files == made
 
 
 def test_where_all_pages_are_told_of_the_others_are_gone(state: Checkpoint) -> None:
@@ -243,8 +246,8 @@ MALFORMED: dict[str, Frame] = {
     "a text nobody attached": done(mapped=[PAGE]),
     "an address that is a text": done(mapped=["x"]),
     "files that are no object": done(files=[1]),
-    "files without contents": done(files={"writable": [["/tmp/f", 101, 0]], "directories": [], "open": [],
-                                          "next": 1, "sizes": []}),
+    "files without contents": done(files={"inodes": [[101, False, 3, 0, 0, 0, 1]], "writable": [["/tmp/f", 0]],
+                                          "open": [], "next": 102}),
 }  # fmt: skip
 
 
@@ -272,10 +275,14 @@ def test_texts_stay_where_they_are(state: Checkpoint) -> None:
     assert state.mapped == [Mapped(8 * PAGE, text)]
 
 
-@given(st.recursive(
-    st.none() | st.booleans() | st.integers(-PAGE, FOUR_GIB + PAGE) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3), max_leaves=8,
-), st.sampled_from(["turn", "size", "written", "whole", "mapped", "files"]))  # fmt: skip
+SCALARS = st.none() | st.booleans() | st.integers(-PAGE, FOUR_GIB + PAGE) | st.floats() | st.text(max_size=5)
+LISTS = st.lists(SCALARS, max_size=3)
+
+
+PARTS = st.sampled_from(["turn", "size", "written", "whole", "mapped", "files"])
+
+
+@given(SCALARS | LISTS | st.lists(SCALARS | LISTS, max_size=3), PARTS)
 def test_whatever_a_worker_says_it_is_taken_or_refused(value: Any, key: str) -> None:
     frame = done(extents(1, 2, 3), **{key: json.loads(json.dumps(value))})
     state = Checkpoint(Image("core", -1, SIZE, Files(Limits(), {})), SIZE, PageFile(), Files(Limits(), {}), [])

@@ -1,27 +1,33 @@
 """The names a program in the REPL may use to ask models and to answer. Runs inside the sandbox."""
 
 import sys
+from functools import partial
 
 import _door
+import _loop
 import _runner
+from _requests import Request, asking
 
 namespace = sys.modules["__main__"].__dict__
 
 
+@asking
 def llm_query(prompt, model=None):
     """Ask a model once and return its answer."""
-    return _only(_door.call("llm_query", prompts=[_text("prompt", prompt)], model=model))
+    return Request("llm_query", _only, prompts=[_text("prompt", prompt)], model=model)
 
 
+@asking
 def llm_query_batched(prompts, model=None, return_exceptions=False):
     """Ask a model about every prompt at once; answers come in the order of the prompts.
 
     A failed one gives its error as text in its slot, or as an exception with return_exceptions=True.
     """
     prompts = [_text("prompts", prompt) for prompt in prompts]
-    return _slots(_door.call("llm_query", prompts=prompts, model=model), return_exceptions)
+    return Request("llm_query", partial(_slots, return_exceptions), prompts=prompts, model=model)
 
 
+@asking
 def rlm_query(prompt, context=None, model=None, budget=None):
     """Let a child RLM answer, with a REPL of its own and `context` as its text (the prompt where there is none).
 
@@ -29,17 +35,18 @@ def rlm_query(prompt, context=None, model=None, budget=None):
     """
     question = _text("prompt", prompt)
     context = question if context is None else _text("context", context)
-    return _only(_door.call("rlm_query", prompts=[question], contexts=[context], model=model, budget=budget))
+    return Request("rlm_query", _only, prompts=[question], contexts=[context], model=model, budget=budget)
 
 
+@asking
 def rlm_query_batched(prompts, contexts=None, model=None, budget=None, return_exceptions=False):
     """Let one child RLM for each prompt answer, all at once; `contexts` gives each its text. `budget` is each one's."""
     questions = [_text("prompts", prompt) for prompt in prompts]
     contexts = questions if contexts is None else [_text("contexts", context) for context in contexts]
     if len(contexts) != len(questions):
         raise ValueError(f"{len(questions)} prompts but {len(contexts)} contexts")
-    replies = _door.call("rlm_query", prompts=questions, contexts=contexts, model=model, budget=budget)
-    return _slots(replies, return_exceptions)
+    slots = partial(_slots, return_exceptions)
+    return Request("rlm_query", slots, prompts=questions, contexts=contexts, model=model, budget=budget)
 
 
 def budget():
@@ -89,7 +96,7 @@ def _only(replies):
     return _noted(replies[0])
 
 
-def _slots(replies, return_exceptions):
+def _slots(return_exceptions, replies):
     found = []
     for reply in replies:
         if "error" not in reply:
@@ -127,11 +134,9 @@ for _stream in (sys.stdout, sys.stderr):  # a line is seen when it is printed, n
 namespace["answer"] = {"content": "", "ready": False}
 _runner.reserved["context"] = ""  # until there is one
 _runner.after.append(_after)
+_runner.internal.add("<_rlm>")
+_asking = (llm_query, llm_query_batched, rlm_query, rlm_query_batched)
 _runner.reserved.update(
-    {
-        function.__name__: function
-        for function in (
-            llm_query, llm_query_batched, rlm_query, rlm_query_batched, budget, SHOW_VARS, FINAL, FINAL_VAR, SUBMIT,
-        )
-    }
-)  # fmt: skip
+    (function.__name__, function)
+    for function in (*_asking, *map(_loop.awaitable, _asking), budget, SHOW_VARS, FINAL, FINAL_VAR, SUBMIT)
+)

@@ -1,0 +1,36 @@
+"""The clocks a guest sees: coarse, and of the host's own only the time of day. All are in nanoseconds."""
+
+from __future__ import annotations
+
+import time
+
+TICK_NANOSECONDS = 100_000
+"""Clocks are this coarse: finer ones help only to observe neighbours."""
+
+_BEGINS = 3600 * 10**9
+"""Where a session's monotonic clock begins; not at 0, which programs take for "never", nor before its image's start."""
+
+
+def coarse(nanoseconds: int) -> int:
+    """Return the last tick."""
+    return nanoseconds - nanoseconds % TICK_NANOSECONDS
+
+
+def time_of_day() -> int:
+    """Return the time since 1970."""
+    return coarse(time.time_ns())
+
+
+def new_offset() -> int:
+    """Return what a session that begins now adds to the host's monotonic clock for its own.
+
+    So a session learns how long there has been the session, and not for how long the host has run. All that comes of
+    the session keeps the offset, forks and what wakes in another process too: its clock goes on, also while it
+    hibernates or a turn is rolled back, and never backwards for as long as the host is up.
+    """
+    return _BEGINS - time.monotonic_ns()
+
+
+def monotonic(offset: int) -> int:
+    """Return the time on the monotonic clock of the session that has this offset."""
+    return coarse(time.monotonic_ns() + offset)

@@ -1,0 +1,136 @@
+"""Thread pools and conditions, without threads. Runs inside the sandbox.
+
+A pool starts what asks the host, so that many requests are under way at once; anything else it runs when that is
+submitted, in the caller.
+"""
+
+import collections
+import concurrent.futures.thread
+import functools
+import threading
+from concurrent.futures import _base
+
+import _requests
+
+
+class Future(_base.Future):
+    """A future that looks for replies when it is asked whether it is done."""
+
+    def done(self):
+        """Return True if the future was cancelled or finished executing."""
+        _requests.poll()
+        return super().done()
+
+    def running(self):
+        """Return True if the future is currently executing."""
+        _requests.poll()
+        return super().running()
+
+
+class ThreadPoolExecutor(_base.Executor):
+    """A pool without threads.
+
+    A submitted function that asks the host, such as `_requests.asking` makes, is started at once, at most `max_workers`
+    of them at a time (as many as there may be, unless told). Any other runs when it is submitted, in the caller.
+    """
+
+    def __init__(self, max_workers=None, thread_name_prefix="", initializer=None, initargs=()):  # noqa: ARG002
+        if max_workers is not None and max_workers <= 0:
+            raise ValueError("max_workers must be greater than 0")
+        if initializer is not None and not callable(initializer):
+            raise TypeError("initializer must be a callable")
+        self._max_workers = max_workers or _requests.AT_ONCE
+        self._initialize = initializer and functools.partial(initializer, *initargs)
+        self._held = collections.deque()
+        self._under_way = 0
+        self._shutdown = False
+
+    def submit(self, fn, /, *args, **kwargs):
+        """Start a call, and return a future of its value."""
+        if self._shutdown:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if self._initialize:
+            initialize, self._initialize = self._initialize, None
+            initialize()
+        future = Future()
+        try:
+            request = _requests.made(fn, args, kwargs)
+        except Exception as error:
+            future.set_exception(error)
+            return future
+        if request is None:
+            future.set_running_or_notify_cancel()
+            _settle(future, fn, *args, **kwargs)
+        else:
+            self._held.append((future, request))
+            self._start()
+        return future
+
+    def _start(self):
+        while self._held and self._under_way < self._max_workers:
+            future, request = self._held.popleft()
+            if future.set_running_or_notify_cancel():
+                self._under_way += 1
+                _requests.begin(request, functools.partial(self._ended, future, request))
+
+    def _ended(self, future, request, reply):
+        self._under_way -= 1
+        if reply is _requests.LOST:  # it ended with its turn, and so does what was to follow it
+            lost, self._held = self._held, collections.deque()
+            for other, _ in lost:
+                if other.set_running_or_notify_cancel():
+                    _settle(other, request.value, reply)
+        try:
+            _settle(future, request.value, reply)
+        finally:
+            self._start()
+
+    def shutdown(self, wait=True, *, cancel_futures=False):
+        """Take no more calls; wait for those there are, or cancel those that have not begun."""
+        self._shutdown = True
+        if cancel_futures:
+            for future, _ in self._held:
+                future.cancel()
+            self._held.clear()
+        if wait:
+            _requests.wait_until(lambda: not (self._under_way or self._held))
+
+
+def _settle(future, function, *args, **kwargs):
+    try:
+        value = function(*args, **kwargs)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(value)
+
+
+class ProcessPoolExecutor(_base.Executor):
+    """What there is not."""
+
+    def __init__(self, *args, **kwargs):  # noqa: ARG002
+        raise RuntimeError("there are no processes here; a ThreadPoolExecutor has requests to the host run in parallel")
+
+
+def _wait(self, timeout=None):
+    """Wait until notified or until a timeout occurs; what may notify is told as the replies of the host come."""
+    if not self._is_owned():
+        raise RuntimeError("cannot wait on un-acquired lock")
+    waiter = threading.Lock()
+    waiter.acquire()
+    self._waiters.append(waiter)
+    saved = self._release_save()
+    try:
+        return _requests.wait_until(lambda: not waiter.locked(), timeout)
+    finally:
+        self._acquire_restore(saved)
+        if waiter.locked():
+            self._waiters.remove(waiter)
+
+
+# All that waits in `threading`, `queue` and `concurrent.futures` does so by a condition. The original one would block
+# the only thread there is, which ends the interpreter.
+threading.Condition.wait = _wait
+
+concurrent.futures.thread.ThreadPoolExecutor = concurrent.futures.ThreadPoolExecutor = ThreadPoolExecutor
+concurrent.futures.ProcessPoolExecutor = ProcessPoolExecutor
