@@ -214,7 +214,9 @@ class Files:
         removed.links, removed.changed = 0, parent.changed
 
     def write(self, inode: Inode, at: int, data: bytes) -> None:
-        """Write at a position; a gap before it is filled with zeros."""
+        """Write at a position; a gap before it is filled with zeros. Nothing written is no change."""
+        if not data:
+            return
         self.resize(inode, max(len(inode.data), at + len(data)))
         if isinstance(inode.data, bytearray):
             inode.data[at : at + len(data)] = data

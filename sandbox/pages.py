@@ -47,7 +47,7 @@ class Change:
         return self._encoded[0]
 
     @classmethod
-    @functools.lru_cache(maxsize=4096)  # a small session's pages go to the same two places, turn after turn
+    @functools.lru_cache(maxsize=256)  # a small session's pages go to the same two places, turn after turn
     def decode(cls, data: bytes, *, whole: bool) -> Change:
         """Read what `encode` wrote.
 

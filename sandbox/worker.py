@@ -66,7 +66,7 @@ class _Served:
                 closing = self._closing
             self._send(ended)
             if closing:
-                self.session.close()
+                self._free()
 
         return work
 
@@ -129,7 +129,13 @@ class _Served:
             self._closing = True
             if self._running:
                 return
+        self._free()
+
+    def _free(self) -> None:
         self.session.close()
+        for mapped in self.session.checkpoint.mapped:
+            if isinstance(mapped.text.source, int):
+                os.close(mapped.text.source)
 
 
 class Worker:
@@ -160,7 +166,7 @@ class Worker:
             case Kind.ATTACH if served:
                 session, name = served.session, frame.said["name"]
                 text = read_text(frame.said, self._channel.descriptor)
-                return served.turn(frame.number, lambda: session.attach(name, text))
+                return served.turn(frame.number, lambda: _attached(session, name, text))
             case Kind.EXECUTE if served:
                 code = frame.data.decode("utf-8", "surrogatepass")
                 ask, heard, session = served.ask, served.printed, served.session
@@ -196,6 +202,16 @@ class Worker:
         start, limits = read_session(frame, self._images, self._channel.descriptor)
         served = _Served(start, limits, self._program, self._crew, self._channel, frame.session)
         self._served[frame.session] = served
+
+
+def _attached(session: Session, name: str, text: Text) -> Turn:
+    """Attach a text, whose descriptor goes with the session from then on, or at once where that fails."""
+    try:
+        return session.attach(name, text)
+    finally:
+        mapped = session.checkpoint.mapped
+        if isinstance(text.source, int) and not (mapped and mapped[-1].text is text):
+            os.close(text.source)
 
 
 def _rehearse(program: Program, image: Image) -> None:

@@ -6,11 +6,17 @@ import os
 import platform
 import socket
 import sys
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 
-from tests.sandbox.repl import Repl
+from sandbox.image import Loaded
+from sandbox.limits import MIB, Limits
+from sandbox.session import Session
+from sandbox.stored import Sealer
+from sandbox.turn import Status
+from tests.sandbox.repl import Repl, Repls
 
 
 @pytest.mark.parametrize(
@@ -203,6 +209,27 @@ seen, os.listdir('/tmp')"""
         ("code", "error"),
         [
             ("open('/tmp')", "IsADirectoryError"),
+            ("open('/tmp/dir', 'w')", "IsADirectoryError"),
+            ("open('/usr/local', 'w')", "IsADirectoryError"),
+            ("open('/tmp/new/', 'w')", "FileNotFoundError"),
+            ("open('/tmp/file/')", "NotADirectoryError"),
+            ("os.stat('/tmp/file/')", "NotADirectoryError"),
+            ("os.stat('/tmp/file/.')", "NotADirectoryError"),
+            ("os.stat('/tmp/file/a')", "NotADirectoryError"),
+            ("os.stat('/tmp/file/a/b')", "NotADirectoryError"),
+            ("os.remove('/tmp/file/')", "NotADirectoryError"),
+            ("os.rename('/tmp/file', '/tmp/new/')", "FileNotFoundError"),
+            ("os.open('/tmp/new', os.O_CREAT | os.O_DIRECTORY)", "OSError"),
+            ("os.write(os.open('/tmp/file', os.O_RDONLY), b'x')", "OSError"),
+            ("os.read(os.open('/tmp/file', os.O_WRONLY), 1)", "OSError"),
+            ("os.ftruncate(os.open('/tmp/file', os.O_RDONLY), 0)", "OSError"),
+            ("os.utime('/tmp/none')", "FileNotFoundError"),
+            ("os.utime('/usr/local')", "OSError"),
+            ("os.readlink('/tmp/none')", "FileNotFoundError"),
+            ("os.readlink('/tmp/file')", "OSError"),
+            ("os.symlink('/tmp/file', '/tmp/link')", "PermissionError"),
+            ("os.link('/tmp/file', '/tmp/link')", "PermissionError"),
+            ("open('/tmp/' + 'x' * 256, 'w')", "OSError"),
             ("open('/tmp/none/a', 'w')", "FileNotFoundError"),
             ("open('/tmp/file/a', 'w')", "NotADirectoryError"),
             ("os.listdir('/tmp/file')", "NotADirectoryError"),
@@ -224,3 +251,159 @@ seen, os.listdir('/tmp')"""
         turn = repl.run(code)
         assert turn.error is not None
         assert turn.error.type == error
+        assert repl.show("sorted(os.listdir('/tmp')), os.path.getsize('/tmp/file')") == "(['dir', 'file'], 0)"
+
+    @pytest.mark.parametrize(
+        ("code", "errno"),
+        [
+            ("open(b'/tmp/\\xff', 'w')", "EILSEQ"),
+            ("open('/tmp/' + 'x' * 256, 'w')", "ENAMETOOLONG"),
+            ("open('/usr/local/lib/python315.zip', 'r+')", "EROFS"),
+            ("os.write(os.open('/tmp', os.O_RDONLY), b'x')", "EBADF"),
+            ("os.read(os.open('/tmp', os.O_RDONLY), 1)", "EISDIR"),
+        ],
+    )
+    def test_error_numbers_say_what_is_wrong(self, repl: Repl, code: str, errno: str) -> None:
+        number = f"try: {code}\nexcept OSError as error: print(errno.errorcode[error.errno])"
+        assert repl.show(f"import errno, os\n{number}") == errno
+
+    def test_a_directory_may_be_named_with_a_slash(self, repl: Repl) -> None:
+        code = """
+import os
+os.mkdir('/tmp/a/'); os.rename('/tmp/a/', '/tmp/b/'); os.mkdir('/tmp/b/c'); os.rmdir('/tmp/b/c/')
+os.path.isdir('/tmp/b/'), os.listdir('/tmp/b/'), os.path.isdir('/tmp/b/.')"""
+        assert repl.show(code) == "(True, [], True)"
+
+    def test_names_of_255_bytes(self, repl: Repl) -> None:
+        assert repl.show("import os\nopen('/tmp/' + 'x' * 255, 'w').close()\nlen(os.listdir('/tmp')[0])") == "255"
+
+    def test_directories_are_not_each_other(self, repl: Repl) -> None:
+        code = """
+import os, shutil
+for name in 'ab': os.mkdir(f'/tmp/{name}'); open(f'/tmp/{name}/in', 'w').close()
+differ = [os.path.samefile('/tmp/a', other) for other in ('/tmp/b', '/tmp', '/', '/tmp/a/../a')]
+numbers = {entry.name: entry.inode() for entry in os.scandir('/tmp')} == {n: os.stat(f'/tmp/{n}').st_ino for n in 'ab'}
+shutil.move('/tmp/a', '/tmp/b')
+differ, numbers, sorted(os.listdir('/tmp/b')), os.path.ismount('/tmp/b')"""
+        assert repl.show(code) == "([False, False, False, True], True, ['a', 'in'], False)"
+
+    def test_removing_while_listing_misses_nothing(self, repl: Repl) -> None:
+        code = """
+import os
+for i in range(900): open(f'/tmp/{i:050}', 'w').close()
+seen = [os.remove(entry) or entry.name for entry in os.scandir('/tmp')]
+len(seen), len(set(seen)), os.listdir('/tmp')"""
+        assert repl.show(code) == "(900, 900, [])"
+
+    def test_making_while_listing_comes_to_an_end(self, repl: Repl) -> None:
+        code = """
+import os
+for i in range(400): open(f'/tmp/{i:050}', 'w').close()
+for entry in os.scandir('/tmp'): open(entry.path + '.copy', 'w').close()
+len(os.listdir('/tmp'))"""
+        assert repl.show(code) == "800"
+
+    def test_a_removed_file_that_is_open_has_no_name(self, repl: Repl) -> None:
+        code = "import os\nf = open('/tmp/a', 'w')\nbefore = os.fstat(f.fileno()).st_nlink\nos.remove('/tmp/a')"
+        assert repl.show(f"{code}\nbefore, os.fstat(f.fileno()).st_nlink") == "(1, 0)"
+
+    def test_a_descriptor_may_be_set_not_to_block(self, repl: Repl) -> None:
+        repl.show(
+            "import os\nfd = os.open('/tmp/a', os.O_CREAT | os.O_WRONLY | os.O_APPEND)\nos.set_blocking(fd, False)"
+        )
+        repl.show("_ = os.write(fd, b'1'), os.lseek(fd, 0, 0), os.write(fd, b'2')")
+        assert repl.show("os.get_blocking(fd)") == "False"
+        assert repl.show("os.set_blocking(fd, True)\nos.get_blocking(fd), open('/tmp/a').read()") == "(True, '12')"
+
+
+class TestTimesOfFiles:
+    def test_a_new_file_is_of_now(self, repl: Repl) -> None:
+        code = """
+import os, time
+before = time.time()
+with open('/tmp/a', 'w') as f: f.write('x')
+status = os.stat('/tmp/a')
+before <= status.st_atime <= status.st_mtime <= time.time(), status.st_mtime_ns % 100_000"""
+        assert repl.show(code) == "(True, 0)"
+
+    def test_times_can_be_set(self, repl: Repl) -> None:
+        code = """
+import os, pathlib
+def times(path): return [os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns]
+os.mkdir('/tmp/d'); open('/tmp/a', 'w').close()
+found = []
+for path in ('/tmp/a', '/tmp/d'):
+    os.utime(path, (1, 2.5)); found.append(times(path))
+    os.utime(path, ns=(3, 4)); found.append(times(path))
+    pathlib.Path(path).touch(); found.append(times(path)[1] > 10**18)
+with open('/tmp/a') as f: os.utime(f.fileno(), ns=(5, 6))
+found, times('/tmp/a')"""
+        each = "[1000000000, 2500000000], [3, 4], True"
+        assert repl.show(code) == f"([{each}, {each}], [5, 6])"
+
+    def test_archives_keep_them(self, repl: Repl) -> None:
+        code = """
+import os, shutil, tarfile, zipfile
+os.mkdir('/tmp/d'); open('/tmp/d/a', 'w').close(); os.utime('/tmp/d/a', (10**9, 10**9))
+for kind in ('zip', 'gztar'):
+    shutil.unpack_archive(shutil.make_archive(f'/tmp/{kind}', kind, '/tmp/d'), f'/tmp/of-{kind}', kind)
+found = zipfile.ZipFile('/tmp/zip.zip').getinfo('a').date_time, os.stat('/tmp/of-gztar/a').st_mtime
+shutil.copy2('/tmp/d/a', '/tmp/copy')
+found, os.stat('/tmp/copy').st_mtime"""
+        assert repl.show(code) == "(((2001, 9, 9, 1, 46, 40), 1000000000.0), 1000000000.0)"
+
+    def test_the_library_is_of_1980(self, repl: Repl) -> None:
+        code = "import os, time\ntime.gmtime(os.stat('/usr/local/lib/python315.zip').st_mtime)[:3]"
+        assert repl.show(code) == "(1980, 1, 1)"
+
+    def test_a_module_written_after_another_was_imported_is_found(self, repl: Repl) -> None:
+        code = "open('/tmp/first.py', 'w').write('x = 1')\nimport sys; sys.path.insert(0, '/tmp'); import first"
+        assert repl.show(f"{code}\nopen('/tmp/second.py', 'w').write('x = 2')\nimport second\nsecond.x").endswith("2")
+
+
+def test_what_is_written_at_once_may_be_large(start: Repls) -> None:
+    repl = start(memory_bytes=400 * MIB, file_bytes=100 * MIB)
+    turn = repl.run("text = 'x' * (65 << 20)\nprint(text)")
+    assert (turn.error, turn.output_bytes) == (None, (65 << 20) + 1)
+    assert repl.show("with open('/tmp/a', 'w') as f: print(f.write(text) == len(text), f.tell())") == "True 68157440"
+
+
+def test_a_turn_that_touches_no_file_copies_none(repl: Repl) -> None:
+    before = repl.session.checkpoint.files
+    repl.show("import os, random, sys, time\nprint(time.time(), time.monotonic(), os.urandom(9)); time.sleep(0.001)")
+    repl.show("print('x', file=sys.stderr, flush=True); sys.stdin.read(), random.random(), time.process_time()")
+    assert repl.session.checkpoint.files is before
+
+
+def test_there_is_no_executable(repl: Repl) -> None:
+    assert repl.show("import sys\nsys.executable") == "''"
+
+
+CHANGES = """
+import os
+os.mkdir('/tmp/d'); open('/tmp/d/f', 'w').close(); os.utime('/tmp/d/f', ns=(1, 2)); os.utime('/tmp/d', ns=(3, 4))
+reading, adding = os.open('/tmp/d/f', os.O_RDONLY), os.open('/tmp/d/f', os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK)
+gone = open('/tmp/gone', 'w'); os.remove('/tmp/gone')
+def answers(f, fd):
+    try: f(fd)
+    except OSError as error: return error.errno
+def seen():
+    stats = [os.stat(p) for p in ('/tmp', '/tmp/d', '/tmp/d/f', '/')] + [os.fstat(f) for f in (reading, gone.fileno())]
+    may = [(answers(lambda f: os.read(f, 1), fd), answers(lambda f: os.write(f, b''), fd)) for fd in (reading, adding)]
+    return [(s.st_ino, s.st_nlink, s.st_atime_ns, s.st_mtime_ns, s.st_ctime_ns) for s in stats], may
+"""
+
+
+def test_times_identities_and_modes_outlast_every_way_a_session_takes(loaded: Loaded, start: Repls) -> None:
+    repl = start()
+    repl.show(CHANGES)
+    seen = repl.show("seen()")
+    fork = start.fork(repl)
+    stopped = repl.run("os.rename('/tmp/d', '/tmp/e'); os.utime('/tmp/e'); os.close(reading); os._exit(1)")
+    assert stopped.status is Status.ROLLED_BACK
+    sealer, out = Sealer(bytes(32)), BytesIO()
+    sealer.write(repl.session.checkpoint, "a", out)
+    stored = sealer.read(BytesIO(out.getvalue()), "a", loaded.images["core"])
+    woken = start.keep(Session(loaded.program, stored, Limits()))
+    assert [other.show("seen()") for other in (repl, fork, woken)] == [seen] * 3
+    assert woken.show("os.get_blocking(adding), os.get_blocking(reading)") == "(False, True)"
