@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from rlm_server.config import Settings
 from rlm_server.models import offered
 from rlm_server.scripts import SCRIPTS
 from rlm_server.server import image_specs
+from sandbox import pagetable
 from sandbox.image import Loaded, Progress, prepare
 from sandbox.process import WorkerLost, started
 
@@ -36,6 +38,7 @@ def examine(settings: Settings, progress: Progress) -> Iterator[Finding]:
     try:
         yield Finding("images", True, ", ".join(f"{i.name} ({i.size >> 20} MiB)" for i in loaded.images.values()))
         yield asyncio.run(_jail(loaded))
+        yield _memory(settings)
     finally:
         loaded.program.close()
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -43,6 +46,17 @@ def examine(settings: Settings, progress: Progress) -> Iterator[Finding]:
     models = offered(settings, SCRIPTS)
     yield Finding("models", True, f"{len(models.routes.models)}; {models.model} (root), {models.sub_model} (sub-calls)")
     yield Finding("prices", True, f"version {Prices.load().version}")
+
+
+def _memory(settings: Settings) -> Finding:
+    """Say how checkpoints are made here; whatever it is, they are."""
+    if pagetable.can_watch():
+        how = "large sessions' writes are watched"
+    else:
+        how = "writes cannot be watched (Linux 6.7 and userfaultfd): each turn of a large session copies all its pages"
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    enough = files > 2 * settings.sessions + 256
+    return Finding("sessions", enough, f"{settings.sessions} live at once, of {files} descriptors; {how}")
 
 
 async def _jail(loaded: Loaded) -> Finding:

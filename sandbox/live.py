@@ -74,6 +74,7 @@ class WorkerSession:
         self._process: Process | None = None
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
+        self._trimmed = False  # since the last turn
         self._turn: _Turn | None = None
 
     @property
@@ -187,11 +188,17 @@ class WorkerSession:
     async def _take(self, turn: _Turn, ask: Callable[[Process], Frame]) -> Turn:
         if self._closed:
             raise RuntimeError("the session is closed")
-        self._turn = turn
+        self._turn, self._trimmed = turn, False
         try:
             return await turn.run(ask)
         finally:
             self._turn = None
+
+    def trim(self) -> None:
+        """Free memory that is held only so that the next turn is quick; does nothing while a turn runs."""
+        if self.rests and self.checkpoint and not self._trimmed:
+            self.checkpoint.pages.trim()
+            self._trimmed = True
 
     def interrupt(self) -> None:
         """Stop the running turn and roll it back; does nothing between turns."""

@@ -16,6 +16,7 @@ PAGE = 4096
 Runs = list[tuple[int, int]]
 """Runs of whole pages in ascending order, each as (offset, bytes)."""
 
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _PROT_READ_WRITE, _MAP_SHARED = 0x3, 0x01
 _MAP_PRIVATE_FIXED_NORESERVE = 0x02 | 0x10 | 0x4000
 _MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x02 | 0x20 | 0x4000
@@ -94,6 +95,12 @@ def share(fd: int, size: int) -> int:
         number = ctypes.get_errno()
         raise OSError(number, f"mapping {size} bytes: {os.strerror(number)}")
     return int(address)
+
+
+def give_back(fd: int, start: int, size: int) -> None:
+    """Free the memory of part of a file in memory, which then reads as zeros, where the kernel can."""
+    if hasattr(libc, "fallocate"):
+        libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(start), ctypes.c_long(size))
 
 
 def unmap(address: int, size: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from sandbox.memory import MAPPING, PAGE, Runs, in_memory, share, unmap
+from sandbox.memory import MAPPING, PAGE, Runs, give_back, in_memory, share, unmap
 
 MOST_BUFFERS = 1024
 """Of one call of the kernel: IOV_MAX."""
@@ -140,7 +140,7 @@ class PageFile:
 
     def _placed(self, runs: Runs) -> Iterator[Extent]:
         """Yield the runs in free slots, the lowest first, each run cut where its slots are not together."""
-        free = self._holes() if self._free is None else self._free
+        free = self._holes(self._end) if self._free is None else self._free
         self._free = free
         slot, room = 0, 0
         for at, size in runs:
@@ -157,14 +157,19 @@ class PageFile:
         if room:
             free.insert(0, (slot, room))
 
-    def _holes(self) -> list[tuple[int, int]]:
+    def trim(self) -> None:
+        """Free the memory of slots that nothing counts on. Nobody may be writing the file."""
+        for slot, length in self._holes(os.fstat(self.fd).st_size // PAGE):
+            give_back(self.fd, slot * PAGE, length * PAGE)
+
+    def _holes(self, end: int) -> list[tuple[int, int]]:
         found, at = [], 0
         for _, slot, length in sorted(self.table, key=_slot):
             if slot > at:
                 found.append((at, slot - at))
             at = slot + length
-        if at < self._end:
-            found.append((at, self._end - at))
+        if at < end:
+            found.append((at, end - at))
         return found
 
     def take(self, change: Change) -> None:

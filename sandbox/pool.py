@@ -207,12 +207,16 @@ class WorkerPool:
     async def _hibernate_those_that_rest(self) -> None:
         while True:
             await asyncio.sleep(self._rest_seconds / 4)
-            before = time.monotonic() - self._rest_seconds
-            for session in [session for session, since in self._live.items() if since < before and session.rests]:
-                try:
-                    await session.hibernate()
-                except OSError:
-                    log.exception("a session that rests could not be written")
+            now = time.monotonic()
+            resting = [(session, now - since) for session, since in self._live.items() if session.rests]
+            for session, seconds in resting:
+                if seconds > self._rest_seconds:
+                    try:
+                        await session.hibernate()
+                    except OSError:
+                        log.exception("a session that rests could not be written")
+                elif seconds > self._rest_seconds / 4:
+                    session.trim()
 
     async def close(self) -> None:
         """Stop every turn and end every session and worker."""

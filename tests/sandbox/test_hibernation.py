@@ -128,6 +128,27 @@ async def test_those_that_rest_long_hibernate_by_themselves(loaded: Loaded, tmp_
     await pool.close()
 
 
+async def test_a_session_that_rests_holds_its_pages_once_and_goes_on(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    for turn in range(6):
+        await show(session, f"x = {turn}")
+    assert session.checkpoint is not None
+    pages = session.checkpoint.pages
+
+    def held() -> int:
+        return os.fstat(pages.fd).st_blocks * 512
+
+    assert held() > session.checkpoint.private_bytes
+    session.trim()
+    assert held() == session.checkpoint.private_bytes
+    for turn in range(6):
+        assert await show(session, f"x += 1; x - {turn}") == "6"
+    session.trim()
+    process = (await session.wake())[0]
+    process.kill()
+    assert await show(session, "x") == "11"
+
+
 async def test_closing_a_hibernating_session_leaves_nothing(pool: WorkerPool, tmp_path: Path) -> None:
     session = await pool.create("a", "core", LIMITS)
     await session.hibernate()

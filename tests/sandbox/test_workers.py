@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def pid_of(session: WorkerSession) -> int:
 
 def send(session: WorkerSession, number: int) -> None:
     os.kill(pid_of(session), number)
+
+
+def halt(session: WorkerSession) -> None:
+    """Stop a worker, and wait until all its threads have stopped: the kernel takes its time where much else runs."""
+    send(session, signal.SIGSTOP)
+    tasks = Path(f"/proc/{pid_of(session)}/task")
+    while any((task / "stat").read_text().rpartition(")")[2].split()[0] != "T" for task in tasks.iterdir()):
+        time.sleep(0.001)
 
 
 async def show(session: WorkerSession, code: str) -> str:
@@ -254,7 +263,7 @@ async def test_a_turn_that_hangs_is_ended_and_run_again_in_another_worker(
     await show(session, "n = 1")
     monkeypatch.setattr(live, "TURN_SLACK_SECONDS", -4.0)
     first = pid_of(session)
-    send(session, signal.SIGSTOP)
+    halt(session)
     assert await show(session, "n") == "1"
     assert pid_of(session) != first
 
@@ -263,7 +272,7 @@ async def test_a_turn_that_hangs_after_it_asked_is_lost(pool: WorkerPool, monkey
     session = await pool.create("a", "core", Limits(turn_seconds=5, memory_bytes=96 * MIB))
     await show(session, "n = 1")
     monkeypatch.setattr(live, "TURN_SLACK_SECONDS", -4.0)
-    answer = replies_after(lambda: send(session, signal.SIGSTOP))
+    answer = replies_after(lambda: halt(session))
     turn = await asyncio.wait_for(session.execute("n = 2\n" + ASK, answer, ignore), 30)
     assert lost(turn)
     assert turn.error is not None
@@ -280,7 +289,7 @@ async def test_cancelling_a_turn_whose_worker_hangs_kills_the_worker(
     stopped = asyncio.Event()
 
     def listen(_stream: int, _data: bytes) -> None:
-        send(session, signal.SIGSTOP)
+        halt(session)
         stopped.set()
 
     task = asyncio.create_task(session.execute("n = 2\nprint('go', flush=True)\nwhile True: pass", nobody, listen))
