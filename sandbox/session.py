@@ -18,8 +18,7 @@ from sandbox.waiting import Waiting
 class Session:
     """Runs turns one at a time, from an image or from a checkpoint on. Not thread-safe, but for `interrupt`.
 
-    `checkpoint` is the state after the last turn that ended by itself, `change` what that turn changed in it. The
-    session owns its checkpoint; descriptors of attached texts belong to the caller and must stay open as long as it.
+    The session owns its checkpoint; descriptors of attached texts belong to the caller and must stay open as long as it.
     """
 
     def __init__(
@@ -32,10 +31,24 @@ class Session:
         self._running = False
         self._closed = False
         self._lock = threading.Lock()  # of _running and _closed
-        self.checkpoint = start if isinstance(start, Checkpoint) else Checkpoint.of(start)
-        self.change = Change()
+        self._checkpoint = start if isinstance(start, Checkpoint) else Checkpoint.of(start)
+        self._change = Change()
+        self._ahead = False  # of the checkpoint: a turn has ended since it was taken
         self._instance = self._restored()
         self.turns = 0
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The state after the last turn that ended by itself."""
+        self.take_checkpoint()
+        return self._checkpoint
+
+    def take_checkpoint(self) -> Change:
+        """Bring the checkpoint up to date, which else the next turn does, and return what the last turn changed."""
+        if self._ahead:
+            self._change = self._checkpoint.capture(self._instance)
+            self._ahead = False
+        return self._change
 
     def execute(self, code: str, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
         """Run Python source as one turn. Whatever happens in it, the session can run another afterwards."""
@@ -54,7 +67,7 @@ class Session:
         return self._take_turn(lambda instance: instance.attach(name, text))
 
     def _restored(self) -> Instance:
-        instance = self.checkpoint.restore(self._program, self._limits)
+        instance = self._checkpoint.restore(self._program, self._limits)
         if self._waiting:
             instance.waiting = self._waiting
         return instance
@@ -69,12 +82,16 @@ class Session:
                 raise RuntimeError("the session is closed")
             self._running = True
         try:
+            self.take_checkpoint()
+            self._change = Change()
             turn = run(self._instance)
         finally:
             with self._lock:
                 self._running = False
-        self.change = Change() if turn.status is Status.ROLLED_BACK else self.checkpoint.capture(self._instance)
-        if turn.status is Status.ROLLED_BACK or self._instance.interrupted:  # an interrupt may come as the turn ends
+        undone = turn.status is Status.ROLLED_BACK
+        self._ahead = not undone
+        if undone or self._instance.interrupted:  # an interrupt may come as the turn ends
+            self.take_checkpoint()
             self._instance.close()
             self._instance = self._restored()
         return turn
@@ -97,4 +114,4 @@ class Session:
             closing, self._closed = not self._closed, True
         if closing:
             self._instance.close()
-            self.checkpoint.close()
+            self._checkpoint.close()

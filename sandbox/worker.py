@@ -75,9 +75,10 @@ class _Served:
             turn = take()
         except MemoryError as error:
             return Frame(Kind.FAILED, self._number, request, {"message": str(error)})
+        change = self.session.take_checkpoint()
         now, known = self.session.checkpoint, self._files
         self._files = now.files
-        return write_end(self._number, request, turn, now, self.session.change, known)
+        return write_end(self._number, request, turn, now, change, known)
 
     def ask(self, call: HostCall) -> Future[Reply]:
         """Send a request of the guest's to the server."""
@@ -132,8 +133,9 @@ class _Served:
         self._free()
 
     def _free(self) -> None:
+        mapped_texts = self.session.checkpoint.mapped
         self.session.close()
-        for mapped in self.session.checkpoint.mapped:
+        for mapped in mapped_texts:
             if isinstance(mapped.text.source, int):
                 os.close(mapped.text.source)
 

@@ -163,7 +163,7 @@ def test_a_large_sessions_turn_that_changed_little_writes_little(start: Repls) -
     repl.show("block = bytearray(b'x' * (32 << 20))\nlen(block)")
     assert len(repl.session.checkpoint.pages) > 8000
     repl.show("block[5_000_000] = 7; block[20_000_000] = 8")
-    change = repl.session.change
+    change = repl.session.take_checkpoint()
     assert not change.whole
     assert sum(extent.length for extent in change.written) < 1000
     before = memory_of(repl)
