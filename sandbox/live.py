@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sandbox.checkpoint import Checkpoint
 from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
@@ -19,6 +19,8 @@ from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
 from sandbox.wire import Frame, Kind, WireError
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 INTERRUPT_SECONDS = 5.0
 """A worker that has not stopped a turn by then is killed."""
@@ -116,15 +118,13 @@ class WorkerSession:
         store, path = self._home.store, self._stored
         if store is None or path is None:
             raise RuntimeError("the session is closed")
-        reading = asyncio.create_task(asyncio.to_thread(store.get, path, self.owner, self.image, self._texts))
-        try:
-            await asyncio.shield(reading)
-        finally:  # whoever is cancelled while it is read has it all the same
-            await asyncio.wait([reading])
-            if not reading.exception():
-                self.checkpoint, self._stored = reading.result(), None
-                path.unlink(missing_ok=True)
-        return reading.result()
+
+        def read() -> Checkpoint:
+            self.checkpoint, self._stored = store.get(path, self.owner, self.image, self._texts), None
+            path.unlink(missing_ok=True)
+            return self.checkpoint
+
+        return await _to_the_end(read)
 
     async def hibernate(self) -> None:
         """Write the session to a file and free all it holds; the next turn brings it back. A running turn ends first.
@@ -136,13 +136,16 @@ class WorkerSession:
             store, checkpoint = self._home.store, self.checkpoint
             if self._closed or store is None or checkpoint is None:
                 return
-            writing = asyncio.create_task(asyncio.to_thread(store.put, checkpoint, self.owner))
+
+            def write() -> None:
+                self._stored = store.put(checkpoint, self.owner)
+
             try:
-                self._stored = await asyncio.shield(writing)
+                await _to_the_end(write)
             except asyncio.CancelledError:
-                await asyncio.wait([writing])
-                if not writing.exception():
-                    writing.result().unlink(missing_ok=True)
+                if self._stored:
+                    self._stored.unlink(missing_ok=True)
+                    self._stored = None
                 raise
             self._texts = [mapped.text for mapped in checkpoint.mapped]
             self.checkpoint = None
@@ -214,11 +217,11 @@ class WorkerSession:
         async with self._one_at_a_time:
             if self._process and self._process.alive:
                 self._process.leave(self.number)
-            await self._home.ended(self)
             if self.checkpoint:
                 self.checkpoint.close()
             if self._stored:
                 self._stored.unlink(missing_ok=True)
+            await self._home.ended(self)
 
 
 class _Turn:
@@ -361,6 +364,21 @@ class _Turn:
             reply = refused("RuntimeError", "the host could not answer; this is a fault of the server's")
         if self._process and self._process.alive:
             self._process.send(Frame(Kind.REPLY, self._session.number, frame.number, data=reply))
+
+
+async def _to_the_end(work: Callable[[], T]) -> T:
+    """Do something in a thread, and wait until it is done, however often that is cancelled; then be cancelled."""
+    task = asyncio.create_task(asyncio.to_thread(work))
+    cancelled = None
+    while not task.done():
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled:
+        task.exception()  # what it was is of no more interest
+        raise cancelled
+    return task.result()
 
 
 _AS_BEFORE = "the session is as it was before this turn"

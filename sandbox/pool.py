@@ -108,6 +108,7 @@ class WorkerPool:
         self._spares_wanted = spares
         self._spares: list[asyncio.Task[Process]] = []
         self._workers: dict[str, asyncio.Task[Process]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
         self.store = store
         self._rest_seconds = rest_seconds
         self._sessions: set[WorkerSession] = set()
@@ -180,7 +181,7 @@ class WorkerPool:
             self._workers[owner] = task
             self.prepare()
             for gone in lost:
-                await _end(gone)
+                self._end(gone)
         process = await asyncio.shield(task)
         if process.unconfined and len(self._workers) > 1 and not self._unconfined:
             raise JailMissing(f"several owners cannot be kept apart here: {process.unconfined}")
@@ -195,7 +196,7 @@ class WorkerPool:
         if not any(other.owner == session.owner for other in self._live):
             task = self._workers.pop(session.owner, None)
             if task is not None:
-                await _end(task)
+                await asyncio.shield(self._end(task))
 
     async def ended(self, session: WorkerSession) -> None:
         """Forget a session."""
@@ -226,14 +227,22 @@ class WorkerPool:
         for session in list(self._sessions):
             await session.close()
         for task in [*self._spares, *self._workers.values()]:
-            await _end(task)
+            self._end(task)
+        if self._ending:
+            await asyncio.wait(self._ending)
+
+    def _end(self, worker: asyncio.Task[Process]) -> asyncio.Task[None]:
+        """End a worker, once it has started. Whoever waits for that may stop waiting; `close` does wait."""
+        ending = asyncio.create_task(_ended(worker))
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        return ending
 
 
 def _is_lost(task: asyncio.Task[Process]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None or not task.result().alive)
 
 
-async def _end(task: asyncio.Task[Process]) -> None:
-    """End a worker, once it has started."""
+async def _ended(worker: asyncio.Task[Process]) -> None:
     with suppress(WorkerLost):
-        await (await task).close()
+        await (await worker).close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import sys
 from collections import deque
@@ -82,6 +83,7 @@ class Process(asyncio.Protocol):
         self, process: asyncio.subprocess.Process, descriptors: socket.socket, most_bytes: int
     ) -> None:  # fmt: skip
         self._process = process
+        self._handle = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
         self._most_bytes = most_bytes
         self._pages: dict[int, PageFile] = {}
         descriptors.setblocking(False)
@@ -238,13 +240,19 @@ class Process(asyncio.Protocol):
         """End the process at once; nothing more is asked of it."""
         self.alive = False
         with suppress(ProcessLookupError):
-            self._process.kill()
+            if self._handle >= 0:  # asyncio's way would take the process's end from whoever waits for it
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            elif not hasattr(os, "pidfd_open"):
+                self._process.kill()
 
     async def close(self) -> None:
         """End the process and wait until it is gone."""
         if self._watch:
             self._watch.cancel()
         self.kill()
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
         if self._transport:
             self._transport.abort()
         self._drop_descriptors()

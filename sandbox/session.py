@@ -18,7 +18,8 @@ from sandbox.waiting import Waiting
 class Session:
     """Runs turns one at a time, from an image or from a checkpoint on. Not thread-safe, but for `interrupt`.
 
-    The session owns its checkpoint; descriptors of attached texts belong to the caller and must stay open as long as it.
+    The session owns its checkpoint; descriptors of attached texts belong to the caller and must stay open as long as
+    the session.
     """
 
     def __init__(

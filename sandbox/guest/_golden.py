@@ -17,8 +17,8 @@ def settle(_text):
     linecache.clearcache()
     _runner.sources.clear()
     gc.collect()
-    fill_holes()
     roots.extend(gc.get_objects())
+    fill_holes()  # also that which listing them has left
     gc.freeze()
 
 

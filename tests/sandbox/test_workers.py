@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -191,66 +190,6 @@ async def test_an_answer_that_is_awaited_is_cancelled_when_the_worker_dies(pool:
 
     assert lost(await asyncio.wait_for(session.execute(ASK, answer, ignore), 30))
     assert cancelled.is_set()
-
-
-@pytest.mark.parametrize("seed", [1])
-async def test_killed_at_random_moments_every_session_stays_at_its_last_finished_turn(
-    loaded: Loaded, seed: int
-) -> None:
-    before = children(), descriptors()
-    chance = random.Random(seed)
-    pool = WorkerPool(loaded, sessions=4, spares=1)
-    loop, kills, finished = asyncio.get_running_loop(), 0, 0
-
-    def kill(session: WorkerSession) -> None:
-        nonlocal kills
-        process = session._process
-        if process is not None and process.alive:
-            process._process.kill()
-            kills += 1
-
-    async def live(session: WorkerSession, turns: int) -> None:
-        nonlocal finished
-        counter = 0
-        for _ in range(turns):
-            moment = chance.choice(["before", "output", "request", "reply", "any"])
-            if moment == "before":
-                kill(session)
-            timer = loop.call_later(chance.random() * 0.02, kill, session) if moment == "any" else None
-
-            def listen(_stream: int, _data: bytes, moment: str = moment) -> None:
-                if moment == "output":
-                    kill(session)
-
-            async def answer(_: HostCall, moment: str = moment) -> Json:
-                if moment == "request":
-                    kill(session)
-                elif moment == "reply":
-                    loop.call_soon(kill, session)
-                return None
-
-            asks = ASK if moment in ("request", "reply") or chance.random() < 0.3 else ""
-            turn = await session.execute(f"n += 1\nprint('go', flush=True)\n{asks}n", answer, listen)
-            if timer:
-                timer.cancel()
-            if turn.status is Status.OK:
-                counter += 1
-                finished += 1
-                assert turn.stdout == f"go\n{counter}\n"
-            else:
-                assert lost(turn), turn
-        while lost(turn := await session.execute("n", nobody, ignore)):
-            pass
-        assert turn.stdout == f"{counter}\n"
-
-    sessions = [await pool.create(owner, "core", LIMITS) for owner in "aabb"]
-    for session in sessions:
-        await show(session, "n = 0")
-    await asyncio.wait_for(asyncio.gather(*(live(session, 10) for session in sessions)), 120)
-    await asyncio.wait_for(pool.close(), 30)
-    assert kills >= 20
-    assert finished > 0
-    assert (children(), descriptors()) == before
 
 
 # ---- a worker that hangs or lies -------------------------------------------------------------------------------------
