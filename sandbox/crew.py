@@ -30,17 +30,30 @@ class Crew:
         self._wanted = threading.Condition(self._lock)  # for those without work
         self._reading = False
         self._waiting = 0
-        self._idle = 0
+        self._idle = 0  # without work, and not called
+        self._called = 0  # and not there yet
         self._queue: deque[Work] = deque()
         self._started = False  # until then the channel is only a rehearsal's
 
     def start(self) -> None:
-        """Start another thread."""
-        self._started = True
-        threading.Thread(target=self._serve, daemon=True).start()
+        """Start serving."""
+        with self._lock:
+            self._started = True
+            self._call_one()
+
+    def _call_one(self) -> None:
+        """Call a thread that has no work, or a new one. Each call brings one, however late it comes."""
+        self._called += 1
+        if self._idle:
+            self._idle -= 1
+            self._wanted.notify()
+        else:
+            threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
         try:
+            with self._lock:
+                self._called -= 1
             while True:
                 self._next()()
         except BaseException:
@@ -53,7 +66,7 @@ class Crew:
             while self._reading and not self._queue:
                 self._idle += 1
                 self._wanted.wait()
-                self._idle -= 1
+                self._called -= 1
             if self._queue:
                 return self._queue.popleft()
             self._reading = True
@@ -83,14 +96,8 @@ class Crew:
     def tick(self) -> None:
         """See that somebody reads while a turn goes on."""
         with self._lock:
-            if self._started and not self._reading and not self._waiting:
+            if self._started and not (self._reading or self._waiting or self._called):
                 self._call_one()
-
-    def _call_one(self) -> None:
-        if self._idle:
-            self._wanted.notify()
-        else:
-            self.start()
 
     def until(self, done: Callable[[], bool], seconds: float | None) -> None:
         """Wait until `done()`, or so long, and read meanwhile where nobody else does."""

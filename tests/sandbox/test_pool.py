@@ -10,12 +10,13 @@ import pytest
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
-from sandbox.live import WorkerSession
+from sandbox.live import Answer, WorkerSession
 from sandbox.pool import PoolFull, WorkerPool
 from sandbox.turn import Status, Stop, Turn
 from tests.sandbox.conftest import MakeText
 
 LIMITS = Limits(turn_seconds=20, memory_bytes=96 * MIB)
+ASK = "import _door\nprint(_door.call('ask'))"
 
 
 @pytest.fixture
@@ -195,3 +196,21 @@ async def test_code_with_half_a_surrogate_pair_is_an_error_inside_not_the_end_of
     turn = await run(session, "x = '\ud83d'")
     assert turn.status is Status.ERROR
     assert (await run(session, "1 + 1")).stdout == "2\n"
+
+
+async def test_turns_that_wait_for_turns_in_the_same_worker_never_wait_for_its_threads(loaded: Loaded) -> None:
+    pool = WorkerPool(loaded, sessions=31, spares=0)
+    sessions = [await pool.create("a", "core", LIMITS) for _ in range(31)]
+
+    def asking(number: int) -> Answer:
+        async def answer(_: HostCall) -> Json:
+            below = [child for child in (2 * number + 1, 2 * number + 2) if child < len(sessions)]
+            turns = await asyncio.gather(*(sessions[child].execute(ASK, asking(child), ignore) for child in below))
+            return 1 + sum(int(turn.stdout) for turn in turns)
+
+        return answer
+
+    for _ in range(20):
+        turn = await asyncio.wait_for(sessions[0].execute(ASK, asking(0), ignore), 60)
+        assert turn.stdout == "31\n"
+    await asyncio.wait_for(pool.close(), 30)
