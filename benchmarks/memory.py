@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from benchmarks.contestant import Contestant, Driver
+
+GONE = (FileNotFoundError, ProcessLookupError)
+"""What looking at a process, a thread or a descriptor raises that has ended meanwhile."""
 
 COUNTED = Path("/proc/self/smaps_rollup").exists()
 """Whether this kernel counts it."""
@@ -25,14 +30,19 @@ def held_bytes(pid: int) -> int:
 
     What is shared counts in proportion. Files in memory that hold checkpoints count whole, mapped or not.
     """
-    total = _page_tables(pid) + _checkpoints(pid)
+    total = _page_tables(pid) + files_in_memory(pid, "pages")
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, kilobytes = line.split()[:2]
         if name in {"Pss_Anon:", "Pss_Shmem:", "SwapPss:"}:
             total += int(kilobytes) * 1024
+    return total + sum(map(held_bytes, children(pid)))
+
+
+def children(pid: int) -> Iterator[int]:
+    """Yield the processes that a process has started."""
     for thread in Path(f"/proc/{pid}/task").iterdir():
-        total += sum(held_bytes(int(child)) for child in (thread / "children").read_text().split())
-    return total
+        with suppress(*GONE):
+            yield from map(int, (thread / "children").read_text().split())
 
 
 def _page_tables(pid: int) -> int:
@@ -40,13 +50,12 @@ def _page_tables(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmPTE:"))
 
 
-def _checkpoints(pid: int) -> int:
-    files = {}
+def files_in_memory(pid: int, named: str = "") -> int:
+    """Return the bytes of the files in memory that a process has open and whose names begin so, each counted once."""
+    sizes = {}
     for fd in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            if os.readlink(fd).startswith("/memfd:pages"):
+        with suppress(*GONE):
+            if os.readlink(fd).startswith(f"/memfd:{named}"):
                 status = fd.stat()
-                files[status.st_ino] = status.st_blocks * 512
-        except FileNotFoundError:  # closed meanwhile
-            continue
-    return sum(files.values())
+                sizes[status.st_ino] = status.st_blocks * 512
+    return sum(sizes.values())

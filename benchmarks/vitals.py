@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-GONE = (FileNotFoundError, ProcessLookupError)
-"""What reading about a process raises that has ended meanwhile."""
+from benchmarks.memory import GONE, children, files_in_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +39,12 @@ class Vitals:
     @classmethod
     def taken(cls, store: Path) -> Vitals:
         """Look at this process, those it started, and the folder where sessions hibernate."""
-        workers = list(_children(os.getpid()))
+        workers = list(children(os.getpid()))
         sizes = [entry.stat().st_size for entry in os.scandir(store)]
         return cls(
             server_mb=_own(os.getpid()),
             workers_mb=sum(map(_own, workers)),
-            shared_mb=_files_in_memory(),
+            shared_mb=files_in_memory(os.getpid()) / 1e6,
             resident_mb=sum(map(_resident, [os.getpid(), *workers])),
             descriptors=_descriptors(os.getpid()),
             worker_descriptors=sum(map(_descriptors, workers)),
@@ -54,12 +52,6 @@ class Vitals:
             stored=len(sizes),
             stored_mb=sum(sizes) / 1e6,
         )
-
-
-def _children(pid: int) -> Iterator[int]:
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with suppress(*GONE):
-            yield from map(int, (thread / "children").read_text().split())
 
 
 def _own(pid: int) -> float:
@@ -81,14 +73,3 @@ def _descriptors(pid: int) -> int:
     with suppress(PermissionError, *GONE):
         return len(os.listdir(f"/proc/{pid}/fd"))
     return 0
-
-
-def _files_in_memory() -> float:
-    """Return the size of those this process has; the workers have no others."""
-    sizes: dict[int, int] = {}
-    for fd in Path("/proc/self/fd").iterdir():
-        with suppress(*GONE):
-            if os.readlink(fd).startswith("/memfd:"):
-                status = fd.stat()
-                sizes[status.st_ino] = status.st_blocks * 512
-    return sum(sizes.values()) / 1e6

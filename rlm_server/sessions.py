@@ -20,11 +20,11 @@ from rlm_server.runs.calls import Calls, Memo, Terms
 from rlm_server.runs.events import CallFinished, CallStarted, CodeFinished, Printed
 from rlm_server.runs.printing import Printing
 from rlm_server.runs.tree import RunLimits
-from rlm_server.settling import stopped, to_the_end
 from rlm_server.store.contexts import Context, Contexts
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
 from sandbox.pool import LiveSession, Pool
+from sandbox.settling import stopped, to_the_end
 
 log = logging.getLogger(__name__)
 

@@ -72,18 +72,19 @@ class Crew:
             self._reading = True
         try:
             while True:
-                work = self._take(self._receive(None))  # type: ignore[arg-type]  # without a time it is a frame
+                work = self._read(None)
                 if work:
                     return work
         finally:
             self._read_no_more()
 
-    def _receive(self, seconds: float | None) -> Frame | None:
-        """Wait for a frame, at most so long. Where the server is gone, so is the worker."""
+    def _read(self, seconds: float | None) -> Work | None:
+        """Wait for a frame, at most so long, and deal with it. Where the server is gone, so is the worker."""
         try:
-            return self._channel.receive(seconds)
+            frame = self._channel.receive(seconds)
         except (EOFError, ConnectionResetError):
             os._exit(0)
+        return self._take(frame) if frame else None
 
     def _read_no_more(self) -> None:
         with self._lock:
@@ -127,8 +128,7 @@ class Crew:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
                 return
-            frame = self._receive(left)
-            work = self._take(frame) if frame else None
+            work = self._read(left)
             if work:
                 with self._lock:
                     self._queue.append(work)

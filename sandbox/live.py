@@ -6,12 +6,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from sandbox.checkpoint import Checkpoint
 from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
 from sandbox.limits import Limits
 from sandbox.process import Process, WorkerLost
+from sandbox.settling import to_the_end
 from sandbox.stored import SessionStore
 from sandbox.text import Text
 from sandbox.transfer import take_end, write_text
@@ -19,8 +20,6 @@ from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
 from sandbox.wire import Frame, Kind, WireError
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 INTERRUPT_SECONDS = 5.0
 """A worker that has not stopped a turn by then is killed."""
@@ -124,7 +123,7 @@ class WorkerSession:
             path.unlink(missing_ok=True)
             return self.checkpoint
 
-        return await _to_the_end(read)
+        return await to_the_end(asyncio.to_thread(read))
 
     async def hibernate(self) -> None:
         """Write the session to a file and free all it holds; the next turn brings it back. A running turn ends first.
@@ -141,7 +140,7 @@ class WorkerSession:
                 self._stored = store.put(checkpoint, self.owner)
 
             try:
-                await _to_the_end(write)
+                await to_the_end(asyncio.to_thread(write))
             except asyncio.CancelledError:
                 if self._stored:
                     self._stored.unlink(missing_ok=True)
@@ -364,21 +363,6 @@ class _Turn:
             reply = refused("RuntimeError", "the host could not answer; this is a fault of the server's")
         if self._process and self._process.alive:
             self._process.send(Frame(Kind.REPLY, self._session.number, frame.number, data=reply))
-
-
-async def _to_the_end(work: Callable[[], T]) -> T:
-    """Do something in a thread, and wait until it is done, however often that is cancelled; then be cancelled."""
-    task = asyncio.create_task(asyncio.to_thread(work))
-    cancelled = None
-    while not task.done():
-        try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled:
-        task.exception()  # what it was is of no more interest
-        raise cancelled
-    return task.result()
 
 
 _AS_BEFORE = "the session is as it was before this turn"

@@ -8,7 +8,6 @@ process writes the file, and the server, which has it too, takes the change when
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,7 +46,6 @@ class Change:
         return self._encoded[0]
 
     @classmethod
-    @functools.lru_cache(maxsize=256)  # a small session's pages go to the same two places, turn after turn
     def decode(cls, data: bytes, *, whole: bool) -> Change:
         """Read what `encode` wrote.
 

@@ -107,7 +107,11 @@ class Sealer:
         try:
             with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(opened, closefd=False) as unpacked:
                 made = _read(unpacked.read, image, texts)
-                rest = unpacked.read(1) or opened.read(1)
+                try:
+                    rest = unpacked.read(1) or opened.read(1)
+                except BaseException:
+                    made.close()
+                    raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, zstandard.ZstdError, EOFError) as error:
             raise SnapshotRefused(f"the stored session cannot be read: {error!r}") from None
         if rest:
@@ -240,10 +244,11 @@ def _read(read: Callable[[int], bytes], image: Image, texts: Sequence[Text]) -> 
     if length > _MOST_JSON:
         raise ValueError(f"{length} bytes of JSON")
     said = json.loads(_exactly(read, length))
-    mapped = [Mapped(address, text) for (address, _, _), text in zip(said["mapped"], texts, strict=True)]
-    for (_, form, characters), text in zip(said["mapped"], texts, strict=True):
+    mapped = []
+    for (address, form, characters), text in zip(said["mapped"], texts, strict=True):
         if (form, characters) != (text.form.name, text.characters):
             raise SnapshotRefused("the stored session was made with other texts")
+        mapped.append(Mapped(address, text))
     runs: Runs = [(at, size) for at, size in said["runs"]]
     pages = PageFile()
     try:

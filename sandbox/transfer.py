@@ -129,6 +129,7 @@ def _whole(value: object, most: int) -> int:
 
 
 def _offset(value: object) -> int:
-    if _whole(value, 1 << 32) % PAGE:
-        raise ValueError(f"{value!r} is no offset of a page in guest memory")
-    return value  # type: ignore[return-value]
+    offset = _whole(value, 1 << 32)
+    if offset % PAGE:
+        raise ValueError(f"{offset} is no offset of a page in guest memory")
+    return offset

@@ -10,7 +10,7 @@ from rlm_server.broker.calls import Failure, ModelReply, ModelRequest, Provider,
 from rlm_server.broker.concurrency import Gate
 from rlm_server.broker.prices import Price
 from rlm_server.ledger import Amounts, Hold, Ledger, Usage
-from rlm_server.settling import to_the_end
+from sandbox.settling import to_the_end
 
 MOST_TOKENS = 1_000_000_000
 """No report of more tokens than this is believed."""

@@ -15,8 +15,8 @@ from rlm_server.broker.calls import Message, ModelRequest, Payer
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.ledger import Amounts, BudgetError
 from rlm_server.runs.events import CallFinished, CallStarted, FinishedCall
-from rlm_server.settling import to_the_end
 from sandbox.door import DoorRefusal, HostCall, Json
+from sandbox.settling import to_the_end
 
 Report = Callable[[CallStarted | CallFinished], None]
 """Told of every call as it starts and ends."""

@@ -15,9 +15,9 @@ from rlm_server.runs.events import Body, ChildFinished, ChildStarted, Guard
 from rlm_server.runs.journal import NodeRow
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
-from rlm_server.settling import to_the_end
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.memory import sealed
+from sandbox.settling import to_the_end
 from sandbox.text import Text, encode
 
 AT_THE_CAP_CHARACTERS = 100_000

@@ -29,10 +29,10 @@ from rlm_server.runs.events import (
 from rlm_server.runs.printing import Printing
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
-from rlm_server.settling import stopped, to_the_end
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool import JailMissing, LiveSession, PoolFull
 from sandbox.process import WorkerLost
+from sandbox.settling import stopped, to_the_end
 from sandbox.stored import SnapshotRefused
 from sandbox.turn import Turn
 

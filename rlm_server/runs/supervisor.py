@@ -19,8 +19,8 @@ from rlm_server.runs.journal import NodeRow, RunRow, now
 from rlm_server.runs.node import Node
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, RunLimits, Services, Task, Tree
-from rlm_server.settling import to_the_end
 from rlm_server.store.contexts import Context, Contexts
+from sandbox.settling import to_the_end
 
 log = logging.getLogger(__name__)
 

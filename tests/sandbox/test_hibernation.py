@@ -292,6 +292,15 @@ def test_what_is_not_whole_says_so(
         Sealer(SECRET).read(io.BytesIO(tamper(stored[1])), "a", loaded.images["core"])
 
 
+def test_what_is_refused_leaves_no_descriptor(loaded: Loaded, stored: tuple[Session, bytes]) -> None:
+    _, data = stored
+    before = len(os.listdir("/proc/self/fd"))
+    for tampered in (data + b"\0", data[:-1], data[: len(data) // 2]):
+        with pytest.raises(SnapshotRefused):
+            Sealer(SECRET).read(io.BytesIO(tampered), "a", loaded.images["core"])
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_chunks_cannot_be_exchanged(loaded: Loaded, start: Repls) -> None:
     repl = start(memory_bytes=256 * MIB)
     repl.show("import os\nblock = os.urandom(3_000_000)")

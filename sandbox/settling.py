@@ -1,4 +1,4 @@
-"""Awaiting what must come to its end, such as the settling of a hold, while being cancelled."""
+"""Awaiting what must come to its end, such as writing a file or settling a hold, while being cancelled."""
 
 from __future__ import annotations
 
