@@ -25,6 +25,7 @@ BADF, EXIST, INVAL, ISDIR, MFILE, NAMETOOLONG, NOENT, NOSPC, NOTDIR, NOTEMPTY, P
 """WASI preview 1 errno values."""
 
 ROOT, TMP = "/", "/tmp"  # noqa: S108 - the guest's, in memory
+STDLIB_PATH = "/usr/local/lib/python315.zip"
 CREATE, DIRECTORY, EXCLUSIVE, TRUNCATE = 1, 2, 4, 8
 """WASI oflags."""
 APPEND = 1

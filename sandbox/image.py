@@ -26,7 +26,7 @@ from pathlib import Path
 from sandbox import engine, immortal, instance, memory, text, wasi
 from sandbox.door import HostCall, Json
 from sandbox.engine import Program
-from sandbox.files import TMP, Files, Inode
+from sandbox.files import STDLIB_PATH, TMP, Files, Inode
 from sandbox.instance import Image, Instance, turn_frame
 from sandbox.limits import Limits
 from sandbox.session import Session
@@ -35,7 +35,6 @@ from sandbox.turn import Status
 
 WASM_SHA256 = "879bdb628a1a799dc3a6d1a645fee0f88944bf4cdf5e1628e0e1d2b4b33d28d3"
 STDLIB_SHA256 = "a7b8f7cbd4799ac8c81223cbc47f8cea503adac934a04826778b66e5a5e9b847"
-STDLIB_PATH = "/usr/local/lib/python315.zip"
 
 _GUEST_FOLDER = Path(__file__).parent / "guest"
 GUEST_LIBRARY = {

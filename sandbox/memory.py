@@ -27,6 +27,9 @@ libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_i
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
+_M_MMAP_THRESHOLD = -3
+_OWN_MAPPING = 256 << 10
+
 MAPPING = sys.platform == "linux" and mmap.PAGESIZE == PAGE
 """Whether files can be laid over guest memory here; elsewhere they are copied into it."""
 
@@ -50,6 +53,17 @@ def collapse(fd: int, size: int) -> None:
     if libc.mmap(aligned, size, 0x1, _MAP_SHARED | 0x10, fd, 0) == aligned:
         libc.madvise(aligned, size // HUGE * HUGE, _MADV_COLLAPSE)
     libc.munmap(address, room)
+
+
+def give_back_freed() -> None:
+    """Have malloc give the system back what is freed, from 256 KiB on, as this process makes and closes many instances.
+
+    Wasmtime keeps about 1.5 MB of tables for an instance. Left to itself, glibc raises the size from which a block has
+    a mapping of its own to that of the largest it has freed, and those tables then stay resident when they are freed.
+    (mallopt(3), M_MMAP_THRESHOLD; a libc without it is left as it is.)
+    """
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _OWN_MAPPING)
 
 
 def pages(size: int) -> int:

@@ -23,8 +23,7 @@ from sandbox.checkpoint import Checkpoint
 from sandbox.crew import Crew, Work
 from sandbox.door import HostCall, Reply
 from sandbox.engine import THREAD_STACK_BYTES, Program
-from sandbox.files import Files, Inode
-from sandbox.image import STDLIB_PATH
+from sandbox.files import STDLIB_PATH, Files, Inode
 from sandbox.instance import Image
 from sandbox.limits import Limits
 from sandbox.session import Session
@@ -221,7 +220,7 @@ def _rehearse(program: Program, image: Image) -> None:
     here, there = socket.socketpair()
     first, second = socket.socketpair()
     channel = Channel(here, first)
-    limits = Limits(turn_seconds=0.05)
+    limits = Limits()
     made = memory.sealed(b"text\0", "rehearsal")
     served = _Served(Checkpoint.of(image), limits, program, Crew(channel, lambda _: None), channel, 0)
     session = served.session
@@ -231,6 +230,7 @@ def _rehearse(program: Program, image: Image) -> None:
         session.attach("text", Text(made, Form.ASCII, 4))
         for code in _REHEARSED:
             session.execute(code, served.ask, served.printed)
+        session.execute(_ENDLESS, served.ask, lambda *_: session.interrupt())
         read_files(*write_files(session.checkpoint.files), image.files)
         pagetable.can_watch()
         served.turn(0, lambda: session.execute("x = 1"))()
@@ -259,13 +259,14 @@ _REHEARSED = (
     "open('/tmp/x', 'w').write('x')",
     "1 / 0",
     "import time; time.sleep(0.001)",
-    "while True: pass",
     "import os; os._exit(1)",
 )
+_ENDLESS = "print(1, flush=True)\nwhile True: pass"
 
 
 def main() -> None:
     """Serve on the two sockets whose descriptors are the arguments."""
     frames, descriptors = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:3])
     threading.stack_size(THREAD_STACK_BYTES)
+    memory.give_back_freed()
     Worker(Channel(frames, descriptors)).serve()
