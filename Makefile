@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 BIN := .venv/bin
 RLM_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rlm-server
 
-.PHONY: help env demo serve test conformance lint format generate breaking pin image bench-sandbox soak clean clean-image
+.PHONY: help env demo serve test conformance lint format generate breaking pin image bench-sandbox bench-contexts soak clean clean-image
 .DEFAULT_GOAL := help
 
 help:  ## Explain the targets
@@ -54,6 +54,9 @@ image: $(STAMP)  ## Build the guest image, if it is not in the cache (1 to 3 min
 
 bench-sandbox: image  ## Measure the sandbox and its peers on this machine (ARGS="--peers none" does without them)
 	$(BIN)/python -m benchmarks.sandbox $(ARGS)
+
+bench-contexts: image  ## Measure contexts on this machine, in 2 minutes (ARGS=--large: a corpus of 10 GiB)
+	$(BIN)/python -m benchmarks.contexts $(ARGS)
 
 soak: image  ## Keep 11,000 sessions busy for 66,000 turns, 1,000 of them live (ARGS="--turns 5000" ends sooner)
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -19,6 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,14 +28,13 @@ from benchmarks.contestant import ROOT
 from benchmarks.course import Course, Sample
 from benchmarks.rounds import Progress
 from benchmarks.vitals import Vitals
+from sandbox.corpus import Kind, in_memory
 from sandbox.door import HostCall, Json
 from sandbox.image import Loaded, prepare, standard_specs
 from sandbox.limits import Limits
 from sandbox.live import WorkerSession
-from sandbox.memory import sealed
 from sandbox.pool import WorkerPool
 from sandbox.stored import SessionStore
-from sandbox.text import Text, encode
 
 OWNERS = 4
 AT_ONCE = 4
@@ -93,8 +93,8 @@ class Soak:
         self._count = sessions
         self._progress = progress
         self._random = random.Random(11)
-        form, data = encode(TEXT)
-        self._text = Text(sealed(data, "text"), form, len(TEXT))
+        self._opened = ExitStack()
+        self._text = self._opened.enter_context(in_memory([TEXT], Kind.TEXT))
         self._began = 0.0
         self._live_seconds: list[float] = []
         self._wake_seconds: list[float] = []
@@ -176,7 +176,7 @@ class Soak:
     async def close(self) -> None:
         """End all sessions."""
         await self._pool.close()
-        os.close(int(self._text.source))
+        self._opened.close()
 
 
 async def _nothing(_: HostCall) -> Json:

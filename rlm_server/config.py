@@ -61,7 +61,15 @@ class SandboxLimits(BaseModel, extra="forbid"):
 
     def limits(self, beside: SandboxLimits | None = None) -> Limits:
         """Return the limits; what is not set here is as in `beside`."""
-        return Limits(**(beside.model_dump() if beside else {}) | self.model_dump(exclude_unset=beside is not None))
+        own = self.model_dump(include=set(SandboxLimits.model_fields), exclude_unset=beside is not None)
+        return Limits(**(beside.model_dump() if beside else {}) | own)
+
+
+class TenantSettings(SandboxLimits):
+    """What is another for one tenant."""
+
+    context_bytes: int | None = Field(default=None, ge=0)
+    """As in `Settings`."""
 
 
 class Settings(BaseSettings):
@@ -102,8 +110,8 @@ class Settings(BaseSettings):
     """Golden images beside `core` and `data`: a name, and the modules that are imported."""
     sandbox: SandboxLimits = Field(default_factory=SandboxLimits)
     """What a sandbox may use at most; a request may lower it."""
-    tenants: dict[str, SandboxLimits] = Field(default_factory=dict)
-    """Tenants whose sandboxes have other limits, by name; what one does not say is as in `sandbox`."""
+    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
+    """Tenants with other limits, by name; what one does not say is as in `sandbox` and `context_bytes`."""
     rest_seconds: float = Field(default=300, gt=0)
     """A session that rests so long hibernates; its next turn wakes it."""
     session_idle_seconds: float = Field(default=86_400, gt=0)
@@ -114,10 +122,31 @@ class Settings(BaseSettings):
     """Sessions of one tenant, those that hibernate included."""
     worker_bytes: int = Field(default=8 << 30, ge=256 << 20)
     """Memory of one worker process; one that holds more is killed, and its sessions go on in another."""
+    context_bytes: int = Field(default=100 << 30, ge=0)
+    """Contexts of one tenant together, in bytes of UTF-8; where a text has wider characters, up to four times as much
+    is stored."""
+    max_context_bytes: int = Field(default=64 << 30, ge=1, le=1 << 40)
+    """One context, in bytes of UTF-8."""
+    context_retention_days: float = Field(default=0, ge=0)
+    """A context that nobody has used for so long, nor holds, is removed; 0 keeps all for ever."""
+    context_store: str = ""
+    """URL of an object store that keeps the contexts (`s3://bucket/prefix`); the data directory keeps them where empty.
+    No other server may have the same."""
+    context_cache_bytes: int = Field(default=100 << 30, ge=0)
+    """Contexts kept in the data directory beside `context_store`; those in use may be more."""
+    upload_idle_seconds: float = Field(default=300, gt=0)
+    """An upload's stream of which nothing comes for so long is ended."""
+    upload_rest_seconds: float = Field(default=86_400, gt=0)
+    """An upload that broke off can be gone on with for so long."""
     unconfined: bool = False
     """Serve several tenants even where worker processes cannot be confined."""
     grace_seconds: float = Field(default=10, ge=0)
     """What calls in flight get to finish when the server stops."""
+
+    def context_quota(self, tenant: str) -> int:
+        """Return how many bytes a tenant's contexts may have together."""
+        own = self.tenants[tenant].context_bytes if tenant in self.tenants else None
+        return self.context_bytes if own is None else own
 
     @field_validator("images")
     @classmethod

@@ -33,7 +33,10 @@ from rlm_server.scripts import SCRIPTS
 from rlm_server.sessions import Sessions
 from rlm_server.store.contexts import Contexts
 from rlm_server.store.database import Database
+from rlm_server.store.objects import Objects
+from rlm_server.store.shelf import Shelf
 from rlm_server.store.tenants import Tenants
+from rlm_server.store.uploads import Uploads
 from sandbox.image import ImageSpec, Loaded, Progress, prepare, standard_specs
 from sandbox.pool import WorkerPool
 from sandbox.stored import SessionStore
@@ -41,11 +44,15 @@ from sandbox.stored import SessionStore
 log = logging.getLogger(__name__)
 
 DEVELOPMENT_TENANT = "development"
-MIGRATIONS = (*store.MIGRATIONS, *ledger.MIGRATIONS, *runs.MIGRATIONS)
+MIGRATIONS = (
+    *store.MIGRATIONS[:1], *ledger.MIGRATIONS, *runs.MIGRATIONS[:2], *store.MIGRATIONS[1:], *runs.MIGRATIONS[2:],
+)  # fmt: skip
+"""In the order in which databases have seen them: one more may only come after all of these."""
 GUEST_MODULES = {"_rlm": Path(runs.__file__).parent / "guest" / "_rlm.py"}
 
-_OPTIONS = (("grpc.so_reuseport", 0),)
-"""Without it a second server could take the same port, and half of the calls."""
+_OPTIONS = (("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4 << 20))
+"""The first, because a second server could take the same port, and half of the calls. The others, because a stream
+whose server is busy would else be read ahead without a limit: by up to 400 MB of an upload, as measured."""
 
 _SERVICES = (context_pb2, session_pb2, run_pb2)
 
@@ -93,7 +100,14 @@ async def serving(
             owned.callback(loaded.program.close)
         accounts, tenants = Ledger(database), Tenants(database)
         key = await _development_key(settings, tenants, accounts)
-        contexts, journal = Contexts(database, settings.data_dir / "contexts"), Journal(database)
+        journal = Journal(database)
+        contexts = Contexts(
+            database,
+            Shelf(settings.data_dir / "contexts"),
+            objects=_objects(settings),
+            cache_bytes=settings.context_cache_bytes,
+            retention_days=settings.context_retention_days,
+        )
         broker = Broker(
             accounts,
             models.routes,
@@ -114,6 +128,14 @@ async def serving(
         services = Services(broker, accounts, pool, journal)
         try:
             async with (
+                contexts,
+                Uploads(
+                    database,
+                    settings.data_dir / "uploads",
+                    contexts,
+                    quota=settings.context_quota,
+                    rest_seconds=settings.upload_rest_seconds,
+                ) as uploads,
                 Supervisor(services, contexts, most=settings.runs) as supervisor,
                 Sessions(
                     pool,
@@ -127,7 +149,14 @@ async def serving(
             ):
                 defaults = _defaults(settings, models, pool)
                 server = grpc.aio.server(interceptors=[Edge(tenants)], options=_OPTIONS)
-                context_pb2_grpc.add_ContextServiceServicer_to_server(ContextServicer(contexts), server)
+                texts = ContextServicer(
+                    contexts,
+                    uploads,
+                    most_bytes=settings.max_context_bytes,
+                    idle_seconds=settings.upload_idle_seconds,
+                )
+                owned.callback(texts.close)
+                context_pb2_grpc.add_ContextServiceServicer_to_server(texts, server)
                 session_pb2_grpc.add_SessionServiceServicer_to_server(
                     SessionServicer(sessions, contexts, accounts, models.routes, defaults), server
                 )
@@ -151,6 +180,18 @@ def _defaults(settings: Settings, models: Models, pool: WorkerPool) -> Defaults:
     budget = Limit(nano_usd=nano(settings.run_budget_usd))
     tenants = {name: own.limits(settings.sandbox) for name, own in settings.tenants.items()}
     return Defaults(models.model, models.sub_model, budget, limits, pool.images, tenants)
+
+
+def _objects(settings: Settings) -> Objects | None:
+    """Return the object store that keeps the contexts, where there is one.
+
+    Raises:
+        ConfigError: there is no such store.
+    """
+    try:
+        return Objects.at(settings.context_store) if settings.context_store else None
+    except ValueError as error:
+        raise ConfigError(f"context_store: {error}") from None
 
 
 async def _development_key(settings: Settings, tenants: Tenants, accounts: Ledger) -> str:

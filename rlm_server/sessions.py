@@ -8,8 +8,9 @@ import secrets
 import time
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -17,8 +18,11 @@ from rlm_server.broker.broker import Broker
 from rlm_server.broker.calls import Payer
 from rlm_server.ledger import Amounts, Ledger, Limit
 from rlm_server.runs.calls import Calls, Memo, Terms
-from rlm_server.runs.events import CallFinished, CallStarted, CodeFinished, Printed
+from rlm_server.runs.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
 from rlm_server.runs.printing import Printing
+from rlm_server.runs.reading import Coverage, summary
+from rlm_server.runs.searching import searched
+from rlm_server.runs.tracing import Tracer
 from rlm_server.runs.tree import RunLimits
 from rlm_server.store.contexts import Context, Contexts
 from sandbox.door import DoorRefusal, HostCall, Json
@@ -33,7 +37,7 @@ REMEMBERED_RESULTS = 64
 REMEMBERED_ENDS = 10_000
 """Of sessions that a limit ended."""
 
-Happening = Printed | CallFinished | CodeFinished
+Happening = Printed | CallFinished | CallTraced | CodeFinished
 """What a caller sees of a turn while it runs; `CodeFinished` is the last."""
 
 
@@ -57,9 +61,12 @@ class ReplSession:
     id: str
     asked: NewSession
     live: LiveSession
+    held: AsyncExitStack
+    """Holds the context, for as long as the session lives."""
     created_at: int
     began_at: float = field(default_factory=time.monotonic)
     used_at: float = field(default_factory=time.monotonic)
+    tracer: Tracer = field(default_factory=Tracer)
     running: int = 0
     one_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     memo: Memo = field(default_factory=Memo)
@@ -155,18 +162,26 @@ class Sessions:
         live = await self._pool.create(new.tenant, new.image, new.limits)
         session_id = "ses_" + secrets.token_hex(16)
         try:
-            if new.context:
-                await live.attach("context", self._contexts.text(new.context))
-            await self._ledger.open_account(session_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
+            async with AsyncExitStack() as held:
+                if new.context:
+                    await live.attach("context", await held.enter_async_context(self._contexts.held(new.context)))
+                await self._ledger.open_account(session_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
+                session = ReplSession(session_id, new, live, held.pop_all(), time.time_ns() // 1_000_000)
         except BaseException:
             await live.close()
             raise
-        session = ReplSession(session_id, new, live, time.time_ns() // 1_000_000)
+        if new.context:
+            session.tracer = Tracer(partial(self._contexts.lineage, new.context))
         self._sessions[session_id] = session
         self._of_tenant[new.tenant] += 1
         if new.request_id:
             self._by_request[new.tenant, new.request_id] = session_id
         return session
+
+    async def coverage(self, session: ReplSession) -> Coverage:
+        """Return how much of its context a session has looked at."""
+        corpora, seen = session.live.corpora, session.live.seen
+        return await asyncio.to_thread(summary, corpora[0], seen[0] if seen else 0) if corpora else Coverage()
 
     def get(self, tenant: str, session_id: str) -> ReplSession | None:
         """Return a tenant's session, or None: another tenant's does not exist for this one.
@@ -188,6 +203,8 @@ class Sessions:
             self._of_tenant[session.asked.tenant] -= 1
         self._by_request.pop((session.asked.tenant, session.asked.request_id or ""), None)
         await session.live.close()
+        await session.tracer.settle()
+        await session.held.aclose()
         return (await self._ledger.close_account(session.id)).posted
 
     async def execute(self, session: ReplSession, code: str, request_id: str | None) -> AsyncGenerator[Happening, None]:
@@ -226,26 +243,29 @@ class Sessions:
             await stopped(task)
 
     async def _turn(self, session: ReplSession, code: str, tell: Callable[[Happening], None]) -> None:
-        def reported(body: CallStarted | CallFinished) -> None:
-            if isinstance(body, CallFinished):
+        def reported(body: CallStarted | CallFinished | CallTraced) -> None:
+            if not isinstance(body, CallStarted):
                 tell(body)
 
         limits = RunLimits()
         terms = Terms(session.asked.sub_model, limits.sub_tokens, limits.batch, time.monotonic() + limits.wall_seconds)
         payer = Payer(session.id, session.asked.tenant, session.id, session.id)
-        calls = Calls(self._broker, payer, terms, session.memo, reported)
+        calls = Calls(self._broker, payer, terms, session.memo, session.tracer, reported)
 
         async def answer(call: HostCall) -> Json:
             if call.op == "llm_query":
                 return await calls.llm_query(call)
+            if call.op == "search":
+                return await searched(session.live, call)
             if call.op == "answer":
                 return None
-            raise DoorRefusal("RuntimeError", f"{call.op} is part of a run; a session has llm_query only")
+            raise DoorRefusal("RuntimeError", f"{call.op} is part of a run; a session has llm_query and search only")
 
         session.running += 1
         try:
             with Printing(tell) as printing:
                 result = await session.live.execute(code, answer, printing.take)
+            await session.tracer.settle()
         finally:
             session.running -= 1
             session.used_at = time.monotonic()

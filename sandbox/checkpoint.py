@@ -1,4 +1,4 @@
-"""The state of a session after its last finished turn: the pages that are its own, its files, the texts mapped into it.
+"""The state of a session after its last finished turn: the pages that are its own, its files, and what is mapped.
 
 Between turns no guest frame is on the stack and every global has its first value again, so memory and files are all
 there is. One mechanism serves rollback, fork, hibernation and a session's move to another process.
@@ -12,26 +12,27 @@ from typing import Self
 from sandbox import clocks, memory
 from sandbox.engine import Program
 from sandbox.files import Files
-from sandbox.instance import WATCHED_FROM, Image, Instance, Mapped
+from sandbox.instance import WATCHED_FROM, Image, Instance
 from sandbox.limits import Limits
+from sandbox.mappings import Layout
 from sandbox.pages import Change, PageFile
 
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A session's state, `size` bytes of memory in all. It owns the file of its pages, not the texts' descriptors."""
+    """A session's state, `size` bytes of memory in all. It owns the file of its pages, not the corpora."""
 
     image: Image
     size: int
     pages: PageFile
     files: Files
-    mapped: list[Mapped]
+    layout: Layout
     clock_offset: int = field(default_factory=clocks.new_offset)
 
     @classmethod
     def of(cls, image: Image) -> Self:
         """Return the state of a session that has not run yet."""
-        return cls(image, image.size, PageFile(), image.files, [])
+        return cls(image, image.size, PageFile(), image.files, Layout())
 
     @property
     def private_bytes(self) -> int:
@@ -47,8 +48,7 @@ class Checkpoint:
         files = instance.changed_files()
         if files is not None:
             self.files = files
-        if len(instance.mapped) > len(self.mapped):
-            self.mapped = list(instance.mapped)
+        self.layout = instance.mappings.layout
         return change
 
     def restore(self, program: Program, limits: Limits) -> Instance:
@@ -56,17 +56,15 @@ class Checkpoint:
 
         Raises:
             EOFError: the file of pages is cut short.
-            OSError: a text cannot be opened.
+            OSError: a document cannot be opened.
         """
         files = self.files.copy()
         files.limits = limits
         instance = Instance(program, self.image, limits, files)
         try:
-            instance.mapped, instance.clock_offset = list(self.mapped), self.clock_offset
+            instance.clock_offset = self.clock_offset
             instance.grow(self.size)
-            for mapped in self.mapped:
-                with mapped.text.opened() as fd:
-                    memory.lay_over(instance.base + mapped.address, memory.pages(mapped.text.size), fd)
+            instance.mappings.restore(self.layout)
             self.pages.read_into(instance.view())
             if len(self.pages) > WATCHED_FROM:
                 instance.watch()
@@ -77,7 +75,7 @@ class Checkpoint:
 
     def fork(self) -> Checkpoint:
         """Return an independent copy."""
-        return replace(self, pages=self.pages.copy(), files=self.files.copy(), mapped=list(self.mapped))
+        return replace(self, pages=self.pages.copy(), files=self.files.copy())
 
     def close(self) -> None:
         """Give up the pages."""

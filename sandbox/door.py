@@ -56,6 +56,13 @@ class HostCall:
             raise DoorRefusal("TypeError", f"{self.op}: {name} must be a list of str")
         return value
 
+    def items(self, name: str) -> list[Json]:
+        """Return an argument that is a list."""
+        value = self.arguments.get(name)
+        if not isinstance(value, list):
+            raise DoorRefusal("TypeError", f"{self.op}: {name} must be a list")
+        return value
+
     def seconds(self, name: str) -> float | None:
         """Return an argument that is a time from 0 on, or None where there is none."""
         value = self.arguments.get(name)

@@ -23,14 +23,15 @@ from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
 
-from sandbox import engine, immortal, instance, memory, text, wasi
+from sandbox import engine, immortal, instance, memory, wasi
+from sandbox.corpus import Kind, in_memory
 from sandbox.door import HostCall, Json
 from sandbox.engine import Program
 from sandbox.files import STDLIB_PATH, TMP, Files, Inode
 from sandbox.instance import Image, Instance, turn_frame
 from sandbox.limits import Limits
 from sandbox.session import Session
-from sandbox.text import Form, Text
+from sandbox.text import Form
 from sandbox.turn import Status
 
 WASM_SHA256 = "879bdb628a1a799dc3a6d1a645fee0f88944bf4cdf5e1628e0e1d2b4b33d28d3"
@@ -38,7 +39,8 @@ STDLIB_SHA256 = "a7b8f7cbd4799ac8c81223cbc47f8cea503adac934a04826778b66e5a5e9b84
 
 _GUEST_FOLDER = Path(__file__).parent / "guest"
 GUEST_LIBRARY = {
-    name: _GUEST_FOLDER / f"{name}.py" for name in ("_door", "_runner", "_requests", "_threads", "_loop", "_golden")
+    name: _GUEST_FOLDER / f"{name}.py"
+    for name in ("_door", "_runner", "_documents", "_requests", "_threads", "_loop", "_golden")
 }
 
 Progress = Callable[[str], None]
@@ -283,19 +285,20 @@ def _check_text_layout(program: Program, image: Image) -> None:
     """Make sure that mapped texts are real strings for this interpreter, in all four forms."""
     for form in Form:
         sample = f"{form.sample} map\n" * 3000
-        made, data = text.encode(sample)
-        fd = memory.sealed(data, "layout")
         session = Session(program, image, Limits())
-        try:
-            session.attach("mapped", Text(fd, made, len(sample)))
-            turn = session.execute(
-                f"own = {form.sample + ' map' + chr(10)!r} * 3000\n"
-                "assert mapped == own and hash(mapped) == hash(own) and len(mapped) == len(own)\n"
-                "assert mapped[7:99] == own[7:99] and mapped.count('map') == 3000 and mapped.split() == own.split()\n"
-                "assert mapped.encode() == own.encode() and {own: 1}[mapped] == 1 and mapped + 'x' == own + 'x'"
-            )
-        finally:
-            session.close()
-            os.close(fd)
+        with in_memory([sample], Kind.TEXT) as one, in_memory([sample * 10], Kind.DOCUMENTS) as several:
+            try:
+                session.attach("mapped", one)
+                session.attach("documents", several)
+                turn = session.execute(
+                    f"own = {form.sample + ' map' + chr(10)!r} * 3000\n"
+                    "assert mapped == own and hash(mapped) == hash(own) and len(mapped) == len(own)\n"
+                    "assert mapped[7:99] == own[7:99] and mapped.count('map') == 3000\n"
+                    "assert mapped.split() == own.split()\n"
+                    "assert mapped.encode() == own.encode() and {own: 1}[mapped] == 1 and mapped + 'x' == own + 'x'\n"
+                    "assert [own * 10] == list(documents)"
+                )
+            finally:
+                session.close()
         if turn.error:
             raise ImageError(f"this interpreter keeps {form.name} strings in another layout: {turn.error}")

@@ -11,13 +11,14 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass, replace
 
-from sandbox import clocks, memory, pagetable, text, wasi
+from sandbox import clocks, memory, pagetable, wasi
+from sandbox.corpus import BLOCK, Corpus, Kind
 from sandbox.door import DoorRefusal, HostCall, Json, Reply, granted, parse, refused
 from sandbox.engine import GuestStopped, HostFunction, Program, current
 from sandbox.files import Files
 from sandbox.limits import Limits
+from sandbox.mappings import ADDRESSES, Mappings
 from sandbox.memory import Runs
-from sandbox.text import Text
 from sandbox.turn import Output, OutputListener, Status, Stop, Turn, TurnError, Variable
 from sandbox.waiting import NO_REPLIES, Patience, Pending, Requests, Waiting
 
@@ -26,7 +27,6 @@ log = logging.getLogger(__name__)
 MOST_VARIABLES = 200
 MOST_TRACEBACK = 16_000
 MOST_REPORT_BYTES = 1 << 20
-ADDRESSES = 1 << 32
 
 WATCHED_FROM = 1024
 """Pages of its own from which on a guest's writes are watched; up to there copying all of them costs less."""
@@ -49,14 +49,6 @@ class Image:
     key: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """A text laid over guest memory at `address`."""
-
-    address: int
-    text: Text
-
-
 def turn_frame(code: str, number: int, *, fresh: bool) -> bytes:
     """Write what `_runner.enter` in the guest takes for a turn; `fresh` has it draw new entropy first."""
     return f"turn {number} {'fresh' if fresh else 'going'}\n".encode() + code.encode("utf-8", "surrogatepass")
@@ -74,7 +66,7 @@ class Instance:
         self._files, self._files_asked_for = files, False
         self.clock_offset = clocks.new_offset()
         self.image = image
-        self.mapped: list[Mapped] = []
+        self.mappings = Mappings(self)
         self._program = program
         self._machine = program.instantiate(self._memory_limit())
         self.base = self._machine.base
@@ -94,7 +86,10 @@ class Instance:
         self._answering = False
         self._report: HostCall | None = None
         self._variables: tuple[Variable, ...] = ()
-        self._to_map: Text | None = None
+        self._local: dict[str, Callable[[HostCall], Json | Reply]] = {
+            "sandbox.document": self.mappings.give,
+            "sandbox.locate": self.mappings.locate,
+        }
         self._reset_meters()
 
     def _reset_meters(self) -> None:
@@ -105,8 +100,7 @@ class Instance:
 
     def _memory_limit(self) -> int:
         own = max(self.limits.memory_bytes, self.image.size if self.image else 0)
-        mapped = sum(memory.pages(m.text.size) + 2 * memory.PAGE for m in self.mapped)
-        return min(own + mapped + 65536, ADDRESSES)
+        return min(own + self.mappings.reserved + 65536, ADDRESSES)
 
     # ---- turns ---------------------------------------------------------------------------------------------------
 
@@ -135,6 +129,7 @@ class Instance:
                 requests.stop()
             if pagetable.faults() != faults:
                 self._own = None
+                self.mappings.look()
         return self._result(code)
 
     def _call_turn(self, frame: bytes) -> int:
@@ -314,8 +309,10 @@ class Instance:
             if call.op == "sandbox.report":  # how a turn ended must get through, whatever the turn has used
                 self._report = call
                 return granted(None)
-            self._meter(size)
-            served = self._serve(call)
+            local = self._local.get(call.op)
+            if local is None:
+                self._meter(size)
+            served = local(call) if local else self._serve(call)
             reply = served if isinstance(served, Reply) else granted(served)
         except DoorRefusal as refusal:
             return refused(refusal.type, str(refusal))
@@ -354,8 +351,6 @@ class Instance:
             if replies != NO_REPLIES:  # to tell of what was counted when it was asked for is not counted again
                 self._door_calls -= 1
             return replies
-        if call.op == "sandbox.map":
-            return self._map(call)
         if self._handler is None:
             raise DoorRefusal("RuntimeError", f"nothing answers {call.op} here")
         if len(requests) >= self.limits.door_waiting:
@@ -374,45 +369,27 @@ class Instance:
         finally:
             self._waited += time.monotonic() - started
 
-    # ---- texts ---------------------------------------------------------------------------------------------------
+    # ---- documents -----------------------------------------------------------------------------------------------
 
-    def attach(self, name: str, content: Text) -> Turn:
-        """Make `name` in the guest a real `str` whose characters are those of `content`, without a copy.
+    def attach(self, name: str, corpus: Corpus) -> Turn:
+        """Make `name` in the guest a real `str`, or a sequence of them, whose characters are those of a corpus.
 
         Raises:
-            MemoryError: the text does not fit into what is left of the guest's 4 GiB.
+            MemoryError: a text does not fit into what is left of the guest's 4 GiB.
         """
-        room = memory.pages(content.size) + 2 * memory.PAGE
-        if self.size + room > ADDRESSES:
-            raise MemoryError(f"a text of {content.size} bytes does not fit into the guest's 4 GiB of addresses")
-        self._machine.limit_memory(min(self._memory_limit() + room, ADDRESSES))
-        self._to_map = content
-        try:
-            return self.run(f"attach {name}\n{content.form.sample}".encode())
-        finally:
-            self._to_map = None
-            self._machine.limit_memory(max(self._memory_limit(), self.size))
+        if corpus.kind is Kind.TEXT and self.size + corpus[0].size + 3 * BLOCK > ADDRESSES:
+            raise MemoryError(f"a text of {corpus[0].size} bytes does not fit into the guest's 4 GiB of addresses")
+        number = self.mappings.add(corpus)
+        return self.run(f"attach {name} {number} {len(corpus)} {corpus.kind.name}\n".encode())
 
-    def _map(self, call: HostCall) -> Json:
-        content, self._to_map = self._to_map, None
-        if content is None:
-            raise DoorRefusal("RuntimeError", "there is nothing to map")
-        template, box = call.integer("template"), call.integer("box")
-        try:
-            header = text.header(self.read(template, content.form.header_bytes), content.form, content.characters)
-            items = struct.unpack("<I", self.read(box + 12, 4))[0]  # PyListObject.ob_item
-            size = memory.pages(content.size)
-            start = memory.pages(self._allocate(size + 2 * memory.PAGE) + memory.PAGE)
-            self._check(start + size)
-            with content.opened() as fd:
-                memory.lay_over(self.base + start, size, fd)
-            self.write(start - len(header), header)
-            self.write(items, struct.pack("<I", start - len(header)))
-        except (wasi.BadAddress, ValueError, OSError) as error:
-            raise DoorRefusal("ValueError", f"the text cannot be mapped: {error}") from None
-        self.mapped.append(Mapped(start, content))
-        self._watched, self._own = False, None  # what is mapped over a watched range is not
-        return None
+    def reserve(self, size: int) -> int | None:
+        """Return the address of memory from the guest's allocator which counts apart; None where there is none."""
+        self._machine.limit_memory(min(self._memory_limit() + size, ADDRESSES))
+        return self._allocate_or_none(size)
+
+    def mappings_changed(self) -> None:
+        """Note that memory is mapped otherwise than before: what is mapped over a watched range is not watched."""
+        self._watched, self._own = False, None
 
     def close(self) -> None:
         """Free the guest's memory."""

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Protocol
 
 from sandbox.checkpoint import Checkpoint
+from sandbox.corpus import Corpus, CorpusDamaged
 from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
 from sandbox.limits import Limits
 from sandbox.process import Process, WorkerLost
 from sandbox.settling import to_the_end
 from sandbox.stored import SessionStore
-from sandbox.text import Text
-from sandbox.transfer import take_end, write_text
+from sandbox.transfer import take_end, write_corpus
 from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
 from sandbox.wire import Frame, Kind, WireError
 
@@ -69,7 +69,9 @@ class WorkerSession:
         """Bytes of memory that are the session's own."""
         self.checkpoint: Checkpoint | None = checkpoint
         """The state after the last finished turn; None while it hibernates."""
-        self._texts: list[Text] = []
+        self._corpora: tuple[Corpus, ...] = ()  # while it hibernates
+        self.seen: list[int] = []
+        """Of each corpus, the blocks code has looked at, in turns that were undone as well: see `sandbox.coverage`."""
         self._stored: Path | None = None
         self._home = home
         self._process: Process | None = None
@@ -77,6 +79,11 @@ class WorkerSession:
         self._closed = False
         self._trimmed = False  # since the last turn
         self._turn: _Turn | None = None
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """What was attached, in order."""
+        return self.checkpoint.layout.corpora if self.checkpoint else self._corpora
 
     @property
     def rests(self) -> bool:
@@ -94,7 +101,7 @@ class WorkerSession:
         Raises:
             PoolFull, JailMissing, WorkerLost: there is no place for it.
             SnapshotRefused: its stored form is not as it was written.
-            OSError: its stored form, or a text of it, cannot be read.
+            OSError: its stored form, or a file of a corpus, cannot be read.
         """
         process, checkpoint = self._process, self.checkpoint
         if process is not None and process.alive and checkpoint is not None:
@@ -119,7 +126,7 @@ class WorkerSession:
             raise RuntimeError("the session is closed")
 
         def read() -> Checkpoint:
-            self.checkpoint, self._stored = store.get(path, self.owner, self.image, self._texts), None
+            self.checkpoint, self._stored = store.get(path, self.owner, self.image, self._corpora), None
             path.unlink(missing_ok=True)
             return self.checkpoint
 
@@ -146,7 +153,7 @@ class WorkerSession:
                     self._stored.unlink(missing_ok=True)
                     self._stored = None
                 raise
-            self._texts = [mapped.text for mapped in checkpoint.mapped]
+            self._corpora = checkpoint.layout.corpora
             self.checkpoint = None
             if self._process and self._process.alive:
                 self._process.leave(self.number)
@@ -154,21 +161,23 @@ class WorkerSession:
             checkpoint.close()
             await self._home.left(self)
 
-    async def attach(self, name: str, text: Text) -> None:
-        """Make `name` in the session a `str` with the characters of `text`.
+    async def attach(self, name: str, corpus: Corpus) -> None:
+        """Make `name` in the session a `str`, or a sequence of them, with the characters of a corpus.
 
         Raises:
-            MemoryError: it does not fit into the guest's memory.
+            MemoryError: a text does not fit into the guest's memory.
+            CorpusDamaged: it cannot be mapped.
             WorkerLost: the process was lost, and so was the one after it.
-            OSError: the text cannot be opened.
+            OSError: a file of the corpus cannot be opened.
         """
 
         def ask(process: Process) -> Frame:
-            return Frame(Kind.ATTACH, self.number, said={"name": name, **write_text(text, process.hand_over)})
+            said = {"name": name, "corpus": write_corpus(corpus, process.hand_over)}
+            return Frame(Kind.ATTACH, self.number, said=said)
 
-        turn = await self._run(ask, _nothing_to_ask, _unheard, text)
+        turn = await self._run(ask, _nothing_to_ask, _unheard, corpus)
         if turn.error:
-            failure = MemoryError if turn.error.type == "MemoryError" else WorkerLost
+            failure = _FAILURES.get(turn.error.type, CorpusDamaged)
             raise failure(f"the text could not be attached: {turn.error.message}")
 
     async def execute(self, code: str, answer: Answer, listener: OutputListener) -> Turn:
@@ -177,14 +186,14 @@ class WorkerSession:
         return await self._run(lambda _: frame, answer, listener, None)
 
     async def _run(
-        self, ask: Callable[[Process], Frame], answer: Answer, listener: OutputListener, text: Text | None
+        self, ask: Callable[[Process], Frame], answer: Answer, listener: OutputListener, corpus: Corpus | None
     ) -> Turn:
         """Run a turn. One that is lost with its worker before it asked for anything is run once more."""
         async with self._one_at_a_time:
-            turn = _Turn(self, answer, listener, text)
+            turn = _Turn(self, answer, listener, corpus)
             ended = await self._take(turn, ask)
             if ended.error and ended.error.type is Stop.WORKER_LOST and not turn.asked:
-                ended = await self._take(_Turn(self, answer, listener, text), ask)
+                ended = await self._take(_Turn(self, answer, listener, corpus), ask)
             return ended
 
     async def _take(self, turn: _Turn, ask: Callable[[Process], Frame]) -> Turn:
@@ -195,6 +204,12 @@ class WorkerSession:
             return await turn.run(ask)
         finally:
             self._turn = None
+
+    def saw(self, seen: list[int]) -> None:
+        """Note which blocks of each corpus a turn has looked at."""
+        self.seen += [0] * (len(seen) - len(self.seen))
+        for number, blocks in enumerate(seen):
+            self.seen[number] |= blocks
 
     def trim(self) -> None:
         """Free memory that is held only so that the next turn is quick; does nothing while a turn runs."""
@@ -226,8 +241,8 @@ class WorkerSession:
 class _Turn:
     """One turn in a worker: what it asks for is answered, what it prints is heard, and it ends or is ended."""
 
-    def __init__(self, session: WorkerSession, answer: Answer, listener: OutputListener, text: Text | None) -> None:
-        self._session, self._answer, self._listener, self._text = session, answer, listener, text
+    def __init__(self, session: WorkerSession, answer: Answer, listener: OutputListener, corpus: Corpus | None) -> None:
+        self._session, self._answer, self._listener, self._corpus = session, answer, listener, corpus
         self._loop = asyncio.get_running_loop()
         self._answering: set[asyncio.Task[None]] = set()
         self._process: Process | None = None
@@ -323,7 +338,8 @@ class _Turn:
         if checkpoint is None:
             return
         try:
-            turn = take_end(frame, checkpoint, self._text)
+            turn, seen = take_end(frame, checkpoint, self._corpus)
+            self._session.saw(seen)
             self._session.private_bytes = checkpoint.private_bytes
             self._ended.set_result(turn)
         except WireError as error:
@@ -364,6 +380,8 @@ class _Turn:
         if self._process and self._process.alive:
             self._process.send(Frame(Kind.REPLY, self._session.number, frame.number, data=reply))
 
+
+_FAILURES: dict[str, type[Exception]] = {"MemoryError": MemoryError, **dict.fromkeys(Stop, WorkerLost)}
 
 _AS_BEFORE = "the session is as it was before this turn"
 

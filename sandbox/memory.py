@@ -10,6 +10,9 @@ import mmap
 import os
 import sys
 import tempfile
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 PAGE = 4096
 
@@ -17,9 +20,11 @@ Runs = list[tuple[int, int]]
 """Runs of whole pages in ascending order, each as (offset, bytes)."""
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
+_SYNC_FILE_RANGE_WRITE = 2
 _PROT_READ_WRITE, _MAP_SHARED = 0x3, 0x01
 _MAP_PRIVATE_FIXED_NORESERVE = 0x02 | 0x10 | 0x4000
 _MAP_PRIVATE_ANONYMOUS_NORESERVE = 0x02 | 0x20 | 0x4000
+_MAP_PRIVATE_ANONYMOUS_FIXED_NORESERVE = _MAP_PRIVATE_FIXED_NORESERVE | 0x20
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
@@ -117,19 +122,72 @@ def give_back(fd: int, start: int, size: int) -> None:
         libc.fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, ctypes.c_long(start), ctypes.c_long(size))
 
 
+def begin_to_flush(fd: int, start: int, size: int) -> None:
+    """Have the kernel begin to write part of a file to its disk, where it can; nothing is waited for, or promised."""
+    if hasattr(libc, "sync_file_range"):
+        libc.sync_file_range(fd, ctypes.c_long(start), ctypes.c_long(size), _SYNC_FILE_RANGE_WRITE)
+
+
+def view(fd: int, size: int) -> memoryview:
+    """Map the first `size` bytes of a file to be read, for as long as the view or a part of it is there.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    address = libc.mmap(None, size, mmap.PROT_READ, _MAP_SHARED, fd, 0)
+    if address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, f"mapping {size} bytes: {os.strerror(number)}")
+    mapped = (ctypes.c_char * size).from_address(address)
+    weakref.finalize(mapped, libc.munmap, address, size)
+    return memoryview(mapped).toreadonly().cast("B")
+
+
 def unmap(address: int, size: int) -> None:
     """Take back what `share` mapped."""
     libc.munmap(address, size)
 
 
-def lay_over(address: int, size: int, fd: int) -> None:
-    """Map the first `size` bytes of `fd` copy-on-write over memory at `address`; both are whole pages.
+@contextmanager
+def reading(fd: int, size: int, offset: int) -> Iterator[int]:
+    """Yield the address of `size` bytes of a file from `offset` on, to be read only.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    skip = offset % mmap.ALLOCATIONGRANULARITY
+    address = libc.mmap(None, skip + size, mmap.PROT_READ, _MAP_SHARED, fd, offset - skip)
+    if address == ctypes.c_void_p(-1).value:
+        number = ctypes.get_errno()
+        raise OSError(number, f"mapping {size} bytes: {os.strerror(number)}")
+    try:
+        yield int(address) + skip
+    finally:
+        libc.munmap(address, skip + size)
+
+
+def clear(address: int, size: int) -> None:
+    """Take away what lies over memory at `address`, which then reads as zeros; both are whole pages.
 
     Raises:
         OSError: the kernel refused.
     """
     if not MAPPING:
-        ctypes.memmove(address, os.pread(fd, size, 0), size)
-    elif libc.mmap(address, size, _PROT_READ_WRITE, _MAP_PRIVATE_FIXED_NORESERVE, fd, 0) != address:
+        ctypes.memset(address, 0, size)
+    elif libc.mmap(address, size, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS_FIXED_NORESERVE, -1, 0) != address:
+        number = ctypes.get_errno()
+        raise OSError(number, f"unmapping {size} bytes of guest memory: {os.strerror(number)}")
+
+
+def lay_over(address: int, size: int, fd: int, offset: int = 0) -> None:
+    """Map `size` bytes of `fd` from `offset` on copy-on-write over memory at `address`; all three are whole pages.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    if not MAPPING:
+        data = os.pread(fd, size, offset)
+        ctypes.memmove(address, data, len(data))
+    elif libc.mmap(address, size, _PROT_READ_WRITE, _MAP_PRIVATE_FIXED_NORESERVE, fd, offset) != address:
         number = ctypes.get_errno()
         raise OSError(number, f"mapping {size} bytes over guest memory: {os.strerror(number)}")

@@ -20,7 +20,7 @@ import resource
 import struct
 import threading
 
-from sandbox.memory import MAPPING, PAGE, Runs, libc
+from sandbox.memory import MAPPING, PAGE, Runs, libc, reading
 
 _USERFAULTFD = {"x86_64": 323, "aarch64": 282}
 _CLOSE_ON_EXEC, _USER_MODE_ONLY = 0x80000, 1
@@ -35,6 +35,7 @@ _PAGEMAP = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC) if MAPPING 
 
 # The top three bits of a pagemap entry's last byte: present (63), swapped (62), file-backed or shared (61).
 _OWN = bytes(1 if entry & 0x40 or (entry & 0x80 and not entry & 0x20) else 0 for entry in range(256))
+_OF_FILE = bytes(1 if entry & 0xA0 == 0xA0 else 0 for entry in range(256))
 
 libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
@@ -54,18 +55,54 @@ def own_pages(address: int, size: int, image: int) -> Runs:
     """
     if _can_scan():
         return _scan(address, size, 0, _FILE)
-    count = size // PAGE
     if MAPPING:
-        flags = os.pread(_PAGEMAP, 8 * count, address // PAGE * 8)[7::8].translate(_OWN)
-    else:
-        flags = bytes(
+        return _runs(_entries(address, size).translate(_OWN))
+    return _runs(
+        bytes(
             ctypes.string_at(address + at, PAGE) != os.pread(image, PAGE, at).ljust(PAGE, b"\0")
             for at in range(0, size, PAGE)
         )
+    )
+
+
+def touched(address: int, size: int) -> Runs:
+    """Find the pages within `size` bytes at `address`, mapped from a file, that have been brought for whoever read.
+
+    Where files are not mapped but copied, nothing is known: all count.
+    """
+    if not MAPPING:
+        return [(0, size)]
+    if _can_scan():
+        return _scan(address, size, 0, _FILE | _PRESENT, inverted=0, any_of=0)
+    return _runs(_entries(address, size).translate(_OF_FILE))
+
+
+def brings_more(fd: int, offset: int, size: int, block: int) -> bool:
+    """Whether touching a page of a file brings more than the `block` of bytes around it; both ends are whole pages.
+
+    Since Linux 6.18 all of a large folio is mapped at once, and how large those of a file are depends on who has
+    written or read it. This touches a few pages to see.
+    """
+    with reading(fd, size, offset) as address:
+        for part in _PROBED:
+            ctypes.string_at(address + size // 8 * part // PAGE * PAGE, 1)
+        return any(length > block for _, length in touched(address, size))
+
+
+_PROBED = (1, 3, 6)
+"""Eighths of a file's size at which to touch it."""
+
+
+def _entries(address: int, size: int) -> bytes:
+    """Return the last byte of each page's entry."""
+    return os.pread(_PAGEMAP, 8 * (size // PAGE), address // PAGE * 8)[7::8]
+
+
+def _runs(flags: bytes) -> Runs:
     found, end = [], 0
     while (start := flags.find(1, end)) >= 0:
         end = flags.find(0, start)
-        end = count if end < 0 else end
+        end = len(flags) if end < 0 else end
         found.append((start * PAGE, (end - start) * PAGE))
     return found
 
@@ -104,15 +141,17 @@ def written(address: int, size: int) -> Runs:
     return _scan(address, size, _PROTECT_MATCHING | _CHECK_WATCHED, _WRITTEN | _FILE)
 
 
-def _scan(address: int, size: int, flags: int, mask: int) -> Runs:
-    """Find pages that are there, not of a file, and of the other categories in `mask`."""
+def _scan(
+    address: int, size: int, flags: int, mask: int, *, inverted: int = _FILE, any_of: int = _PRESENT | _SWAPPED
+) -> Runs:
+    """Find pages of all categories in `mask`, or not of it where it is in `inverted`, and of one of `any_of`."""
     regions = _buffer.regions
     found: Runs = []
     at, end = address, address + size
     while at < end:
         scan = (ctypes.c_uint64 * 12)(
             96, flags, at, end, 0, ctypes.addressof(regions), _MOST_REGIONS, 0,
-            _FILE, mask, _PRESENT | _SWAPPED, mask & ~_FILE | _PRESENT,
+            inverted, mask, any_of, mask & ~inverted | _PRESENT,
         )  # fmt: skip
         count = libc.ioctl(_PAGEMAP, PAGEMAP_SCAN, ctypes.addressof(scan))
         if count < 0:
@@ -120,7 +159,9 @@ def _scan(address: int, size: int, flags: int, mask: int) -> Runs:
             raise OSError(number, f"PAGEMAP_SCAN: {os.strerror(number)}")
         values = regions[: 3 * count]
         found += [(a - address, b - a) for a, b in zip(values[::3], values[1::3], strict=True)]
-        at = scan[4]  # how far it came
+        # It ends early only for want of room. Where it then says it came to (walk_end) may be where one of the shorter
+        # walks ended that it is made of.
+        at = values[-2] if count == _MOST_REGIONS else end
     return found
 
 

@@ -14,12 +14,12 @@ from contextlib import suppress
 from typing import Protocol
 
 from sandbox.checkpoint import Checkpoint
+from sandbox.corpus import Corpus
 from sandbox.image import Loaded
 from sandbox.limits import Limits
 from sandbox.live import Answer, WorkerSession
 from sandbox.process import MOST_HELD_BYTES, Process, WorkerLost, started
 from sandbox.stored import SessionStore
-from sandbox.text import Text
 from sandbox.turn import OutputListener, Turn
 
 log = logging.getLogger(__name__)
@@ -40,13 +40,27 @@ class LiveSession(Protocol):
         """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on."""
         ...
 
-    async def attach(self, name: str, text: Text) -> None:
-        """Make `name` in the session a `str` with the characters of `text`, whose source must stay.
+    async def attach(self, name: str, corpus: Corpus) -> None:
+        """Make `name` in the session a `str`, or a sequence of them, with the characters of a corpus, which must stay.
 
         Raises:
-            MemoryError: it does not fit into the guest's memory.
+            MemoryError: a text does not fit into the guest's memory.
             WorkerLost: the process was lost, and so was the one after it.
         """
+        ...
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """What was attached, in order."""
+        ...
+
+    @property
+    def seen(self) -> list[int]:
+        """Of each corpus, the blocks code has looked at: see `sandbox.coverage`."""
+        ...
+
+    def saw(self, seen: list[int]) -> None:
+        """Note that code was shown blocks of each corpus otherwise than by reading them itself."""
         ...
 
     @property

@@ -58,11 +58,13 @@ async def started(loaded: Loaded, most_bytes: int = MOST_HELD_BYTES) -> Process:
                 sys.executable, "-I", "-c", _PROGRAM, *map(str, handed), pass_fds=handed, env={}, cwd="/",
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
-    except BaseException:
+        worker = Process(process, our_descriptors, most_bytes)
+    except BaseException as error:
         ours.close()
         our_descriptors.close()
+        if isinstance(error, ProcessLookupError):
+            raise WorkerLost("a worker process died as it started") from None
         raise
-    worker = Process(process, our_descriptors, most_bytes)
     try:
         await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)
         async with asyncio.timeout(START_SECONDS):

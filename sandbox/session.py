@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 
 from sandbox.checkpoint import Checkpoint
+from sandbox.corpus import Corpus
 from sandbox.engine import Program
 from sandbox.instance import Handler, Image, Instance, turn_frame
 from sandbox.limits import Limits
 from sandbox.pages import Change
-from sandbox.text import Text
 from sandbox.turn import OutputListener, Status, Turn
 from sandbox.waiting import Waiting
 
@@ -18,7 +18,7 @@ from sandbox.waiting import Waiting
 class Session:
     """Runs turns one at a time, from an image or from a checkpoint on. Not thread-safe, but for `interrupt`.
 
-    The session owns its checkpoint; descriptors of attached texts belong to the caller and must stay open as long as
+    The session owns its checkpoint; the files of attached corpora belong to the caller and must stay open as long as
     the session.
     """
 
@@ -37,6 +37,8 @@ class Session:
         self._ahead = False  # of the checkpoint: a turn has ended since it was taken
         self._instance = self._restored()
         self.turns = 0
+        self.seen = [0] * len(self._checkpoint.layout.corpora)
+        """Of each corpus, a bit for each block that code has looked at, in turns that were undone as well."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -59,13 +61,13 @@ class Session:
         self._fresh = turn.status is Status.ROLLED_BACK
         return turn
 
-    def attach(self, name: str, text: Text) -> Turn:
-        """Make `name` in the session a `str` with the characters of `text`, mapped, not copied.
+    def attach(self, name: str, corpus: Corpus) -> Turn:
+        """Make `name` in the session a `str`, or a sequence of them, with the characters of a corpus.
 
         Raises:
-            MemoryError: it does not fit into the guest's address space.
+            MemoryError: a text does not fit into the guest's address space.
         """
-        return self._take_turn(lambda instance: instance.attach(name, text))
+        return self._take_turn(lambda instance: instance.attach(name, corpus))
 
     def _restored(self) -> Instance:
         instance = self._checkpoint.restore(self._program, self._limits)
@@ -89,6 +91,7 @@ class Session:
         finally:
             with self._lock:
                 self._running = False
+        self._note_seen()
         undone = turn.status is Status.ROLLED_BACK
         self._ahead = not undone
         if undone or self._instance.interrupted:  # an interrupt may come as the turn ends
@@ -96,6 +99,12 @@ class Session:
             self._instance.close()
             self._instance = self._restored()
         return turn
+
+    def _note_seen(self) -> None:
+        for number, seen in enumerate(self._instance.mappings.seen):
+            if number == len(self.seen):
+                self.seen.append(0)
+            self.seen[number] |= seen
 
     def interrupt(self) -> None:
         """Stop the running turn, from any thread; does nothing between turns."""

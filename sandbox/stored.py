@@ -25,13 +25,14 @@ from typing import Any, BinaryIO, cast
 import zstandard
 
 from sandbox.checkpoint import Checkpoint
-from sandbox.instance import Image, Mapped
+from sandbox.corpus import Corpus
+from sandbox.instance import Image
 from sandbox.memory import PAGE, Runs
 from sandbox.pages import ADDRESSABLE, PageFile
-from sandbox.text import Text
+from sandbox.transfer import read_layout, write_layout
 from sandbox.written_files import read_files, write_files
 
-VERSION = 2
+VERSION = 3
 LEVEL = 1
 """Of compression: higher ones take several times as long for a tenth less."""
 
@@ -96,17 +97,17 @@ class Sealer:
                 packed.write(piece)
         sealed.finish()
 
-    def read(self, source: BinaryIO, owner: str, image: Image, texts: Sequence[Text] = ()) -> Checkpoint:
-        """Read what `write` wrote; `texts` are those that were mapped, in their order.
+    def read(self, source: BinaryIO, owner: str, image: Image, corpora: Sequence[Corpus] = ()) -> Checkpoint:
+        """Read what `write` wrote; `corpora` are those that were attached, in their order.
 
         Raises:
-            SnapshotRefused: it is altered, cut, or of another version, owner or image; or the texts are others.
+            SnapshotRefused: it is altered, cut, or of another version, owner or image; or the corpora are others.
         """
         header = source.read(_HEADER.size)
         opened = io.BufferedReader(_Opened(source, self.key(header, owner, image)), _CHUNK)
         try:
             with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(opened, closefd=False) as unpacked:
-                made = _read(unpacked.read, image, texts)
+                made = _read(unpacked.read, image, corpora)
                 try:
                     rest = unpacked.read(1) or opened.read(1)
                 except BaseException:
@@ -145,7 +146,7 @@ class SessionStore:
             raise
         return path
 
-    def get(self, path: Path, owner: str, image: Image, texts: Sequence[Text]) -> Checkpoint:
+    def get(self, path: Path, owner: str, image: Image, corpora: Sequence[Corpus]) -> Checkpoint:
         """Read what `put` wrote.
 
         Raises:
@@ -153,7 +154,7 @@ class SessionStore:
             OSError: it cannot be read.
         """
         with path.open("rb") as source:
-            return self._sealer.read(source, owner, image, texts)
+            return self._sealer.read(source, owner, image, corpora)
 
 
 def _tag(key: bytes, number: int, length: int, chunk: bytes) -> bytes:
@@ -229,7 +230,8 @@ def _pieces(checkpoint: Checkpoint) -> Iterator[bytes]:
         "size": checkpoint.size,
         "clock": checkpoint.clock_offset,
         "runs": checkpoint.pages.runs,
-        "mapped": [[at.address, at.text.form.name, at.text.characters] for at in checkpoint.mapped],
+        "corpora": [_described(corpus) for corpus in checkpoint.layout.corpora],
+        "layout": write_layout(checkpoint.layout),
         "files": files,
         "contents": len(contents),
     }
@@ -239,16 +241,20 @@ def _pieces(checkpoint: Checkpoint) -> Iterator[bytes]:
     yield contents
 
 
-def _read(read: Callable[[int], bytes], image: Image, texts: Sequence[Text]) -> Checkpoint:
+def _described(corpus: Corpus) -> list[Any]:
+    """Say what tells a corpus from others; how its files are kept whole is not known here."""
+    some = [corpus.text(number) for number in sorted({0, len(corpus) // 2, len(corpus)})]
+    return [corpus.kind, len(corpus), corpus.blocks, *([t.form.name, t.characters, t.offset] for t in some)]
+
+
+def _read(read: Callable[[int], bytes], image: Image, corpora: Sequence[Corpus]) -> Checkpoint:
     (length,) = _LENGTH.unpack(_exactly(read, _LENGTH.size))
     if length > _MOST_JSON:
         raise ValueError(f"{length} bytes of JSON")
     said = json.loads(_exactly(read, length))
-    mapped = []
-    for (address, form, characters), text in zip(said["mapped"], texts, strict=True):
-        if (form, characters) != (text.form.name, text.characters):
-            raise SnapshotRefused("the stored session was made with other texts")
-        mapped.append(Mapped(address, text))
+    if said["corpora"] != [_described(corpus) for corpus in corpora]:
+        raise SnapshotRefused("the stored session was made with other texts")
+    layout = read_layout(said["layout"], tuple(corpora), said["size"])
     runs: Runs = [(at, size) for at, size in said["runs"]]
     pages = PageFile()
     try:
@@ -257,7 +263,7 @@ def _read(read: Callable[[int], bytes], image: Image, texts: Sequence[Text]) -> 
     except BaseException:
         pages.close()
         raise
-    return Checkpoint(image, said["size"], pages, files, mapped, said["clock"])
+    return Checkpoint(image, said["size"], pages, files, layout, said["clock"])
 
 
 def _in_parts(read: Callable[[int], bytes], size: int) -> Iterable[bytes]:

@@ -6,6 +6,7 @@ character (PEP 393). The header of a pure ASCII string is shorter.
 
 from __future__ import annotations
 
+import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -55,14 +56,17 @@ class Form(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A text in a file, which holds `characters` characters in `form`, then one zero character, from offset 0.
+    """A text in a file, which holds `characters` characters in `form` from byte `offset` on.
 
-    `source` is its path, or a descriptor that somebody else keeps open as long as the text is used.
+    `source` is its path, or a descriptor that somebody else keeps open as long as the text is used. A zero character
+    follows where the text is `closed`; it is not where it is part of a longer one.
     """
 
     source: str | int
     form: Form
     characters: int
+    offset: int = 0
+    closed: bool = True
 
     @contextmanager
     def opened(self) -> Iterator[int]:
@@ -82,8 +86,58 @@ class Text:
 
     @property
     def size(self) -> int:
-        """Bytes of the file, the closing zero character included."""
+        """Bytes in memory, the closing zero character included."""
         return (self.characters + 1) * self.form.width
+
+    @contextmanager
+    def viewed(self) -> Iterator[memoryview]:
+        """Yield the bytes of the characters, mapped, not read.
+
+        Raises:
+            OSError: the file cannot be opened.
+            ValueError: the file is too short.
+        """
+        length = self.characters * self.form.width
+        start = self.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+        skip = self.offset - start
+        if not length:
+            yield memoryview(b"")
+            return
+        with self.opened() as fd, mmap.mmap(fd, skip + length, access=mmap.ACCESS_READ, offset=start) as mapped:
+            view = memoryview(mapped)
+            try:
+                with view[skip:] as characters:
+                    yield characters
+            finally:
+                view.release()
+
+    def read(self, start: int, end: int) -> str:
+        """Return the characters from `start` up to `end`, or up to the text's end.
+
+        Raises:
+            OSError: the file cannot be read.
+            EOFError: the file is too short.
+        """
+        return self.raw(start, end).decode(self.form.codec)
+
+    def raw(self, start: int, end: int) -> bytes:
+        """Return the bytes of the characters from `start` up to `end`. Raises as `read` does."""
+        width = self.form.width
+        start, end = min(start, self.characters), min(end, self.characters)
+        size = max(0, end - start) * width
+        with self.opened() as fd:
+            data = os.pread(fd, size, self.offset + start * width)
+        if len(data) < size:
+            raise EOFError(f"the file of a text ends {size - len(data)} bytes too early")
+        return data
+
+    def part(self, start: int, end: int) -> Text:
+        """Return the characters from `start` up to `end` as a text in the same file.
+
+        A string may only be in this form if one of its characters needs it: the caller sees to that.
+        """
+        offset = self.offset + start * self.form.width
+        return Text(self.source, self.form, end - start, offset, closed=self.closed and end == self.characters)
 
 
 def encode(text: str) -> tuple[Form, bytes]:
@@ -100,7 +154,7 @@ def encode(text: str) -> tuple[Form, bytes]:
     return form, (data if form is Form.UCS2 else text.encode(form.codec)) + bytes(form.width)
 
 
-def header(template: bytes, form: Form, characters: int) -> bytes:
+def header(template: bytes, form: Form, characters: int, references: int = IMMORTAL) -> bytes:
     """Make the header of a mapped string from that of any string of the same form.
 
     Raises:
@@ -109,7 +163,7 @@ def header(template: bytes, form: Form, characters: int) -> bytes:
     if len(template) != form.header_bytes:
         raise ValueError(f"a {form.name} string's header has {form.header_bytes} bytes, not {len(template)}")
     made = bytearray(template)
-    struct.pack_into("<I", made, 0, IMMORTAL)
+    struct.pack_into("<I", made, 0, references)
     struct.pack_into("<Ii", made, 8, characters, -1)  # length; not hashed yet
     if form is not Form.ASCII:
         struct.pack_into("<II", made, 20, 0, 0)  # no cached UTF-8

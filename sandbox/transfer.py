@@ -5,17 +5,20 @@ Both sides of each frame stand side by side here. Pages themselves are not sent:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sandbox.checkpoint import Checkpoint
+from sandbox.corpus import BLOCK, Corpus
+from sandbox.coverage import of_runs, runs
 from sandbox.files import Files
-from sandbox.instance import Image, Mapped
+from sandbox.instance import Image
 from sandbox.limits import Limits
+from sandbox.mappings import ADDRESSES, MOST_MAPPED, REGION, Layout, Mapped
 from sandbox.memory import PAGE
 from sandbox.pages import Change, PageFile
-from sandbox.text import Form, Text
 from sandbox.turn import Status, Turn, read_turn, write_turn
 from sandbox.wire import Frame, Kind, WireError
 from sandbox.written_files import read_files, write_files
@@ -24,26 +27,58 @@ HandOver = Callable[[int], int]
 """Gives a descriptor to the other side, and returns the number it goes by there."""
 
 
-def write_text(text: Text, hand_over: HandOver) -> dict[str, Any]:
-    """Write a text for a worker.
+def write_corpus(corpus: Corpus, hand_over: HandOver) -> list[int]:
+    """Write a corpus for a worker.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: a file of it cannot be opened.
     """
-    with text.opened() as fd:
-        return {"descriptor": hand_over(fd), "form": text.form.name, "characters": text.characters}
+    with corpus.opened() as (source, index):
+        return [hand_over(source), hand_over(index)]
 
 
-def read_text(said: dict[str, Any], descriptor: HandOver) -> Text:
-    """Read a text in the worker; `descriptor` takes the one of a number."""
-    return Text(descriptor(said["descriptor"]), Form[said["form"]], said["characters"])
+def read_corpus(said: list[int], descriptor: HandOver) -> Corpus:
+    """Read a corpus in the worker; `descriptor` takes the one of a number. Raises `CorpusDamaged`."""
+    source, index = map(descriptor, said)
+    try:
+        return Corpus(source, index)
+    except BaseException:
+        os.close(source)
+        raise
+    finally:
+        os.close(index)
+
+
+def write_layout(layout: Layout) -> dict[str, Any]:
+    """Write what is laid over memory where, without the corpora."""
+    mapped = [[at.address, at.corpus, at.document] for at in layout.mapped]
+    return {"regions": [list(region) for region in layout.regions], "mapped": mapped}
+
+
+def read_layout(said: dict[str, Any], corpora: tuple[Corpus, ...], size: int) -> Layout:
+    """Read what is laid over `size` bytes of memory.
+
+    Raises:
+        ValueError, KeyError, TypeError, IndexError: it is nothing a guest can have.
+    """
+    regions = tuple((_whole(address, size), _whole(length, size - address)) for address, length in said["regions"])
+    mapped = []
+    for address, number, document in said["mapped"]:
+        corpus = corpora[_whole(number, len(corpora) - 1)]
+        length = corpus.text(_whole(document, len(corpus))).size
+        if _whole(address, size - length) % BLOCK:
+            raise ValueError(f"{address} is no address of a document")
+        mapped.append(Mapped(address, number, document))
+    if len(mapped) > MOST_MAPPED + len(corpora) or len(regions) > len(mapped) + ADDRESSES // REGION:
+        raise ValueError("more is mapped than may be")
+    return Layout(corpora, regions, tuple(mapped))
 
 
 def write_session(number: int, checkpoint: Checkpoint, limits: Limits, hand_over: HandOver) -> Frame:
     """Write a session for a worker.
 
     Raises:
-        OSError: a text of it cannot be opened.
+        OSError: a file of its corpora cannot be opened.
     """
     files, contents = write_files(checkpoint.files)
     written = Change(tuple(checkpoint.pages.table)).encode()
@@ -55,7 +90,8 @@ def write_session(number: int, checkpoint: Checkpoint, limits: Limits, hand_over
         "pages": hand_over(checkpoint.pages.fd),
         "written": len(written),
         "files": files,
-        "mapped": [[mapped.address, write_text(mapped.text, hand_over)] for mapped in checkpoint.mapped],
+        "corpora": [write_corpus(corpus, hand_over) for corpus in checkpoint.layout.corpora],
+        "layout": write_layout(checkpoint.layout),
     }
     return Frame(Kind.OPEN, number, said=said, data=written + contents)
 
@@ -66,60 +102,74 @@ def read_session(frame: Frame, images: Mapping[str, Image], descriptor: HandOver
     image = images[said["image"]]
     table = Change.decode(frame.data[:split], whole=True).written
     pages = PageFile(descriptor(said["pages"]), table)
-    mapped = [Mapped(address, read_text(text, descriptor)) for address, text in said["mapped"]]
+    corpora = tuple(read_corpus(corpus, descriptor) for corpus in said["corpora"])
+    layout = read_layout(said["layout"], corpora, said["size"])
     files = read_files(said["files"], frame.data[split:], image.files)
-    return Checkpoint(image, said["size"], pages, files, mapped, said["clock"]), Limits(**said["limits"])
+    return Checkpoint(image, said["size"], pages, files, layout, said["clock"]), Limits(**said["limits"])
 
 
-def write_end(number: int, request: int, turn: Turn, now: Checkpoint, change: Change, known: Files) -> Frame:
-    """Write how a turn ended and what it changed; `known` are the files the server has."""
+@dataclass(slots=True)
+class Known:
+    """What the server knows of a session beside its pages: what has not changed is not sent again."""
+
+    files: Files
+    layout: Layout
+    seen: list[int] = field(default_factory=list)
+    """Of each corpus, the blocks that code has looked at."""
+
+
+def write_end(number: int, request: int, turn: Turn, now: Checkpoint, change: Change, known: Known) -> Frame:
+    """Write how a turn ended and what is different from what the server knows. Of `known.seen`, only what is new."""
     written = change.encode()
     said: dict[str, Any] = {
         "turn": write_turn(turn),
         "size": now.size,
         "whole": change.whole,
         "written": len(written),
-        "mapped": [mapped.address for mapped in now.mapped],
     }
-    if now.files is not known:
+    if now.layout is not known.layout:
+        said["corpora"], said["layout"] = len(now.layout.corpora), write_layout(now.layout)
+    if any(known.seen):
+        said["seen"] = [list(runs(blocks)) for blocks in known.seen]
+    if now.files is not known.files:
         said["files"], contents = write_files(now.files)
         written += contents
     return Frame(Kind.DONE, number, request, said, written)
 
 
-def take_end(frame: Frame, checkpoint: Checkpoint, attached: Text | None) -> Turn:
-    """Take in the server how a turn ended and what it changed; `attached` is the text it was to map.
+def take_end(frame: Frame, checkpoint: Checkpoint, attached: Corpus | None) -> tuple[Turn, list[int]]:
+    """Take in the server how a turn ended and what it changed; `attached` is the corpus it was to attach.
+
+    Returns the turn, and the blocks of each corpus that code has looked at, even if the turn was undone.
 
     Raises:
         WireError: it is nothing a turn can have done; nothing of it is taken.
     """
     said, data = frame.said, frame.data
+    given = checkpoint.layout.corpora + ((attached,) if attached else ())
     try:
         turn = read_turn(said["turn"])
         written = _whole(said["written"], len(data))
         change = Change.decode(data[:written], whole=said["whole"] is True)
         size = _offset(said["size"])
-        addresses = [_offset(address) for address in said["mapped"]]
+        corpora = given[: _whole(said["corpora"], len(given))] if "layout" in said else checkpoint.layout.corpora
+        layout = read_layout(said["layout"], corpora, size) if "layout" in said else checkpoint.layout
+        seen = [of_runs(blocks, corpus.blocks) for blocks, corpus in zip(said.get("seen", ()), given, strict=False)]
         files = read_files(said["files"], data[written:], checkpoint.files) if "files" in said else None
     except (KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
         raise WireError(f"a turn that cannot be read: {error!r}") from None
     if size < checkpoint.size:
         raise WireError("a turn whose memory has shrunk")
-    known = [mapped.address for mapped in checkpoint.mapped]
-    new = addresses[len(known) :]
-    if addresses[: len(known)] != known or len(new) > (attached is not None):
-        raise WireError("a turn with texts nobody gave")
+    if len(corpora) < len(checkpoint.layout.corpora):
+        raise WireError("a turn that has lost a corpus")
     if change.written and (change.written[-1].page + change.written[-1].length) * PAGE > size:
         raise WireError("a turn with pages outside its memory")
-    if turn.status is Status.ROLLED_BACK:
-        return turn
-    checkpoint.pages.take(change)
-    checkpoint.size = size
-    if attached is not None and new:
-        checkpoint.mapped.append(Mapped(new[0], attached))
-    if files is not None:
-        checkpoint.files = files
-    return turn
+    if turn.status is not Status.ROLLED_BACK:
+        checkpoint.pages.take(change)
+        checkpoint.size, checkpoint.layout = size, layout
+        if files is not None:
+            checkpoint.files = files
+    return turn, seen
 
 
 def _whole(value: object, most: int) -> int:

@@ -20,6 +20,8 @@ from pathlib import Path
 
 from sandbox import instance, jail, memory, pagetable, wasi
 from sandbox.checkpoint import Checkpoint
+from sandbox.corpus import BLOCK, Corpus, in_memory
+from sandbox.corpus import Kind as CorpusKind
 from sandbox.crew import Crew, Work
 from sandbox.door import HostCall, Reply
 from sandbox.engine import THREAD_STACK_BYTES, Program
@@ -27,8 +29,7 @@ from sandbox.files import STDLIB_PATH, Files, Inode
 from sandbox.instance import Image
 from sandbox.limits import Limits
 from sandbox.session import Session
-from sandbox.text import Form, Text
-from sandbox.transfer import read_session, read_text, write_end
+from sandbox.transfer import Known, read_corpus, read_session, write_end, write_layout
 from sandbox.turn import Turn
 from sandbox.wire import Channel, Frame, Kind
 from sandbox.written_files import read_files, write_files
@@ -44,7 +45,8 @@ class _Served:
         self._crew = crew
         self._channel = channel
         self._number = number
-        self._files = start.files
+        self._known = Known(start.files, start.layout)
+        self._told: list[int] = []  # of each corpus, which blocks the server was told of
         self._calls: dict[int, Future[Reply]] = {}
         self._last_call = 0
         self._output: list[Frame] = []
@@ -75,8 +77,10 @@ class _Served:
         except MemoryError as error:
             return Frame(Kind.FAILED, self._number, request, {"message": str(error)})
         change = self.session.take_checkpoint()
-        now, known = self.session.checkpoint, self._files
-        self._files = now.files
+        now, known, seen = self.session.checkpoint, self._known, list(self.session.seen)
+        self._told += [0] * (len(seen) - len(self._told))
+        known.seen = [blocks & ~told for blocks, told in zip(seen, self._told, strict=True)]
+        self._known, self._told = Known(now.files, now.layout), seen
         return write_end(self._number, request, turn, now, change, known)
 
     def ask(self, call: HostCall) -> Future[Reply]:
@@ -132,11 +136,10 @@ class _Served:
         self._free()
 
     def _free(self) -> None:
-        mapped_texts = self.session.checkpoint.mapped
+        corpora = self.session.checkpoint.layout.corpora
         self.session.close()
-        for mapped in mapped_texts:
-            if isinstance(mapped.text.source, int):
-                os.close(mapped.text.source)
+        for corpus in corpora:
+            _close(corpus)
 
 
 class Worker:
@@ -166,8 +169,8 @@ class Worker:
                 self._open(frame)
             case Kind.ATTACH if served:
                 session, name = served.session, frame.said["name"]
-                text = read_text(frame.said, self._channel.descriptor)
-                return served.turn(frame.number, lambda: _attached(session, name, text))
+                corpus = read_corpus(frame.said["corpus"], self._channel.descriptor)
+                return served.turn(frame.number, lambda: _attached(session, name, corpus))
             case Kind.EXECUTE if served:
                 code = frame.data.decode("utf-8", "surrogatepass")
                 ask, heard, session = served.ask, served.printed, served.session
@@ -205,14 +208,18 @@ class Worker:
         self._served[frame.session] = served
 
 
-def _attached(session: Session, name: str, text: Text) -> Turn:
-    """Attach a text, whose descriptor goes with the session from then on, or at once where that fails."""
+def _attached(session: Session, name: str, corpus: Corpus) -> Turn:
+    """Attach a corpus, whose descriptor goes with the session from then on, or at once where that fails."""
     try:
-        return session.attach(name, text)
+        return session.attach(name, corpus)
     finally:
-        mapped = session.checkpoint.mapped
-        if isinstance(text.source, int) and not (mapped and mapped[-1].text is text):
-            os.close(text.source)
+        if corpus not in session.checkpoint.layout.corpora:
+            _close(corpus)
+
+
+def _close(corpus: Corpus) -> None:
+    if isinstance(corpus.source, int):
+        os.close(corpus.source)
 
 
 def _rehearse(program: Program, image: Image) -> None:
@@ -221,16 +228,24 @@ def _rehearse(program: Program, image: Image) -> None:
     first, second = socket.socketpair()
     channel = Channel(here, first)
     limits = Limits()
-    made = memory.sealed(b"text\0", "rehearsal")
     served = _Served(Checkpoint.of(image), limits, program, Crew(channel, lambda _: None), channel, 0)
     session = served.session
     problems: list[Exception] = []
 
     def turns() -> None:
-        session.attach("text", Text(made, Form.ASCII, 4))
+        with (
+            in_memory(["text"], CorpusKind.TEXT) as text,
+            in_memory(["one", "2" * BLOCK], CorpusKind.DOCUMENTS) as documents,
+        ):
+            rehearse(text, documents)
+
+    def rehearse(text: Corpus, documents: Corpus) -> None:
+        session.attach("text", text)
+        session.attach("documents", documents)
         for code in _REHEARSED:
             session.execute(code, served.ask, served.printed)
         session.execute(_ENDLESS, served.ask, lambda *_: session.interrupt())
+        write_layout(session.checkpoint.layout)
         read_files(*write_files(session.checkpoint.files), image.files)
         pagetable.can_watch()
         served.turn(0, lambda: session.execute("x = 1"))()
@@ -250,7 +265,6 @@ def _rehearse(program: Program, image: Image) -> None:
     session.close()
     for closing in (here, there, first, second):
         closing.close()
-    os.close(made)
     if problems:
         raise problems[0]
 
@@ -258,6 +272,7 @@ def _rehearse(program: Program, image: Image) -> None:
 _REHEARSED = (
     "open('/tmp/x', 'w').write('x')",
     "1 / 0",
+    "import _documents\n_documents.located(documents[1][1:]), [len(d) for d in documents], documents.names",
     "import time; time.sleep(0.001)",
     "import os; os._exit(1)",
 )

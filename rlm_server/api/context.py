@@ -2,65 +2,212 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import AsyncIterator
-from typing import Any
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
 from rlm.v1 import context_pb2, context_pb2_grpc
 
 from rlm_server.api import requests, responses
 from rlm_server.api.edge import tenant
 from rlm_server.api.errors import InvalidField, NotFound
-from rlm_server.store.contexts import Contexts, Upload
+from rlm_server.api.uploading import Messages, receive
+from rlm_server.store.contexts import Context, Contexts
+from rlm_server.store.search import LONGEST_PATTERN, Found, PatternRefused, search
+from rlm_server.store.shelf import ContextDamaged
+from rlm_server.store.uploads import Uploads
+from sandbox.corpus import Corpus, Kind
+from sandbox.settling import to_the_end
 
-MOST_NAME = 200
-MOST_BYTES = 2 << 30
-"""Of one text: more does not fit into a guest's address space beside its own memory."""
+MOST_READ = 1 << 18
+"""Characters of one answer."""
+MOST_ANSWER = 3 << 20
+"""Bytes of a list's answer, less than the 4 MiB that gRPC's clients take: one that would have more ends sooner."""
+SEARCHES = 4
+"""At once, each with a thread."""
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T")
 
 
 class ContextServicer(context_pb2_grpc.ContextServiceServicer):
-    """Takes texts in and describes them."""
+    """Takes texts in, describes them, and shows what is in them."""
 
-    def __init__(self, contexts: Contexts) -> None:
-        self._contexts = contexts
+    def __init__(self, contexts: Contexts, uploads: Uploads, *, most_bytes: int, idle_seconds: float) -> None:
+        """`most_bytes` is for one context; an upload of which nothing comes for `idle_seconds` is ended."""
+        self._contexts, self._uploads = contexts, uploads
+        self._most_bytes, self._idle_seconds = most_bytes, idle_seconds
+        self._searches = ThreadPoolExecutor(SEARCHES, thread_name_prefix="searches")
 
-    async def UploadContext(
-        self, request_iterator: AsyncIterator[context_pb2.UploadContextRequest], context: Any
-    ) -> context_pb2.UploadContextResponse:
-        """Store a text as it streams in; nothing of a refused or broken upload stays."""
-        upload: Upload | None = None
-        try:
-            async for request in request_iterator:
-                part = request.WhichOneof("part")
-                if upload is None:
-                    if part != "header":
-                        raise InvalidField("header", "must come first")
-                    upload = self._begin(request.header)
-                elif part != "chunk":
-                    raise InvalidField("chunk", "only chunks may follow the header")
-                else:
-                    upload.add(request.chunk.offset, request.chunk.data)
-            if upload is None:
-                raise InvalidField("header", "must come first")
-            return context_pb2.UploadContextResponse(context=responses.context(await self._contexts.finish(upload)))
-        finally:
-            if upload:
-                upload.close()
+    def close(self) -> None:
+        """Release what the servicer has; no call is being served any more."""
+        self._searches.shutdown()
 
-    def _begin(self, header: context_pb2.UploadHeader) -> Upload:
-        if not 0 < header.size_bytes <= MOST_BYTES:
-            raise InvalidField("header.size_bytes", f"must be from 1 to {MOST_BYTES}, not {header.size_bytes}")
-        if not _SHA256.fullmatch(header.sha256):
-            raise InvalidField("header.sha256", "must be 64 lower-case hex digits")
-        if len(header.name) > MOST_NAME:
-            raise InvalidField("header.name", f"may have {MOST_NAME} characters, not {len(header.name)}")
-        return self._contexts.begin(tenant(), header.name, header.size_bytes, header.sha256)
+    async def UploadContext(self, request_iterator: Messages, context: Any) -> context_pb2.UploadContextResponse:
+        """Store a text or documents as they stream in."""
+        stored = await receive(
+            self._uploads,
+            tenant(),
+            aiter(request_iterator),
+            most_bytes=self._most_bytes,
+            idle_seconds=self._idle_seconds,
+        )
+        return context_pb2.UploadContextResponse(context=responses.context(stored))
+
+    async def GetUploadStatus(
+        self, request: context_pb2.GetUploadStatusRequest, context: Any
+    ) -> context_pb2.GetUploadStatusResponse:
+        """Tell how far an upload is."""
+        request_id = requests.required("request_id", request.request_id, requests.MOST_REQUEST_ID)
+        progress = await self._uploads.status(tenant(), request_id)
+        if progress is None:
+            raise NotFound("upload", request_id)
+        return context_pb2.GetUploadStatusResponse(
+            received_bytes=progress.received_bytes,
+            received_documents=progress.received_documents,
+            context=responses.context(progress.context) if progress.context else None,
+        )
 
     async def GetContext(self, request: context_pb2.GetContextRequest, context: Any) -> context_pb2.GetContextResponse:
         """Describe a context."""
-        found = await requests.context(self._contexts, tenant(), request.context_id)
-        if found is None:
+        return context_pb2.GetContextResponse(context=responses.context(await self._found(request.context_id)))
+
+    async def ListContexts(
+        self, request: context_pb2.ListContextsRequest, context: Any
+    ) -> context_pb2.ListContextsResponse:
+        """List the tenant's contexts."""
+        size = requests.page_size(request.page_size, 100, 1_000)
+        before = requests.page_token(request.page_token, "contexts", 1)
+        found = await self._contexts.page(tenant(), before[0] if before else None, size + 1)
+        return context_pb2.ListContextsResponse(
+            contexts=[responses.context(one) for one in found[:size]],
+            next_page_token=responses.page_token("contexts", found[size - 1].number) if len(found) > size else "",
+        )
+
+    async def ListDocuments(
+        self, request: context_pb2.ListDocumentsRequest, context: Any
+    ) -> context_pb2.ListDocumentsResponse:
+        """List a context's documents."""
+        size = requests.page_size(request.page_size, 1_000, 10_000)
+        first, at = requests.page_token(request.page_token, request.context_id, 2) or (0, 0)
+        async with self._reading(request.context_id) as (found, corpus):
+            if not (0 <= first < len(corpus) and 0 <= at <= corpus.names.characters):
+                raise InvalidField("page_token", "is not one of this list")
+            return await asyncio.to_thread(_documents, found, corpus, first, at, size)
+
+    async def ReadContext(
+        self, request: context_pb2.ReadContextRequest, context: Any
+    ) -> context_pb2.ReadContextResponse:
+        """Show a part of a document."""
+        start, end = request.start, request.end
+        if start < 0:
+            raise InvalidField("start", "must not be negative")
+        if not start <= end <= start + MOST_READ:
+            raise InvalidField("end", f"must be from start to {MOST_READ} after it, not {end}")
+        async with self._reading(request.context_id) as (_, corpus):
+            _check_document("document", request.document, corpus)
+            text = corpus[request.document]
+            part = await asyncio.to_thread(text.read, start, end)
+            return context_pb2.ReadContextResponse(text=part, characters=text.characters)
+
+    async def SearchContext(
+        self, request: context_pb2.SearchContextRequest, context: Any
+    ) -> context_pb2.SearchContextResponse:
+        """Find a pattern; a caller who goes away stops the search."""
+        if not request.pattern:
+            raise InvalidField("pattern", "must not be empty")
+        if len(request.pattern) > LONGEST_PATTERN:
+            raise InvalidField("pattern", f"may have {LONGEST_PATTERN} characters, not {len(request.pattern)}")
+        limit = requests.page_size(request.limit, 100, 1_000, "limit")
+        async with self._reading(request.context_id) as (_, corpus):
+            for place, number in enumerate(request.documents):
+                _check_document(f"documents[{place}]", number, corpus)
+            documents = list(request.documents) or None
+            try:
+                found = await self._cancellable(
+                    lambda cancelled: search(corpus, request.pattern, documents, limit, cancelled=cancelled)
+                )
+            except PatternRefused as error:
+                raise InvalidField("pattern", str(error)) from None
+        return _matches(found)
+
+    async def DeleteContext(
+        self, request: context_pb2.DeleteContextRequest, context: Any
+    ) -> context_pb2.DeleteContextResponse:
+        """Take a context away from everybody."""
+        if not await self._contexts.delete(tenant(), request.context_id):
             raise NotFound("context", request.context_id)
-        return context_pb2.GetContextResponse(context=responses.context(found))
+        return context_pb2.DeleteContextResponse()
+
+    async def _found(self, context_id: str) -> Context:
+        found = await requests.context(self._contexts, tenant(), context_id)
+        if found is None:
+            raise NotFound("context", context_id)
+        return found
+
+    @asynccontextmanager
+    async def _reading(self, context_id: str) -> AsyncIterator[tuple[Context, Corpus]]:
+        """Hold a context and its corpus; a file of it that fails is damaged."""
+        found = await self._found(context_id)
+        async with self._contexts.held(found) as corpus:
+            try:
+                yield found, corpus
+            except (OSError, EOFError) as error:
+                raise ContextDamaged(found.id, getattr(error, "strerror", None) or str(error)) from error
+
+    async def _cancellable(self, work: Callable[[Callable[[], bool]], _T]) -> _T:
+        """Run work in a thread; where this is cancelled, the work is told so and waited for."""
+        cancelled = threading.Event()
+        begun = self._searches.submit(work, cancelled.is_set)
+        future = asyncio.wrap_future(begun)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            cancelled.set()
+            begun.cancel()  # where it has not begun
+            await to_the_end(asyncio.wait((future,)))
+            raise
+
+
+def _check_document(field: str, number: int, corpus: Corpus) -> None:
+    if not 0 <= number < len(corpus):
+        raise InvalidField(field, f"must be from 0 to {len(corpus) - 1}, not {number}")
+
+
+def _documents(context: Context, corpus: Corpus, first: int, at: int, most: int) -> context_pb2.ListDocumentsResponse:
+    """Write documents from `first` on, whose name begins at character `at` of the names."""
+    answer, size = context_pb2.ListDocumentsResponse(), 0
+    names = _lines(corpus, at) if context.kind is Kind.DOCUMENTS else iter(("",))
+    for number, name in enumerate(names, start=first):
+        if number == first + most or size > MOST_ANSWER:
+            answer.next_page_token = responses.page_token(context.id, number, at)
+            break
+        characters = corpus[number].characters
+        answer.documents.append(context_pb2.Document(number=number, name=name, characters=characters))
+        size += len(name.encode()) + 24
+        at += len(name) + 1
+    return answer
+
+
+def _lines(corpus: Corpus, at: int) -> Iterator[str]:
+    """Yield the documents' names from the one that begins at a character of them."""
+    rest = ""
+    while at < corpus.names.characters:
+        piece = corpus.names.read(at, at + MOST_READ)
+        at += len(piece)
+        *lines, rest = (rest + piece).split("\n")
+        yield from lines
+    yield rest
+
+
+def _matches(found: Found) -> context_pb2.SearchContextResponse:
+    answer, size = context_pb2.SearchContextResponse(more=found.more), 0
+    for match in found.matches:
+        size += len(match.text.encode()) + 40
+        if size > MOST_ANSWER:
+            answer.more = True
+            break
+        answer.matches.add(document=match.document, start=match.start, end=match.end, text=match.text)
+    return answer

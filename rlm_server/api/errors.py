@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,12 @@ from rlm_server.broker.routes import UnknownModel
 from rlm_server.ledger import BudgetError
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions import SessionEnded, TooManySessions
-from rlm_server.store.contexts import UploadRefused
+from rlm_server.store.contexts import ContextGone
+from rlm_server.store.database import DatabaseFullError
+from rlm_server.store.objects import ObjectsUnavailable
+from rlm_server.store.shelf import ContextDamaged
+from rlm_server.store.spool import UploadRefused
+from rlm_server.store.uploads import ContextQuotaExceeded, UploadBusy, UploadStalled
 from sandbox.pool import JailMissing, PoolFull
 from sandbox.process import WorkerLost
 from sandbox.stored import SnapshotRefused
@@ -61,6 +67,22 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _invalid(error.reason, error.field, str(error))
         case UploadRefused():
             return _invalid("INVALID_FIELD", error.field, str(error))
+        case UploadBusy():
+            return _status(code_pb2.ABORTED, "UPLOAD_BUSY", str(error), _retry())
+        case UploadStalled():
+            return _status(code_pb2.ABORTED, "UPLOAD_STALLED", str(error), _retry())
+        case ContextQuotaExceeded():
+            quota = error_details_pb2.QuotaFailure(
+                violations=[error_details_pb2.QuotaFailure.Violation(subject=error.unit, description=str(error))]
+            )
+            said = {"unit": error.unit, "limit": str(error.limit), "used": str(error.used), "asked": str(error.asked)}
+            return _status(code_pb2.RESOURCE_EXHAUSTED, "CONTEXT_QUOTA_EXCEEDED", str(error), quota, said=said)
+        case ContextGone():
+            return status_of(NotFound("context", error.context))
+        case ContextDamaged():
+            return _status(code_pb2.DATA_LOSS, "CONTEXT_DAMAGED", str(error), said={"context_id": error.context})
+        case ObjectsUnavailable():
+            return _status(code_pb2.UNAVAILABLE, "OBJECT_STORE_UNAVAILABLE", str(error), _retry())
         case UnknownModel():
             return _invalid("UNKNOWN_MODEL", "model", str(error))
         case NoPrice():
@@ -81,17 +103,25 @@ def status_of(error: Exception) -> status_pb2.Status:
         case SnapshotRefused():
             return _status(code_pb2.DATA_LOSS, "SNAPSHOT_REFUSED", str(error))
         case PoolFull() | TooManyRuns():
-            retry = error_details_pb2.RetryInfo()
-            retry.retry_delay.FromSeconds(1)
-            return _status(code_pb2.RESOURCE_EXHAUSTED, "SERVER_FULL", str(error), retry)
+            return _status(code_pb2.RESOURCE_EXHAUSTED, "SERVER_FULL", str(error), _retry())
         case JailMissing():
             return _status(code_pb2.FAILED_PRECONDITION, "JAIL_MISSING", str(error))
         case WorkerLost():
             return _status(code_pb2.UNAVAILABLE, "WORKER_LOST", str(error))
+        case DatabaseFullError():
+            return _status(code_pb2.RESOURCE_EXHAUSTED, "DISK_FULL", "the server's disk is full", _retry())
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return _status(code_pb2.RESOURCE_EXHAUSTED, "DISK_FULL", "the server's disk is full", _retry())
         case MemoryError():
             return _status(code_pb2.FAILED_PRECONDITION, "CONTEXT_TOO_LARGE", str(error))
         case _:
             return _status(code_pb2.INTERNAL, "INTERNAL", "an internal error of the server; it has been logged")
+
+
+def _retry() -> error_details_pb2.RetryInfo:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromSeconds(1)
+    return retry
 
 
 def _invalid(reason: str, field: str, message: str) -> status_pb2.Status:

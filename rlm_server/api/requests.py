@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import replace
 
 from rlm.v1 import types_pb2
@@ -13,16 +15,42 @@ from rlm_server.store.contexts import Context, Contexts
 from sandbox.limits import Limits
 
 MOST_REQUEST_ID = 128
+MOST_TOKEN = 200
 MOST_AMOUNT = 1 << 60
 LEAST = {"memory_bytes": 64 << 20}
 """With less, the interpreter itself has no room."""
 
 
-def request_id(value: str) -> str | None:
+def request_id(value: str, field: str = "request_id") -> str | None:
     """Return a request id, or None where the caller gave none."""
     if len(value) > MOST_REQUEST_ID:
-        raise InvalidField("request_id", f"may have {MOST_REQUEST_ID} characters, not {len(value)}")
+        raise InvalidField(field, f"may have {MOST_REQUEST_ID} characters, not {len(value)}")
     return value or None
+
+
+def page_size(value: int, usual: int, most: int, field: str = "page_size") -> int:
+    """Return how many a list's page may have; `usual` where the request does not say."""
+    if not 0 <= value <= most:
+        raise InvalidField(field, f"must be from 1 to {most}, or 0 for {usual}, not {value}")
+    return value or usual
+
+
+def page_token(value: str, list_name: str, numbers: int) -> tuple[int, ...] | None:
+    """Return the numbers that `responses.page_token` put into a token of this list; None for the first page."""
+    if not value:
+        return None
+    found: object = None
+    try:
+        if len(value) <= MOST_TOKEN:
+            found = json.loads(base64.b64decode(value, altchars=b"-_", validate=True))
+    except ValueError:
+        pass
+    match found:
+        case [str(of), *places] if of == list_name and len(places) == numbers:
+            numbers_found = tuple(place for place in places if type(place) is int and 0 <= place < 1 << 62)
+            if len(numbers_found) == numbers:
+                return numbers_found
+    raise InvalidField("page_token", "is not one of this list")
 
 
 def required(field: str, value: str, most: int) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
@@ -11,9 +13,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import context_pb2, run_pb2, session_pb2, types_pb2
 
 from rlm_server.ledger import Amounts, Limit
-from rlm_server.runs.events import Body, Event, FinishedCall, Printed
+from rlm_server.runs.events import Body, CallTraced, Event, FinishedCall, Printed
+from rlm_server.runs.reading import Coverage
 from rlm_server.runs.state import RunState
 from rlm_server.store.contexts import Context
+from sandbox.corpus import Kind
 from sandbox.turn import Status, Turn
 
 _STREAMS = {"stdout": session_pb2.OUTPUT_STREAM_STDOUT, "stderr": session_pb2.OUTPUT_STREAM_STDERR}
@@ -22,6 +26,7 @@ _STATUSES = {
     Status.ERROR: session_pb2.TURN_STATUS_ERROR,
     Status.ROLLED_BACK: session_pb2.TURN_STATUS_ROLLED_BACK,
 }
+_KINDS = {Kind.TEXT: context_pb2.CONTEXT_KIND_TEXT, Kind.DOCUMENTS: context_pb2.CONTEXT_KIND_DOCUMENTS}
 _STATES = {state: run_pb2.RunState.Value(f"RUN_STATE_{state.upper()}") for state in RunState}
 
 
@@ -51,7 +56,14 @@ def context(value: Context) -> context_pb2.Context:
         characters=value.characters,
         sha256=value.sha256,
         create_time=time(value.created_at),
+        kind=_KINDS[value.kind],
+        documents=value.documents,
     )
+
+
+def page_token(list_name: str, *numbers: int) -> str:
+    """Write where a list's next page begins."""
+    return base64.urlsafe_b64encode(json.dumps([list_name, *numbers]).encode()).decode()
 
 
 def state(value: RunState) -> run_pb2.RunState.ValueType:
@@ -86,6 +98,23 @@ def finished_call(value: FinishedCall) -> session_pb2.ModelCallFinished:
     )
 
 
+def coverage(value: Coverage) -> context_pb2.Coverage:
+    """Write how much was looked at."""
+    ranges = [context_pb2.Range(document=one.document, start=one.start, end=one.end) for one in value.ranges]
+    return context_pb2.Coverage(fraction=value.fraction, documents=value.documents, ranges=ranges, more=value.more)
+
+
+def traced_call(value: CallTraced) -> session_pb2.ModelCallTraced:
+    """Write which parts of the context a call's prompt contains."""
+    passages = [
+        context_pb2.Passage(
+            range=context_pb2.Range(document=one.document, start=one.start, end=one.end), prompt_start=one.prompt_start
+        )
+        for one in value.passages
+    ]
+    return session_pb2.ModelCallTraced(call_id=value.call_id, passages=passages, more=value.more)
+
+
 def event(value: Event) -> run_pb2.RunEvent:
     """Write an event."""
     made = run_pb2.RunEvent(
@@ -106,6 +135,7 @@ _WRITERS: dict[type, Callable[[Any], object]] = {
     RunState: state,
     FinishedCall: finished_call,
     Turn: turn_result,
+    Coverage: coverage,
 }
 
 
@@ -113,6 +143,8 @@ def _body(body: Body) -> Message:
     """Write an event's body as the message of the same name, whose fields are named alike."""
     if isinstance(body, Printed):
         return output(body)
+    if isinstance(body, CallTraced):
+        return traced_call(body)
     values = {field.name: getattr(body, field.name) for field in fields(body) if field.name != "kind"}
     written = {name: _WRITERS.get(type(value), _as_it_is)(value) for name, value in values.items()}
     message: Message = getattr(run_pb2, type(body).__name__)(**written)

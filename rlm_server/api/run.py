@@ -125,7 +125,9 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
                     reason=node.reason,
                     turns=node.turns,
                     spent=responses.amounts(balance.posted),
+                    coverage_fraction=node.coverage_fraction,
                 )
                 for node, balance in zip(nodes, balances, strict=True)
             ],
+            coverage=responses.coverage(await self._supervisor.coverage(run.id)) if run.context else None,
         )

@@ -14,7 +14,7 @@ from rlm_server.api.errors import NotFound
 from rlm_server.broker.routes import Routes
 from rlm_server.defaults import Defaults
 from rlm_server.ledger import Ledger
-from rlm_server.runs.events import CallFinished, Printed
+from rlm_server.runs.events import CallFinished, CallTraced, Printed
 from rlm_server.runs.supervisor import check_affordable
 from rlm_server.sessions import Happening, NewSession, ReplSession, Sessions
 from rlm_server.store.contexts import Contexts
@@ -49,7 +49,11 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             budget,
             requests.sandbox_limits("limits", request.limits, self._defaults.sandbox(tenant())),
         )
-        return session_pb2.CreateSessionResponse(session=_session(await self._sessions.create(new)))
+        return session_pb2.CreateSessionResponse(session=await self._message(await self._sessions.create(new)))
+
+    async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> session_pb2.GetSessionResponse:
+        """Describe a session."""
+        return session_pb2.GetSessionResponse(session=await self._message(self._found(request.session_id)))
 
     async def Execute(
         self, request: session_pb2.ExecuteRequest, context: Any
@@ -75,22 +79,24 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise NotFound("session", session_id)
         return session
 
+    async def _message(self, session: ReplSession) -> session_pb2.Session:
+        asked = session.asked
+        return session_pb2.Session(
+            session_id=session.id,
+            image=asked.image,
+            context_id=asked.context.id if asked.context else "",
+            sub_model=asked.sub_model,
+            budget=responses.budget(asked.budget),
+            create_time=responses.time(session.created_at),
+            coverage=responses.coverage(await self._sessions.coverage(session)) if asked.context else None,
+        )
+
 
 def _response(happening: Happening) -> session_pb2.ExecuteResponse:
     if isinstance(happening, Printed):
         return session_pb2.ExecuteResponse(output=responses.output(happening))
     if isinstance(happening, CallFinished):
         return session_pb2.ExecuteResponse(call_finished=responses.finished_call(happening.call))
+    if isinstance(happening, CallTraced):
+        return session_pb2.ExecuteResponse(call_traced=responses.traced_call(happening))
     return session_pb2.ExecuteResponse(result=responses.turn_result(happening.result))
-
-
-def _session(session: ReplSession) -> session_pb2.Session:
-    asked = session.asked
-    return session_pb2.Session(
-        session_id=session.id,
-        image=asked.image,
-        context_id=asked.context.id if asked.context else "",
-        sub_model=asked.sub_model,
-        budget=responses.budget(asked.budget),
-        create_time=responses.time(session.created_at),
-    )

@@ -14,11 +14,12 @@ from rlm_server.broker.broker import Broker, CallFailed
 from rlm_server.broker.calls import Message, ModelRequest, Payer
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.ledger import Amounts, BudgetError
-from rlm_server.runs.events import CallFinished, CallStarted, FinishedCall
+from rlm_server.runs.events import CallFinished, CallStarted, CallTraced, FinishedCall
+from rlm_server.runs.tracing import Tracer
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.settling import to_the_end
 
-Report = Callable[[CallStarted | CallFinished], None]
+Report = Callable[[CallStarted | CallFinished | CallTraced], None]
 """Told of every call as it starts and ends."""
 
 
@@ -56,11 +57,12 @@ class Terms:
 class Calls:
     """Serves `llm_query` for one session."""
 
-    def __init__(self, broker: Broker, payer: Payer, terms: Terms, memo: Memo, report: Report) -> None:
+    def __init__(self, broker: Broker, payer: Payer, terms: Terms, memo: Memo, tracer: Tracer, report: Report) -> None:
         self._broker = broker
         self._payer = payer
         self.terms = terms
         self._memo = memo
+        self._tracer = tracer
         self._report = report
         self.count = 0
 
@@ -81,6 +83,7 @@ class Calls:
         self.count += 1
         call_id = "call_" + secrets.token_hex(16)
         self._report(CallStarted(call_id, model, len(prompt)))
+        self._tracer.trace(call_id, [prompt], self._report)
         try:
             async with self._memo.lock(key):
                 known = self._memo.get(key)

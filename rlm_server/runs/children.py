@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
 
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.ledger import NANO, UNITS, AccountUnknown, BudgetError, BudgetExceeded, Limit
 from rlm_server.runs.calls import Calls, check_batch, failed, model_named
 from rlm_server.runs.events import Body, ChildFinished, ChildStarted, Guard
+from rlm_server.runs.given import beginning, given
 from rlm_server.runs.journal import NodeRow
+from rlm_server.runs.reading import Reading
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
 from sandbox.door import DoorRefusal, HostCall, Json
-from sandbox.memory import sealed
 from sandbox.settling import to_the_end
-from sandbox.text import Text, encode
 
 AT_THE_CAP_CHARACTERS = 100_000
 """Of a text, shown to the model that answers in place of a child at the depth cap."""
@@ -39,41 +38,43 @@ class Children:
 
     async def rlm_query(self, call: HostCall) -> Json:
         """Answer a request `rlm_query(prompts, contexts, model, budget)`: a slot for each prompt, in order."""
-        questions, contexts, model = call.texts("prompts"), call.texts("contexts"), model_named(call)
+        questions, contexts, model = call.texts("prompts"), call.items("contexts"), model_named(call)
         tree, depth = self._tree, self._parent.depth
         check_batch(len(questions), tree.limits.batch)
         if len(questions) != len(contexts):
             raise DoorRefusal("ValueError", f"{len(questions)} prompts but {len(contexts)} contexts")
+        readings = [given(context, self._parent.reading) for context in contexts]
         try:
             tree.services.broker.routes.route(model or tree.run.sub_model)
         except UnknownModel as error:
             raise DoorRefusal("ValueError", str(error)) from None
         if depth >= tree.limits.max_depth:
-            return list(await self._without_children(questions, contexts, model))
+            return list(await self._without_children(questions, readings, model))
         try:
             budget = await self._budget(call, len(questions))
         except BudgetError as error:
             raise DoorRefusal("LimitExceeded", str(error)) from None
         async with asyncio.TaskGroup() as group:
             children = [
-                group.create_task(self._child(question, context, model, budget))
-                for question, context in zip(questions, contexts, strict=True)
+                group.create_task(self._child(question, reading, model, budget))
+                for question, reading in zip(questions, readings, strict=True)
             ]
         return [child.result() for child in children]
 
     async def _without_children(
-        self, questions: list[str], contexts: list[str], model: str | None
+        self, questions: list[str], readings: list[AbstractAsyncContextManager[Reading]], model: str | None
     ) -> list[dict[str, Json]]:
         most = self._tree.limits.max_depth
         self._emit(Guard("max_depth", f"at depth {most} rlm_query is answered by llm_query"))
-        prompts = [
-            question if context == question else f"{question}\n\nText:\n{context[:AT_THE_CAP_CHARACTERS]}"
-            for question, context in zip(questions, contexts, strict=True)
-        ]
+        prompts, notes = [], []
+        for question, made in zip(questions, readings, strict=True):
+            async with made as reading:
+                text = beginning(reading.corpus, AT_THE_CAP_CHARACTERS)
+            prompts.append(question if text == question else f"{question}\n\nText:\n{text}")
+            notes.append(f"the depth cap {most} is reached: llm_query answered, over {len(text)} characters")
         slots = await self._calls.ask(prompts, model)
-        for slot, context in zip(slots, contexts, strict=True):
-            seen = min(len(context), AT_THE_CAP_CHARACTERS)
-            slot["note"] = f"the depth cap {most} is reached: llm_query answered, over {seen} characters"
+        for slot, note in zip(slots, notes, strict=True):
+            slot["note"] = note
         return slots
 
     async def _budget(self, call: HostCall, children: int) -> Limit:
@@ -90,23 +91,24 @@ class Children:
                 raise DoorRefusal("LimitExceeded", f"too little {unit} is left to start a child RLM")
         return Limit(**shares)
 
-    async def _child(self, question: str, context: str, model: str | None, budget: Limit) -> dict[str, Json]:
+    async def _child(
+        self, question: str, made: AbstractAsyncContextManager[Reading], model: str | None, budget: Limit
+    ) -> dict[str, Json]:
         child_id = "node_" + secrets.token_hex(16)
-        async with self._tree.level(self._parent.depth + 1):
-            with _in_memory(context) as text:
-                return await self._started(child_id, question, text, model, budget)
+        async with self._tree.level(self._parent.depth + 1), made as reading:
+            return await self._started(child_id, question, reading, model, budget)
 
     async def _started(
-        self, child_id: str, question: str, text: Text, model: str | None, budget: Limit
+        self, child_id: str, question: str, reading: Reading, model: str | None, budget: Limit
     ) -> dict[str, Json]:
         try:
-            await to_the_end(self._open(child_id, question, text.characters, budget))
+            await to_the_end(self._open(child_id, question, reading.corpus.characters, budget))
         except BudgetExceeded as error:
             return failed("LimitExceeded", str(error))
         except asyncio.CancelledError:
             await to_the_end(self._abandon(child_id))
             raise
-        return await self._run(child_id, question, text, model)
+        return await self._run(child_id, question, reading, model)
 
     async def _open(self, child_id: str, question: str, characters: int, budget: Limit) -> None:
         run, services, parent = self._tree.run, self._tree.services, self._parent
@@ -123,11 +125,11 @@ class Children:
             await self._tree.services.journal.move(child_id, RunState.CANCELLED, reason="cancelled")
             await self._tell_end(child_id, Outcome(RunState.CANCELLED, reason="cancelled"))
 
-    async def _run(self, child_id: str, question: str, text: Text, model: str | None) -> dict[str, Json]:
+    async def _run(self, child_id: str, question: str, reading: Reading, model: str | None) -> dict[str, Json]:
         depth, named = self._parent.depth + 1, model or self._tree.run.sub_model
         outcome = Outcome(RunState.CANCELLED, reason="cancelled")
         try:
-            outcome = await self._run_node(Task(child_id, self._parent.id, depth, question, text, named))
+            outcome = await self._run_node(Task(child_id, self._parent.id, depth, question, reading, named))
         finally:
             await to_the_end(self._tell_end(child_id, outcome))
         if outcome.state is RunState.SUCCEEDED:
@@ -138,13 +140,3 @@ class Children:
     async def _tell_end(self, child_id: str, outcome: Outcome) -> None:
         spent = (await self._tree.services.ledger.balance(child_id)).posted
         self._emit(ChildFinished(child_id, outcome.state, outcome.reason, spent))
-
-
-@contextmanager
-def _in_memory(context: str) -> Iterator[Text]:
-    form, data = encode(context)
-    fd = sealed(data, "context")
-    try:
-        yield Text(fd, form, len(context))
-    finally:
-        os.close(fd)

@@ -5,13 +5,15 @@ The names of the bodies and of their fields are those of the protocol's `RunEven
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
 from rlm_server.ledger.amounts import Amounts, Limit
+from rlm_server.runs.reading import Coverage
 from rlm_server.runs.state import RunState
+from rlm_server.store.lineage import Passage
 from sandbox.turn import Turn
 
 
@@ -42,6 +44,7 @@ class ModelReplied:
     model: str
     text: str
     spent: Amounts
+    call_id: str = ""
     kind: Literal["model_replied"] = "model_replied"
 
 
@@ -94,6 +97,16 @@ class CallFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class CallTraced:
+    """Which parts of the run's context stand word for word in the prompt of a call; `more`: there may be others."""
+
+    call_id: str
+    passages: tuple[Passage, ...]
+    more: bool
+    kind: Literal["call_traced"] = "call_traced"
+
+
+@dataclass(frozen=True, slots=True)
 class ChildStarted:
     """The code starts a child RLM."""
 
@@ -128,6 +141,8 @@ class TurnCheckpointed:
     """The session's state after a turn is kept; `private_bytes` of memory are its own."""
 
     private_bytes: int
+    coverage: Coverage = field(default_factory=Coverage)
+    """Of the node's own text."""
     kind: Literal["turn_checkpointed"] = "turn_checkpointed"
 
 
@@ -172,7 +187,7 @@ class RunFinished:
 
 Body = (
     RunStarted | TurnStarted | ModelReplied | CodeStarted | Printed | CallStarted | CallFinished | ChildStarted
-    | ChildFinished | CodeFinished | TurnCheckpointed | BudgetWarning | Guard | Answer | RunFinished
+    | ChildFinished | CodeFinished | TurnCheckpointed | BudgetWarning | Guard | Answer | RunFinished | CallTraced
 )  # fmt: skip
 
 _bodies: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="kind")])

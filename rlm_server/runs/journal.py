@@ -8,8 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from rlm_server.ledger.amounts import Limit
 from rlm_server.runs.events import Event, Place, from_json, to_json
+from rlm_server.runs.reading import Coverage
 from rlm_server.runs.state import RunState, move
 from rlm_server.store.database import Database
 
@@ -42,6 +45,8 @@ class NodeRow:
     answer: str = ""
     reason: str = ""
     turns: int = 0
+    coverage_fraction: float = 0.0
+    """The part of its own text that it has looked at."""
 
 
 class Journal:
@@ -58,7 +63,8 @@ class Journal:
             if known:
                 return known
             connection.execute(
-                "INSERT INTO run VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO run (id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, "
+                "limit_calls, created_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (run.id, run.tenant, run.request_id, run.context, run.model, run.sub_model, run.budget.nano_usd,
                  run.budget.tokens, run.budget.calls, run.created_at, run.ended_at),
             )  # fmt: skip
@@ -88,7 +94,16 @@ class Journal:
 
         return await self._database.read(read)
 
-    async def move(self, node: str, state: RunState, *, answer: str = "", reason: str = "", turns: int = 0) -> None:
+    async def move(
+        self,
+        node: str,
+        state: RunState,
+        *,
+        answer: str = "",
+        reason: str = "",
+        turns: int = 0,
+        coverage_fraction: float = 0.0,
+    ) -> None:
         """Move a node to another state.
 
         Raises:
@@ -98,13 +113,27 @@ class Journal:
         def write(connection: sqlite3.Connection) -> None:
             row = connection.execute("SELECT state FROM node WHERE id = ?", (node,)).fetchone()
             connection.execute(
-                "UPDATE node SET state = ?, answer = ?, reason = ?, turns = ? WHERE id = ?",
-                (move(RunState(row[0]), state), answer, reason, turns, node),
+                "UPDATE node SET state = ?, answer = ?, reason = ?, turns = ?, coverage_fraction = ? WHERE id = ?",
+                (move(RunState(row[0]), state), answer, reason, turns, coverage_fraction, node),
             )
             if state.ended:
                 connection.execute("UPDATE run SET ended_at = ? WHERE id = ?", (now(), node))
 
         await self._database.write(write)
+
+    async def cover(self, run: str, coverage: Coverage) -> None:
+        """Keep how much of its context a run's whole tree has looked at."""
+        kept = (_coverages.dump_json(coverage).decode(), run)
+        await self._database.write(lambda db: db.execute("UPDATE run SET coverage = ? WHERE id = ?", kept))
+
+    async def coverage(self, run: str) -> Coverage:
+        """Return how much of its context a run that has ended has looked at."""
+
+        def read(connection: sqlite3.Connection) -> Coverage:
+            row = connection.execute("SELECT coverage FROM run WHERE id = ?", (run,)).fetchone()
+            return _coverages.validate_json(row[0]) if row and row[0] else Coverage()
+
+        return await self._database.read(read)
 
     async def unfinished(self) -> list[NodeRow]:
         """Return the nodes that a former process left unfinished, children before their parents."""
@@ -159,7 +188,9 @@ class Journal:
         return await self._database.read(read)
 
 
-_NODE = "SELECT id, run, parent, depth, state, question, answer, reason, turns FROM node"
+_coverages = TypeAdapter(Coverage)
+
+_NODE = "SELECT id, run, parent, depth, state, question, answer, reason, turns, coverage_fraction FROM node"
 _UNANNOUNCED = f"""
 {_NODE} WHERE id IN (SELECT id FROM run WHERE ended_at IS NOT NULL) AND NOT coalesce((
     SELECT body LIKE '%"kind":"run_finished"}}' FROM event WHERE event.run = node.id ORDER BY sequence DESC LIMIT 1
@@ -168,13 +199,14 @@ _UNANNOUNCED = f"""
 
 
 def _node(row: tuple[Any, ...]) -> NodeRow:
-    node, run, parent, depth, state, question, answer, reason, turns = row
-    return NodeRow(node, run, parent, depth, RunState(state), question, answer, reason, turns)
+    node, run, parent, depth, state, *rest = row
+    return NodeRow(node, run, parent, depth, RunState(state), *rest)
 
 
 def _insert_node(connection: sqlite3.Connection, node: NodeRow) -> None:
     connection.execute(
-        "INSERT INTO node VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO node (id, run, parent, depth, state, question, answer, reason, turns) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (node.id, node.run, node.parent, node.depth, node.state, node.question, node.answer, node.reason, node.turns),
     )
 

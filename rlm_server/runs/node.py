@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.calls import Failure, Message, ModelRequest, Payer
@@ -18,6 +20,7 @@ from rlm_server.runs.events import (
     Body,
     CallFinished,
     CallStarted,
+    CallTraced,
     CodeFinished,
     CodeStarted,
     Guard,
@@ -27,8 +30,11 @@ from rlm_server.runs.events import (
     TurnStarted,
 )  # fmt: skip
 from rlm_server.runs.printing import Printing
+from rlm_server.runs.reading import Coverage, summary
+from rlm_server.runs.searching import searched
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
+from sandbox.corpus import CorpusDamaged
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool import JailMissing, LiveSession, PoolFull
 from sandbox.process import WorkerLost
@@ -55,19 +61,21 @@ class Node:
         self.payer = Payer(task.id, tree.run.tenant, tree.run.id, task.id)
         limits = tree.limits
         terms = Terms(tree.run.sub_model, limits.sub_tokens, limits.batch, tree.deadline)
-        self.calls = Calls(tree.services.broker, self.payer, terms, tree.memo, self._reported)
+        self.calls = Calls(tree.services.broker, self.payer, terms, tree.memo, tree.tracer, self._reported)
         self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
         self._draft = ""
         self._ready = False
         self._messages: list[Message] = []
         self._seen: Counter[tuple[object, ...]] = Counter()
         self._errors = 0
+        self._coverage = Coverage()
+        self._seen_blocks = 0
 
     def emit(self, body: Body) -> None:
         """Report something that happened in this node."""
         self.tree.feed.emit(self.place, body)
 
-    def _reported(self, body: CallStarted | CallFinished) -> None:
+    def _reported(self, body: CallStarted | CallFinished | CallTraced) -> None:
         self.emit(body)
         if isinstance(body, CallFinished):
             self.tree.count(self.place, body.call.spent)
@@ -114,7 +122,12 @@ class Node:
         services = self.tree.services
         await services.ledger.close_account(self.task.id)
         await services.journal.move(
-            self.task.id, outcome.state, answer=outcome.answer, reason=outcome.reason, turns=self.place.turn
+            self.task.id,
+            outcome.state,
+            answer=outcome.answer,
+            reason=outcome.reason,
+            turns=self.place.turn,
+            coverage_fraction=self._coverage.fraction,
         )
 
     async def _work(self) -> str:
@@ -125,10 +138,10 @@ class Node:
         except (PoolFull, JailMissing, WorkerLost) as error:
             raise _Ended(RunState.FAILED, str(error)) from None
         try:
-            if self.task.text is not None:
-                await session.attach("context", self.task.text)
+            if self.task.reading is not None:
+                await session.attach("context", self.task.reading.corpus)
             return await self._converse(session)
-        except (MemoryError, WorkerLost, PoolFull, SnapshotRefused) as error:
+        except (MemoryError, WorkerLost, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
             raise _Ended(RunState.FAILED, str(error)) from None
         finally:
             await session.close()
@@ -146,7 +159,8 @@ class Node:
                 return self._answered(said.final)
             blocks = said.blocks or ((f"FINAL_VAR({said.final_variable!r})",) if said.final_variable else ())
             results = await self._run_blocks(session, blocks)
-            self.emit(TurnCheckpointed(session.private_bytes))
+            await self._look(session)
+            self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
             if self._ready:
                 return self._answered(self._draft)
             notes = self._guard(blocks, results)
@@ -156,6 +170,14 @@ class Node:
         await self._last_word()
         raise _Ended(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
 
+    async def _look(self, session: LiveSession) -> None:
+        """Sum up what the session has looked at so far, where that is more than before."""
+        reading, blocks = self.task.reading, session.seen[0] if session.seen else 0
+        if reading is not None and blocks != self._seen_blocks:
+            self._seen_blocks = blocks
+            self._coverage = await asyncio.to_thread(summary, reading.corpus, blocks)
+            self.tree.saw(reading, blocks)
+
     def _answered(self, text: str) -> str:
         self._draft = text
         self.emit(Answer(text))
@@ -164,8 +186,12 @@ class Node:
     async def _ask(self, max_tokens: int) -> str:
         model = self.task.model
         request = ModelRequest(model, tuple(self._messages), prompt.SYSTEM, max_tokens)
+        call_id = "call_" + secrets.token_hex(16)
+        self.tree.tracer.trace(call_id, [message.content for message in self._messages], self._reported)
         try:
-            done = await self.tree.services.broker.complete(request, self.payer, deadline=self.tree.deadline)
+            done = await self.tree.services.broker.complete(
+                request, self.payer, deadline=self.tree.deadline, call_id=call_id
+            )
         except BudgetError as error:
             raise _Ended(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         except CallFailed as error:
@@ -173,7 +199,7 @@ class Node:
             if error.failure is Failure.TIMED_OUT and not seconds_left(self.tree.deadline):
                 raise _Ended(RunState.EXHAUSTED, self._out_of_time()) from None
             raise _Ended(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
-        self.emit(ModelReplied(model, done.reply.text, done.spent))
+        self.emit(ModelReplied(model, done.reply.text, done.spent, call_id))
         self.tree.count(self.place, done.spent)
         self._messages.append(Message("assistant", done.reply.text or "(no text)"))
         return done.reply.text
@@ -190,7 +216,7 @@ class Node:
         for number, code in enumerate(blocks, start=1):
             self.emit(CodeStarted(code, number))
             with Printing(self.emit) as printing:
-                result = await session.execute(code, self._answer, printing.take)
+                result = await session.execute(code, partial(self._answer, session), printing.take)
             self.emit(CodeFinished(result))
             results.append(result)
             if result.error or self._ready:
@@ -222,19 +248,21 @@ class Node:
     async def _environment(self, turn: int) -> prompt.Environment:
         limits = self.tree.limits
         return prompt.Environment(
-            turn, limits.max_turns, self.task.text.characters if self.task.text else 0, self.task.depth,
-            limits.max_depth, await self.tree.services.ledger.left(self.task.id), self.calls.count,
+            turn, limits.max_turns, self.task.reading.corpus if self.task.reading else None, self._coverage,
+            self.task.depth, limits.max_depth, await self.tree.services.ledger.left(self.task.id), self.calls.count,
             seconds_left(self.tree.deadline),
         )  # fmt: skip
 
     # ---- the door ------------------------------------------------------------------------------------------------
 
-    async def _answer(self, call: HostCall) -> Json:
+    async def _answer(self, session: LiveSession, call: HostCall) -> Json:
         match call.op:
             case "llm_query":
                 return await self.calls.llm_query(call)
             case "rlm_query":
                 return await self._children.rlm_query(call)
+            case "search":
+                return await searched(session, call)
             case "answer":
                 self._draft, self._ready = call.text("content"), call.arguments.get("ready") is True
                 return None

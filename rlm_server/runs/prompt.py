@@ -6,14 +6,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlm_server.ledger.amounts import Limit, usd
+from rlm_server.runs.reading import Coverage
+from sandbox.corpus import Corpus, Kind
 from sandbox.turn import Status, Turn
 
+SHOWN_RANGES = 8
+"""Of what was looked at."""
 FEEDBACK_CHARACTERS = 8_000
 """Shown of one block's output; the middle of a longer one is cut out."""
 
 SYSTEM = """\
-You answer a question about a text that is too large to read. The text is the variable `context` (a Python str) in a
-Python REPL that you control. You never see it except for what your code prints, so look at it with code.
+You answer a question about a text that is too large to read. The text is the variable `context` in a Python REPL that
+you control: a Python str, or, for many documents, a read-only sequence of str (with `.names`; slices are sequences).
+You never see it except for what your code prints, so look at it with code.
 
 Write Python in fenced blocks marked `repl`:
 
@@ -33,6 +38,8 @@ Besides `context` the code may use:
 - rlm_query_batched(prompts, contexts=None, ...) -> list[str]: many children at once.
 - llm_query_async, rlm_query_async: the same, to be awaited, at the top level too: `await asyncio.gather(...)` has many
   run in parallel, and so has `ThreadPoolExecutor().map(llm_query, prompts)`. There are no other threads.
+- search(pattern, documents=None, limit=100) -> list: where a regular expression (RE2) matches, in linear time, of any
+  size: each match has .document, .start, .end (characters) and .text.
 - budget() -> dict: what is left. SHOW_VARS(): your variables.
 - answer: a dict. Put your answer in answer["content"] and set answer["ready"] = True to finish.
 
@@ -48,7 +55,8 @@ class Environment:
 
     turn: int
     max_turns: int
-    context_characters: int
+    corpus: Corpus | None
+    coverage: Coverage
     depth: int
     max_depth: int
     left: Limit
@@ -65,11 +73,25 @@ class Environment:
             f"{self.seconds_left:.0f} s",
         ]
         return (
-            f"Turn {self.turn} of {self.max_turns}. `context` has {self.context_characters:,} characters.\n"
+            f"Turn {self.turn} of {self.max_turns}. {self._context()}\n"
             f"Left: {', '.join(part for part in parts if part)}. Model calls made by your code: {self.calls}.\n"
             f"Depth {self.depth} of {self.max_depth}"
             + (": rlm_query is answered by llm_query here." if self.depth >= self.max_depth else ".")
         )
+
+    def _context(self) -> str:
+        corpus, coverage = self.corpus, self.coverage
+        if corpus is None:
+            return "`context` is empty."
+        documents = corpus.kind is Kind.DOCUMENTS
+        size = f"{corpus.characters:,} characters"
+        what = f"is a sequence of {len(corpus):,} documents with {size}" if documents else f"has {size}"
+        seen = f"Looked at so far: {coverage.fraction:.1%}"
+        if documents:
+            return f"`context` {what}. {seen}, in {coverage.documents:,} documents."
+        shown = ", ".join(f"{one.start:,}-{one.end:,}" for one in coverage.ranges[:SHOWN_RANGES])
+        rest = ", ..." if len(coverage.ranges) > SHOWN_RANGES else ""
+        return f"`context` {what}. {seen}" + (f" (characters {shown}{rest})." if shown else ".")
 
 
 def task(question: str, environment: Environment) -> str:

@@ -8,7 +8,8 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Self
 
@@ -17,7 +18,9 @@ from rlm_server.runs.events import Event, Place, RunFinished, RunStarted
 from rlm_server.runs.feed import Feed, replay
 from rlm_server.runs.journal import NodeRow, RunRow, now
 from rlm_server.runs.node import Node
+from rlm_server.runs.reading import Coverage, whole
 from rlm_server.runs.state import RunState
+from rlm_server.runs.tracing import Tracer
 from rlm_server.runs.tree import Outcome, RunLimits, Services, Task, Tree
 from rlm_server.store.contexts import Context, Contexts
 from sandbox.settling import to_the_end
@@ -47,7 +50,8 @@ class NewRun:
 @dataclass(slots=True)
 class _Live:
     feed: Feed
-    task: asyncio.Task[None]
+    task: asyncio.Task[None] = field(init=False)
+    tree: Tree | None = None
 
 
 class Supervisor:
@@ -79,6 +83,7 @@ class Supervisor:
 
         Raises:
             BudgetExceeded: the budget is more than what the tenant has left.
+            ContextGone, ContextDamaged: the context was deleted, or its files are not whole.
             TooManyRuns: as many as may are going on.
         """
         async with self._creating:
@@ -91,6 +96,17 @@ class Supervisor:
         if len(self._live) >= self._most:
             raise TooManyRuns(f"this server runs at most {self._most} runs at once; try again when one has ended")
         check_affordable(new.tenant, new.budget, await ledger.left(new.tenant))
+        if new.context:
+            await self._contexts.hold(new.context)
+        try:
+            return await self._begin(new)
+        except BaseException:
+            if new.context:
+                self._contexts.release(new.context)
+            raise
+
+    async def _begin(self, new: NewRun) -> RunRow:
+        journal, ledger = self._services.journal, self._services.ledger
         run_id = "run_" + secrets.token_hex(16)
         row = RunRow(
             run_id, new.tenant, new.request_id, new.context.id if new.context else None, new.model, new.sub_model,
@@ -98,13 +114,13 @@ class Supervisor:
         )  # fmt: skip
         await journal.create(row, new.question)
         await ledger.open_account(run_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
-        feed = Feed(journal, run_id)
-        self._live[run_id] = _Live(feed, self._group.create_task(self._run(row, new, feed)))
+        live = self._live[run_id] = _Live(Feed(journal, run_id))
+        live.task = self._group.create_task(self._run(row, new, live))
         await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
 
-    async def _run(self, row: RunRow, new: NewRun, feed: Feed) -> None:
-        place = Place(row.id, "", 0)
+    async def _run(self, row: RunRow, new: NewRun, live: _Live) -> None:
+        place, feed = Place(row.id, "", 0), live.feed
         keeping = asyncio.create_task(feed.serve())
         outcome = Outcome(RunState.FAILED, reason="an internal error of the server; it has been logged")
         try:
@@ -115,18 +131,25 @@ class Supervisor:
                 ),
             )
             deadline = time.monotonic() + new.limits.wall_seconds
-            tree = Tree(self._services, row, new.limits, new.image, deadline, feed)
-            text = self._contexts.text(new.context) if new.context else None
-            outcome = await Node(tree, Task(row.id, "", 0, new.question, text, row.model)).run()
+            reading = whole(self._contexts.corpus(new.context)) if new.context else None
+            corpus = reading.corpus if reading else None
+            async with Tracer(partial(self._contexts.lineage, new.context) if new.context else None) as tracer:
+                live.tree = Tree(self._services, row, new.limits, new.image, deadline, feed, corpus, tracer)
+                outcome = await Node(live.tree, Task(row.id, "", 0, new.question, reading, row.model)).run()
         except asyncio.CancelledError:
             outcome = Outcome(RunState.CANCELLED, reason="cancelled")
         except Exception:
             log.exception("run %s failed", row.id)
         finally:
-            await to_the_end(self._finish(row.id, outcome, feed, keeping))
+            await to_the_end(self._finish(row.id, outcome, live, keeping))
+            if new.context:
+                self._contexts.release(new.context)
 
-    async def _finish(self, run_id: str, outcome: Outcome, feed: Feed, keeping: asyncio.Task[None]) -> None:
+    async def _finish(self, run_id: str, outcome: Outcome, live: _Live, keeping: asyncio.Task[None]) -> None:
+        feed = live.feed
         try:
+            if live.tree:
+                await self._services.journal.cover(run_id, await live.tree.coverage())
             spent = (await self._services.ledger.balance(run_id)).posted
             feed.emit(Place(run_id, "", 0), RunFinished(outcome.state, outcome.reason, spent, outcome.answer))
             await keeping
@@ -141,6 +164,11 @@ class Supervisor:
         if live:
             live.task.cancel()
             await asyncio.wait([live.task])
+
+    async def coverage(self, run_id: str) -> Coverage:
+        """Return how much of its context a run's whole tree has looked at so far."""
+        live = self._live.get(run_id)
+        return await live.tree.coverage() if live and live.tree else await self._services.journal.coverage(run_id)
 
     def watch(self, run_id: str, from_sequence: int) -> AsyncIterator[Event]:
         """Yield the run's events from a number on, until its last."""

@@ -12,10 +12,13 @@ from rlm_server.runs.calls import Memo
 from rlm_server.runs.events import BudgetWarning, Place
 from rlm_server.runs.feed import Feed
 from rlm_server.runs.journal import Journal, RunRow
+from rlm_server.runs.reading import Coverage, Reading, summary, traced_back
 from rlm_server.runs.state import RunState
+from rlm_server.runs.tracing import Tracer
+from sandbox.corpus import Corpus
+from sandbox.coverage import of_range
 from sandbox.limits import Limits
 from sandbox.pool import Pool
-from sandbox.text import Text
 
 WARN_AT_PERCENT = (50, 80, 95)
 
@@ -63,7 +66,7 @@ class Task:
     parent: str
     depth: int
     question: str
-    text: Text | None
+    reading: Reading | None
     model: str
 
 
@@ -86,6 +89,10 @@ class Tree:
     image: str
     deadline: float
     feed: Feed
+    context: Corpus | None
+    tracer: Tracer
+    seen: int = 0
+    """The blocks of the run's context that its whole tree has looked at."""
     memo: Memo = field(default_factory=Memo)
     spent: Amounts = field(default_factory=Amounts)
     _warned: dict[str, int] = field(default_factory=dict)
@@ -97,6 +104,16 @@ class Tree:
     def level(self, depth: int) -> asyncio.Semaphore:
         """Return the places at a depth. A node waits only for deeper ones, so nodes never wait for each other."""
         return self._levels[depth]
+
+    def saw(self, reading: Reading, blocks: int) -> None:
+        """Note that a node has looked at blocks of what it reads."""
+        if self.context is not None:
+            for found in traced_back(reading, blocks):
+                self.seen |= of_range(self.context, found)
+
+    async def coverage(self) -> Coverage:
+        """Sum up how much of the run's context the whole tree has looked at."""
+        return Coverage() if self.context is None else await asyncio.to_thread(summary, self.context, self.seen)
 
     def count(self, place: Place, spent: Amounts) -> None:
         """Add to what the run has spent, and warn where it passes a share of its budget."""

@@ -1,186 +1,409 @@
-"""Contexts: texts kept in the form the guest maps, one file each, one row each."""
+"""Contexts: documents kept in the form the guest maps, a row and a folder for each, every tenant's its own.
+
+The order of things is what keeps them whole: files are durable before their row is written, a context is nobody's
+before its files go, and its row goes last. What a process that died left between two steps, the next start undoes.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import codecs
-import hashlib
-import os
-import secrets
+import logging
 import sqlite3
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import BinaryIO
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Self
+from weakref import WeakValueDictionary
 
 from rlm_server.store.database import Database
-from sandbox.text import Form, Text
+from rlm_server.store.lineage import Lineage
+from rlm_server.store.objects import Objects
+from rlm_server.store.shelf import ContextDamaged, Files, Shelf, Written
+from sandbox.corpus import Corpus, Kind
+from sandbox.settling import to_the_end
 
-CHUNK = 1 << 20
-"""The most bytes of an upload that may come at once."""
+log = logging.getLogger(__name__)
+
+UPKEEP_SECONDS = 300.0
+"""Between two looks at what has become too old, or too much."""
+REMOVAL_SECONDS = 10.0
+"""For removals under way when the server stops; the next start does what is left."""
+_DAY = 86_400_000
 
 
-class UploadRefused(Exception):
-    """An upload is not what its header said; `field` names what is wrong. Nothing of it is kept."""
+class ContextGone(Exception):
+    """The context was deleted."""
 
-    def __init__(self, field: str, message: str) -> None:
-        super().__init__(message)
-        self.field = field
+    def __init__(self, context: str) -> None:
+        super().__init__(f"there is no context {context!r}")
+        self.context = context
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A stored text. `size_bytes` counts UTF-8, `characters` what `len()` gives in the guest."""
+    """A stored context. `size_bytes` counts UTF-8, `characters` what `len()` gives in the guest.
+
+    `number` is its place in the list of contexts, and `identity` what makes another upload the same context.
+    """
 
     id: str
     tenant: str
+    identity: str
     name: str
+    kind: Kind
     sha256: str
     size_bytes: int
     characters: int
-    form: Form
+    documents: int
+    files: Files
     created_at: int
+    number: int = field(default=0, compare=False)
 
 
 class Contexts:
-    """The texts of every tenant; each sees only its own."""
+    """The contexts of every tenant; each sees only its own.
 
-    def __init__(self, database: Database, folder: Path) -> None:
-        self._database = database
-        self._folder = folder
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in folder.glob("*.uploading*"):
-            left.unlink()  # of a process that died
+    An async context manager: it begins with what a former process left undone. All that holds a context must have let
+    go of it before the end.
+    """
 
-    def begin(self, tenant: str, name: str, size_bytes: int, sha256: str) -> Upload:
-        """Start an upload; its owner must `close` it."""
-        return Upload(self._folder / f"{secrets.token_hex(16)}.uploading", tenant, name, size_bytes, sha256)
+    def __init__(
+        self,
+        database: Database,
+        shelf: Shelf,
+        *,
+        objects: Objects | None = None,
+        cache_bytes: int = 1 << 62,
+        retention_days: float = 0,
+    ) -> None:
+        """`cache_bytes` is for the shelf where `objects` keep the contexts. `retention_days` 0 means for ever."""
+        self.shelf = shelf
+        self._database, self._objects = database, objects
+        self._cache_bytes, self._retention_ms = cache_bytes, round(retention_days * _DAY)
+        self._holds: Counter[str] = Counter()
+        self._used: dict[str, int] = {}  # when, where the row does not know it yet
+        self._deleted: set[str] = set()  # their files are still there
+        self._removing: set[str] = set()
+        self._bringing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._tracing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._stack = AsyncExitStack()
+        self._group = asyncio.TaskGroup()
+        self._upkeep: asyncio.Task[None] | None = None
+        self._removals: set[asyncio.Task[None]] = set()
 
-    async def finish(self, upload: Upload) -> Context:
-        """Check an upload and keep it; the same text of the same tenant is kept once.
+    async def __aenter__(self) -> Self:
+        rows = await self._rows("SELECT id, deleted_at FROM context")
+        self._deleted = {context for context, deleted_at in rows if deleted_at is not None}
+        known = {context for context, _ in rows}
+        for name in await asyncio.to_thread(self.shelf.names) - known:
+            await asyncio.to_thread(self.shelf.clear, name)
+        await self._stack.enter_async_context(self._group)
+        self._remove_deleted()
+        self._upkeep = self._group.create_task(self._keep_up())
+        return self
 
-        Raises:
-            UploadRefused: too short, another hash, or text that ends in the middle of a character.
-        """
-        form, characters = await asyncio.to_thread(upload.finish)
-        context = Context(
-            "ctx_" + secrets.token_hex(16), upload.tenant, upload.name, upload.sha256, upload.size_bytes, characters,
-            form, time.time_ns() // 1_000_000,
-        )  # fmt: skip
-        known = await self._same(context)
-        if known is not None:
-            return known
-        await asyncio.to_thread(_keep, upload.finished, self._folder / context.id)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._removals:
+            await asyncio.wait(self._removals, timeout=REMOVAL_SECONDS)
+        for task in (self._upkeep, *self._removals):
+            if task:
+                task.cancel()
+        await self._stack.__aexit__(None, None, None)
+        await self._note_use()
 
-        def write(connection: sqlite3.Connection) -> Context:
-            connection.execute(
-                "INSERT OR IGNORE INTO context VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (context.id, context.tenant, context.name, context.sha256, context.size_bytes, context.characters,
-                 context.form.name, context.created_at),
-            )  # fmt: skip
-            return _one(connection, "tenant = ? AND sha256 = ?", (context.tenant, context.sha256)) or context
-
-        kept = await self._database.write(write)
-        if kept.id != context.id:
-            (self._folder / context.id).unlink()
-        return kept
-
-    async def _same(self, context: Context) -> Context | None:
-        asked = (context.tenant, context.sha256)
-        return await self._database.read(lambda connection: _one(connection, "tenant = ? AND sha256 = ?", asked))
+    # ---- what there is -------------------------------------------------------------------------------------------
 
     async def get(self, tenant: str, context_id: str) -> Context | None:
         """Return a tenant's context, or None: another tenant's does not exist for this one."""
-        asked = (tenant, context_id)
-        return await self._database.read(lambda connection: _one(connection, "tenant = ? AND id = ?", asked))
+        return await self._one("tenant = ? AND id = ?", tenant, context_id)
 
-    def text(self, context: Context) -> Text:
-        """Return a context's text for mapping."""
-        return Text(str(self._folder / context.id), context.form, context.characters)
+    async def same(self, tenant: str, identity: str) -> Context | None:
+        """Return the tenant's context of the same content, if there is one."""
+        return await self._one("tenant = ? AND identity = ?", tenant, identity)
 
+    async def page(self, tenant: str, before: int | None, most: int) -> list[Context]:
+        """Return a tenant's contexts, the newest first: those whose number is below `before`, or all."""
+        asked = (tenant, before if before is not None else 1 << 62, most)
+        where = "tenant = ? AND number < ? ORDER BY number DESC LIMIT ?"
+        return await self._database.read(lambda db: [_context(row) for row in db.execute(_LIVE + where, asked)])
 
-def _one(connection: sqlite3.Connection, where: str, values: tuple[str, ...]) -> Context | None:
-    row = connection.execute(
-        "SELECT id, tenant, name, sha256, size_bytes, characters, form, created_at FROM context "  # noqa: S608
-        f"WHERE {where}", values,
-    ).fetchone()  # fmt: skip
-    if row is None:
-        return None
-    context_id, tenant, name, sha256, size_bytes, characters, form, created_at = row
-    return Context(context_id, tenant, name, sha256, size_bytes, characters, Form[form], created_at)
+    async def _one(self, where: str, *values: str) -> Context | None:
+        return await self._database.read(lambda db: _first(db, where, values))
 
+    async def _rows(self, question: str, *values: object) -> list[tuple[Any, ...]]:
+        return await self._database.read(lambda db: db.execute(question, values).fetchall())
 
-def _keep(finished: Path, final: Path) -> None:
-    finished.rename(final)
-    folder = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    # ---- reading -------------------------------------------------------------------------------------------------
 
-
-class Upload:
-    """A text on its way in: checked as it comes, written as it comes, never held in memory."""
-
-    def __init__(self, path: Path, tenant: str, name: str, size_bytes: int, sha256: str) -> None:
-        self.tenant, self.name, self.size_bytes, self.sha256 = tenant, name, size_bytes, sha256
-        self.finished = path.with_suffix(".uploading-finished")
-        self.received = 0
-        self._path = path
-        self._file: BinaryIO = path.open("xb")
-        self._hash = hashlib.sha256()
-        self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
-        self._widest = "\0"
-        self._characters = 0
-
-    def add(self, offset: int, data: bytes) -> None:
-        """Take the next chunk.
+    async def hold(self, context: Context) -> None:
+        """Keep a context's files until `release`, even where it is deleted meanwhile; they are here and whole.
 
         Raises:
-            UploadRefused: a gap, a chunk too long, more than announced, or not UTF-8 (the byte is named).
+            ContextGone: it was deleted before.
+            ContextDamaged: a file is not what was written.
+            ObjectsUnavailable: the object store, where it is, failed.
         """
-        if offset != self.received:
-            raise UploadRefused("chunk.offset", f"the next chunk must start at {self.received}, not {offset}")
-        if len(data) > CHUNK:
-            raise UploadRefused("chunk.data", f"a chunk may have {CHUNK} bytes, not {len(data)}")
-        if self.received + len(data) > self.size_bytes:
-            raise UploadRefused("header.size_bytes", f"more than the {self.size_bytes} bytes announced arrived")
-        self._decode(data, final=False)
-        self._hash.update(data)
-        self._file.write(data)
-        self.received += len(data)
-
-    def _decode(self, data: bytes, *, final: bool) -> None:
-        held = len(self._decoder.getstate()[0])
+        self._holds[context.id] += 1
         try:
-            text = self._decoder.decode(data, final)
-        except UnicodeDecodeError as error:
-            at = self.received - held + error.start
-            raise UploadRefused("chunk.data", f"the text is not UTF-8 at byte {at}: {error.reason}") from None
-        self._characters += len(text)
-        if not (text.isascii() and self._widest < "\x80"):
-            self._widest = max(self._widest, max(text, default="\0"))
+            await self._check_is_there(context)
+            await self._bring(context)
+            self.corpus(context)
+        except BaseException:
+            self.release(context)
+            raise
 
-    def finish(self) -> tuple[Form, int]:
-        """Check the whole and write it in the guest's form to `finished`; return the form and its characters."""
-        if self.received != self.size_bytes:
-            raise UploadRefused("header.size_bytes", f"{self.size_bytes} bytes announced, {self.received} arrived")
-        self._decode(b"", final=True)
-        if self._hash.hexdigest() != self.sha256:
-            raise UploadRefused("header.sha256", f"the text's SHA-256 is {self._hash.hexdigest()}, not {self.sha256}")
-        form = Form.of(ord(self._widest))
-        self._file.close()
-        with self._path.open("rb") as source, self.finished.open("xb") as made:
-            decoder = codecs.getincrementaldecoder("utf-8")("strict")
-            while data := source.read(CHUNK):
-                made.write(data if form is Form.ASCII else decoder.decode(data).encode(form.codec))
-            made.write(bytes(form.width))
-            made.flush()
-            os.fsync(made.fileno())
-        return form, self._characters
+    async def _check_is_there(self, context: Context) -> None:
+        if await self.get(context.tenant, context.id) is None:
+            raise ContextGone(context.id)
 
-    def close(self) -> None:
-        """Remove what was not kept."""
-        self._file.close()
-        self._path.unlink(missing_ok=True)
-        self.finished.unlink(missing_ok=True)
+    def release(self, context: Context) -> None:
+        """End a hold."""
+        self._used[context.id] = _now()
+        self._holds[context.id] -= 1
+        if not self._holds[context.id]:
+            del self._holds[context.id]
+            self._remove_deleted()
+
+    @asynccontextmanager
+    async def held(self, context: Context) -> AsyncIterator[Corpus]:
+        """Hold a context and yield its corpus; raises as `hold` does."""
+        await self.hold(context)
+        try:
+            yield self.corpus(context)
+        finally:
+            self.release(context)
+
+    def corpus(self, context: Context) -> Corpus:
+        """Return the corpus of a context that is held.
+
+        Raises:
+            ContextDamaged: a file is not what was written, as far as its size and time tell.
+        """
+        return self.shelf.corpus(context.id, context.files)
+
+    async def lineage(self, context: Context) -> Lineage:
+        """Return what finds parts of a held context in prompts; made when it is first wanted, and kept beside it.
+
+        Raises:
+            ContextDamaged: as `corpus` does.
+            OSError: it cannot be written.
+        """
+        lock = self._tracing.setdefault(context.id, asyncio.Lock())
+        folder = self.shelf.path(context.id, "lineage")
+        async with lock:
+            await asyncio.to_thread(folder.mkdir, exist_ok=True)
+            return await asyncio.to_thread(Lineage.open, self.corpus(context), folder)
+
+    async def _bring(self, context: Context) -> None:
+        """Fill the local folder again where the object store alone has the context, or has it whole."""
+        if self._objects is None:
+            return
+        lock = self._bringing.setdefault(context.id, asyncio.Lock())
+        async with lock:
+            if self.shelf.has(context.id):
+                if self._holds[context.id] > 1 or self._is_whole(context):
+                    return
+                await self._clear(context.id)
+            await self._objects.fetch(context.id, context.files, self.shelf)
+            await self._trim()
+
+    def _is_whole(self, context: Context) -> bool:
+        try:
+            self.corpus(context)
+        except ContextDamaged:
+            return False
+        return True
+
+    # ---- keeping -------------------------------------------------------------------------------------------------
+
+    async def keep(self, context: Context, upload: str) -> Context:
+        """Keep a context whose files are on the shelf, as what an upload became; return it, or the one of the same
+        content that was there first.
+
+        Raises:
+            ObjectsUnavailable: the object store failed; what it has of the context is taken away by `undo`.
+        """
+        try:
+            if self._objects:
+                await self._objects.put(context.id, self.shelf)
+            kept = await to_the_end(self._database.write(lambda db: _keep(db, context, upload)))
+        except Exception:
+            await self._clear(context.id)
+            raise
+        self._used[kept.id] = _now()
+        if kept.id != context.id:
+            self._deleted.add(context.id)
+            self._remove_deleted()
+        elif self._objects:
+            await self._trim()
+        return kept
+
+    async def undo(self, context_id: str) -> None:
+        """Take away what there is of a context that was never kept; one that is kept stays.
+
+        Raises:
+            ObjectsUnavailable: the object store failed.
+        """
+        if not await self._rows("SELECT 1 FROM context WHERE id = ?", context_id):
+            await self._erase(context_id)
+
+    async def _erase(self, context_id: str) -> None:
+        await self._clear(context_id)
+        if self._objects:
+            await self._objects.remove(context_id)
+
+    async def adopt(self, context: Context, upload: str) -> Context | None:
+        """Note that an upload became a context that was there; None where that was deleted meanwhile."""
+        kept = await self._database.write(lambda db: _adopt(db, context, upload))
+        if kept:
+            self._used[kept.id] = _now()
+        return kept
+
+    # ---- deleting ------------------------------------------------------------------------------------------------
+
+    async def delete(self, tenant: str, context_id: str) -> bool:
+        """Take a tenant's context away from everybody; return whether it was there. Its files go when none holds it."""
+        return await self._delete("tenant = ? AND id = ?", tenant, context_id) > 0
+
+    async def _delete(self, where: str, *values: object) -> int:
+        deleted = await to_the_end(self._database.write(lambda db: _delete(db, where, values)))
+        self._deleted.update(deleted)
+        self._remove_deleted()
+        return len(deleted)
+
+    def _remove_deleted(self) -> None:
+        """Begin to remove what is deleted and held by nobody."""
+        for context_id in self._deleted - self._removing:
+            if not self._holds[context_id]:
+                self._removing.add(context_id)
+                task = self._group.create_task(self._remove(context_id))
+                self._removals.add(task)
+                task.add_done_callback(self._removals.discard)
+
+    async def _remove(self, context_id: str) -> None:
+        try:
+            await self._erase(context_id)
+            await self._database.write(lambda db: _forget(db, context_id))
+            self._deleted.discard(context_id)
+            self._used.pop(context_id, None)
+        except Exception:
+            log.exception("the files of %s could not be removed; it is tried again later", context_id)
+        finally:
+            self._removing.discard(context_id)
+
+    async def _clear(self, context_id: str) -> None:
+        gone = self.shelf.take_away(context_id)
+        if gone:
+            await to_the_end(asyncio.to_thread(self.shelf.clear, gone.name))
+
+    # ---- upkeep --------------------------------------------------------------------------------------------------
+
+    async def _keep_up(self) -> None:
+        while True:
+            try:
+                await self._note_use()
+                await self._forget_unused()
+                await self._trim()
+                self._remove_deleted()
+            except Exception:
+                log.exception("the contexts could not be kept up; it is tried again later")
+            await asyncio.sleep(min(UPKEEP_SECONDS, self._retention_ms / 1000 or UPKEEP_SECONDS))
+
+    async def _note_use(self) -> None:
+        used = {**self._used, **dict.fromkeys(self._holds, _now())}
+        if used:
+            await self._database.write(lambda db: _note_use(db, used))
+        for context_id, at in used.items():
+            if self._used.get(context_id) == at:
+                del self._used[context_id]
+
+    async def _forget_unused(self) -> None:
+        if self._retention_ms:
+            await self._delete("used_at < ?", _now() - self._retention_ms)
+
+    async def _trim(self) -> None:
+        """Where the object store has everything, keep only so much here: what was used last, and what is held."""
+        if self._objects is None:
+            return
+        rows = await self._rows(_SIZES)
+        here = await asyncio.to_thread(self.shelf.names)
+        local = sorted((self._used.get(name, at), name, size) for name, at, size in rows if name in here)
+        over = sum(size for _, _, size in local) - self._cache_bytes
+        for _, name, size in local:
+            if over > 0 and not self._holds[name]:
+                over -= size
+                await self._clear(name)
+
+
+_COLUMNS = """id, tenant, identity, name, kind, sha256, size_bytes, characters, documents, texts_size, texts_mtime_ns,
+texts_sha256, index_size, index_mtime_ns, index_sha256, created_at"""
+_LIVE = f"SELECT number, {_COLUMNS} FROM context WHERE deleted_at IS NULL AND "  # noqa: S608
+_SIZES = "SELECT id, used_at, texts_size + index_size FROM context WHERE deleted_at IS NULL"
+
+
+def _first(db: sqlite3.Connection, where: str, values: tuple[object, ...]) -> Context | None:
+    row = db.execute(_LIVE + where, values).fetchone()
+    return _context(row) if row else None
+
+
+def _context(row: tuple[Any, ...]) -> Context:
+    number, context_id, tenant, identity, name, kind, sha256, size, characters, documents, *files, created_at = row
+    written = Files(Written(*files[:3]), Written(*files[3:]))
+    return Context(
+        context_id, tenant, identity, name, Kind(kind), sha256, size, characters, documents, written, created_at, number
+    )
+
+
+def _keep(db: sqlite3.Connection, new: Context, upload: str) -> Context:
+    known = _first(db, "tenant = ? AND identity = ?", (new.tenant, new.identity))
+    texts, index = new.files.texts, new.files.index
+    values = (
+        new.id, new.tenant, new.identity, new.name, int(new.kind), new.sha256, new.size_bytes, new.characters,
+        new.documents, texts.size, texts.mtime_ns, texts.sha256, index.size, index.mtime_ns, index.sha256,
+        new.created_at, new.created_at, _now() if known else None,
+    )  # fmt: skip
+    inserted = db.execute(
+        f"INSERT INTO context ({_COLUMNS}, used_at, deleted_at) VALUES ({', '.join('?' * len(values))})",  # noqa: S608
+        values,
+    )
+    kept = known or replace(new, number=inserted.lastrowid or 0)
+    _became(db, upload, kept.id)
+    return kept
+
+
+def _adopt(db: sqlite3.Connection, context: Context, upload: str) -> Context | None:
+    known = _first(db, "tenant = ? AND id = ?", (context.tenant, context.id))
+    if known:
+        _became(db, upload, known.id)
+    return known
+
+
+def _became(db: sqlite3.Connection, upload: str, context_id: str) -> None:
+    """An upload is finished; only one with a request id is remembered."""
+    db.execute("DELETE FROM upload WHERE id = ? AND request_id IS NULL", (upload,))
+    db.execute("UPDATE upload SET context = ?, changed_at = ? WHERE id = ?", (context_id, _now(), upload))
+
+
+def _delete(db: sqlite3.Connection, where: str, values: tuple[object, ...]) -> list[str]:
+    found = db.execute(f"SELECT id FROM context WHERE deleted_at IS NULL AND {where}", values).fetchall()  # noqa: S608
+    for (context_id,) in found:
+        db.execute("UPDATE context SET deleted_at = ? WHERE id = ?", (_now(), context_id))
+        db.execute("DELETE FROM upload WHERE context = ?", (context_id,))
+    return [context_id for (context_id,) in found]
+
+
+def _forget(db: sqlite3.Connection, context_id: str) -> None:
+    db.execute("DELETE FROM context WHERE id = ?", (context_id,))
+
+
+def _note_use(db: sqlite3.Connection, used: dict[str, int]) -> None:
+    db.executemany("UPDATE context SET used_at = ? WHERE id = ?", [(at, context_id) for context_id, at in used.items()])
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000

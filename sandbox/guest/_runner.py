@@ -212,15 +212,7 @@ def renew_entropy():
         sys.modules["tempfile"]._name_sequence = None
 
 
-def attach(sample, name):
-    """Make `name` the text the host has ready; the host needs a string of its form and a list to put it in."""
-    template, box = "".join([sample] * 7), [None]
-    _door.call("sandbox.map", template=id(template), box=id(box))
-    namespace[name] = box[0]
-    reserved[name] = box[0]
-
-
-commands["turn"], commands["attach"] = run, attach
+commands["turn"] = run
 
 
 def _entry(source, environ):  # noqa: ARG001

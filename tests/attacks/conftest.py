@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 
+from sandbox.corpus import Corpus, Kind, in_memory
 from sandbox.door import HostCall, Json
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
 from sandbox.live import WorkerSession
-from sandbox.memory import sealed
 from sandbox.pool import WorkerPool
 from sandbox.process import Process
-from sandbox.text import Text, encode
 from sandbox.turn import Status, Turn
 from tests.attacks.attack import Attack, ended
 
@@ -42,7 +40,7 @@ async def run(session: WorkerSession, code: str) -> Turn:
 class Place:
     """Sessions that must not notice an attack."""
 
-    def __init__(self, pool: WorkerPool, neighbours: list[WorkerSession], text: Text) -> None:
+    def __init__(self, pool: WorkerPool, neighbours: list[WorkerSession], text: Corpus) -> None:
         self.pool = pool
         self.neighbours = neighbours
         self.text = text
@@ -98,19 +96,16 @@ Withstand = Callable[[Attack], Awaitable[None]]
 @pytest_asyncio.fixture(scope="package", loop_scope="package")
 async def place(loaded: Loaded) -> AsyncIterator[Place]:
     pool = WorkerPool(loaded, sessions=8, spares=0)
-    form, data = encode(TEXT)
-    fd = sealed(data, "context")
-    text = Text(fd, form, len(TEXT))
-    neighbours = []
-    for owner in ("attacker", "another"):
-        neighbour = await pool.create(owner, "core", replace(NEIGHBOURS))
-        await neighbour.attach("context", text)
-        kept = await run(neighbour, f"canary = {CANARY!r}\n_ = open('/tmp/canary', 'w').write(canary)")
-        assert kept.status is Status.OK
-        neighbours.append(neighbour)
-    yield Place(pool, neighbours, text)
-    await pool.close()
-    os.close(fd)
+    with in_memory([TEXT], Kind.TEXT) as text:
+        neighbours = []
+        for owner in ("attacker", "another"):
+            neighbour = await pool.create(owner, "core", replace(NEIGHBOURS))
+            await neighbour.attach("context", text)
+            kept = await run(neighbour, f"canary = {CANARY!r}\n_ = open('/tmp/canary', 'w').write(canary)")
+            assert kept.status is Status.OK
+            neighbours.append(neighbour)
+        yield Place(pool, neighbours, text)
+        await pool.close()
 
 
 @pytest.fixture

@@ -66,12 +66,54 @@ ATTACKS = [
         "LimitExceeded",
         door_calls=10,
     ),
-    refused("mapping without a text", "import _door; _door.call('sandbox.map', template=0, box=0)", "RuntimeError"),
-    refused(
-        "mapping at lies",
-        "import _door; _door.call('sandbox.map', template=(1 << 32) - 1, box=-1)",
-        "RuntimeError",
-        "TypeError",
+    *(
+        refused(
+            f"a document with {change}",
+            "import _door, _documents as d\nasked = {'corpus': 0, 'document': 0, 'count': 1, "
+            f"'templates': d._addresses, 'box': id(d._box)}}\n_door.call('sandbox.document', **asked | {change})",
+            *ends,
+        )
+        for change, ends in {
+            "{'corpus': 1}": ("ValueError",),
+            "{'corpus': -1}": ("TypeError",),
+            "{'corpus': 'x'}": ("TypeError",),
+            "{'document': 2}": ("IndexError", "ValueError"),
+            "{'document': (1 << 32) - 1}": ("IndexError", "ValueError"),
+            "{'document': 1 << 32}": ("TypeError",),
+            "{'box': 1 << 32}": ("TypeError",),
+            "{'box': True}": ("TypeError",),
+            "{'templates': []}": ("ok", "ValueError"),
+            "{'templates': None}": ("ok", "ValueError"),
+        }.items()
+    ),
+    *(
+        Attack(
+            f"a document at {change}",
+            "import _door, _documents as d\nasked = {'corpus': 0, 'document': 0, 'count': 1, "
+            f"'templates': d._addresses, 'box': id(d._box)}}\n_door.call('sandbox.document', **asked | {change})",
+            ("OSError", "RuntimeError", "ok", Stop.TRAP, Stop.DAMAGED),
+        )
+        for change in (
+            "{'box': (1 << 32) - 1}",
+            "{'box': 0}",
+            "{'box': id(d)}",
+            "{'templates': [(1 << 32) - 1] * 4}",
+            "{'templates': [0] * 4}",
+        )
+    ),
+    *(
+        Attack(
+            f"locating at {at}",
+            f"import _door, _documents as d\nprint(_door.call('sandbox.locate', at={at}, templates=d._addresses))",
+            ("ok", "OSError", "RuntimeError", "TypeError"),
+        )
+        for at in ("0", "1", "(1 << 32) - 1", "1 << 32", "id(context)", "id(d)", "id(context) + 4")
+    ),
+    Attack(
+        "locating a string that says it is longer than memory",
+        "import _door, _documents as d\ns = bytearray(d._door._host and 4096)\n"
+        "print(_door.call('sandbox.locate', at=(1 << 32) - 4096, templates=d._addresses))",
+        ("ok", "OSError", "RuntimeError", "TypeError"),
     ),
     shows("a report of one's own", "import _door; _door.call('sandbox.report', error=None, variables=[])", ""),
     Attack(

@@ -7,32 +7,23 @@ from collections import defaultdict, deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from hashlib import sha256
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 from google.rpc import status_pb2
-from grpc_status import rpc_status
 from rlm.v1 import context_pb2, context_pb2_grpc, run_pb2, run_pb2_grpc, session_pb2, session_pb2_grpc, types_pb2
+
+from tests.client.fake_contexts import FakeContexts, refusal, refuse
 
 KEY = "rlm_a-key-that-must-not-show"
 
 
-def refusal(code: grpc.StatusCode, message: str, *details: Message) -> status_pb2.Status:
-    """Make a status as the server sends it."""
-    status = status_pb2.Status(code=code.value[0], message=message)
-    for detail in details:
-        status.details.add().Pack(detail)
-    return status
-
-
-class FakeServer(
-    context_pb2_grpc.ContextServiceServicer, run_pb2_grpc.RunServiceServicer, session_pb2_grpc.SessionServiceServicer
-):
+class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc.SessionServiceServicer):
     """Every call answers the next of `refusals[call]` where there is one, else what the fields say."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.target = ""
         self.requests: list[Any] = []
         self.metadata: list[dict[str, str | bytes]] = []
@@ -56,54 +47,31 @@ class FakeServer(
     def asked(self, kind: type[Message]) -> list[Any]:
         return [request for request in self.requests if isinstance(request, kind)]
 
-    def _enter(self, call: str, request: Message | None, context: grpc.ServicerContext) -> None:
+    def enter(self, call: str, request: Message | None, context: grpc.ServicerContext) -> None:
         self.metadata.append({str(key): value for key, value in context.invocation_metadata()})
         if request is not None:
             self.requests.append(request)
         if self.refusals[call]:
-            self._refuse(context, self.refusals[call].popleft())
+            refuse(context, self.refusals[call].popleft())
 
-    def _refuse(self, context: grpc.ServicerContext, status: status_pb2.Status) -> NoReturn:
-        context.abort_with_status(rpc_status.to_status(status))
-        raise AssertionError("abort_with_status returned")
-
-    def UploadContext(
-        self, request_iterator: Iterator[context_pb2.UploadContextRequest], context: grpc.ServicerContext
-    ) -> context_pb2.UploadContextResponse:
-        self._enter("UploadContext", None, context)
-        received = list(request_iterator)
-        self.requests += received
-        text = b"".join(part.chunk.data for part in received[1:])
-        stored = context_pb2.Context(
-            context_id="context-1",
-            name=received[0].header.name,
-            size_bytes=len(text),
-            characters=len(text.decode("utf-8")),
-            sha256=sha256(text).hexdigest(),
-        )
-        return context_pb2.UploadContextResponse(context=stored)
-
-    def GetContext(
-        self, request: context_pb2.GetContextRequest, context: grpc.ServicerContext
-    ) -> context_pb2.GetContextResponse:
-        self._enter("GetContext", request, context)
-        return context_pb2.GetContextResponse(context=context_pb2.Context(context_id=request.context_id))
+    def received(self, request: context_pb2.UploadContextRequest) -> None:
+        self.requests.append(request)
 
     def CreateRun(self, request: run_pb2.CreateRunRequest, context: grpc.ServicerContext) -> run_pb2.CreateRunResponse:
-        self._enter("CreateRun", request, context)
+        self.enter("CreateRun", request, context)
         self.creating.set()
         if self.holds_creation:
             self.create.wait(60)
         return run_pb2.CreateRunResponse(run=run_pb2.Run(run_id="run-1", state=run_pb2.RUN_STATE_PENDING))
 
     def GetRun(self, request: run_pb2.GetRunRequest, context: grpc.ServicerContext) -> run_pb2.GetRunResponse:
-        self._enter("GetRun", request, context)
+        self.enter("GetRun", request, context)
         return run_pb2.GetRunResponse(run=self.run)
 
     def WatchRun(
         self, request: run_pb2.WatchRunRequest, context: grpc.ServicerContext
     ) -> Iterator[run_pb2.WatchRunResponse]:
-        self._enter("WatchRun", request, context)
+        self.enter("WatchRun", request, context)
         last = self.breaks_after.popleft() if self.breaks_after else None
         for event in self.events:
             if last is not None and event.sequence > last:
@@ -111,13 +79,13 @@ class FakeServer(
             if event.sequence >= request.from_sequence - self.resends:
                 yield run_pb2.WatchRunResponse(event=event)
         if last is not None:
-            self._refuse(context, refusal(grpc.StatusCode.UNAVAILABLE, "the server is going away"))
+            refuse(context, refusal(grpc.StatusCode.UNAVAILABLE, "the server is going away"))
         self.watched.set()
         if self.holds:
             self.cancelled.wait(60)
 
     def CancelRun(self, request: run_pb2.CancelRunRequest, context: grpc.ServicerContext) -> run_pb2.CancelRunResponse:
-        self._enter("CancelRun", request, context)
+        self.enter("CancelRun", request, context)
         self.run.state = run_pb2.RUN_STATE_CANCELLED
         self.cancelled.set()
         return run_pb2.CancelRunResponse(run=self.run)
@@ -125,22 +93,30 @@ class FakeServer(
     def CreateSession(
         self, request: session_pb2.CreateSessionRequest, context: grpc.ServicerContext
     ) -> session_pb2.CreateSessionResponse:
-        self._enter("CreateSession", request, context)
+        self.enter("CreateSession", request, context)
         return session_pb2.CreateSessionResponse(session=session_pb2.Session(session_id="session-1"))
 
     def Execute(
         self, request: session_pb2.ExecuteRequest, context: grpc.ServicerContext
     ) -> Iterator[session_pb2.ExecuteResponse]:
-        self._enter("Execute", request, context)
+        self.enter("Execute", request, context)
         yield from self.responses
         self.watched.set()
         if self.holds:
             self.cancelled.wait(60)
 
+    def GetSession(
+        self, request: session_pb2.GetSessionRequest, context: grpc.ServicerContext
+    ) -> session_pb2.GetSessionResponse:
+        self.enter("GetSession", request, context)
+        coverage = context_pb2.Coverage(fraction=0.5, documents=1)
+        session = session_pb2.Session(session_id=request.session_id, coverage=coverage)
+        return session_pb2.GetSessionResponse(session=session)
+
     def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: grpc.ServicerContext
     ) -> session_pb2.DeleteSessionResponse:
-        self._enter("DeleteSession", request, context)
+        self.enter("DeleteSession", request, context)
         self.cancelled.set()
         return session_pb2.DeleteSessionResponse(spent=types_pb2.Amounts(nano_usd=7))
 

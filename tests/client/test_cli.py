@@ -14,7 +14,8 @@ from rlm.v1 import context_pb2, run_pb2, session_pb2
 from rlm_client.cli import main
 
 from tests.client.conftest import Rlm
-from tests.client.fake_server import KEY, FakeServer, refusal
+from tests.client.fake_contexts import refusal
+from tests.client.fake_server import KEY, FakeServer
 from tests.client.story import money, small_run
 
 ESCAPE = "\x1b[2J"

@@ -10,22 +10,29 @@ from rlm_client import Client, InvalidArgument, PlaintextRefused, Unauthenticate
 from rlm_client.connection import is_local
 
 from tests.client.conftest import AT_ONCE
-from tests.client.fake_server import KEY, FakeServer, refusal, serving
+from tests.client.fake_contexts import refusal
+from tests.client.fake_server import KEY, FakeServer, serving
 
 TLS = Path(__file__).parent / "tls"
 
 
 def test_every_call_carries_the_key(client: Client, fake: FakeServer) -> None:
-    client.upload("text")
+    client.upload("text", request_id="mine")
     client.get_context("context-1")
+    list(client.list_contexts())
+    list(client.list_documents("context-1"))
+    client.read_context("context-1")
+    client.search_context("context-1", "text")
+    client.delete_context("context-1")
     client.create_run("?", "context-1")
     client.get_run("run-1")
     list(client.watch_run("run-1"))
     client.cancel_run("run-1")
     client.create_session()
     list(client.execute("session-1", "1"))
+    client.get_session("session-1")
     client.delete_session("session-1")
-    assert [seen["authorization"] for seen in fake.metadata] == [f"Bearer {KEY}"] * 9
+    assert [seen["authorization"] for seen in fake.metadata] == [f"Bearer {KEY}"] * 16
 
 
 def test_over_tls_every_call_carries_the_key() -> None:

@@ -22,7 +22,8 @@ from rlm_client import (
     Violation,
 )
 
-from tests.client.fake_server import FakeServer, refusal
+from tests.client.fake_contexts import refusal
+from tests.client.fake_server import FakeServer
 
 
 @pytest.mark.parametrize(

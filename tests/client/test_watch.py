@@ -8,7 +8,8 @@ from rlm.v1 import run_pb2, session_pb2
 from rlm_client import Answer, Budget, Client, NotFound, RunFailed, Unavailable
 
 from tests.client.conftest import AT_ONCE
-from tests.client.fake_server import FakeServer, refusal
+from tests.client.fake_contexts import refusal
+from tests.client.fake_server import FakeServer
 from tests.client.story import small_run
 
 

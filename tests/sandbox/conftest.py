@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 
+from sandbox.corpus import Corpus, Kind, in_memory
 from sandbox.image import Loaded
-from sandbox.memory import sealed
-from sandbox.text import Text, encode
 from tests.sandbox.repl import Repl, Repls
 
 
@@ -23,18 +22,22 @@ def repl(start: Repls) -> Repl:
     return start()
 
 
-MakeText = Callable[[str], Text]
+MakeText = Callable[[str], Corpus]
+MakeDocuments = Callable[[list[str]], Corpus]
 
 
 @pytest.fixture
 def text() -> Iterator[MakeText]:
-    made: list[int] = []
+    with ExitStack() as made:
+        yield lambda content: made.enter_context(in_memory([content], Kind.TEXT))
 
-    def make(content: str) -> Text:
-        form, data = encode(content)
-        made.append(sealed(data, "text"))
-        return Text(made[-1], form, len(content))
 
-    yield make
-    for fd in made:
-        os.close(fd)
+@pytest.fixture
+def documents() -> Iterator[MakeDocuments]:
+    with ExitStack() as made:
+
+        def make(contents: list[str]) -> Corpus:
+            names = [f"document {number}" for number in range(len(contents))]
+            return made.enter_context(in_memory(contents, Kind.DOCUMENTS, names))
+
+        yield make

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from sandbox.corpus import Corpus
 from sandbox.door import HostCall, Json
 from sandbox.engine import THREAD_STACK_BYTES
 from sandbox.image import Loaded
 from sandbox.instance import Handler
 from sandbox.limits import MIB, Limits
 from sandbox.session import Session
-from sandbox.text import Text
 from sandbox.turn import OutputListener, Status, Turn
 
 
@@ -57,9 +57,9 @@ class Repl:
         assert turn.status is Status.OK, turn
         return turn.stdout.removesuffix("\n")
 
-    def attach(self, name: str, text: Text) -> Turn:
-        """Attach a text; it must succeed."""
-        turn = on_thread(lambda: self.session.attach(name, text)).result(60)
+    def attach(self, name: str, corpus: Corpus) -> Turn:
+        """Attach a corpus; it must succeed."""
+        turn = on_thread(lambda: self.session.attach(name, corpus)).result(60)
         assert turn.status is Status.OK, turn
         return turn
 

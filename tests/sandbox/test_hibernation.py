@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.checkpoint import Checkpoint
+from sandbox.corpus import Corpus
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
 from sandbox.live import WorkerSession
@@ -176,9 +177,9 @@ async def test_a_text_that_is_gone_when_its_session_wakes_is_an_error_that_loses
     source = text("a text " * 1000)
     assert isinstance(source.source, int)
     path = tmp_path / "text"
-    path.write_bytes(os.pread(source.source, source.size, 0))
+    path.write_bytes(os.pread(source.source, 1 << 20, 0))
     session = await pool.create("a", "core", LIMITS)
-    await session.attach("context", replace(source, source=str(path)))
+    await session.attach("context", Corpus(str(path), source.index))
     await show(session, "x = 1")
     await session.hibernate()
     path.rename(tmp_path / "away")

@@ -17,6 +17,7 @@ from zlib import crc32
 
 import pytest
 
+from sandbox.corpus import Corpus
 from sandbox.door import HostCall, Json
 from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
@@ -24,7 +25,6 @@ from sandbox.live import WorkerSession
 from sandbox.pool import PoolFull, WorkerPool
 from sandbox.process import WorkerLost
 from sandbox.stored import SessionStore
-from sandbox.text import Text
 from sandbox.turn import Status, Turn
 from tests.sandbox.conftest import MakeText
 from tests.sandbox.test_pool import ignore, nobody
@@ -151,12 +151,12 @@ def lives(pid: int) -> bool:
 class Kept:
     """A session under load, and the model of it: what its finished turns did, and the texts it was given."""
 
-    def __init__(self, session: WorkerSession, size: int, killer: Killer, texts: list[Text], seed: int) -> None:
+    def __init__(self, session: WorkerSession, size: int, killer: Killer, texts: list[Corpus], seed: int) -> None:
         self._session, self._size, self._killer, self._texts = session, size, killer, texts
         self._chance = random.Random(seed)
         self._number = 0
         self._model: dict[str, Any] = {}
-        self._attached: dict[str, Text] = {}
+        self._attached: dict[str, Corpus] = {}
         self._heard = self._asked = 0
         self.ends: Counter[str] = Counter()
         """How its turns ended."""

@@ -6,13 +6,14 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandbox.corpus import Kind, in_memory, part_of
 from sandbox.image import Loaded
-from sandbox.memory import sealed
 from sandbox.text import Form, Text, encode, header
 from sandbox.turn import Status
 from tests.sandbox.conftest import MakeText
@@ -54,7 +55,7 @@ OPERATIONS = [
 def test_every_form_behaves_like_a_native_string(repl: Repl, text: MakeText, form: Form) -> None:
     content = SAMPLES[form] * 500
     mapped = text(content)
-    assert mapped.form is form
+    assert mapped[0].form is form
     repl.attach("context", mapped)
     repl.show("import re, json")
     for operation in OPERATIONS:
@@ -64,14 +65,13 @@ def test_every_form_behaves_like_a_native_string(repl: Repl, text: MakeText, for
 
 
 @pytest.fixture(scope="module")
-def reused(loaded: Loaded) -> Iterator[tuple[Repl, list[int]]]:
-    repls, opened = Repls(loaded), list[int]()
-    repl = repls(memory_bytes=256 << 20)
-    repl.show("import re, json")
-    yield repl, opened
-    repls.close()
-    for fd in opened:
-        os.close(fd)
+def reused(loaded: Loaded) -> Iterator[tuple[Repl, ExitStack]]:
+    with ExitStack() as opened:
+        repls = Repls(loaded)
+        opened.callback(repls.close)
+        repl = repls(memory_bytes=256 << 20)
+        repl.show("import re, json")
+        yield repl, opened
 
 
 def characters(most: int) -> st.SearchStrategy[str]:
@@ -89,13 +89,11 @@ INDEX = st.integers(-70, 10_000)
     needle=characters(0xFF).map(lambda s: s[:2]),
 )
 def test_any_text_gives_the_answers_of_a_native_one(
-    reused: tuple[Repl, list[int]], unit: str, times: int, cut: tuple[int, int], needle: str
+    reused: tuple[Repl, ExitStack], unit: str, times: int, cut: tuple[int, int], needle: str
 ) -> None:
     repl, opened = reused
     content = unit * times
-    form, data = encode(content)
-    opened.append(sealed(data, "text"))
-    repl.attach("context", Text(opened[-1], form, len(content)))
+    repl.attach("context", opened.enter_context(in_memory([content], Kind.TEXT)))
     operation = (
         f"(context[{cut[0]}:{cut[1]}], context.find({needle!a}), context.count({needle!a}), {needle!a} in context, "
         f"context.split({needle!a} or 'x')[:5], context[{cut[0]}:] + {needle!a}, len(context.encode()), "
@@ -212,8 +210,9 @@ def test_a_text_is_not_counted_as_the_sessions_memory(start: Repls, text: MakeTe
 def test_a_text_that_does_not_fit_is_refused_before_the_turn(start: Repls, text: MakeText) -> None:
     small = text("x")
     repl = start()
-    with pytest.raises(MemoryError, match="4 GiB"):
-        repl.session.attach("context", Text(small.source, Form.ASCII, (4 << 30) - 10))
+    huge = Text(small.source, Form.ASCII, (4 << 30) - 10)
+    with part_of(small, [huge], Kind.TEXT) as large, pytest.raises(MemoryError, match="4 GiB"):
+        repl.session.attach("context", large)
     assert repl.show("'context' in globals()") == "False"
 
 

@@ -15,12 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sandbox.checkpoint import Checkpoint
+from sandbox.corpus import BLOCK, Corpus, in_memory
+from sandbox.corpus import Kind as CorpusKind
 from sandbox.files import CREATE, Files
-from sandbox.instance import Image, Mapped
+from sandbox.instance import Image
 from sandbox.limits import Limits
+from sandbox.mappings import Layout, Mapped
 from sandbox.memory import PAGE, sealed
 from sandbox.pages import PageFile
-from sandbox.text import Form, Text
 from sandbox.transfer import take_end
 from sandbox.turn import Status, Stop, Turn, TurnError, write_turn
 from sandbox.wire import MOST_BYTES, MOST_JSON, Channel, Frame, Kind, Parser, WireError, send_descriptor
@@ -150,7 +152,7 @@ TURN = write_turn(Turn(Status.OK, "out", "", 3, False, 0.5, 0))
 @pytest.fixture
 def state() -> Iterator[Checkpoint]:
     image = Image("core", -1, SIZE, Files(Limits(), {}))
-    made = Checkpoint(image, SIZE, PageFile(), Files(Limits(), {}), [])
+    made = Checkpoint(image, SIZE, PageFile(), Files(Limits(), {}), Layout())
     made.pages.fill([(0, 2 * PAGE)], [b"a" * PAGE + b"b" * PAGE])
     yield made
     made.close()
@@ -161,12 +163,12 @@ def extents(*numbers: int) -> bytes:
 
 
 def done(data: bytes = b"", /, **said: Any) -> Frame:
-    everything = {"turn": TURN, "size": SIZE, "whole": False, "written": len(data), "mapped": []} | said
+    everything = {"turn": TURN, "size": SIZE, "whole": False, "written": len(data)} | said
     return Frame(Kind.DONE, 1, 1, {key: value for key, value in everything.items() if value is not ...}, data)
 
 
 def seen(state: Checkpoint) -> tuple[Any, ...]:
-    return list(state.pages.table), state.size, state.files, list(state.mapped)
+    return list(state.pages.table), state.size, state.files, state.layout
 
 
 def test_the_end_of_a_turn_brings_pages_size_and_files(state: Checkpoint) -> None:
@@ -174,7 +176,7 @@ def test_the_end_of_a_turn_brings_pages_size_and_files(state: Checkpoint) -> Non
     made.write(made.at(made.open_path("/tmp/f", CREATE, 0)).inode, 0, b"xyz")
     files, contents = write_files(made)
     data = extents(1, 2, 1, 4, 3, 2)
-    turn = take_end(done(data + contents, size=2 * SIZE, written=len(data), files=files), state, None)
+    turn, _ = take_end(done(data + contents, size=2 * SIZE, written=len(data), files=files), state, None)
     assert turn == Turn(Status.OK, "out", "", 3, False, 0.5, 0)
     assert state.pages.table == [(0, 0, 1), (1, 2, 1), (4, 3, 2)]
     assert state.size == 2 * SIZE
@@ -189,21 +191,40 @@ def test_where_all_pages_are_told_of_the_others_are_gone(state: Checkpoint) -> N
 def test_a_turn_that_was_undone_changes_nothing(state: Checkpoint) -> None:
     before = seen(state)
     undone = write_turn(Turn(Status.ROLLED_BACK, "", "", 0, False, 0.5, 0, TurnError(Stop.EXIT, "x")))
-    turn = take_end(done(extents(0, 2, 2), turn=undone, size=2 * SIZE), state, None)
+    turn, _ = take_end(done(extents(0, 2, 2), turn=undone, size=2 * SIZE), state, None)
     assert turn.error is not None
     assert turn.error.type is Stop.EXIT
     assert seen(state) == before
 
 
-def test_a_text_that_was_attached_is_kept_with_its_address(state: Checkpoint) -> None:
-    text = Text(-1, Form.ASCII, 10)
-    take_end(done(mapped=[8 * PAGE]), state, text)
-    assert state.mapped == [Mapped(8 * PAGE, text)]
+def laid(*mapped: list[Any], regions: object = (), corpora: object = 1) -> dict[str, Any]:
+    return {"layout": {"regions": regions, "mapped": mapped}, "corpora": corpora}
 
 
-def test_an_attachment_that_failed_keeps_nothing(state: Checkpoint) -> None:
-    take_end(done(), state, Text(-1, Form.ASCII, 10))
-    assert state.mapped == []
+@pytest.fixture
+def corpus() -> Iterator[Corpus]:
+    with in_memory(["x" * 3 * BLOCK], CorpusKind.TEXT) as made:
+        yield made
+
+
+LARGE = 8 * BLOCK
+
+
+def test_a_corpus_that_was_attached_is_kept_with_its_addresses(state: Checkpoint, corpus: Corpus) -> None:
+    take_end(done(size=LARGE, **laid([BLOCK, 0, 0], regions=[[PAGE, 7 * BLOCK]])), state, corpus)
+    assert state.layout == Layout((corpus,), ((PAGE, 7 * BLOCK),), (Mapped(BLOCK, 0, 0),))
+
+
+def test_an_attachment_that_failed_keeps_nothing(state: Checkpoint, corpus: Corpus) -> None:
+    take_end(done(), state, corpus)
+    assert state.layout == Layout()
+
+
+def test_what_was_looked_at_is_told_even_if_the_turn_was_undone(state: Checkpoint, corpus: Corpus) -> None:
+    undone = write_turn(Turn(Status.ROLLED_BACK, "", "", 0, False, 0.5, 0, TurnError(Stop.EXIT, "x")))
+    _, blocks = take_end(done(turn=undone, seen=[[[0, 1], [3, 1]]]), state, corpus)
+    assert blocks == [0b1001]
+    assert state.layout == Layout()
 
 
 def changed(at: int, value: Any) -> list[Any]:
@@ -212,7 +233,7 @@ def changed(at: int, value: Any) -> list[Any]:
 
 FOUR_GIB = 1 << 32
 MALFORMED: dict[str, Frame] = {
-    **{f"without {key}": done(**{key: ...}) for key in ("turn", "size", "written", "mapped", "whole")},
+    **{f"without {key}": done(**{key: ...}) for key in ("turn", "size", "written", "whole")},
     "a turn without its end": done(turn=TURN[:-1]),
     "a turn with too much": done(turn=[*TURN, 1]),
     "turn is an object": done(turn={"status": "ok"}),
@@ -243,8 +264,7 @@ MALFORMED: dict[str, Frame] = {
     "more extents than came": done(extents(1, 2, 1), written=24),
     "fewer than none": done(extents(1, 2, 1), written=-12),
     "a count that is true": done(extents(1, 2, 1), written=True),
-    "a text nobody attached": done(mapped=[PAGE]),
-    "an address that is a text": done(mapped=["x"]),
+    "a corpus nobody attached": done(size=LARGE, **laid([BLOCK, 0, 0])),
     "files that are no object": done(files=[1]),
     "files without contents": done(files={"inodes": [[101, False, 3, 0, 0, 0, 1]], "writable": [["/tmp/f", 0]],
                                           "open": [], "next": 102}),
@@ -259,20 +279,45 @@ def test_a_malformed_turn_is_refused_and_changes_nothing(state: Checkpoint, case
     assert seen(state) == before
 
 
-def test_a_mapped_address_that_is_not_aligned_is_refused(state: Checkpoint) -> None:
-    for address in (1, -PAGE, FOUR_GIB + PAGE, float(PAGE), str(PAGE)):
-        with pytest.raises(WireError):
-            take_end(done(mapped=[address]), state, Text(-1, Form.ASCII, 10))
-    assert state.mapped == []
+LAID: dict[str, dict[str, Any]] = {
+    "an address that is not aligned": laid([BLOCK + PAGE, 0, 0]),
+    "a negative address": laid([-BLOCK, 0, 0]),
+    "an address beyond the memory": laid([LARGE, 0, 0]),
+    "a document that ends beyond the memory": laid([LARGE - BLOCK, 0, 0]),
+    "an address that is a float": laid([float(BLOCK), 0, 0]),
+    "an address that is a text": laid(["x", 0, 0]),
+    "a corpus that is not there": laid([BLOCK, 1, 0]),
+    "a corpus before the first": laid([BLOCK, -1, 0]),
+    "a document that is not there": laid([BLOCK, 0, 2]),
+    "a document without an address": laid([0, 0]),
+    "more corpora than there are": laid(corpora=2),
+    "corpora that are true": laid(corpora=True),
+    "no number of corpora": {"layout": {"regions": [], "mapped": []}},
+    "a region beyond the memory": laid(regions=[[0, LARGE + PAGE]]),
+    "a region that is a number": laid(regions=[1]),
+    "endlessly many regions": laid(regions=[[0, PAGE]] * 10_000),
+    "endlessly many documents": laid(*[[BLOCK, 0, 0]] * 10_000),
+    "a layout that is a list": {"layout": [], "corpora": 1},
+    "blocks that are not there": {"seen": [[[3, 2]]]},
+    "blocks before the first": {"seen": [[[-1, 1]]]},
+    "no blocks at all": {"seen": [[[0, 0]]]},
+    "blocks that are a text": {"seen": [["x"]]},
+    "endlessly many blocks": {"seen": [[[0, 1 << 60]]]},
+}
 
 
-def test_texts_stay_where_they_are(state: Checkpoint) -> None:
-    text = Text(-1, Form.ASCII, 10)
-    take_end(done(mapped=[8 * PAGE]), state, text)
-    for moved in ([9 * PAGE], [9 * PAGE, 8 * PAGE], []):
-        with pytest.raises(WireError):
-            take_end(done(mapped=moved), state, text)
-    assert state.mapped == [Mapped(8 * PAGE, text)]
+@pytest.mark.parametrize("case", LAID)
+def test_a_malformed_layout_is_refused_and_changes_nothing(state: Checkpoint, corpus: Corpus, case: str) -> None:
+    before = seen(state)
+    with pytest.raises(WireError):
+        take_end(done(size=LARGE, **LAID[case]), state, corpus)
+    assert seen(state) == before
+
+
+def test_a_corpus_is_not_lost(state: Checkpoint, corpus: Corpus) -> None:
+    take_end(done(size=LARGE, **laid([BLOCK, 0, 0])), state, corpus)
+    with pytest.raises(WireError, match="lost"):
+        take_end(done(size=LARGE, **laid(corpora=0)), state, None)
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-PAGE, FOUR_GIB + PAGE) | st.floats() | st.text(max_size=5)
@@ -285,7 +330,7 @@ PARTS = st.sampled_from(["turn", "size", "written", "whole", "mapped", "files"])
 @given(SCALARS | LISTS | st.lists(SCALARS | LISTS, max_size=3), PARTS)
 def test_whatever_a_worker_says_it_is_taken_or_refused(value: Any, key: str) -> None:
     frame = done(extents(1, 2, 3), **{key: json.loads(json.dumps(value))})
-    state = Checkpoint(Image("core", -1, SIZE, Files(Limits(), {})), SIZE, PageFile(), Files(Limits(), {}), [])
+    state = Checkpoint(Image("core", -1, SIZE, Files(Limits(), {})), SIZE, PageFile(), Files(Limits(), {}), Layout())
     before = seen(state)
     try:
         take_end(frame, state, None)

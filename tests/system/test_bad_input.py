@@ -180,7 +180,7 @@ async def test_a_text_that_is_not_utf8_is_refused_with_the_byte_named(
 
 async def test_an_upload_whose_sender_goes_away_leaves_nothing(server: Served) -> None:
     async with server(Play("")) as served:
-        folder = served.data_dir / "contexts"
+        folder = served.data_dir / "uploads"
         lost = served.another()
         call = lost.contexts.UploadContext(metadata=lost.metadata)
         await call.write(header(CHUNK, SHA))

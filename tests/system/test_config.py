@@ -11,7 +11,7 @@ from rlm_server.cli import main
 from rlm_server.config import ConfigError, Settings
 from rlm_server.store.database import DatabaseOwnedError
 from tests.system.conftest import Served
-from tests.system.stage import Play, code
+from tests.system.stage import Play, code, eventually
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,9 @@ from tests.system.stage import Play, code
         ("RLM_SANDBOX__TURN_SECONDS", "abc", "sandbox.turn_seconds"),
         ("RLM_SANDBOX__TURN_SECONDS", "0", "sandbox.turn_seconds"),
         ("RLM_TENANTS__ACME__FILES", "0", "tenants.acme.files"),
+        ("RLM_TENANTS__ACME__CONTEXT_BYTES", "-1", "tenants.acme.context_bytes"),
+        ("RLM_CONTEXT_BYTES", "-1", "context_bytes"),
+        ("RLM_CONTEXT_RETENTION_DAYS", "-1", "context_retention_days"),
         ("RLM_IMAGES", '{"core": ["json"]}', "images"),
         ("RLM_IMAGES", '{"My Image": ["json"]}', "images"),
         ("RLM_IMAGES", '{"mine": ["os; print()"]}', "images.mine"),
@@ -92,6 +95,22 @@ async def test_a_default_model_that_is_not_offered_is_refused_at_start(server: S
     with pytest.raises(ConfigError, match=f"^{field}: 'nobody' is not offered here; the models are: play"):
         async with server(Play(""), **{field: "nobody"}):
             pass
+
+
+@pytest.mark.parametrize("url", ["nowhere", "ftp://bucket", "file:///not/there"])
+async def test_an_object_store_that_is_none_is_refused_at_start(server: Served, url: str) -> None:
+    with pytest.raises(ConfigError, match=r"^context_store: "):
+        async with server(Play(""), context_store=url):
+            pass
+
+
+async def test_contexts_may_be_kept_in_an_object_store(server: Served, tmp_path: Path) -> None:
+    (tmp_path / "bucket").mkdir()
+    url = (tmp_path / "bucket").as_uri()
+    async with server(Play(code("FINAL(context)")), context_store=url, context_cache_bytes=0) as served:
+        context = await served.caller.upload("kept elsewhere")
+        await eventually(lambda: not list((served.data_dir / "contexts").iterdir()))
+        assert (await served.caller.ask(context_id=context.context_id)).run.answer == "kept elsewhere"
 
 
 async def test_an_address_that_is_taken_is_refused_at_start(server: Served, tmp_path: Path) -> None:

@@ -1,18 +1,20 @@
 """The Python client of rlm-server.
 
 Events, runs, contexts and sessions are the protocol's own messages, re-exported here: a wrapper would add nothing to
-them. What is ours is small: `Client`, `Budget`, `Answer`, `Retry` and the errors.
+them. What is ours is small: `Client`, `Budget`, `Answer`, `Retry`, `ArchiveLimits` and the errors.
 
     with Client() as client:
         print(client.ask("How many users are named?", Path("log.txt"), budget=Budget(usd="0.50")).text)
 """
 
-from rlm.v1.context_pb2 import Context
+from rlm.v1.context_pb2 import Context, ContextKind, Coverage, Document, Match, Range, SearchContextResponse
 from rlm.v1.run_pb2 import Run, RunEvent, RunState
 from rlm.v1.session_pb2 import ExecuteResponse, Session
 from rlm.v1.types_pb2 import Amounts
 
+from rlm_client.archive import ArchiveLimits
 from rlm_client.client import Answer, Client
+from rlm_client.documents import SourceChanged, SourceRefused
 from rlm_client.errors import (
     Aborted,
     AlreadyExists,
@@ -40,18 +42,24 @@ __all__ = [
     "AlreadyExists",
     "Amounts",
     "Answer",
+    "ArchiveLimits",
     "Budget",
     "BudgetRefused",
     "Cancelled",
     "Client",
     "Context",
+    "ContextKind",
+    "Coverage",
     "DeadlineExceeded",
+    "Document",
     "ExecuteResponse",
     "FailedPrecondition",
     "InvalidArgument",
+    "Match",
     "NotFound",
     "PermissionDenied",
     "PlaintextRefused",
+    "Range",
     "ResourceExhausted",
     "Retry",
     "RlmError",
@@ -59,8 +67,11 @@ __all__ = [
     "RunEvent",
     "RunFailed",
     "RunState",
+    "SearchContextResponse",
     "ServerFault",
     "Session",
+    "SourceChanged",
+    "SourceRefused",
     "Unauthenticated",
     "Unavailable",
     "Violation",

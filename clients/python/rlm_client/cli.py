@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import click
-from google.protobuf import json_format
-from google.protobuf.message import Message
 from rich.console import Console
-from rich.text import Text
-from rlm.v1 import context_pb2, run_pb2, session_pb2
+from rlm.v1 import run_pb2, session_pb2
 
+from rlm_client.access import Access
 from rlm_client.client import Client
-from rlm_client.complaint import FAILED, INTERRUPTED, Complaining, Misuse
-from rlm_client.display import Display, console_for, state_name, upload_bar
+from rlm_client.complaint import FAILED, INTERRUPTED, Complaining
+from rlm_client.context_command import context
+from rlm_client.display import Display, console_for, state_name
 from rlm_client.errors import RlmError, Unavailable
+from rlm_client.given import Given, context_options
 from rlm_client.interrupts import Interrupts
 from rlm_client.money import Budget
-from rlm_client.neutral import neutral, neutral_line
+from rlm_client.output import json_option, print_json, say, write
 from rlm_client.report import print_report
 from rlm_client.tally import Calls, spending
 
@@ -40,28 +37,7 @@ _EXIT_CODES = {
 
 _LIMITS_OF_A_TURN = {"TURN_TIME", "MEMORY", "STACK"}
 
-_json = click.option("--json", "as_json", is_flag=True, help="One JSON object a line on stdout, nothing drawn.")
 _image = click.option("--image", default="", metavar="NAME", help="Golden image of the REPL: core or data.")
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """How to reach the server, as the options of the group say."""
-
-    server: str | None
-    key: str | None
-    tls: bool
-    allow_plaintext: bool
-
-    @contextmanager
-    def open(self) -> Iterator[tuple[Client, Interrupts]]:
-        """Open the connection, for as long as interrupts are taken care of."""
-        try:
-            client = Client(self.server, self.key, tls=self.tls, allow_plaintext=self.allow_plaintext)
-        except ValueError as error:
-            raise Misuse(str(error)) from None
-        with Interrupts() as interrupts, client:
-            yield client, interrupts
 
 
 @click.group(name="rlm", cls=Complaining)
@@ -79,6 +55,9 @@ def main(ctx: click.Context, server: str | None, key: str | None, tls: bool, all
     ctx.obj = Access(server, key, tls, allow_plaintext)
 
 
+main.add_command(context)
+
+
 def _budget(_ctx: click.Context, _parameter: click.Parameter, amount: str | None) -> Budget | None:
     try:
         return None if amount is None else Budget(usd=amount)
@@ -91,13 +70,8 @@ def _budget_option(command: Command) -> Command:
     return click.option("--budget", metavar="USD", callback=_budget, help=text)(command)
 
 
-def _context_option(required: bool) -> Callable[[Command], Command]:
-    kind = click.Path(exists=True, dir_okay=False, allow_dash=True)
-    return click.option("--context", required=required, type=kind, help="A file of UTF-8 text; - reads stdin.")
-
-
 @main.command()
-@_context_option(required=True)
+@context_options(required=True)
 @click.option("--model", default="", help="The root model; the server's default otherwise.")
 @click.option("--sub-model", default="", help="The model of llm_query and of child RLMs; the root model otherwise.")
 @_budget_option
@@ -105,12 +79,12 @@ def _context_option(required: bool) -> Callable[[Command], Command]:
 @click.option("--max-turns", type=click.IntRange(min=1), default=None, help="Turns of each RLM of the tree.")
 @click.option("--wall-seconds", type=click.IntRange(min=1), default=None, help="Seconds the whole run may take.")
 @_image
-@_json
+@json_option
 @click.argument("question")
 @click.pass_obj
 def run(
     access: Access,
-    context: str,
+    given: Given,
     model: str,
     sub_model: str,
     budget: Budget | None,
@@ -121,14 +95,14 @@ def run(
     as_json: bool,
     question: str,
 ) -> None:
-    """Answer QUESTION over a text. An interrupt (Ctrl-C) cancels the run on the server."""
-    console, text = console_for(sys.stderr), _text(context)
+    """Answer QUESTION over a text or documents. An interrupt (Ctrl-C) cancels the run on the server."""
+    console, source = console_for(sys.stderr), given.source()
     with access.open() as (client, interrupts):
-        uploaded = interrupts.wait(lambda: _upload(client, console, text, quiet=as_json))
+        context_id = given.context(source, client, interrupts, console, quiet=as_json)
         # Not interruptible: a run whose id is not known could not be cancelled.
         started = client.create_run(
             question,
-            uploaded.context_id,
+            context_id,
             model=model,
             sub_model=sub_model,
             budget=budget,
@@ -138,7 +112,7 @@ def run(
             image=image,
         )
         if not as_json:
-            _say(console, f"run {started.run_id}")
+            say(console, f"run {started.run_id}")
         try:
             with _told_how_to_go_on(console, started.run_id, RlmError):
                 ended = _follow(client, interrupts, console, started.run_id, 1, as_json)
@@ -151,7 +125,7 @@ def run(
 @main.command()
 @click.argument("run_id")
 @click.option("--from", "from_sequence", type=click.IntRange(min=1), default=1, help="The first event wanted.")
-@_json
+@json_option
 @click.pass_obj
 def watch(access: Access, run_id: str, from_sequence: int, as_json: bool) -> None:
     """Watch a run until it ends. An interrupt (Ctrl-C) ends the watch; the run goes on."""
@@ -163,33 +137,33 @@ def watch(access: Access, run_id: str, from_sequence: int, as_json: bool) -> Non
 
 @main.command()
 @click.argument("run_id")
-@_json
+@json_option
 @click.pass_obj
 def show(access: Access, run_id: str, as_json: bool) -> None:
     """Show a run as it is now: its state, tree, cost and answer."""
     with access.open() as (client, interrupts):
         found = interrupts.wait(lambda: client.get_run(run_id))
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         print_report(console_for(sys.stdout), found)
 
 
 @main.command(name="exec")
-@_context_option(required=False)
+@context_options(required=False)
 @_image
 @click.option("--sub-model", default="", help="The model of llm_query.")
 @_budget_option
-@_json
+@json_option
 @click.argument("code")
 @click.pass_obj
 def execute(
-    access: Access, context: str | None, image: str, sub_model: str, budget: Budget | None, as_json: bool, code: str
+    access: Access, given: Given, image: str, sub_model: str, budget: Budget | None, as_json: bool, code: str
 ) -> None:
     """Run CODE as one turn of a REPL made for it. Exit codes: 0 done, 1 it raised, 3 a limit stopped it."""
-    console, text = console_for(sys.stderr), _text(context) if context else None
+    console, source = console_for(sys.stderr), given.source()
     with access.open() as (client, interrupts):
-        context_id = interrupts.wait(lambda: _upload(client, console, text, quiet=True)).context_id if text else ""
+        context_id = given.context(source, client, interrupts, console, quiet=True)
         session = client.create_session(context_id, image=image, sub_model=sub_model, budget=budget)
         try:
             responses = interrupts.stream(lambda: client.execute(session.session_id, code))
@@ -203,16 +177,16 @@ def _turn(responses: Iterator[session_pb2.ExecuteResponse], console: Console, as
     result, calls = session_pb2.TurnResult(), Calls()
     for response in responses:
         if as_json:
-            _print_json(response)
+            print_json(response)
         match response.WhichOneof("event"):
             case "output" if not as_json:
-                _write(response.output.text, err=response.output.stream == session_pb2.OUTPUT_STREAM_STDERR)
+                write(response.output.text, err=response.output.stream == session_pb2.OUTPUT_STREAM_STDERR)
             case "call_finished":
                 calls.add(response.call_finished)
             case "result":
                 result = response.result
     if calls.finished and not as_json:
-        _say(console, str(calls))
+        say(console, str(calls))
     if result.status != session_pb2.TURN_STATUS_OK and not as_json:
         _say_error(console, result)
     return result
@@ -221,10 +195,10 @@ def _turn(responses: Iterator[session_pb2.ExecuteResponse], console: Console, as
 def _say_error(console: Console, result: session_pb2.TurnResult) -> None:
     error = result.error
     if result.status == session_pb2.TURN_STATUS_ROLLED_BACK:
-        _say(console, f"rolled back: {error.type}: {error.message}", "red")
+        say(console, f"rolled back: {error.type}: {error.message}", "red")
         return
     for line in (error.traceback.strip("\n") or f"{error.type}: {error.message}").split("\n"):
-        _say(console, line, "red")
+        say(console, line, "red")
 
 
 def _exit_code(result: session_pb2.TurnResult) -> int:
@@ -233,28 +207,13 @@ def _exit_code(result: session_pb2.TurnResult) -> int:
     return EXHAUSTED if result.error.type in _LIMITS_OF_A_TURN else FAILED
 
 
-def _text(context: str) -> Path | bytes:
-    return sys.stdin.buffer.read() if context == "-" else Path(context)
-
-
-def _upload(client: Client, console: Console, text: Path | bytes, quiet: bool) -> context_pb2.Context:
-    name = text.name if isinstance(text, Path) else "stdin"
-    try:
-        if quiet:
-            return client.upload(text, name)
-        with upload_bar(console, name) as progress:
-            return client.upload(text, name, progress)
-    except (OSError, ValueError) as error:
-        raise Misuse(f"cannot use --context: {error}") from None
-
-
 def _follow(
     client: Client, interrupts: Interrupts, console: Console, run_id: str, from_sequence: int, as_json: bool
 ) -> run_pb2.Run:
     events = interrupts.stream(lambda: client.watch_run(run_id, from_sequence))
     if as_json:
         for event in events:
-            _print_json(event)
+            print_json(event)
     else:
         with Display(console) as display:
             for event in events:
@@ -268,46 +227,29 @@ def _told_how_to_go_on(console: Console, run_id: str, *endings: type[BaseExcepti
     try:
         yield
     except endings:
-        _say(console, f"no longer watching; a run goes on by itself: rlm watch {run_id}")
+        say(console, f"no longer watching; a run goes on by itself: rlm watch {run_id}")
         raise
 
 
 def _cancel(client: Client, interrupts: Interrupts, console: Console, run_id: str, as_json: bool) -> None:
-    _say(console, f"interrupted: cancelling run {run_id}")
+    say(console, f"interrupted: cancelling run {run_id}")
     try:
         ended = interrupts.wait(lambda: client.cancel_run(run_id))
     except (RlmError, KeyboardInterrupt) as error:
-        _say(console, f"could not cancel ({error or 'interrupted'}); it may go on: rlm show {run_id}", "red")
+        say(console, f"could not cancel ({error or 'interrupted'}); it may go on: rlm show {run_id}", "red")
         return
-    _say(console, f"run {run_id} {state_name(ended.state)} · {spending(ended.spent, ended.budget)}")
+    say(console, f"run {run_id} {state_name(ended.state)} · {spending(ended.spent, ended.budget)}")
     if as_json:
-        _print_json(ended)
+        print_json(ended)
 
 
 def _conclude(ended: run_pb2.Run, as_json: bool) -> None:
     """Print the answer or, as JSON, the run; and exit as its state says."""
     if as_json:
-        _print_json(ended)
+        print_json(ended)
     elif ended.state == run_pb2.RUN_STATE_SUCCEEDED or (ended.state == run_pb2.RUN_STATE_EXHAUSTED and ended.answer):
-        _write(ended.answer + "\n")
+        write(ended.answer + "\n")
     raise click.exceptions.Exit(_EXIT_CODES.get(ended.state, FAILED))
-
-
-def _print_json(message: Message) -> None:
-    fields = json_format.MessageToDict(message, preserving_proto_field_name=True)
-    _write(json.dumps(fields) + "\n")  # escapes all that is not ASCII
-
-
-def _write(text: str, err: bool = False) -> None:
-    """Write model or guest text: neutralised, except on a stdout that is a file or a pipe, which gets it exactly."""
-    stream = sys.stderr if err else sys.stdout
-    shown = neutral(text) if err or stream.isatty() else text
-    stream.buffer.write(shown.encode("utf-8"))
-    stream.buffer.flush()
-
-
-def _say(console: Console, text: str, style: str = "dim") -> None:
-    console.print(Text(neutral_line(text, 2000), style=style))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from os import PathLike
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -14,11 +13,14 @@ import grpc
 from rlm.v1 import context_pb2, context_pb2_grpc, run_pb2, run_pb2_grpc, session_pb2, session_pb2_grpc, types_pb2
 
 from rlm_client import errors
+from rlm_client.archive import ArchiveLimits
 from rlm_client.connection import connect, find_key, find_target
 from rlm_client.errors import RlmError, RunFailed
 from rlm_client.money import Budget
 from rlm_client.retry import Retry
-from rlm_client.upload import Progress, measure
+from rlm_client.source import Reading, Source, material
+from rlm_client.transfer import Progress, Status, Transfer
+from rlm_client.upload import measure
 from rlm_client.watch import Stream, resumed
 
 Request = TypeVar("Request")
@@ -26,6 +28,8 @@ Result = TypeVar("Result")
 
 _UNARY_SECONDS = 30.0
 _CANCEL_SECONDS = 120.0  # returns only when the whole tree has stopped
+_MOST_READ = 262_144  # characters that one ReadContext gives
+_DOCUMENTS_PAGE = 10_000  # the most that one ListDocuments gives
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +50,8 @@ class Client:
 
     Where arguments are left out, the address is `RLM_SERVER` or 127.0.0.1:7400, and the key is `RLM_API_KEY` or, for a
     server on this machine, the one a development server wrote to its data directory. Calls that are safe to repeat are
-    repeated as `retry` says while the server is unavailable; a watch reconnects as `watch_retry` says.
+    repeated as `retry` says while the server is unavailable; a watch or an upload that breaks is taken up again as
+    `watch_retry` says.
 
     Every method raises an RlmError subclass for what the server answers.
 
@@ -94,30 +99,118 @@ class Client:
         self._connection.channel.close()
 
     def upload(
-        self, source: str | bytes | PathLike[str], name: str | None = None, progress: Progress | None = None
+        self,
+        source: Source,
+        name: str | None = None,
+        progress: Progress | None = None,
+        *,
+        request_id: str | None = None,
+        text_field: str = "text",
+        name_field: str | None = None,
+        skip_binary: bool = False,
+        on_skip: Callable[[str], None] | None = None,
+        archive_limits: ArchiveLimits | None = None,
     ) -> context_pb2.Context:
-        """Store one text. A `str` or bytes is the text itself; a path (`pathlib.Path`) names a file of UTF-8.
+        """Store one text, or documents in their order, and give the context they make.
 
-        The text is hashed first and then streamed in chunks of 1 MiB; a file is never loaded whole. The same text
-        uploaded again is the same context, so a broken upload starts over by itself. `progress` is told the bytes sent
-        and the bytes in all, from another thread.
+        One text: a `str` or bytes is the text itself; a path (`pathlib.Path`) names a file of UTF-8.
+
+        Documents, with their names:
+        - the path of a directory: every file below it, sorted, named by its path in there; hidden ones and links are
+          left out;
+        - the path of a .zip archive: likewise every file in it, within `archive_limits`; nothing is unpacked to disk;
+        - the path of a .jsonl file: every line, a JSON string or an object with the text in `text_field`, named by
+          its `name_field`, or else by `name`, `id` or the line's number;
+        - a mapping from names to texts;
+        - an iterable of paths and (name, text) pairs. Files are named by their places below the deepest directory that
+          all the paths have in common. An iterator is read into a list; all else is never whole in memory.
+
+        A file that is not UTF-8 is an error; `skip_binary` leaves it out of a sequence of documents instead, and tells
+        `on_skip` where it is. `name` is for show; without one it is made from the paths.
+
+        Everything is read twice: for sizes and SHA-256 first. The same text or documents uploaded again are the same
+        context. An upload that breaks off goes on, as `watch_retry` says, from where the server has it; with a
+        `request_id` of the caller's own also one that another process began with the same source. `progress` is told
+        the bytes that the server has and the bytes in all.
 
         Raises:
-            OSError: the file cannot be read.
-            ValueError: the text is not UTF-8, or is a `str` that names an existing file, where a path was surely meant.
+            AlreadyExists: the request id is that of an upload of something else.
+            OSError: a file cannot be read.
+            SourceChanged: a source changed after it was first read.
+            SourceRefused: something is not UTF-8, not what its name says, or beyond a limit; the message names it.
+            TypeError: the source, or an item of it, is nothing of the above.
+            ValueError: it is a `str` that names an existing file, where a path was surely meant.
         """
-        text = measure(source, name)
-        reply = self._repeatable(
-            lambda: self._contexts.UploadContext(text.parts(progress), metadata=self._metadata),
+        reading = Reading(text_field, name_field, archive_limits or ArchiveLimits(), skip_binary, on_skip)
+        upload = measure(material(source, name, reading), request_id or str(uuid.uuid4()), reading)
+        transfer = Transfer(
+            lambda messages: self._contexts.UploadContext.future(messages, metadata=self._metadata),
+            self._upload_status,
+            self._watch_retry,
+            progress,
         )
-        if progress is not None:
-            progress(text.size_bytes, text.size_bytes)
-        return reply.context
+        return transfer.upload(upload, begun=bool(request_id))
+
+    def _upload_status(self, request_id: str) -> Status:
+        request = context_pb2.GetUploadStatusRequest(request_id=request_id)
+        with errors.typed():
+            return self._contexts.GetUploadStatus(request, timeout=_UNARY_SECONDS, metadata=self._metadata)
 
     def get_context(self, context_id: str) -> context_pb2.Context:
         """Describe a stored context."""
         request = context_pb2.GetContextRequest(context_id=context_id)
         return self._unary(self._contexts.GetContext, request).context
+
+    def list_contexts(self) -> Iterator[context_pb2.Context]:
+        """Give every stored context, the newest first, asking for more as they are taken."""
+        request = context_pb2.ListContextsRequest()
+        while True:
+            reply = self._unary(self._contexts.ListContexts, request)
+            yield from reply.contexts
+            if not reply.next_page_token:
+                return
+            request.page_token = reply.next_page_token
+
+    def list_documents(self, context_id: str) -> Iterator[context_pb2.Document]:
+        """Give the documents of a context in their order, asking for more as they are taken."""
+        request = context_pb2.ListDocumentsRequest(context_id=context_id, page_size=_DOCUMENTS_PAGE)
+        while True:
+            reply = self._unary(self._contexts.ListDocuments, request)
+            yield from reply.documents
+            if not reply.next_page_token:
+                return
+            request.page_token = reply.next_page_token
+
+    def read_context(self, context_id: str, start: int = 0, end: int | None = None, document: int = 0) -> str:
+        """Give characters of a document: from `start` up to, and without, `end`; None, or past its end, means its end.
+
+        `document` is its place in the context, 0 where the context is one text. Long ranges are asked for in parts.
+        """
+        parts = []
+        while True:
+            upto = start + _MOST_READ if end is None else min(start + _MOST_READ, end)
+            request = context_pb2.ReadContextRequest(context_id=context_id, document=document, start=start, end=upto)
+            reply = self._unary(self._contexts.ReadContext, request)
+            parts.append(reply.text)
+            start += len(reply.text)
+            if not reply.text or start >= reply.characters or start == end:
+                return "".join(parts)
+
+    def search_context(
+        self, context_id: str, pattern: str, documents: Iterable[int] = (), limit: int = 100
+    ) -> context_pb2.SearchContextResponse:
+        """Find where a pattern in RE2's syntax matches: `matches` in the order of the text, and if there are `more`.
+
+        Only the documents at the places given are searched; all where none is given. `limit` is at most 1,000.
+        """
+        request = context_pb2.SearchContextRequest(
+            context_id=context_id, pattern=pattern, documents=documents, limit=limit
+        )
+        return self._unary(self._contexts.SearchContext, request)
+
+    def delete_context(self, context_id: str) -> None:
+        """Take a context away from everybody; sessions and runs that read it already keep it until they end."""
+        self._unary(self._contexts.DeleteContext, context_pb2.DeleteContextRequest(context_id=context_id))
 
     def create_run(
         self,
@@ -226,6 +319,11 @@ class Client:
         finally:
             call.cancel()
 
+    def get_session(self, session_id: str) -> session_pb2.Session:
+        """Describe a session, and how much of its context it has looked at."""
+        request = session_pb2.GetSessionRequest(session_id=session_id)
+        return self._unary(self._sessions.GetSession, request).session
+
     def delete_session(self, session_id: str) -> types_pb2.Amounts:
         """End a session; gives what it spent in all."""
         request = session_pb2.DeleteSessionRequest(session_id=session_id)
@@ -234,7 +332,7 @@ class Client:
     def ask(
         self,
         question: str,
-        text: str | bytes | PathLike[str],
+        source: Source,
         *,
         model: str = "",
         sub_model: str = "",
@@ -244,7 +342,9 @@ class Client:
         wall_seconds: int = 0,
         image: str = "",
     ) -> Answer:
-        """Upload a text, run a question over it, and wait for the answer. Arguments are those of `create_run`.
+        """Upload a text or documents, run a question over them, and wait for the answer.
+
+        Arguments are those of `upload` and of `create_run`.
 
         Where waiting ends early, the run is cancelled: nobody else knows its name.
 
@@ -253,7 +353,7 @@ class Client:
         """
         run = self.create_run(
             question,
-            self.upload(text).context_id,
+            self.upload(source).context_id,
             model=model,
             sub_model=sub_model,
             budget=budget,

@@ -52,9 +52,8 @@ def state_name(state: run_pb2.RunState.ValueType) -> str:
 
 
 @contextmanager
-def upload_bar(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how far an upload is; gives the function to tell it. Without a terminal, one line when it is done."""
-    sizes = [0, 0]
+def upload_bar(console: Console, name: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Show how far an upload is, on a terminal and if not `quiet`; gives the function to tell it."""
     bar = Progress(
         TextColumn("uploading {task.description}", markup=False),
         BarColumn(),
@@ -62,20 +61,13 @@ def upload_bar(console: Console, name: str) -> Iterator[Callable[[int, int], Non
         TransferSpeedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal or console.is_dumb_terminal,
+        disable=quiet or not console.is_terminal or console.is_dumb_terminal,
         redirect_stdout=False,
         redirect_stderr=False,
     )
-    shown = neutral_line(name, 60)
     with bar:
-        task = bar.add_task(shown, total=None)
-
-        def tell(sent: int, size: int) -> None:
-            sizes[:] = sent, size
-            bar.update(task, completed=sent, total=size)
-
-        yield tell
-    console.print(Text(f"uploaded {shown} ({sizes[1]:,} bytes)", style="dim"))
+        task = bar.add_task(neutral_line(name, 60), total=None)
+        yield lambda received, size: bar.update(task, completed=received, total=size)
 
 
 class Display:

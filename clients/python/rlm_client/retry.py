@@ -12,6 +12,12 @@ from rlm_client.errors import Aborted, RlmError, Unavailable
 Result = TypeVar("Result")
 
 
+def is_passing(error: RlmError) -> bool:
+    """Tell whether what broke a stream is likely to be over soon, so that another stream can go on."""
+    # A proxy that gives up on a quiet stream resets it, which arrives as INTERNAL.
+    return isinstance(error, Unavailable | Aborted) or "RST_STREAM" in error.message
+
+
 @dataclass(frozen=True, slots=True)
 class Retry:
     """How often, and after what waits, a call that found the server unavailable is repeated.

@@ -8,8 +8,8 @@ from typing import Protocol
 import grpc
 from rlm.v1 import run_pb2
 
-from rlm_client.errors import Aborted, Unavailable, from_call
-from rlm_client.retry import Retry
+from rlm_client.errors import from_call
+from rlm_client.retry import Retry, is_passing
 
 
 class Stream(Protocol):
@@ -49,7 +49,7 @@ def resumed(open_at: Open, from_sequence: int, retry: Retry) -> Iterator[run_pb2
                 yield response.event
         except grpc.RpcError as broken:
             error = from_call(broken)
-            seconds = next(waits, None) if _is_curable(broken, error) else None
+            seconds = next(waits, None) if is_passing(error) else None
             if seconds is None:
                 raise error from None
             retry.wait(seconds, error)
@@ -57,8 +57,3 @@ def resumed(open_at: Open, from_sequence: int, retry: Retry) -> Iterator[run_pb2
             return
         finally:
             stream.cancel()
-
-
-def _is_curable(broken: grpc.RpcError, error: Exception) -> bool:
-    # A proxy that gives up on a quiet stream resets it, which arrives as INTERNAL.
-    return isinstance(error, Unavailable | Aborted) or "RST_STREAM" in (broken.details() or "")

@@ -25,27 +25,67 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14rlm/v1/context.proto\x12\x06rlm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"l\n\x14UploadContextRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.rlm.v1.UploadHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.rlm.v1.UploadChunkH\x00\x42\x06\n\x04part\"@\n\x0cUploadHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"+\n\x0bUploadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"9\n\x15UploadContextResponse\x12 \n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Context\"\'\n\x11GetContextRequest\x12\x12\n\ncontext_id\x18\x01 \x01(\t\"6\n\x12GetContextResponse\x12 \n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Context\"\x94\x01\n\x07\x43ontext\x12\x12\n\ncontext_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x12\n\ncharacters\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xa5\x01\n\x0e\x43ontextService\x12N\n\rUploadContext\x12\x1c.rlm.v1.UploadContextRequest\x1a\x1d.rlm.v1.UploadContextResponse(\x01\x12\x43\n\nGetContext\x12\x19.rlm.v1.GetContextRequest\x1a\x1a.rlm.v1.GetContextResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14rlm/v1/context.proto\x12\x06rlm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x01\n\x14UploadContextRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.rlm.v1.UploadHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.rlm.v1.UploadChunkH\x00\x12,\n\tdocuments\x18\x03 \x01(\x0b\x32\x17.rlm.v1.UploadDocumentsH\x00\x42\x06\n\x04part\"g\n\x0cUploadHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x11\n\tdocuments\x18\x05 \x01(\x03\"K\n\x0fUploadDocuments\x12\r\n\x05\x66irst\x18\x01 \x01(\x03\x12)\n\tdocuments\x18\x02 \x03(\x0b\x32\x16.rlm.v1.UploadDocument\"2\n\x0eUploadDocument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"+\n\x0bUploadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"9\n\x15UploadContextResponse\x12 \n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Context\",\n\x16GetUploadStatusRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"o\n\x17GetUploadStatusResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12\x1a\n\x12received_documents\x18\x02 \x01(\x03\x12 \n\x07\x63ontext\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Context\"\'\n\x11GetContextRequest\x12\x12\n\ncontext_id\x18\x01 \x01(\t\"6\n\x12GetContextResponse\x12 \n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Context\"<\n\x13ListContextsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x14ListContextsResponse\x12!\n\x08\x63ontexts\x18\x01 \x03(\x0b\x32\x0f.rlm.v1.Context\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"Q\n\x14ListDocumentsRequest\x12\x12\n\ncontext_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x15ListDocumentsResponse\x12#\n\tdocuments\x18\x01 \x03(\x0b\x32\x10.rlm.v1.Document\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"<\n\x08\x44ocument\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\ncharacters\x18\x03 \x01(\x03\"V\n\x12ReadContextRequest\x12\x12\n\ncontext_id\x18\x01 \x01(\t\x12\x10\n\x08\x64ocument\x18\x02 \x01(\x03\x12\r\n\x05start\x18\x03 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x03\"7\n\x13ReadContextResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x12\n\ncharacters\x18\x02 \x01(\x03\"]\n\x14SearchContextRequest\x12\x12\n\ncontext_id\x18\x01 \x01(\t\x12\x0f\n\x07pattern\x18\x02 \x01(\t\x12\x11\n\tdocuments\x18\x03 \x03(\x03\x12\r\n\x05limit\x18\x04 \x01(\x05\"E\n\x15SearchContextResponse\x12\x1e\n\x07matches\x18\x01 \x03(\x0b\x32\r.rlm.v1.Match\x12\x0c\n\x04more\x18\x02 \x01(\x08\"C\n\x05Match\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\"*\n\x14\x44\x65leteContextRequest\x12\x12\n\ncontext_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteContextResponse\"\xca\x01\n\x07\x43ontext\x12\x12\n\ncontext_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x03\x12\x12\n\ncharacters\x18\x04 \x01(\x03\x12\x0e\n\x06sha256\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x04kind\x18\x07 \x01(\x0e\x32\x13.rlm.v1.ContextKind\x12\x11\n\tdocuments\x18\x08 \x01(\x03\"5\n\x05Range\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x03\"\\\n\x08\x43overage\x12\x10\n\x08\x66raction\x18\x01 \x01(\x01\x12\x11\n\tdocuments\x18\x02 \x01(\x03\x12\x1d\n\x06ranges\x18\x03 \x03(\x0b\x32\r.rlm.v1.Range\x12\x0c\n\x04more\x18\x04 \x01(\x08\"=\n\x07Passage\x12\x1c\n\x05range\x18\x01 \x01(\x0b\x32\r.rlm.v1.Range\x12\x14\n\x0cprompt_start\x18\x02 \x01(\x03*^\n\x0b\x43ontextKind\x12\x1c\n\x18\x43ONTEXT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43ONTEXT_KIND_TEXT\x10\x01\x12\x1a\n\x16\x43ONTEXT_KIND_DOCUMENTS\x10\x02\x32\xf6\x04\n\x0e\x43ontextService\x12N\n\rUploadContext\x12\x1c.rlm.v1.UploadContextRequest\x1a\x1d.rlm.v1.UploadContextResponse(\x01\x12R\n\x0fGetUploadStatus\x12\x1e.rlm.v1.GetUploadStatusRequest\x1a\x1f.rlm.v1.GetUploadStatusResponse\x12\x43\n\nGetContext\x12\x19.rlm.v1.GetContextRequest\x1a\x1a.rlm.v1.GetContextResponse\x12I\n\x0cListContexts\x12\x1b.rlm.v1.ListContextsRequest\x1a\x1c.rlm.v1.ListContextsResponse\x12L\n\rListDocuments\x12\x1c.rlm.v1.ListDocumentsRequest\x1a\x1d.rlm.v1.ListDocumentsResponse\x12\x46\n\x0bReadContext\x12\x1a.rlm.v1.ReadContextRequest\x1a\x1b.rlm.v1.ReadContextResponse\x12L\n\rSearchContext\x12\x1c.rlm.v1.SearchContextRequest\x1a\x1d.rlm.v1.SearchContextResponse\x12L\n\rDeleteContext\x12\x1c.rlm.v1.DeleteContextRequest\x1a\x1d.rlm.v1.DeleteContextResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlm.v1.context_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLOADCONTEXTREQUEST']._serialized_start=65
-  _globals['_UPLOADCONTEXTREQUEST']._serialized_end=173
-  _globals['_UPLOADHEADER']._serialized_start=175
-  _globals['_UPLOADHEADER']._serialized_end=239
-  _globals['_UPLOADCHUNK']._serialized_start=241
-  _globals['_UPLOADCHUNK']._serialized_end=284
-  _globals['_UPLOADCONTEXTRESPONSE']._serialized_start=286
-  _globals['_UPLOADCONTEXTRESPONSE']._serialized_end=343
-  _globals['_GETCONTEXTREQUEST']._serialized_start=345
-  _globals['_GETCONTEXTREQUEST']._serialized_end=384
-  _globals['_GETCONTEXTRESPONSE']._serialized_start=386
-  _globals['_GETCONTEXTRESPONSE']._serialized_end=440
-  _globals['_CONTEXT']._serialized_start=443
-  _globals['_CONTEXT']._serialized_end=591
-  _globals['_CONTEXTSERVICE']._serialized_start=594
-  _globals['_CONTEXTSERVICE']._serialized_end=759
+  _globals['_CONTEXTKIND']._serialized_start=2060
+  _globals['_CONTEXTKIND']._serialized_end=2154
+  _globals['_UPLOADCONTEXTREQUEST']._serialized_start=66
+  _globals['_UPLOADCONTEXTREQUEST']._serialized_end=220
+  _globals['_UPLOADHEADER']._serialized_start=222
+  _globals['_UPLOADHEADER']._serialized_end=325
+  _globals['_UPLOADDOCUMENTS']._serialized_start=327
+  _globals['_UPLOADDOCUMENTS']._serialized_end=402
+  _globals['_UPLOADDOCUMENT']._serialized_start=404
+  _globals['_UPLOADDOCUMENT']._serialized_end=454
+  _globals['_UPLOADCHUNK']._serialized_start=456
+  _globals['_UPLOADCHUNK']._serialized_end=499
+  _globals['_UPLOADCONTEXTRESPONSE']._serialized_start=501
+  _globals['_UPLOADCONTEXTRESPONSE']._serialized_end=558
+  _globals['_GETUPLOADSTATUSREQUEST']._serialized_start=560
+  _globals['_GETUPLOADSTATUSREQUEST']._serialized_end=604
+  _globals['_GETUPLOADSTATUSRESPONSE']._serialized_start=606
+  _globals['_GETUPLOADSTATUSRESPONSE']._serialized_end=717
+  _globals['_GETCONTEXTREQUEST']._serialized_start=719
+  _globals['_GETCONTEXTREQUEST']._serialized_end=758
+  _globals['_GETCONTEXTRESPONSE']._serialized_start=760
+  _globals['_GETCONTEXTRESPONSE']._serialized_end=814
+  _globals['_LISTCONTEXTSREQUEST']._serialized_start=816
+  _globals['_LISTCONTEXTSREQUEST']._serialized_end=876
+  _globals['_LISTCONTEXTSRESPONSE']._serialized_start=878
+  _globals['_LISTCONTEXTSRESPONSE']._serialized_end=960
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=962
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=1043
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=1045
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=1130
+  _globals['_DOCUMENT']._serialized_start=1132
+  _globals['_DOCUMENT']._serialized_end=1192
+  _globals['_READCONTEXTREQUEST']._serialized_start=1194
+  _globals['_READCONTEXTREQUEST']._serialized_end=1280
+  _globals['_READCONTEXTRESPONSE']._serialized_start=1282
+  _globals['_READCONTEXTRESPONSE']._serialized_end=1337
+  _globals['_SEARCHCONTEXTREQUEST']._serialized_start=1339
+  _globals['_SEARCHCONTEXTREQUEST']._serialized_end=1432
+  _globals['_SEARCHCONTEXTRESPONSE']._serialized_start=1434
+  _globals['_SEARCHCONTEXTRESPONSE']._serialized_end=1503
+  _globals['_MATCH']._serialized_start=1505
+  _globals['_MATCH']._serialized_end=1572
+  _globals['_DELETECONTEXTREQUEST']._serialized_start=1574
+  _globals['_DELETECONTEXTREQUEST']._serialized_end=1616
+  _globals['_DELETECONTEXTRESPONSE']._serialized_start=1618
+  _globals['_DELETECONTEXTRESPONSE']._serialized_end=1641
+  _globals['_CONTEXT']._serialized_start=1644
+  _globals['_CONTEXT']._serialized_end=1846
+  _globals['_RANGE']._serialized_start=1848
+  _globals['_RANGE']._serialized_end=1901
+  _globals['_COVERAGE']._serialized_start=1903
+  _globals['_COVERAGE']._serialized_end=1995
+  _globals['_PASSAGE']._serialized_start=1997
+  _globals['_PASSAGE']._serialized_end=2058
+  _globals['_CONTEXTSERVICE']._serialized_start=2157
+  _globals['_CONTEXTSERVICE']._serialized_end=2787
 # @@protoc_insertion_point(module_scope)

@@ -39,10 +39,40 @@ class ContextServiceStub:
                 request_serializer=rlm_dot_v1_dot_context__pb2.UploadContextRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_context__pb2.UploadContextResponse.FromString,
                 _registered_method=True)
+        self.GetUploadStatus = channel.unary_unary(
+                '/rlm.v1.ContextService/GetUploadStatus',
+                request_serializer=rlm_dot_v1_dot_context__pb2.GetUploadStatusRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_context__pb2.GetUploadStatusResponse.FromString,
+                _registered_method=True)
         self.GetContext = channel.unary_unary(
                 '/rlm.v1.ContextService/GetContext',
                 request_serializer=rlm_dot_v1_dot_context__pb2.GetContextRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_context__pb2.GetContextResponse.FromString,
+                _registered_method=True)
+        self.ListContexts = channel.unary_unary(
+                '/rlm.v1.ContextService/ListContexts',
+                request_serializer=rlm_dot_v1_dot_context__pb2.ListContextsRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_context__pb2.ListContextsResponse.FromString,
+                _registered_method=True)
+        self.ListDocuments = channel.unary_unary(
+                '/rlm.v1.ContextService/ListDocuments',
+                request_serializer=rlm_dot_v1_dot_context__pb2.ListDocumentsRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_context__pb2.ListDocumentsResponse.FromString,
+                _registered_method=True)
+        self.ReadContext = channel.unary_unary(
+                '/rlm.v1.ContextService/ReadContext',
+                request_serializer=rlm_dot_v1_dot_context__pb2.ReadContextRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_context__pb2.ReadContextResponse.FromString,
+                _registered_method=True)
+        self.SearchContext = channel.unary_unary(
+                '/rlm.v1.ContextService/SearchContext',
+                request_serializer=rlm_dot_v1_dot_context__pb2.SearchContextRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_context__pb2.SearchContextResponse.FromString,
+                _registered_method=True)
+        self.DeleteContext = channel.unary_unary(
+                '/rlm.v1.ContextService/DeleteContext',
+                request_serializer=rlm_dot_v1_dot_context__pb2.DeleteContextRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_context__pb2.DeleteContextResponse.FromString,
                 _registered_method=True)
 
 
@@ -50,7 +80,16 @@ class ContextServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def UploadContext(self, request_iterator, context):
-        """Stores one UTF-8 text: first a header, then chunks in order. The same text uploaded again is the same context.
+        """Stores UTF-8 text, of one document or of many. First a header; then documents and chunks, in order. The same
+        documents uploaded again are the same context. An upload that breaks off is kept for a while: GetUploadStatus says
+        from where to go on, in a new stream that begins with the same header.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetUploadStatus(self, request, context):
+        """How much of an upload has arrived.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -58,6 +97,41 @@ class ContextServiceServicer:
 
     def GetContext(self, request, context):
         """Describes a stored context.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListContexts(self, request, context):
+        """The tenant's contexts, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListDocuments(self, request, context):
+        """The documents of a context, in their order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadContext(self, request, context):
+        """A range of a document's characters.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SearchContext(self, request, context):
+        """Where a pattern matches, in time linear in the text.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteContext(self, request, context):
+        """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -71,10 +145,40 @@ def add_ContextServiceServicer_to_server(servicer, server):
                     request_deserializer=rlm_dot_v1_dot_context__pb2.UploadContextRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_context__pb2.UploadContextResponse.SerializeToString,
             ),
+            'GetUploadStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetUploadStatus,
+                    request_deserializer=rlm_dot_v1_dot_context__pb2.GetUploadStatusRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_context__pb2.GetUploadStatusResponse.SerializeToString,
+            ),
             'GetContext': grpc.unary_unary_rpc_method_handler(
                     servicer.GetContext,
                     request_deserializer=rlm_dot_v1_dot_context__pb2.GetContextRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_context__pb2.GetContextResponse.SerializeToString,
+            ),
+            'ListContexts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListContexts,
+                    request_deserializer=rlm_dot_v1_dot_context__pb2.ListContextsRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_context__pb2.ListContextsResponse.SerializeToString,
+            ),
+            'ListDocuments': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDocuments,
+                    request_deserializer=rlm_dot_v1_dot_context__pb2.ListDocumentsRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_context__pb2.ListDocumentsResponse.SerializeToString,
+            ),
+            'ReadContext': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReadContext,
+                    request_deserializer=rlm_dot_v1_dot_context__pb2.ReadContextRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_context__pb2.ReadContextResponse.SerializeToString,
+            ),
+            'SearchContext': grpc.unary_unary_rpc_method_handler(
+                    servicer.SearchContext,
+                    request_deserializer=rlm_dot_v1_dot_context__pb2.SearchContextRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_context__pb2.SearchContextResponse.SerializeToString,
+            ),
+            'DeleteContext': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteContext,
+                    request_deserializer=rlm_dot_v1_dot_context__pb2.DeleteContextRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_context__pb2.DeleteContextResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -115,6 +219,33 @@ class ContextService:
             _registered_method=True)
 
     @staticmethod
+    def GetUploadStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.ContextService/GetUploadStatus',
+            rlm_dot_v1_dot_context__pb2.GetUploadStatusRequest.SerializeToString,
+            rlm_dot_v1_dot_context__pb2.GetUploadStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def GetContext(request,
             target,
             options=(),
@@ -131,6 +262,141 @@ class ContextService:
             '/rlm.v1.ContextService/GetContext',
             rlm_dot_v1_dot_context__pb2.GetContextRequest.SerializeToString,
             rlm_dot_v1_dot_context__pb2.GetContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListContexts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.ContextService/ListContexts',
+            rlm_dot_v1_dot_context__pb2.ListContextsRequest.SerializeToString,
+            rlm_dot_v1_dot_context__pb2.ListContextsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListDocuments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.ContextService/ListDocuments',
+            rlm_dot_v1_dot_context__pb2.ListDocumentsRequest.SerializeToString,
+            rlm_dot_v1_dot_context__pb2.ListDocumentsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.ContextService/ReadContext',
+            rlm_dot_v1_dot_context__pb2.ReadContextRequest.SerializeToString,
+            rlm_dot_v1_dot_context__pb2.ReadContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SearchContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.ContextService/SearchContext',
+            rlm_dot_v1_dot_context__pb2.SearchContextRequest.SerializeToString,
+            rlm_dot_v1_dot_context__pb2.SearchContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.ContextService/DeleteContext',
+            rlm_dot_v1_dot_context__pb2.DeleteContextRequest.SerializeToString,
+            rlm_dot_v1_dot_context__pb2.DeleteContextResponse.FromString,
             options,
             channel_credentials,
             insecure,

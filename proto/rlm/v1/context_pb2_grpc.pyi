@@ -32,17 +32,47 @@ class ContextServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ContextServiceAsyncStub: ...
     UploadContext: _grpc.StreamUnaryMultiCallable[_context_pb2.UploadContextRequest, _context_pb2.UploadContextResponse]
-    """Stores one UTF-8 text: first a header, then chunks in order. The same text uploaded again is the same context."""
+    """Stores UTF-8 text, of one document or of many. First a header; then documents and chunks, in order. The same
+    documents uploaded again are the same context. An upload that breaks off is kept for a while: GetUploadStatus says
+    from where to go on, in a new stream that begins with the same header.
+    """
+    GetUploadStatus: _grpc.UnaryUnaryMultiCallable[_context_pb2.GetUploadStatusRequest, _context_pb2.GetUploadStatusResponse]
+    """How much of an upload has arrived."""
     GetContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.GetContextRequest, _context_pb2.GetContextResponse]
     """Describes a stored context."""
+    ListContexts: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListContextsRequest, _context_pb2.ListContextsResponse]
+    """The tenant's contexts, the newest first."""
+    ListDocuments: _grpc.UnaryUnaryMultiCallable[_context_pb2.ListDocumentsRequest, _context_pb2.ListDocumentsResponse]
+    """The documents of a context, in their order."""
+    ReadContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.ReadContextRequest, _context_pb2.ReadContextResponse]
+    """A range of a document's characters."""
+    SearchContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.SearchContextRequest, _context_pb2.SearchContextResponse]
+    """Where a pattern matches, in time linear in the text."""
+    DeleteContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.DeleteContextRequest, _context_pb2.DeleteContextResponse]
+    """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end."""
 
 @_typing.type_check_only
 class ContextServiceAsyncStub(ContextServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     UploadContext: _aio.StreamUnaryMultiCallable[_context_pb2.UploadContextRequest, _context_pb2.UploadContextResponse]  # type: ignore[assignment]
-    """Stores one UTF-8 text: first a header, then chunks in order. The same text uploaded again is the same context."""
+    """Stores UTF-8 text, of one document or of many. First a header; then documents and chunks, in order. The same
+    documents uploaded again are the same context. An upload that breaks off is kept for a while: GetUploadStatus says
+    from where to go on, in a new stream that begins with the same header.
+    """
+    GetUploadStatus: _aio.UnaryUnaryMultiCallable[_context_pb2.GetUploadStatusRequest, _context_pb2.GetUploadStatusResponse]  # type: ignore[assignment]
+    """How much of an upload has arrived."""
     GetContext: _aio.UnaryUnaryMultiCallable[_context_pb2.GetContextRequest, _context_pb2.GetContextResponse]  # type: ignore[assignment]
     """Describes a stored context."""
+    ListContexts: _aio.UnaryUnaryMultiCallable[_context_pb2.ListContextsRequest, _context_pb2.ListContextsResponse]  # type: ignore[assignment]
+    """The tenant's contexts, the newest first."""
+    ListDocuments: _aio.UnaryUnaryMultiCallable[_context_pb2.ListDocumentsRequest, _context_pb2.ListDocumentsResponse]  # type: ignore[assignment]
+    """The documents of a context, in their order."""
+    ReadContext: _aio.UnaryUnaryMultiCallable[_context_pb2.ReadContextRequest, _context_pb2.ReadContextResponse]  # type: ignore[assignment]
+    """A range of a document's characters."""
+    SearchContext: _aio.UnaryUnaryMultiCallable[_context_pb2.SearchContextRequest, _context_pb2.SearchContextResponse]  # type: ignore[assignment]
+    """Where a pattern matches, in time linear in the text."""
+    DeleteContext: _aio.UnaryUnaryMultiCallable[_context_pb2.DeleteContextRequest, _context_pb2.DeleteContextResponse]  # type: ignore[assignment]
+    """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end."""
 
 class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -51,7 +81,18 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_context_pb2.UploadContextRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.UploadContextResponse, _abc.Awaitable[_context_pb2.UploadContextResponse]]:
-        """Stores one UTF-8 text: first a header, then chunks in order. The same text uploaded again is the same context."""
+        """Stores UTF-8 text, of one document or of many. First a header; then documents and chunks, in order. The same
+        documents uploaded again are the same context. An upload that breaks off is kept for a while: GetUploadStatus says
+        from where to go on, in a new stream that begins with the same header.
+        """
+
+    @_abc_1.abstractmethod
+    def GetUploadStatus(
+        self,
+        request: _context_pb2.GetUploadStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.GetUploadStatusResponse, _abc.Awaitable[_context_pb2.GetUploadStatusResponse]]:
+        """How much of an upload has arrived."""
 
     @_abc_1.abstractmethod
     def GetContext(
@@ -60,5 +101,45 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.GetContextResponse, _abc.Awaitable[_context_pb2.GetContextResponse]]:
         """Describes a stored context."""
+
+    @_abc_1.abstractmethod
+    def ListContexts(
+        self,
+        request: _context_pb2.ListContextsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.ListContextsResponse, _abc.Awaitable[_context_pb2.ListContextsResponse]]:
+        """The tenant's contexts, the newest first."""
+
+    @_abc_1.abstractmethod
+    def ListDocuments(
+        self,
+        request: _context_pb2.ListDocumentsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.ListDocumentsResponse, _abc.Awaitable[_context_pb2.ListDocumentsResponse]]:
+        """The documents of a context, in their order."""
+
+    @_abc_1.abstractmethod
+    def ReadContext(
+        self,
+        request: _context_pb2.ReadContextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.ReadContextResponse, _abc.Awaitable[_context_pb2.ReadContextResponse]]:
+        """A range of a document's characters."""
+
+    @_abc_1.abstractmethod
+    def SearchContext(
+        self,
+        request: _context_pb2.SearchContextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.SearchContextResponse, _abc.Awaitable[_context_pb2.SearchContextResponse]]:
+        """Where a pattern matches, in time linear in the text."""
+
+    @_abc_1.abstractmethod
+    def DeleteContext(
+        self,
+        request: _context_pb2.DeleteContextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.DeleteContextResponse, _abc.Awaitable[_context_pb2.DeleteContextResponse]]:
+        """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end."""
 
 def add_ContextServiceServicer_to_server(servicer: ContextServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -23,71 +23,72 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from rlm.v1 import context_pb2 as rlm_dot_v1_dot_context__pb2
 from rlm.v1 import session_pb2 as rlm_dot_v1_dot_session__pb2
 from rlm.v1 import types_pb2 as rlm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10rlm/v1/run.proto\x12\x06rlm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14rlm/v1/session.proto\x1a\x12rlm/v1/types.proto\"\xc0\x01\n\x10\x43reateRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x12\n\ncontext_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x11\n\tsub_model\x18\x05 \x01(\t\x12\x1e\n\x06\x62udget\x18\x06 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12!\n\x06limits\x18\x07 \x01(\x0b\x32\x11.rlm.v1.RunLimits\x12\r\n\x05image\x18\x08 \x01(\t\"\x82\x01\n\tRunLimits\x12\x11\n\tmax_turns\x18\x01 \x01(\x05\x12\x16\n\tmax_depth\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cwall_seconds\x18\x03 \x01(\x05\x12&\n\x07sandbox\x18\x04 \x01(\x0b\x32\x15.rlm.v1.SandboxLimitsB\x0c\n\n_max_depth\"-\n\x11\x43reateRunResponse\x12\x18\n\x03run\x18\x01 \x01(\x0b\x32\x0b.rlm.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"*\n\x0eGetRunResponse\x12\x18\n\x03run\x18\x01 \x01(\x0b\x32\x0b.rlm.v1.Run\"8\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x03\"3\n\x10WatchRunResponse\x12\x1f\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x10.rlm.v1.RunEvent\"\"\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"-\n\x11\x43\x61ncelRunResponse\x12\x18\n\x03run\x18\x01 \x01(\x0b\x32\x0b.rlm.v1.Run\"\x93\x03\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1f\n\x05state\x18\x02 \x01(\x0e\x32\x10.rlm.v1.RunState\x12\x10\n\x08question\x18\x03 \x01(\t\x12\x12\n\ncontext_id\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x11\n\tsub_model\x18\x06 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x1e\n\x06\x62udget\x18\t \x01(\x0b\x32\x0e.rlm.v1.Budget\x12\x1e\n\x05spent\x18\n \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12 \n\x07pending\x18\x0b \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlast_sequence\x18\x0e \x01(\x03\x12\x1b\n\x05nodes\x18\x0f \x03(\x0b\x32\x0c.rlm.v1.Node\"\xbb\x01\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tparent_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x03 \x01(\x05\x12\x1f\n\x05state\x18\x04 \x01(\x0e\x32\x10.rlm.v1.RunState\x12\x10\n\x08question\x18\x05 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\r\n\x05turns\x18\x08 \x01(\x05\x12\x1e\n\x05spent\x18\t \x01(\x0b\x32\x0f.rlm.v1.Amounts\"\xa7\x06\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x11\n\tparent_id\x18\x04 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\x05\x12\x0c\n\x04turn\x18\x06 \x01(\x05\x12)\n\x0brun_started\x18\n \x01(\x0b\x32\x12.rlm.v1.RunStartedH\x00\x12+\n\x0cturn_started\x18\x0b \x01(\x0b\x32\x13.rlm.v1.TurnStartedH\x00\x12-\n\rmodel_replied\x18\x0c \x01(\x0b\x32\x14.rlm.v1.ModelRepliedH\x00\x12+\n\x0c\x63ode_started\x18\r \x01(\x0b\x32\x13.rlm.v1.CodeStartedH\x00\x12 \n\x06output\x18\x0e \x01(\x0b\x32\x0e.rlm.v1.OutputH\x00\x12+\n\x0c\x63\x61ll_started\x18\x0f \x01(\x0b\x32\x13.rlm.v1.CallStartedH\x00\x12-\n\rcall_finished\x18\x10 \x01(\x0b\x32\x14.rlm.v1.CallFinishedH\x00\x12-\n\rchild_started\x18\x11 \x01(\x0b\x32\x14.rlm.v1.ChildStartedH\x00\x12/\n\x0e\x63hild_finished\x18\x12 \x01(\x0b\x32\x15.rlm.v1.ChildFinishedH\x00\x12-\n\rcode_finished\x18\x13 \x01(\x0b\x32\x14.rlm.v1.CodeFinishedH\x00\x12\x35\n\x11turn_checkpointed\x18\x14 \x01(\x0b\x32\x18.rlm.v1.TurnCheckpointedH\x00\x12/\n\x0e\x62udget_warning\x18\x15 \x01(\x0b\x32\x15.rlm.v1.BudgetWarningH\x00\x12\x1e\n\x05guard\x18\x16 \x01(\x0b\x32\r.rlm.v1.GuardH\x00\x12 \n\x06\x61nswer\x18\x17 \x01(\x0b\x32\x0e.rlm.v1.AnswerH\x00\x12+\n\x0crun_finished\x18\x18 \x01(\x0b\x32\x13.rlm.v1.RunFinishedH\x00\x42\x06\n\x04\x62ody\"|\n\nRunStarted\x12\x10\n\x08question\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tsub_model\x18\x03 \x01(\t\x12\x1a\n\x12\x63ontext_characters\x18\x04 \x01(\x03\x12\x1e\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x0e.rlm.v1.Budget\" \n\x0bTurnStarted\x12\x11\n\tmax_turns\x18\x01 \x01(\x05\"K\n\x0cModelReplied\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1e\n\x05spent\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Amounts\"*\n\x0b\x43odeStarted\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\r\n\x05\x62lock\x18\x02 \x01(\x05\"H\n\x0b\x43\x61llStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\x11prompt_characters\x18\x03 \x01(\x03\"Q\n\x0c\x43\x61llFinished\x12\'\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x19.rlm.v1.ModelCallFinished\x12\x18\n\x10reply_characters\x18\x02 \x01(\x03\"n\n\x0c\x43hildStarted\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x1a\n\x12\x63ontext_characters\x18\x03 \x01(\x03\x12\x1e\n\x06\x62udget\x18\x04 \x01(\x0b\x32\x0e.rlm.v1.Budget\"r\n\rChildFinished\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\t\x12\x1f\n\x05state\x18\x02 \x01(\x0e\x32\x10.rlm.v1.RunState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x1e\n\x05spent\x18\x04 \x01(\x0b\x32\x0f.rlm.v1.Amounts\"2\n\x0c\x43odeFinished\x12\"\n\x06result\x18\x01 \x01(\x0b\x32\x12.rlm.v1.TurnResult\")\n\x10TurnCheckpointed\x12\x15\n\rprivate_bytes\x18\x01 \x01(\x03\"L\n\rBudgetWarning\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\x12\r\n\x05spent\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\"%\n\x05Guard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x16\n\x06\x41nswer\x12\x0c\n\x04text\x18\x01 \x01(\t\"n\n\x0bRunFinished\x12\x1f\n\x05state\x18\x01 \x01(\x0e\x32\x10.rlm.v1.RunState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x1e\n\x05spent\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12\x0e\n\x06\x61nswer\x18\x04 \x01(\t*\xb4\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_PENDING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05\x12\x17\n\x13RUN_STATE_EXHAUSTED\x10\x06\x32\x8a\x02\n\nRunService\x12@\n\tCreateRun\x12\x18.rlm.v1.CreateRunRequest\x1a\x19.rlm.v1.CreateRunResponse\x12\x37\n\x06GetRun\x12\x15.rlm.v1.GetRunRequest\x1a\x16.rlm.v1.GetRunResponse\x12?\n\x08WatchRun\x12\x17.rlm.v1.WatchRunRequest\x1a\x18.rlm.v1.WatchRunResponse0\x01\x12@\n\tCancelRun\x12\x18.rlm.v1.CancelRunRequest\x1a\x19.rlm.v1.CancelRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x10rlm/v1/run.proto\x12\x06rlm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14rlm/v1/context.proto\x1a\x14rlm/v1/session.proto\x1a\x12rlm/v1/types.proto\"\xc0\x01\n\x10\x43reateRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x12\n\ncontext_id\x18\x03 \x01(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x11\n\tsub_model\x18\x05 \x01(\t\x12\x1e\n\x06\x62udget\x18\x06 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12!\n\x06limits\x18\x07 \x01(\x0b\x32\x11.rlm.v1.RunLimits\x12\r\n\x05image\x18\x08 \x01(\t\"\x82\x01\n\tRunLimits\x12\x11\n\tmax_turns\x18\x01 \x01(\x05\x12\x16\n\tmax_depth\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x14\n\x0cwall_seconds\x18\x03 \x01(\x05\x12&\n\x07sandbox\x18\x04 \x01(\x0b\x32\x15.rlm.v1.SandboxLimitsB\x0c\n\n_max_depth\"-\n\x11\x43reateRunResponse\x12\x18\n\x03run\x18\x01 \x01(\x0b\x32\x0b.rlm.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"*\n\x0eGetRunResponse\x12\x18\n\x03run\x18\x01 \x01(\x0b\x32\x0b.rlm.v1.Run\"8\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x15\n\rfrom_sequence\x18\x02 \x01(\x03\"3\n\x10WatchRunResponse\x12\x1f\n\x05\x65vent\x18\x01 \x01(\x0b\x32\x10.rlm.v1.RunEvent\"\"\n\x10\x43\x61ncelRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"-\n\x11\x43\x61ncelRunResponse\x12\x18\n\x03run\x18\x01 \x01(\x0b\x32\x0b.rlm.v1.Run\"\xb7\x03\n\x03Run\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x1f\n\x05state\x18\x02 \x01(\x0e\x32\x10.rlm.v1.RunState\x12\x10\n\x08question\x18\x03 \x01(\t\x12\x12\n\ncontext_id\x18\x04 \x01(\t\x12\r\n\x05model\x18\x05 \x01(\t\x12\x11\n\tsub_model\x18\x06 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x07 \x01(\t\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12\x1e\n\x06\x62udget\x18\t \x01(\x0b\x32\x0e.rlm.v1.Budget\x12\x1e\n\x05spent\x18\n \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12 \n\x07pending\x18\x0b \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12/\n\x0b\x63reate_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x15\n\rlast_sequence\x18\x0e \x01(\x03\x12\x1b\n\x05nodes\x18\x0f \x03(\x0b\x32\x0c.rlm.v1.Node\x12\"\n\x08\x63overage\x18\x10 \x01(\x0b\x32\x10.rlm.v1.Coverage\"\xd6\x01\n\x04Node\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tparent_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x03 \x01(\x05\x12\x1f\n\x05state\x18\x04 \x01(\x0e\x32\x10.rlm.v1.RunState\x12\x10\n\x08question\x18\x05 \x01(\t\x12\x0e\n\x06\x61nswer\x18\x06 \x01(\t\x12\x0e\n\x06reason\x18\x07 \x01(\t\x12\r\n\x05turns\x18\x08 \x01(\x05\x12\x1e\n\x05spent\x18\t \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12\x19\n\x11\x63overage_fraction\x18\n \x01(\x01\"\xd7\x06\n\x08RunEvent\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x11\n\tparent_id\x18\x04 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x05 \x01(\x05\x12\x0c\n\x04turn\x18\x06 \x01(\x05\x12)\n\x0brun_started\x18\n \x01(\x0b\x32\x12.rlm.v1.RunStartedH\x00\x12+\n\x0cturn_started\x18\x0b \x01(\x0b\x32\x13.rlm.v1.TurnStartedH\x00\x12-\n\rmodel_replied\x18\x0c \x01(\x0b\x32\x14.rlm.v1.ModelRepliedH\x00\x12+\n\x0c\x63ode_started\x18\r \x01(\x0b\x32\x13.rlm.v1.CodeStartedH\x00\x12 \n\x06output\x18\x0e \x01(\x0b\x32\x0e.rlm.v1.OutputH\x00\x12+\n\x0c\x63\x61ll_started\x18\x0f \x01(\x0b\x32\x13.rlm.v1.CallStartedH\x00\x12-\n\rcall_finished\x18\x10 \x01(\x0b\x32\x14.rlm.v1.CallFinishedH\x00\x12-\n\rchild_started\x18\x11 \x01(\x0b\x32\x14.rlm.v1.ChildStartedH\x00\x12/\n\x0e\x63hild_finished\x18\x12 \x01(\x0b\x32\x15.rlm.v1.ChildFinishedH\x00\x12-\n\rcode_finished\x18\x13 \x01(\x0b\x32\x14.rlm.v1.CodeFinishedH\x00\x12\x35\n\x11turn_checkpointed\x18\x14 \x01(\x0b\x32\x18.rlm.v1.TurnCheckpointedH\x00\x12/\n\x0e\x62udget_warning\x18\x15 \x01(\x0b\x32\x15.rlm.v1.BudgetWarningH\x00\x12\x1e\n\x05guard\x18\x16 \x01(\x0b\x32\r.rlm.v1.GuardH\x00\x12 \n\x06\x61nswer\x18\x17 \x01(\x0b\x32\x0e.rlm.v1.AnswerH\x00\x12+\n\x0crun_finished\x18\x18 \x01(\x0b\x32\x13.rlm.v1.RunFinishedH\x00\x12.\n\x0b\x63\x61ll_traced\x18\x19 \x01(\x0b\x32\x17.rlm.v1.ModelCallTracedH\x00\x42\x06\n\x04\x62ody\"|\n\nRunStarted\x12\x10\n\x08question\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x11\n\tsub_model\x18\x03 \x01(\t\x12\x1a\n\x12\x63ontext_characters\x18\x04 \x01(\x03\x12\x1e\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x0e.rlm.v1.Budget\" \n\x0bTurnStarted\x12\x11\n\tmax_turns\x18\x01 \x01(\x05\"\\\n\x0cModelReplied\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x1e\n\x05spent\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12\x0f\n\x07\x63\x61ll_id\x18\x04 \x01(\t\"*\n\x0b\x43odeStarted\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\r\n\x05\x62lock\x18\x02 \x01(\x05\"H\n\x0b\x43\x61llStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\x11prompt_characters\x18\x03 \x01(\x03\"Q\n\x0c\x43\x61llFinished\x12\'\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x19.rlm.v1.ModelCallFinished\x12\x18\n\x10reply_characters\x18\x02 \x01(\x03\"n\n\x0c\x43hildStarted\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\t\x12\x10\n\x08question\x18\x02 \x01(\t\x12\x1a\n\x12\x63ontext_characters\x18\x03 \x01(\x03\x12\x1e\n\x06\x62udget\x18\x04 \x01(\x0b\x32\x0e.rlm.v1.Budget\"r\n\rChildFinished\x12\x10\n\x08\x63hild_id\x18\x01 \x01(\t\x12\x1f\n\x05state\x18\x02 \x01(\x0e\x32\x10.rlm.v1.RunState\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x1e\n\x05spent\x18\x04 \x01(\x0b\x32\x0f.rlm.v1.Amounts\"2\n\x0c\x43odeFinished\x12\"\n\x06result\x18\x01 \x01(\x0b\x32\x12.rlm.v1.TurnResult\"M\n\x10TurnCheckpointed\x12\x15\n\rprivate_bytes\x18\x01 \x01(\x03\x12\"\n\x08\x63overage\x18\x02 \x01(\x0b\x32\x10.rlm.v1.Coverage\"L\n\rBudgetWarning\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x0f\n\x07percent\x18\x02 \x01(\x05\x12\r\n\x05spent\x18\x03 \x01(\x03\x12\r\n\x05limit\x18\x04 \x01(\x03\"%\n\x05Guard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x02 \x01(\t\"\x16\n\x06\x41nswer\x12\x0c\n\x04text\x18\x01 \x01(\t\"n\n\x0bRunFinished\x12\x1f\n\x05state\x18\x01 \x01(\x0e\x32\x10.rlm.v1.RunState\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x1e\n\x05spent\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12\x0e\n\x06\x61nswer\x18\x04 \x01(\t*\xb4\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11RUN_STATE_PENDING\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x05\x12\x17\n\x13RUN_STATE_EXHAUSTED\x10\x06\x32\x8a\x02\n\nRunService\x12@\n\tCreateRun\x12\x18.rlm.v1.CreateRunRequest\x1a\x19.rlm.v1.CreateRunResponse\x12\x37\n\x06GetRun\x12\x15.rlm.v1.GetRunRequest\x1a\x16.rlm.v1.GetRunResponse\x12?\n\x08WatchRun\x12\x17.rlm.v1.WatchRunRequest\x1a\x18.rlm.v1.WatchRunResponse0\x01\x12@\n\tCancelRun\x12\x18.rlm.v1.CancelRunRequest\x1a\x19.rlm.v1.CancelRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlm.v1.run_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNSTATE']._serialized_start=3170
-  _globals['_RUNSTATE']._serialized_end=3350
-  _globals['_CREATERUNREQUEST']._serialized_start=104
-  _globals['_CREATERUNREQUEST']._serialized_end=296
-  _globals['_RUNLIMITS']._serialized_start=299
-  _globals['_RUNLIMITS']._serialized_end=429
-  _globals['_CREATERUNRESPONSE']._serialized_start=431
-  _globals['_CREATERUNRESPONSE']._serialized_end=476
-  _globals['_GETRUNREQUEST']._serialized_start=478
-  _globals['_GETRUNREQUEST']._serialized_end=509
-  _globals['_GETRUNRESPONSE']._serialized_start=511
-  _globals['_GETRUNRESPONSE']._serialized_end=553
-  _globals['_WATCHRUNREQUEST']._serialized_start=555
-  _globals['_WATCHRUNREQUEST']._serialized_end=611
-  _globals['_WATCHRUNRESPONSE']._serialized_start=613
-  _globals['_WATCHRUNRESPONSE']._serialized_end=664
-  _globals['_CANCELRUNREQUEST']._serialized_start=666
-  _globals['_CANCELRUNREQUEST']._serialized_end=700
-  _globals['_CANCELRUNRESPONSE']._serialized_start=702
-  _globals['_CANCELRUNRESPONSE']._serialized_end=747
-  _globals['_RUN']._serialized_start=750
-  _globals['_RUN']._serialized_end=1153
-  _globals['_NODE']._serialized_start=1156
-  _globals['_NODE']._serialized_end=1343
-  _globals['_RUNEVENT']._serialized_start=1346
-  _globals['_RUNEVENT']._serialized_end=2153
-  _globals['_RUNSTARTED']._serialized_start=2155
-  _globals['_RUNSTARTED']._serialized_end=2279
-  _globals['_TURNSTARTED']._serialized_start=2281
-  _globals['_TURNSTARTED']._serialized_end=2313
-  _globals['_MODELREPLIED']._serialized_start=2315
-  _globals['_MODELREPLIED']._serialized_end=2390
-  _globals['_CODESTARTED']._serialized_start=2392
-  _globals['_CODESTARTED']._serialized_end=2434
-  _globals['_CALLSTARTED']._serialized_start=2436
-  _globals['_CALLSTARTED']._serialized_end=2508
-  _globals['_CALLFINISHED']._serialized_start=2510
-  _globals['_CALLFINISHED']._serialized_end=2591
-  _globals['_CHILDSTARTED']._serialized_start=2593
-  _globals['_CHILDSTARTED']._serialized_end=2703
-  _globals['_CHILDFINISHED']._serialized_start=2705
-  _globals['_CHILDFINISHED']._serialized_end=2819
-  _globals['_CODEFINISHED']._serialized_start=2821
-  _globals['_CODEFINISHED']._serialized_end=2871
-  _globals['_TURNCHECKPOINTED']._serialized_start=2873
-  _globals['_TURNCHECKPOINTED']._serialized_end=2914
-  _globals['_BUDGETWARNING']._serialized_start=2916
-  _globals['_BUDGETWARNING']._serialized_end=2992
-  _globals['_GUARD']._serialized_start=2994
-  _globals['_GUARD']._serialized_end=3031
-  _globals['_ANSWER']._serialized_start=3033
-  _globals['_ANSWER']._serialized_end=3055
-  _globals['_RUNFINISHED']._serialized_start=3057
-  _globals['_RUNFINISHED']._serialized_end=3167
-  _globals['_RUNSERVICE']._serialized_start=3353
-  _globals['_RUNSERVICE']._serialized_end=3619
+  _globals['_RUNSTATE']._serialized_start=3356
+  _globals['_RUNSTATE']._serialized_end=3536
+  _globals['_CREATERUNREQUEST']._serialized_start=126
+  _globals['_CREATERUNREQUEST']._serialized_end=318
+  _globals['_RUNLIMITS']._serialized_start=321
+  _globals['_RUNLIMITS']._serialized_end=451
+  _globals['_CREATERUNRESPONSE']._serialized_start=453
+  _globals['_CREATERUNRESPONSE']._serialized_end=498
+  _globals['_GETRUNREQUEST']._serialized_start=500
+  _globals['_GETRUNREQUEST']._serialized_end=531
+  _globals['_GETRUNRESPONSE']._serialized_start=533
+  _globals['_GETRUNRESPONSE']._serialized_end=575
+  _globals['_WATCHRUNREQUEST']._serialized_start=577
+  _globals['_WATCHRUNREQUEST']._serialized_end=633
+  _globals['_WATCHRUNRESPONSE']._serialized_start=635
+  _globals['_WATCHRUNRESPONSE']._serialized_end=686
+  _globals['_CANCELRUNREQUEST']._serialized_start=688
+  _globals['_CANCELRUNREQUEST']._serialized_end=722
+  _globals['_CANCELRUNRESPONSE']._serialized_start=724
+  _globals['_CANCELRUNRESPONSE']._serialized_end=769
+  _globals['_RUN']._serialized_start=772
+  _globals['_RUN']._serialized_end=1211
+  _globals['_NODE']._serialized_start=1214
+  _globals['_NODE']._serialized_end=1428
+  _globals['_RUNEVENT']._serialized_start=1431
+  _globals['_RUNEVENT']._serialized_end=2286
+  _globals['_RUNSTARTED']._serialized_start=2288
+  _globals['_RUNSTARTED']._serialized_end=2412
+  _globals['_TURNSTARTED']._serialized_start=2414
+  _globals['_TURNSTARTED']._serialized_end=2446
+  _globals['_MODELREPLIED']._serialized_start=2448
+  _globals['_MODELREPLIED']._serialized_end=2540
+  _globals['_CODESTARTED']._serialized_start=2542
+  _globals['_CODESTARTED']._serialized_end=2584
+  _globals['_CALLSTARTED']._serialized_start=2586
+  _globals['_CALLSTARTED']._serialized_end=2658
+  _globals['_CALLFINISHED']._serialized_start=2660
+  _globals['_CALLFINISHED']._serialized_end=2741
+  _globals['_CHILDSTARTED']._serialized_start=2743
+  _globals['_CHILDSTARTED']._serialized_end=2853
+  _globals['_CHILDFINISHED']._serialized_start=2855
+  _globals['_CHILDFINISHED']._serialized_end=2969
+  _globals['_CODEFINISHED']._serialized_start=2971
+  _globals['_CODEFINISHED']._serialized_end=3021
+  _globals['_TURNCHECKPOINTED']._serialized_start=3023
+  _globals['_TURNCHECKPOINTED']._serialized_end=3100
+  _globals['_BUDGETWARNING']._serialized_start=3102
+  _globals['_BUDGETWARNING']._serialized_end=3178
+  _globals['_GUARD']._serialized_start=3180
+  _globals['_GUARD']._serialized_end=3217
+  _globals['_ANSWER']._serialized_start=3219
+  _globals['_ANSWER']._serialized_end=3241
+  _globals['_RUNFINISHED']._serialized_start=3243
+  _globals['_RUNFINISHED']._serialized_end=3353
+  _globals['_RUNSERVICE']._serialized_start=3539
+  _globals['_RUNSERVICE']._serialized_end=3805
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from rlm.v1 import context_pb2 as _context_pb2
 from rlm.v1 import session_pb2 as _session_pb2
 from rlm.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
@@ -291,6 +292,7 @@ class Run(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     state: Global___RunState.ValueType
     question: _builtins.str
@@ -320,6 +322,10 @@ class Run(_message.Message):
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]:
         """The root first, then every child RLM in the order of their start."""
 
+    @_builtins.property
+    def coverage(self) -> _context_pb2.Coverage:
+        """How much of the run's context its whole tree has looked at."""
+
     def __init__(
         self,
         *,
@@ -338,10 +344,11 @@ class Run(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         last_sequence: _builtins.int = ...,
         nodes: _abc.Iterable[Global___Node] | None = ...,
+        coverage: _context_pb2.Coverage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "create_time", b"create_time", "end_time", b"end_time", "pending", b"pending", "spent", b"spent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "pending", b"pending", "spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "budget", b"budget", "context_id", b"context_id", "create_time", b"create_time", "end_time", b"end_time", "last_sequence", b"last_sequence", "model", b"model", "nodes", b"nodes", "pending", b"pending", "question", b"question", "reason", b"reason", "run_id", b"run_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "last_sequence", b"last_sequence", "model", b"model", "nodes", b"nodes", "pending", b"pending", "question", b"question", "reason", b"reason", "run_id", b"run_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -362,6 +369,7 @@ class Node(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     TURNS_FIELD_NUMBER: _builtins.int
     SPENT_FIELD_NUMBER: _builtins.int
+    COVERAGE_FRACTION_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     parent_id: _builtins.str
     """Empty for the root."""
@@ -372,6 +380,8 @@ class Node(_message.Message):
     answer: _builtins.str
     reason: _builtins.str
     turns: _builtins.int
+    coverage_fraction: _builtins.float
+    """How much of its own context the node has looked at, from 0 to 1."""
     @_builtins.property
     def spent(self) -> _types_pb2.Amounts:
         """This node and everything under it."""
@@ -388,10 +398,11 @@ class Node(_message.Message):
         reason: _builtins.str = ...,
         turns: _builtins.int = ...,
         spent: _types_pb2.Amounts | None = ...,
+        coverage_fraction: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "depth", b"depth", "node_id", b"node_id", "parent_id", b"parent_id", "question", b"question", "reason", b"reason", "spent", b"spent", "state", b"state", "turns", b"turns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "coverage_fraction", b"coverage_fraction", "depth", b"depth", "node_id", b"node_id", "parent_id", b"parent_id", "question", b"question", "reason", b"reason", "spent", b"spent", "state", b"state", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -422,6 +433,7 @@ class RunEvent(_message.Message):
     GUARD_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     RUN_FINISHED_FIELD_NUMBER: _builtins.int
+    CALL_TRACED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, … without gaps within a run."""
     node_id: _builtins.str
@@ -462,6 +474,8 @@ class RunEvent(_message.Message):
     def answer(self) -> Global___Answer: ...
     @_builtins.property
     def run_finished(self) -> Global___RunFinished: ...
+    @_builtins.property
+    def call_traced(self) -> _session_pb2.ModelCallTraced: ...
     def __init__(
         self,
         *,
@@ -486,12 +500,13 @@ class RunEvent(_message.Message):
         guard: Global___Guard | None = ...,
         answer: Global___Answer | None = ...,
         run_finished: Global___RunFinished | None = ...,
+        call_traced: _session_pb2.ModelCallTraced | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_started", b"turn_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_started", b"turn_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_started", b"turn_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_started", b"turn_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -557,8 +572,10 @@ class ModelReplied(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     SPENT_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     text: _builtins.str
+    call_id: _builtins.str
     @_builtins.property
     def spent(self) -> _types_pb2.Amounts: ...
     def __init__(
@@ -567,10 +584,11 @@ class ModelReplied(_message.Message):
         model: _builtins.str = ...,
         text: _builtins.str = ...,
         spent: _types_pb2.Amounts | None = ...,
+        call_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "spent", b"spent", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "model", b"model", "spent", b"spent", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -730,16 +748,22 @@ class TurnCheckpointed(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PRIVATE_BYTES_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
     private_bytes: _builtins.int
     """Bytes of memory this node's session has of its own."""
+    @_builtins.property
+    def coverage(self) -> _context_pb2.Coverage:
+        """How much of its own context the node has looked at so far."""
+
     def __init__(
         self,
         *,
         private_bytes: _builtins.int = ...,
+        coverage: _context_pb2.Coverage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["private_bytes", b"private_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coverage", b"coverage", "private_bytes", b"private_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from rlm.v1 import context_pb2 as _context_pb2
 from rlm.v1 import types_pb2 as _types_pb2
 import builtins as _builtins
 import sys
@@ -133,6 +134,7 @@ class Session(_message.Message):
     SUB_MODEL_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    COVERAGE_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     image: _builtins.str
     context_id: _builtins.str
@@ -141,6 +143,10 @@ class Session(_message.Message):
     def budget(self) -> _types_pb2.Budget: ...
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def coverage(self) -> _context_pb2.Coverage:
+        """How much of the context the session has looked at."""
+
     def __init__(
         self,
         *,
@@ -150,14 +156,54 @@ class Session(_message.Message):
         sub_model: _builtins.str = ...,
         budget: _types_pb2.Budget | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        coverage: _context_pb2.Coverage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "context_id", b"context_id", "create_time", b"create_time", "image", b"image", "session_id", b"session_id", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "image", b"image", "session_id", b"session_id", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Session: _TypeAlias = Session  # noqa: Y015
+
+@_typing.final
+class GetSessionRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_ID_FIELD_NUMBER: _builtins.int
+    session_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        session_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSessionRequest: _TypeAlias = GetSessionRequest  # noqa: Y015
+
+@_typing.final
+class GetSessionResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SESSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def session(self) -> Global___Session: ...
+    def __init__(
+        self,
+        *,
+        session: Global___Session | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetSessionResponse: _TypeAlias = GetSessionResponse  # noqa: Y015
 
 @_typing.final
 class ExecuteRequest(_message.Message):
@@ -193,24 +239,28 @@ class ExecuteResponse(_message.Message):
     OUTPUT_FIELD_NUMBER: _builtins.int
     CALL_FINISHED_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    CALL_TRACED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def output(self) -> Global___Output: ...
     @_builtins.property
     def call_finished(self) -> Global___ModelCallFinished: ...
     @_builtins.property
     def result(self) -> Global___TurnResult: ...
+    @_builtins.property
+    def call_traced(self) -> Global___ModelCallTraced: ...
     def __init__(
         self,
         *,
         output: Global___Output | None = ...,
         call_finished: Global___ModelCallFinished | None = ...,
         result: Global___TurnResult | None = ...,
+        call_traced: Global___ModelCallTraced | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "event", b"event", "output", b"output", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "output", b"output", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "event", b"event", "output", b"output", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "output", b"output", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["output", "call_finished", "result"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["output", "call_finished", "result", "call_traced"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -271,6 +321,37 @@ class ModelCallFinished(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelCallFinished: _TypeAlias = ModelCallFinished  # noqa: Y015
+
+@_typing.final
+class ModelCallTraced(_message.Message):
+    """Which parts of the context stand word for word in the prompt of a call, found by the server in what was sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    PASSAGES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    more: _builtins.bool
+    """Whether there are more than these, or too many places to look at all of them."""
+    @_builtins.property
+    def passages(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.Passage]:
+        """In the order of the prompt; each has at least 64 characters and is as long as it can be."""
+
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        passages: _abc.Iterable[_context_pb2.Passage] | None = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "more", b"more", "passages", b"passages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelCallTraced: _TypeAlias = ModelCallTraced  # noqa: Y015
 
 @_typing.final
 class TurnResult(_message.Message):

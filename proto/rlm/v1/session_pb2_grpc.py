@@ -44,6 +44,11 @@ class SessionServiceStub:
                 request_serializer=rlm_dot_v1_dot_session__pb2.ExecuteRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_session__pb2.ExecuteResponse.FromString,
                 _registered_method=True)
+        self.GetSession = channel.unary_unary(
+                '/rlm.v1.SessionService/GetSession',
+                request_serializer=rlm_dot_v1_dot_session__pb2.GetSessionRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.GetSessionResponse.FromString,
+                _registered_method=True)
         self.DeleteSession = channel.unary_unary(
                 '/rlm.v1.SessionService/DeleteSession',
                 request_serializer=rlm_dot_v1_dot_session__pb2.DeleteSessionRequest.SerializeToString,
@@ -68,6 +73,13 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSession(self, request, context):
+        """Describes a session, and how much of its context it has looked at.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteSession(self, request, context):
         """Ends a session and returns what its account did not spend.
         """
@@ -87,6 +99,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.Execute,
                     request_deserializer=rlm_dot_v1_dot_session__pb2.ExecuteRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_session__pb2.ExecuteResponse.SerializeToString,
+            ),
+            'GetSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSession,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.GetSessionRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.GetSessionResponse.SerializeToString,
             ),
             'DeleteSession': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSession,
@@ -148,6 +165,33 @@ class SessionService:
             '/rlm.v1.SessionService/Execute',
             rlm_dot_v1_dot_session__pb2.ExecuteRequest.SerializeToString,
             rlm_dot_v1_dot_session__pb2.ExecuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.SessionService/GetSession',
+            rlm_dot_v1_dot_session__pb2.GetSessionRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.GetSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class SessionServiceStub:
     """Starts a REPL with its own memory and its own account."""
     Execute: _grpc.UnaryStreamMultiCallable[_session_pb2.ExecuteRequest, _session_pb2.ExecuteResponse]
     """Runs one piece of code as a turn; output, calls and the result stream back as they happen."""
+    GetSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]
+    """Describes a session, and how much of its context it has looked at."""
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]
     """Ends a session and returns what its account did not spend."""
 
@@ -45,6 +47,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Starts a REPL with its own memory and its own account."""
     Execute: _aio.UnaryStreamMultiCallable[_session_pb2.ExecuteRequest, _session_pb2.ExecuteResponse]  # type: ignore[assignment]
     """Runs one piece of code as a turn; output, calls and the result stream back as they happen."""
+    GetSession: _aio.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]  # type: ignore[assignment]
+    """Describes a session, and how much of its context it has looked at."""
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """Ends a session and returns what its account did not spend."""
 
@@ -64,6 +68,14 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_pb2.ExecuteResponse], _abc.AsyncIterator[_session_pb2.ExecuteResponse]]:
         """Runs one piece of code as a turn; output, calls and the result stream back as they happen."""
+
+    @_abc_1.abstractmethod
+    def GetSession(
+        self,
+        request: _session_pb2.GetSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.GetSessionResponse, _abc.Awaitable[_session_pb2.GetSessionResponse]]:
+        """Describes a session, and how much of its context it has looked at."""
 
     @_abc_1.abstractmethod
     def DeleteSession(

@@ -1,11 +1,14 @@
 """The names a program in the REPL may use to ask models and to answer. Runs inside the sandbox."""
 
+import collections
 import sys
 from functools import partial
 
+import _documents
 import _door
 import _loop
 import _runner
+from _documents import Documents, located
 from _requests import Request, asking
 
 namespace = sys.modules["__main__"].__dict__
@@ -31,10 +34,11 @@ def llm_query_batched(prompts, model=None, return_exceptions=False):
 def rlm_query(prompt, context=None, model=None, budget=None):
     """Let a child RLM answer, with a REPL of its own and `context` as its text (the prompt where there is none).
 
+    context: a text, or documents: a list of texts, or some of the documents here, such as context[10:20].
     budget: the most it may spend in US dollars; without one, half of what is left here.
     """
     question = _text("prompt", prompt)
-    context = question if context is None else _text("context", context)
+    context = question if context is None else _given("context", context)
     return Request("rlm_query", _only, prompts=[question], contexts=[context], model=model, budget=budget)
 
 
@@ -42,11 +46,38 @@ def rlm_query(prompt, context=None, model=None, budget=None):
 def rlm_query_batched(prompts, contexts=None, model=None, budget=None, return_exceptions=False):
     """Let one child RLM for each prompt answer, all at once; `contexts` gives each its text. `budget` is each one's."""
     questions = [_text("prompts", prompt) for prompt in prompts]
-    contexts = questions if contexts is None else [_text("contexts", context) for context in contexts]
+    contexts = questions if contexts is None else [_given("contexts", context) for context in contexts]
     if len(contexts) != len(questions):
         raise ValueError(f"{len(questions)} prompts but {len(contexts)} contexts")
     slots = partial(_slots, return_exceptions)
     return Request("rlm_query", slots, prompts=questions, contexts=contexts, model=model, budget=budget)
+
+
+class Match(collections.namedtuple("Match", "document start end text")):
+    """Where a pattern matches: the document's number, the first character, the one after the last, and the text."""
+
+    __slots__ = ()
+
+
+class Matches(list):
+    """Matches in the order of the text; `more` is True where there may be others beyond the limit."""
+
+    more = False
+
+
+def search(pattern, documents=None, limit=100):
+    """Find where a regular expression (RE2's syntax) matches in the context, on the host: see Match and Matches.
+
+    documents: only in these, by their numbers, or a part of the context such as context[10:20].
+    """
+    if isinstance(documents, Documents):
+        documents = documents._numbers
+    if documents is not None:
+        documents = [documents] if isinstance(documents, int) else [int(number) for number in documents]
+    found = _door.call("search", pattern=_text("pattern", pattern), documents=documents, limit=limit)
+    matches = Matches(Match(*match) for match in found["matches"])
+    matches.more = found["more"]
+    return matches
 
 
 def budget():
@@ -83,6 +114,16 @@ def _text(name, value):
     if not isinstance(value, str):
         raise TypeError(f"{name} must be str, not {type(value).__name__}")
     return value
+
+
+def _given(name, context):
+    """Return a context as the host takes it; a long string that is part of the context here is only named."""
+    if isinstance(context, Documents):
+        numbers = context._numbers
+        return {"corpus": context._corpus, "documents": [numbers.start, numbers.stop, numbers.step]}
+    if isinstance(context, list | tuple):
+        return [_text(name, text) for text in context]
+    return located(_text(name, context)) or context
 
 
 def _failure(error):
@@ -138,5 +179,6 @@ _runner.internal.add("<_rlm>")
 _asking = (llm_query, llm_query_batched, rlm_query, rlm_query_batched)
 _runner.reserved.update(
     (function.__name__, function)
-    for function in (*_asking, *map(_loop.awaitable, _asking), budget, SHOW_VARS, FINAL, FINAL_VAR, SUBMIT)
+    for function in (*_asking, *map(_loop.awaitable, _asking), search, budget, SHOW_VARS, FINAL, FINAL_VAR, SUBMIT)
 )
+_documents._search[0] = search

@@ -1,0 +1,31 @@
+"""How the command reaches the server, as the options of the group say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from rlm_client.client import Client
+from rlm_client.complaint import Misuse
+from rlm_client.interrupts import Interrupts
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Where the server is, the key, and how private the way there is."""
+
+    server: str | None
+    key: str | None
+    tls: bool
+    allow_plaintext: bool
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[Client, Interrupts]]:
+        """Open the connection, for as long as interrupts are taken care of."""
+        try:
+            client = Client(self.server, self.key, tls=self.tls, allow_plaintext=self.allow_plaintext)
+        except ValueError as error:
+            raise Misuse(str(error)) from None
+        with Interrupts() as interrupts, client:
+            yield client, interrupts

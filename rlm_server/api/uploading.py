@@ -1,0 +1,97 @@
+"""The stream of an upload: a message is taken in a thread while the next is received, and no more are at hand."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+
+from rlm.v1 import context_pb2
+
+from rlm_server.api import requests
+from rlm_server.api.errors import InvalidField
+from rlm_server.store.contexts import Context
+from rlm_server.store.spool import MOST_DOCUMENT, MOST_DOCUMENTS, Header, Spool, UploadRefused
+from rlm_server.store.uploads import Uploads, UploadStalled
+from sandbox.settling import stopped, to_the_end
+
+MOST_NAME = 200
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+Messages = AsyncIterator[context_pb2.UploadContextRequest]
+
+
+async def receive(
+    uploads: Uploads, tenant: str, messages: Messages, *, most_bytes: int, idle_seconds: float
+) -> Context:
+    """Receive an upload to its end and return what it became.
+
+    Raises:
+        UploadStalled: nothing came for `idle_seconds`.
+        Exception: whatever `Uploads`, `Upload` and `Spool` raise.
+    """
+    try:
+        async with asyncio.timeout(idle_seconds):
+            first = await anext(messages, None)
+    except TimeoutError:
+        raise UploadStalled(f"nothing came for {idle_seconds:g} s") from None
+    if first is None or first.WhichOneof("part") != "header":
+        raise InvalidField("header", "must come first")
+    begun = await uploads.begin(_header(tenant, first.header, most_bytes))
+    if isinstance(begun, Context):
+        return begun
+    async with begun as upload:
+        await _take_all(messages, upload.spool, idle_seconds)
+        return await upload.finish()
+
+
+async def _take_all(messages: Messages, spool: Spool, idle_seconds: float) -> None:
+    """Have the spool take every message. One that it refuses ends this at once, whether or not another comes."""
+    taking: asyncio.Task[None] | None = None
+    coming = asyncio.ensure_future(anext(messages, None))
+    try:
+        while True:
+            if taking:
+                await asyncio.wait((taking, coming), return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait((taking,))
+                taking.result()
+            await asyncio.wait((coming,), timeout=idle_seconds)
+            if not coming.done():
+                raise UploadStalled(f"nothing came for {idle_seconds:g} s; the upload has {spool.received} bytes")
+            message = coming.result()
+            if message is None:
+                return
+            taking = asyncio.ensure_future(asyncio.to_thread(_take, spool, message))
+            coming = asyncio.ensure_future(anext(messages, None))
+    finally:
+        if taking:
+            await to_the_end(asyncio.wait((taking,)))
+        await stopped(coming)
+        if not coming.cancelled():
+            coming.exception()
+
+
+def _take(spool: Spool, message: context_pb2.UploadContextRequest) -> None:
+    match message.WhichOneof("part"):
+        case "chunk":
+            spool.add(message.chunk.offset, message.chunk.data)
+        case "documents":
+            documents = message.documents
+            spool.announce(documents.first, ((one.name, one.size_bytes) for one in documents.documents))
+        case _:
+            raise UploadRefused("chunk", "only chunks and documents may follow the header")
+
+
+def _header(tenant: str, header: context_pb2.UploadHeader, most_bytes: int) -> Header:
+    """Check a header."""
+    request_id = requests.request_id(header.request_id, "header.request_id")
+    if not 0 <= header.documents <= MOST_DOCUMENTS:
+        raise InvalidField("header.documents", f"must be from 0 to {MOST_DOCUMENTS}, not {header.documents}")
+    least, most = (0, most_bytes) if header.documents else (1, min(most_bytes, MOST_DOCUMENT))
+    if not least <= header.size_bytes <= most:
+        raise InvalidField("header.size_bytes", f"must be from {least} to {most}, not {header.size_bytes}")
+    if not _SHA256.fullmatch(header.sha256):
+        raise InvalidField("header.sha256", "must be 64 lower-case hex digits")
+    if len(header.name) > MOST_NAME:
+        raise InvalidField("header.name", f"may have {MOST_NAME} characters, not {len(header.name)}")
+    return Header(tenant, request_id, header.name, header.size_bytes, header.sha256, header.documents)
