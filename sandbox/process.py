@@ -230,13 +230,16 @@ class Process(asyncio.Protocol):
                 self.kill()
 
     def _held_bytes(self) -> int:
-        """Return the memory the worker holds: resident, and in the files of its sessions' pages."""
+        """Return the memory the worker holds: its own, and in the files of its sessions' pages.
+
+        Pages of files, such as texts, are the page cache's, and are resident once for each session that reads them.
+        """
         files = sum(os.fstat(pages.fd).st_blocks for pages in self._pages.values() if pages.fd >= 0) * 512
         try:
-            resident = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1]) * PAGE
-        except (OSError, ValueError, IndexError):
-            resident = 0
-        return files + resident
+            _, resident, shared, *_ = map(int, Path(f"/proc/{self._process.pid}/statm").read_text().split())
+        except (OSError, ValueError):
+            return files
+        return files + (resident - shared) * PAGE
 
     def kill(self) -> None:
         """End the process at once; nothing more is asked of it."""

@@ -1,10 +1,11 @@
-"""The stream of an upload: a message is taken in a thread while the next is received, and no more are at hand."""
+"""The stream of an upload: messages are taken in a thread while the next are received, and few are in hand."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 
 from rlm.v1 import context_pb2
 
@@ -16,6 +17,8 @@ from rlm_server.store.uploads import Uploads, UploadStalled
 from sandbox.settling import stopped, to_the_end
 
 MOST_NAME = 200
+MOST_IN_HAND = 6
+"""Messages of an upload that wait, received, while others are taken."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Messages = AsyncIterator[context_pb2.UploadContextRequest]
@@ -48,38 +51,49 @@ async def receive(
 async def _take_all(messages: Messages, spool: Spool, idle_seconds: float) -> None:
     """Have the spool take every message. One that it refuses ends this at once, whether or not another comes."""
     taking: asyncio.Task[None] | None = None
+    in_hand: list[context_pb2.UploadContextRequest] = []
     coming = asyncio.ensure_future(anext(messages, None))
+    ended = False
     try:
         while True:
-            if taking:
-                await asyncio.wait((taking, coming), return_when=asyncio.FIRST_COMPLETED)
-                await asyncio.wait((taking,))
+            if taking is not None and taking.done():
                 taking.result()
-            await asyncio.wait((coming,), timeout=idle_seconds)
-            if not coming.done():
-                raise UploadStalled(f"nothing came for {idle_seconds:g} s; the upload has {spool.received} bytes")
-            message = coming.result()
-            if message is None:
+                taking = None
+            if taking is None and in_hand:
+                taking, in_hand = asyncio.create_task(asyncio.to_thread(_take, spool, in_hand)), []
+            if taking is None and ended:
                 return
-            taking = asyncio.ensure_future(asyncio.to_thread(_take, spool, message))
-            coming = asyncio.ensure_future(anext(messages, None))
+            waiting: list[asyncio.Future[Any]] = [taking] if taking is not None else []
+            if not ended and len(in_hand) < MOST_IN_HAND:
+                waiting.append(coming)
+            limit = idle_seconds if taking is None else None
+            done, _ = await asyncio.wait(waiting, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise UploadStalled(f"nothing came for {idle_seconds:g} s; the upload has {spool.received} bytes")
+            if coming in done and not ended:
+                message = coming.result()
+                ended = message is None
+                if message is not None:
+                    in_hand.append(message)
+                    coming = asyncio.ensure_future(anext(messages, None))
     finally:
-        if taking:
+        if taking is not None:
             await to_the_end(asyncio.wait((taking,)))
         await stopped(coming)
         if not coming.cancelled():
             coming.exception()
 
 
-def _take(spool: Spool, message: context_pb2.UploadContextRequest) -> None:
-    match message.WhichOneof("part"):
-        case "chunk":
-            spool.add(message.chunk.offset, message.chunk.data)
-        case "documents":
-            documents = message.documents
-            spool.announce(documents.first, ((one.name, one.size_bytes) for one in documents.documents))
-        case _:
-            raise UploadRefused("chunk", "only chunks and documents may follow the header")
+def _take(spool: Spool, messages: list[context_pb2.UploadContextRequest]) -> None:
+    for message in messages:
+        match message.WhichOneof("part"):
+            case "chunk":
+                spool.add(message.chunk.offset, message.chunk.data)
+            case "documents":
+                documents = message.documents
+                spool.announce(documents.first, ((one.name, one.size_bytes) for one in documents.documents))
+            case _:
+                raise UploadRefused("chunk", "only chunks and documents may follow the header")
 
 
 def _header(tenant: str, header: context_pb2.UploadHeader, most_bytes: int) -> Header:

@@ -13,11 +13,10 @@ and extended as far as they go.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from rlm_server.store.fingerprints import (
     GRAM,
@@ -33,6 +32,7 @@ from rlm_server.store.fingerprints import (
     grams,
     hashes,
 )
+from rlm_server.store.parts import Flags, Parts
 from sandbox.corpus import Corpus
 
 MOST_PASSAGES = 1_000
@@ -54,8 +54,6 @@ _CHUNK = 1 << 14
 
 _COMPARED_AT_ONCE = 1 << 20
 """Pairs of characters that are compared at once."""
-
-Flags = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +118,7 @@ class Lineage:
         search.run()
         return Traced(tuple(self._passages(search.fewest())), search.more)
 
-    def _passages(self, parts: _Parts) -> list[Passage]:
+    def _passages(self, parts: Parts) -> list[Passage]:
         documents = self._fingerprints.documents
         passages = []
         for row, start, prompt, size in zip(*(column.tolist() for column in parts.columns), strict=True):
@@ -139,86 +137,6 @@ def _codes(prompt: str) -> Codes:
         part = prompt[start : start + SLICE].encode("utf-32-le", "surrogatepass")
         codes[start : start + SLICE] = np.frombuffer(part, "<u4")
     return codes
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """Parts that a document and the prompt may have in common, a column each; documents by their rows."""
-
-    row: Integers
-    start: Integers
-    """The first character in the document."""
-    prompt: Integers
-    """The first character in the prompt."""
-    size: Integers
-    """Characters."""
-
-    @classmethod
-    def none(cls) -> _Parts:
-        """Make an empty table."""
-        return cls(*(np.zeros(0, np.int64) for _ in fields(cls)))
-
-    @property
-    def columns(self) -> tuple[Integers, ...]:
-        """The four columns."""
-        return self.row, self.start, self.prompt, self.size
-
-    @property
-    def end(self) -> Integers:
-        """The first character after each in the prompt."""
-        return self.prompt + self.size
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    def chosen(self, index: Integers | slice) -> _Parts:
-        """Return some, in the order of the index."""
-        return _Parts(*(column[index] for column in self.columns))
-
-    def with_all(self, others: _Parts) -> _Parts:
-        """Return these and others."""
-        return _Parts(*(np.concatenate(both) for both in zip(self.columns, others.columns, strict=True)))
-
-    def joined(self) -> _Parts:
-        """Join parts that continue each other; the result is by document, then in the order of the prompt."""
-        if not len(self):
-            return self
-        parts = self.chosen(np.lexsort((self.prompt, self.start - self.prompt, self.row)))
-        end = parts.end
-        other = (np.diff(parts.row) != 0) | (np.diff(parts.start - parts.prompt) != 0)
-        heads = np.flatnonzero(np.append(True, other | (parts.prompt[1:] > end[:-1])))
-        row, start, prompt, _ = parts.chosen(heads).columns
-        joined = _Parts(row, start, prompt, np.maximum.reduceat(end, heads) - prompt)
-        return joined.chosen(np.lexsort((start, prompt, row)))
-
-    def spread(self, several: int) -> Flags:
-        """Tell which are about so many that lie far apart in the prompt, the first where several overlap."""
-        order = np.argsort(self.prompt, kind="stable")
-        apart = self.prompt[order][1:] > np.maximum.accumulate(self.end[order])[:-1]
-        group = np.empty(len(self), np.int64)
-        group[order] = np.append(0, np.cumsum(apart))
-        groups = int(np.count_nonzero(apart)) + 1
-        order = np.argsort(group, kind="stable")
-        number = np.arange(len(self))
-        firsts = np.where(np.append(True, np.diff(group[order]) != 0), number, 0)
-        place_in_group = np.empty(len(self), np.int64)
-        place_in_group[order] = number - np.maximum.accumulate(firsts)
-        some = np.zeros(groups, np.bool_)
-        some[np.linspace(0, groups - 1, min(several, groups), dtype=np.int64)] = True
-        return some[group] & (place_in_group < max(1, several // groups))
-
-    def within(self, others: _Parts) -> Flags:
-        """Tell which are within one of others, which are what `outermost` returned."""
-        number = np.searchsorted(others.prompt, self.prompt, "right") - 1
-        return (number >= 0) & (self.end <= others.end[number])
-
-    def outermost(self) -> _Parts:
-        """Leave out what is within another part of the prompt; the result is in the order of the prompt."""
-        parts = self.chosen(np.lexsort((self.start, self.row, -self.size, self.prompt)))
-        end = parts.end
-        reached = np.zeros(len(parts), np.int64)
-        np.maximum.accumulate(end[:-1], out=reached[1:])
-        return parts.chosen(np.flatnonzero(end > reached))
 
 
 class _Exhausted(Exception):
@@ -259,7 +177,7 @@ class _Search:
         self._characters = characters
         self._candidates = _Allowance(min(CANDIDATES + CANDIDATES_A_CHARACTER * len(prompt), MOST_CANDIDATES))
         self._compared = _Allowance(COMPARED + COMPARED_A_CHARACTER * len(prompt))
-        self._found = _Parts.none()
+        self._found = Parts.none()
         """As long as they can be, none within another, in the order of the prompt."""
         self._windows = np.zeros(0, np.int64), np.zeros(0, np.int64)
         """The first windows and the last windows of what is found, where it is without gaps."""
@@ -281,7 +199,7 @@ class _Search:
             except _Exhausted:
                 self.more = True
 
-    def fewest(self) -> _Parts:
+    def fewest(self) -> Parts:
         """Return as few parts as hold all windows that are found, and at most as many as may be."""
         start = self._found.prompt
         last = self._found.end - LEAST
@@ -337,40 +255,39 @@ class _Search:
     def _compare(self, at: Integers, entries: Integers) -> None:
         """Look at candidates: entries, each for a place in the prompt."""
         sound, (row, start) = self._fingerprints.places(entries)
-        parts = _Parts(row, start, at[sound], np.zeros(len(sound), np.int64))
+        parts = Parts(row, start, at[sound], np.zeros(len(sound), np.int64))
         parts = self._longer(parts, forwards=LEAST)
         parts = self._longer(parts.chosen(np.flatnonzero(parts.size >= GRAM)), backwards=STEP - 1)
         parts = parts.chosen(np.flatnonzero(parts.size >= LEAST))
         known = self._are_found(parts.prompt, parts.end - LEAST)
         self._extend(parts.chosen(np.flatnonzero(~known)).joined())
 
-    def _extend(self, parts: _Parts) -> None:
+    def _extend(self, parts: Parts) -> None:
         """Make parts as long as they can be: at first a few far from each other, as these may hold the others."""
-        made, limit, several = _Parts.none(), len(self._prompt), 1
+        made, limit, several = Parts.none(), len(self._prompt), 1
         try:
             while len(parts):
-                now = parts.spread(several)
-                longer = self._longer(parts.chosen(np.flatnonzero(now)), forwards=limit, backwards=limit)
+                longer = self._longer(parts.chosen(parts.spread(several)), forwards=limit, backwards=limit)
                 made = made.with_all(longer).outermost()
-                parts = parts.chosen(np.flatnonzero(~now & ~parts.within(made)))
+                parts = parts.chosen(np.flatnonzero(~parts.within(made)))
                 several *= 4
         finally:
             self._add(made)
 
-    def _add(self, made: _Parts) -> None:
+    def _add(self, made: Parts) -> None:
         self._found = self._found.with_all(made).outermost()
         if len(self._found):
             start, last = self._found.prompt, self._found.end - LEAST
             gaps = np.flatnonzero(start[1:] > last[:-1] + 1)
             self._windows = start[np.insert(gaps + 1, 0, 0)], last[np.append(gaps, -1)]
 
-    def _longer(self, parts: _Parts, *, forwards: int = 0, backwards: int = 0) -> _Parts:
+    def _longer(self, parts: Parts, *, forwards: int = 0, backwards: int = 0) -> Parts:
         """Extend parts over what is the same, by so many characters at most."""
         row, start, prompt, size = parts.columns
         limit = np.minimum(self._documents.characters[row] - start - size, len(self._prompt) - prompt - size)
         size = size + self._same(row, start + size, prompt + size, np.minimum(limit, forwards), 1)
         back = self._same(row, start - 1, prompt - 1, np.minimum(np.minimum(start, prompt), backwards), -1)
-        return _Parts(row, start - back, prompt - back, size + back)
+        return Parts(row, start - back, prompt - back, size + back)
 
     def _same(self, row: Integers, start: Integers, prompt: Integers, limit: Integers, step: int) -> Integers:
         """Count how many characters are the same, from some on, forwards (step 1) or backwards (-1), up to a limit."""

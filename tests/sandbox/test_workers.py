@@ -447,3 +447,12 @@ async def test_a_text_that_cannot_be_attached_is_said_so_not_left_out(
         with pytest.raises(WorkerLost, match="could not be attached"):
             await session.attach("context", text("abc"))
     assert (await run(session, "x")).stdout == "1\n"
+
+
+async def test_texts_that_are_read_are_not_memory_the_worker_holds(pool: WorkerPool, text: MakeText) -> None:
+    corpus = text("x" * (200 << 20))
+    sessions = [await pool.create("a", "core", LIMITS) for _ in range(3)]
+    for session in sessions:
+        await session.attach("context", corpus)
+        assert await show(session, "context.count('x')") == str(200 << 20)
+    assert process_of(sessions[0])._held_bytes() < 250 << 20

@@ -76,11 +76,13 @@ class Work:
 
     async def upload(self, caller: Caller) -> None:
         sent = self.something()
-        if sent.name:
-            self.begun[sent.name] = sent
-        context = await ContextCalls(caller).send(sent.messages())
+        try:
+            context = await ContextCalls(caller).send(sent.messages())
+        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            if sent.name:
+                self.begun[sent.name] = sent
+            raise
         self.kept[context.context_id] = sent
-        self.begun.pop(sent.name, None)
 
     async def go_on(self, caller: Caller) -> None:
         """Go on with an upload from where the server says."""
@@ -146,7 +148,8 @@ class Work:
             try:
                 await act(caller)
                 await ContextCalls(caller).list(page_size=1)
-            except grpc.aio.AioRpcError:
+            # grpc.aio cancels a call whose messages it can no longer send.
+            except (grpc.aio.AioRpcError, asyncio.CancelledError):
                 if not self.killed:
                     raise
                 return
