@@ -254,18 +254,26 @@ class Spool:
 
     # ---- as a whole ----------------------------------------------------------------------------------------------
 
+    def check_complete(self) -> None:
+        """Refuse an upload of which something is still to come.
+
+        Raises:
+            UploadShort: bytes or documents are missing.
+        """
+        header = self.header
+        if self.received != header.size_bytes:
+            raise UploadShort("header.size_bytes", f"{header.size_bytes} bytes announced, {self.received} arrived")
+        if self.announced != header.documents:
+            raise UploadShort("header.documents", f"{header.documents} announced, {self.announced} arrived")
+
     def check_whole(self) -> None:
         """Refuse an upload that is not what its header said.
 
         Raises:
-            UploadShort: bytes or documents are missing.
-            UploadRefused: another hash.
+            UploadShort, UploadRefused: as `check_complete` does; or another hash.
         """
+        self.check_complete()
         size, sha256 = self.header.size_bytes, self.header.sha256
-        if self.received != size:
-            raise UploadShort("header.size_bytes", f"{size} bytes announced, {self.received} arrived")
-        if self.announced != self.header.documents:
-            raise UploadShort("header.documents", f"{self.header.documents} announced, {self.announced} arrived")
         if self.hash.hexdigest() != sha256:
             raise UploadRefused("header.sha256", f"the text's SHA-256 is {self.hash.hexdigest()}, not {sha256}")
         os.truncate(self.texts, size)

@@ -346,6 +346,7 @@ class Upload:
             ObjectsUnavailable: the object store, where it is to be kept, failed.
             OSError: it cannot be written.
         """
+        self.spool.check_complete()  # before others who send the same upload are told of how this ends
         self._finished = True
         return await asyncio.shield(self._uploads.finish(self._row, self.spool))
 

@@ -132,7 +132,7 @@ class Work:
 
     async def delete(self, caller: Caller) -> None:
         context_id, sent = self.some_context()
-        if sent is not None and len(self.kept) > 10 and self.rng.random() < 0.3:
+        if sent is not None and len(self.kept) > 10 and self.rng.random() < len(self.kept) / 100:
             self.deleting.add(context_id)
             await ContextCalls(caller).delete(context_id)
             self.deleted.add(context_id)
@@ -159,8 +159,10 @@ class Work:
         await eventually(lambda: in_order(data_dir))
         calls = ContextCalls(caller)
         page = await calls.list(page_size=1_000)
-        assert not page.next_page_token
         there = {context.context_id: context for context in page.contexts}
+        while page.next_page_token:
+            page = await calls.list(page_size=1_000, page_token=page.next_page_token)
+            there |= {context.context_id: context for context in page.contexts}
         assert not there.keys() & self.deleted
         assert self.kept.keys() - self.deleting <= there.keys()
         for context_id, context in there.items():
