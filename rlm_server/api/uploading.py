@@ -17,7 +17,7 @@ from rlm_server.store.uploads import Uploads, UploadStalled
 from sandbox.settling import stopped, to_the_end
 
 MOST_NAME = 200
-MOST_IN_HAND = 6
+MOST_IN_HAND = 3
 """Messages of an upload that wait, received, while others are taken."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 

@@ -12,6 +12,7 @@ import os
 import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -41,6 +42,10 @@ _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _FORMS = list(Form)
 _SMALL = 256
 """Bytes up to which Python's own `max` is the quicker one."""
+
+
+_WRITERS = ThreadPoolExecutor(8, thread_name_prefix="upload-writer")
+"""What has arrived is written in one of these while another thread hashes and checks it."""
 
 
 class UploadRefused(Exception):
@@ -182,6 +187,7 @@ class Spool:
 
         Raises:
             UploadRefused: a gap, a chunk too long, more than announced, or not UTF-8 (the byte is named).
+            OSError: it cannot be written; the upload is then to be opened anew.
         """
         if offset != self.received:
             raise UploadRefused("chunk.offset", f"the next chunk must start at {self.received}, not {offset}")
@@ -192,8 +198,12 @@ class Spool:
             raise UploadRefused("header.size_bytes", f"more than the {self.header.size_bytes} bytes announced arrived")
         if end > self._announced_bytes:
             raise UploadRefused("chunk.data", f"byte {self._announced_bytes} belongs to no document announced so far")
-        _write(self.texts, data, self.received)
-        self._check(data)
+        writing = _WRITERS.submit(_write, self.texts, data, self.received)  # while it is hashed and checked
+        try:
+            self._check(data)
+        finally:
+            wait((writing,))
+        writing.result()
 
     def _enter(self, size: int) -> None:
         self.sizes.append(size)
