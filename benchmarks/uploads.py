@@ -146,6 +146,7 @@ _EMPTY = f"""
 import asyncio
 import grpc
 from rlm.v1 import context_pb2, context_pb2_grpc
+from rlm_server.server import OPTIONS
 
 class Nothing(context_pb2_grpc.ContextServiceServicer):
     async def UploadContext(self, request_iterator, context):
@@ -154,7 +155,7 @@ class Nothing(context_pb2_grpc.ContextServiceServicer):
         return context_pb2.UploadContextResponse()
 
 async def main():
-    server = grpc.aio.server()
+    server = grpc.aio.server(options=OPTIONS)
     context_pb2_grpc.add_ContextServiceServicer_to_server(Nothing(), server)
     port = server.add_insecure_port({LOOPBACK!r})
     await server.start()

@@ -50,7 +50,7 @@ MIGRATIONS = (
 """In the order in which databases have seen them: one more may only come after all of these."""
 GUEST_MODULES = {"_rlm": Path(runs.__file__).parent / "guest" / "_rlm.py"}
 
-_OPTIONS = (("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4 << 20))
+OPTIONS = (("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4 << 20))
 """The first, because a second server could take the same port, and half of the calls. The others, because a stream
 whose server is busy would else be read ahead without a limit: by up to 400 MB of an upload, as measured."""
 
@@ -148,7 +148,7 @@ async def serving(
                 ) as sessions,
             ):
                 defaults = _defaults(settings, models, pool)
-                server = grpc.aio.server(interceptors=[Edge(tenants)], options=_OPTIONS)
+                server = grpc.aio.server(interceptors=[Edge(tenants)], options=OPTIONS)
                 texts = ContextServicer(
                     contexts,
                     uploads,
