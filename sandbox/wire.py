@@ -26,6 +26,8 @@ MOST_BYTES = 1 << 30
 """Of one frame: the contents of a session's files, and some."""
 
 
+_PIECE = 1 << 16
+"""Bytes received at once: less than what malloc makes a mapping of its own for, which costs more than it brings."""
 _TOGETHER = 1 << 16
 """Frames smaller than this are sent at once."""
 
@@ -153,7 +155,7 @@ class Channel:
         while not self._arrived:
             if end is not None and not self._poll.poll(max(0.0, (end - time.monotonic()) * 1000)):
                 return None
-            piece = self._frames.recv(1 << 18)
+            piece = self._frames.recv(_PIECE)
             if not piece:
                 raise EOFError
             self._arrived.extend(self._parser.feed(piece))
