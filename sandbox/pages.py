@@ -114,7 +114,7 @@ class PageFile:
             return self._places[0] if self._places else None
         if len(self._places) < 2:
             return None
-        return self._places[self.table is self._places[0].change.written]
+        return self._places[self.table == self._places[0].change.written]
 
     def _new_place(self, memory: int, runs: Runs, *, whole: bool) -> _Place:
         first = not self._end  # a session may end after a turn: then a window would not have been worth it

@@ -136,15 +136,16 @@ class Killer:
     def _strike(self, moment: str, pids: set[int]) -> None:
         living = sorted(filter(lives, pids))
         if living and not self.done:
-            os.kill(self._chance.choice(living), signal.SIGKILL)
-            self.kills[moment] += 1
+            with suppress(ProcessLookupError):  # it may have ended just now
+                os.kill(self._chance.choice(living), signal.SIGKILL)
+                self.kills[moment] += 1
         self._struck.set()
 
 
 def lives(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter where it goes while its file is read
         return False
 
 

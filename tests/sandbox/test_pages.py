@@ -155,6 +155,20 @@ def test_any_bytes_are_a_change_or_an_error(data: bytes) -> None:
     assert change.encode() == data
 
 
+def test_pages_written_for_a_change_that_is_not_taken_spoil_nothing_however_often_the_same_were_before() -> None:
+    memory = bytearray(b"".join(bytes([i]) * PAGE for i in range(4)))
+    file = PageFile(in_memory("shared", WINDOW * PAGE))
+    same = runs([0, 1, 2, 3])
+    for turn in range(9):
+        memory[:] = bytes([turn]) * len(memory)
+        change = file.write(address(memory), same, whole=True)
+        before = b"".join(file.contents())
+        assert before == (bytes([turn - 1]) * len(memory) if turn else b"")
+        file.take(Change.decode(change.encode(), whole=True))
+        assert b"".join(file.contents()) == bytes(memory)
+    file.close()
+
+
 # ---- small sessions copy all their pages, large ones those that were written -----------------------------------------
 
 
