@@ -81,6 +81,9 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default_factory=data_dir)
     listen: str = "127.0.0.1:7400"
+    database_url: SecretStr = SecretStr("")
+    """A Postgres database (`postgresql://…`) that keeps accounts, runs and contexts' metadata, for this server alone. A
+    SQLite file in the data directory does where this is empty."""
 
     anthropic_api_key: SecretStr = SecretStr("")
     openai_api_key: SecretStr = SecretStr("")
@@ -90,6 +93,10 @@ class Settings(BaseSettings):
     """The root model where a run names none; by default the best there is a key for, else the scripted one."""
     sub_model: str = ""
 
+    hour_budget_usd: Usd | None = None
+    day_budget_usd: Usd | None = None
+    month_budget_usd: Usd | None = None
+    """What the development tenant may spend in every hour, day and month of UTC."""
     tenant_budget_usd: Usd = Decimal(100)
     """What the development tenant may spend in all."""
     run_budget_usd: Usd = Decimal(1)
@@ -155,6 +162,18 @@ class Settings(BaseSettings):
             if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name) or name in ("core", "data"):
                 raise ValueError(f"{name[:50]!r} cannot name an image: letters, digits and -; core and data exist")
         return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value() and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+            raise ValueError("must be a URL postgresql://…, or empty for SQLite")
+        return value
+
+    @property
+    def database(self) -> str | Path:
+        """Where the database is: a URL, or a file in the data directory."""
+        return self.database_url.get_secret_value() or self.data_dir / "rlm.sqlite"
 
     @field_validator("listen")
     @classmethod

@@ -24,7 +24,7 @@ from rlm_server.broker.broker import Broker
 from rlm_server.broker.providers.scripted import Script
 from rlm_server.config import ConfigError, Settings, nano
 from rlm_server.defaults import Defaults
-from rlm_server.ledger import Ledger, Limit, LimitTooLow
+from rlm_server.ledger import Ledger, Limit, LimitTooLow, Span
 from rlm_server.models import Models, offered
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.supervisor import Supervisor
@@ -45,9 +45,12 @@ log = logging.getLogger(__name__)
 
 DEVELOPMENT_TENANT = "development"
 MIGRATIONS = (
-    *store.MIGRATIONS[:1], *ledger.MIGRATIONS, *runs.MIGRATIONS[:2], *store.MIGRATIONS[1:], *runs.MIGRATIONS[2:],
+    *store.MIGRATIONS[:1], *ledger.MIGRATIONS[:1], *runs.MIGRATIONS[:2], *store.MIGRATIONS[1:], *runs.MIGRATIONS[2:3],
+    *ledger.MIGRATIONS[1:], *runs.MIGRATIONS[3:],
 )  # fmt: skip
 """In the order in which databases have seen them: one more may only come after all of these."""
+BUSY_SECONDS = 5.0
+"""How long a lock of a foreign connection on the database is waited for."""
 GUEST_MODULES = {"_rlm": Path(runs.__file__).parent / "guest" / "_rlm.py"}
 
 OPTIONS = (("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4 << 20))
@@ -94,7 +97,7 @@ async def serving(
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     models = offered(settings, SCRIPTS if scripts is None else scripts)
-    async with await Database.open(settings.data_dir / "rlm.sqlite", MIGRATIONS) as database, AsyncExitStack() as owned:
+    async with await _database(settings) as database, AsyncExitStack() as owned:
         if loaded is None:
             loaded = prepare(image_specs(settings), progress=progress)
             owned.callback(loaded.program.close)
@@ -170,6 +173,10 @@ async def serving(
             await broker.close()
 
 
+async def _database(settings: Settings) -> Database:
+    return await Database.open(settings.database, MIGRATIONS, busy_timeout=BUSY_SECONDS)
+
+
 def _defaults(settings: Settings, models: Models, pool: WorkerPool) -> Defaults:
     limits = RunLimits(
         max_turns=settings.max_turns,
@@ -203,6 +210,9 @@ async def _development_key(settings: Settings, tenants: Tenants, accounts: Ledge
         await accounts.set_limit(DEVELOPMENT_TENANT, limit)
     except LimitTooLow as error:
         raise ConfigError(f"tenant_budget_usd: {error}") from None
+    for span in Span:
+        usd = getattr(settings, f"{span}_budget_usd")
+        await accounts.set_window(DEVELOPMENT_TENANT, span, None if usd is None else Limit(nano_usd=nano(usd)))
     path = settings.data_dir / "development-key"
     if path.exists():
         key = path.read_text().strip()

@@ -24,6 +24,7 @@ from rlm_server.runs.reading import Coverage, summary
 from rlm_server.runs.searching import searched
 from rlm_server.runs.tracing import Tracer
 from rlm_server.runs.tree import RunLimits
+from rlm_server.runs.turns import metered
 from rlm_server.store.contexts import Context, Contexts
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
@@ -31,6 +32,9 @@ from sandbox.pool import LiveSession, Pool
 from sandbox.settling import stopped, to_the_end
 
 log = logging.getLogger(__name__)
+
+BUDGET_WAIT_SECONDS = 60.0
+"""How long a turn waits for room that other turns of its tenant hold."""
 
 REMEMBERED_RESULTS = 64
 """Of a session's turns, by request id."""
@@ -68,6 +72,8 @@ class ReplSession:
     used_at: float = field(default_factory=time.monotonic)
     tracer: Tracer = field(default_factory=Tracer)
     running: int = 0
+    turn: asyncio.Task[None] | None = None
+    """The newest one."""
     one_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     memo: Memo = field(default_factory=Memo)
     results: OrderedDict[str, CodeFinished] = field(default_factory=OrderedDict)
@@ -203,6 +209,8 @@ class Sessions:
             self._of_tenant[session.asked.tenant] -= 1
         self._by_request.pop((session.asked.tenant, session.asked.request_id or ""), None)
         await session.live.close()
+        if session.turn:
+            await asyncio.wait([session.turn])  # it is over by now but for its hold
         await session.tracer.settle()
         await session.held.aclose()
         return (await self._ledger.close_account(session.id)).posted
@@ -229,7 +237,7 @@ class Sessions:
         self, session: ReplSession, code: str, request_id: str | None
     ) -> AsyncGenerator[Happening, None]:
         happenings: asyncio.Queue[Happening | None] = asyncio.Queue()
-        task = asyncio.create_task(self._turn(session, code, happenings.put_nowait))
+        session.turn = task = asyncio.create_task(self._turn(session, code, happenings.put_nowait))
         task.add_done_callback(lambda _: happenings.put_nowait(None))
         try:
             while happening := await happenings.get():
@@ -264,7 +272,9 @@ class Sessions:
         session.running += 1
         try:
             with Printing(tell) as printing:
-                result = await session.live.execute(code, answer, printing.take)
+                execute = partial(session.live.execute, code, answer, printing.take)
+                soon = time.monotonic() + BUDGET_WAIT_SECONDS
+                result, _ = await metered(self._ledger, payer, session.asked.limits, execute, deadline=soon)
             await session.tracer.settle()
         finally:
             session.running -= 1

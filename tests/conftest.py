@@ -1,12 +1,14 @@
-"""What all tests share: the guest images, loaded once."""
+"""What all tests share: the guest images, loaded once, and the databases."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from sandbox.image import Loaded, prepare, standard_specs
+from tests.databases import KINDS, postgres_database, postgres_server
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +16,23 @@ def loaded() -> Iterator[Loaded]:
     made = prepare(standard_specs({}))
     yield made
     made.program.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """A Postgres server of the tests' own."""
+    with postgres_server() as url:
+        yield url
+
+
+@pytest.fixture
+def postgres_url(postgres: str) -> Iterator[str]:
+    """An empty Postgres database."""
+    with postgres_database(postgres) as url:
+        yield url
+
+
+@pytest.fixture(params=KINDS)
+def database_at(request: pytest.FixtureRequest, tmp_path: Path) -> str | Path:
+    """Where a new database of each kind is."""
+    return tmp_path / "rlm.sqlite" if request.param == "sqlite" else str(request.getfixturevalue("postgres_url"))

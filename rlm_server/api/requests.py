@@ -6,16 +6,19 @@ import base64
 import json
 from dataclasses import replace
 
+from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import types_pb2
 
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.broker.routes import Routes, UnknownModel
-from rlm_server.ledger import Limit
+from rlm_server.ledger import UNITS, Limit
 from rlm_server.store.contexts import Context, Contexts
 from sandbox.limits import Limits
 
 MOST_REQUEST_ID = 128
-MOST_TOKEN = 200
+MOST_TOKEN = 2_000
+MOST_SECONDS = 253_402_300_799
+"""Since 1970: the last of the year 9999, where the protocol's times end."""
 MOST_AMOUNT = 1 << 60
 LEAST = {"memory_bytes": 64 << 20}
 """With less, the interpreter itself has no room."""
@@ -39,18 +42,36 @@ def page_token(value: str, list_name: str, numbers: int) -> tuple[int, ...] | No
     """Return the numbers that `responses.page_token` put into a token of this list; None for the first page."""
     if not value:
         return None
-    found: object = None
-    try:
-        if len(value) <= MOST_TOKEN:
-            found = json.loads(base64.b64decode(value, altchars=b"-_", validate=True))
-    except ValueError:
-        pass
-    match found:
+    match _token(value):
         case [str(of), *places] if of == list_name and len(places) == numbers:
             numbers_found = tuple(place for place in places if type(place) is int and 0 <= place < 1 << 62)
             if len(numbers_found) == numbers:
                 return numbers_found
     raise InvalidField("page_token", "is not one of this list")
+
+
+def page_key(value: str, list_name: str) -> str | None:
+    """Return the key that `responses.page_key` put into a token of this list; None for the first page."""
+    if not value:
+        return None
+    match _token(value):
+        case [str(of), str(key)] if of == list_name:
+            return key
+    raise InvalidField("page_token", "is not one of this list")
+
+
+def _token(value: str) -> object:
+    try:
+        return json.loads(base64.b64decode(value, altchars=b"-_", validate=True)) if len(value) <= MOST_TOKEN else None
+    except ValueError:
+        return None
+
+
+def time(value: Timestamp, field: str) -> int:
+    """Return a time in Unix milliseconds; what is finer is rounded up."""
+    if not (0 <= value.seconds <= MOST_SECONDS and 0 <= value.nanos < 1_000_000_000):
+        raise InvalidField(field, "must be a time from 1970 to 9999")
+    return value.seconds * 1000 - (-value.nanos // 1_000_000)
 
 
 def required(field: str, value: str, most: int) -> str:
@@ -65,8 +86,8 @@ def required(field: str, value: str, most: int) -> str:
 def budget(value: types_pb2.Budget) -> Limit:
     """Return a budget; every amount given must be more than 0."""
     amounts: dict[str, int | None] = {}
-    for unit in ("nano_usd", "tokens", "calls"):
-        amounts[unit] = getattr(value, unit) if value.HasField(unit) else None
+    for unit in UNITS:
+        amounts[unit] = getattr(value, unit) if value.HasField(unit) else None  # type: ignore[arg-type]
         amount = amounts[unit]
         if amount is not None and not 0 < amount <= MOST_AMOUNT:
             raise InvalidField(f"budget.{unit}", f"must be from 1 to {MOST_AMOUNT}, not {amount}")

@@ -10,9 +10,9 @@ from typing import Any
 
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rlm.v1 import context_pb2, run_pb2, session_pb2, types_pb2
+from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2, types_pb2
 
-from rlm_server.ledger import Amounts, Limit
+from rlm_server.ledger import Amounts, Limit, Usage
 from rlm_server.runs.events import Body, CallTraced, Event, FinishedCall, Printed
 from rlm_server.runs.reading import Coverage
 from rlm_server.runs.state import RunState
@@ -39,12 +39,28 @@ def time(milliseconds: int) -> Timestamp:
 
 def amounts(value: Amounts) -> types_pb2.Amounts:
     """Write amounts."""
-    return types_pb2.Amounts(nano_usd=value.nano_usd, tokens=value.tokens, calls=value.calls)
+    return types_pb2.Amounts(nano_usd=value.nano_usd, tokens=value.tokens, calls=value.calls, cpu_ms=value.cpu_ms)
 
 
 def budget(value: Limit) -> types_pb2.Budget:
     """Write a budget."""
-    return types_pb2.Budget(nano_usd=value.nano_usd, tokens=value.tokens, calls=value.calls)
+    return types_pb2.Budget(nano_usd=value.nano_usd, tokens=value.tokens, calls=value.calls, cpu_ms=value.cpu_ms)
+
+
+def allowance(value: Limit) -> budget_pb2.Allowance:
+    """Write what is left."""
+    return budget_pb2.Allowance(nano_usd=value.nano_usd, tokens=value.tokens, calls=value.calls, cpu_ms=value.cpu_ms)
+
+
+def token_usage(value: Usage) -> budget_pb2.TokenUsage:
+    """Write the tokens that a provider counted."""
+    return budget_pb2.TokenUsage(
+        input=value.input,
+        output=value.output,
+        cache_read=value.cache_read,
+        cache_write=value.cache_write,
+        reasoning=value.reasoning,
+    )
 
 
 def context(value: Context) -> context_pb2.Context:
@@ -64,6 +80,11 @@ def context(value: Context) -> context_pb2.Context:
 def page_token(list_name: str, *numbers: int) -> str:
     """Write where a list's next page begins."""
     return base64.urlsafe_b64encode(json.dumps([list_name, *numbers]).encode()).decode()
+
+
+def page_key(list_name: str, key: str) -> str:
+    """Write after which key a list's next page begins."""
+    return base64.urlsafe_b64encode(json.dumps([list_name, key]).encode()).decode()
 
 
 def state(value: RunState) -> run_pb2.RunState.ValueType:

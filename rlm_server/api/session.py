@@ -39,7 +39,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         sub_model = request.sub_model or self._defaults.sub_model
         requests.offered(self._routes, "sub_model", sub_model)
         budget = requests.budget(request.budget) if request.HasField("budget") else self._defaults.budget
-        check_affordable(tenant(), budget, await self._ledger.left(tenant()))
+        check_affordable(tenant(), budget, (await self._ledger.balance(tenant())).left)
         new = NewSession(
             tenant(),
             requests.request_id(request.request_id),

@@ -2,6 +2,7 @@
 
 from rlm_server.ledger.accounts import Balance
 from rlm_server.ledger.amounts import NANO, UNITS, Amounts, Limit, usd
+from rlm_server.ledger.entries import By, Entry, Query, UsageRow
 from rlm_server.ledger.errors import (
     AccountClosed,
     AccountConflict,
@@ -16,11 +17,14 @@ from rlm_server.ledger.errors import (
     LedgerError,
     LimitTooLow,
     MoveRefused,
+    StaleEpoch,
 )
-from rlm_server.ledger.holds import Entry, Hold, HoldState, Recovery
+from rlm_server.ledger.holds import Hold, HoldState, Recovery
 from rlm_server.ledger.ledger import Ledger
+from rlm_server.ledger.opening import Window
 from rlm_server.ledger.schema import MIGRATIONS
 from rlm_server.ledger.usage import Usage
+from rlm_server.ledger.windows import Span
 
 __all__ = [
     "MIGRATIONS",
@@ -36,6 +40,7 @@ __all__ = [
     "BudgetBusy",
     "BudgetError",
     "BudgetExceeded",
+    "By",
     "Entry",
     "Hold",
     "HoldConflict",
@@ -46,7 +51,12 @@ __all__ = [
     "Limit",
     "LimitTooLow",
     "MoveRefused",
+    "Query",
     "Recovery",
+    "Span",
+    "StaleEpoch",
     "Usage",
+    "UsageRow",
+    "Window",
     "usd",
 ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
 from rlm_server.ledger.errors import MAX, AccountUnknown, AmountRefused
+from rlm_server.ledger.windows import Span, account_of, bounds, counted, limited
+from rlm_server.store.database import Connection
 
 ZERO = Amounts()
 
@@ -128,6 +129,12 @@ def left(path: Sequence[Account]) -> Limit:
     return Limit(*(least[unit] for unit in UNITS))
 
 
+def raised(limit: Limit, used: Amounts) -> Limit:
+    """A limit, but in no unit below what is used."""
+    limits = {unit: getattr(limit, unit) for unit in UNITS}
+    return Limit(**{unit: None if most is None else max(most, getattr(used, unit)) for unit, most in limits.items()})
+
+
 def refuse_uncountable(**values: object) -> None:
     """Refuse numbers the ledger cannot count: each value is a dataclass of integers, its fields named in the error.
 
@@ -141,26 +148,24 @@ def refuse_uncountable(**values: object) -> None:
                 raise AmountRefused(f"{name}.{part.name}", number)
 
 
-_FIND = "SELECT * FROM account WHERE id = ?"
+_GROUPS = ("limit", "posted", "pending", "carved", "overrun")
+_NUMBERS = tuple(f"{group}_{unit}" for group in _GROUPS for unit in UNITS)
+_COLUMNS = f"id, tenant, parent, carve, closed, {', '.join(_NUMBERS)}"
+_FIND = f"SELECT {_COLUMNS} FROM account WHERE id = ?"  # noqa: S608 - column names only
 _CARVED = "SELECT id FROM account WHERE parent = ? AND closed = 0 AND carve = 1"
-_INSERT = f"INSERT INTO account VALUES ({', '.join('?' * 20)})"  # noqa: S608 - placeholders only
-_UPDATE = """
-UPDATE account SET closed = ?, limit_nano_usd = ?, limit_tokens = ?, limit_calls = ?,
-    posted_nano_usd = ?, posted_tokens = ?, posted_calls = ?,
-    pending_nano_usd = ?, pending_tokens = ?, pending_calls = ?,
-    carved_nano_usd = ?, carved_tokens = ?, carved_calls = ?,
-    overrun_nano_usd = ?, overrun_tokens = ?, overrun_calls = ?
-WHERE id = ?
-"""
+_INSERT = f"INSERT INTO account ({_COLUMNS}) VALUES ({', '.join('?' * (5 + len(_NUMBERS)))})"  # noqa: S608
+_UPDATE = f"UPDATE account SET closed = ?, {', '.join(f'{name} = ?' for name in _NUMBERS)} WHERE id = ?"  # noqa: S608
 
 
 @dataclass(slots=True)
 class Tree:
     """The accounts one transaction touches, read once and written back by `save`."""
 
-    connection: sqlite3.Connection
+    connection: Connection
     _known: dict[str, Account] = field(default_factory=dict)
     _changed: dict[str, Account] = field(default_factory=dict)
+    _windows: dict[tuple[str, int], list[Account]] = field(default_factory=dict)
+    _new: set[str] = field(default_factory=set)
 
     def find(self, id: str) -> Account | None:
         """The account of this name, if there is one."""
@@ -171,21 +176,52 @@ class Tree:
             self._known[id] = _account(row)
         return self._known[id]
 
-    def path(self, id: str) -> list[Account]:
-        """The account and its ancestors, the tenant's last.
+    def get(self, id: str) -> Account:
+        """The account of this name.
+
+        Raises:
+            AccountUnknown: there is none.
+        """
+        account = self.find(id)
+        if account is None:
+            raise AccountUnknown(id)
+        return account
+
+    def path(self, id: str, at: int) -> list[Account]:
+        """The account and its ancestors up to the tenant's, and then those of the tenant's windows around `at`.
+
+        `at` is in Unix milliseconds.
 
         Raises:
             AccountUnknown: there is none of this name.
         """
         path: list[Account] = []
-        at: str | None = id
-        while at is not None:
-            account = self.find(at)
-            if account is None:
-                raise AccountUnknown(at)
+        above: str | None = id
+        while above is not None:
+            account = self.get(above)
             path.append(account)
-            at = account.parent
-        return path
+            above = account.parent
+        return path + self.windows(path[-1].tenant, at)
+
+    def windows(self, tenant: str, at: int) -> list[Account]:
+        """The accounts of a tenant's limited windows around a time; one not opened yet is counted from the holds."""
+        if (tenant, at) not in self._windows:
+            self._windows[tenant, at] = [
+                self._window(tenant, span, limit, at) for span, limit in limited(self.connection, tenant)
+            ]
+        return self._windows[tenant, at]
+
+    def _window(self, tenant: str, span: Span, limit: Limit, at: int) -> Account:
+        id = account_of(tenant, span, at)
+        found = self.find(id)
+        if found is None:
+            posted, pending, overrun = counted(self.connection, tenant, *bounds(span, at))
+            found = Account(id, tenant, None, False, limit, posted=posted, pending=pending, overrun=overrun)
+            self._known[id] = found
+            self._new.add(id)
+        # Where the limit was set below what had been used by then, it is what is used, for as long as that is more.
+        found.limit = raised(limit, found.posted + found.pending)
+        return found
 
     def carved_children(self, id: str) -> list[Account]:
         """The open accounts carved from this one."""
@@ -234,7 +270,11 @@ class Tree:
     def save(self) -> None:
         """Write back what changed."""
         for account in self._changed.values():
-            self.connection.execute(_UPDATE, (account.closed, *_numbers(account), account.id))
+            if account.id in self._new:
+                self.add(account)
+            else:
+                self.connection.execute(_UPDATE, (account.closed, *_numbers(account), account.id))
+        self._new.clear()
         self._changed.clear()
 
 

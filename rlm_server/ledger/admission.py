@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -18,6 +17,7 @@ from rlm_server.ledger.errors import (
     LedgerError,
 )
 from rlm_server.ledger.holds import Hold, find, insert
+from rlm_server.store.database import Connection
 
 PASS = 128
 """The most holds one transaction takes or judges for the first time, so that other tenants' writes get their turn."""
@@ -54,7 +54,9 @@ class Pass:
     take room there waits behind it. What does not need that account goes ahead.
     """
 
-    connection: sqlite3.Connection
+    connection: Connection
+    epoch: int
+    at: int
     tree: Tree = field(init=False)
     blocked: set[str] = field(default_factory=set)
     work: int = 0
@@ -83,9 +85,9 @@ class Pass:
         return verdicts, self.work >= PASS
 
     def _verdict(self, hold: Hold) -> Verdict:
-        found = find(self.connection, hold.id)
-        if found is not None:
-            return Admission.REPEATED if found[0] == hold else HoldConflict(hold.id)
+        kept = find(self.connection, hold.id)
+        if kept is not None:
+            return Admission.REPEATED if kept.hold == hold else HoldConflict(hold.id)
         try:
             path = self._path(hold)
             busy = self._obstacle(path, hold.amounts)
@@ -94,12 +96,12 @@ class Pass:
         if busy is not None:
             self.blocked.add(busy.account)
             return _error(BudgetBusy, busy)
-        insert(self.connection, hold)
+        insert(self.connection, hold, self.at, self.epoch)
         self.tree.apply(path, pending=hold.amounts)
         return Admission.TAKEN
 
     def _path(self, hold: Hold) -> list[Account]:
-        path = self.tree.path(hold.account)
+        path = self.tree.path(hold.account, self.at)
         if path[0].tenant != hold.tenant:
             raise AccountUnknown(hold.account)
         if path[0].closed:

@@ -1,4 +1,4 @@
-"""What is metered: money, tokens and calls, always as integers."""
+"""What is metered: money, tokens, calls and processor time, always as integers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,30 @@ NANO = 1_000_000_000
 class Amounts:
     """A quantity of every metered unit.
 
-    `nano_usd` is in nano-US-dollars, `tokens` counts input and output together, `calls` counts model calls.
+    `nano_usd` is in nano-US-dollars, `tokens` counts input and output together, `calls` counts model calls,
+    `cpu_ms` is the time that sandboxed code ran, in milliseconds.
     """
 
     nano_usd: int = 0
     tokens: int = 0
     calls: int = 0
+    cpu_ms: int = 0
 
     def __add__(self, other: Self) -> Amounts:
-        return Amounts(self.nano_usd + other.nano_usd, self.tokens + other.tokens, self.calls + other.calls)
+        return Amounts(
+            self.nano_usd + other.nano_usd,
+            self.tokens + other.tokens,
+            self.calls + other.calls,
+            self.cpu_ms + other.cpu_ms,
+        )
 
     def __sub__(self, other: Self) -> Amounts:
-        return Amounts(self.nano_usd - other.nano_usd, self.tokens - other.tokens, self.calls - other.calls)
+        return Amounts(
+            self.nano_usd - other.nano_usd,
+            self.tokens - other.tokens,
+            self.calls - other.calls,
+            self.cpu_ms - other.cpu_ms,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +46,7 @@ class Limit:
     nano_usd: int | None = None
     tokens: int | None = None
     calls: int | None = None
+    cpu_ms: int | None = None
 
 
 UNITS = tuple(field.name for field in fields(Amounts))

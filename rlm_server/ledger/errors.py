@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from rlm_server.ledger.amounts import usd
+from rlm_server.ledger.windows import described
 
 MAX = 2**62
 """The largest amount of any unit that the ledger accepts: half of what its 64-bit columns hold."""
 
 
+_WORDS = {"cpu_ms": "milliseconds of processor time"}
+
+
 def quantity(unit: str, value: int) -> str:
     """Format an amount of a unit for people: dollars for money, a grouped number with its unit for the rest."""
-    return usd(value) if unit == "nano_usd" else f"{value:,} {unit}"
+    return usd(value) if unit == "nano_usd" else f"{value:,} {_WORDS.get(unit, unit)}"
 
 
 class LedgerError(Exception):
@@ -28,7 +32,7 @@ class BudgetError(LedgerError):
     def __init__(self, account: str, unit: str, limit: int, used: int, asked: int) -> None:
         super().__init__(
             f"this needs up to {quantity(unit, asked)}, but {quantity(unit, used)} of the limit of "
-            f"{quantity(unit, limit)} of account {account!r} {self.reason}"
+            f"{quantity(unit, limit)} of {described(account)} {self.reason}"
         )
         self.account = account
         self.unit = unit
@@ -114,6 +118,13 @@ class HoldConflict(LedgerError):
 
     def __init__(self, hold: str) -> None:
         super().__init__(f"hold {hold!r} exists with other content; every attempt needs an id of its own")
+
+
+class StaleEpoch(LedgerError):
+    """The hold was reserved by a former owner of the database, and nothing more may be sent for it."""
+
+    def __init__(self, hold: str, epoch: int, now: int) -> None:
+        super().__init__(f"hold {hold!r} was reserved in epoch {epoch}, and this is epoch {now}; reserve another")
 
 
 class MoveRefused(LedgerError):

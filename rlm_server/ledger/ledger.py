@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 from collections.abc import Callable
 from typing import TypeVar
 
-from rlm_server.ledger import holds, opening
+from rlm_server.ledger import entries, holds, opening
 from rlm_server.ledger.accounts import Account, Balance, Tree, left, refuse_uncountable
 from rlm_server.ledger.amounts import Amounts, Limit
-from rlm_server.ledger.holds import Entry, Hold, HoldState, Moved, Outcome, Recovery
+from rlm_server.ledger.entries import By, Entry, Query, UsageRow
+from rlm_server.ledger.holds import Hold, HoldState, Moved, Outcome, Recovery, now
 from rlm_server.ledger.line import Line
+from rlm_server.ledger.opening import Window
 from rlm_server.ledger.usage import Usage
-from rlm_server.store.database import Database
+from rlm_server.ledger.windows import Span
+from rlm_server.store.database import Connection, Database
 
 T = TypeVar("T")
 
@@ -26,11 +28,11 @@ class Ledger:
 
     Every answer is durable when it is given. Besides what each method names, all raise `DatabaseError` where the
     database fails; then nothing was changed. One ledger owns its database's accounts: the line of those who wait for
-    room is in its memory.
+    room is in its memory. `clock` says the time in Unix milliseconds; windows and entries go by it.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, *, clock: Callable[[], int] = now) -> None:
+        self._database, self._clock = database, clock
         self._lines: dict[str, Line] = {}
 
     async def open_account(
@@ -55,7 +57,9 @@ class Ledger:
             AmountRefused: the limit is negative or above 2^62.
         """
         wanted = Account(account, tenant, parent, carve, limit)
-        await self._freeing(lambda connection: opening.open_account(connection, wanted), lambda _: tenant)
+        await self._freeing(
+            lambda connection: opening.open_account(connection, wanted, self._clock()), lambda _: tenant
+        )
 
     async def close_account(self, account: str) -> Balance:
         """Close an account and return its last balance; what a carved one left unspent goes back to its parent.
@@ -84,6 +88,24 @@ class Ledger:
             lambda connection: opening.set_limit(connection, account, limit), lambda changed: changed.tenant
         )
 
+    async def set_window(self, tenant: str, span: Span, limit: Limit | None) -> None:
+        """Limit what a tenant may spend in every hour, day or month, from the present one on; None lifts the limit.
+
+        What was reserved earlier in the present window counts. Where that is more than the limit, nothing more is
+        allowed until the window ends.
+
+        Raises:
+            AccountUnknown: the tenant has no account.
+            AmountRefused: the limit is negative or above 2^62.
+        """
+        await self._freeing(
+            lambda connection: opening.set_window(connection, tenant, span, limit, self._clock()), lambda _: tenant
+        )
+
+    async def windows(self, tenant: str) -> list[Window]:
+        """The limited windows of a tenant around now, and where each stands."""
+        return await self._database.read(lambda connection: opening.windows(connection, tenant, self._clock()))
+
     async def reserve(self, hold: Hold, *, deadline: float) -> None:
         """Take a hold's amounts on every account from its leaf to the tenant, or on none.
 
@@ -99,7 +121,7 @@ class Ledger:
             AmountRefused: an amount is negative or above 2^62.
         """
         refuse_uncountable(amounts=hold.amounts)
-        line = self._lines.setdefault(hold.tenant, Line(self._database))
+        line = self._lines.setdefault(hold.tenant, Line(self._database, self._clock))
         await line.reserve(hold, deadline)
 
     async def dispatch(self, hold_id: str) -> None:
@@ -108,8 +130,9 @@ class Ledger:
         Raises:
             MoveRefused: it was dispatched before, or is resolved; do not send.
             HoldUnknown: there is none; do not send.
+            StaleEpoch: a former owner of the database reserved it; do not send.
         """
-        await self._database.write(lambda connection: holds.move(connection, hold_id, Outcome(HoldState.DISPATCHED)))
+        await self._database.write(lambda connection: self._move(connection, hold_id, Outcome(HoldState.DISPATCHED)))
 
     async def post(self, hold_id: str, actual: Amounts, usage: Usage | None) -> None:
         """Resolve a dispatched hold with what the call cost; the rest of the hold is free again.
@@ -153,31 +176,43 @@ class Ledger:
         Raises:
             AccountUnknown: there is none.
         """
-        return await self._database.read(lambda connection: left(Tree(connection).path(account)))
+        return await self._database.read(lambda connection: left(Tree(connection).path(account, self._clock())))
 
     async def recover(self) -> Recovery:
         """Resolve what a dead server left: pending holds are void, dispatched ones are posted in full.
 
-        For the start of a server, before anything is reserved: it does not spare holds of calls in flight.
+        For the start of a server. Holds of this server's own calls in flight are not touched.
         """
-        return await self._database.write(holds.recover)
+        epoch = self._database.epoch
+        return await self._database.write(lambda connection: holds.recover(connection, epoch, self._clock()))
 
-    async def entries(self, *, tenant: str, run: str | None = None) -> list[Entry]:
-        """The posted holds of a tenant, or of one of its runs, by the time they were posted."""
-        return await self._database.read(lambda connection: holds.entries(connection, tenant, run))
+    async def unresolved(self) -> int:
+        """How many holds are neither posted nor void: those of calls in flight, and of a dead server's."""
+        return await self._database.read(holds.unresolved)
+
+    async def entries(self, query: Query, *, most: int | None = None) -> list[Entry]:
+        """The posted holds asked for, in the order they were posted; at most `most` of them."""
+        return await self._database.read(lambda connection: entries.entries(connection, query, most))
+
+    async def usage(self, query: Query, by: By) -> list[UsageRow]:
+        """What the entries asked for add up to, by day, model or run."""
+        return await self._database.read(lambda connection: entries.usage(connection, query, by))
 
     async def posted(self, prefix: str) -> Amounts:
         """What the posted holds cost whose ids begin with `prefix`."""
-        return await self._database.read(lambda connection: holds.posted(connection, prefix))
+        return await self._database.read(lambda connection: entries.posted(connection, prefix))
 
     async def overruns(self) -> int:
         """How many posted holds cost more than they held; anything but 0 is a defect of a worst case."""
-        return await self._database.read(holds.overruns)
+        return await self._database.read(entries.overruns)
 
     async def _resolve(self, hold_id: str, outcome: Outcome) -> None:
-        await self._freeing(lambda connection: holds.move(connection, hold_id, outcome), _resolved)
+        await self._freeing(lambda connection: self._move(connection, hold_id, outcome), _resolved)
 
-    async def _freeing(self, change: Callable[[sqlite3.Connection], T], tenant_of: Callable[[T], str]) -> T:
+    def _move(self, connection: Connection, hold_id: str, outcome: Outcome) -> Moved:
+        return holds.move(connection, hold_id, outcome, epoch=self._database.epoch, at=self._clock())
+
+    async def _freeing(self, change: Callable[[Connection], T], tenant_of: Callable[[T], str]) -> T:
         """Make a change that may free room or take the last of it, and have the tenant's line judged again.
 
         Shielded, and the line called from a callback: those who wait must hear of it though the caller is cancelled.

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rlm_server.ledger.admission import Admission, Asked, Pass, Verdict
 from rlm_server.ledger.errors import BudgetBusy
 from rlm_server.ledger.holds import Hold, withdraw
-from rlm_server.store.database import Database, DatabaseError
+from rlm_server.store.database import Connection, Database, DatabaseError
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +30,8 @@ class _Waiter:
 class Line:
     """First come, first served, for each account that is in the way."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
+        self._database, self._clock = database, clock
         # A dict for its order, and because one may leave from the middle.
         self._waiting: dict[_Waiter, None] = {}
         self._flying = False
@@ -65,8 +64,8 @@ class Line:
         waiters = list(self._waiting)
         line = [Asked(waiter.hold, waiter.busy is None) for waiter in waiters]
 
-        def judge(connection: sqlite3.Connection) -> tuple[list[Verdict], bool]:
-            return Pass(connection).judge(line)
+        def judge(connection: Connection) -> tuple[list[Verdict], bool]:
+            return Pass(connection, self._database.epoch, self._clock()).judge(line)
 
         try:
             landing = self._database.submit(judge)

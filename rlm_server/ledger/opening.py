@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sqlite3
+from dataclasses import dataclass
 
 from rlm_server.ledger.accounts import ZERO, Account, Balance, Tree, refuse_uncountable, shortage, taking
 from rlm_server.ledger.amounts import UNITS, Limit
@@ -14,9 +14,11 @@ from rlm_server.ledger.errors import (
     BudgetExceeded,
     LimitTooLow,
 )
+from rlm_server.ledger.windows import Span, account_of, bounds, keep, label
+from rlm_server.store.database import Connection
 
 
-def open_account(connection: sqlite3.Connection, wanted: Account) -> None:
+def open_account(connection: Connection, wanted: Account, at: int) -> None:
     """Add `wanted` to the tree; see `Ledger.open_account`."""
     refuse_uncountable(limit=wanted.limit)
     if wanted.parent is None and wanted.carve:
@@ -27,7 +29,7 @@ def open_account(connection: sqlite3.Connection, wanted: Account) -> None:
         _refuse_other(found, wanted)
         return
     if wanted.parent is not None:
-        _carve(tree, wanted, wanted.parent)
+        _carve(tree, wanted, wanted.parent, at)
     tree.add(wanted)
     tree.save()
 
@@ -42,8 +44,8 @@ def _refuse_other(found: Account, wanted: Account) -> None:
         raise AccountConflict(wanted.id, "exists with another limit; choose another name, or set its limit")
 
 
-def _carve(tree: Tree, wanted: Account, parent: str) -> None:
-    path = tree.path(parent)
+def _carve(tree: Tree, wanted: Account, parent: str, at: int) -> None:
+    path = tree.path(parent, at)
     if path[0].tenant != wanted.tenant:
         raise AccountUnknown(parent)
     if path[0].closed:
@@ -59,10 +61,10 @@ def _carve(tree: Tree, wanted: Account, parent: str) -> None:
     tree.change(path[0])
 
 
-def close_account(connection: sqlite3.Connection, id: str) -> Account:
+def close_account(connection: Connection, id: str) -> Account:
     """Close an account and give back its promise; see `Ledger.close_account`."""
     tree = Tree(connection)
-    account = tree.path(id)[0]
+    account = tree.get(id)
     if account.closed:
         return account
     if connection.execute("SELECT 1 FROM account WHERE parent = ? AND closed = 0 LIMIT 1", (id,)).fetchone():
@@ -71,7 +73,7 @@ def close_account(connection: sqlite3.Connection, id: str) -> Account:
     if connection.execute(unresolved, (id,)).fetchone():
         raise AccountInUse(id, "holds on it are unresolved; post or void those first")
     if account.parent is not None:
-        parent = tree.path(account.parent)[0]
+        parent = tree.get(account.parent)
         parent.carved -= account.promise
         tree.change(parent)
     account.closed = True
@@ -80,11 +82,11 @@ def close_account(connection: sqlite3.Connection, id: str) -> Account:
     return account
 
 
-def set_limit(connection: sqlite3.Connection, id: str, limit: Limit) -> Account:
+def set_limit(connection: Connection, id: str, limit: Limit) -> Account:
     """Change the limit of an account that is not carved; see `Ledger.set_limit`."""
     refuse_uncountable(limit=limit)
     tree = Tree(connection)
-    account = tree.path(id)[0]
+    account = tree.get(id)
     if account.closed:
         raise AccountClosed(id)
     if account.carve:
@@ -100,6 +102,42 @@ def set_limit(connection: sqlite3.Connection, id: str, limit: Limit) -> Account:
     return account
 
 
-def balance(connection: sqlite3.Connection, id: str) -> Balance:
+def balance(connection: Connection, id: str) -> Balance:
     """Where the account stands."""
-    return Tree(connection).path(id)[0].balance
+    return Tree(connection).get(id).balance
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A tenant's window around now. `begins` and `ends` are in Unix milliseconds, `label` names it (UTC)."""
+
+    span: Span
+    label: str
+    begins: int
+    ends: int
+    balance: Balance
+
+
+def set_window(connection: Connection, tenant: str, span: Span, limit: Limit | None, at: int) -> None:
+    """Limit every window of a span from the present one on; see `Ledger.set_window`."""
+    refuse_uncountable(limit=limit or Limit())
+    tree = Tree(connection)
+    tree.get(tenant)
+    keep(connection, tenant, span, limit)
+    if limit is None:
+        # Nobody counts on them from here on, so none may be found when the span is limited again.
+        prefix = account_of(tenant, span, at).rpartition(label(span, at))[0]
+        forget = "DELETE FROM account WHERE tenant = ? AND parent IS NULL AND substr(id, 1, length(?)) = ?"
+        connection.execute(forget, (tenant, prefix, prefix))
+        return
+    for account in tree.windows(tenant, at):
+        if account.id == account_of(tenant, span, at):
+            tree.change(account)
+    tree.save()
+
+
+def windows(connection: Connection, tenant: str, at: int) -> list[Window]:
+    """The limited windows of a tenant around a time."""
+    found = {account.id: account.balance for account in Tree(connection).windows(tenant, at)}
+    named = ((span, account_of(tenant, span, at)) for span in Span)
+    return [Window(span, label(span, at), *bounds(span, at), found[id]) for span, id in named if id in found]

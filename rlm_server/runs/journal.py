@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from rlm_server.ledger.amounts import Limit
 from rlm_server.runs.events import Event, Place, from_json, to_json
 from rlm_server.runs.reading import Coverage
 from rlm_server.runs.state import RunState, move
-from rlm_server.store.database import Database
+from rlm_server.store.database import Connection, Database
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +57,16 @@ class Journal:
     async def create(self, run: RunRow, question: str) -> RunRow:
         """Keep a new run with its root node, pending; a repeated request id returns the run it made first."""
 
-        def write(connection: sqlite3.Connection) -> RunRow:
+        def write(connection: Connection) -> RunRow:
             known = _by_request(connection, run.tenant, run.request_id)
             if known:
                 return known
             connection.execute(
                 "INSERT INTO run (id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, "
-                "limit_calls, created_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "limit_calls, limit_cpu_ms, created_at, ended_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (run.id, run.tenant, run.request_id, run.context, run.model, run.sub_model, run.budget.nano_usd,
-                 run.budget.tokens, run.budget.calls, run.created_at, run.ended_at),
+                 run.budget.tokens, run.budget.calls, run.budget.cpu_ms, run.created_at, run.ended_at),
             )  # fmt: skip
             _insert_node(connection, NodeRow(run.id, run.id, None, 0, RunState.PENDING, question))
             return run
@@ -88,8 +88,8 @@ class Journal:
     async def nodes(self, run: str) -> list[NodeRow]:
         """Return a run's tree, the root first, in the order of their start."""
 
-        def read(connection: sqlite3.Connection) -> list[NodeRow]:
-            rows = connection.execute(f"{_NODE} WHERE run = ? ORDER BY rowid", (run,)).fetchall()
+        def read(connection: Connection) -> list[NodeRow]:
+            rows = connection.execute(f"{_NODE} WHERE run = ? ORDER BY number", (run,)).fetchall()
             return [_node(row) for row in rows]
 
         return await self._database.read(read)
@@ -110,7 +110,7 @@ class Journal:
             ValueError: its present state does not allow that.
         """
 
-        def write(connection: sqlite3.Connection) -> None:
+        def write(connection: Connection) -> None:
             row = connection.execute("SELECT state FROM node WHERE id = ?", (node,)).fetchone()
             connection.execute(
                 "UPDATE node SET state = ?, answer = ?, reason = ?, turns = ?, coverage_fraction = ? WHERE id = ?",
@@ -129,7 +129,7 @@ class Journal:
     async def coverage(self, run: str) -> Coverage:
         """Return how much of its context a run that has ended has looked at."""
 
-        def read(connection: sqlite3.Connection) -> Coverage:
+        def read(connection: Connection) -> Coverage:
             row = connection.execute("SELECT coverage FROM run WHERE id = ?", (run,)).fetchone()
             return _coverages.validate_json(row[0]) if row and row[0] else Coverage()
 
@@ -138,7 +138,7 @@ class Journal:
     async def unfinished(self) -> list[NodeRow]:
         """Return the nodes that a former process left unfinished, children before their parents."""
 
-        def read(connection: sqlite3.Connection) -> list[NodeRow]:
+        def read(connection: Connection) -> list[NodeRow]:
             rows = connection.execute(f"{_NODE} WHERE state IN ('pending', 'running') ORDER BY depth DESC").fetchall()
             return [_node(row) for row in rows]
 
@@ -147,7 +147,7 @@ class Journal:
     async def append(self, run: str, events: Sequence[Event]) -> None:
         """Keep events; their numbers must follow those kept."""
 
-        def write(connection: sqlite3.Connection) -> None:
+        def write(connection: Connection) -> None:
             connection.executemany(
                 "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
@@ -161,7 +161,7 @@ class Journal:
     async def events(self, run: str, from_sequence: int, most: int) -> list[Event]:
         """Return up to `most` events from a number on."""
 
-        def read(connection: sqlite3.Connection) -> list[Event]:
+        def read(connection: Connection) -> list[Event]:
             rows = connection.execute(
                 "SELECT sequence, at, node, parent, depth, turn, body FROM event "
                 "WHERE run = ? AND sequence >= ? ORDER BY sequence LIMIT ?",
@@ -174,7 +174,7 @@ class Journal:
     async def last_sequence(self, run: str) -> int:
         """Return the number of a run's newest event, 0 for none."""
 
-        def read(connection: sqlite3.Connection) -> int:
+        def read(connection: Connection) -> int:
             return int(connection.execute("SELECT max(sequence) FROM event WHERE run = ?", (run,)).fetchone()[0] or 0)
 
         return await self._database.read(read)
@@ -182,7 +182,7 @@ class Journal:
     async def unannounced(self) -> list[NodeRow]:
         """Return the roots that have ended in runs whose last event is not kept."""
 
-        def read(connection: sqlite3.Connection) -> list[NodeRow]:
+        def read(connection: Connection) -> list[NodeRow]:
             return [_node(row) for row in connection.execute(_UNANNOUNCED).fetchall()]
 
         return await self._database.read(read)
@@ -192,9 +192,10 @@ _coverages = TypeAdapter(Coverage)
 
 _NODE = "SELECT id, run, parent, depth, state, question, answer, reason, turns, coverage_fraction FROM node"
 _UNANNOUNCED = f"""
-{_NODE} WHERE id IN (SELECT id FROM run WHERE ended_at IS NOT NULL) AND NOT coalesce((
-    SELECT body LIKE '%"kind":"run_finished"}}' FROM event WHERE event.run = node.id ORDER BY sequence DESC LIMIT 1
-), 0)
+{_NODE} WHERE id IN (SELECT id FROM run WHERE ended_at IS NOT NULL) AND NOT EXISTS (
+    SELECT 1 FROM event WHERE run = node.id AND body LIKE '%"kind":"run_finished"}}'
+    AND sequence = (SELECT max(sequence) FROM event AS newest WHERE newest.run = node.id)
+)
 """  # noqa: S608
 
 
@@ -203,27 +204,28 @@ def _node(row: tuple[Any, ...]) -> NodeRow:
     return NodeRow(node, run, parent, depth, RunState(state), *rest)
 
 
-def _insert_node(connection: sqlite3.Connection, node: NodeRow) -> None:
+def _insert_node(connection: Connection, node: NodeRow) -> None:
     connection.execute(
-        "INSERT INTO node (id, run, parent, depth, state, question, answer, reason, turns) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (node.id, node.run, node.parent, node.depth, node.state, node.question, node.answer, node.reason, node.turns),
-    )
+        "INSERT INTO node (id, run, parent, depth, state, question, answer, reason, turns, number) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT count(*) FROM node WHERE run = ?))",
+        (node.id, node.run, node.parent, node.depth, node.state, node.question, node.answer, node.reason, node.turns,
+         node.run),
+    )  # fmt: skip
 
 
-def _by_request(connection: sqlite3.Connection, tenant: str, request_id: str | None) -> RunRow | None:
+def _by_request(connection: Connection, tenant: str, request_id: str | None) -> RunRow | None:
     return _run(connection, "tenant = ? AND request_id = ?", (tenant, request_id)) if request_id else None
 
 
-def _run(connection: sqlite3.Connection, where: str, values: tuple[str, str]) -> RunRow | None:
+def _run(connection: Connection, where: str, values: tuple[str, str]) -> RunRow | None:
     row = connection.execute(
         "SELECT id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, limit_calls, "  # noqa: S608
-        f"created_at, ended_at FROM run WHERE {where}", values,
+        f"limit_cpu_ms, created_at, ended_at FROM run WHERE {where}", values,
     ).fetchone()  # fmt: skip
     if row is None:
         return None
-    run_id, tenant, request_id, context, model, sub_model, nano_usd, tokens, calls, created_at, ended_at = row
-    budget = Limit(nano_usd, tokens, calls)
+    run_id, tenant, request_id, context, model, sub_model, *limits, created_at, ended_at = row
+    budget = Limit(*limits)
     return RunRow(run_id, tenant, request_id, context, model, sub_model, budget, created_at, ended_at)
 
 

@@ -34,6 +34,7 @@ from rlm_server.runs.reading import Coverage, summary
 from rlm_server.runs.searching import searched
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
+from rlm_server.runs.turns import metered
 from sandbox.corpus import CorpusDamaged
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool import JailMissing, LiveSession, PoolFull
@@ -216,12 +217,22 @@ class Node:
         for number, code in enumerate(blocks, start=1):
             self.emit(CodeStarted(code, number))
             with Printing(self.emit) as printing:
-                result = await session.execute(code, partial(self._answer, session), printing.take)
+                result = await self._turn(session, code, printing)
             self.emit(CodeFinished(result))
             results.append(result)
             if result.error or self._ready:
                 break
         return results
+
+    async def _turn(self, session: LiveSession, code: str, printing: Printing) -> Turn:
+        execute = partial(session.execute, code, partial(self._answer, session), printing.take)
+        ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
+        try:
+            turn, spent = await metered(ledger, self.payer, limits, execute, deadline=self.tree.deadline)
+        except BudgetError as error:
+            raise _Ended(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
+        self.tree.count(self.place, spent)
+        return turn
 
     def _guard(self, blocks: tuple[str, ...], results: list[Turn]) -> list[str]:
         limits, notes = self.tree.limits, []
@@ -277,6 +288,7 @@ class Node:
             "usd": None if left.nano_usd is None else left.nano_usd / 1e9,
             "tokens": left.tokens,
             "calls": left.calls,
+            "cpu_seconds": None if left.cpu_ms is None else left.cpu_ms / 1000,
             "turns": self.tree.limits.max_turns - self.place.turn,
             "depth": self.tree.limits.max_depth - self.task.depth,
             "seconds": round(seconds_left(self.tree.deadline), 1),

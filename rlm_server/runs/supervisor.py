@@ -13,7 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
-from rlm_server.ledger import AccountUnknown, Amounts, BudgetExceeded, LedgerError, Limit
+from rlm_server.ledger import UNITS, AccountUnknown, Amounts, BudgetExceeded, LedgerError, Limit
 from rlm_server.runs.events import Event, Place, RunFinished, RunStarted
 from rlm_server.runs.feed import Feed, replay
 from rlm_server.runs.journal import NodeRow, RunRow, now
@@ -95,7 +95,7 @@ class Supervisor:
             return known
         if len(self._live) >= self._most:
             raise TooManyRuns(f"this server runs at most {self._most} runs at once; try again when one has ended")
-        check_affordable(new.tenant, new.budget, await ledger.left(new.tenant))
+        check_affordable(new.tenant, new.budget, (await ledger.balance(new.tenant)).left)
         if new.context:
             await self._contexts.hold(new.context)
         try:
@@ -202,8 +202,8 @@ class Supervisor:
 
 
 def check_affordable(tenant: str, budget: Limit, left: Limit) -> None:
-    """Refuse a budget that is beyond what the tenant has left."""
-    for unit in ("nano_usd", "tokens", "calls"):
+    """Refuse a budget that is beyond what the tenant has left for good; a window that is nearly used up begins anew."""
+    for unit in UNITS:
         asked, has = getattr(budget, unit), getattr(left, unit)
         if asked is not None and has is not None and asked > has:
             raise BudgetExceeded(tenant, unit, has, 0, asked)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -18,7 +17,7 @@ from types import TracebackType
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
-from rlm_server.store.database import Database
+from rlm_server.store.database import Connection, Database
 from rlm_server.store.lineage import Lineage
 from rlm_server.store.objects import Objects
 from rlm_server.store.shelf import ContextDamaged, Files, Shelf, Written
@@ -346,7 +345,7 @@ _LIVE = f"SELECT number, {_COLUMNS} FROM context WHERE deleted_at IS NULL AND " 
 _SIZES = "SELECT id, used_at, texts_size + index_size FROM context WHERE deleted_at IS NULL"
 
 
-def _first(db: sqlite3.Connection, where: str, values: tuple[object, ...]) -> Context | None:
+def _first(db: Connection, where: str, values: tuple[object, ...]) -> Context | None:
     row = db.execute(_LIVE + where, values).fetchone()
     return _context(row) if row else None
 
@@ -359,7 +358,7 @@ def _context(row: tuple[Any, ...]) -> Context:
     )
 
 
-def _keep(db: sqlite3.Connection, new: Context, upload: str) -> Context:
+def _keep(db: Connection, new: Context, upload: str) -> Context:
     known = _first(db, "tenant = ? AND identity = ?", (new.tenant, new.identity))
     texts, index = new.files.texts, new.files.index
     values = (
@@ -367,29 +366,30 @@ def _keep(db: sqlite3.Connection, new: Context, upload: str) -> Context:
         new.documents, texts.size, texts.mtime_ns, texts.sha256, index.size, index.mtime_ns, index.sha256,
         new.created_at, new.created_at, _now() if known else None,
     )  # fmt: skip
-    inserted = db.execute(
-        f"INSERT INTO context ({_COLUMNS}, used_at, deleted_at) VALUES ({', '.join('?' * len(values))})",  # noqa: S608
+    marks = ", ".join("?" * len(values))
+    (number,) = db.execute(
+        f"INSERT INTO context ({_COLUMNS}, used_at, deleted_at) VALUES ({marks}) RETURNING number",  # noqa: S608
         values,
-    )
-    kept = known or replace(new, number=inserted.lastrowid or 0)
+    ).fetchone()
+    kept = known or replace(new, number=number)
     _became(db, upload, kept.id)
     return kept
 
 
-def _adopt(db: sqlite3.Connection, context: Context, upload: str) -> Context | None:
+def _adopt(db: Connection, context: Context, upload: str) -> Context | None:
     known = _first(db, "tenant = ? AND id = ?", (context.tenant, context.id))
     if known:
         _became(db, upload, known.id)
     return known
 
 
-def _became(db: sqlite3.Connection, upload: str, context_id: str) -> None:
+def _became(db: Connection, upload: str, context_id: str) -> None:
     """An upload is finished; only one with a request id is remembered."""
     db.execute("DELETE FROM upload WHERE id = ? AND request_id IS NULL", (upload,))
     db.execute("UPDATE upload SET context = ?, changed_at = ? WHERE id = ?", (context_id, _now(), upload))
 
 
-def _delete(db: sqlite3.Connection, where: str, values: tuple[object, ...]) -> list[str]:
+def _delete(db: Connection, where: str, values: tuple[object, ...]) -> list[str]:
     found = db.execute(f"SELECT id FROM context WHERE deleted_at IS NULL AND {where}", values).fetchall()  # noqa: S608
     for (context_id,) in found:
         db.execute("UPDATE context SET deleted_at = ? WHERE id = ?", (_now(), context_id))
@@ -397,11 +397,11 @@ def _delete(db: sqlite3.Connection, where: str, values: tuple[object, ...]) -> l
     return [context_id for (context_id,) in found]
 
 
-def _forget(db: sqlite3.Connection, context_id: str) -> None:
+def _forget(db: Connection, context_id: str) -> None:
     db.execute("DELETE FROM context WHERE id = ?", (context_id,))
 
 
-def _note_use(db: sqlite3.Connection, used: dict[str, int]) -> None:
+def _note_use(db: Connection, used: dict[str, int]) -> None:
     db.executemany("UPDATE context SET used_at = ? WHERE id = ?", [(at, context_id) for context_id, at in used.items()])
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import sqlite3
 import time
 
-from rlm_server.store.database import Database
+from rlm_server.store.database import Connection, Database
 
 KEY_PREFIX = "rlm_"
 _SHOWN = 10
@@ -22,8 +21,8 @@ class Tenants:
     async def ensure(self, tenant: str) -> None:
         """Create a tenant unless it exists."""
 
-        def write(connection: sqlite3.Connection) -> None:
-            connection.execute("INSERT OR IGNORE INTO tenant VALUES (?, ?)", (tenant, _now()))
+        def write(connection: Connection) -> None:
+            connection.execute("INSERT INTO tenant VALUES (?, ?) ON CONFLICT DO NOTHING", (tenant, _now()))
 
         await self._database.write(write)
 
@@ -31,7 +30,7 @@ class Tenants:
         """Make a key for a tenant and return it: the only time it is seen."""
         key = KEY_PREFIX + secrets.token_urlsafe(32)
 
-        def write(connection: sqlite3.Connection) -> None:
+        def write(connection: Connection) -> None:
             row = (_sha256(key), key[:_SHOWN], tenant, _now())
             connection.execute("INSERT INTO api_key VALUES (?, ?, ?, ?, NULL)", row)
 
@@ -41,7 +40,7 @@ class Tenants:
     async def tenant_of(self, key: str) -> str | None:
         """Return whose key this is, or None for an unknown or revoked one."""
 
-        def read(connection: sqlite3.Connection) -> str | None:
+        def read(connection: Connection) -> str | None:
             row = connection.execute(
                 "SELECT tenant FROM api_key WHERE sha256 = ? AND revoked_at IS NULL", (_sha256(key),)
             ).fetchone()

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import secrets
 import shutil
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -22,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rlm_server.store.contexts import Context, Contexts
-from rlm_server.store.database import Database
+from rlm_server.store.database import Connection, Database
 from rlm_server.store.spool import Header, Spool, UploadRefused, UploadShort
 from sandbox.settling import to_the_end
 
@@ -288,7 +287,7 @@ class Uploads:
     async def _remove_the_old(self) -> None:
         """Remove what rests too long, what a process that died left to nobody, and old answers to request ids."""
         oldest = _now() - round(self._rest_seconds * 1000)
-        for row in await self._rows("1"):
+        for row in await self._rows("1 = 1"):
             if row.context and row.changed_at < oldest:
                 await self._forget(row)
             elif row.context or row.id in self._taken:
@@ -353,8 +352,8 @@ class Upload:
 
 _UPLOAD = "SELECT id, tenant, request_id, name, size_bytes, sha256, documents, changed_at, context FROM upload WHERE "
 _IN_USE = """
-SELECT coalesce(sum(size_bytes), 0), 0 FROM context WHERE tenant = ?1 AND deleted_at IS NULL
-UNION ALL SELECT coalesce(sum(size_bytes), 0), count(*) FROM upload WHERE tenant = ?1 AND context IS NULL
+SELECT coalesce(sum(size_bytes), 0), 0 FROM context WHERE tenant = ? AND deleted_at IS NULL
+UNION ALL SELECT coalesce(sum(size_bytes), 0), count(*) FROM upload WHERE tenant = ? AND context IS NULL
 """
 
 
@@ -363,12 +362,12 @@ def _row(row: tuple[Any, ...]) -> _Row:
     return _Row(upload_id, Header(*header), changed_at, context)
 
 
-def _begin(db: sqlite3.Connection, new: str, header: Header, now: int, quota: int) -> _Row:
+def _begin(db: Connection, new: str, header: Header, now: int, quota: int) -> _Row:
     """Return the row of the upload of this request id, or insert one where the tenant may have it."""
     known = db.execute(f"{_UPLOAD} tenant = ? AND request_id = ?", (header.tenant, header.request_id)).fetchone()
     if known:
         return _row(known)
-    (stored, _), (announced, uploads) = db.execute(_IN_USE, (header.tenant,)).fetchall()
+    (stored, _), (announced, uploads) = db.execute(_IN_USE, (header.tenant, header.tenant)).fetchall()
     if stored + announced + header.size_bytes > quota:
         raise ContextQuotaExceeded("context_bytes", quota, stored + announced, header.size_bytes)
     if uploads >= MOST_UPLOADS:
@@ -380,7 +379,7 @@ def _begin(db: sqlite3.Connection, new: str, header: Header, now: int, quota: in
     return _Row(new, header, now, None)
 
 
-def _delete(db: sqlite3.Connection, upload_id: str) -> None:
+def _delete(db: Connection, upload_id: str) -> None:
     db.execute("DELETE FROM upload WHERE id = ?", (upload_id,))
 
 

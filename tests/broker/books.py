@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from rlm_server.broker.calls import Payer
-from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Limit, Usage
+from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Limit, Query, Usage
 from rlm_server.store.database import Database
 
 TENANT = "acme"
@@ -37,7 +37,7 @@ class Books(Ledger):
         return {entry.hold.id: entry.actual for entry in await self.chargeback()}
 
     async def chargeback(self) -> list[Entry]:
-        return await self.entries(tenant=TENANT)
+        return await self.entries(Query(tenant=TENANT))
 
     async def open(self, payer: Payer) -> Payer:
         """Open the accounts of a payer, without limits."""

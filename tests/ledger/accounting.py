@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 
-from rlm_server.ledger import Amounts, Hold, Ledger, Limit
+from rlm_server.ledger import MIGRATIONS, Amounts, Hold, Ledger, Limit
 from rlm_server.store.database import Database
 
 CENT = 10_000_000
@@ -53,6 +56,14 @@ class Books:
 
     ledger: Ledger
     database: Database
+    at: str | Path
+
+    @asynccontextmanager
+    async def taken_over(self) -> AsyncIterator[Ledger]:
+        """Leave everything as it is, as a death would, and open the database as the next owner."""
+        await self.database.close()
+        async with await Database.open(self.at, MIGRATIONS) as database:
+            yield Ledger(database)
 
     async def tenant(self, limit: Limit, name: str = "acme") -> None:
         await self.ledger.open_account(name, tenant=name, parent=None, limit=limit)

@@ -11,6 +11,6 @@ from tests.ledger.accounting import Books
 
 
 @pytest.fixture
-async def books(tmp_path: Path) -> AsyncIterator[Books]:
-    async with await Database.open(tmp_path / "ledger.db", MIGRATIONS) as database:
-        yield Books(Ledger(database), database)
+async def books(database_at: str | Path) -> AsyncIterator[Books]:
+    async with await Database.open(database_at, MIGRATIONS) as database:
+        yield Books(Ledger(database), database, database_at)

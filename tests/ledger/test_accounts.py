@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 
+import psycopg
 import pytest
 
 from rlm_server.ledger import (
+    UNITS,
     AccountClosed,
     AccountConflict,
     AccountInUse,
@@ -18,6 +20,7 @@ from rlm_server.ledger import (
     Limit,
     LimitTooLow,
 )
+from rlm_server.store.database import Connection
 from tests.ledger.accounting import Books, a_hold, at_most, at_once, cents
 
 NOTHING = Amounts()
@@ -238,15 +241,15 @@ async def test_every_unit_is_limited(books: Books, unit: str) -> None:
     assert (error.unit, error.limit, error.used, error.asked) == (unit, 3, 2, 2)
 
 
-@pytest.mark.parametrize("unit", ["nano_usd", "tokens", "calls"])
+@pytest.mark.parametrize("unit", UNITS)
 @pytest.mark.parametrize("part", ["posted", "pending", "carved"])
 async def test_the_database_itself_refuses_more_than_the_limit(books: Books, unit: str, part: str) -> None:
     await books.tenant(Limit(**{unit: 3}))
 
-    def tamper(connection: sqlite3.Connection) -> None:
+    def tamper(connection: Connection) -> None:
         connection.execute(f"UPDATE account SET {part}_{unit} = 4")
 
-    with pytest.raises(sqlite3.IntegrityError, match="CHECK"):
+    with pytest.raises((sqlite3.IntegrityError, psycopg.IntegrityError), match=r"(?i)check"):
         await books.database.write(tamper)
 
 

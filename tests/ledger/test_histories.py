@@ -5,9 +5,15 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import NoReturn
 
+import psycopg
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -19,6 +25,7 @@ from hypothesis.stateful import (
     invariant,
     multiple,
     rule,
+    run_state_machine_as_test,
 )
 
 from rlm_server.ledger import (
@@ -34,15 +41,23 @@ from rlm_server.ledger import (
     Limit,
     LimitTooLow,
     MoveRefused,
+    Query,
     Recovery,
+    Span,
     Usage,
 )
+from rlm_server.store import postgres as postgres_engine
 from rlm_server.store.database import Database
+from tests.databases import cut_off, postgres_database
 from tests.ledger.accounting import a_hold, at_once
 
-amounts = st.builds(Amounts, st.integers(0, 6), st.integers(0, 6), st.integers(0, 2))
-limits = st.builds(Limit, *(st.none() | st.integers(0, most) for most in (20, 20, 8)))
-tenants_limits = st.builds(Limit, *(st.none() | st.integers(20, most) for most in (60, 60, 40)))
+amounts = st.builds(Amounts, st.integers(0, 6), st.integers(0, 6), st.integers(0, 2), st.integers(0, 6))
+limits = st.builds(Limit, *(st.none() | st.integers(0, most) for most in (20, 20, 8, 20)))
+tenants_limits = st.builds(Limit, *(st.none() | st.integers(20, most) for most in (60, 60, 40, 60)))
+
+NOON = int(datetime(2026, 2, 28, 12, tzinfo=UTC).timestamp()) * 1000
+MINUTES = 60_000
+LABELS = {Span.HOUR: "%Y-%m-%d %H", Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m"}
 
 
 @dataclass
@@ -60,6 +75,7 @@ class Attempt:
     """A hold, as the history tells it."""
 
     hold: Hold
+    at: int
     state: str = "pending"
     actual: Amounts = field(default_factory=Amounts)
     usage: Usage | None = None
@@ -86,20 +102,34 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
-        self.directory = Path(tempfile.mkdtemp())
-        self.lives = 0
+        self.owned = ExitStack()
         self.told: dict[str, Told] = {}
         self.attempts: dict[str, Attempt] = {}
+        self.windows: dict[Span, Limit] = {}
+        self.now = NOON
+        self.start()
         self._open()
 
+    def start(self) -> None:
+        """Make an empty database."""
+        raise NotImplementedError
+
+    def at(self) -> str | Path:
+        """Where the database is."""
+        raise NotImplementedError
+
+    def die(self) -> None:
+        """Leave the database as the death of the server would at this moment."""
+        raise NotImplementedError
+
     def _open(self) -> None:
-        self.database = self.runner.run(Database.open(self.directory / f"{self.lives}.db", MIGRATIONS))
-        self.ledger = Ledger(self.database)
+        self.database = self.runner.run(Database.open(self.at(), MIGRATIONS))
+        self.ledger = Ledger(self.database, clock=lambda: self.now)
 
     def teardown(self) -> None:
         self.runner.run(self.database.close())
         self.runner.close()
-        shutil.rmtree(self.directory)
+        self.owned.close()
 
     @initialize(target=accounts, limit=tenants_limits, of_child=st.integers(4, 10), spare=st.integers(0, 6))
     def a_tenant_a_run_and_its_child(self, limit: Limit, of_child: int, spare: int) -> MultipleResults[str]:
@@ -175,7 +205,7 @@ class Histories(RuleBasedStateMachine):
             assert not fits(asked, room)
             return multiple()
         assert fits(asked, room)
-        self.attempts[hold.id] = Attempt(hold)
+        self.attempts[hold.id] = Attempt(hold, self.now)
         return hold.id
 
     @rule(account=accounts, asked=st.lists(amounts, min_size=2, max_size=8))
@@ -268,14 +298,21 @@ class Histories(RuleBasedStateMachine):
                 self.ledger.open_account(account, tenant="acme", parent=told.parent, limit=told.limit, carve=told.carve)
             )
 
+    @rule(minutes=st.sampled_from([-50_000, -1500, -61, -1, 1, 30, 61, 1500, 50_000]))
+    def the_clock_jumps(self, minutes: int) -> None:
+        self.now += minutes * MINUTES
+
+    @rule(span=st.sampled_from(Span), limit=st.none() | limits)
+    def limit_a_window(self, span: Span, limit: Limit | None) -> None:
+        self.runner.run(self.ledger.set_window("acme", span, limit))
+        self.windows.pop(span, None)
+        if limit is not None:
+            self.windows[span] = limit
+
     @rule()
     def crash(self) -> None:
-        """What is on the disk at this moment is all that is left: the file and its log, with no orderly end."""
-        for file in list(self.directory.glob(f"{self.lives}.db*")):
-            if not file.name.endswith((".lock", "-shm")):
-                shutil.copy(file, file.with_name(file.name.replace(str(self.lives), str(self.lives + 1), 1)))
+        self.die()
         self.runner.run(self.database.close())
-        self.lives += 1
         self._open()
         states = [attempt.state for attempt in self.attempts.values()]
         expected = Recovery(voided=states.count("pending"), posted=states.count("dispatched"))
@@ -297,12 +334,29 @@ class Histories(RuleBasedStateMachine):
             assert balance.overrun == self._overrun(name)
             assert fits(balance.posted + balance.pending + balance.carved, told.limit)
 
+    @invariant()
+    def windows_count_what_was_reserved_in_them(self) -> None:
+        found = self.runner.run(self.ledger.windows("acme"))
+        assert {window.span for window in found} == set(self.windows)
+        for window in found:
+            assert window.begins <= self.now < window.ends
+            balance, inside = window.balance, self._inside(window.span)
+            assert balance.posted == total(within(a.actual, a.hold.amounts) for a in inside if a.state == "posted")
+            assert balance.pending == total(a.hold.amounts for a in inside if a.state in ("pending", "dispatched"))
+            assert fits(balance.posted + balance.pending, balance.limit)
+
+    def _inside(self, span: Span) -> list[Attempt]:
+        def label(at: int) -> str:
+            return datetime.fromtimestamp(at / 1000, UTC).strftime(LABELS[span])
+
+        return [attempt for attempt in self.attempts.values() if label(attempt.at) == label(self.now)]
+
     async def _balances(self) -> dict[str, Balance]:
         return {name: await self.ledger.balance(name) for name in self.told}
 
     @invariant()
     def every_posted_hold_is_one_entry(self) -> None:
-        entries = self.runner.run(self.ledger.entries(tenant="acme"))
+        entries = self.runner.run(self.ledger.entries(Query(tenant="acme")))
         posted = {id: attempt for id, attempt in self.attempts.items() if attempt.state == "posted"}
         assert len(entries) == len(posted)
         assert all(entry.actual == posted[entry.hold.id].actual for entry in entries)
@@ -347,8 +401,19 @@ class Histories(RuleBasedStateMachine):
                     rooms.append(max(0, limit - getattr(used, unit)))
                 promised = told.carve and limit is not None
                 at = told.parent
+            for span, limit in self.windows.items():
+                most = getattr(limit, unit)
+                if most is not None and not promised:
+                    rooms.append(max(0, most - getattr(self._in_window(span), unit)))
             room[unit] = min(rooms, default=None)
         return Limit(**room)
+
+    def _in_window(self, span: Span) -> Amounts:
+        used = Amounts()
+        for attempt in self._inside(span):
+            used += attempt.actual if attempt.state == "posted" else Amounts()
+            used += attempt.hold.amounts if attempt.state in ("pending", "dispatched") else Amounts()
+        return used
 
     def _carved(self, account: str) -> Amounts:
         carved = Amounts()
@@ -361,7 +426,59 @@ class Histories(RuleBasedStateMachine):
         return carved
 
 
-TestHistories = Histories.TestCase
-TestHistories.settings = settings(
+def total(amounts: Iterable[Amounts]) -> Amounts:
+    return sum(amounts, Amounts())
+
+
+class OnSQLite(Histories):
+    """A death leaves the file and its log as they are at that moment."""
+
+    def start(self) -> None:
+        self.lives = 0
+        self.directory = Path(tempfile.mkdtemp())
+        self.owned.callback(shutil.rmtree, self.directory)
+
+    def at(self) -> Path:
+        return self.directory / f"{self.lives}.db"
+
+    def die(self) -> None:
+        for file in list(self.directory.glob(f"{self.lives}.db*")):
+            if not file.name.endswith((".lock", "-shm")):
+                shutil.copy(file, file.with_name(file.name.replace(str(self.lives), str(self.lives + 1), 1)))
+        self.lives += 1
+
+
+class OnPostgres(Histories):
+    """A death cuts the connections; the database rolls back what was not committed."""
+
+    server = ""
+
+    def start(self) -> None:
+        self.url = self.owned.enter_context(postgres_database(self.server))
+
+    def at(self) -> str:
+        return self.url
+
+    def die(self) -> None:
+        def dead(*_: object) -> NoReturn:
+            raise psycopg.OperationalError("the server is dead")
+
+        engine = self.database._engine
+        assert isinstance(engine, postgres_engine.Postgres)
+        engine.connect = dead  # type: ignore[method-assign]
+        cut_off(self.url)
+
+
+HISTORIES = settings(
     max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def test_on_sqlite_the_laws_hold_in_every_history() -> None:
+    run_state_machine_as_test(OnSQLite, settings=HISTORIES)
+
+
+def test_on_postgres_the_laws_hold_in_every_history(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(postgres_engine, "PATIENCE_SECONDS", 0.0)
+    OnPostgres.server = postgres
+    run_state_machine_as_test(OnPostgres, settings=HISTORIES)

@@ -15,7 +15,9 @@ from rlm_server.ledger import (
     HoldUnknown,
     Limit,
     MoveRefused,
+    Query,
     Recovery,
+    StaleEpoch,
     Usage,
 )
 from tests.ledger.accounting import Books, a_hold, at_most, at_once, cents, soon
@@ -131,7 +133,7 @@ async def test_an_actual_above_its_hold_is_recorded_truthfully_alarmed_and_count
         balance = await funded.ledger.balance(account)
         assert (balance.posted, balance.overrun) == (cents(50), cents(3))
     assert await funded.ledger.overruns() == 1
-    assert (await funded.ledger.entries(tenant="acme"))[-1].actual == cents(23)
+    assert (await funded.ledger.entries(Query(tenant="acme")))[-1].actual == cents(23)
     (alarm,) = caplog.records
     assert alarm.levelno == logging.ERROR
     assert hold in alarm.message
@@ -149,11 +151,24 @@ async def test_a_start_voids_what_never_left_and_posts_in_full_what_did(funded: 
     await funded.held("run", cents(10))
     sent = await funded.sent("run", cents(20))
     done = await funded.spent("run", cents(5))
-    assert await funded.ledger.recover() == Recovery(voided=1, posted=1)
-    assert await funded.ledger.recover() == Recovery(voided=0, posted=0)
-    balance = await funded.ledger.balance("run")
-    assert (balance.posted, balance.pending) == (cents(25), Amounts())
-    assert {entry.hold.id for entry in await funded.ledger.entries(tenant="acme")} == {done, sent}
+    async with funded.taken_over() as ledger:
+        flying = a_hold("run", cents(1))
+        await ledger.reserve(flying, deadline=at_once())
+        assert await ledger.recover() == Recovery(voided=1, posted=1)
+        assert await ledger.recover() == Recovery(voided=0, posted=0)
+        await ledger.dispatch(flying.id)
+        await ledger.void(flying.id)
+        balance = await ledger.balance("run")
+        assert (balance.posted, balance.pending) == (cents(25), Amounts())
+        assert {entry.hold.id for entry in await ledger.entries(Query(tenant="acme"))} == {done, sent}
+
+
+async def test_nothing_is_sent_for_what_a_former_owner_reserved(funded: Books) -> None:
+    held = await funded.held("run", cents(10))
+    async with funded.taken_over() as ledger:
+        with pytest.raises(StaleEpoch, match="epoch"):
+            await ledger.dispatch(held)
+        assert await ledger.recover() == Recovery(voided=1, posted=0)
 
 
 async def test_every_posted_hold_is_one_entry_and_their_sum_is_the_account(funded: Books) -> None:
@@ -171,12 +186,12 @@ async def test_every_posted_hold_is_one_entry_and_their_sum_is_the_account(funde
     await funded.ledger.dispatch(other.id)
     await funded.ledger.post_in_full(other.id)
 
-    first, second = await funded.ledger.entries(tenant="acme", run="run")
+    first, second = await funded.ledger.entries(Query(tenant="acme", run="run"))
     assert (first.hold, first.actual, first.usage) == (hold, actual, USAGE)
     assert (second.hold.id, second.actual, second.usage) == (unreported, cents(3), None)
     assert first.at <= second.at
-    everything = await funded.ledger.entries(tenant="acme")
+    everything = await funded.ledger.entries(Query(tenant="acme"))
     assert [entry.hold.id for entry in everything] == [hold.id, unreported, other.id]
     total = sum((entry.actual for entry in everything), Amounts())
     assert total == (await funded.ledger.balance("acme")).posted
-    assert await funded.ledger.entries(tenant="somebody else") == []
+    assert await funded.ledger.entries(Query(tenant="somebody else")) == []

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from rlm_server.ledger import Amounts, BudgetBusy, BudgetExceeded, HoldUnknown, Limit
+from rlm_server.ledger import Amounts, BudgetBusy, BudgetExceeded, HoldUnknown, Limit, Query
 from rlm_server.store.database import DatabaseClosedError
 from tests.ledger.accounting import Books, a_hold, at_most, at_once, cents, soon
 
@@ -61,7 +61,7 @@ async def test_hundreds_at_once_share_a_small_limit_and_all_get_through(books: B
         for number in range(300):
             calls.create_task(call(number))
     assert await books.ledger.left("acme") == at_most(7)
-    assert len(await books.ledger.entries(tenant="acme")) == 300
+    assert len(await books.ledger.entries(Query(tenant="acme"))) == 300
 
 
 async def test_those_who_wait_get_through_in_the_order_they_came(books: Books) -> None:

@@ -56,8 +56,8 @@ def usd(nano: int) -> str:
 class Budget:
     """What may be spent; a field left out is not limited here, and the tenant's own limits always hold.
 
-    `usd` is in US dollars (never a float), `tokens` counts input and output together, `calls` counts model calls. Each
-    is more than 0.
+    `usd` is in US dollars (never a float), `tokens` counts input and output together, `calls` counts model calls,
+    `cpu_ms` is the time that sandboxed code runs, in milliseconds. Each is more than 0.
 
     Raises:
         TypeError: `usd` is a float.
@@ -67,15 +67,16 @@ class Budget:
     usd: Decimal | str | int | None = None
     tokens: int | None = None
     calls: int | None = None
+    cpu_ms: int | None = None
 
     def __post_init__(self) -> None:
         if self.usd is not None:
             nano_usd(self.usd)
-        for unit, limit in (("tokens", self.tokens), ("calls", self.calls)):
+        for unit, limit in (("tokens", self.tokens), ("calls", self.calls), ("cpu_ms", self.cpu_ms)):
             if limit is not None and limit <= 0:
                 raise ValueError(f"a budget must be more than 0 {unit}, not {limit}")
 
     def message(self) -> types_pb2.Budget:
         """Give the protocol's form, with money in nano-US-dollars."""
         nano = None if self.usd is None else nano_usd(self.usd)
-        return types_pb2.Budget(nano_usd=nano, tokens=self.tokens, calls=self.calls)
+        return types_pb2.Budget(nano_usd=nano, tokens=self.tokens, calls=self.calls, cpu_ms=self.cpu_ms)

@@ -25,22 +25,26 @@ class Amounts(_message.Message):
     NANO_USD_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    CPU_MS_FIELD_NUMBER: _builtins.int
     nano_usd: _builtins.int
     """Nano-US-dollars: 1 USD = 1,000,000,000."""
     tokens: _builtins.int
     """Input and output tokens together."""
     calls: _builtins.int
     """Model calls."""
+    cpu_ms: _builtins.int
+    """Milliseconds that sandboxed code ran."""
     def __init__(
         self,
         *,
         nano_usd: _builtins.int = ...,
         tokens: _builtins.int = ...,
         calls: _builtins.int = ...,
+        cpu_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "nano_usd", b"nano_usd", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calls", b"calls", "cpu_ms", b"cpu_ms", "nano_usd", b"nano_usd", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -55,31 +59,39 @@ class Budget(_message.Message):
     NANO_USD_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
     CALLS_FIELD_NUMBER: _builtins.int
+    CPU_MS_FIELD_NUMBER: _builtins.int
     nano_usd: _builtins.int
     """Nano-US-dollars; more than 0."""
     tokens: _builtins.int
     """Input and output tokens together; more than 0."""
     calls: _builtins.int
     """Model calls; more than 0."""
+    cpu_ms: _builtins.int
+    """Milliseconds that sandboxed code runs, waiting not counted; more than 0."""
     def __init__(
         self,
         *,
         nano_usd: _builtins.int | None = ...,
         tokens: _builtins.int | None = ...,
         calls: _builtins.int | None = ...,
+        cpu_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_calls", b"_calls", "_nano_usd", b"_nano_usd", "_tokens", b"_tokens", "calls", b"calls", "nano_usd", b"nano_usd", "tokens", b"tokens"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_calls", b"_calls", "_cpu_ms", b"_cpu_ms", "_nano_usd", b"_nano_usd", "_tokens", b"_tokens", "calls", b"calls", "cpu_ms", b"cpu_ms", "nano_usd", b"nano_usd", "tokens", b"tokens"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calls", b"_calls", "_nano_usd", b"_nano_usd", "_tokens", b"_tokens", "calls", b"calls", "nano_usd", b"nano_usd", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_calls", b"_calls", "_cpu_ms", b"_cpu_ms", "_nano_usd", b"_nano_usd", "_tokens", b"_tokens", "calls", b"calls", "cpu_ms", b"cpu_ms", "nano_usd", b"nano_usd", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__calls: _TypeAlias = _typing.Literal["calls"]  # noqa: Y015
     _WhichOneofArgType__calls: _TypeAlias = _typing.Literal["_calls", b"_calls"]  # noqa: Y015
+    _WhichOneofReturnType__cpu_ms: _TypeAlias = _typing.Literal["cpu_ms"]  # noqa: Y015
+    _WhichOneofArgType__cpu_ms: _TypeAlias = _typing.Literal["_cpu_ms", b"_cpu_ms"]  # noqa: Y015
     _WhichOneofReturnType__nano_usd: _TypeAlias = _typing.Literal["nano_usd"]  # noqa: Y015
     _WhichOneofArgType__nano_usd: _TypeAlias = _typing.Literal["_nano_usd", b"_nano_usd"]  # noqa: Y015
     _WhichOneofReturnType__tokens: _TypeAlias = _typing.Literal["tokens"]  # noqa: Y015
     _WhichOneofArgType__tokens: _TypeAlias = _typing.Literal["_tokens", b"_tokens"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__calls) -> _WhichOneofReturnType__calls | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cpu_ms) -> _WhichOneofReturnType__cpu_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__nano_usd) -> _WhichOneofReturnType__nano_usd | None: ...
     @_typing.overload

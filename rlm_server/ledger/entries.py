@@ -1,0 +1,142 @@
+"""Chargeback: every posted hold is one entry, and an account's entries add up to what it has posted and overrun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from rlm_server.ledger import windows
+from rlm_server.ledger.amounts import UNITS, Amounts
+from rlm_server.ledger.holds import COLUMNS, RESULT, Hold, hold_of, result_of
+from rlm_server.ledger.usage import Usage
+from rlm_server.store.database import Connection
+
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One posted hold.
+
+    `actual` is what it cost, `usage` what the provider counted; `usage` is None where the hold was posted in full for
+    want of a report, and for a sandbox's turn. `at` is when it was posted, in Unix milliseconds. `number` grows with
+    every entry of the database.
+    """
+
+    hold: Hold
+    actual: Amounts
+    usage: Usage | None
+    at: int
+    number: int
+
+    @property
+    def ambiguous(self) -> bool:
+        """Whether a model's call was counted as its whole hold, because what it cost is not known."""
+        return bool(self.hold.model) and self.usage is None
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which entries of a tenant: those of a run, a node, a model, a time (Unix milliseconds, `until` excluded)."""
+
+    tenant: str
+    run: str | None = None
+    node: str | None = None
+    model: str | None = None
+    since: int | None = None
+    until: int | None = None
+    ambiguous: bool = False
+    after: int = 0
+    """Only entries with a greater number."""
+
+
+class By(StrEnum):
+    """What usage is summed by."""
+
+    DAY = "day"
+    MODEL = "model"
+    RUN = "run"
+
+
+@dataclass(frozen=True, slots=True)
+class UsageRow:
+    """What the entries of one day, model or run add up to. `key` is the day (`2026-11-25`, UTC), model or run."""
+
+    key: str
+    entries: int
+    ambiguous: int
+    actual: Amounts
+    usage: Usage
+
+
+_WIDTH = len(COLUMNS.split(","))
+_ENTRIES = f"SELECT {COLUMNS}, resolved_at, entry, {RESULT} FROM hold WHERE "  # noqa: S608
+_KEYS = {By.DAY: f"resolved_at / {DAY_MS}", By.MODEL: "model", By.RUN: "run"}
+_USAGE = ("input", "output", "cache_read", "cache_write", "reasoning")
+_SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in (*(f"actual_{unit}" for unit in UNITS), *_USAGE))
+_AMBIGUOUS = "model <> '' AND input IS NULL"
+_POSTED = f"""
+SELECT {", ".join(f"coalesce(sum(actual_{unit}), 0)" for unit in UNITS)} FROM hold WHERE id >= ? AND id < ?
+"""  # noqa: S608
+_OVER = " OR ".join(f"actual_{unit} > {unit}" for unit in UNITS)
+
+
+def entries(connection: Connection, query: Query, most: int | None) -> list[Entry]:
+    """The entries asked for, in the order they were posted; at most so many."""
+    where, values = _where(query)
+    limit = "" if most is None else f" LIMIT {int(most)}"
+    rows = connection.execute(f"{_ENTRIES}{where} ORDER BY entry{limit}", values).fetchall()
+    return [_entry(row) for row in rows]
+
+
+def usage(connection: Connection, query: Query, by: By) -> list[UsageRow]:
+    """What the entries asked for add up to, by day, model or run, in the order of these."""
+    where, values = _where(query)
+    rows = connection.execute(
+        f"SELECT {_KEYS[by]} AS key, count(*), coalesce(sum(CASE WHEN {_AMBIGUOUS} THEN 1 END), 0), {_SUMS} "  # noqa: S608
+        f"FROM hold WHERE {where} GROUP BY {_KEYS[by]} ORDER BY key",
+        values,
+    ).fetchall()
+    return [
+        UsageRow(_key(by, key), count, ambiguous, Amounts(*sums[: len(UNITS)]), Usage(*sums[len(UNITS) :]))
+        for key, count, ambiguous, *sums in rows
+    ]
+
+
+def posted(connection: Connection, prefix: str) -> Amounts:
+    """What the posted holds cost whose ids begin with `prefix`, which is not empty."""
+    following = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    return Amounts(*connection.execute(_POSTED, (prefix, following)).fetchone())
+
+
+def overruns(connection: Connection) -> int:
+    """How many posted holds cost more than they held."""
+    (count,) = connection.execute(f"SELECT count(*) FROM hold WHERE {_OVER}").fetchone()  # noqa: S608
+    return int(count)
+
+
+def _where(query: Query) -> tuple[str, list[Any]]:
+    terms, values = ["entry > ?", "tenant = ?"], [query.after, query.tenant]
+    for name in ("run", "node", "model"):
+        if getattr(query, name) is not None:
+            terms.append(f"{name} = ?")
+            values.append(getattr(query, name))
+    for sign, time in ((">=", query.since), ("<", query.until)):
+        if time is not None:
+            terms.append(f"resolved_at {sign} ?")
+            values.append(time)
+    if query.ambiguous:
+        terms.append(_AMBIGUOUS)
+    return " AND ".join(terms), values
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    at, number = row[_WIDTH : _WIDTH + 2]
+    actual, used = result_of(row[_WIDTH + 2 :])
+    return Entry(hold_of(row), actual or Amounts(), used, at, number)
+
+
+def _key(by: By, key: Any) -> str:
+    return windows.label(windows.Span.DAY, key * DAY_MS) if by is By.DAY else str(key)

@@ -1,0 +1,47 @@
+"""A turn of sandboxed code and its hold: the most it may run is reserved before, and what it ran is posted after."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+from rlm_server.broker.calls import Payer
+from rlm_server.ledger import Amounts, Hold, Ledger
+from sandbox.limits import Limits
+from sandbox.live import TURN_SLACK_SECONDS
+from sandbox.settling import to_the_end
+from sandbox.turn import Turn
+
+
+async def metered(
+    ledger: Ledger, payer: Payer, limits: Limits, execute: Callable[[], Awaitable[Turn]], *, deadline: float
+) -> tuple[Turn, Amounts]:
+    """Execute a turn under a hold for its longest, and return it with what it cost.
+
+    Waiting in the door is not counted. Where the turn ends without a result (cancelled, its worker lost twice), the
+    time that passed stands for the time it ran, which cannot have been more. `deadline` is on `time.monotonic()`.
+
+    Raises:
+        BudgetExceeded: what is left is less than a turn may take.
+        BudgetBusy: other turns' holds left too little until the deadline.
+        Exception: what `execute` raised.
+    """
+    worst = Amounts(cpu_ms=math.ceil((limits.turn_seconds + TURN_SLACK_SECONDS) * 1000))
+    hold = Hold("turn_" + secrets.token_hex(16), payer.account, worst, "", "", payer.tenant, payer.run, payer.node)
+    await ledger.reserve(hold, deadline=deadline)
+    started: float | None = None
+    try:
+        await to_the_end(ledger.dispatch(hold.id))
+        started = time.monotonic()
+        turn = await execute()
+    except (Exception, asyncio.CancelledError):
+        passed = 0 if started is None else math.ceil((time.monotonic() - started) * 1000)
+        spent = Amounts(cpu_ms=min(passed, worst.cpu_ms))
+        await to_the_end(ledger.void(hold.id) if started is None else ledger.post(hold.id, spent, None))
+        raise
+    spent = Amounts(cpu_ms=math.ceil(turn.running_seconds * 1000))
+    await to_the_end(ledger.post(hold.id, spent, None))
+    return turn, spent

@@ -1,0 +1,57 @@
+"""Limits by the hour, day and month, and of the sandbox's own time."""
+
+from __future__ import annotations
+
+import pytest
+from rlm.v1 import run_pb2, types_pb2
+
+from rlm_server.ledger import Limit, Query, Span
+from tests.system.books import check_settled, check_story
+from tests.system.conftest import Served
+from tests.system.stage import USD, Play, code, refusal
+
+SPEND = code("for i in range(1000): llm_query(f'number {i}')")
+
+
+@pytest.mark.parametrize("span", Span)
+async def test_a_tenant_spends_no_more_in_a_window_than_that_allows_and_is_told_which(
+    server: Served, span: Span
+) -> None:
+    async with server(Play(SPEND, sub=lambda prompt: "x" * 8_000), **{f"{span}_budget_usd": "0.2"}) as served:
+        ended = await served.caller.ask()
+        assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
+        assert f"for the {span} " in ended.run.reason
+        (window,) = await served.running.ledger.windows("development")
+        assert USD // 10 < window.balance.posted.nano_usd <= USD // 5
+        check_story(ended)
+        again = await served.caller.ask()
+        assert again.run.spent.nano_usd == 0
+        await served.running.ledger.set_window("development", span, Limit(nano_usd=2 * USD))
+        assert (await served.caller.ask()).run.spent.nano_usd > 0
+        check_settled(served.data_dir)
+
+
+async def test_the_time_that_code_runs_is_paid_for_and_limited(server: Served) -> None:
+    busy = "import time\nend = time.monotonic() + 0.3\nwhile time.monotonic() < end: pass"
+    limits = types_pb2.SandboxLimits(turn_milliseconds=1000)
+    async with server(Play("")) as served:
+        asked = {"limits": limits, "budget": types_pb2.Budget(cpu_ms=11_600)}
+        session = await served.caller.open_session(**asked)
+        for _ in range(2):
+            await served.caller.turn(session, busy)
+        said = await refusal(served.caller.turn(session, busy))
+        assert (said.reason, said.said["unit"]) == ("BUDGET_EXCEEDED", "cpu_ms")
+        spent = await served.caller.delete(session)
+        assert 600 <= spent.cpu_ms <= 11_600
+        turns = await served.running.ledger.entries(Query("development", run=session))
+        assert [turn.hold.model for turn in turns] == ["", ""]
+        assert sum(turn.actual.cpu_ms for turn in turns) == spent.cpu_ms
+        check_settled(served.data_dir)
+
+
+async def test_a_run_ends_when_its_time_is_used_up(server: Served) -> None:
+    async with server(Play(code("pass")), sandbox={"turn_seconds": 1}) as served:
+        ended = await served.caller.ask(budget=types_pb2.Budget(cpu_ms=10_999))
+        assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
+        assert "processor time" in ended.run.reason
+        check_settled(served.data_dir)
