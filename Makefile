@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 BIN := .venv/bin
 RLM_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rlm-server
 
-.PHONY: help env demo serve test conformance lint format generate breaking pin image bench-sandbox bench-contexts soak clean clean-image
+.PHONY: help env demo serve test conformance compatible lint format generate breaking pin image bench-sandbox bench-contexts bench-money soak clean clean-image
 .DEFAULT_GOAL := help
 
 help:  ## Explain the targets
@@ -28,6 +28,10 @@ test: image  ## Run every test (ARGS= adds pytest options)
 
 conformance: image  ## Run CPython's own tests in the sandbox, in 2 minutes (ARGS=test_re runs one module)
 	$(BIN)/python -m tests.conformance $(ARGS)
+
+compatible: $(STAMP)  ## Try compatible endpoints on llama.cpp's own server and a small model (600 MB, fetched once)
+	scripts/compatible
+	RLM_COMPATIBLE=$(RLM_CACHE)/compatible $(BIN)/python -m pytest -vv tests/compatible/llama.py $(ARGS)
 
 lint: $(STAMP)  ## Check style, types, the protocol, import arrows and the pinned files
 	$(BIN)/ruff check
@@ -57,6 +61,9 @@ bench-sandbox: image  ## Measure the sandbox and its peers on this machine (ARGS
 
 bench-contexts: image  ## Measure contexts on this machine, in 2 minutes (ARGS=--large: a corpus of 10 GiB)
 	$(BIN)/python -m benchmarks.contexts $(ARGS)
+
+bench-money: image  ## Measure money on this machine, on SQLite and Postgres, in 6 minutes (ARGS=--large: 100,000 calls)
+	$(BIN)/python -m benchmarks.money $(ARGS)
 
 soak: image  ## Keep 11,000 sessions busy for 66,000 turns, 1,000 of them live (ARGS="--turns 5000" ends sooner)
 	$(BIN)/python -m benchmarks.soak $(ARGS)

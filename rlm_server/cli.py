@@ -22,8 +22,7 @@ from rich.console import Console
 from rich.status import Status
 
 from rlm_server.config import ConfigError, Settings
-from rlm_server.doctor import examine
-from rlm_server.server import image_specs, serving
+from rlm_server.prices_command import prices
 from rlm_server.store.database import DatabaseError
 from sandbox.image import ImageError, prepare
 
@@ -32,6 +31,11 @@ from sandbox.image import ImageError, prepare
 @click.version_option(package_name="rlm-server")
 def main() -> None:
     """Run Recursive Language Model sessions for many tenants."""
+
+
+main.add_command(prices)
+
+# The server and the doctor take seconds to import, so that only the commands that need them do.
 
 
 @main.command()
@@ -53,6 +57,8 @@ def serve(listen: str | None, data_dir: Path | None, verbose: bool) -> None:
 
 
 async def _serve(settings: Settings) -> None:
+    from rlm_server.server import serving
+
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a live session takes one, and its worker's sockets
     stopped = asyncio.Event()
@@ -76,6 +82,8 @@ async def _serve(settings: Settings) -> None:
 @main.command()
 def doctor() -> None:
     """Say what holds on this machine: images, jail, data directory, models, prices."""
+    from rlm_server.doctor import examine
+
     holds = True
     with _explained(), _progress() as progress:
         for finding in examine(Settings.load(), progress):
@@ -92,6 +100,8 @@ def image() -> None:
 @image.command()
 def build() -> None:
     """Compile the guest and start its images once, unless that is done already."""
+    from rlm_server.server import image_specs
+
     started = time.monotonic()
     with _explained(), _progress() as progress:
         loaded = prepare(image_specs(Settings.load()), progress=progress)

@@ -5,21 +5,31 @@ Without any of it the server runs with its embedded defaults: loopback, a data d
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from rlm_server.ledger.amounts import NANO
 from sandbox.limits import Limits
 
 Usd = Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=16, decimal_places=9)]
 
+UsdPerMillion = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9)]
+"""A rate: US dollars for 1,000,000 tokens."""
 
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 
@@ -34,15 +44,29 @@ def data_dir() -> Path:
 
 
 class CompatibleModel(BaseModel, extra="forbid"):
-    """A model at an OpenAI-compatible endpoint, with the price the operator states for it (0 included)."""
+    """A model at an OpenAI-compatible endpoint, with the price the operator states for it (0 included).
+
+    The price may be left out here where `rlm-server prices set` has stated one. Where a cache rate is left out, input
+    read from the endpoint's cache, or written to it, costs as other input does.
+    """
 
     base_url: str
     upstream: str = ""
     """The name the endpoint knows the model by; the name callers use where empty."""
     api_key: SecretStr = SecretStr("")
-    input_usd_per_million: Decimal = Field(ge=0)
-    output_usd_per_million: Decimal = Field(ge=0)
+    input_usd_per_million: UsdPerMillion | None = None
+    output_usd_per_million: UsdPerMillion | None = None
+    cache_read_usd_per_million: UsdPerMillion | None = None
+    cache_write_usd_per_million: UsdPerMillion | None = None
     context_window: int | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _has_a_whole_price_or_none(self) -> Self:
+        said = {name for name in self.model_fields_set if name.endswith("_usd_per_million")}
+        for name in ("input_usd_per_million", "output_usd_per_million"):
+            if said and getattr(self, name) is None:
+                raise ValueError(f"{name} is missing, with {', '.join(sorted(said))} given")
+        return self
 
 
 class SandboxLimits(BaseModel, extra="forbid"):
@@ -70,6 +94,17 @@ class TenantSettings(SandboxLimits):
 
     context_bytes: int | None = Field(default=None, ge=0)
     """As in `Settings`."""
+    weight: float = Field(default=1, ge=0.01, le=100)
+    """Its share of a provider's calls in flight, where others wait for that provider too."""
+    fallbacks: bool | list[str] = False
+    """Which of the models that `Settings.fallbacks` names may answer its calls: all, none, or these."""
+
+
+class _Environment(EnvSettingsSource):
+    """Reads fractions as decimals, as the file's are: some of them are money, and a float holds few amounts exactly."""
+
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ARG002
+        return json.loads(value, parse_float=Decimal)
 
 
 class Settings(BaseSettings):
@@ -81,6 +116,9 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default_factory=data_dir)
     listen: str = "127.0.0.1:7400"
+    metrics_listen: str = ""
+    """Where metrics are served over HTTP, to anyone who asks there: host:port, or a port of loopback; nowhere where
+    empty."""
     database_url: SecretStr = SecretStr("")
     """A Postgres database (`postgresql://…`) that keeps accounts, runs and contexts' metadata, for this server alone. A
     SQLite file in the data directory does where this is empty."""
@@ -110,9 +148,13 @@ class Settings(BaseSettings):
     call_seconds: float = Field(default=180, gt=0, le=3600)
     """One attempt at a model call."""
     provider_calls: int = Field(default=64, ge=1, le=10_000)
-    """Calls in flight to one provider."""
+    """Calls in flight to one provider, with one key."""
+    tenant_calls: int = Field(default=256, ge=1, le=10_000)
+    """Calls of one tenant that are under way, or wait for money or a provider; its others wait for these."""
     run_calls: int = Field(default=64, ge=1, le=10_000)
-    """Calls in flight of one run."""
+    """The same of one run."""
+    fallbacks: dict[str, list[str]] = Field(default_factory=dict)
+    """Models that may answer in place of one that stays busy or cannot be reached, in order; see `TenantSettings`."""
     images: dict[str, list[ModuleName]] = Field(default_factory=dict)
     """Golden images beside `core` and `data`: a name, and the modules that are imported."""
     sandbox: SandboxLimits = Field(default_factory=SandboxLimits)
@@ -175,6 +217,11 @@ class Settings(BaseSettings):
         """Where the database is: a URL, or a file in the data directory."""
         return self.database_url.get_secret_value() or self.data_dir / "rlm.sqlite"
 
+    @field_validator("metrics_listen")
+    @classmethod
+    def _is_address_or_port(cls, value: str) -> str:
+        return cls._is_address(f"127.0.0.1:{value}" if value.isdigit() else value) if value else ""
+
     @field_validator("listen")
     @classmethod
     def _is_address(cls, value: str) -> str:
@@ -188,12 +235,14 @@ class Settings(BaseSettings):
         cls,
         settings_cls: type[BaseSettings],
         init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take arguments first, then the environment, then the file."""
-        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, os.environ.get("RLM_CONFIG"))
+        path = os.environ.get("RLM_CONFIG")
+        content = tomllib.loads(Path(path).read_text(encoding="utf-8"), parse_float=Decimal) if path else {}
+        return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, content)
 
     @classmethod
     def load(cls, **given: Any) -> Settings:

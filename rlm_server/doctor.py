@@ -7,10 +7,12 @@ import os
 import resource
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
-from rlm_server.broker.prices import Prices
+from rlm_server.broker.prices import table_hashes
 from rlm_server.config import Settings
 from rlm_server.models import offered
+from rlm_server.price_list import PriceList, age
 from rlm_server.scripts import SCRIPTS
 from rlm_server.server import image_specs
 from sandbox import pagetable
@@ -45,7 +47,17 @@ def examine(settings: Settings, progress: Progress) -> Iterator[Finding]:
     yield Finding("data directory", os.access(settings.data_dir, os.W_OK), str(settings.data_dir))
     models = offered(settings, SCRIPTS)
     yield Finding("models", True, f"{len(models.routes.models)}; {models.model} (root), {models.sub_model} (sub-calls)")
-    yield Finding("prices", True, f"version {Prices.load().version}")
+    yield _prices(settings)
+
+
+def _prices(settings: Settings) -> Finding:
+    listed = PriceList.of(settings, SCRIPTS)
+    prices, (found, generated) = listed.prices, table_hashes()
+    told = f"{prices.source} {age(prices, datetime.now(UTC).date())}"
+    stated = f"{len({**listed.kept, **listed.configured})} stated"
+    edited = "" if found == generated else "; prices.json was edited, see rlm-server prices check"
+    detail = f"version {prices.version}; {told}; {stated}{edited}"
+    return Finding("prices", not edited, detail)
 
 
 def _memory(settings: Settings) -> Finding:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from decimal import Decimal
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 
-from rlm_server.broker.prices import Price, Prices, Rates
+from rlm_server.broker.policy import Policy
+from rlm_server.broker.prices import Prices
 from rlm_server.broker.providers import scripted
 from rlm_server.broker.providers.anthropic import AnthropicProvider
 from rlm_server.broker.providers.openai import OpenAIProvider
 from rlm_server.broker.providers.scripted import Script, ScriptedProvider
 from rlm_server.broker.routes import Route, Routes
-from rlm_server.config import CompatibleModel, ConfigError, Settings, nano
-
-SCRIPTED_PRICE = Price(Rates(nano(Decimal(1)), nano(Decimal(5))))
-"""Simulated: $1 for a million tokens of input, $5 of output, so that budgets can be seen at work."""
+from rlm_server.config import CompatibleModel, ConfigError, Settings, TenantSettings
+from rlm_server.price_list import SCRIPTED_PRICE, PriceList
+from rlm_server.stated_prices import COMPATIBLE
 
 PREFERRED = (
     ("anthropic", "claude-sonnet-5-5", "claude-haiku-5-5"),
@@ -26,36 +25,34 @@ PREFERRED = (
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The models on offer, their prices, and those used where a request names none."""
+    """The models on offer, their prices, those used where a request names none, and tenants' own terms."""
 
     routes: Routes
     prices: Prices
     model: str
     sub_model: str
+    policies: Mapping[str, Policy]
 
 
 def offered(settings: Settings, scripts: Mapping[str, Script]) -> Models:
     """Put together what the settings allow.
 
     Raises:
-        ConfigError: a default model is not among those offered.
+        ConfigError: a model has no price, or what is stated of prices is wrong; a default model or a fallback is not
+            among those offered.
     """
-    stated = {(f"compatible:{name}", m.upstream or name): _stated(m) for name, m in settings.models.items()}
-    stated |= {(scripted.NAME, name): SCRIPTED_PRICE for name in scripts}
-    prices = Prices.load(stated)
+    prices = PriceList.of(settings, scripts).prices
+    _check_priced(settings.models, prices)
     routes: dict[str, Route] = {}
     if key := settings.anthropic_api_key.get_secret_value():
         routes |= _priced("anthropic", AnthropicProvider(api_key=key), prices)
     if key := settings.openai_api_key.get_secret_value():
         routes |= _priced("openai", OpenAIProvider(api_key=key), prices)
-    for name, m in settings.models.items():
-        provider = OpenAIProvider(api_key=m.api_key.get_secret_value(), base_url=m.base_url)
-        upstream = m.upstream or name
-        price = prices.price(f"compatible:{name}", upstream)
-        routes[name] = Route(f"compatible:{name}", provider, upstream, price, m.context_window)
+    routes |= _compatible(settings.models, prices)
     played = ScriptedProvider(scripts)
     for name in scripts:
         routes[name] = Route(scripted.NAME, played, name, SCRIPTED_PRICE)
+    routes |= _with_fallbacks(routes, settings.fallbacks)
     return _with_defaults(Routes(routes), prices, settings, next(iter(scripts)))
 
 
@@ -68,9 +65,60 @@ def _with_defaults(routes: Routes, prices: Prices, settings: Settings, last: str
         sub_model = sub_model or preferred_sub
     sub_model = sub_model or model
     for field, name in (("model", model), ("sub_model", sub_model)):
-        if name not in routes.models:
-            raise ConfigError(f"{field}: {name!r} is not offered here; the models are: {', '.join(routes.models)}")
-    return Models(routes, prices, model, sub_model)
+        _check_offered(field, name, routes.models)
+    return Models(routes, prices, model, sub_model, _policies(settings.tenants, routes.models))
+
+
+def _compatible(models: Mapping[str, CompatibleModel], prices: Prices) -> dict[str, Route]:
+    """The routes to compatible endpoints. One endpoint with one key is one provider, named by its first model."""
+    routes: dict[str, Route] = {}
+    providers: dict[tuple[str, str], tuple[str, OpenAIProvider]] = {}
+    for name, m in models.items():
+        url, key = m.base_url, m.api_key.get_secret_value()
+        if (url, key) not in providers:
+            providers[url, key] = f"compatible:{name}", OpenAIProvider(api_key=key, base_url=url)
+        provider_name, provider = providers[url, key]
+        price = prices.price(COMPATIBLE, name)
+        routes[name] = Route(provider_name, provider, m.upstream or name, price, m.context_window)
+    return routes
+
+
+def _with_fallbacks(routes: Mapping[str, Route], fallbacks: Mapping[str, list[str]]) -> dict[str, Route]:
+    """The routes that have fallbacks."""
+    for name, others in fallbacks.items():
+        for model in (name, *others):
+            _check_offered(f"fallbacks.{name}", model, routes)
+        if name in others:
+            raise ConfigError(f"fallbacks.{name}: a model cannot answer in its own place")
+    return {name: replace(routes[name], fallbacks=tuple(others)) for name, others in fallbacks.items()}
+
+
+def _policies(tenants: Mapping[str, TenantSettings], models: Collection[str]) -> dict[str, Policy]:
+    policies = {}
+    for name, own in tenants.items():
+        allowed = own.fallbacks if isinstance(own.fallbacks, list) else []
+        for model in allowed:
+            _check_offered(f"tenants.{name}.fallbacks", model, models)
+        policies[name] = Policy(own.weight, None if own.fallbacks is True else frozenset(allowed))
+    return policies
+
+
+def _check_offered(field: str, model: str, models: Collection[str]) -> None:
+    """Refuse a model that there is no route for: it has no key here, or no price."""
+    if model not in models:
+        raise ConfigError(
+            f"{field}: {model!r} is not offered here; the models are: {', '.join(sorted(models))}; another one of a "
+            "provider's is offered once it has a price: rlm-server prices set PROVIDER/MODEL --input USD --output USD"
+        )
+
+
+def _check_priced(models: Collection[str], prices: Prices) -> None:
+    if unpriced := sorted(set(models) - set(prices.models(COMPATIBLE))):
+        raise ConfigError(
+            f"no price is stated for {', '.join(f'models.{name}' for name in unpriced)}: give input_usd_per_million "
+            "and output_usd_per_million there, 0 where it costs nothing, or run "
+            f"rlm-server prices set {COMPATIBLE}/{unpriced[0]} --input USD --output USD"
+        )
 
 
 def _priced(provider_name: str, provider: AnthropicProvider | OpenAIProvider, prices: Prices) -> dict[str, Route]:
@@ -79,7 +127,3 @@ def _priced(provider_name: str, provider: AnthropicProvider | OpenAIProvider, pr
         price, window = prices.price(provider_name, name), prices.context_window(provider_name, name)
         routes[name] = Route(provider_name, provider, name, price, window)
     return routes
-
-
-def _stated(model: CompatibleModel) -> Price:
-    return Price(Rates(nano(model.input_usd_per_million), nano(model.output_usd_per_million)))

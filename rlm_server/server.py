@@ -13,9 +13,19 @@ from pathlib import Path
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from rlm.v1 import context_pb2, context_pb2_grpc, run_pb2, run_pb2_grpc, session_pb2, session_pb2_grpc
+from rlm.v1 import (
+    budget_pb2,
+    budget_pb2_grpc,
+    context_pb2,
+    context_pb2_grpc,
+    run_pb2,
+    run_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+)
 
 from rlm_server import ledger, runs, store
+from rlm_server.api.budget import BudgetServicer
 from rlm_server.api.context import ContextServicer
 from rlm_server.api.edge import Edge
 from rlm_server.api.run import RunServicer
@@ -25,12 +35,14 @@ from rlm_server.broker.providers.scripted import Script
 from rlm_server.config import ConfigError, Settings, nano
 from rlm_server.defaults import Defaults
 from rlm_server.ledger import Ledger, Limit, LimitTooLow, Span
+from rlm_server.metrics import Vitals, exposed
 from rlm_server.models import Models, offered
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.supervisor import Supervisor
 from rlm_server.runs.tree import RunLimits, Services
 from rlm_server.scripts import SCRIPTS
 from rlm_server.sessions import Sessions
+from rlm_server.statements import Statements
 from rlm_server.store.contexts import Contexts
 from rlm_server.store.database import Database
 from rlm_server.store.objects import Objects
@@ -57,18 +69,19 @@ OPTIONS = (("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0), ("grpc.http2.l
 """The first, because a second server could take the same port, and half of the calls. The others, because a stream
 whose server is busy would else be read ahead without a limit: by up to 400 MB of an upload, as measured."""
 
-_SERVICES = (context_pb2, session_pb2, run_pb2)
+_SERVICES = (context_pb2, session_pb2, run_pb2, budget_pb2)
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that is serving. `key` is the development tenant's."""
+    """A server that is serving. `key` is the development tenant's; `metrics` is empty where they are not served."""
 
     address: str
     key: str
     models: Models
     ledger: Ledger
     tenants: Tenants
+    metrics: str
 
 
 def image_specs(settings: Settings) -> tuple[ImageSpec, ...]:
@@ -116,7 +129,9 @@ async def serving(
             models.routes,
             models.prices,
             provider_calls=settings.provider_calls,
+            tenant_calls=settings.tenant_calls,
             run_calls=settings.run_calls,
+            policies=models.policies,
             attempt_seconds=settings.call_seconds,
         )
         pool = WorkerPool(
@@ -166,8 +181,14 @@ async def serving(
                 run_pb2_grpc.add_RunServiceServicer_to_server(
                     RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
                 )
-                async with _listening(server, settings) as address:
-                    yield Running(address, key, models, accounts, tenants)
+                statements = Statements(database)
+                budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts, statements), server)
+                vitals = Vitals(broker, accounts, statements, journal, pool)
+                async with (
+                    exposed(settings.metrics_listen, vitals) as metrics,
+                    _listening(server, settings) as address,
+                ):
+                    yield Running(address, key, models, accounts, tenants, metrics)
         finally:
             await pool.close()
             await broker.close()

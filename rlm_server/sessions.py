@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 BUDGET_WAIT_SECONDS = 60.0
 """How long a turn waits for room that other turns of its tenant hold."""
 
+PREFIX = "ses_"
+"""Of the ids of sessions, and of their accounts."""
+
 REMEMBERED_RESULTS = 64
 """Of a session's turns, by request id."""
 REMEMBERED_ENDS = 10_000
@@ -111,6 +114,7 @@ class Sessions:
         self._reaper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        await self._ledger.close_left(PREFIX)  # sessions end with their server, also where it was killed
         self._reaper = asyncio.create_task(self._end_the_old())
         return self
 
@@ -166,7 +170,7 @@ class Sessions:
         if self._of_tenant[new.tenant] >= self._tenant_sessions:
             raise TooManySessions(f"a tenant may have {self._tenant_sessions} sessions (tenant_sessions)")
         live = await self._pool.create(new.tenant, new.image, new.limits)
-        session_id = "ses_" + secrets.token_hex(16)
+        session_id = PREFIX + secrets.token_hex(16)
         try:
             async with AsyncExitStack() as held:
                 if new.context:

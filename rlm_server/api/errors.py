@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import grpc
@@ -15,7 +17,8 @@ from grpc_status import rpc_status
 
 from rlm_server.broker.prices import NoPrice
 from rlm_server.broker.routes import UnknownModel
-from rlm_server.ledger import BudgetError
+from rlm_server.ledger import BudgetError, Span, windows
+from rlm_server.ledger.holds import now
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions import SessionEnded, TooManySessions
 from rlm_server.store.contexts import ContextGone
@@ -92,7 +95,7 @@ def status_of(error: Exception) -> status_pb2.Status:
                 violations=[error_details_pb2.QuotaFailure.Violation(subject=error.unit, description=str(error))]
             )
             said = {"unit": error.unit, "limit": str(error.limit), "used": str(error.used), "asked": str(error.asked)}
-            return _status(code_pb2.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED", str(error), quota, said=said)
+            return _budget_exceeded(error, quota, said)
         case SessionEnded():
             return _status(code_pb2.NOT_FOUND, "SESSION_ENDED", str(error))
         case TooManySessions():
@@ -118,9 +121,27 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(code_pb2.INTERNAL, "INTERNAL", "an internal error of the server; it has been logged")
 
 
-def _retry() -> error_details_pb2.RetryInfo:
+def _budget_exceeded(
+    error: BudgetError, quota: error_details_pb2.QuotaFailure, said: dict[str, str]
+) -> status_pb2.Status:
+    """A window's says when it ends, because then there is room again."""
+    code, reason, message = code_pb2.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED", str(error)
+    if not error.account.startswith(windows.PREFIX):
+        return _status(code, reason, message, quota, said=said)
+    span, at = Span(error.account.split(":")[1]), now()
+    _, end = windows.bounds(span, at)
+    # It may have ended since the refusal; what is around now is then the next one, and there is no need to wait.
+    over = not error.account.startswith(windows.account_of("", span, at))
+    ends = f"{datetime.fromtimestamp(end / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    told = f"{message}. This {span} {'is over' if over else f'ends at {ends}'}"
+    wait = _retry(1) if over else _retry(math.ceil((end - at) / 1000))
+    said = said | {"window": str(span)} | ({} if over else {"window_end": ends})
+    return _status(code, reason, told, quota, wait, said=said)
+
+
+def _retry(seconds: int = 1) -> error_details_pb2.RetryInfo:
     retry = error_details_pb2.RetryInfo()
-    retry.retry_delay.FromSeconds(1)
+    retry.retry_delay.FromSeconds(seconds)
     return retry
 
 

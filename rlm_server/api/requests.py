@@ -63,7 +63,7 @@ def page_key(value: str, list_name: str) -> str | None:
 def _token(value: str) -> object:
     try:
         return json.loads(base64.b64decode(value, altchars=b"-_", validate=True)) if len(value) <= MOST_TOKEN else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 

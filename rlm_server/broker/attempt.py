@@ -3,61 +3,166 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from dataclasses import replace
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from dataclasses import dataclass, replace
 
-from rlm_server.broker.calls import Failure, ModelReply, ModelRequest, Provider, ProviderError
+from rlm_server.broker.calls import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.concurrency import Gate
-from rlm_server.broker.prices import Price
-from rlm_server.ledger import Amounts, Hold, Ledger, Usage
+from rlm_server.broker.counters import Counters
+from rlm_server.broker.routes import Route
+from rlm_server.ledger import Amounts, BudgetBusy, Hold, HoldUnknown, Ledger, Usage
+from rlm_server.store.database import DatabaseClosedError, DatabaseError, DatabaseLostError
 from sandbox.settling import to_the_end
+
+log = logging.getLogger(__name__)
 
 MOST_TOKENS = 1_000_000_000
 """No report of more tokens than this is believed."""
 
+SETTLE_SECONDS = 10.0
+"""How long a database that fails is asked again to resolve a hold."""
 
-async def attempt(
-    request: ModelRequest,
-    provider: Provider,
-    price: Price,
-    *,
-    ledger: Ledger,
-    hold: Hold,
-    gate: Gate,
-    deadline: float,
-    seconds: float,
-) -> tuple[ModelReply, Amounts]:
-    """Send a request once, under a hold for its worst case, and settle the hold.
+SETTLE_PAUSE = 0.05
+"""Seconds before it is asked for the second time; doubled each time after."""
 
-    `deadline` is on the clock of `time.monotonic()`; once sent, the answer may take `seconds`, but not beyond the
-    deadline. Returns the reply and what was posted. When this returns or raises, cancellation included, the hold is
-    resolved: posted with the usage reported; voided where the request never left or the provider does not bill its
-    failure; posted in full in every other case.
 
-    Raises:
-        BudgetExceeded: what is already spent leaves too little for the hold.
-        BudgetBusy: other holds left too little until the deadline.
-        ProviderError: the provider did not answer; `billed` says whether the whole hold was posted.
+@dataclass(slots=True)
+class Attempt:
+    """A request that is sent once, if at all, under a hold for its worst case.
+
+    `trial` is entered just before the request leaves, may refuse it, and sees how it ended. `deadline` is on the clock
+    of `time.monotonic()`; once sent, the answer may take `seconds`, but not beyond the deadline.
     """
-    await ledger.reserve(hold, deadline=deadline)
-    sent = False
-    try:
-        # Money comes before the provider's slot. A call that waits for money then waits on its own tenant only; with
-        # the slot in hand it would keep other tenants' calls, which have theirs, from a provider that stands idle.
-        async with gate.slot(hold.tenant, deadline=deadline):
-            await to_the_end(ledger.dispatch(hold.id))
-            sent = True
-            reply = await _answer(provider, request, deadline, seconds)
-    except (Exception, asyncio.CancelledError) as error:
-        free = not sent or (isinstance(error, ProviderError) and not error.billed)
-        await to_the_end(ledger.void(hold.id) if free else ledger.post_in_full(hold.id))
-        raise
-    if reply.usage is None or not _credible(reply.usage):
-        await to_the_end(ledger.post_in_full(hold.id))
-        return replace(reply, usage=None), hold.amounts
-    spent = Amounts(price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
-    await to_the_end(ledger.post(hold.id, spent, reply.usage))
-    return reply, spent
+
+    request: ModelRequest
+    route: Route
+    hold: Hold
+    ledger: Ledger
+    gate: Gate
+    trial: AbstractContextManager[None]
+    deadline: float
+    seconds: float
+    counters: Counters
+    _held: bool = False
+    """The hold is there, and its end is not decided."""
+    _sent: bool = False
+
+    async def make(self) -> tuple[ModelReply, Amounts]:
+        """Make the attempt, settle the hold, and return the reply and what it cost.
+
+        When this returns or raises, cancellation included, the hold is resolved: posted with the usage reported; voided
+        where the request never left or the provider does not bill its failure; posted in full in every other case, an
+        answer that the deadline or a cancellation overtook among them. Only where the database fails for longer than
+        `SETTLE_SECONDS` the hold stays as it is, which takes its whole amount, and the next start resolves it.
+
+        Raises:
+            BudgetExceeded: what is already spent leaves too little for the hold.
+            BudgetBusy: other holds left too little until the deadline.
+            ProviderError: there was no answer; `billed` says whether the whole hold was posted.
+        """
+        try:
+            return await self._made()
+        except (Exception, asyncio.CancelledError) as error:
+            if self._held:
+                free = not self._sent or (isinstance(error, ProviderError) and not error.billed)
+                settled = await to_the_end(self._resolve(free=free))
+                if self._sent and not settled and isinstance(error, ProviderError):
+                    # Not by the provider, but the books will count it.
+                    raise ProviderError(error.failure, str(error), billed=True) from None
+            raise
+
+    async def _made(self) -> tuple[ModelReply, Amounts]:
+        # The provider's slot is around all that the ledger does for a call, so that no more calls than go to providers
+        # at once are ever ahead of another tenant's in the ledger. But where others of the tenant hold the money, it is
+        # waited for without a slot, which would keep those who have theirs from a provider that stands idle.
+        async with self._slot():
+            try:
+                await self._reserve(time.monotonic())
+            except BudgetBusy:
+                if time.monotonic() >= self.deadline:
+                    raise
+            else:
+                return await self._settled(await self._answer())
+        await self._reserve(self.deadline)
+        async with self._slot():
+            return await self._settled(await self._answer())
+
+    def _slot(self) -> AbstractAsyncContextManager[None]:
+        return self.gate.slot(self.hold.tenant, self.hold.run, deadline=self.deadline)
+
+    async def _reserve(self, until: float) -> None:
+        try:
+            await self.ledger.reserve(self.hold, deadline=until)
+        except DatabaseError as error:
+            # What was lost on the way back may have been done.
+            self._held = isinstance(error, DatabaseLostError)
+            raise self._unbooked(error) from None
+        self._held = True
+
+    async def _answer(self) -> ModelReply:
+        with self.trial:
+            try:
+                await self.ledger.dispatch(self.hold.id)
+            except DatabaseError as error:
+                raise self._unbooked(error) from None
+            self._sent = True
+            left = self.deadline - time.monotonic()
+            if left <= 0:
+                raise DeadlinePassed("the deadline passed before the request was sent", billed=False)
+            try:
+                async with asyncio.timeout(min(left, self.seconds)):
+                    reply = await self.route.provider.complete(replace(self.request, model=self.route.upstream))
+            except TimeoutError:
+                if left < self.seconds:
+                    raise DeadlinePassed("no answer came before the deadline", billed=True) from None
+                words = f"no answer came within {self.seconds:g} s"
+                raise ProviderError(Failure.TIMED_OUT, words, billed=True) from None
+        # JSON can spell half a surrogate pair, which can be neither stored nor sent on.
+        return replace(reply, text=reply.text.encode("utf-8", "replace").decode())
+
+    async def _settled(self, reply: ModelReply) -> tuple[ModelReply, Amounts]:
+        if reply.usage is None or not _credible(reply.usage):
+            await to_the_end(self._resolve())
+            return replace(reply, usage=None), self.hold.amounts
+        spent = Amounts(self.route.price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
+        settled = await to_the_end(self._resolve(spent, reply.usage))
+        # The answer was paid for, so the caller gets it, and is told what the books say it cost.
+        return reply, spent if settled else self.hold.amounts
+
+    def _unbooked(self, error: DatabaseError) -> ProviderError:
+        log.error("a call was not sent, because its hold %s could not be written: %s", self.hold.id, error)
+        return ProviderError(Failure.INTERNAL, "this server's books cannot be written; nothing was sent", billed=False)
+
+    async def _resolve(self, actual: Amounts | None = None, usage: Usage | None = None, *, free: bool = False) -> bool:
+        """Resolve the hold: void, with an actual cost, or in full. False where the database did not let it.
+
+        It is tried again, as what was done is not done twice.
+        """
+        self._held = False
+        give_up, pause = time.monotonic() + SETTLE_SECONDS, SETTLE_PAUSE
+        while True:
+            try:
+                await self._order(actual, usage, free=free)
+            except DatabaseError as error:
+                if isinstance(error, DatabaseClosedError) or time.monotonic() + pause >= give_up:
+                    log.exception("hold %s could not be resolved; the next start will do it", self.hold.id)
+                    self.counters.unsettled += 1
+                    return False
+            else:
+                return True
+            await asyncio.sleep(pause)
+            pause *= 2
+
+    async def _order(self, actual: Amounts | None, usage: Usage | None, *, free: bool) -> None:
+        if actual is not None:
+            await self.ledger.post(self.hold.id, actual, usage)
+        elif not free:
+            await self.ledger.post_in_full(self.hold.id)
+        else:
+            with suppress(HoldUnknown):  # it was lost on the way there
+                await self.ledger.void(self.hold.id)
 
 
 def _credible(usage: Usage) -> bool:
@@ -68,17 +173,3 @@ def _credible(usage: Usage) -> bool:
         and max(usage.input, usage.output, *parts) <= MOST_TOKENS
         and usage.cache_read + usage.cache_write <= usage.input
     )
-
-
-async def _answer(provider: Provider, request: ModelRequest, deadline: float, seconds: float) -> ModelReply:
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise ProviderError(Failure.TIMED_OUT, "the deadline passed before the request was sent", billed=False)
-    try:
-        async with asyncio.timeout(min(left, seconds)):
-            reply = await provider.complete(request)
-    except TimeoutError:
-        late = "before the deadline" if left < seconds else f"within {seconds:g} s"
-        raise ProviderError(Failure.TIMED_OUT, f"no answer came {late}", billed=True) from None
-    # JSON can spell half a surrogate pair, which can be neither stored nor sent on.
-    return replace(reply, text=reply.text.encode("utf-8", "replace").decode())

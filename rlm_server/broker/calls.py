@@ -60,6 +60,10 @@ class Failure(StrEnum):
     BAD_REQUEST = "bad_request"
     TIMED_OUT = "timed_out"
     GONE = "gone"
+    UNAVAILABLE = "unavailable"
+    """The route failed again and again and is not asked for now; see `breaker`."""
+    INTERNAL = "internal"
+    """This server failed, before the request left."""
 
 
 class ProviderError(Exception):
@@ -75,6 +79,13 @@ class ProviderError(Exception):
         self.failure = failure
         self.billed = billed
         self.retry_after = retry_after
+
+
+class DeadlinePassed(ProviderError):
+    """The caller's deadline came first. That tells nothing of the provider."""
+
+    def __init__(self, message: str, *, billed: bool) -> None:
+        super().__init__(Failure.TIMED_OUT, message, billed=billed)
 
 
 class Provider(Protocol):

@@ -1,4 +1,5 @@
-"""Write `prices.json` from `genai-prices`. A development tool: `python -m rlm_server.broker.generate_prices`.
+"""Write `prices.json`, and its hash, from `genai-prices`. A development tool:
+`python -m rlm_server.broker.generate_prices`.
 
 Rerun it after upgrading `genai-prices`, read the difference, and commit it: prices change by review, never by
 themselves. Models that are not reached by a plain chat call, or whose calls cost more than their tokens (audio, images,
@@ -7,6 +8,7 @@ searches), are left out.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, time
@@ -26,7 +28,10 @@ from genai_prices.types import (
     TieredPrices,
 )
 
-TABLE = Path(__file__).with_name("prices.json")
+from rlm_server.broker.prices import TABLE_FILE, TABLE_HASH_FILE
+
+TABLE = Path(__file__).with_name(TABLE_FILE)
+TABLE_HASH = Path(__file__).with_name(TABLE_HASH_FILE)
 
 _RATES = {
     "input": "input_mtok",
@@ -144,5 +149,12 @@ def _exact(usd_per_million: Decimal) -> int:
     return int(nano)
 
 
+def hash_line(written: str) -> str:
+    """What `sha256sum` says of a table as it is written."""
+    return f"{hashlib.sha256(written.encode()).hexdigest()}  {TABLE.name}\n"
+
+
 if __name__ == "__main__":
-    TABLE.write_text(text(datetime.now(UTC).date()), encoding="utf-8")
+    written = text(datetime.now(UTC).date())
+    TABLE.write_text(written, encoding="utf-8")
+    TABLE_HASH.write_text(hash_line(written), encoding="ascii")

@@ -22,7 +22,8 @@ class Route:
     """How one model is reached.
 
     `upstream` is the name the provider knows the model by. `context_window` is in tokens, where it is known.
-    Routes with the same `provider_name` share one cap on calls at once.
+    Routes with the same `provider_name` share one cap on calls at once. `fallbacks` are the names of models that may
+    answer in its place, in order, where a tenant allows it.
     """
 
     provider_name: str
@@ -30,6 +31,7 @@ class Route:
     upstream: str
     price: Price
     context_window: int | None = None
+    fallbacks: tuple[str, ...] = ()
 
 
 class Routes:

@@ -75,6 +75,21 @@ class Ledger:
         )
         return closed.balance
 
+    async def close_left(self, prefix: str) -> int:
+        """Close the open accounts whose names begin with `prefix`, and return how many: for what ended with a server.
+
+        Those with open accounts of other names under them stay open.
+
+        Raises:
+            AccountInUse: holds on one of them are unresolved.
+        """
+        closed = 0
+        while found := await self._database.read(lambda connection: opening.open_leaves(connection, prefix)):
+            for account in found:
+                await self.close_account(account)
+            closed += len(found)
+        return closed
+
     async def set_limit(self, account: str, limit: Limit) -> None:
         """Change the limit of an account that is not carved.
 

@@ -82,6 +82,18 @@ def close_account(connection: Connection, id: str) -> Account:
     return account
 
 
+_OPEN_LEAVES = """
+SELECT id FROM account WHERE closed = 0 AND id >= ? AND id < ?
+AND NOT EXISTS (SELECT 1 FROM account AS child WHERE child.parent = account.id AND child.closed = 0)
+"""
+
+
+def open_leaves(connection: Connection, prefix: str) -> list[str]:
+    """The open accounts with no open one under them whose names begin with `prefix`, which is not empty."""
+    following = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+    return [id for (id,) in connection.execute(_OPEN_LEAVES, (prefix, following)).fetchall()]
+
+
 def set_limit(connection: Connection, id: str, limit: Limit) -> Account:
     """Change the limit of an account that is not carved; see `Ledger.set_limit`."""
     refuse_uncountable(limit=limit)

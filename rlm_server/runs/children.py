@@ -15,7 +15,7 @@ from rlm_server.runs.given import beginning, given
 from rlm_server.runs.journal import NodeRow
 from rlm_server.runs.reading import Reading
 from rlm_server.runs.state import RunState
-from rlm_server.runs.tree import Outcome, Task, Tree
+from rlm_server.runs.tree import CHILD, Outcome, Task, Tree
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.settling import to_the_end
 
@@ -94,7 +94,7 @@ class Children:
     async def _child(
         self, question: str, made: AbstractAsyncContextManager[Reading], model: str | None, budget: Limit
     ) -> dict[str, Json]:
-        child_id = "node_" + secrets.token_hex(16)
+        child_id = CHILD + secrets.token_hex(16)
         async with self._tree.level(self._parent.depth + 1), made as reading:
             return await self._started(child_id, question, reading, model, budget)
 

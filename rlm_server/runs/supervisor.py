@@ -21,7 +21,7 @@ from rlm_server.runs.node import Node
 from rlm_server.runs.reading import Coverage, whole
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tracing import Tracer
-from rlm_server.runs.tree import Outcome, RunLimits, Services, Task, Tree
+from rlm_server.runs.tree import CHILD, Outcome, RunLimits, Services, Task, Tree
 from rlm_server.store.contexts import Context, Contexts
 from sandbox.settling import to_the_end
 
@@ -180,6 +180,8 @@ class Supervisor:
         journal, ledger = self._services.journal, self._services.ledger
         recovered = await ledger.recover()
         log.info("recovered holds: %d voided, %d posted in full", recovered.voided, recovered.posted)
+        # Children first, and from their accounts: a child may have one already and be no node of the run's yet.
+        await ledger.close_left(CHILD)
         reason = "the server stopped during the run"
         for node in await journal.unfinished():
             try:

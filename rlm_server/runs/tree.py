@@ -22,6 +22,9 @@ from sandbox.pool import Pool
 
 WARN_AT_PERCENT = (50, 80, 95)
 
+CHILD = "node_"
+"""Of the ids of child nodes, and of their accounts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Services:

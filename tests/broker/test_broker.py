@@ -4,81 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import pytest
 
 from rlm_server.broker.broker import Backoff, Broker, CallFailed, worst_case
-from rlm_server.broker.calls import Failure, Message, ModelReply, ModelRequest, Payer, ProviderError
-from rlm_server.broker.prices import FREE, Price, Prices, Rates
-from rlm_server.broker.providers.scripted import NAME, ScriptedProvider
+from rlm_server.broker.calls import Failure, Message, ModelRequest, Payer, ProviderError
+from rlm_server.broker.prices import FREE, Prices
 from rlm_server.broker.routes import Route, Routes, UnknownModel
 from rlm_server.ledger import Amounts, BudgetBusy, BudgetExceeded, Limit, Usage
 from tests.broker.books import PAYER, Books
-
-PRICE = Price(Rates(input=1_000_000_000, output=5_000_000_000))
-"""A dollar and five for a million tokens: 1,000 and 5,000 nano-dollars a token."""
-
-PROMPT = ModelRequest("small", (Message("user", "x" * 400),), max_tokens=100)
-HELD = worst_case(PROMPT, PRICE)
-COST = Amounts(nano_usd=100 * 1_000 + 2 * 5_000, tokens=102, calls=1)
-"""What PROMPT costs with the answer "answered": 400 bytes in and 8 out, at four to a token."""
-
-BUSY = ProviderError(Failure.RATE_LIMITED, "the provider's rate limit is reached", billed=False)
-
-
-async def answered(request: ModelRequest) -> str:
-    return "answered"
-
-
-@dataclass
-class Play:
-    """A script that does one thing after another, and the last of them from then on."""
-
-    acts: list[Callable[[ModelRequest], Awaitable[str]] | Exception]
-    started: asyncio.Queue[ModelRequest] = field(default_factory=asyncio.Queue)
-
-    async def reply(self, request: ModelRequest) -> str:
-        self.started.put_nowait(request)
-        act = self.acts.pop(0) if len(self.acts) > 1 else self.acts[0]
-        if isinstance(act, Exception):
-            raise act
-        return await act(request)
-
-
-@dataclass
-class Until:
-    """An act that waits to be let go."""
-
-    event: asyncio.Event = field(default_factory=asyncio.Event)
-
-    async def __call__(self, request: ModelRequest) -> str:
-        await self.event.wait()
-        return "answered"
-
-
-@dataclass
-class Reporting:
-    """A provider that answers with a usage of its own choice."""
-
-    usage: Usage | None
-
-    async def complete(self, request: ModelRequest) -> ModelReply:
-        return ModelReply("answered", self.usage)
-
-    async def close(self) -> None:
-        pass
-
-
-def broker_of(books: Books, play: Play, *, provider_calls: int = 64, run_calls: int = 32) -> Broker:
-    routes = Routes({"small": Route(NAME, ScriptedProvider({"upstream": play}), "upstream", PRICE)})
-    backoff = Backoff(first=0.001)
-    return Broker(books, routes, Prices.load(), provider_calls=provider_calls, run_calls=run_calls, backoff=backoff)
-
-
-def soon() -> float:
-    return time.monotonic() + 10
+from tests.broker.stage import (
+    BUSY,
+    COST,
+    HELD,
+    PRICE,
+    PROMPT,
+    Play,
+    Reporting,
+    Until,
+    answered,
+    broker_of,
+    soon,
+)
 
 
 async def test_a_call_costs_what_the_provider_counted(books: Books) -> None:
@@ -227,7 +175,7 @@ async def test_a_tenant_short_of_money_keeps_no_other_tenant_from_the_provider(b
     await asyncio.gather(*mine, return_exceptions=True)
 
 
-@pytest.mark.parametrize("caps", [{"provider_calls": 2}, {"run_calls": 2}])
+@pytest.mark.parametrize("caps", [{"provider_calls": 2}, {"tenant_calls": 2}, {"run_calls": 2}])
 async def test_calls_over_a_cap_queue_and_all_are_answered(books: Books, caps: dict[str, int]) -> None:
     inside = most = 0
     two_at_once = asyncio.Event()
@@ -249,7 +197,7 @@ async def test_calls_over_a_cap_queue_and_all_are_answered(books: Books, caps: d
     assert len(await books.costs()) == 9
 
 
-@pytest.mark.parametrize("caps", [{"provider_calls": 1}, {"run_calls": 1}])
+@pytest.mark.parametrize("caps", [{"provider_calls": 1}, {"tenant_calls": 1}, {"run_calls": 1}])
 async def test_a_call_that_queues_to_its_deadline_costs_nothing(books: Books, caps: dict[str, int]) -> None:
     until = Until()
     play = Play([until])

@@ -272,3 +272,18 @@ async def test_even_an_unlimited_account_never_counts_further_than_it_can(books:
     await books.spent("acme", Amounts(tokens=2**62))
     with pytest.raises(BudgetExceeded):
         await books.held("acme", Amounts(tokens=1))
+
+
+async def test_accounts_that_a_dead_server_left_open_are_closed_by_their_prefix(books: Books) -> None:
+    await books.tenant(Limit())
+    for name in ("ses_1", "ses_2", "run_1", "set"):
+        await books.run(name, Limit())
+    await books.spent("ses_1", cents(3))
+    assert await books.ledger.close_left("ses_") == 2
+    assert await books.ledger.close_left("ses_") == 0
+    for name, is_open in (("ses_1", False), ("ses_2", False), ("run_1", True), ("set", True)):
+        if is_open:
+            await books.held(name, cents(1))
+        else:
+            with pytest.raises(AccountClosed):
+                await books.held(name, cents(1))

@@ -31,7 +31,15 @@ def images() -> Iterator[Loaded]:
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting and no provider's key comes from outside the tests."""
-    for name in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY", "RLM_CONFIG", "RLM_LISTEN", "RLM_DATA_DIR", "RLM_MODELS"):
+    for name in (
+        "ANTHROPIC_API_KEY",
+        "OPENAI_API_KEY",
+        "RLM_CONFIG",
+        "RLM_LISTEN",
+        "RLM_DATA_DIR",
+        "RLM_MODELS",
+        "RLM_DATABASE_URL",
+    ):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,14 @@ from tests.system.stage import Play, code, eventually
         ("RLM_IMAGES", '{"mine": ["os; print()"]}', "images.mine"),
         ("RLM_WORKER_BYTES", "1", "worker_bytes"),
         ("RLM_RUN_CALLS", "0", "run_calls"),
+        ("RLM_TENANT_CALLS", "0", "tenant_calls"),
+        ("RLM_TENANTS__ACME__WEIGHT", "0", "tenants.acme.weight"),
+        ("RLM_TENANTS__ACME__WEIGHT", "inf", "tenants.acme.weight"),
+        ("RLM_TENANTS__ACME__FALLBACKS", "perhaps", "tenants.acme.fallbacks"),
+        ("RLM_FALLBACKS", '{"a": "b"}', "fallbacks.a"),
         ("RLM_RUN_BUDGET_USD", "-1", "run_budget_usd"),
-        ("RLM_MODELS", '{"m": {"base_url": "http://localhost"}}', "models.m.input_usd_per_million"),
+        ("RLM_MODELS", '{"m": {"base_url": "http://localhost", "output_usd_per_million": 1}}', "input_usd_per_million"),
+        ("RLM_MODELS", '{"m": {"input_usd_per_million": 0.1234567891}}', "models.m.input_usd_per_million"),
         ("RLM_MODELS", "no json", "models"),
         ("RLM_CONFIG", "/nowhere/rlm.toml", "/nowhere/rlm.toml"),
     ],
@@ -94,6 +101,23 @@ def test_a_providers_key_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None
 async def test_a_default_model_that_is_not_offered_is_refused_at_start(server: Served, field: str) -> None:
     with pytest.raises(ConfigError, match=f"^{field}: 'nobody' is not offered here; the models are: play"):
         async with server(Play(""), **{field: "nobody"}):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "tenants", "named"),
+    [
+        ({"play": ["nobody"]}, {}, "fallbacks.play: 'nobody' is not offered here; the models are: play"),
+        ({"nobody": ["play"]}, {}, "fallbacks.nobody: 'nobody' is not offered here"),
+        ({"play": ["play"]}, {}, "fallbacks.play: a model cannot answer in its own place"),
+        ({}, {"acme": {"fallbacks": ["nobody"]}}, "tenants.acme.fallbacks: 'nobody' is not offered here"),
+    ],
+)
+async def test_a_fallback_that_there_is_no_route_and_no_price_for_is_refused_at_start(
+    server: Served, fallbacks: dict[str, list[str]], tenants: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(named)}"):
+        async with server(Play(""), fallbacks=fallbacks, tenants=tenants):
             pass
 
 

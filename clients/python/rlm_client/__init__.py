@@ -1,12 +1,13 @@
 """The Python client of rlm-server.
 
 Events, runs, contexts and sessions are the protocol's own messages, re-exported here: a wrapper would add nothing to
-them. What is ours is small: `Client`, `Budget`, `Answer`, `Retry`, `ArchiveLimits` and the errors.
+them. What is ours is small: `Client`, `Budget`, `Entries`, `Answer`, `Retry`, `ArchiveLimits` and the errors.
 
     with Client() as client:
         print(client.ask("How many users are named?", Path("log.txt"), budget=Budget(usd="0.50")).text)
 """
 
+from rlm.v1.budget_pb2 import Account, BudgetWindow, GetBudgetResponse, LedgerEntry, UsageRow
 from rlm.v1.context_pb2 import Context, ContextKind, Coverage, Document, Match, Range, SearchContextResponse
 from rlm.v1.run_pb2 import Run, RunEvent, RunState
 from rlm.v1.session_pb2 import ExecuteResponse, Session
@@ -36,15 +37,18 @@ from rlm_client.errors import (
 )
 from rlm_client.money import Budget, nano_usd, usd
 from rlm_client.retry import Retry
+from rlm_client.spending import Entries
 
 __all__ = [
     "Aborted",
+    "Account",
     "AlreadyExists",
     "Amounts",
     "Answer",
     "ArchiveLimits",
     "Budget",
     "BudgetRefused",
+    "BudgetWindow",
     "Cancelled",
     "Client",
     "Context",
@@ -52,9 +56,12 @@ __all__ = [
     "Coverage",
     "DeadlineExceeded",
     "Document",
+    "Entries",
     "ExecuteResponse",
     "FailedPrecondition",
+    "GetBudgetResponse",
     "InvalidArgument",
+    "LedgerEntry",
     "Match",
     "NotFound",
     "PermissionDenied",
@@ -74,6 +81,7 @@ __all__ = [
     "SourceRefused",
     "Unauthenticated",
     "Unavailable",
+    "UsageRow",
     "Violation",
     "nano_usd",
     "usd",

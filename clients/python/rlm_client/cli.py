@@ -22,6 +22,7 @@ from rlm_client.interrupts import Interrupts
 from rlm_client.money import Budget
 from rlm_client.output import json_option, print_json, say, write
 from rlm_client.report import print_report
+from rlm_client.spending_command import budget, usage
 from rlm_client.tally import Calls, spending
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -56,6 +57,8 @@ def main(ctx: click.Context, server: str | None, key: str | None, tls: bool, all
 
 
 main.add_command(context)
+main.add_command(budget)
+main.add_command(usage)
 
 
 def _budget(_ctx: click.Context, _parameter: click.Parameter, amount: str | None) -> Budget | None:

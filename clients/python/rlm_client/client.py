@@ -10,7 +10,16 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import grpc
-from rlm.v1 import context_pb2, context_pb2_grpc, run_pb2, run_pb2_grpc, session_pb2, session_pb2_grpc, types_pb2
+from rlm.v1 import (
+    budget_pb2_grpc,
+    context_pb2,
+    context_pb2_grpc,
+    run_pb2,
+    run_pb2_grpc,
+    session_pb2,
+    session_pb2_grpc,
+    types_pb2,
+)
 
 from rlm_client import errors
 from rlm_client.archive import ArchiveLimits
@@ -19,6 +28,7 @@ from rlm_client.errors import RlmError, RunFailed
 from rlm_client.money import Budget
 from rlm_client.retry import Retry
 from rlm_client.source import Reading, Source, material
+from rlm_client.spending import Spending
 from rlm_client.transfer import Progress, Status, Transfer
 from rlm_client.upload import measure
 from rlm_client.watch import Stream, resumed
@@ -45,7 +55,7 @@ class Answer:
         return self.run.state == run_pb2.RUN_STATE_SUCCEEDED
 
 
-class Client:
+class Client(Spending):
     """A connection to one rlm-server, safe to share between threads; a context manager that closes it.
 
     Where arguments are left out, the address is `RLM_SERVER` or 127.0.0.1:7400, and the key is `RLM_API_KEY` or, for a
@@ -85,6 +95,7 @@ class Client:
         self._contexts = context_pb2_grpc.ContextServiceStub(self._connection.channel)
         self._runs = run_pb2_grpc.RunServiceStub(self._connection.channel)
         self._sessions = session_pb2_grpc.SessionServiceStub(self._connection.channel)
+        self._budgets = budget_pb2_grpc.BudgetServiceStub(self._connection.channel)
 
     def __enter__(self) -> Self:
         return self

@@ -1,1 +1,1 @@
-"""The ways to reach a model, one module each, and `faults`, which tells their failures apart."""
+"""The ways to reach a model, one module each; and what they share: `http`, `fields` and `faults`."""

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Literal
 
 import anthropic
-import httpx2
-from anthropic import omit
-from anthropic.types import (
-    Message,
-    MessageParam,
-    RawContentBlockDeltaEvent,
-    RawMessageDeltaEvent,
-    RawMessageStartEvent,
-    RawMessageStopEvent,
-    TextBlock,
-    TextDelta,
-)
+from anthropic.types import CacheControlEphemeralParam, MessageParam
+from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 
 from rlm_server.broker.calls import ModelReply, ModelRequest
-from rlm_server.broker.providers.faults import CONNECT_TIMEOUT, STREAM_ABOVE, cut_off, reply_or_error, unreadable
+from rlm_server.broker.providers.faults import STREAM_ABOVE, cut_off, reply_or_error, unreadable
+from rlm_server.broker.providers.fields import count, field, text
+from rlm_server.broker.providers.http import Client, bounded
 from rlm_server.ledger import Usage
 
 URL = "https://api.anthropic.com"
+PATH = "/v1/messages"
 
-_USAGE = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+CACHE = CacheControlEphemeralParam(type="ephemeral", ttl="5m")
+"""Cache the prompt up to its last block, for the lifetime that the price table prices."""
+
+_COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 class AnthropicProvider:
@@ -36,15 +31,8 @@ class AnthropicProvider:
     """
 
     def __init__(self, *, api_key: str, base_url: str = URL) -> None:
-        self._client = anthropic.AsyncAnthropic(
-            api_key=api_key,
-            base_url=base_url,
-            max_retries=0,  # the broker retries: every attempt needs a hold of its own
-            http_client=anthropic.DefaultAsyncHttpxClient(
-                timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
-                follow_redirects=False,  # the key is for this host
-            ),
-        )
+        # The broker retries: every attempt needs a hold of its own.
+        self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, max_retries=0, http_client=Client())
 
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Make one attempt, streaming where the answer may be long.
@@ -60,93 +48,88 @@ class AnthropicProvider:
         await self._client.close()
 
     async def _whole(self, request: ModelRequest) -> ModelReply:
-        message: object = await self._client.messages.create(
-            model=request.model,
-            max_tokens=request.max_tokens,
-            messages=_messages(request),
-            system=request.system or omit,
-            cache_control={"type": "ephemeral"} if _comes_again(request) else omit,
-            service_tier="standard_only",
-            timeout=self._client.timeout,
+        message: object = await self._client.post(
+            PATH, cast_to=object, body=_body(request), options={"headers": bounded(request.max_tokens)}
         )
-        # The SDK does not check an answer against its types, so every field is in doubt.
-        if not isinstance(message, Message) or not isinstance(message.content, list):
-            raise unreadable()
-        text = "".join(block.text for block in message.content if isinstance(block, TextBlock))
-        return ModelReply(
-            text, _usage(_counts([getattr(message, "usage", None)])), _stopped(getattr(message, "stop_reason", None))
-        )
+        match message:
+            case {"content": [*blocks]}:
+                said = "".join(text(block, "text") for block in blocks if field(block, "type") == "text")
+                return ModelReply(said, _usage(field(message, "usage")), _stopped(field(message, "stop_reason")))
+        raise unreadable()
 
     async def _streamed(self, request: ModelRequest) -> ModelReply:
-        stream = await self._client.messages.create(
-            model=request.model,
-            max_tokens=request.max_tokens,
-            messages=_messages(request),
-            system=request.system or omit,
-            cache_control={"type": "ephemeral"} if _comes_again(request) else omit,
-            service_tier="standard_only",
+        stream = await self._client.post(
+            PATH,
+            cast_to=object,
+            body={**_body(request), "stream": True},
+            options={"headers": bounded(request.max_tokens)},
             stream=True,
+            stream_cls=anthropic.AsyncStream[object],
         )
         parts: list[str] = []
         first: object = None
         last: object = None
-        reason: str | None = None
+        reason: object = None
         async with stream:
             async for event in stream:
                 match event:
-                    case RawMessageStartEvent():
-                        first = getattr(event.message, "usage", None)
-                    case RawContentBlockDeltaEvent(delta=TextDelta(text=text)):
-                        parts.append(text)
-                    case RawMessageDeltaEvent():
-                        last = getattr(event, "usage", None)
-                        reason = event.delta.stop_reason or reason
-                    case RawMessageStopEvent():
-                        # The first report counts hardly any of the output.
-                        counted = "output_tokens" in _counts([last])
-                        usage = _usage(_counts([first, last])) if counted else None
-                        return ModelReply("".join(parts), usage, _stopped(reason))
+                    case {"type": "message_start", "message": message}:
+                        first = field(message, "usage")
+                    case {"type": "content_block_delta", "delta": {"type": "text_delta"} as delta}:
+                        parts.append(text(delta, "text"))
+                    case {"type": "message_delta", "delta": delta}:
+                        last = field(event, "usage")
+                        reason = field(delta, "stop_reason") or reason
+                    case {"type": "message_stop"}:
+                        return ModelReply("".join(parts), _usage(first, last), _stopped(reason))
         raise cut_off()
 
 
-def _messages(request: ModelRequest) -> list[MessageParam]:
-    return [
+def _body(request: ModelRequest) -> MessageCreateParamsNonStreaming:
+    messages: list[MessageParam] = [
         {"role": "user", "content": message.content}
         if message.role == "user"
         else {"role": "assistant", "content": message.content}
         for message in request.messages
     ]
+    body: MessageCreateParamsNonStreaming = {
+        "model": request.model,
+        "max_tokens": request.max_tokens,
+        "messages": messages,
+        "service_tier": "standard_only",
+    }
+    if request.system:
+        body["system"] = request.system
+    # A conversation comes again, and longer. For a single use, writing the cache costs a quarter more.
+    if len(messages) > 1:
+        body["cache_control"] = CACHE
+    return body
 
 
-def _comes_again(request: ModelRequest) -> bool:
-    """Whether the prompt is a conversation that grows: writing the cache costs a quarter more, for a single use."""
-    return len(request.messages) > 1
+def _usage(*reports: object) -> Usage | None:
+    """The last word on every count: a stream reports at its start and, cumulatively, at its end.
 
-
-def _counts(reports: Iterable[object]) -> dict[str, int]:
-    """The last word on every count; a stream reports at its start and, cumulatively, at its end."""
-    counts = {}
-    for report in reports:
-        for name in _USAGE:
-            count = getattr(report, name, None)
-            if isinstance(count, int):
-                counts[name] = count
-        thinking = getattr(getattr(report, "output_tokens_details", None), "thinking_tokens", None)
-        if isinstance(thinking, int):
-            counts["thinking"] = thinking
-    return counts
-
-
-def _usage(counts: dict[str, int]) -> Usage | None:
-    if "input_tokens" not in counts or "output_tokens" not in counts:
+    The output is the last report's or nobody's, as the first of a stream counts hardly any of it.
+    """
+    counts: dict[str, int] = {}
+    try:
+        for report in reports:
+            for name in _COUNTS:
+                if (said := count(report, name)) is not None:
+                    counts[name] = said
+        output = count(reports[-1], "output_tokens")
+        thinking = count(field(reports[-1], "output_tokens_details"), "thinking_tokens")
+    except ValueError:
+        return None
+    if "input_tokens" not in counts or output is None:
         return None
     read, written = counts.get("cache_read_input_tokens", 0), counts.get("cache_creation_input_tokens", 0)
     return Usage(
         input=counts["input_tokens"] + read + written,
-        output=counts["output_tokens"],
+        output=output,
         cache_read=read,
         cache_write=written,
-        reasoning=counts.get("thinking", 0),
+        reasoning=thinking or 0,
     )
 
 

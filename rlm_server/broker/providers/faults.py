@@ -12,13 +12,11 @@ from email.utils import parsedate_to_datetime
 import httpx2
 
 from rlm_server.broker.calls import Failure, ModelReply, ProviderError
+from rlm_server.broker.providers.http import TooLarge
 
 STREAM_ABOVE = 8_192
 """Answers that may be longer, in tokens, are streamed: a silent connection held for minutes is cut by what is between,
 and the Anthropic SDK refuses to wait for a whole answer above some 21,000 (8,192 for its oldest models)."""
-
-CONNECT_TIMEOUT = 10.0
-"""Seconds to wait for a connection. How long an answer may take is for the caller to say."""
 
 _TOO_LONG = (
     *("prompt is too long", "context_length_exceeded", "maximum context length", "context window"),
@@ -38,8 +36,17 @@ _KINDS = {
     504: Failure.TIMED_OUT,
     529: Failure.OVERLOADED,
 }
-_NOT_BILLED_ABOVE_499 = frozenset({503, 529})
 _CLIENT_GONE = 499
+_MAYBE_BILLED = frozenset({408, _CLIENT_GONE})
+"""Below 500. Gateways say 408 when the provider behind them, who bills, took too long."""
+
+_NOT_BILLED = frozenset({503, 529})
+"""Above 499."""
+
+_NEVER_SENT = (
+    *(httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout),
+    *(httpx2.ProxyError, httpx2.UnsupportedProtocol),
+)
 _WORDS = {
     Failure.RATE_LIMITED: "the provider's rate limit is reached",
     Failure.OVERLOADED: "the provider is overloaded",
@@ -82,22 +89,25 @@ def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> floa
 
     `now` is a Unix time, for dates. None where the provider does not say, or says nothing readable.
     """
+    if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
+        return milliseconds / 1_000
+    if (said := headers.get("retry-after")) is None:
+        return None
+    if (seconds := _number(said)) is not None:
+        return seconds
     try:
-        if (milliseconds := headers.get("retry-after-ms")) is not None:
-            return _finite(float(milliseconds) / 1000)
-        value = headers.get("retry-after")
-        if value is None:
-            return None
-        if value.strip().replace(".", "", 1).isdigit():
-            return _finite(float(value))
-        until = parsedate_to_datetime(value).timestamp()
-        return max(0.0, until - (time.time() if now is None else now))
+        until = parsedate_to_datetime(said).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
+    return max(0.0, until - (time.time() if now is None else now))
 
 
-def _finite(seconds: float) -> float | None:
-    return seconds if 0 <= seconds < float("inf") else None
+def _number(said: str | None) -> float | None:
+    try:
+        number = float(said or "")
+    except ValueError:
+        return None
+    return number if 0 <= number < float("inf") else None
 
 
 def _from_status(error: Exception) -> ProviderError:
@@ -108,7 +118,7 @@ def _from_status(error: Exception) -> ProviderError:
     if status < 400:  # an error inside a stream that began well: what came before it may be billed
         return unreadable() if 200 <= status < 300 else _worded(Failure.BAD_REQUEST, status, billed=False)
     kind = _kind(status, str(getattr(error, "body", "")).lower())
-    billed = status == _CLIENT_GONE or (status >= 500 and status not in _NOT_BILLED_ABOVE_499)
+    billed = status in _MAYBE_BILLED or (status >= 500 and status not in _NOT_BILLED)
     return _worded(kind, status, billed=billed, wait=retry_after(response.headers))
 
 
@@ -129,8 +139,10 @@ def _worded(kind: Failure, status: int, *, billed: bool, wait: float | None = No
 def _from_transport(error: BaseException) -> ProviderError:
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.PoolTimeout):
+        if isinstance(cause, _NEVER_SENT):
             return ProviderError(Failure.GONE, "the provider cannot be reached", billed=False)
+        if isinstance(cause, TooLarge):
+            return ProviderError(Failure.GONE, "the provider's answer was far larger than asked for", billed=True)
         if isinstance(cause, httpx2.TimeoutException):
             return ProviderError(Failure.TIMED_OUT, "the provider timed out", billed=True)
         if isinstance(cause, httpx2.TransportError):

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
-import httpx2
 import openai
-from openai import omit
-from openai.types import CompletionUsage
-from openai.types.chat import ChatCompletion, ChatCompletionMessageParam
-from openai.types.chat.chat_completion import Choice
+from openai.types.chat import ChatCompletionMessageParam
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
 from rlm_server.broker.calls import ModelReply, ModelRequest
-from rlm_server.broker.providers.faults import CONNECT_TIMEOUT, STREAM_ABOVE, cut_off, reply_or_error, unreadable
+from rlm_server.broker.providers.faults import STREAM_ABOVE, cut_off, reply_or_error, unreadable
+from rlm_server.broker.providers.fields import count, field, text
+from rlm_server.broker.providers.http import Client, bounded
 from rlm_server.ledger import Usage
 
 URL = "https://api.openai.com/v1"
+PATH = "/chat/completions"
+
+CACHED_CHARACTERS = 4_096
+"""About as long as the shortest prefix that OpenAI caches, 1,024 tokens."""
 
 
 class OpenAIProvider:
@@ -27,15 +31,13 @@ class OpenAIProvider:
 
     def __init__(self, *, api_key: str = "", base_url: str = URL, compatible: bool | None = None) -> None:
         self._compatible = base_url != URL if compatible is None else compatible
+        # The broker retries: every attempt needs a hold of its own. And the SDK insists on a key, where self-hosted
+        # endpoints do not.
         self._client = openai.AsyncOpenAI(
-            api_key=api_key or "none",  # the SDK insists on one, self-hosted endpoints do not
-            base_url=base_url,
-            max_retries=0,  # the broker retries: every attempt needs a hold of its own
-            http_client=openai.DefaultAsyncHttpxClient(
-                timeout=httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
-                follow_redirects=False,  # the key is for this host
-            ),
+            api_key=api_key or "none", base_url=base_url, max_retries=0, http_client=Client()
         )
+        if self._compatible:
+            self._client.organization = self._client.project = None  # what the environment says of them is for OpenAI
 
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Make one attempt, streaming where the answer may be long.
@@ -51,50 +53,58 @@ class OpenAIProvider:
         await self._client.close()
 
     async def _whole(self, request: ModelRequest) -> ModelReply:
-        answer: object = await self._client.chat.completions.create(
-            model=request.model,
-            messages=_messages(request),
-            max_tokens=request.max_tokens if self._compatible else omit,
-            max_completion_tokens=omit if self._compatible else request.max_tokens,
-            service_tier=omit if self._compatible else "default",
-            store=omit if self._compatible else False,
-            timeout=self._client.timeout,
+        answer: object = await self._client.post(
+            PATH, cast_to=object, body=self._body(request), options=_options(request)
         )
-        # The SDK does not check an answer against its types, so every field is in doubt.
-        if not isinstance(answer, ChatCompletion) or not isinstance(answer.choices, list) or not answer.choices:
-            raise unreadable()
-        choice: object = answer.choices[0]
-        if not isinstance(choice, Choice) or choice.message is None:
-            raise unreadable()
-        text, refusal = choice.message.content, choice.message.refusal
-        stopped = "refusal" if refusal and not text else _stopped(choice.finish_reason)
-        return ModelReply(text or refusal or "", _usage(getattr(answer, "usage", None)), stopped)
+        match answer:
+            case {"choices": [{"message": {**message}} as choice, *_]}:
+                said, refusal = text(message, "content"), text(message, "refusal")
+                stopped = "refusal" if refusal and not said else _stopped(field(choice, "finish_reason"))
+                return ModelReply(said or refusal, _usage(field(answer, "usage")), stopped)
+        raise unreadable()
 
     async def _streamed(self, request: ModelRequest) -> ModelReply:
-        stream = await self._client.chat.completions.create(
-            model=request.model,
-            messages=_messages(request),
-            max_tokens=request.max_tokens if self._compatible else omit,
-            max_completion_tokens=omit if self._compatible else request.max_tokens,
-            service_tier=omit if self._compatible else "default",
-            store=omit if self._compatible else False,
+        stream = await self._client.post(
+            PATH,
+            cast_to=object,
+            body={**self._body(request), "stream": True, "stream_options": {"include_usage": True}},
+            options=_options(request),
             stream=True,
-            stream_options={"include_usage": True},
+            stream_cls=openai.AsyncStream[object],
         )
         parts: list[str] = []
         usage: Usage | None = None
-        reason: str | None = None
+        reason: object = None
         refused = False
         async with stream:
             async for chunk in stream:
-                usage = _usage(getattr(chunk, "usage", None)) or usage
-                for choice in chunk.choices or ():
-                    parts.append(choice.delta.content or choice.delta.refusal or "")
-                    refused = refused or bool(choice.delta.refusal)
-                    reason = choice.finish_reason or reason
+                if (report := field(chunk, "usage")) is not None:
+                    usage = _usage(report)
+                match chunk:
+                    case {"choices": [choice, *_]}:
+                        delta, reason = field(choice, "delta"), field(choice, "finish_reason") or reason
+                        refusal = text(delta, "refusal")
+                        parts.append(text(delta, "content") or refusal)
+                        refused = refused or bool(refusal)
         if reason is None:
             raise cut_off()
         return ModelReply("".join(parts), usage, "refusal" if refused else _stopped(reason))
+
+    def _body(self, request: ModelRequest) -> CompletionCreateParamsNonStreaming:
+        body: CompletionCreateParamsNonStreaming = {"model": request.model, "messages": _messages(request)}
+        if self._compatible:
+            body["max_tokens"] = request.max_tokens
+        else:
+            body["max_completion_tokens"] = request.max_tokens
+            body["service_tier"] = "default"
+            body["store"] = False
+            body["prompt_cache_key"] = _cache_key(request)
+        return body
+
+
+def _options(request: ModelRequest) -> openai.RequestOptions:
+    # Without the second, an administrator's key in the environment would do as well.
+    return {"headers": bounded(request.max_tokens), "security": {"bearer_auth": True}}
 
 
 def _messages(request: ModelRequest) -> list[ChatCompletionMessageParam]:
@@ -109,18 +119,28 @@ def _messages(request: ModelRequest) -> list[ChatCompletionMessageParam]:
     return messages
 
 
+def _cache_key(request: ModelRequest) -> str:
+    """The same for prompts that begin alike: OpenAI sends them to where their beginning may be cached."""
+    beginnings = [request.system, *(message.content for message in request.messages[:1])]
+    beginning = "\0".join(said[:CACHED_CHARACTERS] for said in beginnings)[:CACHED_CHARACTERS]
+    return hashlib.sha256(beginning.encode("utf-8", "replace")).hexdigest()[:32]
+
+
 def _usage(report: object) -> Usage | None:
-    if not isinstance(report, CompletionUsage):
+    prompt, answer = field(report, "prompt_tokens_details"), field(report, "completion_tokens_details")
+    try:
+        input, output = count(report, "prompt_tokens"), count(report, "completion_tokens")
+        if input is None or output is None:
+            return None
+        return Usage(
+            input=input,
+            output=output,
+            cache_read=count(prompt, "cached_tokens") or 0,
+            cache_write=count(prompt, "cache_write_tokens") or 0,
+            reasoning=count(answer, "reasoning_tokens") or 0,
+        )
+    except ValueError:
         return None
-    prompt, answer = report.prompt_tokens_details, report.completion_tokens_details
-    counts = (
-        report.prompt_tokens,
-        report.completion_tokens,
-        getattr(prompt, "cached_tokens", None) or 0,
-        getattr(prompt, "cache_write_tokens", None) or 0,
-        getattr(answer, "reasoning_tokens", None) or 0,
-    )
-    return Usage(*counts) if all(isinstance(count, int) for count in counts) else None
 
 
 def _stopped(reason: object) -> Literal["end", "length", "refusal"]:

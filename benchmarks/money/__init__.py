@@ -1,0 +1,1 @@
+"""How safe and how fast money is: `python -m benchmarks.money --help`."""

@@ -1,0 +1,194 @@
+"""BudgetService."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from rlm.v1 import budget_pb2, budget_pb2_grpc
+
+from rlm_server.api import export, requests, responses
+from rlm_server.api.edge import tenant
+from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.ledger import By, Entry, Ledger, Query, Span, Window
+from rlm_server.statements import Statement, Statements, UsageLine
+
+MOST_MODEL = 200
+"""Characters of a model's name."""
+EXPORT_PAGE = 2_000
+"""Entries read at once, about half a chunk."""
+
+_BY = {
+    budget_pb2.USAGE_GROUPING_UNSPECIFIED: By.DAY,
+    budget_pb2.USAGE_GROUPING_DAY: By.DAY,
+    budget_pb2.USAGE_GROUPING_MODEL: By.MODEL,
+    budget_pb2.USAGE_GROUPING_RUN: By.RUN,
+}
+_LINES = {
+    budget_pb2.EXPORT_FORMAT_UNSPECIFIED: export.csv_line,
+    budget_pb2.EXPORT_FORMAT_CSV: export.csv_line,
+    budget_pb2.EXPORT_FORMAT_JSONL: export.json_line,
+}
+_SPANS = {
+    Span.HOUR: budget_pb2.WINDOW_SPAN_HOUR,
+    Span.DAY: budget_pb2.WINDOW_SPAN_DAY,
+    Span.MONTH: budget_pb2.WINDOW_SPAN_MONTH,
+}
+
+
+class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
+    """Shows a tenant its accounts and what was spent on them."""
+
+    def __init__(self, ledger: Ledger, statements: Statements) -> None:
+        self._ledger, self._statements = ledger, statements
+
+    async def GetBudget(self, request: budget_pb2.GetBudgetRequest, context: Any) -> budget_pb2.GetBudgetResponse:
+        """Describe an account."""
+        name = request.account_id or tenant()
+        found = await self._statements.of(tenant(), name)
+        if found is None:
+            raise NotFound("account", name)
+        return budget_pb2.GetBudgetResponse(account=_account(found), windows=[_window(one) for one in found.windows])
+
+    async def ListUsage(self, request: budget_pb2.ListUsageRequest, context: Any) -> budget_pb2.ListUsageResponse:
+        """Sum up what was spent."""
+        if request.by not in _BY:
+            raise InvalidField("by", f"must be a day, a model or a run, not {request.by}")
+        by, query = _BY[request.by], await self._query(request.filter)
+        size = requests.page_size(request.page_size, 100, 1_000)
+        of = _list_name(f"usage by {by}", query)
+        last = requests.page_key(request.page_token, of)
+        found = await self._statements.usage(query, by)
+        rest = found if last is None else [line for line in found if line.row.key > last]
+        page = rest[:size]
+        return budget_pb2.ListUsageResponse(
+            rows=[_usage(line) for line in page],
+            next_page_token=responses.page_key(of, page[-1].row.key) if len(rest) > size else "",
+        )
+
+    async def ListLedgerEntries(
+        self, request: budget_pb2.ListLedgerEntriesRequest, context: Any
+    ) -> budget_pb2.ListLedgerEntriesResponse:
+        """List what was posted."""
+        query = await self._query(request.filter)
+        size = requests.page_size(request.page_size, 100, 1_000)
+        of = _list_name("entries", query)
+        last = requests.page_token(request.page_token, of, 1)
+        after = query.after if last is None else max(query.after, last[0])
+        found = await self._ledger.entries(replace(query, after=after), most=size + 1)
+        return budget_pb2.ListLedgerEntriesResponse(
+            entries=[_entry(one) for one in found[:size]],
+            next_page_token=responses.page_token(of, found[size - 1].number) if len(found) > size else "",
+        )
+
+    async def ExportLedgerEntries(
+        self, request: budget_pb2.ExportLedgerEntriesRequest, context: Any
+    ) -> AsyncIterator[budget_pb2.ExportLedgerEntriesResponse]:
+        """Write what was posted as a file."""
+        if request.format not in _LINES:
+            raise InvalidField("format", f"must be CSV or JSONL, not {request.format}")
+        line, query = _LINES[request.format], await self._query(request.filter)
+        last = await self._statements.last(tenant())
+        head = export.header().encode() if line is export.csv_line else b""
+        yield budget_pb2.ExportLedgerEntriesResponse(data=head, last_number=last)
+        while found := await self._ledger.entries(query, most=EXPORT_PAGE):
+            query = replace(query, after=found[-1].number)
+            made = await asyncio.to_thread(export.lines, [one for one in found if one.number <= last], line)
+            for chunk in export.chunks(made):
+                yield budget_pb2.ExportLedgerEntriesResponse(data=chunk, last_number=last)
+            if found[-1].number >= last:
+                return
+
+    async def _query(self, asked: budget_pb2.EntryFilter) -> Query:
+        for kind, name in (("run", asked.run_id), ("node", asked.node_id)):
+            if name and await self._statements.of(tenant(), name) is None:
+                raise NotFound(kind, name)
+        if len(asked.model) > MOST_MODEL:
+            raise InvalidField("filter.model", f"may have {MOST_MODEL} characters, not {len(asked.model)}")
+        if not 0 <= asked.after_number < 1 << 62:
+            raise InvalidField("filter.after_number", "must not be negative, and is the number of an entry")
+        since, until = _time(asked, "since"), _time(asked, "until")
+        if since is not None and until is not None and since > until:
+            raise InvalidField("filter.until", "must not be before since")
+        return Query(
+            tenant(),
+            run=asked.run_id or None,
+            node=asked.node_id or None,
+            model=asked.model if asked.HasField("model") else None,
+            since=since,
+            until=until,
+            ambiguous=asked.ambiguous_only,
+            after=asked.after_number,
+        )
+
+
+def _time(asked: budget_pb2.EntryFilter, name: str) -> int | None:
+    stamp: Timestamp = getattr(asked, name)
+    return requests.time(stamp, f"filter.{name}") if asked.HasField(name) else None  # type: ignore[arg-type]
+
+
+def _list_name(kind: str, query: Query) -> str:
+    """Name a list by all that was asked of it, so that a token of one is not taken for another's."""
+    return f"{kind} {hashlib.sha256(repr(query).encode()).hexdigest()[:16]}"
+
+
+def _account(found: Statement) -> budget_pb2.Account:
+    balance = found.balance
+    return budget_pb2.Account(
+        account_id=balance.account,
+        parent_id=found.parent or "",
+        closed=found.closed,
+        limit=responses.budget(balance.limit),
+        posted=responses.amounts(balance.posted),
+        pending=responses.amounts(balance.pending),
+        carved=responses.amounts(balance.carved),
+        overrun=responses.amounts(balance.overrun),
+        left=responses.allowance(found.left),
+    )
+
+
+def _window(window: Window) -> budget_pb2.BudgetWindow:
+    balance = window.balance
+    return budget_pb2.BudgetWindow(
+        span=_SPANS[window.span],
+        label=window.label,
+        begin_time=responses.time(window.begins),
+        end_time=responses.time(window.ends),
+        limit=responses.budget(balance.limit),
+        posted=responses.amounts(balance.posted),
+        pending=responses.amounts(balance.pending),
+        overrun=responses.amounts(balance.overrun),
+        left=responses.allowance(balance.left),
+    )
+
+
+def _usage(line: UsageLine) -> budget_pb2.UsageRow:
+    return budget_pb2.UsageRow(
+        key=line.row.key,
+        amounts=responses.amounts(line.row.actual),
+        usage=responses.token_usage(line.row.usage),
+        entries=line.row.entries,
+        ambiguous_entries=line.row.ambiguous,
+        ambiguous_amounts=responses.amounts(line.ambiguous),
+    )
+
+
+def _entry(entry: Entry) -> budget_pb2.LedgerEntry:
+    hold = entry.hold
+    return budget_pb2.LedgerEntry(
+        number=entry.number,
+        hold_id=hold.id,
+        run_id=hold.run,
+        node_id=hold.node,
+        model=hold.model,
+        price_version=hold.price_version,
+        held=responses.amounts(hold.amounts),
+        amounts=responses.amounts(entry.actual),
+        usage=responses.token_usage(entry.usage) if entry.usage else None,
+        ambiguous=entry.ambiguous,
+        time=responses.time(entry.at),
+    )

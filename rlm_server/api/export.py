@@ -1,0 +1,84 @@
+"""The ledger's entries as a file: CSV or JSON lines, in chunks."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+
+from rlm_server.ledger import UNITS, Entry
+
+MOST_CHUNK = 1 << 20
+"""Bytes of one message."""
+
+_USAGE = ("input", "output", "cache_read", "cache_write", "reasoning")
+COLUMNS = (
+    "number", "time", "hold_id", "run_id", "node_id", "model", "price_version", "ambiguous", *UNITS,
+    *(f"held_{unit}" for unit in UNITS), *(f"{name}_tokens" for name in _USAGE),
+)  # fmt: skip
+"""What is told of each entry. Usage is empty in CSV, and null in JSON, where the provider reported none."""
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+_Value = str | int | bool | None
+
+
+def header() -> str:
+    """Return the line that names CSV's columns."""
+    return _csv(COLUMNS)
+
+
+def csv_line(entry: Entry) -> str:
+    """Return an entry as a line of CSV. No text of it is a formula to a spreadsheet."""
+    return _csv([_cell(value) for value in _values(entry)])
+
+
+def json_line(entry: Entry) -> str:
+    """Return an entry as a line with one JSON object."""
+    return json.dumps(dict(zip(COLUMNS, _values(entry), strict=True))) + "\n"
+
+
+def lines(entries: Iterable[Entry], line: Callable[[Entry], str]) -> list[bytes]:
+    """Return the lines of some entries in UTF-8."""
+    return [line(entry).encode() for entry in entries]
+
+
+def chunks(lines: Iterable[bytes], most: int = MOST_CHUNK) -> Iterator[bytes]:
+    """Join lines to chunks of at most so many bytes; none is split, and each is shorter than that."""
+    chunk = bytearray()
+    for line in lines:
+        if chunk and len(chunk) + len(line) > most:
+            yield bytes(chunk)
+            chunk.clear()
+        chunk += line
+    if chunk:
+        yield bytes(chunk)
+
+
+def _values(entry: Entry) -> Iterator[_Value]:
+    hold, usage = entry.hold, entry.usage
+    time = datetime.fromtimestamp(entry.at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    yield from (entry.number, time, hold.id, hold.run, hold.node, hold.model, hold.price_version, entry.ambiguous)
+    for amounts in (entry.actual, hold.amounts):
+        yield from (getattr(amounts, unit) for unit in UNITS)
+    yield from asdict(usage).values() if usage else (None,) * len(_USAGE)
+
+
+def _cell(value: _Value) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "true" if value else "false"
+        case str() if value.startswith(_FORMULA):
+            return f"'{value}"
+        case _:
+            return str(value)
+
+
+def _csv(cells: Sequence[str]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    return line.getvalue()

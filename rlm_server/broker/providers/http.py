@@ -1,0 +1,163 @@
+"""The HTTP client under both SDKs: as many connections as there are calls, and no more of an answer than was asked for.
+
+An SDK reads an answer, an error's body or one event of a stream to its end, however far that is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AbstractAsyncContextManager, aclosing, suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import anthropic
+import httpx2
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds to wait for a connection. How long an answer may take is for the caller to say."""
+
+IDLE_SECONDS = 4.0
+"""How long a connection is kept for another request. Common servers close one after 5 s; a request that meets the
+closing is in doubt, and costs its whole hold."""
+
+POOLS = 16
+IDLE_CONNECTIONS = 16
+"""Connections are in so many pools, each of which keeps so many idle ones: httpx2 looks at all of a pool's connections
+for each request, which at 500 in flight would take it as long as everything else."""
+
+ANSWER_BYTES = 1_048_576
+ANSWER_BYTES_PER_TOKEN = 1_024
+"""How many bytes an answer may have: these, and these for each token of `max_tokens`. An event for one token has some
+350 bytes; a token of the longest, escaped, stays below 300."""
+
+ERROR_BYTES = 65_536
+"""How much of an error's body is read. Its first words tell what kind it is."""
+
+ERROR_SECONDS = 5.0
+"""How long an error's body is waited for; its status is known before."""
+
+_MOST = "x-rlm-most-bytes"
+
+
+class TooLarge(httpx2.RequestError):
+    """An answer went on beyond all that was asked for, or was compressed, though that was ruled out: to any size."""
+
+
+def bounded(max_tokens: int) -> dict[str, str]:
+    """Headers that bound the answer to a request. They are for `Client` alone, and do not leave with the request."""
+    return {_MOST: str(ANSWER_BYTES + ANSWER_BYTES_PER_TOKEN * max_tokens)}
+
+
+class Client(anthropic.DefaultAsyncHttpxClient):
+    """What either SDK sends its requests with. Anthropic's own keeps silent connections alive, so it is the base."""
+
+    def __init__(self) -> None:
+        options: dict[str, Any] = {
+            "timeout": httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
+            # How many calls go at once is the broker's to say: one that waited here would count as sent.
+            "limits": httpx2.Limits(
+                max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS
+            ),
+            "follow_redirects": False,  # the key is for this host
+            "headers": {"accept-encoding": "identity"},
+            "verify": _authorities(),
+        }
+        super().__init__(**options)
+        self._pools = [_Pool(anthropic.DefaultAsyncHttpxClient(**options)) for _ in range(POOLS)]
+
+    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
+        """Send a request; reading its answer, here or later, may raise TooLarge as well."""
+        most = int(request.headers.pop(_MOST, ANSWER_BYTES))
+        pool = min(self._pools, key=lambda pool: pool.busy)
+        response = await pool.send(request, options)
+        encoded = response.headers.pop("content-encoding", "identity") != "identity"
+        if response.is_success:
+            response.stream = _Answer(response.stream, pool, 0 if encoded else most)
+        else:
+            response.stream = _Error(response.stream, pool)
+        if not stream:
+            try:
+                await response.aread()
+            finally:
+                await response.aclose()
+        return response
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await super().aclose()
+        for pool in self._pools:
+            await pool.client.aclose()
+
+
+@dataclass(slots=True)
+class _Pool:
+    """Some of the connections, and how many requests are under way on them."""
+
+    client: httpx2.AsyncClient
+    busy: int = 0
+
+    async def send(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
+        """Send a request, which is under way until its answer is closed."""
+        self.busy += 1
+        try:
+            return await self.client.send(request, stream=True, **options)
+        except BaseException:
+            self.busy -= 1
+            raise
+
+
+@cache
+def _authorities() -> ssl.SSLContext:
+    """Whom to trust: read once for all providers."""
+    return httpx2.create_ssl_context()
+
+
+class _Body(httpx2.AsyncByteStream):
+    """A body as httpx2 made it, to be read through another. Until it is closed, its request is under way."""
+
+    def __init__(self, body: object, pool: _Pool) -> None:
+        assert isinstance(body, httpx2.AsyncByteStream)  # noqa: S101 (httpx2's type allows a synchronous one)
+        self._body = body
+        self._pool = pool
+
+    def _parts(self) -> AbstractAsyncContextManager[AsyncGenerator[bytes, None]]:
+        parts = self._body.__aiter__()
+        assert isinstance(parts, AsyncGenerator)  # noqa: S101 (which it is, and has to be closed like one)
+        return aclosing(parts)
+
+    async def aclose(self) -> None:
+        self._pool.busy -= 1
+        await self._body.aclose()
+
+
+class _Answer(_Body):
+    """A body that must not be longer than `most` bytes."""
+
+    def __init__(self, body: object, pool: _Pool, most: int) -> None:
+        super().__init__(body, pool)
+        self._left = most
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async with self._parts() as parts:
+            async for part in parts:
+                self._left -= len(part)
+                if self._left < 0:
+                    raise TooLarge("the answer is larger than it may be")
+                yield part
+
+
+class _Error(_Body):
+    """The body of an error, as far as it comes: that it breaks off or drags on changes nothing of what is known."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        read = bytearray()
+        with suppress(httpx2.TransportError, TimeoutError):
+            async with asyncio.timeout(ERROR_SECONDS), self._parts() as parts:
+                async for part in parts:
+                    read += part
+                    if len(read) > ERROR_BYTES:
+                        break
+        yield bytes(read[:ERROR_BYTES])

@@ -1,0 +1,193 @@
+"""Metrics in Prometheus' text format, on an HTTP listener of their own. No label holds a tenant, a key or a text."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from socketserver import ThreadingMixIn
+from threading import Thread
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from rlm_server.broker.breaker import State
+from rlm_server.broker.broker import Broker
+from rlm_server.broker.calls import Failure
+from rlm_server.ledger import UNITS, Ledger
+from rlm_server.runs.journal import Journal
+from rlm_server.statements import Statements
+from sandbox.pool import WorkerPool
+
+log = logging.getLogger(__name__)
+
+SCRAPE_SECONDS = 10.0
+"""The longest that reading the server's state for one scrape may take."""
+SILENT_SECONDS = 3.0
+"""A connection of which nothing comes for so long is closed."""
+
+_WORDS = {
+    "nano_usd": "Nano-US-dollars",
+    "tokens": "Input and output tokens",
+    "calls": "Model calls",
+    "cpu_ms": "Milliseconds of sandboxed code",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """The rooms whose state is told. Read on the server's event loop alone."""
+
+    broker: Broker
+    ledger: Ledger
+    statements: Statements
+    journal: Journal
+    pool: WorkerPool
+
+    async def read(self) -> list[Metric]:
+        """Return every metric as it is now."""
+        return [*self._calls(), *self._queues(), *await self._money(), *await self._work()]
+
+    def _calls(self) -> Iterator[Metric]:
+        told = self.broker.counters
+        yield _counter("rlm_model_calls", "Model calls begun.", told.calls)
+        yield _counter("rlm_model_attempts", "Attempts at model calls; each has a hold of its own.", told.attempts)
+        yield _counter("rlm_model_retries", "Attempts after the first at the same model.", told.retries)
+        yield _counter("rlm_model_fallbacks", "Calls that another model answered.", told.fallbacks)
+        yield _counters("rlm_model_call_failures", "Calls that got no answer, by why.", told.failures)
+        yield _counters("rlm_model_attempt_failures", "Attempts that failed, by why.", told.failed_attempts)
+        yield _counter("rlm_model_call_overruns", "Calls that cost more than they held: a defect.", told.overruns)
+        yield _counter("rlm_model_unsettled_holds", "Holds that a failing database left unsettled.", told.unsettled)
+
+    def _queues(self) -> Iterator[Metric]:
+        yield _gauge("rlm_model_calls_waiting", "Calls that wait among their tenant's own.", self.broker.waiting)
+        inside = GaugeMetricFamily("rlm_provider_calls", "Calls in flight to a provider.", labels=["provider"])
+        waiting = GaugeMetricFamily(
+            "rlm_provider_calls_waiting", "Calls that wait for a provider.", labels=["provider"]
+        )
+        for provider, load in self.broker.loads().items():
+            inside.add_metric([provider], load.inside)
+            waiting.add_metric([provider], load.waiting)
+        breakers = GaugeMetricFamily(
+            "rlm_breaker", "1 for the state of a model's breaker, the worst of any tenant's.", labels=["model", "state"]
+        )
+        for model, state in self.broker.states().items():
+            for one in State:
+                breakers.add_metric([model, one], state is one)
+        yield from (inside, waiting, breakers)
+
+    async def _money(self) -> list[Metric]:
+        totals = await self.statements.totals()
+        found: list[Metric] = []
+        for unit in UNITS:
+            words = _WORDS[unit]
+            posted, pending = getattr(totals.posted, unit), getattr(totals.pending, unit)
+            found.append(_counter(f"rlm_spent_{unit}", f"{words} spent, since the database began.", posted))
+            found.append(_gauge(f"rlm_held_{unit}", f"{words} held for what is under way.", pending))
+        unresolved, overruns = await self.ledger.unresolved(), await self.ledger.overruns()
+        found.append(_gauge("rlm_unresolved_holds", "Holds neither posted nor void.", unresolved))
+        found.append(_counter("rlm_overruns", "Posted holds above what they held, ever: a defect.", overruns))
+        return found
+
+    async def _work(self) -> list[Metric]:
+        nodes = await self.journal.unfinished()
+        return [
+            _gauge("rlm_runs", "Runs under way.", sum(node.parent is None for node in nodes)),
+            _gauge("rlm_nodes", "RLMs under way, those of runs and their children.", len(nodes)),
+            _gauge("rlm_live_sessions", "Sandboxes in memory, not hibernating.", self.pool.live),
+        ]
+
+
+class Scraped(Collector):
+    """Hands a scrape, which comes in a thread of its own, over to the event loop."""
+
+    def __init__(self, vitals: Vitals, loop: asyncio.AbstractEventLoop) -> None:
+        self._vitals, self._loop = vitals, loop
+
+    def collect(self) -> list[Metric]:
+        """Return every metric as it is now.
+
+        Raises:
+            TimeoutError: the server could not be asked in time.
+        """
+        reading = asyncio.run_coroutine_threadsafe(self._vitals.read(), self._loop)
+        try:
+            return reading.result(SCRAPE_SECONDS)
+        finally:
+            reading.cancel()
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: what there is is known when it is asked for."""
+        return []
+
+
+class _Listener(ThreadingMixIn, WSGIServer):
+    """A thread for each scrape; closing it waits for those under way."""
+
+    daemon_threads = False
+    block_on_close = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        log.info("a scrape was not answered", exc_info=True)
+
+
+class _Listener6(_Listener):
+    address_family = socket.AF_INET6
+
+
+class _Scrape(WSGIRequestHandler):
+    timeout = SILENT_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:
+        log.debug(format, *args)
+
+
+@asynccontextmanager
+async def exposed(listen: str, vitals: Vitals) -> AsyncIterator[str]:
+    """Answer scrapes at `host:port` until the context ends, and say where; nowhere where `listen` is empty.
+
+    Raises:
+        OSError: the address cannot be listened on.
+    """
+    if not listen:
+        yield ""
+        return
+    host, _, port = listen.rpartition(":")
+    registry = CollectorRegistry()
+    registry.register(Scraped(vitals, asyncio.get_running_loop()))
+    kind = _Listener6 if host.startswith("[") else _Listener
+    try:
+        listener = await asyncio.to_thread(kind, (host.strip("[]"), int(port)), _Scrape)
+    except OSError as error:
+        raise OSError(f"metrics_listen: {listen} cannot be listened on: {error}") from error
+    listener.set_app(make_wsgi_app(registry))
+    thread = Thread(target=listener.serve_forever, name="metrics")
+    thread.start()
+    try:
+        yield f"{host}:{listener.server_port}"
+    finally:
+        # In threads, because a scrape under way needs the loop to come to its end.
+        await asyncio.to_thread(listener.shutdown)
+        await asyncio.to_thread(thread.join)
+        await asyncio.to_thread(listener.server_close)
+
+
+def _counter(name: str, text: str, value: int) -> Metric:
+    return CounterMetricFamily(name, text, value=value)
+
+
+def _gauge(name: str, text: str, value: int) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _counters(name: str, text: str, values: Mapping[Failure, int]) -> Metric:
+    family = CounterMetricFamily(name, text, labels=["failure"])
+    for failure in Failure:
+        family.add_metric([failure], values.get(failure, 0))
+    return family

@@ -1,0 +1,299 @@
+"""A route that fails again and again is left alone, tried with one call, and used again when that succeeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlm_server.broker.breaker import ILL, MOVES, UNTOLD, Breaker, Breakers, Patience, RouteUnavailable, State
+from rlm_server.broker.calls import DeadlinePassed, Failure, ProviderError
+
+PATIENCE = Patience(calls=3, tenants=2, first=1.0, most=8.0)
+
+
+class Clock:
+    """A time that passes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def failing(failure: Failure = Failure.GONE) -> ProviderError:
+    return ProviderError(failure, f"words of {failure}", billed=True)
+
+
+def tried(trial: AbstractContextManager[None], outcome: BaseException | None = None) -> bool:
+    """Send one request that ends so; False where it was not let through."""
+    try:
+        trial.__enter__()
+    except RouteUnavailable:
+        return False
+    assert not trial.__exit__(None if outcome is None else type(outcome), outcome, None)
+    return True
+
+
+def now(breaker: Breaker) -> State:
+    """Its state; a function, because a type checker takes an attribute that was compared for unchanged."""
+    return breaker.state
+
+
+def numbers() -> Iterator[str]:
+    number = 0
+    while True:
+        yield str(number)
+        number += 1
+
+
+def opened(clock: Clock) -> Breaker:
+    breaker = Breaker(3, PATIENCE, clock)
+    for witness in "123":
+        assert tried(breaker.trial(witness), failing(Failure.AUTH))
+    return breaker
+
+
+@pytest.mark.parametrize("failure", ILL)
+def test_failures_in_a_row_that_say_the_route_is_ill_open_it(failure: Failure) -> None:
+    breaker = Breaker(3, PATIENCE, Clock())
+    for witness in "12":
+        assert tried(breaker.trial(witness), failing(failure))
+    assert now(breaker) is State.CLOSED
+    assert tried(breaker.trial("3"), failing(failure))
+    assert now(breaker) is State.OPEN
+    with pytest.raises(RouteUnavailable, match=f"left alone for 1 s; its last failure: words of {failure}") as caught:
+        breaker.check()
+    refusal = caught.value
+    assert (refusal.failure, refusal.cause, refusal.billed) == (Failure.UNAVAILABLE, failure, False)
+    assert refusal.retry_after == 1.0
+    assert not tried(breaker.trial("4"))
+
+
+@pytest.mark.parametrize("answer", [None, *(failing(kind) for kind in set(Failure) - ILL - UNTOLD)], ids=str)
+def test_any_answer_in_between_says_that_the_route_is_there(answer: ProviderError | None) -> None:
+    breaker = Breaker(3, PATIENCE, Clock())
+    for witness, outcome in enumerate([failing(), failing(), answer, failing(), failing()]):
+        assert tried(breaker.trial(str(witness)), outcome)
+    assert now(breaker) is State.CLOSED
+
+
+UNTELLING = [
+    DeadlinePassed("the caller was in a hurry", billed=True),
+    *(failing(kind) for kind in UNTOLD),
+    KeyboardInterrupt(),
+    ZeroDivisionError(),
+]
+
+
+@pytest.mark.parametrize("nothing", UNTELLING, ids=repr)
+def test_what_the_provider_has_no_part_in_says_nothing(nothing: BaseException) -> None:
+    breaker = Breaker(3, PATIENCE, Clock())
+    for witness, outcome in enumerate([failing(), nothing, nothing, nothing, failing(), nothing]):
+        assert tried(breaker.trial(str(witness)), outcome)
+    assert now(breaker) is State.CLOSED
+    assert tried(breaker.trial("last"), failing())
+    assert now(breaker) is State.OPEN
+
+
+def test_one_witness_counts_once() -> None:
+    breaker = Breaker(3, PATIENCE, Clock())
+    for _ in range(9):
+        assert tried(breaker.trial("the same"), failing())
+    assert now(breaker) is State.CLOSED
+
+
+def test_what_is_told_to_wait_is_what_is_left_of_the_cooling() -> None:
+    clock = Clock()
+    breaker = opened(clock)
+    tried_after = []
+    for passed in (0.0, 4.0, 4.0):
+        clock.now += passed
+        if tried(breaker.trial("probe"), failing()):
+            with pytest.raises(RouteUnavailable) as caught:
+                breaker.check()
+            tried_after.append(caught.value.retry_after)
+    assert tried_after == [2.0, 4.0]
+
+
+def test_after_the_cooling_one_probe_goes_and_its_success_closes_the_route() -> None:
+    clock = Clock()
+    breaker = opened(clock)
+    clock.now += 0.999
+    assert not tried(breaker.trial("early"))
+    clock.now += 0.001
+    with breaker.trial("probe"):
+        assert now(breaker) is State.PROBING
+        assert not tried(breaker.trial("another"))
+        with pytest.raises(RouteUnavailable) as caught:
+            breaker.check()
+        assert caught.value.retry_after == PATIENCE.first
+    assert now(breaker) is State.CLOSED
+    assert breaker.idle
+
+
+def test_the_cooling_doubles_with_each_probe_that_fails_and_is_short_again_after_a_success() -> None:
+    clock = Clock()
+    breaker = opened(clock)
+    for cooling in (1.0, 2.0, 4.0, 8.0, 8.0):
+        clock.now += cooling - 0.01
+        assert not tried(breaker.trial("early"))
+        clock.now += 0.02
+        assert tried(breaker.trial("probe"), failing())
+        assert now(breaker) is State.OPEN
+    clock.now += 8.0
+    assert tried(breaker.trial("probe"))
+    for witness in "123":
+        assert tried(breaker.trial(witness), failing())
+    clock.now += 1.0
+    assert tried(breaker.trial("probe"))
+
+
+@pytest.mark.parametrize("nothing", UNTELLING, ids=repr)
+def test_a_probe_that_tells_nothing_is_followed_by_another_at_once(nothing: BaseException) -> None:
+    clock = Clock()
+    breaker = opened(clock)
+    clock.now += 1.0
+    assert tried(breaker.trial("probe"), nothing)
+    assert now(breaker) is State.OPEN
+    assert tried(breaker.trial("another"))
+    assert now(breaker) is State.CLOSED
+
+
+@pytest.mark.parametrize("late", [None, failing()], ids=["a success", "a failure"])
+def test_news_of_requests_sent_before_it_opened_change_nothing(late: ProviderError | None) -> None:
+    clock = Clock()
+    breaker = Breaker(3, PATIENCE, clock)
+    with suppress(ProviderError), breaker.trial("slow"):
+        for witness in "123":
+            tried(breaker.trial(witness), failing())
+        if late is not None:
+            raise late
+    assert now(breaker) is State.OPEN
+    clock.now += 1.0
+    with breaker.trial("probe"):
+        pass
+    assert now(breaker) is State.CLOSED
+
+
+def test_a_move_that_is_not_in_the_table_is_refused() -> None:
+    for state in State:
+        for to in State:
+            breaker = Breaker(3, PATIENCE, Clock())
+            breaker.state = state
+            if to in MOVES[state]:
+                breaker._move(to)
+                assert breaker.state is to
+            else:
+                with pytest.raises(ValueError, match=f"a breaker that is {state} cannot become {to}"):
+                    breaker._move(to)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["good", "bad", "nothing", "send", "end"]), st.floats(0, 3))))
+def test_whatever_happens_only_one_request_goes_while_it_is_not_closed(acts: list[tuple[str, float]]) -> None:
+    clock, name = Clock(), numbers()
+    breaker = Breaker(3, PATIENCE, clock)
+    under_way: list[tuple[ExitStack, bool]] = []
+    for act, passed in acts:
+        clock.now += passed
+        before = breaker.state
+        if act == "end":
+            for stack, _ in under_way[:1]:
+                stack.close()
+            del under_way[:1]
+        elif act == "send":
+            stack = ExitStack()
+            with suppress(RouteUnavailable):
+                stack.enter_context(breaker.trial(next(name)))
+                under_way.append((stack, before is not State.CLOSED))
+        else:
+            outcomes = {"good": None, "bad": failing(), "nothing": ZeroDivisionError()}
+            through = tried(breaker.trial(next(name)), outcomes[act])
+            assert through or before is not State.CLOSED
+            if through and before is State.OPEN:
+                assert (act == "good") == (breaker.state is State.CLOSED)
+        assert sum(probe for _, probe in under_way if breaker.state is State.PROBING) == (
+            breaker.state is State.PROBING
+        )
+    for stack, _ in under_way:
+        stack.close()
+
+
+# ---- tenants -------------------------------------------------------------------------------------------------------
+
+
+def test_a_tenants_failures_shut_out_that_tenant_alone() -> None:
+    breakers, hold = Breakers(PATIENCE, Clock()), numbers()
+    for _ in range(50):
+        tried(breakers.trial("route", "poisoner", next(hold)), failing())
+    assert not tried(breakers.trial("route", "poisoner", next(hold)))
+    assert tried(breakers.trial("route", "other", next(hold)))
+    assert tried(breakers.trial("another route", "poisoner", next(hold)))
+    breakers.check("route", "other")
+    with pytest.raises(RouteUnavailable):
+        breakers.check("route", "poisoner")
+    assert (breakers.state("route"), breakers.state("another route")) == (State.OPEN, State.CLOSED)
+
+
+def test_failures_of_several_tenants_in_a_row_shut_out_all() -> None:
+    clock, hold = Clock(), numbers()
+    breakers = Breakers(PATIENCE, clock)
+    for tenant in "ab":
+        assert tried(breakers.trial("route", tenant, next(hold)), failing())
+    assert not tried(breakers.trial("route", "c", next(hold)))
+    with pytest.raises(RouteUnavailable):
+        breakers.check("route", "c")
+    clock.now += 1.0
+    assert tried(breakers.trial("route", "c", next(hold)))
+    for tenant in "abc":
+        assert tried(breakers.trial("route", tenant, next(hold)))
+
+
+def test_one_tenants_success_speaks_for_the_route_but_not_for_anothers_prompts() -> None:
+    breakers, hold = Breakers(PATIENCE, Clock()), numbers()
+    for _ in range(3):
+        assert tried(breakers.trial("route", "a", next(hold)), failing())
+        assert tried(breakers.trial("route", "b", next(hold)))
+    assert not tried(breakers.trial("route", "a", next(hold)))
+    assert tried(breakers.trial("route", "b", next(hold)))
+
+
+def test_a_call_that_one_breaker_refuses_is_no_probe_of_the_other() -> None:
+    clock, hold = Clock(), numbers()
+    breakers = Breakers(PATIENCE, clock)
+    for _ in range(3):
+        tried(breakers.trial("route", "a", next(hold)), failing())
+    clock.now += 1.0  # the tenant's own has cooled
+    tried(breakers.trial("route", "b", next(hold)), failing())  # and now the route is shut to all
+    assert not tried(breakers.trial("route", "a", next(hold)))
+    clock.now += 1.0
+    assert tried(breakers.trial("route", "a", next(hold)))
+    assert breakers.state("route") is State.CLOSED
+
+
+def test_nothing_is_kept_of_routes_that_work() -> None:
+    clock, hold = Clock(), numbers()
+    breakers = Breakers(PATIENCE, clock)
+    with breakers.trial("route", "a", next(hold)), breakers.trial("route", "b", next(hold)):
+        assert breakers._breakers
+    for _ in range(3):
+        tried(breakers.trial("route", "a", next(hold)), failing())
+    clock.now += 1.0
+    tried(breakers.trial("route", "a", next(hold)))
+    assert breakers._breakers == {}
+
+
+def test_failures_that_come_while_another_request_succeeds_are_not_forgotten() -> None:
+    breakers, hold = Breakers(PATIENCE, Clock()), numbers()
+    with ExitStack() as under_way:
+        under_way.enter_context(breakers.trial("route", "a", next(hold)))
+        tried(breakers.trial("route", "a", next(hold)))
+        for _ in range(2):
+            tried(breakers.trial("route", "a", next(hold)), failing())
+        with suppress(ProviderError), breakers.trial("route", "a", next(hold)):
+            raise failing()
+        assert breakers.state("route") is State.OPEN

@@ -1,0 +1,572 @@
+"""A tenant sees all of its money, to the last nano-dollar, and nothing of another's."""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from rlm.v1 import budget_pb2, budget_pb2_grpc, run_pb2, types_pb2
+
+from rlm_server.api import export
+from rlm_server.ledger import Amounts, By, Entry, Hold, Ledger, Limit, Query, Span, Usage
+from rlm_server.runs.events import BudgetWarning, Place
+from rlm_server.runs.journal import RunRow
+from rlm_server.runs.tree import RunLimits, Tree
+from rlm_server.server import MIGRATIONS
+from rlm_server.statements import Statements, Totals
+from rlm_server.store.database import Database
+from tests.system.books import rows
+from tests.system.conftest import Served
+from tests.system.stage import USD, Caller, Play, Refusal, code, refusal
+
+INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+UNITS = ("nano_usd", "tokens", "calls", "cpu_ms")
+TALK = Play(code("print(llm_query_batched(['a', 'b', 'c']))", "FINAL('done')"))
+CHUNK = 1 << 20
+
+
+class Accountant:
+    """Calls the service with a caller's key."""
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+        self.stub: Any = budget_pb2_grpc.BudgetServiceStub(caller.channel)
+
+    async def budget(self, account_id: str = "") -> budget_pb2.GetBudgetResponse:
+        request = budget_pb2.GetBudgetRequest(account_id=account_id)
+        found: budget_pb2.GetBudgetResponse = await self.stub.GetBudget(request, metadata=self.caller.metadata)
+        return found
+
+    async def usage(self, **asked: Any) -> budget_pb2.ListUsageResponse:
+        request = budget_pb2.ListUsageRequest(**asked)
+        found: budget_pb2.ListUsageResponse = await self.stub.ListUsage(request, metadata=self.caller.metadata)
+        return found
+
+    async def entries(self, **asked: Any) -> budget_pb2.ListLedgerEntriesResponse:
+        request = budget_pb2.ListLedgerEntriesRequest(**asked)
+        found: budget_pb2.ListLedgerEntriesResponse = await self.stub.ListLedgerEntries(
+            request, metadata=self.caller.metadata
+        )
+        return found
+
+    async def chunks(self, **asked: Any) -> AsyncIterator[budget_pb2.ExportLedgerEntriesResponse]:
+        request = budget_pb2.ExportLedgerEntriesRequest(**asked)
+        async for chunk in self.stub.ExportLedgerEntries(request, metadata=self.caller.metadata):
+            yield chunk
+
+    async def export(self, **asked: Any) -> str:
+        return b"".join([chunk.data async for chunk in self.chunks(**asked)]).decode()
+
+    async def everything(self, **asked: Any) -> list[budget_pb2.LedgerEntry]:
+        """All pages, of the size asked for, one after another."""
+        found: list[budget_pb2.LedgerEntry] = []
+        token = ""
+        while True:
+            page = await self.entries(page_token=token, **asked)
+            found += page.entries
+            token = page.next_page_token
+            if not token:
+                return found
+
+
+def total(amounts: list[types_pb2.Amounts]) -> types_pb2.Amounts:
+    return types_pb2.Amounts(**{unit: sum(getattr(one, unit) for one in amounts) for unit in UNITS})
+
+
+def stamp(time: datetime) -> Timestamp:
+    made = Timestamp()
+    made.FromDatetime(time)
+    return made
+
+
+def entry_filter(**asked: Any) -> budget_pb2.EntryFilter:
+    return budget_pb2.EntryFilter(**asked)
+
+
+async def spend(served: Any, tenant: str, count: int, *, model: str = "play", doubtful: bool = False) -> None:
+    """Post so many calls on a tenant's account, without making them."""
+    ledger = served.running.ledger
+    for number in range(count):
+        name = f"call_{tenant}_{model}_{doubtful}_{number}.1"
+        hold = Hold(name, tenant, Amounts(1000, 10, 1), model, "prices-1", tenant, tenant, tenant)
+        await ledger.reserve(hold, deadline=float("inf"))
+        await ledger.dispatch(name)
+        if doubtful:
+            await ledger.post_in_full(name)
+        else:
+            await ledger.post(name, Amounts(number, 7, 1), Usage(5, 2, 1, 1, 1))
+
+
+# ---- accounts --------------------------------------------------------------------------------------------------------
+
+
+async def test_the_tenants_budget_says_what_was_spent_and_what_is_left(server: Served) -> None:
+    async with server(TALK, tenant_budget_usd=2) as served:
+        ended = await served.caller.ask()
+        account = (await Accountant(served.caller).budget()).account
+        assert account.account_id == "development"
+        assert (account.parent_id, account.closed) == ("", False)
+        assert account.limit == types_pb2.Budget(nano_usd=2 * USD)
+        assert account.posted == ended.run.spent
+        assert account.posted.nano_usd > 0
+        assert account.posted.tokens == sum(usage.input + usage.output for _, usage in served.provider.billed)
+        assert account.posted.cpu_ms > 0
+        assert account.pending == account.carved == account.overrun == types_pb2.Amounts()
+        assert account.left == budget_pb2.Allowance(nano_usd=2 * USD - account.posted.nano_usd)
+
+
+async def test_a_run_a_session_and_a_node_have_accounts_of_their_own(server: Served) -> None:
+    play = Play(code("rlm_query('child', budget=0.10)", "FINAL('done')"), child=code("FINAL('x')"))
+    async with server(play) as served:
+        asked = types_pb2.Budget(nano_usd=USD, tokens=500_000, calls=9, cpu_ms=600_000)
+        ended = await served.caller.ask(budget=asked)
+        accountant = Accountant(served.caller)
+        run, child = ended.run.run_id, ended.run.nodes[1].node_id
+        own = (await accountant.budget(run)).account
+        assert (own.limit, own.parent_id, own.closed) == (asked, "development", True)
+        assert own.posted == ended.run.spent
+        under = (await accountant.budget(child)).account
+        assert (under.parent_id, under.limit.nano_usd) == (run, USD // 10)
+        assert under.posted == ended.run.nodes[1].spent
+        session = await served.caller.open_session(budget=types_pb2.Budget(nano_usd=USD // 2))
+        there = (await accountant.budget(session)).account
+        assert (there.closed, there.left.nano_usd) == (False, USD // 2)
+
+
+async def test_what_is_left_is_the_least_that_any_account_above_or_window_leaves(server: Served) -> None:
+    async with server(Play(code("FINAL(1)")), tenant_budget_usd=10, day_budget_usd="0.5") as served:
+        await served.running.ledger.set_window("development", Span.MONTH, Limit(calls=3))
+        session = await served.caller.open_session(budget=types_pb2.Budget(nano_usd=USD))
+        accountant = Accountant(served.caller)
+        assert (await accountant.budget(session)).account.left == budget_pb2.Allowance(nano_usd=USD // 2, calls=3)
+        await served.caller.turn(session, "llm_query('a')")
+        found = await accountant.budget(session)
+        spent = found.account.posted
+        assert found.account.left == budget_pb2.Allowance(nano_usd=USD // 2 - spent.nano_usd, calls=2)
+        day, month = found.windows
+        assert [window.span for window in found.windows] == [
+            budget_pb2.WINDOW_SPAN_DAY,
+            budget_pb2.WINDOW_SPAN_MONTH,
+        ]
+        begin, end = day.begin_time.ToDatetime(UTC), day.end_time.ToDatetime(UTC)
+        assert end - begin == timedelta(days=1)
+        assert day.label == f"{begin:%Y-%m-%d}"
+        assert begin == begin.replace(hour=0, minute=0, second=0, microsecond=0)
+        assert (day.posted, day.limit) == (spent, types_pb2.Budget(nano_usd=USD // 2))
+        assert day.left == budget_pb2.Allowance(nano_usd=USD // 2 - spent.nano_usd)
+        assert (month.posted, month.left) == (spent, budget_pb2.Allowance(calls=2))
+
+
+async def test_another_tenants_accounts_runs_and_nodes_do_not_exist(server: Served) -> None:
+    async with server(TALK, day_budget_usd=1) as served:
+        run = (await served.caller.ask()).run.run_id
+        session = await served.caller.open_session()
+        window = rows(served.data_dir, "SELECT id FROM account WHERE id LIKE 'window:%'")[0]["id"]
+        other = Accountant(await served.tenant("other"))
+        mine = Accountant(served.caller)
+        for name in (run, session, "development", window, "nothing", "x" * 10_000):
+            for call in (other.budget(name), other.usage(filter=entry_filter(run_id=name))):
+                assert (await refusal(call)).code is NOT_FOUND, name
+            for asked in (entry_filter(run_id=name), entry_filter(node_id=name)):
+                assert (await refusal(other.entries(filter=asked))).code is NOT_FOUND, name
+                assert (await refusal(other.export(filter=asked))).code is NOT_FOUND, name
+        for name in (window, "other", "nothing"):
+            said = await refusal(mine.budget(name))
+            assert (said.code, said.reason) == (NOT_FOUND, "NOT_FOUND")
+            assert "google.rpc.ResourceInfo" in said.details
+        assert (await other.budget()).account.posted == types_pb2.Amounts()
+        assert list((await other.budget()).windows) == []
+        assert list((await other.entries()).entries) == list((await other.usage()).rows) == []
+        assert len((await other.export()).splitlines()) == 1
+        assert [chunk.last_number async for chunk in other.chunks()] == [0]
+
+
+async def test_without_a_key_nothing_is_told(server: Served) -> None:
+    async with server(TALK) as served:
+        stranger = Accountant(served.another(None))
+        for call in (stranger.budget(), stranger.usage(), stranger.entries(), stranger.export()):
+            assert (await refusal(call)).code is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_code_can_ask_for_all_that_is_left(server: Served) -> None:
+    async with server(Play(code("import json; FINAL(json.dumps(budget()))"))) as served:
+        ended = await served.caller.ask(budget=types_pb2.Budget(nano_usd=USD, calls=9, cpu_ms=600_000))
+        told = json.loads(ended.run.answer)
+        assert told["calls"] == 8
+        assert 0 < told["cpu_seconds"] < 600
+        assert told["tokens"] is None
+
+
+# ---- entries and usage -----------------------------------------------------------------------------------------------
+
+
+async def test_entries_and_usage_add_up_to_the_account(server: Served) -> None:
+    async with server(TALK) as served:
+        ended = [await served.caller.ask(f"Question {number}?") for number in range(2)]
+        accountant = Accountant(served.caller)
+        posted = (await accountant.budget()).account.posted
+        entries = await accountant.everything(page_size=3)
+        assert total([entry.amounts for entry in entries]) == posted
+        numbers = [entry.number for entry in entries]
+        assert numbers == sorted(set(numbers))
+        assert {entry.run_id for entry in entries} == {one.run.run_id for one in ended}
+        for entry in entries:
+            assert all(getattr(entry.amounts, unit) <= getattr(entry.held, unit) for unit in UNITS)
+            assert not entry.ambiguous
+            assert bool(entry.model) == entry.HasField("usage") == bool(entry.amounts.calls)
+            assert bool(entry.price_version) == bool(entry.model)
+        for by in (budget_pb2.USAGE_GROUPING_DAY, budget_pb2.USAGE_GROUPING_MODEL, budget_pb2.USAGE_GROUPING_RUN):
+            found = (await accountant.usage(by=by)).rows
+            assert total([row.amounts for row in found]) == posted
+            assert sum(row.entries for row in found) == len(entries)
+            assert sum(row.usage.input + row.usage.output for row in found) == posted.tokens
+        by_run = {row.key: row.amounts for row in found}
+        assert by_run == {one.run.run_id: one.run.spent for one in ended}
+
+
+async def test_entries_can_be_asked_for_by_what_they_are_of(server: Served) -> None:
+    play = Play(code("rlm_query('child', budget=0.10)", "FINAL('done')"), child=code("FINAL('x')"))
+    async with server(play) as served:
+        await served.caller.ask()
+        ended = await served.caller.ask()
+        accountant, run, child = Accountant(served.caller), ended.run.run_id, ended.run.nodes[1].node_id
+        everything = await accountant.everything()
+
+        async def numbers(**asked: Any) -> list[int]:
+            return [entry.number for entry in await accountant.everything(filter=entry_filter(**asked))]
+
+        def those(true: Any) -> list[int]:
+            return [entry.number for entry in everything if true(entry)]
+
+        assert await numbers(run_id=run) == those(lambda entry: entry.run_id == run)
+        assert await numbers(node_id=child) == those(lambda entry: entry.node_id == child)
+        assert await numbers(run_id=run, model="play") == those(lambda entry: entry.run_id == run and entry.model)
+        assert await numbers(model="") == those(lambda entry: not entry.model)
+        assert await numbers(model="nobody") == await numbers(ambiguous_only=True) == []
+        third = everything[2]
+        assert await numbers(after_number=third.number) == those(lambda entry: entry.number > third.number)
+        at = third.time.ToDatetime(UTC)
+        assert await numbers(since=stamp(at)) == those(lambda entry: entry.time.ToDatetime(UTC) >= at)
+        assert await numbers(until=stamp(at)) == those(lambda entry: entry.time.ToDatetime(UTC) < at)
+        assert await numbers(since=stamp(at), until=stamp(at)) == []
+        soon = at + timedelta(microseconds=1)
+        assert await numbers(since=stamp(soon)) == those(lambda entry: entry.time.ToDatetime(UTC) > at)
+        assert await numbers(until=stamp(soon)) == those(lambda entry: entry.time.ToDatetime(UTC) <= at)
+
+
+async def test_what_is_in_doubt_is_told_apart(server: Served) -> None:
+    async with server(TALK) as served:
+        await spend(served, "development", 3)
+        await spend(served, "development", 2, doubtful=True)
+        accountant = Accountant(served.caller)
+        (row,) = (await accountant.usage(by=budget_pb2.USAGE_GROUPING_MODEL)).rows
+        assert (row.entries, row.ambiguous_entries) == (5, 2)
+        assert row.ambiguous_amounts == types_pb2.Amounts(nano_usd=2000, tokens=20, calls=2)
+        assert row.amounts == types_pb2.Amounts(nano_usd=2003, tokens=41, calls=5)
+        assert row.usage == budget_pb2.TokenUsage(input=15, output=6, cache_read=3, cache_write=3, reasoning=3)
+        doubtful = await accountant.everything(filter=entry_filter(ambiguous_only=True))
+        assert [entry.amounts.nano_usd for entry in doubtful] == [1000, 1000]
+        assert all(entry.ambiguous and not entry.HasField("usage") for entry in doubtful)
+
+
+async def test_pages_join_without_gap_or_repetition_while_more_is_posted(server: Served) -> None:
+    async with server(TALK) as served:
+        await spend(served, "development", 7)
+        accountant = Accountant(served.caller)
+        first = await accountant.entries(page_size=5)
+        await spend(served, "development", 4, model="other")
+        rest = await accountant.entries(page_size=1000, page_token=first.next_page_token)
+        assert rest.next_page_token == ""
+        assert [*first.entries, *rest.entries] == await accountant.everything(page_size=1000)
+        for number in range(5):
+            await spend(served, "development", 1, model=f"model-{number}")
+        keys, token = [], ""
+        while True:
+            page = await accountant.usage(by=budget_pb2.USAGE_GROUPING_MODEL, page_size=2, page_token=token)
+            assert len(page.rows) <= 2
+            keys += [row.key for row in page.rows]
+            token = page.next_page_token
+            if not token:
+                break
+        assert keys == ["model-0", "model-1", "model-2", "model-3", "model-4", "other", "play"]
+
+
+async def test_a_token_is_good_for_its_own_list_alone(server: Served) -> None:
+    async with server(TALK) as served:
+        await spend(served, "development", 3)
+        await spend(served, "development", 3, model="other")
+        mine, other = Accountant(served.caller), Accountant(await served.tenant("other"))
+        entries = (await mine.entries(page_size=1)).next_page_token
+        usage = (await mine.usage(by=budget_pb2.USAGE_GROUPING_MODEL, page_size=1)).next_page_token
+        assert entries
+        assert usage
+        calls: list[Awaitable[object]] = [
+            mine.entries(page_token=usage),
+            mine.entries(page_token=entries, filter=entry_filter(model="play")),
+            other.entries(page_token=entries),
+            mine.usage(page_token=entries),
+            mine.usage(page_token=usage),
+            other.usage(page_token=usage, by=budget_pb2.USAGE_GROUPING_MODEL),
+            *[mine.entries(page_token=token) for token in ("x", "====", "W" * 1999, "W1tb" * 400, "é", "e30=")],
+        ]
+        for call in calls:
+            said = await refusal(call)
+            assert (said.code, said.fields) == (INVALID, ["page_token"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"since": Timestamp(seconds=-1)}, "filter.since"),
+        ({"until": Timestamp(seconds=-1)}, "filter.until"),
+        ({"since": Timestamp(seconds=1 << 50)}, "filter.since"),
+        ({"since": Timestamp(nanos=-1)}, "filter.since"),
+        ({"until": Timestamp(nanos=1_000_000_000)}, "filter.until"),
+        ({"since": Timestamp(seconds=2), "until": Timestamp(seconds=1)}, "filter.until"),
+        ({"after_number": -1}, "filter.after_number"),
+        ({"after_number": 1 << 62}, "filter.after_number"),
+        ({"model": "m" * 201}, "filter.model"),
+    ],
+)
+async def test_a_filter_that_makes_no_sense_is_refused_by_name(
+    server: Served, asked: dict[str, Any], field: str
+) -> None:
+    async with server(TALK) as served:
+        accountant, wrong = Accountant(served.caller), entry_filter(**asked)
+        for call in (accountant.usage, accountant.entries, accountant.export):
+            said = await refusal(call(filter=wrong))
+            assert (said.code, said.reason, said.fields) == (INVALID, "INVALID_FIELD", [field])
+
+
+async def test_what_is_not_offered_is_refused_by_name(server: Served) -> None:
+    async with server(TALK) as served:
+        accountant = Accountant(served.caller)
+        for call, field in (
+            (accountant.usage(by=99), "by"),
+            (accountant.export(format=99), "format"),
+            (accountant.entries(page_size=-1), "page_size"),
+            (accountant.entries(page_size=1001), "page_size"),
+            (accountant.usage(page_size=1001), "page_size"),
+        ):
+            said = await refusal(call)
+            assert (said.code, said.fields) == (INVALID, [field])
+
+
+async def test_both_databases_tell_the_same(database_at: str | Path) -> None:
+    async with await Database.open(database_at, MIGRATIONS) as database:
+        ledger, statements = Ledger(database), Statements(database)
+        for tenant in ("one", "two"):
+            await ledger.open_account(tenant, tenant=tenant, parent=None, limit=Limit(nano_usd=10_000))
+            await ledger.open_account(f"run-{tenant}", tenant=tenant, parent=tenant, limit=Limit(calls=5))
+            await ledger.set_window(tenant, Span.DAY, Limit(nano_usd=9_000))
+            for number, model in enumerate(("b", "B", "a", "Ä", "")):
+                name = f"{tenant}-{number}"
+                hold = Hold(name, f"run-{tenant}", Amounts(100, 10, 1), model, "", tenant, f"run-{tenant}", "")
+                await ledger.reserve(hold, deadline=float("inf"))
+                await ledger.dispatch(name)
+                await ledger.post_in_full(name)
+        found = await statements.of("one", "run-one")
+        assert found is not None
+        assert (found.left, found.parent, found.closed) == (Limit(nano_usd=8_500, calls=0), "one", False)
+        assert found.windows == await ledger.windows("one")
+        assert await statements.of("two", "run-one") is None
+        assert await statements.totals() == Totals(Amounts(1000, 100, 10), Amounts())
+        lines = await statements.usage(Query("one"), By.MODEL)
+        assert [line.row.key for line in lines] == ["", "B", "a", "b", "Ä"]
+        assert [line.ambiguous for line in lines] == [Amounts(), *[Amounts(100, 10, 1)] * 4]
+        assert [await statements.last(tenant) for tenant in ("one", "two", "none")] == [5, 10, 0]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def as_told(entry: budget_pb2.LedgerEntry) -> dict[str, object]:
+    """An entry of the list as a line of the file has it."""
+    used = entry.usage if entry.HasField("usage") else None
+    return {
+        "number": entry.number,
+        "time": entry.time.ToDatetime().isoformat(timespec="milliseconds") + "Z",
+        "hold_id": entry.hold_id,
+        "run_id": entry.run_id,
+        "node_id": entry.node_id,
+        "model": entry.model,
+        "price_version": entry.price_version,
+        "ambiguous": entry.ambiguous,
+        **{unit: getattr(entry.amounts, unit) for unit in UNITS},
+        **{f"held_{unit}": getattr(entry.held, unit) for unit in UNITS},
+        **{
+            f"{name}_tokens": getattr(used, name) if used else None
+            for name in ("input", "output", "cache_read", "cache_write", "reasoning")
+        },
+    }
+
+
+def as_cells(told: dict[str, object]) -> dict[str, str]:
+    words = {None: "", True: "true", False: "false"}
+    return {
+        name: words[value] if value is None or isinstance(value, bool) else str(value) for name, value in told.items()
+    }
+
+
+async def test_a_file_holds_what_the_list_holds(server: Served) -> None:
+    async with server(TALK) as served:
+        await served.caller.ask()
+        await spend(served, "development", 2, doubtful=True)
+        accountant = Accountant(served.caller)
+        told = [as_told(entry) for entry in await accountant.everything()]
+        lines = (await accountant.export(format=budget_pb2.EXPORT_FORMAT_JSONL)).splitlines()
+        assert [json.loads(line) for line in lines] == told
+        table = await accountant.export(format=budget_pb2.EXPORT_FORMAT_CSV)
+        assert list(csv.DictReader(io.StringIO(table))) == [as_cells(one) for one in told]
+        assert await accountant.export() == table
+        doubtful = await accountant.export(filter=entry_filter(ambiguous_only=True))
+        assert len(doubtful.splitlines()) == 1 + 2
+
+
+async def test_a_file_ends_with_what_had_been_posted_when_it_began(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = Statements.last
+    async with server(TALK) as served:
+
+        async def began(statements: Statements, tenant: str) -> int:
+            last = await begin(statements, tenant)
+            await spend(served, "development", 20, model="later")
+            return last
+
+        await spend(served, "development", 20)
+        accountant, lines = Accountant(served.caller), budget_pb2.EXPORT_FORMAT_JSONL
+        with monkeypatch.context() as patched:
+            patched.setattr(Statements, "last", began)
+            chunks = [chunk async for chunk in accountant.chunks(format=lines)]
+        (last,) = {chunk.last_number for chunk in chunks}
+        told = [json.loads(line) for line in b"".join(chunk.data for chunk in chunks).splitlines()]
+        assert [one["model"] for one in told] == ["play"] * 20
+        assert told[-1]["number"] == last
+        after = await accountant.export(format=lines, filter=entry_filter(after_number=last))
+        assert [json.loads(line)["model"] for line in after.splitlines()] == ["later"] * 20
+
+
+async def test_a_large_file_comes_in_chunks_of_whole_lines(server: Served) -> None:
+    count = 5_000
+    async with server(TALK) as served:
+        model = "m" * 600
+        await asyncio.gather(*[_one(served, number, model) for number in range(count)])
+        chunks = [chunk.data async for chunk in Accountant(served.caller).chunks()]
+        assert len(chunks) > 4
+        assert all(0 < len(chunk) <= CHUNK and chunk.endswith(b"\r\n") for chunk in chunks)
+        numbers = [int(line["number"]) for line in csv.DictReader(io.StringIO(b"".join(chunks).decode()))]
+        assert len(numbers) == count
+        assert numbers == sorted(set(numbers))
+
+
+async def _one(served: Any, number: int, model: str) -> None:
+    ledger, name = served.running.ledger, f"call_{number}.1"
+    await ledger.reserve(
+        Hold(name, "development", Amounts(1, 1, 1), model, "p", "development", "development", "development"),
+        deadline=float("inf"),
+    )
+    await ledger.dispatch(name)
+    await ledger.post(name, Amounts(1, 1, 1), Usage(1))
+
+
+@pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r", "\n"])
+def test_no_text_of_a_file_is_a_formula(begins: str) -> None:
+    text = f'{begins}HYPERLINK("x","y")'
+    hold = Hold(text, text, Amounts(), text, text, "tenant", text, text)
+    entry = Entry(hold, Amounts(), None, 0, 1)
+    (row,) = csv.DictReader(io.StringIO(export.header() + export.csv_line(entry), newline=""))
+    for name in ("hold_id", "run_id", "node_id", "model", "price_version"):
+        assert row[name] == f"'{text}"
+    assert json.loads(export.json_line(entry))["model"] == text
+    assert len(export.json_line(entry).splitlines()) == 1
+
+
+async def refused(call: Awaitable[object]) -> tuple[Refusal, timedelta | None]:
+    """What a refusal says, and how long it asks to wait."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error: Any = caught.value
+
+    async def again() -> None:
+        raise error
+
+    status, retry = rpc_status.from_call(error), error_details_pb2.RetryInfo()
+    assert status is not None
+    waits = [retry.retry_delay.ToTimedelta() for detail in status.details if detail.Unpack(retry)]
+    return await refusal(again()), waits[0] if waits else None
+
+
+# ---- windows ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("span", list(Span))
+async def test_a_refusal_of_a_window_says_which_and_when_to_come_back(server: Served, span: Span) -> None:
+    async with server(TALK) as served:
+        await served.running.ledger.set_window("development", span, Limit(cpu_ms=1))
+        session = await served.caller.open_session()
+        said, wait = await refused(served.caller.turn(session, "1"))
+        (window,) = (await Accountant(served.caller).budget()).windows
+        ends = f"{window.end_time.ToDatetime():%Y-%m-%dT%H:%M:%SZ}"
+        assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED")
+        assert f"for the {span} {window.label} (UTC)" in said.message
+        assert f"This {span} ends at {ends}" in said.message
+        assert (said.said["window"], said.said["window_end"], said.said["unit"]) == (span, ends, "cpu_ms")
+        left = window.end_time.ToDatetime(UTC) - datetime.now(UTC)
+        assert wait is not None
+        assert timedelta(0) <= wait - left < timedelta(seconds=60)
+
+
+async def test_a_run_that_a_window_stops_names_it(server: Served) -> None:
+    async with server(TALK, day_budget_usd="0.000001") as served:
+        ended = await served.caller.ask()
+        (window,) = (await Accountant(served.caller).budget()).windows
+        assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
+        assert f"for the day {window.label} (UTC)" in ended.run.reason
+        assert ended.run.spent == types_pb2.Amounts()
+
+
+async def test_a_refusal_of_an_account_gives_no_time_to_come_back(server: Served) -> None:
+    async with server(TALK) as served:
+        session = await served.caller.open_session(budget=types_pb2.Budget(cpu_ms=1))
+        said, wait = await refused(served.caller.turn(session, "1"))
+        assert said.reason == "BUDGET_EXCEEDED"
+        assert wait is None
+        assert "window" not in said.said
+
+
+# ---- warnings --------------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """A feed that only listens."""
+
+    def __init__(self) -> None:
+        self.warnings: list[BudgetWarning] = []
+
+    def emit(self, place: Place, body: BudgetWarning) -> None:
+        self.warnings.append(body)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_run_is_warned_once_at_each_share_of_its_budget_in_every_unit(unit: str) -> None:
+    told: Any = Told()
+    run = RunRow("run", "tenant", None, None, "model", "model", Limit(**{unit: 1000}), 0)
+    anything: Any = None
+    tree = Tree(anything, run, RunLimits(), "core", 0.0, told, None, anything)
+    for _ in range(100):
+        tree.count(Place("run", "", 0), Amounts(**{unit: 10}))
+    assert [(warning.unit, warning.percent, warning.spent, warning.limit) for warning in told.warnings] == [
+        (unit, percent, percent * 10, 1000) for percent in (50, 80, 95)
+    ]
