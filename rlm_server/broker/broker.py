@@ -119,9 +119,9 @@ class Broker:
     """Makes model calls for many tenants. It owns the routes' providers and closes them.
 
     A call waits in two places. First for its turn among its own: `tenant_calls` of a tenant and `run_calls` of a run
-    go on at once, their pauses included, and only those ask the ledger for money. Then, with its money, for the
-    provider: `provider_calls` are in flight to it, and tenants share them by their weights. `policies` are those of
-    tenants that have their own. An attempt may take `attempt_seconds` once it is sent.
+    go on at once, their pauses and waits included. Then, before each attempt, for the provider: `provider_calls` are
+    in flight to it, and tenants share them by their weights. `policies` are those of tenants that have their own. An
+    attempt may take `attempt_seconds` once it is sent.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Broker:
         return self._turns.load.waiting
 
     def loads(self) -> dict[str, Load]:
-        """The calls in flight to every provider, and those that wait for it with their money in hand."""
+        """The calls in flight to every provider, and those that wait for it."""
         return {name: gate.load for name, gate in self._gates.items()}
 
     def states(self) -> dict[str, State]:

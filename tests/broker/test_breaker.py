@@ -270,6 +270,7 @@ def test_a_call_that_one_breaker_refuses_is_no_probe_of_the_other() -> None:
     clock.now += 1.0  # the tenant's own has cooled
     tried(breakers.trial("route", "b", next(hold)), failing())  # and now the route is shut to all
     assert not tried(breakers.trial("route", "a", next(hold)))
+    assert breakers._breakers["route", "a"].state is State.OPEN
     clock.now += 1.0
     assert tried(breakers.trial("route", "a", next(hold)))
     assert breakers.state("route") is State.CLOSED

@@ -119,6 +119,31 @@ async def test_a_tenant_that_comes_anew_goes_next_and_has_no_turns_saved_up() ->
     assert await visitors.order() == ["new 0", "old 3", "new 1", "old 4", "new 2", "old 5"]
 
 
+async def test_a_tenant_that_was_inside_while_others_took_turns_has_none_saved_up() -> None:
+    visitors = Visitors(Gate(calls=2, tenant_calls=1))
+    await visitors.arrive("long", "long")
+    for number in range(40):
+        await visitors.arrive("short", f"short {number}")
+    assert await visitors.next() == "long"
+    for number in range(20):
+        assert await visitors.next() == f"short {number}"
+        await visitors.leave(f"short {number}")
+    inside = ["long", await visitors.next()]
+    for number in range(20):
+        for tenant in ("other", "long"):
+            await visitors.arrive(tenant, f"{tenant} {number}")
+    entered = []
+    for _ in range(30):
+        await visitors.leave(inside.pop(0))
+        entered.append(await visitors.next())
+        inside.append(entered[-1])
+    turns = Counter(name.partition(" ")[0] for name in entered)
+    assert max(turns.values()) - min(turns.values()) <= 2, turns
+    for task in visitors.tasks.values():
+        task.cancel()
+    await asyncio.gather(*visitors.tasks.values(), return_exceptions=True)
+
+
 async def test_a_tenant_at_its_cap_and_a_run_at_its_cap_keep_no_other_out() -> None:
     visitors = Visitors(Gate(tenant_calls=2, run_calls=1))
     for tenant, run, name in [

@@ -8,6 +8,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ from rlm_server.broker.providers.scripted import ScriptedProvider
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.ledger import Amounts, BudgetExceeded, Entry, Limit
 from tests.broker.books import PAYER, TENANT, Books
-from tests.broker.stage import BUSY, HELD, PRICE, PROMPT, Play, Until, answered, soon
+from tests.broker.stage import BUSY, COST, HELD, PRICE, PROMPT, Play, Until, answered, soon
 
 DEAR = Price(Rates(input=7_000_000_000, output=9_000_000_000))
 DEAR_COST = Amounts(nano_usd=100 * 7_000 + 2 * 9_000, tokens=102, calls=1)
@@ -42,7 +43,7 @@ def broker_of(
     large: Play | None = None,
     huge: Play | None = None,
     policies: Mapping[str, Policy] | None = None,
-    backoff: Backoff | None = None,
+    **terms: Any,
 ) -> Broker:
     """A broker whose "small" falls back to "large", then to "huge"; those are as dear as each other."""
     plays = {"small": small, "large": large or Play([answered]), "huge": huge or Play([answered])}
@@ -57,8 +58,9 @@ def broker_of(
         books,
         Routes(routes),
         Prices.load(),
-        backoff=backoff or Backoff(first=0.001, tries=3),
+        backoff=Backoff(first=0.001, tries=3),
         policies={TENANT: ALL} if policies is None else policies,
+        **terms,
     )
 
 
@@ -177,6 +179,20 @@ async def test_a_model_that_cannot_be_paid_for_is_not_replaced(books: Books) -> 
         await broker_of(books, Play([answered])).complete(PROMPT, PAYER, deadline=soon())
 
 
+async def test_a_call_whose_deadline_passed_in_line_is_not_asked_elsewhere(books: Books) -> None:
+    until = Until()
+    small, large = Play([until]), Play([answered])
+    broker = broker_of(books, small, large=large, provider_calls=1)
+    first = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon()))
+    await small.started.get()
+    orders = list(books.orders)
+    with pytest.raises(CallFailed, match="queue"):
+        await broker.complete(PROMPT, PAYER, deadline=time.monotonic() + 0.05)
+    assert books.orders == orders
+    until.event.set()
+    assert (await first).spent == COST
+
+
 async def test_a_route_that_is_left_alone_gives_way_without_being_asked(books: Books) -> None:
     small = Play([failing(Failure.AUTH)])
     broker = broker_of(books, small)
@@ -219,7 +235,8 @@ async def test_whatever_fails_a_call_pays_for_one_attempt_at_most_and_the_books_
             raise failing(chance.choice([*GIVING_WAY, *OTHERS]), billed=chance.random() < 0.2)
         return "answered"
 
-    broker = broker_of(books, Play([by_chance]), large=Play([by_chance]), huge=Play([by_chance]))
+    patience = Patience(calls=10_000, tenants=10_000)
+    broker = broker_of(books, Play([by_chance]), large=Play([by_chance]), huge=Play([by_chance]), patience=patience)
     names = [f"call-{number}" for number in range(200)]
     calls = (broker.complete(PROMPT, PAYER, deadline=soon(), call_id=name) for name in names)
     results = dict(zip(names, await asyncio.gather(*calls, return_exceptions=True), strict=True))

@@ -89,6 +89,20 @@ async def test_calls_that_stand_in_line_when_the_route_breaks_fail_as_they_come_
     assert (await books.balance(PAYER.account)).pending == Amounts()
 
 
+async def test_a_call_does_not_wait_for_its_turn_only_to_be_refused(books: Books) -> None:
+    slow = Until()
+    play = Play([slow, REVOKED])
+    broker = broker_of(books, play, patience=LONG, run_calls=1)
+    first = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon()))
+    await play.started.get()
+    second_run = await books.open(Payer(account="run-2", tenant=PAYER.tenant, run="run-2", node="0"))
+    for _ in range(3):
+        assert await outcome(broker.complete(PROMPT, second_run, deadline=soon())) is Failure.AUTH
+    assert await outcome(broker.complete(PROMPT, PAYER, deadline=soon())) is Failure.UNAVAILABLE
+    slow.event.set()
+    assert (await first).spent == COST
+
+
 async def test_a_route_that_breaks_while_a_call_waits_for_its_provider_is_not_asked_by_it(books: Books) -> None:
     until_told = Until()
 

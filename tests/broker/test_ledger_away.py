@@ -13,7 +13,7 @@ from rlm_server.broker.breaker import Patience, State
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.calls import Failure, ProviderError
 from rlm_server.ledger import MIGRATIONS, Amounts, Hold, Recovery, Usage
-from rlm_server.store.database import Database, DatabaseBusyError, DatabaseLostError
+from rlm_server.store.database import Database, DatabaseBusyError, DatabaseError, DatabaseLostError
 from tests.broker.books import PAYER, Books
 from tests.broker.stage import COST, HELD, PROMPT, Play, Until, answered, broker_of, soon
 
@@ -28,6 +28,7 @@ class Failing(Books):
     def __init__(self, database: Database) -> None:
         super().__init__(database)
         self.fails_before: dict[str, int] = {}
+        self.before_kind: type[DatabaseError] = DatabaseBusyError
         self.fails_after: dict[str, int] = {}
 
     async def reserve(self, hold: Hold, *, deadline: float) -> None:
@@ -58,7 +59,7 @@ class Failing(Books):
     def _may_fail(self, order: str, times: dict[str, int]) -> None:
         if times.get(order, 0) > 0:
             times[order] -= 1
-            kind = DatabaseLostError if times is self.fails_after else DatabaseBusyError
+            kind = DatabaseLostError if times is self.fails_after else self.before_kind
             raise kind(f"the database cannot be reached: {PATH_OF_THE_SERVER}")
 
 
@@ -97,10 +98,12 @@ async def restarted(path: Path) -> tuple[Recovery, Amounts, Amounts]:
 
 @pytest.mark.parametrize("order", ["reserve", "dispatch"])
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("kind", [DatabaseBusyError, DatabaseLostError], ids=["busy", "lost"])
 async def test_a_call_that_cannot_be_written_down_is_not_sent_and_costs_nothing(
-    books: Failing, order: str, when: str
+    books: Failing, order: str, when: str, kind: type[DatabaseError]
 ) -> None:
     play = Play([answered])
+    books.before_kind = kind
     {"before": books.fails_before, "after": books.fails_after}[when][order] = 1
     broker = broker_of(books, play)
     with pytest.raises(CallFailed, match="nothing was sent") as caught:
@@ -198,6 +201,7 @@ async def test_a_server_that_stops_in_a_call_does_not_wait_for_its_database(book
     broker = broker_of(books, Play([answer_late]))
     completion = await broker.complete(PROMPT, PAYER, deadline=soon())
     assert (completion.reply.text, completion.spent) == ("answered", HELD)
+    assert [order for order, _ in books.orders] == ["reserve", "dispatch", "post"]
     assert await restarted(path) == (Recovery(voided=0, posted=1), HELD, Amounts())
 
 
