@@ -22,7 +22,6 @@ from rlm_server.broker.broker import Broker
 from rlm_server.broker.calls import Failure
 from rlm_server.ledger import UNITS, Ledger
 from rlm_server.runs.journal import Journal
-from rlm_server.statements import Statements
 from sandbox.pool import WorkerPool
 
 log = logging.getLogger(__name__)
@@ -46,7 +45,6 @@ class Vitals:
 
     broker: Broker
     ledger: Ledger
-    statements: Statements
     journal: Journal
     pool: WorkerPool
 
@@ -83,7 +81,7 @@ class Vitals:
         yield from (inside, waiting, breakers)
 
     async def _money(self) -> list[Metric]:
-        totals = await self.statements.totals()
+        totals = await self.ledger.totals()
         found: list[Metric] = []
         for unit in UNITS:
             words = _WORDS[unit]

@@ -42,7 +42,6 @@ from rlm_server.runs.supervisor import Supervisor
 from rlm_server.runs.tree import RunLimits, Services
 from rlm_server.scripts import SCRIPTS
 from rlm_server.sessions import Sessions
-from rlm_server.statements import Statements
 from rlm_server.store.contexts import Contexts
 from rlm_server.store.database import Database
 from rlm_server.store.objects import Objects
@@ -181,9 +180,8 @@ async def serving(
                 run_pb2_grpc.add_RunServiceServicer_to_server(
                     RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
                 )
-                statements = Statements(database)
-                budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts, statements), server)
-                vitals = Vitals(broker, accounts, statements, journal, pool)
+                budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts), server)
+                vitals = Vitals(broker, accounts, journal, pool)
                 async with (
                     exposed(settings.metrics_listen, vitals) as metrics,
                     _listening(server, settings) as address,

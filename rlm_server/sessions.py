@@ -16,6 +16,7 @@ from typing import Self
 
 from rlm_server.broker.broker import Broker
 from rlm_server.broker.calls import Payer
+from rlm_server.clock import now
 from rlm_server.ledger import Amounts, Ledger, Limit
 from rlm_server.runs.calls import Calls, Memo, Terms
 from rlm_server.runs.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
@@ -176,7 +177,7 @@ class Sessions:
                 if new.context:
                     await live.attach("context", await held.enter_async_context(self._contexts.held(new.context)))
                 await self._ledger.open_account(session_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
-                session = ReplSession(session_id, new, live, held.pop_all(), time.time_ns() // 1_000_000)
+                session = ReplSession(session_id, new, live, held.pop_all(), now())
         except BaseException:
             await live.close()
             raise

@@ -14,8 +14,7 @@ from rlm.v1 import budget_pb2, budget_pb2_grpc
 from rlm_server.api import export, requests, responses
 from rlm_server.api.edge import tenant
 from rlm_server.api.errors import InvalidField, NotFound
-from rlm_server.ledger import By, Entry, Ledger, Query, Span, Window
-from rlm_server.statements import Statement, Statements, UsageLine
+from rlm_server.ledger import By, Entry, Ledger, Query, Span, Statement, UsageRow, Window
 
 MOST_MODEL = 200
 """Characters of a model's name."""
@@ -43,13 +42,13 @@ _SPANS = {
 class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     """Shows a tenant its accounts and what was spent on them."""
 
-    def __init__(self, ledger: Ledger, statements: Statements) -> None:
-        self._ledger, self._statements = ledger, statements
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
 
     async def GetBudget(self, request: budget_pb2.GetBudgetRequest, context: Any) -> budget_pb2.GetBudgetResponse:
         """Describe an account."""
         name = request.account_id or tenant()
-        found = await self._statements.of(tenant(), name)
+        found = await self._ledger.statement(tenant(), name)
         if found is None:
             raise NotFound("account", name)
         return budget_pb2.GetBudgetResponse(account=_account(found), windows=[_window(one) for one in found.windows])
@@ -62,12 +61,12 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         size = requests.page_size(request.page_size, 100, 1_000)
         of = _list_name(f"usage by {by}", query)
         last = requests.page_key(request.page_token, of)
-        found = await self._statements.usage(query, by)
-        rest = found if last is None else [line for line in found if line.row.key > last]
+        found = await self._ledger.usage(query, by)
+        rest = found if last is None else [row for row in found if row.key > last]
         page = rest[:size]
         return budget_pb2.ListUsageResponse(
-            rows=[_usage(line) for line in page],
-            next_page_token=responses.page_key(of, page[-1].row.key) if len(rest) > size else "",
+            rows=[_usage(row) for row in page],
+            next_page_token=responses.page_token(of, page[-1].key) if len(rest) > size else "",
         )
 
     async def ListLedgerEntries(
@@ -92,7 +91,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         if request.format not in _LINES:
             raise InvalidField("format", f"must be CSV or JSONL, not {request.format}")
         line, query = _LINES[request.format], await self._query(request.filter)
-        last = await self._statements.last(tenant())
+        last = await self._ledger.last_entry(tenant())
         head = export.header().encode() if line is export.csv_line else b""
         yield budget_pb2.ExportLedgerEntriesResponse(data=head, last_number=last)
         while found := await self._ledger.entries(query, most=EXPORT_PAGE):
@@ -105,7 +104,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
 
     async def _query(self, asked: budget_pb2.EntryFilter) -> Query:
         for kind, name in (("run", asked.run_id), ("node", asked.node_id)):
-            if name and await self._statements.of(tenant(), name) is None:
+            if name and await self._ledger.statement(tenant(), name) is None:
                 raise NotFound(kind, name)
         if len(asked.model) > MOST_MODEL:
             raise InvalidField("filter.model", f"may have {MOST_MODEL} characters, not {len(asked.model)}")
@@ -166,14 +165,14 @@ def _window(window: Window) -> budget_pb2.BudgetWindow:
     )
 
 
-def _usage(line: UsageLine) -> budget_pb2.UsageRow:
+def _usage(row: UsageRow) -> budget_pb2.UsageRow:
     return budget_pb2.UsageRow(
-        key=line.row.key,
-        amounts=responses.amounts(line.row.actual),
-        usage=responses.token_usage(line.row.usage),
-        entries=line.row.entries,
-        ambiguous_entries=line.row.ambiguous,
-        ambiguous_amounts=responses.amounts(line.ambiguous),
+        key=row.key,
+        amounts=responses.amounts(row.actual),
+        usage=responses.token_usage(row.usage),
+        entries=row.entries,
+        ambiguous_entries=row.ambiguous,
+        ambiguous_amounts=responses.amounts(row.doubtful),
     )
 
 

@@ -17,8 +17,8 @@ from grpc_status import rpc_status
 
 from rlm_server.broker.prices import NoPrice
 from rlm_server.broker.routes import UnknownModel
-from rlm_server.ledger import BudgetError, Span, windows
-from rlm_server.ledger.holds import now
+from rlm_server.clock import now
+from rlm_server.ledger import BudgetError, windows
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions import SessionEnded, TooManySessions
 from rlm_server.store.contexts import ContextGone
@@ -75,10 +75,7 @@ def status_of(error: Exception) -> status_pb2.Status:
         case UploadStalled():
             return _status(code_pb2.ABORTED, "UPLOAD_STALLED", str(error), _retry())
         case ContextQuotaExceeded():
-            quota = error_details_pb2.QuotaFailure(
-                violations=[error_details_pb2.QuotaFailure.Violation(subject=error.unit, description=str(error))]
-            )
-            said = {"unit": error.unit, "limit": str(error.limit), "used": str(error.used), "asked": str(error.asked)}
+            quota, said = _quota(error.unit, error), _asked(error)
             return _status(code_pb2.RESOURCE_EXHAUSTED, "CONTEXT_QUOTA_EXCEEDED", str(error), quota, said=said)
         case ContextGone():
             return status_of(NotFound("context", error.context))
@@ -91,18 +88,11 @@ def status_of(error: Exception) -> status_pb2.Status:
         case NoPrice():
             return _invalid("NO_PRICE", "model", str(error))
         case BudgetError():
-            quota = error_details_pb2.QuotaFailure(
-                violations=[error_details_pb2.QuotaFailure.Violation(subject=error.unit, description=str(error))]
-            )
-            said = {"unit": error.unit, "limit": str(error.limit), "used": str(error.used), "asked": str(error.asked)}
-            return _budget_exceeded(error, quota, said)
+            return _budget_exceeded(error)
         case SessionEnded():
             return _status(code_pb2.NOT_FOUND, "SESSION_ENDED", str(error))
         case TooManySessions():
-            quota = error_details_pb2.QuotaFailure(
-                violations=[error_details_pb2.QuotaFailure.Violation(subject="sessions", description=str(error))]
-            )
-            return _status(code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_SESSIONS", str(error), quota)
+            return _status(code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_SESSIONS", str(error), _quota("sessions", error))
         case SnapshotRefused():
             return _status(code_pb2.DATA_LOSS, "SNAPSHOT_REFUSED", str(error))
         case PoolFull() | TooManyRuns():
@@ -121,22 +111,32 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(code_pb2.INTERNAL, "INTERNAL", "an internal error of the server; it has been logged")
 
 
-def _budget_exceeded(
-    error: BudgetError, quota: error_details_pb2.QuotaFailure, said: dict[str, str]
-) -> status_pb2.Status:
+def _budget_exceeded(error: BudgetError) -> status_pb2.Status:
     """A window's says when it ends, because then there is room again."""
     code, reason, message = code_pb2.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED", str(error)
-    if not error.account.startswith(windows.PREFIX):
+    quota, said = _quota(error.unit, error), _asked(error)
+    window = windows.parts(error.account)
+    if window is None:
         return _status(code, reason, message, quota, said=said)
-    span, at = Span(error.account.split(":")[1]), now()
+    (span, label, _), at = window, now()
     _, end = windows.bounds(span, at)
     # It may have ended since the refusal; what is around now is then the next one, and there is no need to wait.
-    over = not error.account.startswith(windows.account_of("", span, at))
+    over = label != windows.label(span, at)
     ends = f"{datetime.fromtimestamp(end / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
     told = f"{message}. This {span} {'is over' if over else f'ends at {ends}'}"
     wait = _retry(1) if over else _retry(math.ceil((end - at) / 1000))
     said = said | {"window": str(span)} | ({} if over else {"window_end": ends})
     return _status(code, reason, told, quota, wait, said=said)
+
+
+def _quota(subject: str, error: Exception) -> error_details_pb2.QuotaFailure:
+    violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=str(error))
+    return error_details_pb2.QuotaFailure(violations=[violation])
+
+
+def _asked(error: BudgetError | ContextQuotaExceeded) -> dict[str, str]:
+    """What was asked of which limit."""
+    return {name: str(getattr(error, name)) for name in ("unit", "limit", "used", "asked")}
 
 
 def _retry(seconds: int = 1) -> error_details_pb2.RetryInfo:

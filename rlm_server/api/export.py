@@ -10,14 +10,14 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 
 from rlm_server.ledger import UNITS, Entry
+from rlm_server.ledger.usage import COUNTS
 
 MOST_CHUNK = 1 << 20
 """Bytes of one message."""
 
-_USAGE = ("input", "output", "cache_read", "cache_write", "reasoning")
 COLUMNS = (
     "number", "time", "hold_id", "run_id", "node_id", "model", "price_version", "ambiguous", *UNITS,
-    *(f"held_{unit}" for unit in UNITS), *(f"{name}_tokens" for name in _USAGE),
+    *(f"held_{unit}" for unit in UNITS), *(f"{name}_tokens" for name in COUNTS),
 )  # fmt: skip
 """What is told of each entry. Usage is empty in CSV, and null in JSON, where the provider reported none."""
 
@@ -63,7 +63,7 @@ def _values(entry: Entry) -> Iterator[_Value]:
     yield from (entry.number, time, hold.id, hold.run, hold.node, hold.model, hold.price_version, entry.ambiguous)
     for amounts in (entry.actual, hold.amounts):
         yield from (getattr(amounts, unit) for unit in UNITS)
-    yield from asdict(usage).values() if usage else (None,) * len(_USAGE)
+    yield from asdict(usage).values() if usage else (None,) * len(COUNTS)
 
 
 def _cell(value: _Value) -> str:

@@ -51,7 +51,7 @@ def page_token(value: str, list_name: str, numbers: int) -> tuple[int, ...] | No
 
 
 def page_key(value: str, list_name: str) -> str | None:
-    """Return the key that `responses.page_key` put into a token of this list; None for the first page."""
+    """Return the key that `responses.page_token` put into a token of this list; None for the first page."""
     if not value:
         return None
     match _token(value):

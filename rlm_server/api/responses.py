@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from google.protobuf.message import Message
@@ -39,28 +39,22 @@ def time(milliseconds: int) -> Timestamp:
 
 def amounts(value: Amounts) -> types_pb2.Amounts:
     """Write amounts."""
-    return types_pb2.Amounts(nano_usd=value.nano_usd, tokens=value.tokens, calls=value.calls, cpu_ms=value.cpu_ms)
+    return types_pb2.Amounts(**asdict(value))
 
 
 def budget(value: Limit) -> types_pb2.Budget:
     """Write a budget."""
-    return types_pb2.Budget(nano_usd=value.nano_usd, tokens=value.tokens, calls=value.calls, cpu_ms=value.cpu_ms)
+    return types_pb2.Budget(**asdict(value))
 
 
 def allowance(value: Limit) -> budget_pb2.Allowance:
     """Write what is left."""
-    return budget_pb2.Allowance(nano_usd=value.nano_usd, tokens=value.tokens, calls=value.calls, cpu_ms=value.cpu_ms)
+    return budget_pb2.Allowance(**asdict(value))
 
 
 def token_usage(value: Usage) -> budget_pb2.TokenUsage:
     """Write the tokens that a provider counted."""
-    return budget_pb2.TokenUsage(
-        input=value.input,
-        output=value.output,
-        cache_read=value.cache_read,
-        cache_write=value.cache_write,
-        reasoning=value.reasoning,
-    )
+    return budget_pb2.TokenUsage(**asdict(value))
 
 
 def context(value: Context) -> context_pb2.Context:
@@ -77,14 +71,9 @@ def context(value: Context) -> context_pb2.Context:
     )
 
 
-def page_token(list_name: str, *numbers: int) -> str:
+def page_token(list_name: str, *places: int | str) -> str:
     """Write where a list's next page begins."""
-    return base64.urlsafe_b64encode(json.dumps([list_name, *numbers]).encode()).decode()
-
-
-def page_key(list_name: str, key: str) -> str:
-    """Write after which key a list's next page begins."""
-    return base64.urlsafe_b64encode(json.dumps([list_name, key]).encode()).decode()
+    return base64.urlsafe_b64encode(json.dumps([list_name, *places]).encode()).decode()
 
 
 def state(value: RunState) -> run_pb2.RunState.ValueType:

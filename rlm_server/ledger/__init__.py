@@ -23,6 +23,7 @@ from rlm_server.ledger.holds import Hold, HoldState, Recovery
 from rlm_server.ledger.ledger import Ledger
 from rlm_server.ledger.opening import Window
 from rlm_server.ledger.schema import MIGRATIONS
+from rlm_server.ledger.statements import Statement, Totals
 from rlm_server.ledger.usage import Usage
 from rlm_server.ledger.windows import Span
 
@@ -55,6 +56,8 @@ __all__ = [
     "Recovery",
     "Span",
     "StaleEpoch",
+    "Statement",
+    "Totals",
     "Usage",
     "UsageRow",
     "Window",

@@ -10,8 +10,8 @@ from typing import Any
 from rlm_server.ledger import windows
 from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.holds import COLUMNS, RESULT, Hold, hold_of, result_of
-from rlm_server.ledger.usage import Usage
-from rlm_server.store.database import Connection
+from rlm_server.ledger.usage import COUNTS, Usage
+from rlm_server.store.database import Connection, following
 
 DAY_MS = 86_400_000
 
@@ -62,24 +62,35 @@ class By(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What the entries of one day, model or run add up to. `key` is the day (`2026-11-25`, UTC), model or run."""
+    """What the entries of one day, model or run add up to. `key` is the day (`2026-11-25`, UTC), model or run.
+
+    `ambiguous` entries are among them, and `doubtful` of `actual` is theirs.
+    """
 
     key: str
     entries: int
     ambiguous: int
     actual: Amounts
+    doubtful: Amounts
     usage: Usage
 
 
 _WIDTH = len(COLUMNS.split(","))
 _ENTRIES = f"SELECT {COLUMNS}, resolved_at, entry, {RESULT} FROM hold WHERE "  # noqa: S608
 _KEYS = {By.DAY: f"resolved_at / {DAY_MS}", By.MODEL: "model", By.RUN: "run"}
-_USAGE = ("input", "output", "cache_read", "cache_write", "reasoning")
-_SUMS = ", ".join(f"coalesce(sum({name}), 0)" for name in (*(f"actual_{unit}" for unit in UNITS), *_USAGE))
 _AMBIGUOUS = "model <> '' AND input IS NULL"
+_SUMS = ", ".join(
+    f"coalesce(sum({part}), 0)"
+    for part in (
+        *(f"actual_{unit}" for unit in UNITS),
+        *(f"CASE WHEN {_AMBIGUOUS} THEN actual_{unit} END" for unit in UNITS),
+        *COUNTS,
+    )
+)
 _POSTED = f"""
 SELECT {", ".join(f"coalesce(sum(actual_{unit}), 0)" for unit in UNITS)} FROM hold WHERE id >= ? AND id < ?
 """  # noqa: S608
+_LAST = "SELECT coalesce(max(entry), 0) FROM hold WHERE tenant = ? AND entry IS NOT NULL"
 _OVER = " OR ".join(f"actual_{unit} > {unit}" for unit in UNITS)
 
 
@@ -99,16 +110,25 @@ def usage(connection: Connection, query: Query, by: By) -> list[UsageRow]:
         f"FROM hold WHERE {where} GROUP BY {_KEYS[by]} ORDER BY key",
         values,
     ).fetchall()
+    width = len(UNITS)
     return [
-        UsageRow(_key(by, key), count, ambiguous, Amounts(*sums[: len(UNITS)]), Usage(*sums[len(UNITS) :]))
+        UsageRow(
+            _key(by, key), count, ambiguous,
+            Amounts(*sums[:width]), Amounts(*sums[width : 2 * width]), Usage(*sums[2 * width :]),
+        )
         for key, count, ambiguous, *sums in rows
-    ]
+    ]  # fmt: skip
 
 
 def posted(connection: Connection, prefix: str) -> Amounts:
     """What the posted holds cost whose ids begin with `prefix`, which is not empty."""
-    following = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-    return Amounts(*connection.execute(_POSTED, (prefix, following)).fetchone())
+    return Amounts(*connection.execute(_POSTED, (prefix, following(prefix))).fetchone())
+
+
+def last(connection: Connection, tenant: str) -> int:
+    """The number of a tenant's last entry; 0 where it has none."""
+    (number,) = connection.execute(_LAST, (tenant,)).fetchone()
+    return int(number)
 
 
 def overruns(connection: Connection) -> int:

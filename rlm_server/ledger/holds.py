@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from enum import StrEnum
@@ -11,7 +10,7 @@ from typing import Any
 from rlm_server.ledger.accounts import ZERO, Tree, refuse_uncountable
 from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.errors import HoldUnknown, MoveRefused, StaleEpoch
-from rlm_server.ledger.usage import Usage
+from rlm_server.ledger.usage import COUNTS, Usage
 from rlm_server.store.database import Connection
 
 
@@ -78,7 +77,7 @@ class Recovery:
 
 
 COLUMNS = f"id, account, {', '.join(UNITS)}, model, price_version, tenant, run, node"
-RESULT = f"{', '.join(f'actual_{unit}' for unit in UNITS)}, input, output, cache_read, cache_write, reasoning"
+RESULT = ", ".join((*(f"actual_{unit}" for unit in UNITS), *COUNTS))
 _WIDTH = len(COLUMNS.split(","))
 _INSERT = f"INSERT INTO hold ({COLUMNS}, reserved_at, state, epoch) VALUES ({', '.join('?' * (_WIDTH + 3))})"  # noqa: S608
 _FIND = f"SELECT {COLUMNS}, state, reserved_at, epoch, {RESULT} FROM hold WHERE id = ?"  # noqa: S608
@@ -87,11 +86,6 @@ UPDATE hold SET state = ?, resolved_at = ?, ({RESULT}) = ({", ".join("?" * len(R
     entry = CASE WHEN ? = 1 THEN (SELECT coalesce(max(entry), 0) + 1 FROM hold WHERE entry IS NOT NULL) END
 WHERE id = ?
 """  # noqa: S608
-
-
-def now() -> int:
-    """The time in Unix milliseconds."""
-    return time.time_ns() // 1_000_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,15 @@ import logging
 from collections.abc import Callable
 from typing import TypeVar
 
-from rlm_server.ledger import entries, holds, opening
+from rlm_server.clock import now
+from rlm_server.ledger import entries, holds, opening, statements
 from rlm_server.ledger.accounts import Account, Balance, Tree, left, refuse_uncountable
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.ledger.entries import By, Entry, Query, UsageRow
-from rlm_server.ledger.holds import Hold, HoldState, Moved, Outcome, Recovery, now
+from rlm_server.ledger.holds import Hold, HoldState, Moved, Outcome, Recovery
 from rlm_server.ledger.line import Line
 from rlm_server.ledger.opening import Window
+from rlm_server.ledger.statements import Statement, Totals
 from rlm_server.ledger.usage import Usage
 from rlm_server.ledger.windows import Span
 from rlm_server.store.database import Connection, Database
@@ -212,6 +214,19 @@ class Ledger:
     async def usage(self, query: Query, by: By) -> list[UsageRow]:
         """What the entries asked for add up to, by day, model or run."""
         return await self._database.read(lambda connection: entries.usage(connection, query, by))
+
+    async def last_entry(self, tenant: str) -> int:
+        """The number of a tenant's last entry; 0 where it has none."""
+        return await self._database.read(lambda connection: entries.last(connection, tenant))
+
+    async def statement(self, tenant: str, account: str) -> Statement | None:
+        """Where a tenant's account stands, all out of one snapshot; None where the tenant has none of this name."""
+        at = self._clock()
+        return await self._database.read(lambda connection: statements.statement(connection, tenant, account, at))
+
+    async def totals(self) -> Totals:
+        """What all tenants together have spent, and hold."""
+        return await self._database.read(statements.totals)
 
     async def posted(self, prefix: str) -> Amounts:
         """What the posted holds cost whose ids begin with `prefix`."""

@@ -14,8 +14,8 @@ from rlm_server.ledger.errors import (
     BudgetExceeded,
     LimitTooLow,
 )
-from rlm_server.ledger.windows import Span, account_of, bounds, keep, label
-from rlm_server.store.database import Connection
+from rlm_server.ledger.windows import Span, account_of, bounds, keep, label, prefix_of
+from rlm_server.store.database import Connection, following
 
 
 def open_account(connection: Connection, wanted: Account, at: int) -> None:
@@ -90,8 +90,7 @@ AND NOT EXISTS (SELECT 1 FROM account AS child WHERE child.parent = account.id A
 
 def open_leaves(connection: Connection, prefix: str) -> list[str]:
     """The open accounts with no open one under them whose names begin with `prefix`, which is not empty."""
-    following = prefix[:-1] + chr(ord(prefix[-1]) + 1)
-    return [id for (id,) in connection.execute(_OPEN_LEAVES, (prefix, following)).fetchall()]
+    return [id for (id,) in connection.execute(_OPEN_LEAVES, (prefix, following(prefix))).fetchall()]
 
 
 def set_limit(connection: Connection, id: str, limit: Limit) -> Account:
@@ -138,9 +137,9 @@ def set_window(connection: Connection, tenant: str, span: Span, limit: Limit | N
     keep(connection, tenant, span, limit)
     if limit is None:
         # Nobody counts on them from here on, so none may be found when the span is limited again.
-        prefix = account_of(tenant, span, at).rpartition(label(span, at))[0]
-        forget = "DELETE FROM account WHERE tenant = ? AND parent IS NULL AND substr(id, 1, length(?)) = ?"
-        connection.execute(forget, (tenant, prefix, prefix))
+        prefix = prefix_of(span)
+        forget = "DELETE FROM account WHERE tenant = ? AND parent IS NULL AND id >= ? AND id < ?"
+        connection.execute(forget, (tenant, prefix, following(prefix)))
         return
     for account in tree.windows(tenant, at):
         if account.id == account_of(tenant, span, at):

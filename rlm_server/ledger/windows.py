@@ -62,17 +62,30 @@ def label(span: Span, at: int) -> str:
     return datetime.fromtimestamp(at / 1000, UTC).strftime(_LABELS[span])
 
 
+def prefix_of(span: Span) -> str:
+    """What the names of all accounts of a span's windows begin with."""
+    return f"{PREFIX}{span}:"
+
+
 def account_of(tenant: str, span: Span, at: int) -> str:
     """The account of the window around a time."""
-    return f"{PREFIX}{span}:{label(span, at)}:{tenant}"
+    return f"{prefix_of(span)}{label(span, at)}:{tenant}"
+
+
+def parts(account: str) -> tuple[Span, str, str] | None:
+    """The span, label and tenant of a window's account; None where it is another."""
+    if not account.startswith(PREFIX):
+        return None
+    _, span, label, tenant = account.split(":", 3)
+    return Span(span), label, tenant
 
 
 def described(account: str) -> str:
     """An account's name for people."""
-    if not account.startswith(PREFIX):
+    window = parts(account)
+    if window is None:
         return f"account {account!r}"
-    _, span, rest = account.split(":", 2)
-    name, _, tenant = rest.partition(":")
+    span, name, tenant = window
     return f"account {tenant!r} for the {span} {name} (UTC)"
 
 

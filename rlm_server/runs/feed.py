@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from rlm_server.clock import now
 from rlm_server.runs.events import Body, Event, Place, RunFinished
-from rlm_server.runs.journal import Journal, now
+from rlm_server.runs.journal import Journal
 
 _MOST_AT_ONCE = 256
 

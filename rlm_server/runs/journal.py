@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from rlm_server.clock import now
 from rlm_server.ledger.amounts import Limit
 from rlm_server.runs.events import Event, Place, from_json, to_json
 from rlm_server.runs.reading import Coverage
@@ -227,8 +227,3 @@ def _run(connection: Connection, where: str, values: tuple[str, str]) -> RunRow 
     run_id, tenant, request_id, context, model, sub_model, *limits, created_at, ended_at = row
     budget = Limit(*limits)
     return RunRow(run_id, tenant, request_id, context, model, sub_model, budget, created_at, ended_at)
-
-
-def now() -> int:
-    """Return the time in Unix milliseconds."""
-    return time.time_ns() // 1_000_000

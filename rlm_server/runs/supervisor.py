@@ -13,10 +13,11 @@ from functools import partial
 from types import TracebackType
 from typing import Self
 
+from rlm_server.clock import now
 from rlm_server.ledger import UNITS, AccountUnknown, Amounts, BudgetExceeded, LedgerError, Limit
 from rlm_server.runs.events import Event, Place, RunFinished, RunStarted
 from rlm_server.runs.feed import Feed, replay
-from rlm_server.runs.journal import NodeRow, RunRow, now
+from rlm_server.runs.journal import NodeRow, RunRow
 from rlm_server.runs.node import Node
 from rlm_server.runs.reading import Coverage, whole
 from rlm_server.runs.state import RunState

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -17,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from weakref import WeakValueDictionary
 
+from rlm_server.clock import now
 from rlm_server.store.database import Connection, Database
 from rlm_server.store.lineage import Lineage
 from rlm_server.store.objects import Objects
@@ -162,7 +162,7 @@ class Contexts:
 
     def release(self, context: Context) -> None:
         """End a hold."""
-        self._used[context.id] = _now()
+        self._used[context.id] = now()
         self._holds[context.id] -= 1
         if not self._holds[context.id]:
             del self._holds[context.id]
@@ -234,7 +234,7 @@ class Contexts:
         except Exception:
             await self._clear(context.id)
             raise
-        self._used[kept.id] = _now()
+        self._used[kept.id] = now()
         if kept.id != context.id:
             self._deleted.add(context.id)
             self._remove_deleted()
@@ -260,7 +260,7 @@ class Contexts:
         """Note that an upload became a context that was there; None where that was deleted meanwhile."""
         kept = await self._database.write(lambda db: _adopt(db, context, upload))
         if kept:
-            self._used[kept.id] = _now()
+            self._used[kept.id] = now()
         return kept
 
     # ---- deleting ------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ class Contexts:
             await asyncio.sleep(min(UPKEEP_SECONDS, self._retention_ms / 1000 or UPKEEP_SECONDS))
 
     async def _note_use(self) -> None:
-        used = {**self._used, **dict.fromkeys(self._holds, _now())}
+        used = {**self._used, **dict.fromkeys(self._holds, now())}
         if used:
             await self._database.write(lambda db: _note_use(db, used))
         for context_id, at in used.items():
@@ -323,7 +323,7 @@ class Contexts:
 
     async def _forget_unused(self) -> None:
         if self._retention_ms:
-            await self._delete("used_at < ?", _now() - self._retention_ms)
+            await self._delete("used_at < ?", now() - self._retention_ms)
 
     async def _trim(self) -> None:
         """Where the object store has everything, keep only so much here: what was used last, and what is held."""
@@ -364,7 +364,7 @@ def _keep(db: Connection, new: Context, upload: str) -> Context:
     values = (
         new.id, new.tenant, new.identity, new.name, int(new.kind), new.sha256, new.size_bytes, new.characters,
         new.documents, texts.size, texts.mtime_ns, texts.sha256, index.size, index.mtime_ns, index.sha256,
-        new.created_at, new.created_at, _now() if known else None,
+        new.created_at, new.created_at, now() if known else None,
     )  # fmt: skip
     marks = ", ".join("?" * len(values))
     (number,) = db.execute(
@@ -386,13 +386,13 @@ def _adopt(db: Connection, context: Context, upload: str) -> Context | None:
 def _became(db: Connection, upload: str, context_id: str) -> None:
     """An upload is finished; only one with a request id is remembered."""
     db.execute("DELETE FROM upload WHERE id = ? AND request_id IS NULL", (upload,))
-    db.execute("UPDATE upload SET context = ?, changed_at = ? WHERE id = ?", (context_id, _now(), upload))
+    db.execute("UPDATE upload SET context = ?, changed_at = ? WHERE id = ?", (context_id, now(), upload))
 
 
 def _delete(db: Connection, where: str, values: tuple[object, ...]) -> list[str]:
     found = db.execute(f"SELECT id FROM context WHERE deleted_at IS NULL AND {where}", values).fetchall()  # noqa: S608
     for (context_id,) in found:
-        db.execute("UPDATE context SET deleted_at = ? WHERE id = ?", (_now(), context_id))
+        db.execute("UPDATE context SET deleted_at = ? WHERE id = ?", (now(), context_id))
         db.execute("DELETE FROM upload WHERE context = ?", (context_id,))
     return [context_id for (context_id,) in found]
 
@@ -403,7 +403,3 @@ def _forget(db: Connection, context_id: str) -> None:
 
 def _note_use(db: Connection, used: dict[str, int]) -> None:
     db.executemany("UPDATE context SET used_at = ? WHERE id = ?", [(at, context_id) for context_id, at in used.items()])
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -11,6 +11,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -252,6 +253,23 @@ class Database:
                 write.future.set_exception(answer.error)
             else:
                 write.future.set_result(answer)
+
+
+@contextmanager
+def translated(typed: Callable[[BaseException], DatabaseError | None]) -> Iterator[None]:
+    """Raise a failure of the database itself as the type that `typed` finds for it, and any other as it is."""
+    try:
+        yield
+    except BaseException as error:
+        found = typed(error)
+        if found is None:
+            raise
+        raise found from error
+
+
+def following(prefix: str) -> str:
+    """The least text after all that begin with `prefix`, which is not empty; for a search of these in an index."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
 
 def _undone(error: BaseException) -> DatabaseError:

@@ -30,6 +30,7 @@ from rlm_server.store.database import (
     DatabaseOwnedError,
     DatabaseVersionError,
     Failed,
+    translated,
 )
 
 T = TypeVar("T")
@@ -77,9 +78,14 @@ def _typed(error: BaseException) -> DatabaseError | None:
     if found is None:
         return None
     kind, text = found
-    typed = kind(f"{text} ({' '.join(str(error).split())})")
+    typed = kind(f"{text} ({_line(error)})")
     typed.__cause__ = error
     return typed
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
 
 
 class Postgres:
@@ -103,16 +109,14 @@ class Postgres:
         except psycopg.Error as error:
             raise _typed(error) or DatabaseError(f"the database cannot be opened ({error})") from error
         try:
-            self._refuse_unsafe()
-            self._own()
-            _migrate(self._writer, migrations)
-            self.epoch, self._commits = _next_epoch(self._writer)
-        except BaseException as error:
+            with translated(_typed):
+                self._refuse_unsafe()
+                self._own()
+                _migrate(self._writer, migrations)
+                self.epoch, self._commits = _next_epoch(self._writer)
+        except BaseException:
             self._writer.close()
-            typed = _typed(error)
-            if typed is None:
-                raise
-            raise typed from error
+            raise
         return self
 
     def connect(self) -> _Connection:
@@ -143,7 +147,7 @@ class Postgres:
                     if typed is None:
                         raise
                     raise typed from error
-                log.warning("the connection to the database was lost: %s", " ".join(str(error).split()))
+                log.warning("the connection to the database was lost: %s", _line(error))
                 self._reconnect(give_up)
                 if committing is None or not self._kept():
                     continue
@@ -154,12 +158,8 @@ class Postgres:
         """Run a function over one snapshot; see `Engine.read`."""
         reader = self._readers.get()
         try:
-            return reader.read(function)
-        except psycopg.Error as error:
-            typed = _typed(error)
-            if typed is None:
-                raise
-            raise typed from error
+            with translated(_typed):
+                return reader.read(function)
         finally:
             self._readers.put(reader)
 
@@ -241,9 +241,7 @@ class Postgres:
                 self._own()
             except (psycopg.Error, DatabaseOwnedError) as error:
                 if time.monotonic() >= give_up:
-                    raise DatabaseLostError(
-                        f"the database cannot be reached ({' '.join(str(error).split())})"
-                    ) from None
+                    raise DatabaseLostError(f"the database cannot be reached ({_line(error)})") from None
                 time.sleep(PAUSE_SECONDS)
             else:
                 return
@@ -319,9 +317,6 @@ class _Connection:
         with self._raw.cursor() as cursor:
             cursor.executemany(_placeholders(statement), [[_plain(value) for value in row] for row in rows])
 
-    def script(self, statements: str) -> None:
-        self._raw.execute(statements)
-
     def abandon(self) -> None:
         if self.in_transaction:
             self._raw.execute("ROLLBACK")
@@ -374,7 +369,7 @@ def _translated(script: str) -> str:
 
 
 def _migrate(connection: _Connection, migrations: Sequence[str]) -> None:
-    connection.script("""
+    connection.execute("""
         CREATE TABLE IF NOT EXISTS rlm_owner (
             one     BOOLEAN PRIMARY KEY DEFAULT true CHECK (one),
             epoch   BIGINT NOT NULL,
@@ -390,7 +385,7 @@ def _migrate(connection: _Connection, migrations: Sequence[str]) -> None:
         )
     for number, script in enumerate(migrations[version:], start=version + 1):
         done = f"UPDATE rlm_owner SET version = {number}"  # noqa: S608 - a number
-        connection.script(f"BEGIN;\n{_translated(script)}\n;{done};\nCOMMIT;")
+        connection.execute(f"BEGIN;\n{_translated(script)}\n;{done};\nCOMMIT;")
 
 
 def _next_epoch(connection: _Connection) -> tuple[int, int]:

@@ -19,6 +19,7 @@ from rlm_server.store.database import (
     DatabaseOwnedError,
     DatabaseVersionError,
     Failed,
+    translated,
 )
 
 T = TypeVar("T")
@@ -67,47 +68,39 @@ class SQLite:
         lock = _own(path)
         connections: list[sqlite3.Connection] = []
         try:
-            connections.append(_connect(path, busy_timeout))
-            _migrate(connections[0], migrations)
-            for _ in range(READERS):
+            with translated(_typed):
                 connections.append(_connect(path, busy_timeout))
-                connections[-1].execute("PRAGMA query_only = ON")
-            return cls(connections[0], connections[1:], lock)
-        except BaseException as error:
+                _migrate(connections[0], migrations)
+                for _ in range(READERS):
+                    connections.append(_connect(path, busy_timeout))
+                    connections[-1].execute("PRAGMA query_only = ON")
+                return cls(connections[0], connections[1:], lock)
+        except BaseException:
             for connection in connections:
                 connection.close()
             os.close(lock)
-            typed = _typed(error)
-            if typed is None:
-                raise
-            raise typed from error
+            raise
 
     def transact(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction, each in a savepoint of its own; see `Engine.transact`."""
-        try:
-            self._writer.execute("BEGIN IMMEDIATE")
-            answers = [self._attempt(function) for function in functions]
-            self._writer.execute("COMMIT")
-        except BaseException as error:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-            typed = _typed(error)
-            if typed is None:
+        with translated(_typed):
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                answers = [self._attempt(function) for function in functions]
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
                 raise
-            raise typed from error
         return answers
 
     def read(self, function: Callable[[Connection], T]) -> T:
         """Run a function over one snapshot; see `Engine.read`."""
         connection = self._idle.get()
         try:
-            connection.execute("BEGIN")
-            return function(connection)
-        except sqlite3.Error as error:
-            typed = _typed(error)
-            if typed is None:
-                raise
-            raise typed from error
+            with translated(_typed):
+                connection.execute("BEGIN")
+                return function(connection)
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import time
 
+from rlm_server.clock import now
 from rlm_server.store.database import Connection, Database
 
 KEY_PREFIX = "rlm_"
@@ -22,7 +22,7 @@ class Tenants:
         """Create a tenant unless it exists."""
 
         def write(connection: Connection) -> None:
-            connection.execute("INSERT INTO tenant VALUES (?, ?) ON CONFLICT DO NOTHING", (tenant, _now()))
+            connection.execute("INSERT INTO tenant VALUES (?, ?) ON CONFLICT DO NOTHING", (tenant, now()))
 
         await self._database.write(write)
 
@@ -31,7 +31,7 @@ class Tenants:
         key = KEY_PREFIX + secrets.token_urlsafe(32)
 
         def write(connection: Connection) -> None:
-            row = (_sha256(key), key[:_SHOWN], tenant, _now())
+            row = (_sha256(key), key[:_SHOWN], tenant, now())
             connection.execute("INSERT INTO api_key VALUES (?, ?, ?, ?, NULL)", row)
 
         await self._database.write(write)
@@ -51,7 +51,3 @@ class Tenants:
 
 def _sha256(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

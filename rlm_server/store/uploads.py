@@ -11,7 +11,6 @@ import logging
 import secrets
 import shutil
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
@@ -20,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from rlm_server.clock import now
 from rlm_server.store.contexts import Context, Contexts
 from rlm_server.store.database import Connection, Database
 from rlm_server.store.spool import Header, Spool, UploadRefused, UploadShort
@@ -128,10 +128,10 @@ class Uploads:
             UploadBusy: another stream is sending it.
             ContextQuotaExceeded: the tenant has too much.
         """
-        new, now, quota = secrets.token_hex(16), _now(), self._quota(header.tenant)
+        new, begun, quota = secrets.token_hex(16), now(), self._quota(header.tenant)
         self._taken[new] = None
         try:
-            row = await to_the_end(self._database.write(lambda db: _begin(db, new, header, now, quota)))
+            row = await to_the_end(self._database.write(lambda db: _begin(db, new, header, begun, quota)))
         except BaseException:
             del self._taken[new]  # where there is a row, the upkeep removes it
             raise
@@ -227,7 +227,7 @@ class Uploads:
         files = await self._in_thread(lambda stopped: shelf.write(row.context_id, spool, stopped))
         new = Context(
             row.context_id, header.tenant, identity, header.name, header.kind, header.sha256, header.size_bytes,
-            sum(spool.characters), len(spool.characters), files, _now(),
+            sum(spool.characters), len(spool.characters), files, now(),
         )  # fmt: skip
         return await self._contexts.keep(new, row.id)
 
@@ -286,7 +286,7 @@ class Uploads:
 
     async def _remove_the_old(self) -> None:
         """Remove what rests too long, what a process that died left to nobody, and old answers to request ids."""
-        oldest = _now() - round(self._rest_seconds * 1000)
+        oldest = now() - round(self._rest_seconds * 1000)
         for row in await self._rows("1 = 1"):
             if row.context and row.changed_at < oldest:
                 await self._forget(row)
@@ -391,7 +391,3 @@ def _check_same(known: Header, header: Header) -> None:
                 f"header.{field}",
                 f"the upload {header.request_id!r} began with {before!r}, and cannot go on with {now!r}",
             )
-
-
-def _now() -> int:
-    return time.time_ns() // 1_000_000

@@ -94,7 +94,7 @@ def _worst(received: Received) -> int:
 def within_limits(at: str | Path) -> None:
     """No account has spent, holds and promises more than its limit."""
     for account in rows(at, "SELECT * FROM account"):
-        for unit in (*UNITS, "cpu_ms"):
+        for unit in UNITS:
             used = account[f"posted_{unit}"] + account[f"pending_{unit}"] + account[f"carved_{unit}"]
             limit = account[f"limit_{unit}"]
             assert limit is None or used <= limit, account

@@ -19,12 +19,11 @@ from grpc_status import rpc_status
 from rlm.v1 import budget_pb2, budget_pb2_grpc, run_pb2, types_pb2
 
 from rlm_server.api import export
-from rlm_server.ledger import Amounts, By, Entry, Hold, Ledger, Limit, Query, Span, Usage
+from rlm_server.ledger import Amounts, By, Entry, Hold, Ledger, Limit, Query, Span, Totals, Usage
 from rlm_server.runs.events import BudgetWarning, Place
 from rlm_server.runs.journal import RunRow
 from rlm_server.runs.tree import RunLimits, Tree
 from rlm_server.server import MIGRATIONS
-from rlm_server.statements import Statements, Totals
 from rlm_server.store.database import Database
 from tests.system.books import rows
 from tests.system.conftest import Served
@@ -365,7 +364,7 @@ async def test_what_is_not_offered_is_refused_by_name(server: Served) -> None:
 
 async def test_both_databases_tell_the_same(database_at: str | Path) -> None:
     async with await Database.open(database_at, MIGRATIONS) as database:
-        ledger, statements = Ledger(database), Statements(database)
+        ledger = Ledger(database)
         for tenant in ("one", "two"):
             await ledger.open_account(tenant, tenant=tenant, parent=None, limit=Limit(nano_usd=10_000))
             await ledger.open_account(f"run-{tenant}", tenant=tenant, parent=tenant, limit=Limit(calls=5))
@@ -376,16 +375,16 @@ async def test_both_databases_tell_the_same(database_at: str | Path) -> None:
                 await ledger.reserve(hold, deadline=float("inf"))
                 await ledger.dispatch(name)
                 await ledger.post_in_full(name)
-        found = await statements.of("one", "run-one")
+        found = await ledger.statement("one", "run-one")
         assert found is not None
         assert (found.left, found.parent, found.closed) == (Limit(nano_usd=8_500, calls=0), "one", False)
         assert found.windows == await ledger.windows("one")
-        assert await statements.of("two", "run-one") is None
-        assert await statements.totals() == Totals(Amounts(1000, 100, 10), Amounts())
-        lines = await statements.usage(Query("one"), By.MODEL)
-        assert [line.row.key for line in lines] == ["", "B", "a", "b", "Ä"]
-        assert [line.ambiguous for line in lines] == [Amounts(), *[Amounts(100, 10, 1)] * 4]
-        assert [await statements.last(tenant) for tenant in ("one", "two", "none")] == [5, 10, 0]
+        assert await ledger.statement("two", "run-one") is None
+        assert await ledger.totals() == Totals(Amounts(1000, 100, 10), Amounts())
+        rows = await ledger.usage(Query("one"), By.MODEL)
+        assert [row.key for row in rows] == ["", "B", "a", "b", "Ä"]
+        assert [row.doubtful for row in rows] == [Amounts(), *[Amounts(100, 10, 1)] * 4]
+        assert [await ledger.last_entry(tenant) for tenant in ("one", "two", "none")] == [5, 10, 0]
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
@@ -437,18 +436,18 @@ async def test_a_file_holds_what_the_list_holds(server: Served) -> None:
 async def test_a_file_ends_with_what_had_been_posted_when_it_began(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = Statements.last
+    begin = Ledger.last_entry
     async with server(TALK) as served:
 
-        async def began(statements: Statements, tenant: str) -> int:
-            last = await begin(statements, tenant)
+        async def began(ledger: Ledger, tenant: str) -> int:
+            last = await begin(ledger, tenant)
             await spend(served, "development", 20, model="later")
             return last
 
         await spend(served, "development", 20)
         accountant, lines = Accountant(served.caller), budget_pb2.EXPORT_FORMAT_JSONL
         with monkeypatch.context() as patched:
-            patched.setattr(Statements, "last", began)
+            patched.setattr(Ledger, "last_entry", began)
             chunks = [chunk async for chunk in accountant.chunks(format=lines)]
         (last,) = {chunk.last_number for chunk in chunks}
         told = [json.loads(line) for line in b"".join(chunk.data for chunk in chunks).splitlines()]
