@@ -2,109 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import csv
-import io
 import json
-from collections.abc import AsyncIterator, Awaitable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable
+from datetime import UTC, timedelta
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
-from rlm.v1 import budget_pb2, budget_pb2_grpc, run_pb2, types_pb2
+from rlm.v1 import budget_pb2, types_pb2
 
-from rlm_server.api import export
-from rlm_server.ledger import Amounts, By, Entry, Hold, Ledger, Limit, Query, Span, Totals, Usage
+from rlm_server.ledger import Amounts, By, Hold, Ledger, Limit, Query, Span, Totals
 from rlm_server.runs.events import BudgetWarning, Place
 from rlm_server.runs.journal import RunRow
 from rlm_server.runs.tree import RunLimits, Tree
 from rlm_server.server import MIGRATIONS
 from rlm_server.store.database import Database
-from tests.system.books import rows
+from tests.system.accountant import TALK, Accountant, entry_filter, spend, stamp, total
+from tests.system.books import UNITS, rows
 from tests.system.conftest import Served
-from tests.system.stage import USD, Caller, Play, Refusal, code, refusal
+from tests.system.stage import USD, Play, code, refusal
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
-UNITS = ("nano_usd", "tokens", "calls", "cpu_ms")
-TALK = Play(code("print(llm_query_batched(['a', 'b', 'c']))", "FINAL('done')"))
-CHUNK = 1 << 20
-
-
-class Accountant:
-    """Calls the service with a caller's key."""
-
-    def __init__(self, caller: Caller) -> None:
-        self.caller = caller
-        self.stub: Any = budget_pb2_grpc.BudgetServiceStub(caller.channel)
-
-    async def budget(self, account_id: str = "") -> budget_pb2.GetBudgetResponse:
-        request = budget_pb2.GetBudgetRequest(account_id=account_id)
-        found: budget_pb2.GetBudgetResponse = await self.stub.GetBudget(request, metadata=self.caller.metadata)
-        return found
-
-    async def usage(self, **asked: Any) -> budget_pb2.ListUsageResponse:
-        request = budget_pb2.ListUsageRequest(**asked)
-        found: budget_pb2.ListUsageResponse = await self.stub.ListUsage(request, metadata=self.caller.metadata)
-        return found
-
-    async def entries(self, **asked: Any) -> budget_pb2.ListLedgerEntriesResponse:
-        request = budget_pb2.ListLedgerEntriesRequest(**asked)
-        found: budget_pb2.ListLedgerEntriesResponse = await self.stub.ListLedgerEntries(
-            request, metadata=self.caller.metadata
-        )
-        return found
-
-    async def chunks(self, **asked: Any) -> AsyncIterator[budget_pb2.ExportLedgerEntriesResponse]:
-        request = budget_pb2.ExportLedgerEntriesRequest(**asked)
-        async for chunk in self.stub.ExportLedgerEntries(request, metadata=self.caller.metadata):
-            yield chunk
-
-    async def export(self, **asked: Any) -> str:
-        return b"".join([chunk.data async for chunk in self.chunks(**asked)]).decode()
-
-    async def everything(self, **asked: Any) -> list[budget_pb2.LedgerEntry]:
-        """All pages, of the size asked for, one after another."""
-        found: list[budget_pb2.LedgerEntry] = []
-        token = ""
-        while True:
-            page = await self.entries(page_token=token, **asked)
-            found += page.entries
-            token = page.next_page_token
-            if not token:
-                return found
-
-
-def total(amounts: list[types_pb2.Amounts]) -> types_pb2.Amounts:
-    return types_pb2.Amounts(**{unit: sum(getattr(one, unit) for one in amounts) for unit in UNITS})
-
-
-def stamp(time: datetime) -> Timestamp:
-    made = Timestamp()
-    made.FromDatetime(time)
-    return made
-
-
-def entry_filter(**asked: Any) -> budget_pb2.EntryFilter:
-    return budget_pb2.EntryFilter(**asked)
-
-
-async def spend(served: Any, tenant: str, count: int, *, model: str = "play", doubtful: bool = False) -> None:
-    """Post so many calls on a tenant's account, without making them."""
-    ledger = served.running.ledger
-    for number in range(count):
-        name = f"call_{tenant}_{model}_{doubtful}_{number}.1"
-        hold = Hold(name, tenant, Amounts(1000, 10, 1), model, "prices-1", tenant, tenant, tenant)
-        await ledger.reserve(hold, deadline=float("inf"))
-        await ledger.dispatch(name)
-        if doubtful:
-            await ledger.post_in_full(name)
-        else:
-            await ledger.post(name, Amounts(number, 7, 1), Usage(5, 2, 1, 1, 1))
 
 
 # ---- accounts --------------------------------------------------------------------------------------------------------
@@ -385,164 +305,6 @@ async def test_both_databases_tell_the_same(database_at: str | Path) -> None:
         assert [row.key for row in rows] == ["", "B", "a", "b", "Ä"]
         assert [row.doubtful for row in rows] == [Amounts(), *[Amounts(100, 10, 1)] * 4]
         assert [await ledger.last_entry(tenant) for tenant in ("one", "two", "none")] == [5, 10, 0]
-
-
-# ---- files -----------------------------------------------------------------------------------------------------------
-
-
-def as_told(entry: budget_pb2.LedgerEntry) -> dict[str, object]:
-    """An entry of the list as a line of the file has it."""
-    used = entry.usage if entry.HasField("usage") else None
-    return {
-        "number": entry.number,
-        "time": entry.time.ToDatetime().isoformat(timespec="milliseconds") + "Z",
-        "hold_id": entry.hold_id,
-        "run_id": entry.run_id,
-        "node_id": entry.node_id,
-        "model": entry.model,
-        "price_version": entry.price_version,
-        "ambiguous": entry.ambiguous,
-        **{unit: getattr(entry.amounts, unit) for unit in UNITS},
-        **{f"held_{unit}": getattr(entry.held, unit) for unit in UNITS},
-        **{
-            f"{name}_tokens": getattr(used, name) if used else None
-            for name in ("input", "output", "cache_read", "cache_write", "reasoning")
-        },
-    }
-
-
-def as_cells(told: dict[str, object]) -> dict[str, str]:
-    words = {None: "", True: "true", False: "false"}
-    return {
-        name: words[value] if value is None or isinstance(value, bool) else str(value) for name, value in told.items()
-    }
-
-
-async def test_a_file_holds_what_the_list_holds(server: Served) -> None:
-    async with server(TALK) as served:
-        await served.caller.ask()
-        await spend(served, "development", 2, doubtful=True)
-        accountant = Accountant(served.caller)
-        told = [as_told(entry) for entry in await accountant.everything()]
-        lines = (await accountant.export(format=budget_pb2.EXPORT_FORMAT_JSONL)).splitlines()
-        assert [json.loads(line) for line in lines] == told
-        table = await accountant.export(format=budget_pb2.EXPORT_FORMAT_CSV)
-        assert list(csv.DictReader(io.StringIO(table))) == [as_cells(one) for one in told]
-        assert await accountant.export() == table
-        doubtful = await accountant.export(filter=entry_filter(ambiguous_only=True))
-        assert len(doubtful.splitlines()) == 1 + 2
-
-
-async def test_a_file_ends_with_what_had_been_posted_when_it_began(
-    server: Served, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    begin = Ledger.last_entry
-    async with server(TALK) as served:
-
-        async def began(ledger: Ledger, tenant: str) -> int:
-            last = await begin(ledger, tenant)
-            await spend(served, "development", 20, model="later")
-            return last
-
-        await spend(served, "development", 20)
-        accountant, lines = Accountant(served.caller), budget_pb2.EXPORT_FORMAT_JSONL
-        with monkeypatch.context() as patched:
-            patched.setattr(Ledger, "last_entry", began)
-            chunks = [chunk async for chunk in accountant.chunks(format=lines)]
-        (last,) = {chunk.last_number for chunk in chunks}
-        told = [json.loads(line) for line in b"".join(chunk.data for chunk in chunks).splitlines()]
-        assert [one["model"] for one in told] == ["play"] * 20
-        assert told[-1]["number"] == last
-        after = await accountant.export(format=lines, filter=entry_filter(after_number=last))
-        assert [json.loads(line)["model"] for line in after.splitlines()] == ["later"] * 20
-
-
-async def test_a_large_file_comes_in_chunks_of_whole_lines(server: Served) -> None:
-    count = 5_000
-    async with server(TALK) as served:
-        model = "m" * 600
-        await asyncio.gather(*[_one(served, number, model) for number in range(count)])
-        chunks = [chunk.data async for chunk in Accountant(served.caller).chunks()]
-        assert len(chunks) > 4
-        assert all(0 < len(chunk) <= CHUNK and chunk.endswith(b"\r\n") for chunk in chunks)
-        numbers = [int(line["number"]) for line in csv.DictReader(io.StringIO(b"".join(chunks).decode()))]
-        assert len(numbers) == count
-        assert numbers == sorted(set(numbers))
-
-
-async def _one(served: Any, number: int, model: str) -> None:
-    ledger, name = served.running.ledger, f"call_{number}.1"
-    await ledger.reserve(
-        Hold(name, "development", Amounts(1, 1, 1), model, "p", "development", "development", "development"),
-        deadline=float("inf"),
-    )
-    await ledger.dispatch(name)
-    await ledger.post(name, Amounts(1, 1, 1), Usage(1))
-
-
-@pytest.mark.parametrize("begins", ["=", "+", "-", "@", "\t", "\r", "\n"])
-def test_no_text_of_a_file_is_a_formula(begins: str) -> None:
-    text = f'{begins}HYPERLINK("x","y")'
-    hold = Hold(text, text, Amounts(), text, text, "tenant", text, text)
-    entry = Entry(hold, Amounts(), None, 0, 1)
-    (row,) = csv.DictReader(io.StringIO(export.header() + export.csv_line(entry), newline=""))
-    for name in ("hold_id", "run_id", "node_id", "model", "price_version"):
-        assert row[name] == f"'{text}"
-    assert json.loads(export.json_line(entry))["model"] == text
-    assert len(export.json_line(entry).splitlines()) == 1
-
-
-async def refused(call: Awaitable[object]) -> tuple[Refusal, timedelta | None]:
-    """What a refusal says, and how long it asks to wait."""
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    error: Any = caught.value
-
-    async def again() -> None:
-        raise error
-
-    status, retry = rpc_status.from_call(error), error_details_pb2.RetryInfo()
-    assert status is not None
-    waits = [retry.retry_delay.ToTimedelta() for detail in status.details if detail.Unpack(retry)]
-    return await refusal(again()), waits[0] if waits else None
-
-
-# ---- windows ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("span", list(Span))
-async def test_a_refusal_of_a_window_says_which_and_when_to_come_back(server: Served, span: Span) -> None:
-    async with server(TALK) as served:
-        await served.running.ledger.set_window("development", span, Limit(cpu_ms=1))
-        session = await served.caller.open_session()
-        said, wait = await refused(served.caller.turn(session, "1"))
-        (window,) = (await Accountant(served.caller).budget()).windows
-        ends = f"{window.end_time.ToDatetime():%Y-%m-%dT%H:%M:%SZ}"
-        assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED")
-        assert f"for the {span} {window.label} (UTC)" in said.message
-        assert f"This {span} ends at {ends}" in said.message
-        assert (said.said["window"], said.said["window_end"], said.said["unit"]) == (span, ends, "cpu_ms")
-        left = window.end_time.ToDatetime(UTC) - datetime.now(UTC)
-        assert wait is not None
-        assert timedelta(0) <= wait - left < timedelta(seconds=60)
-
-
-async def test_a_run_that_a_window_stops_names_it(server: Served) -> None:
-    async with server(TALK, day_budget_usd="0.000001") as served:
-        ended = await served.caller.ask()
-        (window,) = (await Accountant(served.caller).budget()).windows
-        assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
-        assert f"for the day {window.label} (UTC)" in ended.run.reason
-        assert ended.run.spent == types_pb2.Amounts()
-
-
-async def test_a_refusal_of_an_account_gives_no_time_to_come_back(server: Served) -> None:
-    async with server(TALK) as served:
-        session = await served.caller.open_session(budget=types_pb2.Budget(cpu_ms=1))
-        said, wait = await refused(served.caller.turn(session, "1"))
-        assert said.reason == "BUDGET_EXCEEDED"
-        assert wait is None
-        assert "window" not in said.said
 
 
 # ---- warnings --------------------------------------------------------------------------------------------------------

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
 import pytest
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from rlm.v1 import run_pb2, types_pb2
 
 from rlm_server.ledger import Limit, Query, Span
+from tests.system.accountant import TALK, Accountant
 from tests.system.books import check_settled, check_story
 from tests.system.conftest import Served
-from tests.system.stage import USD, Play, code, refusal
+from tests.system.stage import USD, Play, Refusal, code, refusal
 
 SPEND = code("for i in range(1000): llm_query(f'number {i}')")
 
@@ -55,3 +63,53 @@ async def test_a_run_ends_when_its_time_is_used_up(server: Served) -> None:
         assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
         assert "processor time" in ended.run.reason
         check_settled(served.data_dir)
+
+
+async def refused(call: Awaitable[object]) -> tuple[Refusal, timedelta | None]:
+    """What a refusal says, and how long it asks to wait."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error: Any = caught.value
+
+    async def again() -> None:
+        raise error
+
+    status, retry = rpc_status.from_call(error), error_details_pb2.RetryInfo()
+    assert status is not None
+    waits = [retry.retry_delay.ToTimedelta() for detail in status.details if detail.Unpack(retry)]
+    return await refusal(again()), waits[0] if waits else None
+
+
+@pytest.mark.parametrize("span", list(Span))
+async def test_a_refusal_of_a_window_says_which_and_when_to_come_back(server: Served, span: Span) -> None:
+    async with server(TALK) as served:
+        await served.running.ledger.set_window("development", span, Limit(cpu_ms=1))
+        session = await served.caller.open_session()
+        said, wait = await refused(served.caller.turn(session, "1"))
+        (window,) = (await Accountant(served.caller).budget()).windows
+        ends = f"{window.end_time.ToDatetime():%Y-%m-%dT%H:%M:%SZ}"
+        assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED")
+        assert f"for the {span} {window.label} (UTC)" in said.message
+        assert f"This {span} ends at {ends}" in said.message
+        assert (said.said["window"], said.said["window_end"], said.said["unit"]) == (span, ends, "cpu_ms")
+        left = window.end_time.ToDatetime(UTC) - datetime.now(UTC)
+        assert wait is not None
+        assert timedelta(0) <= wait - left < timedelta(seconds=60)
+
+
+async def test_a_run_that_a_window_stops_names_it(server: Served) -> None:
+    async with server(TALK, day_budget_usd="0.000001") as served:
+        ended = await served.caller.ask()
+        (window,) = (await Accountant(served.caller).budget()).windows
+        assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
+        assert f"for the day {window.label} (UTC)" in ended.run.reason
+        assert ended.run.spent == types_pb2.Amounts()
+
+
+async def test_a_refusal_of_an_account_gives_no_time_to_come_back(server: Served) -> None:
+    async with server(TALK) as served:
+        session = await served.caller.open_session(budget=types_pb2.Budget(cpu_ms=1))
+        said, wait = await refused(served.caller.turn(session, "1"))
+        assert said.reason == "BUDGET_EXCEEDED"
+        assert wait is None
+        assert "window" not in said.said
