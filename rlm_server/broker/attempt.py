@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 
@@ -32,21 +33,24 @@ SETTLE_PAUSE = 0.05
 class Attempt:
     """A request that is sent once, if at all, under a hold for its worst case.
 
-    `trial` is entered just before the request leaves, may refuse it, and sees how it ended. `deadline` is on the clock
-    of `time.monotonic()`; once sent, the answer may take `seconds`, but not beyond the deadline.
+    `trial` is entered before the request leaves, may refuse it, and sees how it ended. `deadline` is on the clock of
+    `time.monotonic()`; once sent, the answer may take `seconds`, but not beyond the deadline.
     """
 
     request: ModelRequest
     route: Route
     hold: Hold
     ledger: Ledger
-    gate: Gate
-    trial: AbstractContextManager[None]
+    provider_gate: Gate
+    ledger_gate: Gate
+    trial: Callable[[], AbstractContextManager[None]]
     deadline: float
     seconds: float
     counters: Counters
     _held: bool = False
     """The hold is there, and its end is not decided."""
+    _dispatched: bool = False
+    """The books may say that it was."""
     _sent: bool = False
 
     async def make(self) -> tuple[ModelReply, Amounts]:
@@ -68,57 +72,67 @@ class Attempt:
             if self._held:
                 free = not self._sent or (isinstance(error, ProviderError) and not error.billed)
                 settled = await to_the_end(self._resolve(free=free))
-                if self._sent and not settled and isinstance(error, ProviderError):
+                if self._dispatched and not settled and isinstance(error, ProviderError):
                     # Not by the provider, but the books will count it.
                     raise ProviderError(error.failure, str(error), billed=True) from None
             raise
 
     async def _made(self) -> tuple[ModelReply, Amounts]:
-        # The provider's slot is around all that the ledger does for a call, so that no more calls than go to providers
-        # at once are ever ahead of another tenant's in the ledger. But where others of the tenant hold the money, it is
-        # waited for without a slot, which would keep those who have theirs from a provider that stands idle.
-        async with self._slot():
+        # The provider's slot comes first: thousands in line for it have nothing to do with the ledger, and one commit
+        # is enough to reserve and dispatch. But where others of the tenant hold the money, it is waited for without the
+        # slot, which would keep those who have theirs from a provider that stands idle.
+        async with self._slot(self.provider_gate):
             try:
-                await self._reserve(time.monotonic())
+                with self.trial():
+                    async with self._slot(self.ledger_gate):
+                        await self._reserve(time.monotonic(), dispatch=True)
+                    reply = await self._answer()
             except BudgetBusy:
                 if time.monotonic() >= self.deadline:
                     raise
             else:
-                return await self._settled(await self._answer())
+                return await self._settled(reply)
         await self._reserve(self.deadline)
-        async with self._slot():
-            return await self._settled(await self._answer())
+        async with self._slot(self.provider_gate):
+            with self.trial():
+                await self._dispatch()
+                reply = await self._answer()
+            return await self._settled(reply)
 
-    def _slot(self) -> AbstractAsyncContextManager[None]:
-        return self.gate.slot(self.hold.tenant, self.hold.run, deadline=self.deadline)
+    def _slot(self, of: Gate) -> AbstractAsyncContextManager[None]:
+        return of.slot(self.hold.tenant, self.hold.run, deadline=self.deadline)
 
-    async def _reserve(self, until: float) -> None:
+    async def _reserve(self, until: float, *, dispatch: bool = False) -> None:
+        self._dispatched = dispatch
         try:
-            await self.ledger.reserve(self.hold, deadline=until)
+            await self.ledger.reserve(self.hold, deadline=until, dispatch=dispatch)
         except DatabaseError as error:
             # What was lost on the way back may have been done.
             self._held = isinstance(error, DatabaseLostError)
             raise self._unbooked(error) from None
         self._held = True
 
-    async def _answer(self) -> ModelReply:
-        with self.trial:
-            try:
+    async def _dispatch(self) -> None:
+        try:
+            async with self._slot(self.ledger_gate):
+                self._dispatched = True
                 await self.ledger.dispatch(self.hold.id)
-            except DatabaseError as error:
-                raise self._unbooked(error) from None
-            self._sent = True
-            left = self.deadline - time.monotonic()
-            if left <= 0:
-                raise DeadlinePassed("the deadline passed before the request was sent", billed=False)
-            try:
-                async with asyncio.timeout(min(left, self.seconds)):
-                    reply = await self.route.provider.complete(replace(self.request, model=self.route.upstream))
-            except TimeoutError:
-                if left < self.seconds:
-                    raise DeadlinePassed("no answer came before the deadline", billed=True) from None
-                words = f"no answer came within {self.seconds:g} s"
-                raise ProviderError(Failure.TIMED_OUT, words, billed=True) from None
+        except DatabaseError as error:
+            raise self._unbooked(error) from None
+
+    async def _answer(self) -> ModelReply:
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            raise DeadlinePassed("the deadline passed before the request was sent", billed=False)
+        self._sent = True
+        try:
+            async with asyncio.timeout(min(left, self.seconds)):
+                reply = await self.route.provider.complete(replace(self.request, model=self.route.upstream))
+        except TimeoutError:
+            if left < self.seconds:
+                raise DeadlinePassed("no answer came before the deadline", billed=True) from None
+            words = f"no answer came within {self.seconds:g} s"
+            raise ProviderError(Failure.TIMED_OUT, words, billed=True) from None
         # JSON can spell half a surrogate pair, which can be neither stored nor sent on.
         return replace(reply, text=reply.text.encode("utf-8", "replace").decode())
 
@@ -144,7 +158,8 @@ class Attempt:
         give_up, pause = time.monotonic() + SETTLE_SECONDS, SETTLE_PAUSE
         while True:
             try:
-                await self._order(actual, usage, free=free)
+                async with self.ledger_gate.slot(self.hold.tenant, self.hold.run, deadline=None):
+                    await self._order(actual, usage, free=free)
             except DatabaseError as error:
                 if isinstance(error, DatabaseClosedError) or time.monotonic() + pause >= give_up:
                     log.exception("hold %s could not be resolved; the next start will do it", self.hold.id)

@@ -10,6 +10,7 @@ import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 from rlm_server.broker.attempt import Attempt
 from rlm_server.broker.breaker import Breakers, Patience, RouteUnavailable, State
@@ -31,6 +32,10 @@ FRAMING_TOKENS = 256
 
 FRAMING_TOKENS_PER_MESSAGE = 16
 """Allowed for what goes around each message."""
+
+ORDERS = 16
+"""How many orders the ledger is given at once. It has one writer, which takes them as they come: tenants wait for their
+turn before it, and behind no more than these. Fewer would be committed together less often."""
 
 _SAFE_TO_RETRY = frozenset({Failure.RATE_LIMITED, Failure.OVERLOADED})
 
@@ -118,10 +123,10 @@ def _bound(input_tokens: int, max_tokens: int, price: Price) -> Amounts:
 class Broker:
     """Makes model calls for many tenants. It owns the routes' providers and closes them.
 
-    A call waits in two places. First for its turn among its own: `tenant_calls` of a tenant and `run_calls` of a run
+    A call waits in three places. First for its turn among its own: `tenant_calls` of a tenant and `run_calls` of a run
     go on at once, their pauses and waits included. Then, before each attempt, for the provider: `provider_calls` are
-    in flight to it, and tenants share them by their weights. `policies` are those of tenants that have their own. An
-    attempt may take `attempt_seconds` once it is sent.
+    in flight to it, and tenants share them by their weights. Then, in the same way, for the ledger. `policies` are
+    those of tenants that have their own. An attempt may take `attempt_seconds` once it is sent.
     """
 
     def __init__(
@@ -148,6 +153,7 @@ class Broker:
         self._turns = Gate(tenant_calls=tenant_calls, run_calls=run_calls)
         weights = {tenant: policy.weight for tenant, policy in self._policies.items()}
         names = {routes.route(model).provider_name for model in routes.models}
+        self._ledger_gate = Gate(calls=ORDERS, weights=weights)
         self._gates = {name: Gate(calls=provider_calls, weights=weights) for name in sorted(names)}
         self.counters = Counters()
 
@@ -267,15 +273,16 @@ class Broker:
             node=payer.node,
         )
         attempt = Attempt(
-            call.request,
-            route,
-            hold,
-            self._ledger,
-            self._gates[route.provider_name],
-            self._breakers.trial(model, payer.tenant, hold.id),
-            call.deadline,
-            self._attempt_seconds,
-            self.counters,
+            request=call.request,
+            route=route,
+            hold=hold,
+            ledger=self._ledger,
+            provider_gate=self._gates[route.provider_name],
+            ledger_gate=self._ledger_gate,
+            trial=partial(self._breakers.trial, model, payer.tenant, hold.id),
+            deadline=call.deadline,
+            seconds=self._attempt_seconds,
+            counters=self.counters,
         )
         try:
             reply, spent = await attempt.make()

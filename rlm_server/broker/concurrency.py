@@ -49,8 +49,8 @@ class Gate:
         return Load(self._all.inside, self._all.waiting)
 
     @asynccontextmanager
-    async def slot(self, tenant: str, run: str, *, deadline: float) -> AsyncIterator[None]:
-        """Hold a slot. `deadline` is on the clock of `time.monotonic()`.
+    async def slot(self, tenant: str, run: str, *, deadline: float | None) -> AsyncIterator[None]:
+        """Hold a slot. `deadline` is on the clock of `time.monotonic()`; without one it is waited for for ever.
 
         Raises:
             DeadlinePassed: it was still waiting in line; not billed.
@@ -66,7 +66,7 @@ class Gate:
         of_tenant = self._all.part(tenant, self._tenant_calls, self._weights.get(tenant, 1.0))
         return of_tenant.part(run, self._run_calls, 1.0)
 
-    async def _enter(self, share: _Share, deadline: float) -> None:
+    async def _enter(self, share: _Share, deadline: float | None) -> None:
         # While there is room for one that waits, none waits: it was let in when the room came.
         if not any(level.full for level in share.levels):
             share.let_in()
@@ -74,7 +74,7 @@ class Gate:
         place = asyncio.get_running_loop().create_future()
         share.join(place)
         try:
-            async with asyncio.timeout(deadline - time.monotonic()):
+            async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
                 await place
         except (asyncio.CancelledError, TimeoutError) as error:
             if place.done() and not place.cancelled():

@@ -15,8 +15,9 @@ from rlm_server.ledger.errors import (
     BudgetExceeded,
     HoldConflict,
     LedgerError,
+    MoveRefused,
 )
-from rlm_server.ledger.holds import Hold, find, insert
+from rlm_server.ledger.holds import Hold, HoldState, Kept, find, insert
 from rlm_server.store.database import Connection
 
 PASS = 128
@@ -27,7 +28,7 @@ class Admission(Enum):
     """What became of a hold that was not refused."""
 
     TAKEN = auto()
-    """It is pending now."""
+    """It is there now, in the state asked for."""
     REPEATED = auto()
     """It existed already."""
     UNJUDGED = auto()
@@ -40,9 +41,10 @@ Verdict = Admission | LedgerError
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A hold in line. `fresh` until it has been judged once."""
+    """A hold in line, pending or dispatched once it is taken. `fresh` until it has been judged once."""
 
     hold: Hold
+    state: HoldState
     fresh: bool
 
 
@@ -76,7 +78,7 @@ class Pass:
             if asked.hold.account in waiting and not asked.fresh:
                 verdicts.append(Admission.UNJUDGED)
                 continue
-            verdict = self._verdict(asked.hold)
+            verdict = self._verdict(asked.hold, asked.state)
             verdicts.append(verdict)
             self.work += asked.fresh or verdict is Admission.TAKEN
             if isinstance(verdict, BudgetBusy):
@@ -84,10 +86,10 @@ class Pass:
         self.tree.save()
         return verdicts, self.work >= PASS
 
-    def _verdict(self, hold: Hold) -> Verdict:
+    def _verdict(self, hold: Hold, state: HoldState) -> Verdict:
         kept = find(self.connection, hold.id)
         if kept is not None:
-            return Admission.REPEATED if kept.hold == hold else HoldConflict(hold.id)
+            return _repeated(kept, hold, state)
         try:
             path = self._path(hold)
             busy = self._obstacle(path, hold.amounts)
@@ -96,7 +98,7 @@ class Pass:
         if busy is not None:
             self.blocked.add(busy.account)
             return _error(BudgetBusy, busy)
-        insert(self.connection, hold, self.at, self.epoch)
+        insert(self.connection, hold, state, self.at, self.epoch)
         self.tree.apply(path, pending=hold.amounts)
         return Admission.TAKEN
 
@@ -132,6 +134,13 @@ class Pass:
             if limit is not None and asked > 0:
                 return Shortage(account.id, unit, limit, getattr(account.used, unit), asked)
         return None
+
+
+def _repeated(kept: Kept, hold: Hold, state: HoldState) -> Verdict:
+    if kept.hold != hold:
+        return HoldConflict(hold.id)
+    # Whoever is told that it is dispatched sends it, and that may happen once.
+    return Admission.REPEATED if state is HoldState.PENDING else MoveRefused(hold.id, kept.outcome.state, state)
 
 
 def _error(kind: type[BudgetBusy | BudgetExceeded], short: Shortage) -> LedgerError:

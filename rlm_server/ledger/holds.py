@@ -107,10 +107,10 @@ def find(connection: Connection, id: str) -> Kept | None:
     return Kept(hold_of(row), Outcome(HoldState(state), *result_of(row[_WIDTH + 3 :])), reserved_at, epoch)
 
 
-def insert(connection: Connection, hold: Hold, at: int, epoch: int) -> None:
-    """Write a new, pending hold; its accounts are not touched."""
+def insert(connection: Connection, hold: Hold, state: HoldState, at: int, epoch: int) -> None:
+    """Write a new hold, pending or dispatched; its accounts are not touched."""
     text = (hold.model, hold.price_version, hold.tenant, hold.run, hold.node)
-    connection.execute(_INSERT, (hold.id, hold.account, *astuple(hold.amounts), *text, at, HoldState.PENDING, epoch))
+    connection.execute(_INSERT, (hold.id, hold.account, *astuple(hold.amounts), *text, at, state, epoch))
 
 
 def move(connection: Connection, id: str, wanted: Outcome, *, epoch: int, at: int) -> Moved:
@@ -156,10 +156,10 @@ def _resolve(connection: Connection, kept: Kept, outcome: Outcome, at: int) -> M
     return Moved(hold, overrun)
 
 
-def withdraw(connection: Connection, id: str) -> None:
-    """Remove a pending hold that nobody was told of, as if it had never been asked for."""
+def withdraw(connection: Connection, id: str, state: HoldState) -> None:
+    """Remove a hold that nobody was told of, as if it had never been asked for, if it is still as it was taken."""
     kept = find(connection, id)
-    if kept is None or kept.outcome.state is not HoldState.PENDING:
+    if kept is None or kept.outcome.state is not state:
         return
     hold, tree = kept.hold, Tree(connection)
     tree.apply(tree.path(hold.account, kept.reserved_at), pending=ZERO - hold.amounts)

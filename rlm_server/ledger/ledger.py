@@ -123,23 +123,26 @@ class Ledger:
         """The limited windows of a tenant around now, and where each stands."""
         return await self._database.read(lambda connection: opening.windows(connection, tenant, self._clock()))
 
-    async def reserve(self, hold: Hold, *, deadline: float) -> None:
+    async def reserve(self, hold: Hold, *, deadline: float, dispatch: bool = False) -> None:
         """Take a hold's amounts on every account from its leaf to the tenant, or on none.
 
         Where calls in flight are in the way it waits until `deadline`, a `time.monotonic()` value; whoever came first
         to the account that is in the way gets its room first. A hold is never made smaller. Reserving the same hold
         again changes nothing. When cancelled, it is as if it had never been asked for.
 
+        With `dispatch` the hold is dispatched in the same commit, for a request that leaves as soon as this returned.
+
         Raises:
             BudgetExceeded: it does not fit even when every call in flight turns out to cost nothing; raised at once.
             BudgetBusy: there was no room until the deadline.
             HoldConflict: a hold of this id exists with other content.
+            MoveRefused: with `dispatch`, and the hold exists already; do not send.
             AccountUnknown, AccountClosed: there is no such account to take it from.
             AmountRefused: an amount is negative or above 2^62.
         """
         refuse_uncountable(amounts=hold.amounts)
         line = self._lines.setdefault(hold.tenant, Line(self._database, self._clock))
-        await line.reserve(hold, deadline)
+        await line.reserve(hold, HoldState.DISPATCHED if dispatch else HoldState.PENDING, deadline)
 
     async def dispatch(self, hold_id: str) -> None:
         """Record that the request is about to leave. Only after this returned may it be sent, and only once.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from rlm_server.ledger.admission import Admission, Asked, Pass, Verdict
 from rlm_server.ledger.errors import BudgetBusy
-from rlm_server.ledger.holds import Hold, withdraw
+from rlm_server.ledger.holds import Hold, HoldState, withdraw
 from rlm_server.store.database import Connection, Database, DatabaseError
 
 logger = logging.getLogger(__name__)
@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 @dataclass(slots=True, eq=False)
 class _Waiter:
     hold: Hold
+    state: HoldState
     # Whether the hold was taken for this waiter; False where it existed already, or the waiter gave up.
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     busy: BudgetBusy | None = None  # the last judgement; None until the first
@@ -37,9 +38,9 @@ class Line:
         self._flying = False
         self._again = False
 
-    async def reserve(self, hold: Hold, deadline: float) -> None:
-        """Wait for room until `deadline` and take it; see `Ledger.reserve`."""
-        waiter = _Waiter(hold)
+    async def reserve(self, hold: Hold, state: HoldState, deadline: float) -> None:
+        """Wait for room until `deadline` and take it, pending or dispatched; see `Ledger.reserve`."""
+        waiter = _Waiter(hold, state)
         self._waiting[waiter] = None
         self.advance()
         try:
@@ -62,7 +63,7 @@ class Line:
             return
         self._again = False
         waiters = list(self._waiting)
-        line = [Asked(waiter.hold, waiter.busy is None) for waiter in waiters]
+        line = [Asked(waiter.hold, waiter.state, waiter.busy is None) for waiter in waiters]
 
         def judge(connection: Connection) -> tuple[list[Verdict], bool]:
             return Pass(connection, self._database.epoch, self._clock()).judge(line)
@@ -117,23 +118,23 @@ class Line:
         waiter.abandoned = True
         if waiter in self._waiting and not waiter.flying:
             self._give_way(waiter, None)
-        waiter.done.add_done_callback(lambda done: self._take_back(waiter.hold, done, gone))
+        waiter.done.add_done_callback(lambda done: self._take_back(waiter, done, gone))
         return gone
 
-    def _take_back(self, hold: Hold, done: asyncio.Future[bool], gone: asyncio.Future[None]) -> None:
+    def _take_back(self, waiter: _Waiter, done: asyncio.Future[bool], gone: asyncio.Future[None]) -> None:
         if done.exception() is not None or not done.result():
             gone.set_result(None)
             return
         try:
-            back = self._database.submit(lambda connection: withdraw(connection, hold.id))
+            back = self._database.submit(lambda connection: withdraw(connection, waiter.hold.id, waiter.state))
         except DatabaseError as error:
-            self._taken_back(hold, error, gone)
+            self._taken_back(waiter.hold, error, gone)
             return
-        back.add_done_callback(lambda done: self._taken_back(hold, done.exception(), gone))
+        back.add_done_callback(lambda done: self._taken_back(waiter.hold, done.exception(), gone))
 
     def _taken_back(self, hold: Hold, error: BaseException | None, gone: asyncio.Future[None]) -> None:
         if error is not None:
-            logger.error("hold %s could not be taken back and stays pending until the next start: %s", hold.id, error)
+            logger.error("hold %s could not be taken back and stays until the next start: %s", hold.id, error)
         gone.set_result(None)
         self.advance()
 

@@ -23,22 +23,30 @@ Report = Callable[[CallStarted | CallFinished | CallTraced], None]
 """Told of every call as it starts and ends."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An answer, and the model that gave it, which is another than was asked where a fallback did."""
+
+    text: str
+    model: str
+
+
 class Memo:
-    """The answers of a run's calls, by model and prompt: an identical call is free."""
+    """The answers of a run's calls, by the model asked and the prompt: an identical call is free."""
 
     def __init__(self) -> None:
-        self._answers: dict[bytes, str] = {}
+        self._answers: dict[bytes, Known] = {}
         self._locks: defaultdict[bytes, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     def lock(self, key: bytes) -> asyncio.Lock:
         """Return the lock under which a key's call is made, so that an identical one waits for its answer."""
         return self._locks[key]
 
-    def get(self, key: bytes) -> str | None:
+    def get(self, key: bytes) -> Known | None:
         """Return a known answer."""
         return self._answers.get(key)
 
-    def put(self, key: bytes, answer: str) -> None:
+    def put(self, key: bytes, answer: Known) -> None:
         """Keep an answer."""
         self._answers[key] = answer
 
@@ -88,8 +96,9 @@ class Calls:
             async with self._memo.lock(key):
                 known = self._memo.get(key)
                 if known is not None:
-                    self._report(CallFinished(FinishedCall(call_id, model, Amounts(), memo=True), len(known)))
-                    return {"ok": known}
+                    again = FinishedCall(call_id, known.model, Amounts(), memo=True)
+                    self._report(CallFinished(again, len(known.text)))
+                    return {"ok": known.text}
                 return await self._paid(key, prompt, call_id, model)
         except asyncio.CancelledError:
             await to_the_end(self._cancelled(call_id, model))
@@ -108,8 +117,8 @@ class Calls:
             self._report(CallFinished(FinishedCall(call_id, model, spent, error=str(error)), 0))
             kind = "LimitExceeded" if isinstance(error, BudgetError) else "RuntimeError"
             return failed(kind, f"{model}: {error}")
-        self._memo.put(key, done.reply.text)
-        self._report(CallFinished(FinishedCall(call_id, model, done.spent), len(done.reply.text)))
+        self._memo.put(key, Known(done.reply.text, done.model))
+        self._report(CallFinished(FinishedCall(call_id, done.model, done.spent), len(done.reply.text)))
         return {"ok": done.reply.text}
 
 

@@ -39,7 +39,7 @@ class TurnStarted:
 
 @dataclass(frozen=True, slots=True)
 class ModelReplied:
-    """The node's model answered."""
+    """The node's model answered, or a fallback: `model` is the one that did."""
 
     model: str
     text: str
@@ -78,7 +78,10 @@ class CallStarted:
 
 @dataclass(frozen=True, slots=True)
 class FinishedCall:
-    """A model call of the code's ended; `memo`: it was answered from an identical one, free."""
+    """A model call of the code's ended; `memo`: it was answered from an identical one, free.
+
+    `model` is the one that answered, which is another than was asked where a fallback did.
+    """
 
     call_id: str
     model: str

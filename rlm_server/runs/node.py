@@ -200,7 +200,7 @@ class Node:
             if error.failure is Failure.TIMED_OUT and not seconds_left(self.tree.deadline):
                 raise _Ended(RunState.EXHAUSTED, self._out_of_time()) from None
             raise _Ended(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
-        self.emit(ModelReplied(model, done.reply.text, done.spent, call_id))
+        self.emit(ModelReplied(done.model, done.reply.text, done.spent, call_id))
         self.tree.count(self.place, done.spent)
         self._messages.append(Message("assistant", done.reply.text or "(no text)"))
         return done.reply.text

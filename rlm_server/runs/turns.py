@@ -31,16 +31,13 @@ async def metered(
     """
     worst = Amounts(cpu_ms=math.ceil((limits.turn_seconds + TURN_SLACK_SECONDS) * 1000))
     hold = Hold("turn_" + secrets.token_hex(16), payer.account, worst, "", "", payer.tenant, payer.run, payer.node)
-    await ledger.reserve(hold, deadline=deadline)
-    started: float | None = None
+    await ledger.reserve(hold, deadline=deadline, dispatch=True)
+    started = time.monotonic()
     try:
-        await to_the_end(ledger.dispatch(hold.id))
-        started = time.monotonic()
         turn = await execute()
     except (Exception, asyncio.CancelledError):
-        passed = 0 if started is None else math.ceil((time.monotonic() - started) * 1000)
-        spent = Amounts(cpu_ms=min(passed, worst.cpu_ms))
-        await to_the_end(ledger.void(hold.id) if started is None else ledger.post(hold.id, spent, None))
+        passed = math.ceil((time.monotonic() - started) * 1000)
+        await to_the_end(ledger.post(hold.id, Amounts(cpu_ms=min(passed, worst.cpu_ms)), None))
         raise
     spent = Amounts(cpu_ms=math.ceil(turn.running_seconds * 1000))
     await to_the_end(ledger.post(hold.id, spent, None))

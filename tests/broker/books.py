@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from rlm_server.broker.calls import Payer
@@ -11,6 +12,9 @@ from rlm_server.store.database import Database
 TENANT = "acme"
 RUN = "run-1"
 PAYER = Payer(account=RUN, tenant=TENANT, run=RUN, node="0")
+
+AT_ONCE = "reserve and dispatch"
+"""The order to reserve a hold where it is to be dispatched in the same commit."""
 
 _RESOLVING = ("post", "post_in_full", "void")
 
@@ -45,10 +49,10 @@ class Books(Ledger):
         await self.open_account(payer.account, tenant=payer.tenant, parent=payer.tenant, limit=Limit())
         return payer
 
-    async def reserve(self, hold: Hold, *, deadline: float) -> None:
+    async def reserve(self, hold: Hold, *, deadline: float, dispatch: bool = False) -> None:
         self.held.append(hold.amounts)
-        self._note("reserve", hold.id)
-        await super().reserve(hold, deadline=deadline)
+        self._note(AT_ONCE if dispatch else "reserve", hold.id)
+        await super().reserve(hold, deadline=deadline, dispatch=dispatch)
 
     async def dispatch(self, hold_id: str) -> None:
         self._note("dispatch", hold_id)
@@ -65,6 +69,13 @@ class Books(Ledger):
     async def void(self, hold_id: str) -> None:
         self._note("void", hold_id)
         await super().void(hold_id)
+
+    async def short(self, payer: Payer, amounts: Amounts) -> None:
+        """Let another hold have a payer's money until the payer's next call has asked for it."""
+        await self.set_limit(payer.account, Limit(nano_usd=amounts.nano_usd))
+        elsewhere = Hold("elsewhere", payer.account, amounts, "small", "", payer.tenant, payer.run, payer.node)
+        await Ledger.reserve(self, elsewhere, deadline=0.0)
+        self.before[AT_ONCE] = lambda: asyncio.create_task(Ledger.void(self, elsewhere.id))
 
     def _note(self, order: str, hold_id: str) -> None:
         self.orders.append((order, hold_id))

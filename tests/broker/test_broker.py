@@ -13,7 +13,7 @@ from rlm_server.broker.calls import Failure, Message, ModelRequest, Payer, Provi
 from rlm_server.broker.prices import FREE, Prices
 from rlm_server.broker.routes import Route, Routes, UnknownModel
 from rlm_server.ledger import Amounts, BudgetBusy, BudgetExceeded, Limit, Usage
-from tests.broker.books import PAYER, Books
+from tests.broker.books import AT_ONCE, PAYER, Books
 from tests.broker.stage import (
     BUSY,
     COST,
@@ -38,17 +38,22 @@ async def test_a_call_costs_what_the_provider_counted(books: Books) -> None:
     assert play.started.get_nowait() == replace(PROMPT, model="upstream")
 
 
-async def test_a_request_leaves_only_after_its_worst_case_is_reserved_and_its_dispatch_is_written(books: Books) -> None:
+@pytest.mark.parametrize("short", [False, True])
+async def test_a_request_leaves_only_after_its_worst_case_is_reserved_and_its_dispatch_is_written(
+    books: Books, short: bool
+) -> None:
     seen: list[str] = []
+    if short:
+        await books.short(PAYER, HELD)
 
     async def look(request: ModelRequest) -> str:
         seen.extend(order for order, _ in books.orders)
         return "answered"
 
     completion = await broker_of(books, Play([look])).complete(PROMPT, PAYER, deadline=soon())
-    assert seen == ["reserve", "dispatch"]
+    assert seen == ([AT_ONCE, "reserve", "dispatch"] if short else [AT_ONCE])
     assert books.orders[-1] == ("post", f"{completion.call_id}.1")
-    assert books.held == [HELD]
+    assert set(books.held) == {HELD}
 
 
 async def test_a_hold_carries_who_pays_and_which_prices_it_was_computed_with(books: Books) -> None:
@@ -124,13 +129,15 @@ async def test_cancelling_a_call_in_flight_costs_the_whole_hold(books: Books) ->
 
 @pytest.mark.parametrize(
     ("order", "cost"),
-    [("reserve", []), ("dispatch", []), ("post", [COST]), ("post_in_full", [HELD]), ("void", [])],
+    [(AT_ONCE, []), ("reserve", []), ("dispatch", []), ("post", [COST]), ("post_in_full", [HELD]), ("void", [])],
 )
 async def test_cancelling_at_any_order_to_the_ledger_leaves_no_hold_unresolved(
     books: Books, order: str, cost: list[Amounts]
 ) -> None:
     acts = {"post_in_full": ProviderError(Failure.GONE, "words", billed=True), "void": BUSY}
     broker = broker_of(books, Play([acts.get(order, answered)]))
+    if order in ("reserve", "dispatch"):
+        await books.short(PAYER, HELD)
     task = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon()))
     books.before[order] = task.cancel
     with pytest.raises(asyncio.CancelledError):

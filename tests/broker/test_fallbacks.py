@@ -237,7 +237,7 @@ async def test_whatever_fails_a_call_pays_for_one_attempt_at_most_and_the_books_
 
     patience = Patience(calls=10_000, tenants=10_000)
     broker = broker_of(books, Play([by_chance]), large=Play([by_chance]), huge=Play([by_chance]), patience=patience)
-    names = [f"call-{number}" for number in range(200)]
+    names = [f"call-{number}" for number in range(600)]
     calls = (broker.complete(PROMPT, PAYER, deadline=soon(), call_id=name) for name in names)
     results = dict(zip(names, await asyncio.gather(*calls, return_exceptions=True), strict=True))
     posted: defaultdict[str, list[Entry]] = defaultdict(list)

@@ -14,7 +14,7 @@ from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.calls import Failure, ProviderError
 from rlm_server.ledger import MIGRATIONS, Amounts, Hold, Recovery, Usage
 from rlm_server.store.database import Database, DatabaseBusyError, DatabaseError, DatabaseLostError
-from tests.broker.books import PAYER, Books
+from tests.broker.books import AT_ONCE, PAYER, Books
 from tests.broker.stage import COST, HELD, PROMPT, Play, Until, answered, broker_of, soon
 
 PATH_OF_THE_SERVER = "/var/lib/rlm.sqlite"
@@ -31,10 +31,11 @@ class Failing(Books):
         self.before_kind: type[DatabaseError] = DatabaseBusyError
         self.fails_after: dict[str, int] = {}
 
-    async def reserve(self, hold: Hold, *, deadline: float) -> None:
-        self._may_fail("reserve", self.fails_before)
-        await super().reserve(hold, deadline=deadline)
-        self._may_fail("reserve", self.fails_after)
+    async def reserve(self, hold: Hold, *, deadline: float, dispatch: bool = False) -> None:
+        order = AT_ONCE if dispatch else "reserve"
+        self._may_fail(order, self.fails_before)
+        await super().reserve(hold, deadline=deadline, dispatch=dispatch)
+        self._may_fail(order, self.fails_after)
 
     async def dispatch(self, hold_id: str) -> None:
         self._may_fail("dispatch", self.fails_before)
@@ -96,7 +97,7 @@ async def restarted(path: Path) -> tuple[Recovery, Amounts, Amounts]:
         return recovery, balance.posted, balance.pending
 
 
-@pytest.mark.parametrize("order", ["reserve", "dispatch"])
+@pytest.mark.parametrize("order", [AT_ONCE, "reserve", "dispatch"])
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("kind", [DatabaseBusyError, DatabaseLostError], ids=["busy", "lost"])
 async def test_a_call_that_cannot_be_written_down_is_not_sent_and_costs_nothing(
@@ -106,6 +107,8 @@ async def test_a_call_that_cannot_be_written_down_is_not_sent_and_costs_nothing(
     books.before_kind = kind
     {"before": books.fails_before, "after": books.fails_after}[when][order] = 1
     broker = broker_of(books, play)
+    if order != AT_ONCE:
+        await books.short(PAYER, HELD)
     with pytest.raises(CallFailed, match="nothing was sent") as caught:
         await broker.complete(PROMPT, PAYER, deadline=soon())
     assert (caught.value.failure, caught.value.spent, caught.value.billed) == (Failure.INTERNAL, Amounts(), False)
@@ -170,11 +173,27 @@ async def test_a_failure_is_told_as_it_was_though_its_hold_cannot_be_resolved(
 async def test_a_call_that_was_not_sent_and_cannot_be_voided_is_void_at_the_next_start(
     books: Failing, path: Path
 ) -> None:
-    books.fails_before |= {"dispatch": 99, "void": 99}
-    with pytest.raises(CallFailed, match="nothing was sent"):
+    await books.short(PAYER, HELD)
+    books.fails_after["reserve"] = 1
+    books.fails_before["void"] = 99
+    with pytest.raises(CallFailed, match="nothing was sent") as caught:
         await broker_of(books, Play([answered])).complete(PROMPT, PAYER, deadline=soon())
+    assert caught.value.spent == Amounts()
     await books._database.close()
     assert await restarted(path) == (Recovery(voided=1, posted=0), Amounts(), Amounts())
+
+
+@pytest.mark.usefixtures("hopeless")
+async def test_a_call_that_was_not_sent_but_stays_dispatched_in_the_books_is_told_as_what_they_will_count(
+    books: Failing, path: Path
+) -> None:
+    books.fails_after[AT_ONCE] = 1
+    books.fails_before["void"] = 99
+    with pytest.raises(CallFailed, match="nothing was sent") as caught:
+        await broker_of(books, Play([answered])).complete(PROMPT, PAYER, deadline=soon())
+    assert caught.value.spent == HELD
+    await books._database.close()
+    assert await restarted(path) == (Recovery(voided=0, posted=1), HELD, Amounts())
 
 
 async def test_cancelling_while_the_database_is_away_still_settles(books: Failing) -> None:
@@ -201,14 +220,14 @@ async def test_a_server_that_stops_in_a_call_does_not_wait_for_its_database(book
     broker = broker_of(books, Play([answer_late]))
     completion = await broker.complete(PROMPT, PAYER, deadline=soon())
     assert (completion.reply.text, completion.spent) == ("answered", HELD)
-    assert [order for order, _ in books.orders] == ["reserve", "dispatch", "post"]
+    assert [order for order, _ in books.orders] == [AT_ONCE, "post"]
     assert await restarted(path) == (Recovery(voided=0, posted=1), HELD, Amounts())
 
 
 async def test_a_provider_is_not_blamed_for_the_database(books: Failing) -> None:
     broker = broker_of(books, Play([answered]))
     for _ in range(2 * Patience().calls):
-        books.fails_before["dispatch"] = 1
+        books.fails_before[AT_ONCE] = 1
         with pytest.raises(CallFailed, match="nothing was sent"):
             await broker.complete(PROMPT, PAYER, deadline=soon())
     assert broker.states() == {"small": State.CLOSED}

@@ -7,17 +7,19 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
-from rlm_server.broker.broker import Broker
+from rlm_server.broker.broker import ORDERS, Broker
 from rlm_server.broker.calls import Message, ModelReply, ModelRequest, Payer
 from rlm_server.broker.concurrency import Load
 from rlm_server.broker.policy import Policy
 from rlm_server.broker.prices import Prices
 from rlm_server.broker.routes import Route, Routes
-from rlm_server.ledger import Hold, Limit, Usage
-from tests.broker.books import PAYER, RUN, TENANT, Books
+from rlm_server.ledger import MIGRATIONS, Hold, Ledger, Limit, Usage
+from rlm_server.store.database import Database
+from tests.broker.books import AT_ONCE, PAYER, RUN, TENANT, Books
 from tests.broker.stage import COST, HELD, PRICE, PROMPT, soon, until
 
 MANY = 2_000
@@ -96,7 +98,7 @@ async def test_a_single_call_goes_next_though_another_tenant_has_thousands_in_li
         desk.answer("single")
         assert (await single).reply.text == "answered"
         # Those in line have asked nothing of the ledger, in which the single call's orders would wait behind theirs.
-        assert Counter(order for order, _ in books.orders)["reserve"] <= 4 + 1 + 2
+        assert Counter(order for order, _ in books.orders)[AT_ONCE] <= 4 + 1 + 2
 
 
 async def test_a_runs_single_call_goes_next_though_another_run_of_its_tenant_has_thousands_in_line(
@@ -154,7 +156,7 @@ async def test_a_call_that_waits_for_money_holds_no_slot_and_takes_one_when_it_h
     first = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon()))
     assert await desk.next() == PROMPT.messages[0].content
     second = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon()))
-    await until(lambda: len([order for order, _ in books.orders if order == "reserve"]) == 3)
+    await until(lambda: "reserve" in [order for order, _ in books.orders])
     assert broker.loads() == {"desk": Load(inside=1, waiting=0)}
     async with in_line(broker, [other], "other", 1):
         assert await desk.next() == "other"
@@ -174,7 +176,7 @@ async def test_a_call_that_waits_for_its_slot_again_with_the_money_in_hand_gives
     await books.set_limit(PAYER.account, Limit(nano_usd=HELD.nano_usd + COST.nano_usd))
     await books.reserve(Hold("elsewhere", RUN, HELD, "small", "", TENANT, RUN, "0"), deadline=soon())
     task = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon(), call_id="call"))
-    await until(lambda: books.orders.count(("reserve", "call.1")) == 2)
+    await until(lambda: ("reserve", "call.1") in books.orders)
     async with in_line(broker, [other], "other", 1):
         assert await desk.next() == "other"
         await books.void("elsewhere")
@@ -185,6 +187,43 @@ async def test_a_call_that_waits_for_its_slot_again_with_the_money_in_hand_gives
     assert books.ends["call.1"] == "void"
     assert (await books.balance(PAYER.account)).pending.calls == 0
     assert broker.loads() == {"desk": Load(inside=0, waiting=0)}
+
+
+class Held(Books):
+    """Books that take a tenant's order to reserve only when they are let."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.let = asyncio.Semaphore(0)
+
+    async def reserve(self, hold: Hold, *, deadline: float, dispatch: bool = False) -> None:
+        self._note(AT_ONCE if dispatch else "reserve", hold.id)
+        if hold.tenant == TENANT:
+            await self.let.acquire()
+        await Ledger.reserve(self, hold, deadline=deadline, dispatch=dispatch)
+
+
+async def test_a_single_calls_orders_to_the_ledger_go_next_however_many_another_tenant_has(tmp_path: Path) -> None:
+    async with await Database.open(tmp_path / "ledger.db", MIGRATIONS) as database:
+        books, desk = Held(database), Desk()
+        other = Payer(account="run-2", tenant="globex", run="run-2", node="0")
+        for payer in (PAYER, other):
+            await books.open(payer)
+        broker = broker_of(books, desk, provider_calls=1_000, run_calls=1_000)
+        async with in_line(broker, [PAYER], "many", 200):
+            await until(lambda: len(books.orders) == ORDERS)
+            single = asyncio.create_task(broker.complete(ask("single"), other, deadline=soon(), call_id="single"))
+            await until(lambda: broker.loads()["desk"].inside == 201)
+            assert len(books.orders) == ORDERS
+            books.let.release()
+            await until(lambda: len(books.orders) > ORDERS)
+            assert books.orders[ORDERS] == (AT_ONCE, "single.1")
+            for _ in range(200):
+                books.let.release()
+            while await desk.next() != "single":
+                pass
+            desk.answer("single")
+            assert (await single).spent == COST
 
 
 async def test_cancelling_thousands_in_line_leaves_nothing_behind(books: Books) -> None:

@@ -26,9 +26,10 @@ async def spend(at: str, life: int) -> None:
         async def calls(lane: int) -> None:
             for number in range(1_000_000):
                 hold = a_hold("run", Amounts(nano_usd=number % 5 + 1, calls=1), id=f"{life}-{lane}-{number}")
-                await ledger.reserve(hold, deadline=soon())
-                print(hold.id, "pending", flush=True)
-                await ledger.dispatch(hold.id)
+                await ledger.reserve(hold, deadline=soon(), dispatch=number % 2 == 0)
+                if number % 2:
+                    print(hold.id, "pending", flush=True)
+                    await ledger.dispatch(hold.id)
                 print(hold.id, "dispatched", flush=True)
                 await ledger.post(hold.id, Amounts(nano_usd=1, calls=1), None)
                 print(hold.id, "posted", flush=True)

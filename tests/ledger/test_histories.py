@@ -194,39 +194,47 @@ class Histories(RuleBasedStateMachine):
 
     @rule(target=unsent, account=accounts, asked=amounts)
     def reserve(self, account: str, asked: Amounts) -> str | MultipleResults[str]:
+        return self._reserve(account, asked, dispatch=False)
+
+    @rule(target=sent, account=accounts, asked=amounts)
+    def reserve_and_dispatch(self, account: str, asked: Amounts) -> str | MultipleResults[str]:
+        return self._reserve(account, asked, dispatch=True)
+
+    def _reserve(self, account: str, asked: Amounts, *, dispatch: bool) -> str | MultipleResults[str]:
         if self.told[account].closed:
             return multiple()
         hold = a_hold(account, asked, id=f"hold-{len(self.attempts)}")
         room = self._room(account)
         assert self.runner.run(self.ledger.left(account)) == room
         try:
-            self.runner.run(self.ledger.reserve(hold, deadline=at_once()))
+            self.runner.run(self.ledger.reserve(hold, deadline=at_once(), dispatch=dispatch))
         except BudgetError:
             assert not fits(asked, room)
             return multiple()
         assert fits(asked, room)
-        self.attempts[hold.id] = Attempt(hold, self.now)
+        self.attempts[hold.id] = Attempt(hold, self.now, state="dispatched" if dispatch else "pending")
         return hold.id
 
-    @rule(account=accounts, asked=st.lists(amounts, min_size=2, max_size=8))
-    def reserve_many_at_once_and_give_up(self, account: str, asked: list[Amounts]) -> None:
+    @rule(account=accounts, asked=st.lists(st.tuples(amounts, st.booleans()), min_size=2, max_size=8))
+    def reserve_many_at_once_and_give_up(self, account: str, asked: list[tuple[Amounts, bool]]) -> None:
         if self.told[account].closed:
             return
         self.runner.run(self._rush(account, asked))
 
-    async def _rush(self, account: str, asked: list[Amounts]) -> None:
-        async def one(amounts: Amounts) -> None:
+    async def _rush(self, account: str, asked: list[tuple[Amounts, bool]]) -> None:
+        async def one(amounts: Amounts, dispatch: bool) -> None:
             hold = a_hold(account, amounts)
             try:
-                await self.ledger.reserve(hold, deadline=at_once() + 0.001)
+                await self.ledger.reserve(hold, deadline=at_once() + 0.001, dispatch=dispatch)
             except BudgetError:
                 return
-            await self.ledger.dispatch(hold.id)
+            if not dispatch:
+                await self.ledger.dispatch(hold.id)
             await self.ledger.void(hold.id)
 
         async with asyncio.TaskGroup() as rush:
-            for amounts in asked:
-                rush.create_task(one(amounts))
+            for amounts, dispatch in asked:
+                rush.create_task(one(amounts, dispatch))
 
     @rule(target=sent, id=consumes(unsent))
     def dispatch(self, id: str) -> str | MultipleResults[str]:
@@ -280,6 +288,7 @@ class Histories(RuleBasedStateMachine):
             self.runner.run(self.ledger.void(id))
             self._refused(self.ledger.post_in_full(id))
         self._refused(self.ledger.dispatch(id))
+        self._refused(self.ledger.reserve(attempt.hold, deadline=at_once(), dispatch=True))
         if (other, None) != (attempt.actual, attempt.usage) or attempt.state != "posted":
             self._refused(self.ledger.post(id, other, None))
 

@@ -103,6 +103,26 @@ async def test_reserving_the_same_again_changes_nothing_and_another_of_its_id_is
     assert (await funded.ledger.balance("run")).pending == Amounts()
 
 
+async def test_a_hold_that_is_dispatched_as_it_is_reserved_may_leave_once_and_only_by_its_first_asker(
+    funded: Books,
+) -> None:
+    hold, pending = a_hold("run", cents(20)), a_hold("run", cents(5))
+    await funded.ledger.reserve(hold, deadline=at_once(), dispatch=True)
+    await funded.ledger.reserve(pending, deadline=at_once())
+    for known in (hold, pending):
+        with pytest.raises(MoveRefused, match="cannot be dispatched"):
+            await funded.ledger.reserve(known, deadline=at_once(), dispatch=True)
+    with pytest.raises(HoldConflict):
+        await funded.ledger.reserve(replace(hold, amounts=cents(21)), deadline=at_once(), dispatch=True)
+    with pytest.raises(MoveRefused):
+        await funded.ledger.dispatch(hold.id)
+    assert (await funded.ledger.balance("run")).pending == cents(25)
+    await funded.ledger.post(hold.id, cents(2), USAGE)
+    await funded.ledger.void(pending.id)
+    balance = await funded.ledger.balance("run")
+    assert (balance.posted, balance.pending) == (cents(2), Amounts())
+
+
 async def test_an_unknown_hold_is_said_so(funded: Books) -> None:
     for move in (funded.ledger.dispatch, funded.ledger.post_in_full, funded.ledger.void):
         with pytest.raises(HoldUnknown):
@@ -150,17 +170,19 @@ async def test_an_overrun_takes_the_room_of_later_holds(funded: Books) -> None:
 async def test_a_start_voids_what_never_left_and_posts_in_full_what_did(funded: Books) -> None:
     await funded.held("run", cents(10))
     sent = await funded.sent("run", cents(20))
+    at_one_go = a_hold("run", cents(4))
+    await funded.ledger.reserve(at_one_go, deadline=at_once(), dispatch=True)
     done = await funded.spent("run", cents(5))
     async with funded.taken_over() as ledger:
         flying = a_hold("run", cents(1))
         await ledger.reserve(flying, deadline=at_once())
-        assert await ledger.recover() == Recovery(voided=1, posted=1)
+        assert await ledger.recover() == Recovery(voided=1, posted=2)
         assert await ledger.recover() == Recovery(voided=0, posted=0)
         await ledger.dispatch(flying.id)
         await ledger.void(flying.id)
         balance = await ledger.balance("run")
-        assert (balance.posted, balance.pending) == (cents(25), Amounts())
-        assert {entry.hold.id for entry in await ledger.entries(Query(tenant="acme"))} == {done, sent}
+        assert (balance.posted, balance.pending) == (cents(29), Amounts())
+        assert {entry.hold.id for entry in await ledger.entries(Query(tenant="acme"))} == {done, sent, at_one_go.id}
 
 
 async def test_nothing_is_sent_for_what_a_former_owner_reserved(funded: Books) -> None:

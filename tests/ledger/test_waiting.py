@@ -13,8 +13,11 @@ from rlm_server.store.database import DatabaseClosedError
 from tests.ledger.accounting import Books, a_hold, at_most, at_once, cents, soon
 
 
-def asks(books: Books, account: str, amounts: Amounts, *, id: str | None = None) -> asyncio.Task[None]:
-    return asyncio.create_task(books.ledger.reserve(a_hold(account, amounts, id=id), deadline=soon()))
+def asks(
+    books: Books, account: str, amounts: Amounts, *, id: str | None = None, dispatch: bool = False
+) -> asyncio.Task[None]:
+    hold = a_hold(account, amounts, id=id)
+    return asyncio.create_task(books.ledger.reserve(hold, deadline=soon(), dispatch=dispatch))
 
 
 async def cancelled(task: asyncio.Task[None]) -> None:
@@ -210,11 +213,14 @@ async def test_those_behind_one_that_is_cancelled_move_on(books: Books) -> None:
     await behind
 
 
+@pytest.mark.parametrize("dispatch", [False, True])
 @pytest.mark.parametrize("steps", range(6))
-async def test_a_cancelled_reservation_leaves_no_trace_whenever_it_is_cancelled(books: Books, steps: int) -> None:
+async def test_a_cancelled_reservation_leaves_no_trace_whenever_it_is_cancelled(
+    books: Books, steps: int, dispatch: bool
+) -> None:
     await books.tenant(at_most(10))
     for attempt in range(20):
-        task = asks(books, "acme", cents(10), id=f"cancelled-{attempt}")
+        task = asks(books, "acme", cents(10), id=f"cancelled-{attempt}", dispatch=dispatch)
         for _ in range(steps):
             await asyncio.sleep(0)
         if steps == 5:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -71,14 +72,20 @@ class Server:
 
 @pytest.fixture
 def server(images: Loaded, tmp_path: Path) -> Served:
-    """Start a server: `async with server(script, **settings) as served`. The script plays every model."""
+    """Start a server: `async with server(script, **settings) as served`. The script plays the one model, "play"."""
 
     @asynccontextmanager
-    async def start(script: Script, **settings: Any) -> AsyncIterator[Server]:
+    async def start(
+        script: Script, others: Mapping[str, Script] = MappingProxyType({}), **settings: Any
+    ) -> AsyncIterator[Server]:
+        scripts = {"play": script, **others}
         given = {"data_dir": tmp_path / "data", "listen": "127.0.0.1:0", "grace_seconds": 0.2, **settings}
         loaded = Settings.load(**given)
         ready = None if loaded.images else images  # one with images of its own loads them
-        async with serving(loaded, scripts={"play": script}, loaded=ready) as running, AsyncExitStack() as stack:
+        async with (
+            serving(loaded, scripts=scripts, loaded=ready) as running,
+            AsyncExitStack() as stack,
+        ):
             served = Server(running, given["data_dir"], Caller(running.address, running.key), stack)
             stack.push_async_callback(served.caller.channel.close, None)
             yield served

@@ -174,6 +174,26 @@ async def test_a_busy_provider_is_asked_again_and_billed_once(server: Served, er
         check(served, ended)
 
 
+async def test_events_name_the_model_that_answered_where_it_is_a_fallback(server: Served) -> None:
+    def refuse(prompt: str) -> str:
+        raise BAD_KEY
+
+    twice = "print(llm_query('x'))\nprint(llm_query('x'))"
+    other = Play(code(twice, "FINAL('done')"), sub=lambda _: "from the other")
+    settings: dict[str, object] = {"fallbacks": {"play": ["other"]}, "tenants": {"development": {"fallbacks": True}}}
+    async with server(Play(BAD_KEY, sub=refuse), {"other": other}, **settings) as served:
+        ended = await served.caller.ask()
+        assert ended.run.state == SUCCEEDED, ended.run.reason
+        assert ended.printed == "from the other\n" * 2
+        assert [reply.model for reply in ended.bodies("model_replied")] == ["other"]
+        assert [started.model for started in ended.bodies("call_started")] == ["play", "play"]
+        assert [(done.call.model, done.call.memo) for done in ended.bodies("call_finished")] == [
+            ("other", False),
+            ("other", True),
+        ]
+        check(served, ended)
+
+
 @pytest.mark.parametrize("error", [BAD_KEY, CUT], ids=["bad key", "cut off"])
 async def test_a_node_whose_model_fails_fails_with_the_reason(server: Served, error: ProviderError) -> None:
     async with server(Failing(error, node=True)) as served:

@@ -574,6 +574,7 @@ class ModelReplied(_message.Message):
     SPENT_FIELD_NUMBER: _builtins.int
     CALL_ID_FIELD_NUMBER: _builtins.int
     model: _builtins.str
+    """The one that answered: a fallback, where the node's own model could not."""
     text: _builtins.str
     call_id: _builtins.str
     @_builtins.property
@@ -778,7 +779,7 @@ class BudgetWarning(_message.Message):
     SPENT_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     unit: _builtins.str
-    """"nano_usd", "tokens" or "calls"."""
+    """"nano_usd", "tokens", "calls" or "cpu_ms"."""
     percent: _builtins.int
     spent: _builtins.int
     limit: _builtins.int

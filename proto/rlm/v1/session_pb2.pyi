@@ -299,6 +299,7 @@ class ModelCallFinished(_message.Message):
     ERROR_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     model: _builtins.str
+    """The one that answered: a fallback, where the model asked could not. Where none answered, the model asked."""
     memo: _builtins.bool
     """Answered from the memo of identical calls, free."""
     error: _builtins.str
