@@ -13,20 +13,14 @@ from rlm_server.broker.calls import DeadlinePassed, Failure, ModelReply, ModelRe
 from rlm_server.broker.concurrency import Gate
 from rlm_server.broker.counters import Counters
 from rlm_server.broker.routes import Route
-from rlm_server.ledger import Amounts, BudgetBusy, Hold, HoldUnknown, Ledger, Usage
-from rlm_server.store.database import DatabaseClosedError, DatabaseError, DatabaseLostError
+from rlm_server.ledger import Amounts, BudgetBusy, Hold, HoldUnknown, Ledger, Usage, settle
+from rlm_server.store.database import DatabaseError, DatabaseLostError
 from sandbox.settling import to_the_end
 
 log = logging.getLogger(__name__)
 
 MOST_TOKENS = 1_000_000_000
 """No report of more tokens than this is believed."""
-
-SETTLE_SECONDS = 10.0
-"""How long a database that fails is asked again to resolve a hold."""
-
-SETTLE_PAUSE = 0.05
-"""Seconds before it is asked for the second time; doubled each time after."""
 
 
 @dataclass(slots=True)
@@ -59,7 +53,7 @@ class Attempt:
         When this returns or raises, cancellation included, the hold is resolved: posted with the usage reported; voided
         where the request never left or the provider does not bill its failure; posted in full in every other case, an
         answer that the deadline or a cancellation overtook among them. Only where the database fails for longer than
-        `SETTLE_SECONDS` the hold stays as it is, which takes its whole amount, and the next start resolves it.
+        `settle` tries, it stays as it is, which takes its whole amount, and the next start resolves it.
 
         Raises:
             BudgetExceeded: what is already spent leaves too little for the hold.
@@ -150,34 +144,22 @@ class Attempt:
         return ProviderError(Failure.INTERNAL, "this server's books cannot be written; nothing was sent", billed=False)
 
     async def _resolve(self, actual: Amounts | None = None, usage: Usage | None = None, *, free: bool = False) -> bool:
-        """Resolve the hold: void, with an actual cost, or in full. False where the database did not let it.
-
-        It is tried again, as what was done is not done twice.
-        """
+        """Resolve the hold: void, with an actual cost, or in full. False where the database did not let it."""
         self._held = False
-        give_up, pause = time.monotonic() + SETTLE_SECONDS, SETTLE_PAUSE
-        while True:
-            try:
-                async with self.ledger_gate.slot(self.hold.tenant, self.hold.run, deadline=None):
-                    await self._order(actual, usage, free=free)
-            except DatabaseError as error:
-                if isinstance(error, DatabaseClosedError) or time.monotonic() + pause >= give_up:
-                    log.exception("hold %s could not be resolved; the next start will do it", self.hold.id)
-                    self.counters.unsettled += 1
-                    return False
-            else:
-                return True
-            await asyncio.sleep(pause)
-            pause *= 2
 
-    async def _order(self, actual: Amounts | None, usage: Usage | None, *, free: bool) -> None:
-        if actual is not None:
-            await self.ledger.post(self.hold.id, actual, usage)
-        elif not free:
-            await self.ledger.post_in_full(self.hold.id)
-        else:
-            with suppress(HoldUnknown):  # it was lost on the way there
-                await self.ledger.void(self.hold.id)
+        async def resolve() -> None:
+            async with self.ledger_gate.slot(self.hold.tenant, self.hold.run, deadline=None):
+                if actual is not None:
+                    await self.ledger.post(self.hold.id, actual, usage)
+                elif not free:
+                    await self.ledger.post_in_full(self.hold.id)
+                else:
+                    with suppress(HoldUnknown):  # it was lost on the way there
+                        await self.ledger.void(self.hold.id)
+
+        settled = await settle(self.hold.id, resolve)
+        self.counters.unsettled += not settled
+        return settled
 
 
 def _credible(usage: Usage) -> bool:

@@ -23,6 +23,7 @@ from rlm_server.ledger.holds import Hold, HoldState, Recovery
 from rlm_server.ledger.ledger import Ledger
 from rlm_server.ledger.opening import Window
 from rlm_server.ledger.schema import MIGRATIONS
+from rlm_server.ledger.settling import settle
 from rlm_server.ledger.statements import Statement, Totals
 from rlm_server.ledger.usage import Usage
 from rlm_server.ledger.windows import Span
@@ -61,5 +62,6 @@ __all__ = [
     "Usage",
     "UsageRow",
     "Window",
+    "settle",
     "usd",
 ]

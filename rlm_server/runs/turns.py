@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from rlm_server.broker.calls import Payer
-from rlm_server.ledger import Amounts, Hold, Ledger
+from rlm_server.ledger import Amounts, Hold, Ledger, settle
 from sandbox.limits import Limits
 from sandbox.live import TURN_SLACK_SECONDS
 from sandbox.settling import to_the_end
@@ -37,8 +37,13 @@ async def metered(
         turn = await execute()
     except (Exception, asyncio.CancelledError):
         passed = math.ceil((time.monotonic() - started) * 1000)
-        await to_the_end(ledger.post(hold.id, Amounts(cpu_ms=min(passed, worst.cpu_ms)), None))
+        await to_the_end(_post(ledger, hold, Amounts(cpu_ms=min(passed, worst.cpu_ms))))
         raise
     spent = Amounts(cpu_ms=math.ceil(turn.running_seconds * 1000))
-    await to_the_end(ledger.post(hold.id, spent, None))
-    return turn, spent
+    return turn, await to_the_end(_post(ledger, hold, spent))
+
+
+async def _post(ledger: Ledger, hold: Hold, spent: Amounts) -> Amounts:
+    """Post what a turn ran, and return what the books say: all of its hold where they could not be written."""
+    settled = await settle(hold.id, lambda: ledger.post(hold.id, spent, None))
+    return spent if settled else hold.amounts

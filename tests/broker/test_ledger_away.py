@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from rlm_server.broker import attempt
 from rlm_server.broker.breaker import Patience, State
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.calls import Failure, ProviderError
-from rlm_server.ledger import MIGRATIONS, Amounts, Hold, Recovery, Usage
+from rlm_server.ledger import MIGRATIONS, Amounts, Hold, Recovery, Usage, settling
 from rlm_server.store.database import Database, DatabaseBusyError, DatabaseError, DatabaseLostError
 from tests.broker.books import AT_ONCE, PAYER, Books
 from tests.broker.stage import COST, HELD, PROMPT, Play, Until, answered, broker_of, soon
@@ -79,13 +78,13 @@ async def books(path: Path) -> AsyncIterator[Failing]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attempt, "SETTLE_PAUSE", 0.001)
+    monkeypatch.setattr(settling, "PAUSE", 0.001)
 
 
 @pytest.fixture
 def hopeless(monkeypatch: pytest.MonkeyPatch, impatient: None) -> None:
     """The database does not come back for as long as a call waits for it."""
-    monkeypatch.setattr(attempt, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(settling, "SECONDS", 0.0)
 
 
 async def restarted(path: Path) -> tuple[Recovery, Amounts, Amounts]:

@@ -13,6 +13,7 @@ from grpc_status import rpc_status
 from rlm.v1 import run_pb2, types_pb2
 
 from rlm_server.ledger import Limit, Query, Span
+from rlm_server.store.database import DatabaseBusyError, DatabaseLostError
 from tests.system.accountant import TALK, Accountant
 from tests.system.books import check_settled, check_story
 from tests.system.conftest import Served
@@ -54,6 +55,28 @@ async def test_the_time_that_code_runs_is_paid_for_and_limited(server: Served) -
         turns = await served.running.ledger.entries(Query("development", run=session))
         assert [turn.hold.model for turn in turns] == ["", ""]
         assert sum(turn.actual.cpu_ms for turn in turns) == spent.cpu_ms
+        check_settled(served.data_dir)
+
+
+async def test_a_turn_ends_as_it_did_though_its_books_cannot_be_written_for_a_while(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with server(Play("")) as served:
+        ledger, failures = served.running.ledger, iter([DatabaseBusyError("locked"), DatabaseLostError("away")])
+        post = ledger.post
+
+        async def failing(*order: Any) -> None:
+            if (failure := next(failures, None)) is not None:
+                raise failure
+            await post(*order)
+
+        monkeypatch.setattr(ledger, "post", failing)
+        session = await served.caller.open_session()
+        seen = await served.caller.turn(session, "print('ran')")
+        assert seen.printed == "ran\n"
+        assert next(failures, None) is None
+        (turn,) = await ledger.entries(Query("development", run=session))
+        assert (await served.caller.delete(session)).cpu_ms == turn.actual.cpu_ms
         check_settled(served.data_dir)
 
 
