@@ -23,7 +23,7 @@ from rich.status import Status
 
 from rlm_server.config import ConfigError, Settings
 from rlm_server.prices_command import prices
-from rlm_server.store.database import DatabaseError
+from rlm_server.store.engine import DatabaseError
 from sandbox.image import ImageError, prepare
 
 

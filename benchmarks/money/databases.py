@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlm_server.ledger import MIGRATIONS
-from rlm_server.store.database import Connection, Database
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection
 from tests.databases import KINDS, postgres_database, postgres_server
 
 __all__ = ["KINDS", "Databases", "databases"]

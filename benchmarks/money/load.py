@@ -20,7 +20,8 @@ from benchmarks.rounds import Progress
 from rlm_server.broker.broker import Broker, CallFailed, worst_case
 from rlm_server.broker.calls import Failure, ModelRequest, Payer
 from rlm_server.ledger import NANO, BudgetBusy, BudgetExceeded, Ledger, Limit
-from rlm_server.store.database import Connection, Database
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection
 
 TENANTS = 50
 AT_ONCE = 500

@@ -10,7 +10,8 @@ from benchmarks.money.broker import PRICE
 from benchmarks.money.load import AGAIN, Call, Loaded
 from benchmarks.money.provider import Bill, digest
 from rlm_server.ledger import Usage
-from rlm_server.store.database import Connection, Database
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from rlm_server.ledger import BudgetError, windows
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions import SessionEnded, TooManySessions
 from rlm_server.store.contexts import ContextGone
-from rlm_server.store.database import DatabaseFullError
+from rlm_server.store.engine import DatabaseFullError
 from rlm_server.store.objects import ObjectsUnavailable
 from rlm_server.store.shelf import ContextDamaged
 from rlm_server.store.spool import UploadRefused

@@ -14,7 +14,7 @@ from rlm_server.broker.concurrency import Gate
 from rlm_server.broker.counters import Counters
 from rlm_server.broker.routes import Route
 from rlm_server.ledger import Amounts, BudgetBusy, Hold, HoldUnknown, Ledger, Usage, settle
-from rlm_server.store.database import DatabaseError, DatabaseLostError
+from rlm_server.store.engine import DatabaseError, DatabaseLostError
 from sandbox.settling import to_the_end
 
 log = logging.getLogger(__name__)

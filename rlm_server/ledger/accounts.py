@@ -9,7 +9,7 @@ from typing import Any
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
 from rlm_server.ledger.errors import MAX, AccountUnknown, AmountRefused
 from rlm_server.ledger.windows import Span, account_of, bounds, counted, limited
-from rlm_server.store.database import Connection
+from rlm_server.store.engine import Connection
 
 ZERO = Amounts()
 

@@ -18,7 +18,7 @@ from rlm_server.ledger.errors import (
     MoveRefused,
 )
 from rlm_server.ledger.holds import Hold, HoldState, Kept, find, insert
-from rlm_server.store.database import Connection
+from rlm_server.store.engine import Connection
 
 PASS = 128
 """The most holds one transaction takes or judges for the first time, so that other tenants' writes get their turn."""

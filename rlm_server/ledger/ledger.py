@@ -18,7 +18,8 @@ from rlm_server.ledger.opening import Window
 from rlm_server.ledger.statements import Statement, Totals
 from rlm_server.ledger.usage import Usage
 from rlm_server.ledger.windows import Span
-from rlm_server.store.database import Connection, Database
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection
 
 T = TypeVar("T")
 

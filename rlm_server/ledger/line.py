@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from rlm_server.ledger.admission import Admission, Asked, Pass, Verdict
 from rlm_server.ledger.errors import BudgetBusy
 from rlm_server.ledger.holds import Hold, HoldState, withdraw
-from rlm_server.store.database import Connection, Database, DatabaseError
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection, DatabaseError
 
 logger = logging.getLogger(__name__)
 

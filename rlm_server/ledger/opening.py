@@ -15,7 +15,7 @@ from rlm_server.ledger.errors import (
     LimitTooLow,
 )
 from rlm_server.ledger.windows import Span, account_of, bounds, keep, label, prefix_of
-from rlm_server.store.database import Connection, following
+from rlm_server.store.engine import Connection, following
 
 
 def open_account(connection: Connection, wanted: Account, at: int) -> None:

@@ -9,7 +9,7 @@ from rlm_server.ledger.accounts import Balance, Tree, left
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
 from rlm_server.ledger.opening import Window
 from rlm_server.ledger.windows import PREFIX
-from rlm_server.store.database import Connection, following
+from rlm_server.store.engine import Connection, following
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,8 @@ from rlm_server.ledger.amounts import Limit
 from rlm_server.runs.events import Event, Place, from_json, to_json
 from rlm_server.runs.reading import Coverage
 from rlm_server.runs.state import RunState, move
-from rlm_server.store.database import Connection, Database
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from typing import Any, Self
 from weakref import WeakValueDictionary
 
 from rlm_server.clock import now
-from rlm_server.store.database import Connection, Database
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection
 from rlm_server.store.lineage import Lineage
 from rlm_server.store.objects import Objects
 from rlm_server.store.shelf import ContextDamaged, Files, Shelf, Written

@@ -1,122 +1,23 @@
-"""The server's database: writes that commit in groups, one owner, and reads that never wait for a write.
-
-`sqlite` and `postgres` are the engines. Statements are written once, in the SQL that both understand, with `?` for
-values.
-"""
+"""The server's database: writes that commit in groups, one owner, and reads that never wait for a write."""
 
 from __future__ import annotations
 
 import asyncio
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
+
+from rlm_server.store.engine import READERS, Connection, DatabaseClosedError, DatabaseError, Engine, Failed
 
 T = TypeVar("T")
 
 GROUP = 256
 """The most functions that share one commit, so that the first of them is not kept waiting for long."""
-
-READERS = 2
-"""Read connections, each with a thread of its own."""
-
-
-class DatabaseError(Exception):
-    """The database could not do what was asked; nothing of it was done."""
-
-
-class DatabaseOwnedError(DatabaseError):
-    """Another server, or another `Database`, has it open for writing."""
-
-
-class DatabaseVersionError(DatabaseError):
-    """It was written by a newer version of this software."""
-
-
-class DatabaseClosedError(DatabaseError):
-    """The database was used after `close()`."""
-
-
-class DatabaseBusyError(DatabaseError):
-    """A foreign connection kept it locked for longer than the busy timeout."""
-
-
-class DatabaseFullError(DatabaseError):
-    """The disk is full."""
-
-
-class DatabaseLostError(DatabaseError):
-    """The database cannot be reached. Where it was lost during a commit, the work may have been done all the same."""
-
-
-class Cursor(Protocol):
-    """What a statement found."""
-
-    @property
-    def rowcount(self) -> int:
-        """How many rows it changed."""
-        ...
-
-    def fetchone(self) -> Any:
-        """The next row, or None."""
-        ...
-
-    def fetchall(self) -> list[Any]:
-        """All the rows that are left."""
-        ...
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-class Connection(Protocol):
-    """Where statements run, inside a transaction that its owner begins and ends."""
-
-    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Cursor:
-        """Run one statement."""
-        ...
-
-    def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> Any:
-        """Run one statement for each row of values."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """What a function of a group raised; its work alone was undone."""
-
-    error: BaseException
-
-
-class Engine(Protocol):
-    """One kind of database. `transact` is called by one thread, `read` by several."""
-
-    @property
-    def epoch(self) -> int:
-        """Which owner of the database this is: one more than the owner before."""
-        ...
-
-    def transact(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
-        """Run functions in one durable transaction; a `Failed` stands for the answer of one that raised.
-
-        Each is undone alone where it raises, and may be run again where the whole transaction was undone.
-
-        Raises:
-            DatabaseError: the transaction as a whole failed.
-        """
-        ...
-
-    def read(self, function: Callable[[Connection], T]) -> T:
-        """Run a function over one snapshot, on a connection that cannot write."""
-        ...
-
-    def close(self) -> None:
-        """Release the database."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,23 +156,6 @@ class Database:
                 write.future.set_result(answer)
 
 
-@contextmanager
-def translated(typed: Callable[[BaseException], DatabaseError | None]) -> Iterator[None]:
-    """Raise a failure of the database itself as the type that `typed` finds for it, and any other as it is."""
-    try:
-        yield
-    except BaseException as error:
-        found = typed(error)
-        if found is None:
-            raise
-        raise found from error
-
-
-def following(prefix: str) -> str:
-    """The least text after all that begin with `prefix`, which is not empty; for a search of these in an index."""
-    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
-
-
 def _undone(error: BaseException) -> DatabaseError:
     """Say to one function of a group that the group as a whole was undone, each with an exception of its own."""
     undone = type(error)(str(error)) if isinstance(error, DatabaseError) else None
@@ -281,7 +165,7 @@ def _undone(error: BaseException) -> DatabaseError:
 
 
 def _engine(at: str | Path, migrations: Sequence[str], busy_timeout: float) -> Engine:
-    # Imported here, because the engines know the errors above, and only one of them is needed.
+    # Imported here, because only one of them is needed.
     if isinstance(at, str) and at.startswith(("postgresql://", "postgres://")):
         from rlm_server.store.postgres import Postgres
 

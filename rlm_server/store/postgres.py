@@ -19,7 +19,7 @@ import psycopg
 from psycopg.types.numeric import IntLoader, NumericLoader
 from psycopg.types.string import StrDumperUnknown
 
-from rlm_server.store.database import (
+from rlm_server.store.engine import (
     READERS,
     Connection,
     Cursor,

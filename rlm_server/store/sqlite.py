@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from rlm_server.store.database import (
+from rlm_server.store.engine import (
     READERS,
     Connection,
     DatabaseBusyError,

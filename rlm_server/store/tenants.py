@@ -6,7 +6,8 @@ import hashlib
 import secrets
 
 from rlm_server.clock import now
-from rlm_server.store.database import Connection, Database
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection
 
 KEY_PREFIX = "rlm_"
 _SHOWN = 10

@@ -21,7 +21,8 @@ from typing import Any, Self, TypeVar
 
 from rlm_server.clock import now
 from rlm_server.store.contexts import Context, Contexts
-from rlm_server.store.database import Connection, Database
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection
 from rlm_server.store.spool import Header, Spool, UploadRefused, UploadShort
 from sandbox.settling import to_the_end
 

@@ -12,7 +12,8 @@ from rlm_server.broker.breaker import Patience, State
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.calls import Failure, ProviderError
 from rlm_server.ledger import MIGRATIONS, Amounts, Hold, Recovery, Usage, settling
-from rlm_server.store.database import Database, DatabaseBusyError, DatabaseError, DatabaseLostError
+from rlm_server.store.database import Database
+from rlm_server.store.engine import DatabaseBusyError, DatabaseError, DatabaseLostError
 from tests.broker.books import AT_ONCE, PAYER, Books
 from tests.broker.stage import COST, HELD, PROMPT, Play, Until, answered, broker_of, soon
 

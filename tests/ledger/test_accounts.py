@@ -20,7 +20,7 @@ from rlm_server.ledger import (
     Limit,
     LimitTooLow,
 )
-from rlm_server.store.database import Connection
+from rlm_server.store.engine import Connection
 from tests.ledger.accounting import Books, a_hold, at_most, at_once, cents
 
 NOTHING = Amounts()

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from rlm_server.ledger import MIGRATIONS, Amounts, Ledger, Limit, Query
-from rlm_server.store.database import Connection, Database
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection
 from tests.ledger.accounting import a_hold, soon
 
 DEATHS = int(os.environ.get("RLM_TEST_KILLS", "5"))

@@ -15,7 +15,8 @@ from obstore.store import MemoryStore, ObjectStore
 
 from rlm_server.store import MIGRATIONS, contexts
 from rlm_server.store.contexts import Context, Contexts
-from rlm_server.store.database import Database, DatabaseFullError
+from rlm_server.store.database import Database
+from rlm_server.store.engine import DatabaseFullError
 from rlm_server.store.objects import Objects, ObjectsUnavailable
 from rlm_server.store.shelf import ContextDamaged, Shelf
 from rlm_server.store.spool import Header

@@ -13,9 +13,9 @@ from typing import Any
 import psycopg
 import pytest
 
-from rlm_server.store.database import (
+from rlm_server.store.database import Database
+from rlm_server.store.engine import (
     Connection,
-    Database,
     DatabaseBusyError,
     DatabaseClosedError,
     DatabaseError,

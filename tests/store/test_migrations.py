@@ -7,7 +7,8 @@ from pathlib import Path
 from rlm_server.ledger import Amounts, Ledger, Limit, Query, Usage
 from rlm_server.runs.journal import Journal
 from rlm_server.server import MIGRATIONS
-from rlm_server.store.database import Connection, Database
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection
 
 BEFORE_WINDOWS = 6
 """Migrations of the last version whose holds had neither an epoch nor an entry's number."""

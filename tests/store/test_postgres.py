@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from rlm_server.store import postgres
-from rlm_server.store.database import Connection, Database, DatabaseError, DatabaseLostError, DatabaseOwnedError
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection, DatabaseError, DatabaseLostError, DatabaseOwnedError
 from tests.databases import cut_off
 from tests.store.test_database import SCHEMA, note, notes, notes_kept
 

@@ -11,13 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rlm_server.store.database import (
-    Connection,
-    Database,
-    DatabaseError,
-    DatabaseFullError,
-    DatabaseOwnedError,
-)
+from rlm_server.store.database import Database
+from rlm_server.store.engine import Connection, DatabaseError, DatabaseFullError, DatabaseOwnedError
 from tests.store.test_database import SCHEMA, note, notes
 
 

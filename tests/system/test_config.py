@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from rlm_server.cli import main
 from rlm_server.config import ConfigError, Settings
-from rlm_server.store.database import DatabaseOwnedError
+from rlm_server.store.engine import DatabaseOwnedError
 from tests.system.conftest import Served
 from tests.system.stage import Play, code, eventually
 

@@ -13,7 +13,7 @@ from grpc_status import rpc_status
 from rlm.v1 import run_pb2, types_pb2
 
 from rlm_server.ledger import Limit, Query, Span
-from rlm_server.store.database import DatabaseBusyError, DatabaseLostError
+from rlm_server.store.engine import DatabaseBusyError, DatabaseLostError
 from tests.system.accountant import TALK, Accountant
 from tests.system.books import check_settled, check_story
 from tests.system.conftest import Served

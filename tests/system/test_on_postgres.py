@@ -10,7 +10,7 @@ from rlm.v1 import context_pb2, run_pb2, types_pb2
 from rlm_server.config import ConfigError, Settings
 from rlm_server.ledger import Query
 from rlm_server.server import serving
-from rlm_server.store.database import DatabaseOwnedError
+from rlm_server.store.engine import DatabaseOwnedError
 from sandbox.image import Loaded
 from tests.system.conftest import Served
 from tests.system.stage import USD, Play, code

@@ -1,0 +1,127 @@
+"""What an engine of the database does, how it fails, and where statements run.
+
+`sqlite` and `postgres` are the engines. Statements are written once, in the SQL that both understand, with `?` for
+values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+READERS = 2
+"""Read connections, each with a thread of its own."""
+
+
+class DatabaseError(Exception):
+    """The database could not do what was asked; nothing of it was done."""
+
+
+class DatabaseOwnedError(DatabaseError):
+    """Another server, or another `Database`, has it open for writing."""
+
+
+class DatabaseVersionError(DatabaseError):
+    """It was written by a newer version of this software."""
+
+
+class DatabaseClosedError(DatabaseError):
+    """The database was used after `close()`."""
+
+
+class DatabaseBusyError(DatabaseError):
+    """A foreign connection kept it locked for longer than the busy timeout."""
+
+
+class DatabaseFullError(DatabaseError):
+    """The disk is full."""
+
+
+class DatabaseLostError(DatabaseError):
+    """The database cannot be reached. Where it was lost during a commit, the work may have been done all the same."""
+
+
+class Cursor(Protocol):
+    """What a statement found."""
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows it changed."""
+        ...
+
+    def fetchone(self) -> Any:
+        """The next row, or None."""
+        ...
+
+    def fetchall(self) -> list[Any]:
+        """All the rows that are left."""
+        ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """Where statements run, inside a transaction that its owner begins and ends."""
+
+    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Cursor:
+        """Run one statement."""
+        ...
+
+    def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> Any:
+        """Run one statement for each row of values."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """What a function of a group raised; its work alone was undone."""
+
+    error: BaseException
+
+
+class Engine(Protocol):
+    """One kind of database. `transact` is called by one thread, `read` by several."""
+
+    @property
+    def epoch(self) -> int:
+        """Which owner of the database this is: one more than the owner before."""
+        ...
+
+    def transact(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+        """Run functions in one durable transaction; a `Failed` stands for the answer of one that raised.
+
+        Each is undone alone where it raises, and may be run again where the whole transaction was undone.
+
+        Raises:
+            DatabaseError: the transaction as a whole failed.
+        """
+        ...
+
+    def read(self, function: Callable[[Connection], T]) -> T:
+        """Run a function over one snapshot, on a connection that cannot write."""
+        ...
+
+    def close(self) -> None:
+        """Release the database."""
+        ...
+
+
+@contextmanager
+def translated(typed: Callable[[BaseException], DatabaseError | None]) -> Iterator[None]:
+    """Raise a failure of the database itself as the type that `typed` finds for it, and any other as it is."""
+    try:
+        yield
+    except BaseException as error:
+        found = typed(error)
+        if found is None:
+            raise
+        raise found from error
+
+
+def following(prefix: str) -> str:
+    """The least text after all that begin with `prefix`, which is not empty; for a search of these in an index."""
+    return prefix[:-1] + chr(ord(prefix[-1]) + 1)
