@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 
@@ -75,21 +75,18 @@ class Attempt:
         # The provider's slot comes first: thousands in line for it have nothing to do with the ledger, and one commit
         # is enough to reserve and dispatch. But where others of the tenant hold the money, it is waited for without the
         # slot, which would keep those who have theirs from a provider that stands idle.
-        async with self._slot(self.provider_gate):
-            try:
-                with self.trial():
-                    async with self._slot(self.ledger_gate):
-                        await self._reserve(time.monotonic(), dispatch=True)
-                    reply = await self._answer()
-            except BudgetBusy:
-                if time.monotonic() >= self.deadline:
-                    raise
-            else:
-                return await self._settled(reply)
+        try:
+            return await self._sent_after(self._reserve_and_dispatch)
+        except BudgetBusy:
+            if time.monotonic() >= self.deadline:
+                raise
         await self._reserve(self.deadline)
+        return await self._sent_after(self._dispatch)
+
+    async def _sent_after(self, dispatching: Callable[[], Awaitable[None]]) -> tuple[ModelReply, Amounts]:
         async with self._slot(self.provider_gate):
             with self.trial():
-                await self._dispatch()
+                await dispatching()
                 reply = await self._answer()
             return await self._settled(reply)
 
@@ -105,6 +102,10 @@ class Attempt:
             self._held = isinstance(error, DatabaseLostError)
             raise self._unbooked(error) from None
         self._held = True
+
+    async def _reserve_and_dispatch(self) -> None:
+        async with self._slot(self.ledger_gate):
+            await self._reserve(time.monotonic(), dispatch=True)
 
     async def _dispatch(self) -> None:
         try:

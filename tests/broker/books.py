@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Self
 
 from rlm_server.broker.calls import Payer
-from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Limit, Query, Usage
+from rlm_server.ledger import MIGRATIONS, Amounts, Entry, Hold, Ledger, Limit, Query, Usage
 from rlm_server.store.database import Database
 
 TENANT = "acme"
@@ -17,6 +20,11 @@ AT_ONCE = "reserve and dispatch"
 """The order to reserve a hold where it is to be dispatched in the same commit."""
 
 _RESOLVING = ("post", "post_in_full", "void")
+
+
+def reserving(*, dispatch: bool) -> str:
+    """The name of an order to reserve."""
+    return AT_ONCE if dispatch else "reserve"
 
 
 class Books(Ledger):
@@ -30,6 +38,15 @@ class Books(Ledger):
         self.orders: list[tuple[str, str]] = []
         self.held: list[Amounts] = []
         self.before: dict[str, Callable[[], object]] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, path: Path) -> AsyncIterator[Self]:
+        """Books in a new database, in which PAYER's accounts are open."""
+        async with await Database.open(path, MIGRATIONS) as database:
+            books = cls(database)
+            await books.open(PAYER)
+            yield books
 
     @property
     def ends(self) -> dict[str, str]:
@@ -51,7 +68,7 @@ class Books(Ledger):
 
     async def reserve(self, hold: Hold, *, deadline: float, dispatch: bool = False) -> None:
         self.held.append(hold.amounts)
-        self._note(AT_ONCE if dispatch else "reserve", hold.id)
+        self._note(reserving(dispatch=dispatch), hold.id)
         await super().reserve(hold, deadline=deadline, dispatch=dispatch)
 
     async def dispatch(self, hold_id: str) -> None:

@@ -10,9 +10,7 @@ import pytest
 from rlm_server.broker.calls import Provider
 from rlm_server.broker.providers.anthropic import AnthropicProvider
 from rlm_server.broker.providers.openai import OpenAIProvider
-from rlm_server.ledger import MIGRATIONS
-from rlm_server.store.database import Database
-from tests.broker.books import PAYER, Books
+from tests.broker.books import Books
 from tests.fake_provider.server import FakeProvider
 
 KEY = "sk-a-key-that-must-not-show"
@@ -26,9 +24,7 @@ APIS: dict[str, Callable[[str], Provider]] = {
 
 @pytest.fixture
 async def books(tmp_path: Path) -> AsyncIterator[Books]:
-    async with await Database.open(tmp_path / "ledger.db", MIGRATIONS) as database:
-        opened = Books(database)
-        await opened.open(PAYER)
+    async with Books.opened(tmp_path / "ledger.db") as opened:
         yield opened
 
 

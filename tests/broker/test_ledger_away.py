@@ -14,7 +14,7 @@ from rlm_server.broker.calls import Failure, ProviderError
 from rlm_server.ledger import MIGRATIONS, Amounts, Hold, Recovery, Usage, settling
 from rlm_server.store.database import Database
 from rlm_server.store.engine import DatabaseBusyError, DatabaseError, DatabaseLostError
-from tests.broker.books import AT_ONCE, PAYER, Books
+from tests.broker.books import AT_ONCE, PAYER, Books, reserving
 from tests.broker.stage import COST, HELD, PROMPT, Play, Until, answered, broker_of, soon
 
 PATH_OF_THE_SERVER = "/var/lib/rlm.sqlite"
@@ -32,7 +32,7 @@ class Failing(Books):
         self.fails_after: dict[str, int] = {}
 
     async def reserve(self, hold: Hold, *, deadline: float, dispatch: bool = False) -> None:
-        order = AT_ONCE if dispatch else "reserve"
+        order = reserving(dispatch=dispatch)
         self._may_fail(order, self.fails_before)
         await super().reserve(hold, deadline=deadline, dispatch=dispatch)
         self._may_fail(order, self.fails_after)
@@ -71,9 +71,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def books(path: Path) -> AsyncIterator[Failing]:
-    async with await Database.open(path, MIGRATIONS) as database:
-        opened = Failing(database)
-        await opened.open(PAYER)
+    async with Failing.opened(path) as opened:
         yield opened
 
 

@@ -17,9 +17,9 @@ from rlm_server.broker.concurrency import Load
 from rlm_server.broker.policy import Policy
 from rlm_server.broker.prices import Prices
 from rlm_server.broker.routes import Route, Routes
-from rlm_server.ledger import MIGRATIONS, Hold, Ledger, Limit, Usage
+from rlm_server.ledger import Hold, Ledger, Limit, Usage
 from rlm_server.store.database import Database
-from tests.broker.books import AT_ONCE, PAYER, RUN, TENANT, Books
+from tests.broker.books import AT_ONCE, PAYER, RUN, TENANT, Books, reserving
 from tests.broker.stage import COST, HELD, PRICE, PROMPT, soon, until
 
 MANY = 2_000
@@ -197,18 +197,16 @@ class Held(Books):
         self.let = asyncio.Semaphore(0)
 
     async def reserve(self, hold: Hold, *, deadline: float, dispatch: bool = False) -> None:
-        self._note(AT_ONCE if dispatch else "reserve", hold.id)
+        self._note(reserving(dispatch=dispatch), hold.id)
         if hold.tenant == TENANT:
             await self.let.acquire()
         await Ledger.reserve(self, hold, deadline=deadline, dispatch=dispatch)
 
 
 async def test_a_single_calls_orders_to_the_ledger_go_next_however_many_another_tenant_has(tmp_path: Path) -> None:
-    async with await Database.open(tmp_path / "ledger.db", MIGRATIONS) as database:
-        books, desk = Held(database), Desk()
-        other = Payer(account="run-2", tenant="globex", run="run-2", node="0")
-        for payer in (PAYER, other):
-            await books.open(payer)
+    async with Held.opened(tmp_path / "ledger.db") as books:
+        desk = Desk()
+        other = await books.open(Payer(account="run-2", tenant="globex", run="run-2", node="0"))
         broker = broker_of(books, desk, provider_calls=1_000, run_calls=1_000)
         async with in_line(broker, [PAYER], "many", 200):
             await until(lambda: len(books.orders) == ORDERS)

@@ -11,6 +11,7 @@ from rlm_client import Client, Retry
 from rlm_client.cli import main
 
 from tests.client.fake_server import KEY, FakeServer, serving
+from tests.client.real_server import RealServer, running
 
 AT_ONCE = Retry(attempts=4, first_seconds=0.0)
 
@@ -28,6 +29,13 @@ def nothing_from_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 @pytest.fixture
 def fake() -> Iterator[FakeServer]:
     with serving() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
+    """The real server; one for all tests of a module."""
+    with running(tmp_path_factory.mktemp("real") / "data") as server:
         yield server
 
 

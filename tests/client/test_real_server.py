@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,58 +25,12 @@ from rlm_client import (
 )
 from rlm_client.source import Source
 
-ROOT = Path(__file__).parents[2]
+from tests.client.real_server import SECONDS, RealServer
+
 MIB = 1 << 20
-SECONDS = 60  # far more than any of this takes
 PATIENT = Retry(attempts=100, first_seconds=0.1, longest_seconds=0.5)
 
 TEXTS = {"a.txt": "the first, with ä and 日本", "sub/b.txt": "", "sub/c.txt": "the third \U0001f3b2"}
-
-
-@dataclass
-class RealServer:
-    """A server on a port of its own, that can be stopped and started again on the same data."""
-
-    data: Path
-    port: int
-    process: subprocess.Popen[str] | None = None
-
-    @property
-    def target(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    @property
-    def key(self) -> str:
-        return (self.data / "development-key").read_text().strip()
-
-    def start(self) -> None:
-        keys = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY")
-        where = ["--listen", self.target, "--data-dir", str(self.data)]
-        command = [sys.executable, "-m", "rlm_server.cli", "serve", *where]
-        environment = {name: value for name, value in os.environ.items() if name not in keys}
-        environment["RLM_GRACE_SECONDS"] = "1"
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
-        assert self.process.stdout is not None
-        assert self.process.stdout.readline().startswith("serving on ")
-
-    def end(self, number: signal.Signals) -> None:
-        if self.process is not None:
-            self.process.send_signal(number)
-            self.process.communicate(timeout=SECONDS)
-            self.process = None
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = RealServer(tmp_path_factory.mktemp("real") / "data", port)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.end(signal.SIGKILL)
 
 
 @pytest.fixture

@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from signal import SIGKILL
 from typing import Any
 
 import grpc
@@ -21,7 +19,7 @@ from rlm_client import Budget, BudgetRefused, Client, Entries, InvalidArgument, 
 from rlm_client.cli import main
 
 from tests.client.fake_server import KEY
-from tests.client.test_real_server import RealServer
+from tests.client.real_server import RealServer
 
 USD = 1_000_000_000
 ESCAPE = "\x1b[2J"
@@ -259,19 +257,6 @@ def test_what_makes_no_sense_is_wrong_usage(books: Books, wrong: list[str]) -> N
 
 
 # ---- with the real server --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealServer]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = RealServer(tmp_path_factory.mktemp("real") / "data", port)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.end(SIGKILL)
 
 
 def test_what_a_run_cost_is_found_again_in_every_view(real: RealServer, tmp_path: Path) -> None:

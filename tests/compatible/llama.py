@@ -24,8 +24,7 @@ from rlm_server.broker.prices import Price, Prices, Rates
 from rlm_server.broker.providers.faults import STREAM_ABOVE
 from rlm_server.broker.providers.openai import OpenAIProvider
 from rlm_server.broker.routes import Route, Routes
-from rlm_server.ledger import MIGRATIONS, Amounts, Usage
-from rlm_server.store.database import Database
+from rlm_server.ledger import Amounts, Usage
 from tests.broker.books import PAYER, Books
 
 HOME = Path(os.environ["RLM_COMPATIBLE"])
@@ -104,9 +103,7 @@ async def provider(llama: Llama) -> AsyncIterator[OpenAIProvider]:
 
 @pytest.fixture
 async def books(tmp_path: Path) -> AsyncIterator[Books]:
-    async with await Database.open(tmp_path / "ledger.db", MIGRATIONS) as database:
-        opened = Books(database)
-        await opened.open(PAYER)
+    async with Books.opened(tmp_path / "ledger.db") as opened:
         yield opened
 
 

@@ -6,6 +6,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -26,6 +27,7 @@ from rlm_client.archive import ArchiveLimits
 from rlm_client.connection import connect, find_key, find_target
 from rlm_client.errors import RlmError, RunFailed
 from rlm_client.money import Budget
+from rlm_client.pages import pages
 from rlm_client.retry import Retry
 from rlm_client.source import Reading, Source, material
 from rlm_client.spending import Spending
@@ -175,22 +177,14 @@ class Client(Spending):
     def list_contexts(self) -> Iterator[context_pb2.Context]:
         """Give every stored context, the newest first, asking for more as they are taken."""
         request = context_pb2.ListContextsRequest()
-        while True:
-            reply = self._unary(self._contexts.ListContexts, request)
-            yield from reply.contexts
-            if not reply.next_page_token:
-                return
-            request.page_token = reply.next_page_token
+        for page in pages(partial(self._unary, self._contexts.ListContexts), request):
+            yield from page.contexts
 
     def list_documents(self, context_id: str) -> Iterator[context_pb2.Document]:
         """Give the documents of a context in their order, asking for more as they are taken."""
         request = context_pb2.ListDocumentsRequest(context_id=context_id, page_size=_DOCUMENTS_PAGE)
-        while True:
-            reply = self._unary(self._contexts.ListDocuments, request)
-            yield from reply.documents
-            if not reply.next_page_token:
-                return
-            request.page_token = reply.next_page_token
+        for page in pages(partial(self._unary, self._contexts.ListDocuments), request):
+            yield from page.documents
 
     def read_context(self, context_id: str, start: int = 0, end: int | None = None, document: int = 0) -> str:
         """Give characters of a document: from `start` up to, and without, `end`; None, or past its end, means its end.

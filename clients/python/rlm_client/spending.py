@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import grpc
@@ -13,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, budget_pb2_grpc
 
 from rlm_client import errors
+from rlm_client.pages import pages
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -80,12 +82,8 @@ class Spending(ABC):
             NotFound: there is no such run or node.
         """
         request = budget_pb2.ListUsageRequest(by=_GROUPINGS[by], filter=_filter(entries), page_size=_PAGE)
-        while True:
-            reply = self._unary(self._budgets.ListUsage, request)
-            yield from reply.rows
-            if not reply.next_page_token:
-                return
-            request.page_token = reply.next_page_token
+        for page in pages(partial(self._unary, self._budgets.ListUsage), request):
+            yield from page.rows
 
     def list_entries(self, entries: Entries | None = None) -> Iterator[budget_pb2.LedgerEntry]:
         """Give the ledger's entries in the order they were posted, asking for more as they are taken.
@@ -95,12 +93,8 @@ class Spending(ABC):
             NotFound: there is no such run or node.
         """
         request = budget_pb2.ListLedgerEntriesRequest(filter=_filter(entries), page_size=_PAGE)
-        while True:
-            reply = self._unary(self._budgets.ListLedgerEntries, request)
-            yield from reply.entries
-            if not reply.next_page_token:
-                return
-            request.page_token = reply.next_page_token
+        for page in pages(partial(self._unary, self._budgets.ListLedgerEntries), request):
+            yield from page.entries
 
     def export_entries(
         self, format: Format = "csv", entries: Entries | None = None
