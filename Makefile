@@ -18,7 +18,7 @@ $(STAMP): $(wildcard requirements/*.txt) pyproject.toml scripts/environment
 	@touch $@
 
 demo: image  ## Show the whole thing working, with a scripted model and no key
-	$(BIN)/python -m rlm_server.demo
+	$(BIN)/python -m rlm_server.commands.demo
 
 serve: image  ## Run the server on this machine (ARGS= adds options)
 	$(BIN)/rlm-server serve $(ARGS)

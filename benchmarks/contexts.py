@@ -21,15 +21,15 @@ from tempfile import TemporaryDirectory
 from benchmarks.memory import children
 from benchmarks.rounds import Progress
 from benchmarks.uploads import Uploaded, uploaded
-from rlm_server.store.search import search
-from sandbox.corpus import Corpus, Kind, Writer
+from rlm_server.contexts.search import search
+from sandbox.corpora.corpus import Corpus, Kind, Writer
+from sandbox.corpora.text import Form
 from sandbox.door import HostCall, Json
-from sandbox.image import Loaded, prepare, standard_specs
 from sandbox.limits import Limits
-from sandbox.live import WorkerSession
-from sandbox.pool import WorkerPool
-from sandbox.stored import SessionStore
-from sandbox.text import Form
+from sandbox.pool.pool import WorkerPool
+from sandbox.pool.snapshots import SessionStore
+from sandbox.pool.worker_session import WorkerSession
+from sandbox.vm.image import Loaded, prepare, standard_specs
 
 MIB, GIB = 1 << 20, 1 << 30
 SHARING = 20

@@ -28,13 +28,13 @@ from benchmarks.contestant import ROOT
 from benchmarks.course import Course, Sample
 from benchmarks.rounds import Progress
 from benchmarks.vitals import Vitals
-from sandbox.corpus import Kind, in_memory
+from sandbox.corpora.corpus import Kind, in_memory
 from sandbox.door import HostCall, Json
-from sandbox.image import Loaded, prepare, standard_specs
 from sandbox.limits import Limits
-from sandbox.live import WorkerSession
-from sandbox.pool import WorkerPool
-from sandbox.stored import SessionStore
+from sandbox.pool.pool import WorkerPool
+from sandbox.pool.snapshots import SessionStore
+from sandbox.pool.worker_session import WorkerSession
+from sandbox.vm.image import Loaded, prepare, standard_specs
 
 OWNERS = 4
 AT_ONCE = 4

@@ -131,7 +131,7 @@ def _serving(program: str) -> Iterator[_Server]:
 
 _OURS = f"""
 import asyncio
-from rlm_server.config import Settings
+from rlm_server.config.settings import Settings
 from rlm_server.server import serving
 
 async def main():

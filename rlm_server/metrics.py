@@ -22,7 +22,7 @@ from rlm_server.broker.broker import Broker
 from rlm_server.broker.calls import Failure
 from rlm_server.ledger import UNITS, Ledger
 from rlm_server.runs.journal import Journal
-from sandbox.pool import WorkerPool
+from sandbox.pool.pool import WorkerPool
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ _WORDS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Vitals:
+class MetricsCollector:
     """The rooms whose state is told. Read on the server's event loop alone."""
 
     broker: Broker
@@ -105,8 +105,8 @@ class Vitals:
 class Scraped(Collector):
     """Hands a scrape, which comes in a thread of its own, over to the event loop."""
 
-    def __init__(self, vitals: Vitals, loop: asyncio.AbstractEventLoop) -> None:
-        self._vitals, self._loop = vitals, loop
+    def __init__(self, collector: MetricsCollector, loop: asyncio.AbstractEventLoop) -> None:
+        self._collector, self._loop = collector, loop
 
     def collect(self) -> list[Metric]:
         """Return every metric as it is now.
@@ -114,7 +114,7 @@ class Scraped(Collector):
         Raises:
             TimeoutError: the server could not be asked in time.
         """
-        reading = asyncio.run_coroutine_threadsafe(self._vitals.read(), self._loop)
+        reading = asyncio.run_coroutine_threadsafe(self._collector.read(), self._loop)
         try:
             return reading.result(SCRAPE_SECONDS)
         finally:
@@ -147,7 +147,7 @@ class _Scrape(WSGIRequestHandler):
 
 
 @asynccontextmanager
-async def exposed(listen: str, vitals: Vitals) -> AsyncIterator[str]:
+async def serve_metrics(listen: str, collector: MetricsCollector) -> AsyncIterator[str]:
     """Answer scrapes at `host:port` until the context ends, and say where; nowhere where `listen` is empty.
 
     Raises:
@@ -158,7 +158,7 @@ async def exposed(listen: str, vitals: Vitals) -> AsyncIterator[str]:
         return
     host, _, port = listen.rpartition(":")
     registry = CollectorRegistry()
-    registry.register(Scraped(vitals, asyncio.get_running_loop()))
+    registry.register(Scraped(collector, asyncio.get_running_loop()))
     kind = _Listener6 if host.startswith("[") else _Listener
     try:
         listener = await asyncio.to_thread(kind, (host.strip("[]"), int(port)), _Scrape)

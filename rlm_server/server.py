@@ -24,45 +24,43 @@ from rlm.v1 import (
     session_pb2_grpc,
 )
 
-from rlm_server import ledger, runs, store
+from rlm_server import repl
+from rlm_server.api.auth import AuthInterceptor
 from rlm_server.api.budget import BudgetServicer
 from rlm_server.api.context import ContextServicer
-from rlm_server.api.edge import Edge
 from rlm_server.api.run import RunServicer
 from rlm_server.api.session import SessionServicer
 from rlm_server.broker.broker import Broker
 from rlm_server.broker.providers.scripted import Script
-from rlm_server.config import ConfigError, Settings, nano
-from rlm_server.defaults import Defaults
+from rlm_server.broker.providers.scripted_models import SCRIPTS
+from rlm_server.config.defaults import Defaults
+from rlm_server.config.model_catalog import Models, build_models
+from rlm_server.config.settings import ConfigError, Settings, nano
+from rlm_server.contexts.contexts import Contexts
+from rlm_server.contexts.local_files import LocalContextFiles
+from rlm_server.contexts.object_store import ObjectStore
+from rlm_server.contexts.uploads import Uploads
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Ledger, Limit, LimitTooLow, Span
-from rlm_server.metrics import Vitals, exposed
-from rlm_server.models import Models, offered
+from rlm_server.metrics import MetricsCollector, serve_metrics
+from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.supervisor import Supervisor
-from rlm_server.runs.tree import RunLimits, Services
-from rlm_server.scripts import SCRIPTS
-from rlm_server.sessions import Sessions
-from rlm_server.store.contexts import Contexts
-from rlm_server.store.database import Database
-from rlm_server.store.objects import Objects
-from rlm_server.store.shelf import Shelf
-from rlm_server.store.tenants import Tenants
-from rlm_server.store.uploads import Uploads
-from sandbox.image import ImageSpec, Loaded, Progress, prepare, standard_specs
-from sandbox.pool import WorkerPool
-from sandbox.stored import SessionStore
+from rlm_server.runs.tree import Services
+from rlm_server.sessions.sessions import Sessions
+from rlm_server.tenants.keys import Keys
+from rlm_server.tenants.tenants import Tenants
+from sandbox.pool.pool import WorkerPool
+from sandbox.pool.snapshots import SessionStore
+from sandbox.vm.image import ImageSpec, Loaded, Progress, prepare, standard_specs
 
 log = logging.getLogger(__name__)
 
 DEVELOPMENT_TENANT = "development"
-MIGRATIONS = (
-    *store.MIGRATIONS[:1], *ledger.MIGRATIONS[:1], *runs.MIGRATIONS[:2], *store.MIGRATIONS[1:], *runs.MIGRATIONS[2:3],
-    *ledger.MIGRATIONS[1:], *runs.MIGRATIONS[3:],
-)  # fmt: skip
-"""In the order in which databases have seen them: one more may only come after all of these."""
 BUSY_SECONDS = 5.0
 """How long a lock of a foreign connection on the database is waited for."""
-GUEST_MODULES = {"_rlm": Path(runs.__file__).parent / "guest" / "_rlm.py"}
+GUEST_MODULES = {"_rlm": Path(repl.__file__).parent / "guest" / "_rlm.py"}
 
 OPTIONS = (("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4 << 20))
 """The first, because a second server could take the same port, and half of the calls. The others, because a stream
@@ -80,6 +78,7 @@ class Running:
     models: Models
     ledger: Ledger
     tenants: Tenants
+    keys: Keys
     metrics: str
 
 
@@ -108,17 +107,17 @@ async def serving(
         OSError: the address cannot be listened on.
     """
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    models = offered(settings, SCRIPTS if scripts is None else scripts)
+    models = build_models(settings, SCRIPTS if scripts is None else scripts)
     async with await _database(settings) as database, AsyncExitStack() as owned:
         if loaded is None:
             loaded = prepare(image_specs(settings), progress=progress)
             owned.callback(loaded.program.close)
-        accounts, tenants = Ledger(database), Tenants(database)
-        key = await _development_key(settings, tenants, accounts)
+        accounts, tenants, keys = Ledger(database), Tenants(database), Keys(database)
+        key = await _development_key(settings, tenants, keys, accounts)
         journal = Journal(database)
         contexts = Contexts(
             database,
-            Shelf(settings.data_dir / "contexts"),
+            LocalContextFiles(settings.data_dir / "contexts"),
             objects=_objects(settings),
             cache_bytes=settings.context_cache_bytes,
             retention_days=settings.context_retention_days,
@@ -165,7 +164,7 @@ async def serving(
                 ) as sessions,
             ):
                 defaults = _defaults(settings, models, pool)
-                server = grpc.aio.server(interceptors=[Edge(tenants)], options=OPTIONS)
+                server = grpc.aio.server(interceptors=[AuthInterceptor(keys)], options=OPTIONS)
                 texts = ContextServicer(
                     contexts,
                     uploads,
@@ -181,12 +180,12 @@ async def serving(
                     RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
                 )
                 budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts), server)
-                vitals = Vitals(broker, accounts, journal, pool)
+                collector = MetricsCollector(broker, accounts, journal, pool)
                 async with (
-                    exposed(settings.metrics_listen, vitals) as metrics,
+                    serve_metrics(settings.metrics_listen, collector) as metrics,
                     _listening(server, settings) as address,
                 ):
-                    yield Running(address, key, models, accounts, tenants, metrics)
+                    yield Running(address, key, models, accounts, tenants, keys, metrics)
         finally:
             await pool.close()
             await broker.close()
@@ -208,19 +207,19 @@ def _defaults(settings: Settings, models: Models, pool: WorkerPool) -> Defaults:
     return Defaults(models.model, models.sub_model, budget, limits, pool.images, tenants)
 
 
-def _objects(settings: Settings) -> Objects | None:
+def _objects(settings: Settings) -> ObjectStore | None:
     """Return the object store that keeps the contexts, where there is one.
 
     Raises:
         ConfigError: there is no such store.
     """
     try:
-        return Objects.at(settings.context_store) if settings.context_store else None
+        return ObjectStore.at(settings.context_store) if settings.context_store else None
     except ValueError as error:
         raise ConfigError(f"context_store: {error}") from None
 
 
-async def _development_key(settings: Settings, tenants: Tenants, accounts: Ledger) -> str:
+async def _development_key(settings: Settings, tenants: Tenants, keys: Keys, accounts: Ledger) -> str:
     """Return the development tenant's key, from the file a former start wrote it to, or made now."""
     await tenants.ensure(DEVELOPMENT_TENANT)
     limit = Limit(nano_usd=nano(settings.tenant_budget_usd))
@@ -235,9 +234,9 @@ async def _development_key(settings: Settings, tenants: Tenants, accounts: Ledge
     path = settings.data_dir / "development-key"
     if path.exists():
         key = path.read_text().strip()
-        if await tenants.tenant_of(key) == DEVELOPMENT_TENANT:
+        if await keys.tenant_of(key) == DEVELOPMENT_TENANT:
             return key
-    key = await tenants.create_key(DEVELOPMENT_TENANT)
+    key = await keys.create(DEVELOPMENT_TENANT)
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(key + "\n")

@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-MOST_NESTING = 32
+MAX_NESTING = 32
 
 Json = None | bool | int | float | str | list[Any] | dict[str, Any]
 
@@ -96,8 +96,8 @@ def _finite(digits: str) -> float:
 
 
 def _check_nesting(value: Json, depth: int = 0) -> None:
-    if depth > MOST_NESTING:
-        raise ValueError(f"nested deeper than {MOST_NESTING}")
+    if depth > MAX_NESTING:
+        raise ValueError(f"nested deeper than {MAX_NESTING}")
     if isinstance(value, dict):
         for item in value.values():
             _check_nesting(item, depth + 1)

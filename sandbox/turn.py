@@ -129,13 +129,13 @@ def write_turn(turn: Turn) -> list[Any]:
     ]  # fmt: skip
 
 
-def read_turn(said: list[Any]) -> Turn:
+def read_turn(fields: list[Any]) -> Turn:
     """Read a turn that another process wrote with `write_turn`.
 
     Raises:
         TypeError, ValueError, OverflowError: it is none.
     """
-    status, stdout, stderr, output_bytes, truncated, running_seconds, door_calls, error, variables = said
+    status, stdout, stderr, output_bytes, truncated, running_seconds, door_calls, error, variables = fields
     ended = Status(status)
     stops = set(Stop) if ended is Status.ROLLED_BACK else set()  # else it is a name the guest gave its exception
     read_error = None

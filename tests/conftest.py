@@ -1,4 +1,4 @@
-"""What all tests share: the guest images, loaded once, and the databases."""
+"""What all tests share: the guest images, loaded once, the databases, and servers in this process."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.image import Loaded, prepare, standard_specs
+from sandbox.vm.image import Loaded, prepare, standard_specs
 from tests.databases import KINDS, postgres_database, postgres_server
+from tests.servers import images, plain_environment, server
+
+__all__ = ["images", "plain_environment", "server"]
 
 
 @pytest.fixture(scope="session")

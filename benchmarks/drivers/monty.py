@@ -10,7 +10,7 @@ from benchmarks.drivers.serving import Measure, expect, seconds, serve
 
 TRIVIAL = "total = sum(range(10))\ntotal"
 CALLS = 1000
-MOST_SESSIONS = 200
+MAX_SESSIONS = 200
 """Each holds a process."""
 
 
@@ -61,5 +61,5 @@ class Monty:
 
 
 if __name__ == "__main__":
-    with pydantic_monty.Monty(min_processes=2, max_processes=MOST_SESSIONS) as pool:
+    with pydantic_monty.Monty(min_processes=2, max_processes=MAX_SESSIONS) as pool:
         serve(f"Monty {pydantic_monty.__version__}, in worker processes", Monty(pool).measures)

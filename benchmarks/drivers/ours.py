@@ -1,4 +1,4 @@
-"""Drives this project's sandbox in its own process: `sandbox.session.Session`."""
+"""Drives this project's sandbox in its own process: `sandbox.vm.session.Session`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from concurrent.futures import Future
 
 from benchmarks.drivers.serving import Measure, expect, seconds, serve
 from sandbox.door import HostCall, Json
-from sandbox.engine import THREAD_STACK_BYTES
-from sandbox.image import Loaded, prepare, standard_specs
 from sandbox.limits import Limits
-from sandbox.session import Session
 from sandbox.turn import Status, Turn
+from sandbox.vm.engine import THREAD_STACK_BYTES
+from sandbox.vm.image import Loaded, prepare, standard_specs
+from sandbox.vm.session import Session
 
 LIMITS = Limits(door_calls=1_000_000)
 TRIVIAL = "total = sum(range(10))\ntotal"

@@ -1,4 +1,4 @@
-"""Drives this project's sandbox in its confined worker processes: `sandbox.pool.WorkerPool`."""
+"""Drives this project's sandbox in its confined worker processes: `sandbox.pool.pool.WorkerPool`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from benchmarks.drivers.ours import LIMITS, STATE, TRIVIAL, checked, on_a_guest_thread
 from benchmarks.drivers.serving import Measure, seconds, serve
 from sandbox.door import HostCall, Json
-from sandbox.image import Loaded, prepare, standard_specs
-from sandbox.pool import LiveSession, WorkerPool
-from sandbox.session import Session
-from sandbox.stored import SessionStore
+from sandbox.pool.pool import LiveSession, WorkerPool
+from sandbox.pool.snapshots import SessionStore
+from sandbox.vm.image import Loaded, prepare, standard_specs
+from sandbox.vm.session import Session
 
 WORK = "for number in range(5_000_000): pass"
 

@@ -8,9 +8,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlm_server.ledger import MIGRATIONS
-from rlm_server.store.database import Database
-from rlm_server.store.engine import Connection
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
+from rlm_server.database.migrations import MIGRATIONS
 from tests.databases import KINDS, postgres_database, postgres_server
 
 __all__ = ["KINDS", "Databases", "databases"]

@@ -12,8 +12,8 @@ from benchmarks.money.provider import provider
 from benchmarks.rounds import Progress
 from rlm_server.broker.broker import Broker
 from rlm_server.broker.calls import Payer
+from rlm_server.database.database import Database
 from rlm_server.ledger import NANO, Ledger, Limit
-from rlm_server.store.database import Database
 
 LATENCY = 0.05
 AT_ONCE = 64

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks.money.broker import within
+from rlm_server.database.database import Database
 from rlm_server.ledger import NANO, Amounts, Hold, Ledger, Limit, Usage
-from rlm_server.store.database import Database
 
 TASKS = 500
 TENANTS = 50

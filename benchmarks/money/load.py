@@ -19,9 +19,9 @@ from benchmarks.money.provider import Bills, bills, provider
 from benchmarks.rounds import Progress
 from rlm_server.broker.broker import Broker, CallFailed, worst_case
 from rlm_server.broker.calls import Failure, ModelRequest, Payer
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
 from rlm_server.ledger import NANO, BudgetBusy, BudgetExceeded, Ledger, Limit
-from rlm_server.store.database import Database
-from rlm_server.store.engine import Connection
 
 TENANTS = 50
 AT_ONCE = 500
@@ -186,7 +186,7 @@ async def _watch(database: Database, broker: Broker, load: Loaded, progress: Pro
         await asyncio.sleep(0.25)
 
 
-_MOST_OVER = """
+_MAX_OVER = """
 SELECT coalesce(max(posted_nano_usd + overrun_nano_usd - limit_nano_usd), 0),
        coalesce(max(posted_nano_usd + pending_nano_usd + carved_nano_usd - limit_nano_usd), 0)
 FROM account WHERE limit_nano_usd IS NOT NULL
@@ -195,5 +195,5 @@ FROM account WHERE limit_nano_usd IS NOT NULL
 
 def most_over(connection: Connection) -> int:
     """Return the most that any account is above its limit by now, in nano-US-dollars; 0 where none is."""
-    over: list[int] = [*connection.execute(_MOST_OVER).fetchone()]
+    over: list[int] = [*connection.execute(_MAX_OVER).fetchone()]
     return max(0, *over)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from benchmarks.money.broker import PRICE
 from benchmarks.money.load import AGAIN, Call, Loaded
 from benchmarks.money.provider import Bill, digest
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
 from rlm_server.ledger import Usage
-from rlm_server.store.database import Database
-from rlm_server.store.engine import Connection
 
 
 @dataclass(frozen=True, slots=True)

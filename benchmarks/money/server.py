@@ -95,7 +95,7 @@ async def sessions(folder: Path, database: str | Path, models: Mapping[str, str]
         "RLM_PROVIDER_CALLS": str(AT_ONCE),
         "RLM_RUN_CALLS": str(AT_ONCE),
     }
-    command = ("-m", "rlm_server.cli", "serve", "--listen", "127.0.0.1:0", "--data-dir", str(folder))
+    command = ("-m", "rlm_server.commands.cli", "serve", "--listen", "127.0.0.1:0", "--data-dir", str(folder))
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, stdout=asyncio.subprocess.PIPE, env=environment() | settings, cwd=ROOT
     )

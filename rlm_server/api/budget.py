@@ -12,11 +12,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, budget_pb2_grpc
 
 from rlm_server.api import export, requests, responses
-from rlm_server.api.edge import tenant
+from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.ledger import By, Entry, Ledger, Query, Span, Statement, UsageRow, Window
 
-MOST_MODEL = 200
+MAX_MODEL = 200
 """Characters of a model's name."""
 EXPORT_PAGE = 2_000
 """Entries read at once, about half a chunk."""
@@ -106,8 +106,8 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         for kind, name in (("run", asked.run_id), ("node", asked.node_id)):
             if name and await self._ledger.statement(tenant(), name) is None:
                 raise NotFound(kind, name)
-        if len(asked.model) > MOST_MODEL:
-            raise InvalidField("filter.model", f"may have {MOST_MODEL} characters, not {len(asked.model)}")
+        if len(asked.model) > MAX_MODEL:
+            raise InvalidField("filter.model", f"may have {MAX_MODEL} characters, not {len(asked.model)}")
         if not 0 <= asked.after_number < 1 << 62:
             raise InvalidField("filter.after_number", "must not be negative, and is the number of an entry")
         since, until = _time(asked, "since"), _time(asked, "until")

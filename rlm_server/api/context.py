@@ -12,19 +12,19 @@ from typing import Any, TypeVar
 from rlm.v1 import context_pb2, context_pb2_grpc
 
 from rlm_server.api import requests, responses
-from rlm_server.api.edge import tenant
+from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.api.uploading import Messages, receive
-from rlm_server.store.contexts import Context, Contexts
-from rlm_server.store.search import LONGEST_PATTERN, Found, PatternRefused, search
-from rlm_server.store.shelf import ContextDamaged
-from rlm_server.store.uploads import Uploads
-from sandbox.corpus import Corpus, Kind
-from sandbox.settling import to_the_end
+from rlm_server.contexts.contexts import Context, Contexts
+from rlm_server.contexts.local_files import ContextDamaged
+from rlm_server.contexts.search import LONGEST_PATTERN, Found, PatternRefused, search
+from rlm_server.contexts.uploads import Uploads
+from sandbox.cancellation import run_to_completion
+from sandbox.corpora.corpus import Corpus, Kind
 
-MOST_READ = 1 << 18
+MAX_READ = 1 << 18
 """Characters of one answer."""
-MOST_ANSWER = 3 << 20
+MAX_ANSWER = 3 << 20
 """Bytes of a list's answer, less than the 4 MiB that gRPC's clients take: one that would have more ends sooner."""
 SEARCHES = 4
 """At once, each with a thread."""
@@ -60,7 +60,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.GetUploadStatusRequest, context: Any
     ) -> context_pb2.GetUploadStatusResponse:
         """Tell how far an upload is."""
-        request_id = requests.required("request_id", request.request_id, requests.MOST_REQUEST_ID)
+        request_id = requests.required("request_id", request.request_id, requests.MAX_REQUEST_ID)
         progress = await self._uploads.status(tenant(), request_id)
         if progress is None:
             raise NotFound("upload", request_id)
@@ -104,8 +104,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         start, end = request.start, request.end
         if start < 0:
             raise InvalidField("start", "must not be negative")
-        if not start <= end <= start + MOST_READ:
-            raise InvalidField("end", f"must be from start to {MOST_READ} after it, not {end}")
+        if not start <= end <= start + MAX_READ:
+            raise InvalidField("end", f"must be from start to {MAX_READ} after it, not {end}")
         async with self._reading(request.context_id) as (_, corpus):
             _check_document("document", request.document, corpus)
             text = corpus[request.document]
@@ -167,7 +167,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         except asyncio.CancelledError:
             cancelled.set()
             begun.cancel()  # where it has not begun
-            await to_the_end(asyncio.wait((future,)))
+            await run_to_completion(asyncio.wait((future,)))
             raise
 
 
@@ -181,7 +181,7 @@ def _documents(context: Context, corpus: Corpus, first: int, at: int, most: int)
     answer, size = context_pb2.ListDocumentsResponse(), 0
     names = _lines(corpus, at) if context.kind is Kind.DOCUMENTS else iter(("",))
     for number, name in enumerate(names, start=first):
-        if number == first + most or size > MOST_ANSWER:
+        if number == first + most or size > MAX_ANSWER:
             answer.next_page_token = responses.page_token(context.id, number, at)
             break
         characters = corpus[number].characters
@@ -195,7 +195,7 @@ def _lines(corpus: Corpus, at: int) -> Iterator[str]:
     """Yield the documents' names from the one that begins at a character of them."""
     rest = ""
     while at < corpus.names.characters:
-        piece = corpus.names.read(at, at + MOST_READ)
+        piece = corpus.names.read(at, at + MAX_READ)
         at += len(piece)
         *lines, rest = (rest + piece).split("\n")
         yield from lines
@@ -206,7 +206,7 @@ def _matches(found: Found) -> context_pb2.SearchContextResponse:
     answer, size = context_pb2.SearchContextResponse(more=found.more), 0
     for match in found.matches:
         size += len(match.text.encode()) + 40
-        if size > MOST_ANSWER:
+        if size > MAX_ANSWER:
             answer.more = True
             break
         answer.matches.add(document=match.document, start=match.start, end=match.end, text=match.text)

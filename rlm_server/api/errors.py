@@ -15,21 +15,21 @@ from google.protobuf import any_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from rlm_server.broker.prices import NoPrice
+from rlm_server.broker.prices.table import NoPrice
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.clock import now
+from rlm_server.contexts.contexts import ContextGone
+from rlm_server.contexts.local_files import ContextDamaged
+from rlm_server.contexts.object_store import ObjectStoreUnavailable
+from rlm_server.contexts.spool import UploadRefused
+from rlm_server.contexts.uploads import ContextQuotaExceeded, UploadBusy, UploadStalled
+from rlm_server.database.engine import DatabaseFullError
 from rlm_server.ledger import BudgetError, windows
 from rlm_server.runs.supervisor import TooManyRuns
-from rlm_server.sessions import SessionEnded, TooManySessions
-from rlm_server.store.contexts import ContextGone
-from rlm_server.store.engine import DatabaseFullError
-from rlm_server.store.objects import ObjectsUnavailable
-from rlm_server.store.shelf import ContextDamaged
-from rlm_server.store.spool import UploadRefused
-from rlm_server.store.uploads import ContextQuotaExceeded, UploadBusy, UploadStalled
-from sandbox.pool import JailMissing, PoolFull
-from sandbox.process import WorkerLost
-from sandbox.stored import SnapshotRefused
+from rlm_server.sessions.sessions import SessionEnded, TooManySessions
+from sandbox.pool.pool import JailMissing, PoolFull
+from sandbox.pool.process import WorkerLost
+from sandbox.pool.snapshots import SnapshotRefused
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def status_of(error: Exception) -> status_pb2.Status:
             return status_of(NotFound("context", error.context))
         case ContextDamaged():
             return _status(code_pb2.DATA_LOSS, "CONTEXT_DAMAGED", str(error), said={"context_id": error.context})
-        case ObjectsUnavailable():
+        case ObjectStoreUnavailable():
             return _status(code_pb2.UNAVAILABLE, "OBJECT_STORE_UNAVAILABLE", str(error), _retry())
         case UnknownModel():
             return _invalid("UNKNOWN_MODEL", "model", str(error))

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from rlm_server.ledger import UNITS, Entry
 from rlm_server.ledger.usage import COUNTS
 
-MOST_CHUNK = 1 << 20
+MAX_CHUNK = 1 << 20
 """Bytes of one message."""
 
 COLUMNS = (
@@ -45,7 +45,7 @@ def lines(entries: Iterable[Entry], line: Callable[[Entry], str]) -> list[bytes]
     return [line(entry).encode() for entry in entries]
 
 
-def chunks(lines: Iterable[bytes], most: int = MOST_CHUNK) -> Iterator[bytes]:
+def chunks(lines: Iterable[bytes], most: int = MAX_CHUNK) -> Iterator[bytes]:
     """Join lines to chunks of at most so many bytes; none is split, and each is shorter than that."""
     chunk = bytearray()
     for line in lines:

@@ -11,23 +11,23 @@ from rlm.v1 import types_pb2
 
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.broker.routes import Routes, UnknownModel
+from rlm_server.contexts.contexts import Context, Contexts
 from rlm_server.ledger import UNITS, Limit
-from rlm_server.store.contexts import Context, Contexts
 from sandbox.limits import Limits
 
-MOST_REQUEST_ID = 128
-MOST_TOKEN = 2_000
-MOST_SECONDS = 253_402_300_799
+MAX_REQUEST_ID = 128
+MAX_TOKEN = 2_000
+MAX_SECONDS = 253_402_300_799
 """Since 1970: the last of the year 9999, where the protocol's times end."""
-MOST_AMOUNT = 1 << 60
+MAX_AMOUNT = 1 << 60
 LEAST = {"memory_bytes": 64 << 20}
 """With less, the interpreter itself has no room."""
 
 
 def request_id(value: str, field: str = "request_id") -> str | None:
     """Return a request id, or None where the caller gave none."""
-    if len(value) > MOST_REQUEST_ID:
-        raise InvalidField(field, f"may have {MOST_REQUEST_ID} characters, not {len(value)}")
+    if len(value) > MAX_REQUEST_ID:
+        raise InvalidField(field, f"may have {MAX_REQUEST_ID} characters, not {len(value)}")
     return value or None
 
 
@@ -62,14 +62,14 @@ def page_key(value: str, list_name: str) -> str | None:
 
 def _token(value: str) -> object:
     try:
-        return json.loads(base64.b64decode(value, altchars=b"-_", validate=True)) if len(value) <= MOST_TOKEN else None
+        return json.loads(base64.b64decode(value, altchars=b"-_", validate=True)) if len(value) <= MAX_TOKEN else None
     except (ValueError, RecursionError):
         return None
 
 
 def time(value: Timestamp, field: str) -> int:
     """Return a time in Unix milliseconds; what is finer is rounded up."""
-    if not (0 <= value.seconds <= MOST_SECONDS and 0 <= value.nanos < 1_000_000_000):
+    if not (0 <= value.seconds <= MAX_SECONDS and 0 <= value.nanos < 1_000_000_000):
         raise InvalidField(field, "must be a time from 1970 to 9999")
     return value.seconds * 1000 - (-value.nanos // 1_000_000)
 
@@ -89,8 +89,8 @@ def budget(value: types_pb2.Budget) -> Limit:
     for unit in UNITS:
         amounts[unit] = getattr(value, unit) if value.HasField(unit) else None  # type: ignore[arg-type]
         amount = amounts[unit]
-        if amount is not None and not 0 < amount <= MOST_AMOUNT:
-            raise InvalidField(f"budget.{unit}", f"must be from 1 to {MOST_AMOUNT}, not {amount}")
+        if amount is not None and not 0 < amount <= MAX_AMOUNT:
+            raise InvalidField(f"budget.{unit}", f"must be from 1 to {MAX_AMOUNT}, not {amount}")
     return Limit(**amounts)
 
 

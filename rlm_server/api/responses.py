@@ -12,12 +12,13 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2, types_pb2
 
+from rlm_server.contexts.contexts import Context
 from rlm_server.ledger import Amounts, Limit, Usage
-from rlm_server.runs.events import Body, CallTraced, Event, FinishedCall, Printed
-from rlm_server.runs.reading import Coverage
+from rlm_server.repl.coverage import Coverage
+from rlm_server.repl.events import CallTraced, FinishedCall, Printed
+from rlm_server.runs.events import Body, Event
 from rlm_server.runs.state import RunState
-from rlm_server.store.contexts import Context
-from sandbox.corpus import Kind
+from sandbox.corpora.corpus import Kind
 from sandbox.turn import Status, Turn
 
 _STREAMS = {"stdout": session_pb2.OUTPUT_STREAM_STDOUT, "stderr": session_pb2.OUTPUT_STREAM_STDERR}
@@ -130,10 +131,10 @@ def event(value: Event) -> run_pb2.RunEvent:
     made = run_pb2.RunEvent(
         sequence=value.sequence,
         time=time(value.at),
-        node_id=value.place.node,
-        parent_id=value.place.parent,
-        depth=value.place.depth,
-        turn=value.place.turn,
+        node_id=value.origin.node,
+        parent_id=value.origin.parent,
+        depth=value.origin.depth,
+        turn=value.origin.turn,
     )
     getattr(made, value.body.kind).CopyFrom(_body(value.body))
     return made

@@ -9,17 +9,17 @@ from typing import Any
 from rlm.v1 import run_pb2, run_pb2_grpc
 
 from rlm_server.api import requests, responses
-from rlm_server.api.edge import tenant
+from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.broker.routes import Routes
-from rlm_server.defaults import Defaults
+from rlm_server.config.defaults import Defaults
+from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Ledger
+from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.journal import Journal, RunRow
 from rlm_server.runs.supervisor import NewRun, Supervisor
-from rlm_server.runs.tree import RunLimits
-from rlm_server.store.contexts import Contexts
 
-MOST_QUESTION = 100_000
+MAX_QUESTION = 100_000
 """Characters of a question; a text belongs into a context."""
 
 
@@ -47,7 +47,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         new = NewRun(
             tenant(),
             requests.request_id(request.request_id),
-            requests.required("question", request.question, MOST_QUESTION),
+            requests.required("question", request.question, MAX_QUESTION),
             await requests.context(self._contexts, tenant(), request.context_id),
             model,
             sub_model,

@@ -9,17 +9,17 @@ from typing import Any
 from rlm.v1 import session_pb2, session_pb2_grpc
 
 from rlm_server.api import requests, responses
-from rlm_server.api.edge import tenant
+from rlm_server.api.auth import tenant
 from rlm_server.api.errors import NotFound
 from rlm_server.broker.routes import Routes
-from rlm_server.defaults import Defaults
+from rlm_server.config.defaults import Defaults
+from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Ledger
-from rlm_server.runs.events import CallFinished, CallTraced, Printed
+from rlm_server.repl.events import CallFinished, CallTraced, Printed
 from rlm_server.runs.supervisor import check_affordable
-from rlm_server.sessions import Happening, NewSession, ReplSession, Sessions
-from rlm_server.store.contexts import Contexts
+from rlm_server.sessions.sessions import Happening, NewSession, ReplSession, Sessions
 
-MOST_CODE = 1 << 20
+MAX_CODE = 1 << 20
 """Characters of one turn's code."""
 
 
@@ -60,7 +60,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> AsyncIterator[session_pb2.ExecuteResponse]:
         """Run a turn. A caller who goes away stops it."""
         session = self._found(request.session_id)
-        code = requests.required("code", request.code, MOST_CODE)
+        code = requests.required("code", request.code, MAX_CODE)
         request_id = requests.request_id(request.request_id)
         async with aclosing(self._sessions.execute(session, code, request_id)) as happenings:
             async for happening in happenings:

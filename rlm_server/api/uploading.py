@@ -11,13 +11,13 @@ from rlm.v1 import context_pb2
 
 from rlm_server.api import requests
 from rlm_server.api.errors import InvalidField
-from rlm_server.store.contexts import Context
-from rlm_server.store.spool import MOST_DOCUMENT, MOST_DOCUMENTS, Header, Spool, UploadRefused
-from rlm_server.store.uploads import Uploads, UploadStalled
-from sandbox.settling import stopped, to_the_end
+from rlm_server.contexts.contexts import Context
+from rlm_server.contexts.spool import MAX_DOCUMENT, MAX_DOCUMENTS, Header, Spool, UploadRefused
+from rlm_server.contexts.uploads import Uploads, UploadStalled
+from sandbox.cancellation import cancel_and_wait, run_to_completion
 
-MOST_NAME = 200
-MOST_IN_HAND = 3
+MAX_NAME = 200
+MAX_IN_HAND = 3
 """Messages of an upload that wait, received, while others are taken."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -64,7 +64,7 @@ async def _take_all(messages: Messages, spool: Spool, idle_seconds: float) -> No
             if taking is None and ended:
                 return
             waiting: list[asyncio.Future[Any]] = [taking] if taking is not None else []
-            if not ended and len(in_hand) < MOST_IN_HAND:
+            if not ended and len(in_hand) < MAX_IN_HAND:
                 waiting.append(coming)
             limit = idle_seconds if taking is None else None
             done, _ = await asyncio.wait(waiting, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
@@ -78,8 +78,8 @@ async def _take_all(messages: Messages, spool: Spool, idle_seconds: float) -> No
                     coming = asyncio.ensure_future(anext(messages, None))
     finally:
         if taking is not None:
-            await to_the_end(asyncio.wait((taking,)))
-        await stopped(coming)
+            await run_to_completion(asyncio.wait((taking,)))
+        await cancel_and_wait(coming)
         if not coming.cancelled():
             coming.exception()
 
@@ -99,13 +99,13 @@ def _take(spool: Spool, messages: list[context_pb2.UploadContextRequest]) -> Non
 def _header(tenant: str, header: context_pb2.UploadHeader, most_bytes: int) -> Header:
     """Check a header."""
     request_id = requests.request_id(header.request_id, "header.request_id")
-    if not 0 <= header.documents <= MOST_DOCUMENTS:
-        raise InvalidField("header.documents", f"must be from 0 to {MOST_DOCUMENTS}, not {header.documents}")
-    least, most = (0, most_bytes) if header.documents else (1, min(most_bytes, MOST_DOCUMENT))
+    if not 0 <= header.documents <= MAX_DOCUMENTS:
+        raise InvalidField("header.documents", f"must be from 0 to {MAX_DOCUMENTS}, not {header.documents}")
+    least, most = (0, most_bytes) if header.documents else (1, min(most_bytes, MAX_DOCUMENT))
     if not least <= header.size_bytes <= most:
         raise InvalidField("header.size_bytes", f"must be from {least} to {most}, not {header.size_bytes}")
     if not _SHA256.fullmatch(header.sha256):
         raise InvalidField("header.sha256", "must be 64 lower-case hex digits")
-    if len(header.name) > MOST_NAME:
-        raise InvalidField("header.name", f"may have {MOST_NAME} characters, not {len(header.name)}")
+    if len(header.name) > MAX_NAME:
+        raise InvalidField("header.name", f"may have {MAX_NAME} characters, not {len(header.name)}")
     return Header(tenant, request_id, header.name, header.size_bytes, header.sha256, header.documents)

@@ -13,13 +13,13 @@ from rlm_server.broker.calls import DeadlinePassed, Failure, ModelReply, ModelRe
 from rlm_server.broker.concurrency import Gate
 from rlm_server.broker.counters import Counters
 from rlm_server.broker.routes import Route
+from rlm_server.database.engine import DatabaseError, DatabaseLostError
 from rlm_server.ledger import Amounts, BudgetBusy, Hold, HoldUnknown, Ledger, Usage, settle
-from rlm_server.store.engine import DatabaseError, DatabaseLostError
-from sandbox.settling import to_the_end
+from sandbox.cancellation import run_to_completion
 
 log = logging.getLogger(__name__)
 
-MOST_TOKENS = 1_000_000_000
+MAX_TOKENS = 1_000_000_000
 """No report of more tokens than this is believed."""
 
 
@@ -65,7 +65,7 @@ class Attempt:
         except (Exception, asyncio.CancelledError) as error:
             if self._held:
                 free = not self._sent or (isinstance(error, ProviderError) and not error.billed)
-                settled = await to_the_end(self._resolve(free=free))
+                settled = await run_to_completion(self._resolve(free=free))
                 if self._dispatched and not settled and isinstance(error, ProviderError):
                     # Not by the provider, but the books will count it.
                     raise ProviderError(error.failure, str(error), billed=True) from None
@@ -133,10 +133,10 @@ class Attempt:
 
     async def _settled(self, reply: ModelReply) -> tuple[ModelReply, Amounts]:
         if reply.usage is None or not _credible(reply.usage):
-            await to_the_end(self._resolve())
+            await run_to_completion(self._resolve())
             return replace(reply, usage=None), self.hold.amounts
         spent = Amounts(self.route.price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
-        settled = await to_the_end(self._resolve(spent, reply.usage))
+        settled = await run_to_completion(self._resolve(spent, reply.usage))
         # The answer was paid for, so the caller gets it, and is told what the books say it cost.
         return reply, spent if settled else self.hold.amounts
 
@@ -168,6 +168,6 @@ def _credible(usage: Usage) -> bool:
     parts = (usage.cache_read, usage.cache_write, usage.reasoning)
     return (
         min(usage.input, usage.output, *parts) >= 0
-        and max(usage.input, usage.output, *parts) <= MOST_TOKENS
+        and max(usage.input, usage.output, *parts) <= MAX_TOKENS
         and usage.cache_read + usage.cache_write <= usage.input
     )

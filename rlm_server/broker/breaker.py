@@ -33,7 +33,7 @@ MOVES: dict[State, frozenset[State]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class BreakerConfig:
     """What is borne of a route, and for how long it is left alone then.
 
     So many `calls` of one tenant that fail in a row, with no other in between, close the route to that tenant; so many
@@ -59,7 +59,7 @@ class RouteUnavailable(ProviderError):
 class Breaker:
     """Opens when `most` witnesses in a row tell of a failure."""
 
-    def __init__(self, most: int, patience: Patience, clock: Callable[[], float]) -> None:
+    def __init__(self, most: int, patience: BreakerConfig, clock: Callable[[], float]) -> None:
         self._most, self._patience, self._clock = most, patience, clock
         self.state = State.CLOSED
         self._witnesses: set[str] = set()
@@ -142,7 +142,7 @@ class Breakers:
     tell of them too.
     """
 
-    def __init__(self, patience: Patience, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, patience: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
         self._patience, self._clock = patience, clock
         self._breakers: dict[tuple[str, str | None], Breaker] = {}
 

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from rlm_server.broker.attempt import Attempt
-from rlm_server.broker.breaker import Breakers, Patience, RouteUnavailable, State
+from rlm_server.broker.breaker import BreakerConfig, Breakers, RouteUnavailable, State
 from rlm_server.broker.calls import DeadlinePassed, Failure, ModelReply, ModelRequest, Payer, ProviderError
 from rlm_server.broker.concurrency import Gate, Load
 from rlm_server.broker.counters import Counters
-from rlm_server.broker.policy import Policy
-from rlm_server.broker.prices import Price, Prices
+from rlm_server.broker.prices.table import Price, Prices
 from rlm_server.broker.routes import Routes
 from rlm_server.ledger import Amounts, BudgetError, Hold, Ledger
+from rlm_server.tenants.policy import Policy
 
 _random = secrets.SystemRandom()
 
@@ -140,7 +140,7 @@ class Broker:
         run_calls: int = 64,
         attempt_seconds: float = 180.0,
         backoff: Backoff | None = None,
-        patience: Patience | None = None,
+        patience: BreakerConfig | None = None,
         policies: Mapping[str, Policy] | None = None,
     ) -> None:
         self._ledger = ledger
@@ -149,7 +149,7 @@ class Broker:
         self._backoff = backoff or Backoff()
         self._attempt_seconds = attempt_seconds
         self._policies = dict(policies or {})
-        self._breakers = Breakers(patience or Patience())
+        self._breakers = Breakers(patience or BreakerConfig())
         self._turns = Gate(tenant_calls=tenant_calls, run_calls=run_calls)
         weights = {tenant: policy.weight for tenant, policy in self._policies.items()}
         names = {routes.route(model).provider_name for model in routes.models}

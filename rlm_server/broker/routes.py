@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rlm_server.broker.calls import Provider
-from rlm_server.broker.prices import Price
+from rlm_server.broker.prices.table import Price
 
 
 class UnknownModel(LookupError):

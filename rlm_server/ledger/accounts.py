@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from rlm_server.database.engine import Connection
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
 from rlm_server.ledger.errors import MAX, AccountUnknown, AmountRefused
 from rlm_server.ledger.windows import Span, account_of, bounds, counted, limited
-from rlm_server.store.engine import Connection
 
 ZERO = Amounts()
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from rlm_server.database.engine import Connection
 from rlm_server.ledger.accounts import Account, Shortage, Tree, shortage, taking
 from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.errors import (
@@ -18,7 +19,6 @@ from rlm_server.ledger.errors import (
     MoveRefused,
 )
 from rlm_server.ledger.holds import Hold, HoldState, Kept, find, insert
-from rlm_server.store.engine import Connection
 
 PASS = 128
 """The most holds one transaction takes or judges for the first time, so that other tenants' writes get their turn."""

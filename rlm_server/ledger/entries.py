@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from rlm_server.database.engine import Connection, following
 from rlm_server.ledger import windows
 from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.holds import COLUMNS, RESULT, Hold, hold_of, result_of
 from rlm_server.ledger.usage import COUNTS, Usage
-from rlm_server.store.engine import Connection, following
 
 DAY_MS = 86_400_000
 

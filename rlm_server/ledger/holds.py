@@ -7,11 +7,11 @@ from dataclasses import astuple, dataclass
 from enum import StrEnum
 from typing import Any
 
+from rlm_server.database.engine import Connection
 from rlm_server.ledger.accounts import ZERO, Tree, refuse_uncountable
 from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.errors import HoldUnknown, MoveRefused, StaleEpoch
 from rlm_server.ledger.usage import COUNTS, Usage
-from rlm_server.store.engine import Connection
 
 
 @dataclass(frozen=True, slots=True)

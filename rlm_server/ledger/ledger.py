@@ -8,18 +8,19 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rlm_server.clock import now
-from rlm_server.ledger import entries, holds, opening, statements
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
+from rlm_server.ledger import account_lifecycle as opening
+from rlm_server.ledger import entries, holds, statements
+from rlm_server.ledger.account_lifecycle import Window
 from rlm_server.ledger.accounts import Account, Balance, Tree, left, refuse_uncountable
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.ledger.entries import By, Entry, Query, UsageRow
 from rlm_server.ledger.holds import Hold, HoldState, Moved, Outcome, Recovery
-from rlm_server.ledger.line import Line
-from rlm_server.ledger.opening import Window
 from rlm_server.ledger.statements import Statement, Totals
 from rlm_server.ledger.usage import Usage
+from rlm_server.ledger.wait_queue import WaitQueue
 from rlm_server.ledger.windows import Span
-from rlm_server.store.database import Database
-from rlm_server.store.engine import Connection
 
 T = TypeVar("T")
 
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Ledger:
-    """Accounts and holds in a database, whose schema must include `ledger.MIGRATIONS`.
+    """Accounts and holds in a database, whose schema must be that of `database.migrations`.
 
     Every answer is durable when it is given. Besides what each method names, all raise `DatabaseError` where the
     database fails; then nothing was changed. One ledger owns its database's accounts: the line of those who wait for
@@ -36,7 +37,7 @@ class Ledger:
 
     def __init__(self, database: Database, *, clock: Callable[[], int] = now) -> None:
         self._database, self._clock = database, clock
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, WaitQueue] = {}
 
     async def open_account(
         self, account: str, *, tenant: str, parent: str | None, limit: Limit, carve: bool = False
@@ -142,7 +143,7 @@ class Ledger:
             AmountRefused: an amount is negative or above 2^62.
         """
         refuse_uncountable(amounts=hold.amounts)
-        line = self._lines.setdefault(hold.tenant, Line(self._database, self._clock))
+        line = self._lines.setdefault(hold.tenant, WaitQueue(self._database, self._clock))
         await line.reserve(hold, HoldState.DISPATCHED if dispatch else HoldState.PENDING, deadline)
 
     async def dispatch(self, hold_id: str) -> None:

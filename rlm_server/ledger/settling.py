@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from rlm_server.store.engine import DatabaseClosedError, DatabaseError
+from rlm_server.database.engine import DatabaseClosedError, DatabaseError
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlm_server.ledger import opening
+from rlm_server.database.engine import Connection, following
+from rlm_server.ledger import account_lifecycle as opening
+from rlm_server.ledger.account_lifecycle import Window
 from rlm_server.ledger.accounts import Balance, Tree, left
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
-from rlm_server.ledger.opening import Window
 from rlm_server.ledger.windows import PREFIX
-from rlm_server.store.engine import Connection, following
 
 
 @dataclass(frozen=True, slots=True)

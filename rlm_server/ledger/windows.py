@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
+from rlm_server.database.engine import Connection
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
-from rlm_server.store.engine import Connection
 
 PREFIX = "window:"
 """Of the names of windows' accounts."""

@@ -1,5 +1,1 @@
 """The recursive loop."""
-
-from rlm_server.runs.schema import MIGRATIONS
-
-__all__ = ["MIGRATIONS"]

@@ -9,15 +9,15 @@ from contextlib import AbstractAsyncContextManager, suppress
 
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.ledger import NANO, UNITS, AccountUnknown, BudgetError, BudgetExceeded, Limit
-from rlm_server.runs.calls import Calls, check_batch, failed, model_named
+from rlm_server.repl.model_calls import ModelCalls, check_batch, failed, model_named
+from rlm_server.runs.child_context import beginning, child_context
 from rlm_server.runs.events import Body, ChildFinished, ChildStarted, Guard
-from rlm_server.runs.given import beginning, given
 from rlm_server.runs.journal import NodeRow
-from rlm_server.runs.reading import Reading
+from rlm_server.runs.node_context import NodeContext
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import CHILD, Outcome, Task, Tree
+from sandbox.cancellation import run_to_completion
 from sandbox.door import DoorRefusal, HostCall, Json
-from sandbox.settling import to_the_end
 
 AT_THE_CAP_CHARACTERS = 100_000
 """Of a text, shown to the model that answers in place of a child at the depth cap."""
@@ -30,7 +30,7 @@ class Children:
         self,
         tree: Tree,
         parent: Task,
-        calls: Calls,
+        calls: ModelCalls,
         emit: Callable[[Body], None],
         run: Callable[[Task], Awaitable[Outcome]],
     ) -> None:
@@ -43,33 +43,33 @@ class Children:
         check_batch(len(questions), tree.limits.batch)
         if len(questions) != len(contexts):
             raise DoorRefusal("ValueError", f"{len(questions)} prompts but {len(contexts)} contexts")
-        readings = [given(context, self._parent.reading) for context in contexts]
+        node_contexts = [child_context(context, self._parent.node_context) for context in contexts]
         try:
             tree.services.broker.routes.route(model or tree.run.sub_model)
         except UnknownModel as error:
             raise DoorRefusal("ValueError", str(error)) from None
         if depth >= tree.limits.max_depth:
-            return list(await self._without_children(questions, readings, model))
+            return list(await self._without_children(questions, node_contexts, model))
         try:
             budget = await self._budget(call, len(questions))
         except BudgetError as error:
             raise DoorRefusal("LimitExceeded", str(error)) from None
         async with asyncio.TaskGroup() as group:
             children = [
-                group.create_task(self._child(question, reading, model, budget))
-                for question, reading in zip(questions, readings, strict=True)
+                group.create_task(self._child(question, node_context, model, budget))
+                for question, node_context in zip(questions, node_contexts, strict=True)
             ]
         return [child.result() for child in children]
 
     async def _without_children(
-        self, questions: list[str], readings: list[AbstractAsyncContextManager[Reading]], model: str | None
+        self, questions: list[str], node_contexts: list[AbstractAsyncContextManager[NodeContext]], model: str | None
     ) -> list[dict[str, Json]]:
         most = self._tree.limits.max_depth
         self._emit(Guard("max_depth", f"at depth {most} rlm_query is answered by llm_query"))
         prompts, notes = [], []
-        for question, made in zip(questions, readings, strict=True):
-            async with made as reading:
-                text = beginning(reading.corpus, AT_THE_CAP_CHARACTERS)
+        for question, made in zip(questions, node_contexts, strict=True):
+            async with made as node_context:
+                text = beginning(node_context.corpus, AT_THE_CAP_CHARACTERS)
             prompts.append(question if text == question else f"{question}\n\nText:\n{text}")
             notes.append(f"the depth cap {most} is reached: llm_query answered, over {len(text)} characters")
         slots = await self._calls.ask(prompts, model)
@@ -92,23 +92,23 @@ class Children:
         return Limit(**shares)
 
     async def _child(
-        self, question: str, made: AbstractAsyncContextManager[Reading], model: str | None, budget: Limit
+        self, question: str, made: AbstractAsyncContextManager[NodeContext], model: str | None, budget: Limit
     ) -> dict[str, Json]:
         child_id = CHILD + secrets.token_hex(16)
-        async with self._tree.level(self._parent.depth + 1), made as reading:
-            return await self._started(child_id, question, reading, model, budget)
+        async with self._tree.level(self._parent.depth + 1), made as node_context:
+            return await self._started(child_id, question, node_context, model, budget)
 
     async def _started(
-        self, child_id: str, question: str, reading: Reading, model: str | None, budget: Limit
+        self, child_id: str, question: str, node_context: NodeContext, model: str | None, budget: Limit
     ) -> dict[str, Json]:
         try:
-            await to_the_end(self._open(child_id, question, reading.corpus.characters, budget))
+            await run_to_completion(self._open(child_id, question, node_context.corpus.characters, budget))
         except BudgetExceeded as error:
             return failed("LimitExceeded", str(error))
         except asyncio.CancelledError:
-            await to_the_end(self._abandon(child_id))
+            await run_to_completion(self._abandon(child_id))
             raise
-        return await self._run(child_id, question, reading, model)
+        return await self._run(child_id, question, node_context, model)
 
     async def _open(self, child_id: str, question: str, characters: int, budget: Limit) -> None:
         run, services, parent = self._tree.run, self._tree.services, self._parent
@@ -125,13 +125,13 @@ class Children:
             await self._tree.services.journal.move(child_id, RunState.CANCELLED, reason="cancelled")
             await self._tell_end(child_id, Outcome(RunState.CANCELLED, reason="cancelled"))
 
-    async def _run(self, child_id: str, question: str, reading: Reading, model: str | None) -> dict[str, Json]:
+    async def _run(self, child_id: str, question: str, node_context: NodeContext, model: str | None) -> dict[str, Json]:
         depth, named = self._parent.depth + 1, model or self._tree.run.sub_model
         outcome = Outcome(RunState.CANCELLED, reason="cancelled")
         try:
-            outcome = await self._run_node(Task(child_id, self._parent.id, depth, question, reading, named))
+            outcome = await self._run_node(Task(child_id, self._parent.id, depth, question, node_context, named))
         finally:
-            await to_the_end(self._tell_end(child_id, outcome))
+            await run_to_completion(self._tell_end(child_id, outcome))
         if outcome.state is RunState.SUCCEEDED:
             return {"ok": outcome.answer}
         ending = f"the child RLM ended {outcome.state}: {outcome.reason}"

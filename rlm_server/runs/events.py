@@ -11,10 +11,9 @@ from typing import Annotated, Literal
 from pydantic import Field, TypeAdapter
 
 from rlm_server.ledger.amounts import Amounts, Limit
-from rlm_server.runs.reading import Coverage
+from rlm_server.repl.coverage import Coverage
+from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
 from rlm_server.runs.state import RunState
-from rlm_server.store.lineage import Passage
-from sandbox.turn import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,58 +57,6 @@ class CodeStarted:
 
 
 @dataclass(frozen=True, slots=True)
-class Printed:
-    """The code printed; `stream` is stdout or stderr."""
-
-    stream: Literal["stdout", "stderr"]
-    text: str
-    kind: Literal["output"] = "output"
-
-
-@dataclass(frozen=True, slots=True)
-class CallStarted:
-    """The code calls a model."""
-
-    call_id: str
-    model: str
-    prompt_characters: int
-    kind: Literal["call_started"] = "call_started"
-
-
-@dataclass(frozen=True, slots=True)
-class FinishedCall:
-    """A model call of the code's ended; `memo`: it was answered from an identical one, free.
-
-    `model` is the one that answered, which is another than was asked where a fallback did.
-    """
-
-    call_id: str
-    model: str
-    spent: Amounts
-    memo: bool = False
-    error: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class CallFinished:
-    """A model call of the code's ended."""
-
-    call: FinishedCall
-    reply_characters: int
-    kind: Literal["call_finished"] = "call_finished"
-
-
-@dataclass(frozen=True, slots=True)
-class CallTraced:
-    """Which parts of the run's context stand word for word in the prompt of a call; `more`: there may be others."""
-
-    call_id: str
-    passages: tuple[Passage, ...]
-    more: bool
-    kind: Literal["call_traced"] = "call_traced"
-
-
-@dataclass(frozen=True, slots=True)
 class ChildStarted:
     """The code starts a child RLM."""
 
@@ -129,14 +76,6 @@ class ChildFinished:
     reason: str
     spent: Amounts
     kind: Literal["child_finished"] = "child_finished"
-
-
-@dataclass(frozen=True, slots=True)
-class CodeFinished:
-    """A code block ended."""
-
-    result: Turn
-    kind: Literal["code_finished"] = "code_finished"
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +136,7 @@ _bodies: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="ki
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class EventOrigin:
     """Where in a run's tree something happened. `parent` is empty for the root; `turn` is 0 outside turns."""
 
     node: str
@@ -212,7 +151,7 @@ class Event:
 
     sequence: int
     at: int
-    place: Place
+    origin: EventOrigin
     body: Body
 
 

@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from rlm_server.clock import now
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
 from rlm_server.ledger.amounts import Limit
-from rlm_server.runs.events import Event, Place, from_json, to_json
-from rlm_server.runs.reading import Coverage
+from rlm_server.repl.coverage import Coverage
+from rlm_server.runs.events import Event, EventOrigin, from_json, to_json
 from rlm_server.runs.state import RunState, move
-from rlm_server.store.database import Database
-from rlm_server.store.engine import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,16 @@ class Journal:
             connection.executemany(
                 "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (run, e.sequence, e.at, e.place.node, e.place.parent, e.place.depth, e.place.turn, to_json(e.body))
+                    (
+                        run,
+                        e.sequence,
+                        e.at,
+                        e.origin.node,
+                        e.origin.parent,
+                        e.origin.depth,
+                        e.origin.turn,
+                        to_json(e.body),
+                    )
                     for e in events
                 ],
             )
@@ -168,7 +177,7 @@ class Journal:
                 "WHERE run = ? AND sequence >= ? ORDER BY sequence LIMIT ?",
                 (run, from_sequence, most),
             ).fetchall()
-            return [Event(row[0], row[1], Place(*row[2:6]), from_json(row[6])) for row in rows]
+            return [Event(row[0], row[1], EventOrigin(*row[2:6]), from_json(row[6])) for row in rows]
 
         return await self._database.read(read)
 

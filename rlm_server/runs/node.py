@@ -12,35 +12,32 @@ from functools import partial
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.calls import Failure, Message, ModelRequest, Payer
 from rlm_server.ledger import BudgetError
+from rlm_server.repl.coverage import Coverage, summary
+from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished
+from rlm_server.repl.metering import metered
+from rlm_server.repl.model_calls import CallOptions, ModelCalls, seconds_left
+from rlm_server.repl.output import OutputBatcher
+from rlm_server.repl.search_call import searched
 from rlm_server.runs import prompt, reply
-from rlm_server.runs.calls import Calls, Terms, seconds_left
 from rlm_server.runs.children import Children
 from rlm_server.runs.events import (
     Answer,
     Body,
-    CallFinished,
-    CallStarted,
-    CallTraced,
-    CodeFinished,
     CodeStarted,
+    EventOrigin,
     Guard,
     ModelReplied,
-    Place,
     TurnCheckpointed,
     TurnStarted,
-)  # fmt: skip
-from rlm_server.runs.printing import Printing
-from rlm_server.runs.reading import Coverage, summary
-from rlm_server.runs.searching import searched
+)
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
-from rlm_server.runs.turns import metered
-from sandbox.corpus import CorpusDamaged
+from sandbox.cancellation import cancel_and_wait, run_to_completion
+from sandbox.corpora.corpus import CorpusDamaged
 from sandbox.door import DoorRefusal, HostCall, Json
-from sandbox.pool import JailMissing, LiveSession, PoolFull
-from sandbox.process import WorkerLost
-from sandbox.settling import stopped, to_the_end
-from sandbox.stored import SnapshotRefused
+from sandbox.pool.pool import JailMissing, LiveSession, PoolFull
+from sandbox.pool.process import WorkerLost
+from sandbox.pool.snapshots import SnapshotRefused
 from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)
@@ -58,11 +55,11 @@ class Node:
     def __init__(self, tree: Tree, task: Task) -> None:
         self.tree = tree
         self.task = task
-        self.place = Place(task.id, task.parent, task.depth)
+        self.origin = EventOrigin(task.id, task.parent, task.depth)
         self.payer = Payer(task.id, tree.run.tenant, tree.run.id, task.id)
         limits = tree.limits
-        terms = Terms(tree.run.sub_model, limits.sub_tokens, limits.batch, tree.deadline)
-        self.calls = Calls(tree.services.broker, self.payer, terms, tree.memo, tree.tracer, self._reported)
+        options = CallOptions(tree.run.sub_model, limits.sub_tokens, limits.batch, tree.deadline)
+        self.calls = ModelCalls(tree.services.broker, self.payer, options, tree.memo, tree.tracer, self._reported)
         self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
         self._draft = ""
         self._ready = False
@@ -74,12 +71,12 @@ class Node:
 
     def emit(self, body: Body) -> None:
         """Report something that happened in this node."""
-        self.tree.feed.emit(self.place, body)
+        self.tree.event_log.emit(self.origin, body)
 
     def _reported(self, body: CallStarted | CallFinished | CallTraced) -> None:
         self.emit(body)
         if isinstance(body, CallFinished):
-            self.tree.count(self.place, body.call.spent)
+            self.tree.count(self.origin, body.call.spent)
 
     # ---- from start to end ---------------------------------------------------------------------------------------
 
@@ -92,12 +89,12 @@ class Node:
             await self.tree.services.journal.move(self.task.id, RunState.RUNNING)
             outcome = await self._outcome()
         except asyncio.CancelledError:
-            await to_the_end(self._keep(Outcome(RunState.CANCELLED, self._draft, "cancelled")))
+            await run_to_completion(self._keep(Outcome(RunState.CANCELLED, self._draft, "cancelled")))
             raise
         except Exception:
             log.exception("node %s failed", self.task.id)
             outcome = Outcome(RunState.FAILED, self._draft, "an internal error of the server; it has been logged")
-        await to_the_end(self._keep(outcome))
+        await run_to_completion(self._keep(outcome))
         return outcome
 
     async def _outcome(self) -> Outcome:
@@ -108,7 +105,7 @@ class Node:
             await asyncio.wait([work], timeout=seconds_left(self.tree.deadline))
         finally:
             if not work.done():
-                await stopped(work)
+                await cancel_and_wait(work)
         if work.cancelled():
             return Outcome(RunState.EXHAUSTED, self._draft, self._out_of_time())
         try:
@@ -127,7 +124,7 @@ class Node:
             outcome.state,
             answer=outcome.answer,
             reason=outcome.reason,
-            turns=self.place.turn,
+            turns=self.origin.turn,
             coverage_fraction=self._coverage.fraction,
         )
 
@@ -139,8 +136,8 @@ class Node:
         except (PoolFull, JailMissing, WorkerLost) as error:
             raise _Ended(RunState.FAILED, str(error)) from None
         try:
-            if self.task.reading is not None:
-                await session.attach("context", self.task.reading.corpus)
+            if self.task.node_context is not None:
+                await session.attach("context", self.task.node_context.corpus)
             return await self._converse(session)
         except (MemoryError, WorkerLost, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
             raise _Ended(RunState.FAILED, str(error)) from None
@@ -153,7 +150,7 @@ class Node:
         limits = self.tree.limits
         self._messages = [Message("user", prompt.task(self.task.question, await self._environment(1)))]
         for turn in range(1, limits.max_turns + 1):
-            self.place = replace(self.place, turn=turn)
+            self.origin = replace(self.origin, turn=turn)
             self.emit(TurnStarted(limits.max_turns))
             said = reply.read(await self._ask(limits.root_tokens))
             if said.final is not None:
@@ -173,11 +170,11 @@ class Node:
 
     async def _look(self, session: LiveSession) -> None:
         """Sum up what the session has looked at so far, where that is more than before."""
-        reading, blocks = self.task.reading, session.seen[0] if session.seen else 0
-        if reading is not None and blocks != self._seen_blocks:
+        node_context, blocks = self.task.node_context, session.seen[0] if session.seen else 0
+        if node_context is not None and blocks != self._seen_blocks:
             self._seen_blocks = blocks
-            self._coverage = await asyncio.to_thread(summary, reading.corpus, blocks)
-            self.tree.saw(reading, blocks)
+            self._coverage = await asyncio.to_thread(summary, node_context.corpus, blocks)
+            self.tree.saw(node_context, blocks)
 
     def _answered(self, text: str) -> str:
         self._draft = text
@@ -196,12 +193,12 @@ class Node:
         except BudgetError as error:
             raise _Ended(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         except CallFailed as error:
-            self.tree.count(self.place, error.spent)
+            self.tree.count(self.origin, error.spent)
             if error.failure is Failure.TIMED_OUT and not seconds_left(self.tree.deadline):
                 raise _Ended(RunState.EXHAUSTED, self._out_of_time()) from None
             raise _Ended(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
         self.emit(ModelReplied(done.model, done.reply.text, done.spent, call_id))
-        self.tree.count(self.place, done.spent)
+        self.tree.count(self.origin, done.spent)
         self._messages.append(Message("assistant", done.reply.text or "(no text)"))
         return done.reply.text
 
@@ -216,22 +213,22 @@ class Node:
         results: list[Turn] = []
         for number, code in enumerate(blocks, start=1):
             self.emit(CodeStarted(code, number))
-            with Printing(self.emit) as printing:
-                result = await self._turn(session, code, printing)
+            with OutputBatcher(self.emit) as output:
+                result = await self._turn(session, code, output)
             self.emit(CodeFinished(result))
             results.append(result)
             if result.error or self._ready:
                 break
         return results
 
-    async def _turn(self, session: LiveSession, code: str, printing: Printing) -> Turn:
-        execute = partial(session.execute, code, partial(self._answer, session), printing.take)
+    async def _turn(self, session: LiveSession, code: str, output: OutputBatcher) -> Turn:
+        execute = partial(session.execute, code, partial(self._answer, session), output.take)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         try:
             turn, spent = await metered(ledger, self.payer, limits, execute, deadline=self.tree.deadline)
         except BudgetError as error:
             raise _Ended(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
-        self.tree.count(self.place, spent)
+        self.tree.count(self.origin, spent)
         return turn
 
     def _guard(self, blocks: tuple[str, ...], results: list[Turn]) -> list[str]:
@@ -259,7 +256,7 @@ class Node:
     async def _environment(self, turn: int) -> prompt.Environment:
         limits = self.tree.limits
         return prompt.Environment(
-            turn, limits.max_turns, self.task.reading.corpus if self.task.reading else None, self._coverage,
+            turn, limits.max_turns, self.task.node_context.corpus if self.task.node_context else None, self._coverage,
             self.task.depth, limits.max_depth, await self.tree.services.ledger.left(self.task.id), self.calls.count,
             seconds_left(self.tree.deadline),
         )  # fmt: skip
@@ -289,7 +286,7 @@ class Node:
             "tokens": left.tokens,
             "calls": left.calls,
             "cpu_seconds": None if left.cpu_ms is None else left.cpu_ms / 1000,
-            "turns": self.tree.limits.max_turns - self.place.turn,
+            "turns": self.tree.limits.max_turns - self.origin.turn,
             "depth": self.tree.limits.max_depth - self.task.depth,
             "seconds": round(seconds_left(self.tree.deadline), 1),
         }

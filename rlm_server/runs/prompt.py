@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rlm_server.ledger.amounts import Limit, usd
-from rlm_server.runs.reading import Coverage
-from sandbox.corpus import Corpus, Kind
+from rlm_server.repl.coverage import Coverage
+from sandbox.corpora.corpus import Corpus, Kind
 from sandbox.turn import Status, Turn
 
 SHOWN_RANGES = 8

@@ -14,17 +14,19 @@ from types import TracebackType
 from typing import Self
 
 from rlm_server.clock import now
+from rlm_server.contexts.contexts import Context, Contexts
 from rlm_server.ledger import UNITS, AccountUnknown, Amounts, BudgetExceeded, LedgerError, Limit
-from rlm_server.runs.events import Event, Place, RunFinished, RunStarted
-from rlm_server.runs.feed import Feed, replay
+from rlm_server.repl.coverage import Coverage
+from rlm_server.repl.limits import RunLimits
+from rlm_server.repl.tracing import Tracer
+from rlm_server.runs.event_log import EventLog, replay
+from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
 from rlm_server.runs.journal import NodeRow, RunRow
 from rlm_server.runs.node import Node
-from rlm_server.runs.reading import Coverage, whole
+from rlm_server.runs.node_context import whole_context
 from rlm_server.runs.state import RunState
-from rlm_server.runs.tracing import Tracer
-from rlm_server.runs.tree import CHILD, Outcome, RunLimits, Services, Task, Tree
-from rlm_server.store.contexts import Context, Contexts
-from sandbox.settling import to_the_end
+from rlm_server.runs.tree import CHILD, Outcome, Services, Task, Tree
+from sandbox.cancellation import run_to_completion
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class NewRun:
 
 @dataclass(slots=True)
 class _Live:
-    feed: Feed
+    event_log: EventLog
     task: asyncio.Task[None] = field(init=False)
     tree: Tree | None = None
 
@@ -88,7 +90,7 @@ class Supervisor:
             TooManyRuns: as many as may are going on.
         """
         async with self._creating:
-            return await to_the_end(self._create(new))
+            return await run_to_completion(self._create(new))
 
     async def _create(self, new: NewRun) -> RunRow:
         journal, ledger = self._services.journal, self._services.ledger
@@ -115,44 +117,46 @@ class Supervisor:
         )  # fmt: skip
         await journal.create(row, new.question)
         await ledger.open_account(run_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
-        live = self._live[run_id] = _Live(Feed(journal, run_id))
+        live = self._live[run_id] = _Live(EventLog(journal, run_id))
         live.task = self._group.create_task(self._run(row, new, live))
         await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
 
     async def _run(self, row: RunRow, new: NewRun, live: _Live) -> None:
-        place, feed = Place(row.id, "", 0), live.feed
-        keeping = asyncio.create_task(feed.serve())
+        origin, event_log = EventOrigin(row.id, "", 0), live.event_log
+        keeping = asyncio.create_task(event_log.serve())
         outcome = Outcome(RunState.FAILED, reason="an internal error of the server; it has been logged")
         try:
-            feed.emit(
-                place,
+            event_log.emit(
+                origin,
                 RunStarted(
                     new.question, row.model, row.sub_model, new.context.characters if new.context else 0, row.budget
                 ),
             )
             deadline = time.monotonic() + new.limits.wall_seconds
-            reading = whole(self._contexts.corpus(new.context)) if new.context else None
-            corpus = reading.corpus if reading else None
+            node_context = whole_context(self._contexts.corpus(new.context)) if new.context else None
+            corpus = node_context.corpus if node_context else None
             async with Tracer(partial(self._contexts.lineage, new.context) if new.context else None) as tracer:
-                live.tree = Tree(self._services, row, new.limits, new.image, deadline, feed, corpus, tracer)
-                outcome = await Node(live.tree, Task(row.id, "", 0, new.question, reading, row.model)).run()
+                live.tree = Tree(self._services, row, new.limits, new.image, deadline, event_log, corpus, tracer)
+                outcome = await Node(live.tree, Task(row.id, "", 0, new.question, node_context, row.model)).run()
         except asyncio.CancelledError:
             outcome = Outcome(RunState.CANCELLED, reason="cancelled")
         except Exception:
             log.exception("run %s failed", row.id)
         finally:
-            await to_the_end(self._finish(row.id, outcome, live, keeping))
+            await run_to_completion(self._finish(row.id, outcome, live, keeping))
             if new.context:
                 self._contexts.release(new.context)
 
     async def _finish(self, run_id: str, outcome: Outcome, live: _Live, keeping: asyncio.Task[None]) -> None:
-        feed = live.feed
+        event_log = live.event_log
         try:
             if live.tree:
                 await self._services.journal.cover(run_id, await live.tree.coverage())
             spent = (await self._services.ledger.balance(run_id)).posted
-            feed.emit(Place(run_id, "", 0), RunFinished(outcome.state, outcome.reason, spent, outcome.answer))
+            event_log.emit(
+                EventOrigin(run_id, "", 0), RunFinished(outcome.state, outcome.reason, spent, outcome.answer)
+            )
             await keeping
         except Exception:  # the database's: the next start ends this run, and the others go on
             log.exception("the end of run %s could not be kept", run_id)
@@ -174,7 +178,7 @@ class Supervisor:
     def watch(self, run_id: str, from_sequence: int) -> AsyncIterator[Event]:
         """Yield the run's events from a number on, until its last."""
         live = self._live.get(run_id)
-        return live.feed.watch(from_sequence) if live else replay(self._services.journal, run_id, from_sequence)
+        return live.event_log.watch(from_sequence) if live else replay(self._services.journal, run_id, from_sequence)
 
     async def _recover(self) -> None:
         """End what a former process left unfinished: its holds are settled, its runs say what happened."""
@@ -201,7 +205,7 @@ class Supervisor:
     async def _end(self, root: NodeRow, spent: Amounts) -> None:
         last = await self._services.journal.last_sequence(root.id)
         body = RunFinished(root.state, root.reason, spent, root.answer)
-        await self._services.journal.append(root.id, [Event(last + 1, now(), Place(root.id, "", 0), body)])
+        await self._services.journal.append(root.id, [Event(last + 1, now(), EventOrigin(root.id, "", 0), body)])
 
 
 def check_affordable(tenant: str, budget: Limit, left: Limit) -> None:

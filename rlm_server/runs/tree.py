@@ -8,17 +8,18 @@ from dataclasses import dataclass, field
 
 from rlm_server.broker.broker import Broker
 from rlm_server.ledger import UNITS, Amounts, Ledger
-from rlm_server.runs.calls import Memo
-from rlm_server.runs.events import BudgetWarning, Place
-from rlm_server.runs.feed import Feed
+from rlm_server.repl.coverage import Coverage, summary
+from rlm_server.repl.limits import RunLimits
+from rlm_server.repl.model_calls import Memo
+from rlm_server.repl.tracing import Tracer
+from rlm_server.runs.event_log import EventLog
+from rlm_server.runs.events import BudgetWarning, EventOrigin
 from rlm_server.runs.journal import Journal, RunRow
-from rlm_server.runs.reading import Coverage, Reading, summary, traced_back
+from rlm_server.runs.node_context import NodeContext, traced_back
 from rlm_server.runs.state import RunState
-from rlm_server.runs.tracing import Tracer
-from sandbox.corpus import Corpus
-from sandbox.coverage import of_range
-from sandbox.limits import Limits
-from sandbox.pool import Pool
+from sandbox.corpora.corpus import Corpus
+from sandbox.corpora.coverage import of_range
+from sandbox.pool.pool import Pool
 
 WARN_AT_PERCENT = (50, 80, 95)
 
@@ -37,31 +38,6 @@ class Services:
 
 
 @dataclass(frozen=True, slots=True)
-class RunLimits:
-    """What a run may use besides its budget. Times are in seconds."""
-
-    max_turns: int = 30
-    """Turns of each node."""
-    max_depth: int = 2
-    """Levels of child RLMs below the root."""
-    wall_seconds: float = 3600.0
-    """The whole run."""
-    batch: int = 2000
-    """Prompts of one batched call."""
-    children: int = 16
-    """Child RLMs at work at once, at each depth."""
-    errors_in_a_row: int = 5
-    """Turns of a node that fail one after another."""
-    repeats: int = 3
-    """Turns of a node with the same code and the same result."""
-    root_tokens: int = 8192
-    """Output of one call of a node's own model."""
-    sub_tokens: int = 4096
-    """Output of one `llm_query`."""
-    sandbox: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True, slots=True)
 class Task:
     """What a node has to do: its id is also its account's. `parent` is empty for the root."""
 
@@ -69,7 +45,7 @@ class Task:
     parent: str
     depth: int
     question: str
-    reading: Reading | None
+    node_context: NodeContext | None
     model: str
 
 
@@ -91,7 +67,7 @@ class Tree:
     limits: RunLimits
     image: str
     deadline: float
-    feed: Feed
+    event_log: EventLog
     context: Corpus | None
     tracer: Tracer
     seen: int = 0
@@ -108,17 +84,17 @@ class Tree:
         """Return the places at a depth. A node waits only for deeper ones, so nodes never wait for each other."""
         return self._levels[depth]
 
-    def saw(self, reading: Reading, blocks: int) -> None:
+    def saw(self, node_context: NodeContext, blocks: int) -> None:
         """Note that a node has looked at blocks of what it reads."""
         if self.context is not None:
-            for found in traced_back(reading, blocks):
+            for found in traced_back(node_context, blocks):
                 self.seen |= of_range(self.context, found)
 
     async def coverage(self) -> Coverage:
         """Sum up how much of the run's context the whole tree has looked at."""
         return Coverage() if self.context is None else await asyncio.to_thread(summary, self.context, self.seen)
 
-    def count(self, place: Place, spent: Amounts) -> None:
+    def count(self, origin: EventOrigin, spent: Amounts) -> None:
         """Add to what the run has spent, and warn where it passes a share of its budget."""
         self.spent += spent
         for unit in UNITS:
@@ -126,4 +102,4 @@ class Tree:
             passed = max((p for p in WARN_AT_PERCENT if limit and used * 100 >= limit * p), default=0)
             if passed > self._warned.get(unit, 0):
                 self._warned[unit] = passed
-                self.feed.emit(place, BudgetWarning(unit, passed, used, limit))
+                self.event_log.emit(origin, BudgetWarning(unit, passed, used, limit))

@@ -9,14 +9,14 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 
-from sandbox.corpus import Corpus, Kind, in_memory
+from sandbox.corpora.corpus import Corpus, Kind, in_memory
 from sandbox.door import HostCall, Json
-from sandbox.image import Loaded
 from sandbox.limits import MIB, Limits
-from sandbox.live import WorkerSession
-from sandbox.pool import WorkerPool
-from sandbox.process import Process
+from sandbox.pool.pool import WorkerPool
+from sandbox.pool.process import Process
+from sandbox.pool.worker_session import WorkerSession
 from sandbox.turn import Status, Turn
+from sandbox.vm.image import Loaded
 from tests.attacks.attack import Attack, ended
 
 CANARY = "canary-5f1c0de"

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from benchmarks.contexts import MIB, Findings, of_documents, of_one_text, uploads
-from sandbox.image import Loaded
+from sandbox.vm.image import Loaded
 
 
 async def test_everything_is_measured_and_every_answer_is_right(loaded: Loaded, tmp_path: Path) -> None:

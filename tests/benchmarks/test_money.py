@@ -14,8 +14,8 @@ from benchmarks.money.load import Loaded, loaded
 from benchmarks.money.measuring import Sizes, measure
 from benchmarks.money.provider import Bill
 from benchmarks.money.reconciled import Books, reconciled
-from rlm_server.ledger import MIGRATIONS
-from rlm_server.store.database import Database
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
 
 SMALL = Sizes(calls=200, holds=300, sequential=50, batch=60, queue=150, tries=3, attempt_seconds=3.0)
 PLAIN = {

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.course import ROWS, Course, Sample
 from benchmarks.soak import SAMPLES, report, soaked
 from benchmarks.vitals import Vitals
-from sandbox.image import Loaded
+from sandbox.vm.image import Loaded
 
 
 async def test_a_small_soak_finds_every_answer_right(

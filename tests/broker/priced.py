@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
-from rlm_server.broker.breaker import Patience
+from rlm_server.broker.breaker import BreakerConfig
 from rlm_server.broker.broker import Backoff, Broker
 from rlm_server.broker.calls import Message, ModelRequest, Provider
-from rlm_server.broker.prices import Price, Prices, Rates
+from rlm_server.broker.prices.table import Price, Prices, Rates
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.ledger import Amounts
 from tests.broker.books import Books
@@ -33,7 +33,7 @@ def broker_of(books: Books, provider: Provider, *, attempt_seconds: float = 10.0
         run_calls=calls,
         attempt_seconds=attempt_seconds,
         backoff=Backoff(first=0.001),
-        patience=Patience(calls=1_000_000),
+        patience=BreakerConfig(calls=1_000_000),
     )
 
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_server.broker.breaker import ILL, MOVES, UNTOLD, Breaker, Breakers, Patience, RouteUnavailable, State
+from rlm_server.broker.breaker import ILL, MOVES, UNTOLD, Breaker, BreakerConfig, Breakers, RouteUnavailable, State
 from rlm_server.broker.calls import DeadlinePassed, Failure, ProviderError
 
-PATIENCE = Patience(calls=3, tenants=2, first=1.0, most=8.0)
+PATIENCE = BreakerConfig(calls=3, tenants=2, first=1.0, most=8.0)
 
 
 class Clock:

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from rlm_server.broker.breaker import Patience, State
+from rlm_server.broker.breaker import BreakerConfig, State
 from rlm_server.broker.broker import Backoff, Broker, CallFailed, Completion, worst_case
 from rlm_server.broker.calls import Failure, ModelRequest, Payer, ProviderError
-from rlm_server.broker.policy import Policy
-from rlm_server.broker.prices import Price, Prices, Rates
+from rlm_server.broker.prices.table import Price, Prices, Rates
 from rlm_server.broker.providers.scripted import ScriptedProvider
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.ledger import Amounts, BudgetExceeded, Entry, Limit
+from rlm_server.tenants.policy import Policy
 from tests.broker.books import PAYER, TENANT, Books
 from tests.broker.stage import BUSY, COST, HELD, PRICE, PROMPT, Play, Until, answered, soon
 
@@ -196,12 +196,12 @@ async def test_a_call_whose_deadline_passed_in_line_is_not_asked_elsewhere(books
 async def test_a_route_that_is_left_alone_gives_way_without_being_asked(books: Books) -> None:
     small = Play([failing(Failure.AUTH)])
     broker = broker_of(books, small)
-    for _ in range(Patience().calls):
+    for _ in range(BreakerConfig().calls):
         assert (await broker.complete(PROMPT, PAYER, deadline=soon())).attempts == 2
     assert broker.states() == {"small": State.OPEN, "large": State.CLOSED, "huge": State.CLOSED}
     completion = await broker.complete(PROMPT, PAYER, deadline=soon())
     assert (completion.model, completion.attempts) == ("large", 1)
-    assert small.started.qsize() == Patience().calls
+    assert small.started.qsize() == BreakerConfig().calls
 
 
 async def test_cancelling_while_a_fallback_is_asked_costs_its_whole_hold(books: Books) -> None:
@@ -235,7 +235,7 @@ async def test_whatever_fails_a_call_pays_for_one_attempt_at_most_and_the_books_
             raise failing(chance.choice([*GIVING_WAY, *OTHERS]), billed=chance.random() < 0.2)
         return "answered"
 
-    patience = Patience(calls=10_000, tenants=10_000)
+    patience = BreakerConfig(calls=10_000, tenants=10_000)
     broker = broker_of(books, Play([by_chance]), large=Play([by_chance]), huge=Play([by_chance]), patience=patience)
     names = [f"call-{number}" for number in range(600)]
     calls = (broker.complete(PROMPT, PAYER, deadline=soon(), call_id=name) for name in names)

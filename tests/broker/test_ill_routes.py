@@ -9,18 +9,18 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from rlm_server.broker.breaker import Patience, State
+from rlm_server.broker.breaker import BreakerConfig, State
 from rlm_server.broker.broker import Broker, CallFailed, Completion
 from rlm_server.broker.calls import Failure, Message, ModelRequest, Payer, Provider, ProviderError
-from rlm_server.broker.prices import Prices
+from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.ledger import Amounts
 from tests.broker.books import PAYER, Books
 from tests.broker.stage import BACKOFF, COST, HELD, PRICE, PROMPT, Play, Until, answered, broker_of, soon, until
 from tests.fake_provider.server import FakeProvider, Fault
 
-QUICK = Patience(calls=3, tenants=2, first=0.2, most=0.2)
-LONG = Patience(calls=3, tenants=2, first=3600, most=3600)
+QUICK = BreakerConfig(calls=3, tenants=2, first=0.2, most=0.2)
+LONG = BreakerConfig(calls=3, tenants=2, first=3600, most=3600)
 
 REVOKED = ProviderError(Failure.AUTH, "the provider does not accept this server's key", billed=False)
 OVERLOADED = ProviderError(Failure.OVERLOADED, "the provider is overloaded", billed=False)

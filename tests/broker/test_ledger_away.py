@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from rlm_server.broker.breaker import Patience, State
+from rlm_server.broker.breaker import BreakerConfig, State
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.calls import Failure, ProviderError
-from rlm_server.ledger import MIGRATIONS, Amounts, Hold, Recovery, Usage, settling
-from rlm_server.store.database import Database
-from rlm_server.store.engine import DatabaseBusyError, DatabaseError, DatabaseLostError
+from rlm_server.database.database import Database
+from rlm_server.database.engine import DatabaseBusyError, DatabaseError, DatabaseLostError
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.ledger import Amounts, Hold, Recovery, Usage, settling
 from tests.broker.books import AT_ONCE, PAYER, Books, reserving
 from tests.broker.stage import COST, HELD, PROMPT, Play, Until, answered, broker_of, soon
 
@@ -224,7 +225,7 @@ async def test_a_server_that_stops_in_a_call_does_not_wait_for_its_database(book
 
 async def test_a_provider_is_not_blamed_for_the_database(books: Failing) -> None:
     broker = broker_of(books, Play([answered]))
-    for _ in range(2 * Patience().calls):
+    for _ in range(2 * BreakerConfig().calls):
         books.fails_before[AT_ONCE] = 1
         with pytest.raises(CallFailed, match="nothing was sent"):
             await broker.complete(PROMPT, PAYER, deadline=soon())

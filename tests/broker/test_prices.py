@@ -19,9 +19,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_server.broker import generate_prices
-from rlm_server.broker.attempt import MOST_TOKENS
-from rlm_server.broker.prices import FREE, MOST_RATE, NoPrice, Price, Prices, PricesConflict, Rates, Tier, table_hashes
+from rlm_server.broker.attempt import MAX_TOKENS
+from rlm_server.broker.prices import generate as generate_prices
+from rlm_server.broker.prices.table import (
+    FREE,
+    MAX_RATE,
+    NoPrice,
+    Price,
+    Prices,
+    PricesConflict,
+    Rates,
+    Tier,
+    table_hashes,
+)
 from rlm_server.ledger import Usage
 
 TABLE = json.loads(generate_prices.TABLE.read_text(encoding="utf-8"))
@@ -29,7 +39,7 @@ TABLE = json.loads(generate_prices.TABLE.read_text(encoding="utf-8"))
 NAMES = [(provider, name) for provider, rows in TABLE["providers"].items() for row in rows for name in row["names"]]
 
 tokens = st.integers(0, 3_000_000)
-amounts = st.integers(0, MOST_RATE)
+amounts = st.integers(0, MAX_RATE)
 rates = st.builds(Rates, input=amounts, output=amounts, cache_read=st.none() | amounts, cache_write=st.none() | amounts)
 FIELDS = ("input", "output", "cache_read", "cache_write")
 
@@ -57,7 +67,7 @@ def dearer(draw: st.DrawFn, price: Price) -> Price:
 
     def raised(old: Rates) -> Rates:
         now = dict(zip(FIELDS, old.numbers(), strict=True))
-        return replace(Rates(**now), **{field: draw(st.integers(now[field], MOST_RATE))})
+        return replace(Rates(**now), **{field: draw(st.integers(now[field], MAX_RATE))})
 
     if at == 0:
         return replace(price, rates=raised(price.rates))
@@ -154,8 +164,8 @@ def test_a_dearer_rate_lowers_neither_a_cost_nor_a_bound(data: st.DataObject, pr
 
 
 def test_the_dearest_call_that_is_believed_fits_the_ledger() -> None:
-    dearest = Price(Rates(MOST_RATE, MOST_RATE, MOST_RATE, MOST_RATE))
-    assert 0 < dearest.bound(MOST_TOKENS, MOST_TOKENS) < 2**63
+    dearest = Price(Rates(MAX_RATE, MAX_RATE, MAX_RATE, MAX_RATE))
+    assert 0 < dearest.bound(MAX_TOKENS, MAX_TOKENS) < 2**63
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -166,7 +176,7 @@ def test_a_rate_that_is_no_integer_is_refused(field: str, rate: Any) -> None:
 
 
 @pytest.mark.parametrize("field", FIELDS)
-@pytest.mark.parametrize("rate", [-1, MOST_RATE + 1])
+@pytest.mark.parametrize("rate", [-1, MAX_RATE + 1])
 def test_a_rate_that_is_negative_or_absurd_is_refused(field: str, rate: int) -> None:
     with pytest.raises(ValueError, match="a rate cannot be"):
         Rates(**{"input": 1, "output": 1, field: rate})

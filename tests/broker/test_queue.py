@@ -14,11 +14,11 @@ import pytest
 from rlm_server.broker.broker import ORDERS, Broker
 from rlm_server.broker.calls import Message, ModelReply, ModelRequest, Payer
 from rlm_server.broker.concurrency import Load
-from rlm_server.broker.policy import Policy
-from rlm_server.broker.prices import Prices
+from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.routes import Route, Routes
+from rlm_server.database.database import Database
 from rlm_server.ledger import Hold, Ledger, Limit, Usage
-from rlm_server.store.database import Database
+from rlm_server.tenants.policy import Policy
 from tests.broker.books import AT_ONCE, PAYER, RUN, TENANT, Books, reserving
 from tests.broker.stage import COST, HELD, PRICE, PROMPT, soon, until
 

@@ -8,7 +8,7 @@ import pytest
 
 from rlm_server.broker.broker import worst_case
 from rlm_server.broker.calls import Message, ModelRequest
-from rlm_server.broker.prices import Prices
+from rlm_server.broker.prices.table import Prices
 from rlm_server.ledger import Usage
 from tests.broker.books import PAYER, Books
 from tests.broker.conftest import APIS

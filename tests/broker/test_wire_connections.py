@@ -8,7 +8,7 @@ import pytest
 
 from rlm_server.broker.broker import CallFailed, worst_case
 from rlm_server.broker.calls import Failure, Provider
-from rlm_server.broker.prices import NoPrice, Prices
+from rlm_server.broker.prices.table import NoPrice, Prices
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.ledger import Amounts
 from tests.broker.books import PAYER, Books

@@ -22,8 +22,8 @@ from grpc_status import rpc_status
 from rlm.v1 import context_pb2, context_pb2_grpc
 
 CHUNK = 1 << 20
-MOST_ANNOUNCEMENT = 1 << 20
-MOST_READ = 262_144
+MAX_ANNOUNCEMENT = 1 << 20
+MAX_READ = 262_144
 PAGE = 3
 """Of every list, so that a test sees pages."""
 
@@ -159,7 +159,7 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
         self.received(request)
         match request.WhichOneof("part"):
             case "documents":
-                if request.ByteSize() >= MOST_ANNOUNCEMENT:
+                if request.ByteSize() >= MAX_ANNOUNCEMENT:
                     raise Wrong("documents", f"{request.ByteSize()} bytes in one message")
                 if not arrived.header.documents:
                     raise Wrong("documents", "the whole is one text")
@@ -265,8 +265,8 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.ReadContextResponse:
         self.enter("ReadContext", request, context)
         _, text = self._find(request.context_id, context).documents[request.document]
-        if not 0 <= request.end - request.start <= MOST_READ:
-            said = f"end: at most {MOST_READ} after start, not {request.end - request.start}"
+        if not 0 <= request.end - request.start <= MAX_READ:
+            said = f"end: at most {MAX_READ} after start, not {request.end - request.start}"
             refuse(context, refusal(grpc.StatusCode.INVALID_ARGUMENT, said))
         return context_pb2.ReadContextResponse(text=text[request.start : request.end], characters=len(text))
 

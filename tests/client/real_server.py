@@ -35,7 +35,7 @@ class RealServer:
     def start(self) -> None:
         keys = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY")
         where = ["--listen", self.target, "--data-dir", str(self.data)]
-        command = [sys.executable, "-m", "rlm_server.cli", "serve", *where]
+        command = [sys.executable, "-m", "rlm_server.commands.cli", "serve", *where]
         environment = {name: value for name, value in os.environ.items() if name not in keys}
         environment["RLM_GRACE_SECONDS"] = "1"
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)

@@ -12,7 +12,7 @@ from google.protobuf import json_format
 from rlm.v1 import context_pb2, run_pb2, session_pb2
 
 from tests.client.conftest import Rlm
-from tests.client.fake_contexts import MOST_READ, Break, refusal
+from tests.client.fake_contexts import MAX_READ, Break, refusal
 from tests.client.fake_server import FakeServer
 
 ESCAPE = "\x1b[2J"
@@ -204,13 +204,13 @@ def test_show_can_give_json(rlm: Rlm, stored: str) -> None:
 
 
 def test_read_prints_exactly_what_is_there(rlm: Rlm, tmp_path: Path) -> None:
-    text = "ä" * (2 * MOST_READ) + f"{ESCAPE}the end"
+    text = "ä" * (2 * MAX_READ) + f"{ESCAPE}the end"
     (tmp_path / "long.txt").write_text(text)
     stored = rlm("context", "upload", str(tmp_path / "long.txt")).stdout.strip()
     assert rlm("context", "read", stored).stdout == text
-    assert rlm("context", "read", stored, "--start", str(2 * MOST_READ + 4)).stdout == "the end"
+    assert rlm("context", "read", stored, "--start", str(2 * MAX_READ + 4)).stdout == "the end"
     assert rlm("context", "read", stored, "--end", "3").stdout == "äää"
-    assert rlm("context", "read", stored, "--end", str(MOST_READ)).stdout == text[:MOST_READ]
+    assert rlm("context", "read", stored, "--end", str(MAX_READ)).stdout == text[:MAX_READ]
 
 
 def test_read_can_give_a_document_and_json(rlm: Rlm, stored: str) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rlm.v1 import context_pb2
 from rlm_client import Client, Document, InvalidArgument, Match, NotFound
 
-from tests.client.fake_contexts import MOST_READ, PAGE, refusal
+from tests.client.fake_contexts import MAX_READ, PAGE, refusal
 from tests.client.fake_server import FakeServer
 
 TEXTS = {f"document {number}": f"this is {number}, and that is {number + 1}" for number in range(2 * PAGE + 1)}
@@ -49,14 +49,14 @@ def test_a_range_of_a_document_is_read_as_python_slices_it(client: Client, store
     assert client.read_context(stored, 5, 5, 3) == ""
 
 
-@pytest.mark.parametrize("size", [MOST_READ - 1, MOST_READ, MOST_READ + 1, 2 * MOST_READ, 3 * MOST_READ + 7])
+@pytest.mark.parametrize("size", [MAX_READ - 1, MAX_READ, MAX_READ + 1, 2 * MAX_READ, 3 * MAX_READ + 7])
 def test_a_long_range_is_read_in_parts(size: int, client: Client, fake: FakeServer) -> None:
     text = "".join(chr(0x4E00 + number % 5_000) for number in range(size))
     context_id = client.upload(text).context_id
     assert client.read_context(context_id) == text
     assert client.read_context(context_id, 1, size - 1) == text[1:-1]
     assert client.read_context(context_id, 0, size) == text
-    assert len(fake.asked(context_pb2.ReadContextRequest)) <= 3 * (size // MOST_READ + 1)
+    assert len(fake.asked(context_pb2.ReadContextRequest)) <= 3 * (size // MAX_READ + 1)
 
 
 def test_a_range_that_is_none_is_the_servers_to_refuse(client: Client, stored: str) -> None:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rlm.v1 import run_pb2, session_pb2, types_pb2
 from rlm_client.display import CODE_LINES, Display, console_for
 from rlm_client.excerpt import HEAD_LINES, TAIL_LINES, Excerpt
-from rlm_client.neutral import neutral, neutral_line
+from rlm_client.sanitize import sanitize, sanitize_line
 
 from tests.client.story import CENT, OK, Story, money, printed, small_run
 
@@ -223,9 +223,9 @@ def test_markup_is_text() -> None:
 
 def test_ordinary_text_is_shown_as_it_is() -> None:
     for text in ("héllo wörld", "日本語", "עברית", "👩‍👩‍👧", "C:\\new"):
-        assert neutral_line(text) == neutral(text) == text
-    assert neutral("a\tb\r\nc\n") == "a    b\nc\n"
-    assert neutral_line("a\nb") == r"a\nb"
+        assert sanitize_line(text) == sanitize(text) == text
+    assert sanitize("a\tb\r\nc\n") == "a    b\nc\n"
+    assert sanitize_line("a\nb") == r"a\nb"
 
 
 def test_a_turn_without_calls_has_no_line_for_them() -> None:

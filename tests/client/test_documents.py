@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from rlm.v1 import context_pb2
 from rlm_client import Client, ContextKind, SourceRefused
-from rlm_client.source import Reading, material
+from rlm_client.source import FileOptions, material
 from rlm_client.upload import CHUNK_BYTES, measure
 
 from tests.client.fake_server import FakeServer
@@ -67,7 +67,7 @@ def test_what_can_be_iterated_again_is_read_twice_and_never_whole_in_memory() ->
     corpus = Corpus()
     tracemalloc.start()
     try:
-        upload = measure(material(corpus, None, Reading()))
+        upload = measure(material(corpus, None, FileOptions()))
         sent = sum(len(message.chunk.data) for message in upload.messages())
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -368,7 +368,7 @@ def test_a_name_that_was_asked_for_must_be_there(value: object, told: str, clien
 def test_a_line_of_any_length_is_refused_without_reading_all_of_it(
     client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rlm_client.jsonl.MOST_LINE_BYTES", 1_000)
+    monkeypatch.setattr("rlm_client.jsonl.MAX_LINE_BYTES", 1_000)
     path = write_lines(tmp_path / "c.jsonl", "x" * 998, "x" * 998)
     with pytest.raises(SourceRefused, match="line 1: a line may have 1,000 bytes"):
         client.upload(path)

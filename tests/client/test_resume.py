@@ -22,7 +22,7 @@ from rlm_client import (
     SourceChanged,
     Unavailable,
 )
-from rlm_client.source import Reading, Source, material
+from rlm_client.source import FileOptions, Source, material
 from rlm_client.upload import CHUNK_BYTES, Message, Upload, measure
 
 from tests.client.conftest import AT_ONCE
@@ -72,7 +72,7 @@ def test_documents_go_on_in_the_middle_of_one(kind: str, sources: Sources, clien
 @pytest.mark.parametrize("received_bytes", [0, 1, 2, 3, 4, 5])
 def test_an_upload_goes_on_from_anywhere(received_bytes: int, received_documents: int) -> None:
     texts = {"a": "ab", "empty": "", "b": "c", "c": "de", "end": ""}
-    upload = measure(material(texts, None, Reading()))
+    upload = measure(material(texts, None, FileOptions()))
     bytes_announced = [0, 2, 2, 3, 5, 5][received_documents]
     if received_bytes > bytes_announced:
         return  # no server has bytes of a document that it does not know

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rlm.v1 import context_pb2
 from rlm_client import Client, ContextKind, SourceRefused
-from rlm_client.source import Reading, material
+from rlm_client.source import FileOptions, material
 from rlm_client.upload import CHUNK_BYTES, measure
 
 from tests.client.fake_server import FakeServer
@@ -110,7 +110,7 @@ def test_a_file_is_never_whole_in_memory(tmp_path: Path) -> None:
     path.write_bytes(b"x" * (32 * CHUNK_BYTES))
     tracemalloc.start()
     try:
-        messages = sum(1 for _ in measure(material(path, None, Reading())).messages())
+        messages = sum(1 for _ in measure(material(path, None, FileOptions())).messages())
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -20,7 +20,7 @@ import pytest
 
 from rlm_server.broker.broker import Broker, CallFailed, worst_case
 from rlm_server.broker.calls import Failure, Message, ModelRequest
-from rlm_server.broker.prices import Price, Prices, Rates
+from rlm_server.broker.prices.table import Price, Prices, Rates
 from rlm_server.broker.providers.faults import STREAM_ABOVE
 from rlm_server.broker.providers.openai import OpenAIProvider
 from rlm_server.broker.routes import Route, Routes

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Collection
 
-from sandbox.image import prepare, standard_specs
+from sandbox.vm.image import prepare, standard_specs
 from tests.conformance import report
 from tests.conformance.cpython import CPython
 from tests.conformance.expected import DATA, Expected

@@ -13,7 +13,7 @@ from tests.conformance.outcome import Outcome, Result
 
 VERSION = "3.14.3"
 SUITE = Path(__file__).parent / "guest" / "suite.py"
-MOST_SECONDS = 600
+MAX_SECONDS = 600
 """A module's tests natively; the slowest wait for minutes."""
 
 
@@ -55,7 +55,7 @@ class CPython:
             with suppress(subprocess.TimeoutExpired):  # what has ended by then counts
                 subprocess.run(
                     [self.folder / "bin" / "python3.14", SUITE, module, told],
-                    cwd=work, timeout=MOST_SECONDS, check=False, stdin=subprocess.DEVNULL, capture_output=True,
+                    cwd=work, timeout=MAX_SECONDS, check=False, stdin=subprocess.DEVNULL, capture_output=True,
                 )  # fmt: skip
             outcomes = [json.loads(line) for line in told.read_text().splitlines()]
         return [Outcome(module, test, Result(result), why) for test, result, why in outcomes if result != "started"]

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sandbox.door import HostCall
-from sandbox.files import Inode
-from sandbox.image import Loaded
-from sandbox.instance import Image
 from sandbox.limits import Limits
-from sandbox.session import Session
 from sandbox.turn import Status, Turn
+from sandbox.vm.files import Inode
+from sandbox.vm.image import Loaded
+from sandbox.vm.instance import Image
+from sandbox.vm.session import Session
 from tests.conformance.cpython import SUITE
 from tests.conformance.outcome import Outcome, Result
 from tests.sandbox.repl import Repl, answering

@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from sandbox.image import Loaded
-from sandbox.instance import Image
+from sandbox.vm.image import Loaded
+from sandbox.vm.instance import Image
 from tests.conformance.cpython import CPython
 from tests.conformance.expected import Expected
 from tests.conformance.inside import ModuleRun, image_with_tests

@@ -25,7 +25,7 @@ from tests.fake_provider.wire import Answer, Received, cut, read, reset, spelled
 
 __all__ = ["NOT_BILLED", "PROVIDER_TEXT", "Bill", "FakeProvider", "Fault", "Received"]
 
-LEAST_CACHED = 1_024
+MIN_CACHED = 1_024
 """Tokens of the shortest prefix that is cached where the request does not ask for it."""
 
 _KINDS = {
@@ -251,7 +251,7 @@ class FakeProvider:
             digest.update(part.encode() + b"\0")
             total += _tokens(part)
             prefix = digest.digest()
-            if asked or total >= LEAST_CACHED:
+            if asked or total >= MIN_CACHED:
                 written[prefix] = total
                 read = total if prefix in self._cached else read
         used = bool(written)

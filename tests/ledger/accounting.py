@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
-from rlm_server.ledger import MIGRATIONS, Amounts, Hold, Ledger, Limit
-from rlm_server.store.database import Database
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.ledger import Amounts, Hold, Ledger, Limit
 
 CENT = 10_000_000
 """A US cent in nano-US-dollars."""

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from rlm_server.ledger import MIGRATIONS, Ledger
-from rlm_server.store.database import Database
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.ledger import Ledger
 from tests.ledger.accounting import Books
 
 

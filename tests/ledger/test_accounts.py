@@ -8,6 +8,7 @@ import sqlite3
 import psycopg
 import pytest
 
+from rlm_server.database.engine import Connection
 from rlm_server.ledger import (
     UNITS,
     AccountClosed,
@@ -20,7 +21,6 @@ from rlm_server.ledger import (
     Limit,
     LimitTooLow,
 )
-from rlm_server.store.engine import Connection
 from tests.ledger.accounting import Books, a_hold, at_most, at_once, cents
 
 NOTHING = Amounts()

@@ -9,8 +9,9 @@ import time
 import warnings
 from pathlib import Path
 
-from rlm_server.ledger import MIGRATIONS, Amounts, Ledger, Limit, Query
-from rlm_server.store.database import Database
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.ledger import Amounts, Ledger, Limit, Query
 from tests.databases import postgres
 from tests.ledger.accounting import a_hold, soon
 

@@ -8,9 +8,10 @@ import random
 import sys
 from pathlib import Path
 
-from rlm_server.ledger import MIGRATIONS, Amounts, Ledger, Limit, Query
-from rlm_server.store.database import Database
-from rlm_server.store.engine import Connection
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.ledger import Amounts, Ledger, Limit, Query
 from tests.ledger.accounting import a_hold, soon
 
 DEATHS = int(os.environ.get("RLM_TEST_KILLS", "5"))

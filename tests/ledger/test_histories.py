@@ -28,8 +28,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from rlm_server.database import postgres as postgres_engine
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import (
-    MIGRATIONS,
     UNITS,
     AccountInUse,
     Amounts,
@@ -46,8 +48,6 @@ from rlm_server.ledger import (
     Span,
     Usage,
 )
-from rlm_server.store import postgres as postgres_engine
-from rlm_server.store.database import Database
 from tests.databases import cut_off, postgres_database
 from tests.ledger.accounting import a_hold, at_once
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from rlm_server.database.engine import DatabaseClosedError
 from rlm_server.ledger import Amounts, BudgetBusy, BudgetExceeded, HoldUnknown, Limit, Query
-from rlm_server.store.engine import DatabaseClosedError
 from tests.ledger.accounting import Books, a_hold, at_most, at_once, cents, soon
 
 

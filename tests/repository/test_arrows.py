@@ -1,65 +1,23 @@
-"""The packages depend on each other in one direction, and every module is named for what it is."""
+"""The rooms depend on each other in one direction, as one table says, and every module is named for what it is."""
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SOURCES = {"sandbox": ROOT, "rlm_server": ROOT, "rlm_client": ROOT / "clients" / "python"}
-EDGE = ("rlm_server.api", "rlm_server.server", "rlm_server.cli", "rlm_server.demo")
-"""The modules that may speak gRPC."""
-GRPC = ("rlm", "grpc", "grpc_health", "grpc_reflection", "grpc_status", "google.protobuf", "google.rpc")
+from tests.repository.arrows import ALLOWED, ROOT, allowed, arrows, circle, imports, modules, room_of
+
 VAGUE_NAMES = {"utils", "helpers", "common", "manager", "base"}
 
 
-def modules() -> dict[str, Path]:
-    """Return every module of the product by its dotted name."""
-    found = {}
-    for package, folder in SOURCES.items():
-        for path in sorted((folder / package).rglob("*.py")):
-            name = ".".join(path.relative_to(folder).with_suffix("").parts)
-            found[name.removesuffix(".__init__")] = path
-    return found
+def test_every_module_is_in_a_room() -> None:
+    homeless = [name for name in modules() if room_of(name) is None]
+    assert homeless == ["sandbox", "rlm_server"], "only the packages themselves are in none"
 
 
-def imports(name: str, source: str, *, package: bool) -> Iterator[str]:
-    """Yield the full name of all that the module `name` imports, at any depth; of `from a import b`, `a.b`."""
-    parents = name.split(".") if package else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = parents[: len(parents) - node.level + 1] if node.level else []
-            origin = [*above, *(node.module or "").split(".")] if node.module else above
-            yield from (".".join([*origin, alias.name]) for alias in node.names)
-
-
-def within(name: str, packages: tuple[str, ...]) -> bool:
-    """Say whether `name` is one of the packages or lies in one."""
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
-
-
-def allowed(importer: str, imported: str) -> bool:
-    """Say whether the product's rules let the one module import the other."""
-    forbidden: tuple[str, ...] = ()
-    if within(importer, ("sandbox",)):
-        forbidden = ("rlm_server", "rlm_client", *GRPC)
-    elif within(importer, ("rlm_client",)):
-        forbidden = ("rlm_server", "sandbox")
-    elif importer == "rlm_server.demo":
-        pass  # it shows the whole thing: server and client
-    elif within(importer, EDGE):
-        forbidden = ("rlm_client",)
-    elif within(importer, ("rlm_server",)):
-        forbidden = ("rlm_client", "rlm_server.api", *GRPC)
-    return not within(imported, forbidden)
-
-
-def test_imports_follow_the_arrows() -> None:
+def test_imports_follow_the_table() -> None:
     wrong = [
         f"{name} imports {imported}"
         for name, path in modules().items()
@@ -69,17 +27,47 @@ def test_imports_follow_the_arrows() -> None:
     assert not wrong
 
 
+def test_the_table_has_no_arrow_that_is_not_used() -> None:
+    found = arrows()
+    shared = ("sandbox.door", "sandbox.turn", "sandbox.limits", "sandbox.cancellation")
+    unused = [
+        f"{room} → {target}"
+        for room, targets in ALLOWED.items()
+        for target in targets
+        if target not in found[room] and target not in shared
+    ]
+    assert not unused
+
+
+def test_no_rooms_import_each_other_in_a_circle() -> None:
+    assert circle(arrows()) == []
+    assert circle({room: {target: set() for target in targets} for room, targets in ALLOWED.items()}) == []
+
+
+def test_a_circle_is_seen() -> None:
+    assert circle({"a": {"b": {"x"}}, "b": {"c": {"y"}}, "c": {"b": {"z"}}}) == ["b", "c", "b"]
+
+
 @pytest.mark.parametrize(
     ("importer", "line"),
     [
-        ("sandbox.pool", "import rlm_server.config"),
-        ("sandbox.pool", "from rlm.v1 import run_pb2"),
-        ("rlm_client.cli", "from sandbox import Pool"),
+        ("sandbox.pool.pool", "import rlm_server.config.settings"),
+        ("sandbox.pool.pool", "from rlm.v1 import run_pb2"),
+        ("sandbox.pool.pool", "from sandbox.worker import jail"),
+        ("sandbox.worker.worker", "from sandbox.pool.process import WorkerLost"),
+        ("sandbox.vm.instance", "from sandbox.wire.frames import Frame"),
+        ("sandbox.vm.instance", "from sandbox.pool import pool"),
+        ("sandbox.corpora.text", "from sandbox.vm import clocks"),
+        ("rlm_client.cli", "from sandbox import pool"),
         ("rlm_server.runs.loop", "import grpc.aio"),
         ("rlm_server.runs.loop", "from .. import api"),
         ("rlm_server.runs.loop", "from ..api.errors import mapped"),
+        ("rlm_server.runs.loop", "from rlm_server.sessions.sessions import Sessions"),
+        ("rlm_server.repl.events", "from rlm_server.runs.events import Event"),
+        ("rlm_server.broker.routes", "from rlm_server.config.settings import Settings"),
         ("rlm_server.ledger.holds", "def late():\n    from rlm.v1 import types_pb2"),
         ("rlm_server.api.runs", "import rlm_client"),
+        ("rlm_server.somewhere.new", "from rlm_server.ledger import Ledger"),
     ],
 )
 def test_an_import_against_the_arrows_is_seen(importer: str, line: str) -> None:
@@ -89,14 +77,24 @@ def test_an_import_against_the_arrows_is_seen(importer: str, line: str) -> None:
 @pytest.mark.parametrize(
     ("importer", "line"),
     [
-        ("sandbox.pool", "import rlm_serverless, asyncio"),
+        ("sandbox.pool.pool", "import rlm_serverless, asyncio"),
+        ("sandbox.pool.pool", "from sandbox.wire.frames import Frame"),
         ("rlm_server.api.runs", "from rlm.v1 import run_pb2_grpc"),
-        ("rlm_server.runs.loop", "from sandbox import Pool\nfrom . import prompt"),
+        ("rlm_server.runs.loop", "from sandbox.pool.pool import Pool\nfrom . import prompt"),
         ("rlm_server.server", "from rlm_server.api import auth\nimport grpc"),
+        ("rlm_server.commands.demo", "import rlm_client"),
     ],
 )
 def test_an_import_along_the_arrows_is_not(importer: str, line: str) -> None:
     assert all(allowed(importer, imported) for imported in imports(importer, line, package=False))
+
+
+def test_the_arrows_can_be_printed() -> None:
+    program = [sys.executable, "-m", "tests.repository.arrows"]
+    printed = subprocess.run(program, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert "sandbox.pool: pool, process, snapshots, worker_session" in printed
+    assert "in a circle: none" in printed
+    assert printed.endswith("against the table: none\n")
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:

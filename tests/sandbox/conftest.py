@@ -5,8 +5,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from sandbox.corpus import Corpus, Kind, in_memory
-from sandbox.image import Loaded
+from sandbox.corpora.corpus import Corpus, Kind, in_memory
+from sandbox.vm.image import Loaded
 from tests.sandbox.repl import Repl, Repls
 
 

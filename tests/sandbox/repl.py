@@ -7,14 +7,14 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from sandbox.corpus import Corpus
+from sandbox.corpora.corpus import Corpus
 from sandbox.door import HostCall, Json
-from sandbox.engine import THREAD_STACK_BYTES
-from sandbox.image import Loaded
-from sandbox.instance import Handler
 from sandbox.limits import MIB, Limits
-from sandbox.session import Session
 from sandbox.turn import OutputListener, Status, Turn
+from sandbox.vm.engine import THREAD_STACK_BYTES
+from sandbox.vm.image import Loaded
+from sandbox.vm.instance import Handler
+from sandbox.vm.session import Session
 
 
 def on_thread(work: Callable[[], Turn]) -> Future[Turn]:

@@ -20,8 +20,8 @@ from psycopg.rows import dict_row
 
 from rlm_server.broker.broker import worst_case
 from rlm_server.broker.calls import Message, ModelRequest
-from rlm_server.broker.prices import Price, Rates
-from rlm_server.config import Settings
+from rlm_server.broker.prices.table import Price, Rates
+from rlm_server.config.settings import Settings
 from tests.fake_provider.server import FakeProvider, Received
 from tests.system.books import UNITS
 from tests.system.stage import USD

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from rlm.v1 import run_pb2, session_pb2
 
+from tests.servers import Served
 from tests.system.books import check_settled, check_story
-from tests.system.conftest import Served
 from tests.system.stage import Play, code
 
 TOGETHER = 20

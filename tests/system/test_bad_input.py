@@ -11,7 +11,7 @@ import grpc
 import pytest
 from rlm.v1 import context_pb2, run_pb2, types_pb2
 
-from tests.system.conftest import Served, Server
+from tests.servers import Served, Server
 from tests.system.stage import CHUNK, Caller, Play, code, eventually, header, part, parts, refusal
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT

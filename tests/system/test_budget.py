@@ -9,8 +9,8 @@ import pytest
 from rlm.v1 import run_pb2, types_pb2
 
 from rlm_server.broker.calls import ModelRequest
+from tests.servers import Served
 from tests.system.books import check_settled, check_story, rows
-from tests.system.conftest import Served
 from tests.system.stage import USD, Play, code, refusal
 
 TALK = code("for i in range(1000): llm_query(f'number {i}')", "FINAL('done')")

@@ -13,15 +13,16 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, types_pb2
 
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Amounts, By, Hold, Ledger, Limit, Query, Span, Totals
-from rlm_server.runs.events import BudgetWarning, Place
+from rlm_server.repl.limits import RunLimits
+from rlm_server.runs.events import BudgetWarning, EventOrigin
 from rlm_server.runs.journal import RunRow
-from rlm_server.runs.tree import RunLimits, Tree
-from rlm_server.server import MIGRATIONS
-from rlm_server.store.database import Database
+from rlm_server.runs.tree import Tree
+from tests.servers import Served
 from tests.system.accountant import TALK, Accountant, entry_filter, spend, stamp, total
 from tests.system.books import UNITS, rows
-from tests.system.conftest import Served
 from tests.system.stage import USD, Play, code, refusal
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
@@ -316,7 +317,7 @@ class Told:
     def __init__(self) -> None:
         self.warnings: list[BudgetWarning] = []
 
-    def emit(self, place: Place, body: BudgetWarning) -> None:
+    def emit(self, place: EventOrigin, body: BudgetWarning) -> None:
         self.warnings.append(body)
 
 
@@ -327,7 +328,7 @@ def test_a_run_is_warned_once_at_each_share_of_its_budget_in_every_unit(unit: st
     anything: Any = None
     tree = Tree(anything, run, RunLimits(), "core", 0.0, told, None, anything)
     for _ in range(100):
-        tree.count(Place("run", "", 0), Amounts(**{unit: 10}))
+        tree.count(EventOrigin("run", "", 0), Amounts(**{unit: 10}))
     assert [(warning.unit, warning.percent, warning.spent, warning.limit) for warning in told.warnings] == [
         (unit, percent, percent * 10, 1000) for percent in (50, 80, 95)
     ]

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 from rlm.v1 import run_pb2, types_pb2
 
+from tests.servers import Served, Server
 from tests.system.books import check_settled, check_story, rows
-from tests.system.conftest import Served, Server
 from tests.system.stage import Play, code
 
 

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from rlm.v1 import context_pb2
 
-from tests.system.conftest import Served
+from tests.servers import Served
 from tests.system.context_calls import ContextCalls, in_order, of_documents, of_text, spooled, stored
 from tests.system.stage import Play, code, eventually, refusal
 

@@ -11,9 +11,9 @@ import grpc
 import pytest
 from rlm.v1 import run_pb2
 
-from sandbox.live import WorkerSession
+from sandbox.pool.worker_session import WorkerSession
+from tests.servers import Served
 from tests.system.books import rows
-from tests.system.conftest import Served
 from tests.system.context_calls import ContextCalls, in_order, of_documents, of_text, stored
 from tests.system.stage import Play, code, eventually, refusal
 

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from rlm.v1 import context_pb2
 
-from rlm_server.store import spool, uploads
-from tests.system.conftest import Served, Server
+from rlm_server.contexts import spool, uploads
+from tests.servers import Served, Server
 from tests.system.context_calls import (
     ContextCalls,
     Documents,
@@ -192,7 +192,7 @@ async def test_a_bad_chunk_is_refused_at_once_though_the_stream_goes_on(server: 
 
 
 async def test_the_names_of_all_documents_have_a_limit(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spool, "MOST_NAMES", 1_000)
+    monkeypatch.setattr(spool, "MAX_NAMES", 1_000)
     documents = [("n" * 500, "x")] * 10
     async with server(Play("")) as served:
         sent = [header(b"x" * 10, 10), *(announcement([one], number) for number, one in enumerate(documents))]
@@ -234,7 +234,7 @@ async def test_a_context_may_be_as_large_as_the_server_says(server: Served) -> N
 
 
 async def test_a_tenant_has_a_limit_of_unfinished_uploads(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MOST_UPLOADS", 2)
+    monkeypatch.setattr(uploads, "MAX_UPLOADS", 2)
     async with server(Play("")) as served:
         calls = ContextCalls(served.caller)
         for name in ("a", "b"):

@@ -10,8 +10,8 @@ import grpc
 import pytest
 from rlm.v1 import context_pb2
 
+from tests.servers import Served
 from tests.system.books import rows
-from tests.system.conftest import Served
 from tests.system.context_calls import (
     ContextCalls,
     announcement,

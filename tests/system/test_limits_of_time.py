@@ -12,11 +12,11 @@ from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from rlm.v1 import run_pb2, types_pb2
 
+from rlm_server.database.engine import DatabaseBusyError, DatabaseLostError
 from rlm_server.ledger import Limit, Query, Span
-from rlm_server.store.engine import DatabaseBusyError, DatabaseLostError
+from tests.servers import Served
 from tests.system.accountant import TALK, Accountant
 from tests.system.books import check_settled, check_story
-from tests.system.conftest import Served
 from tests.system.stage import USD, Play, Refusal, code, refusal
 
 SPEND = code("for i in range(1000): llm_query(f'number {i}')")

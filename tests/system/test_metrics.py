@@ -13,9 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from rlm.v1 import types_pb2
 
 from rlm_server.broker.calls import Failure, ProviderError
-from rlm_server.config import ConfigError, Settings
+from rlm_server.config.settings import ConfigError, Settings
 from rlm_server.ledger import Amounts, Hold, Usage
-from tests.system.conftest import Served, Server
+from tests.servers import Served, Server
 from tests.system.stage import Play, code
 
 TALK = Play(code("print(llm_query_batched(['a', 'b', 'c']))", "FINAL('done')"))

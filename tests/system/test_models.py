@@ -8,8 +8,8 @@ import pytest
 from rlm.v1 import run_pb2, types_pb2
 
 from rlm_server.broker.calls import Failure, ModelRequest, ProviderError
+from tests.servers import Served, Server
 from tests.system.books import check_settled, check_story, rows
-from tests.system.conftest import Served, Server
 from tests.system.stage import Ended, Play, code
 
 SUCCEEDED, FAILED = run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_FAILED

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from rlm.v1 import context_pb2, run_pb2, types_pb2
 
-from rlm_server.config import ConfigError, Settings
+from rlm_server.config.settings import ConfigError, Settings
+from rlm_server.database.engine import DatabaseOwnedError
 from rlm_server.ledger import Query
 from rlm_server.server import serving
-from rlm_server.store.engine import DatabaseOwnedError
-from sandbox.image import Loaded
-from tests.system.conftest import Served
+from sandbox.vm.image import Loaded
+from tests.servers import Served
 from tests.system.stage import USD, Play, code
 
 TEXT = "A line about nothing.\n" * 2000 + "The word is marzipan.\n"

@@ -9,7 +9,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.system.conftest import Served
+from tests.servers import Served
 from tests.system.stage import Play
 
 SERVICES = {"rlm.v1.ContextService", "rlm.v1.RunService", "rlm.v1.SessionService"}

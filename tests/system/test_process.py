@@ -18,7 +18,7 @@ from tests.system.books import check_settled, check_story, rows
 from tests.system.stage import Caller, eventually
 
 ROOT = Path(__file__).parents[2]
-SERVE = (sys.executable, "-m", "rlm_server.cli", "serve", "--listen", "127.0.0.1:0", "--data-dir")
+SERVE = (sys.executable, "-m", "rlm_server.commands.cli", "serve", "--listen", "127.0.0.1:0", "--data-dir")
 
 
 @asynccontextmanager

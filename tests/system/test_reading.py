@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from rlm.v1 import context_pb2, run_pb2, session_pb2
 
-from tests.system.conftest import Served
+from tests.servers import Served
 from tests.system.stage import Caller, Play, code
 
 BLOCK = 1 << 16

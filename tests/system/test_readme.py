@@ -8,7 +8,7 @@ import re
 import sys
 from pathlib import Path
 
-from tests.system.conftest import Served
+from tests.servers import Served
 from tests.system.stage import Play, code
 
 README = Path(__file__).parents[2] / "README.md"

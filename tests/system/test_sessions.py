@@ -8,8 +8,8 @@ import grpc
 import pytest
 from rlm.v1 import session_pb2, types_pb2
 
+from tests.servers import Served
 from tests.system.books import check_settled, rows
-from tests.system.conftest import Served
 from tests.system.stage import USD, Play, eventually, refusal
 
 OK = session_pb2.TURN_STATUS_OK

@@ -11,8 +11,8 @@ from pathlib import Path
 import grpc
 from rlm.v1 import run_pb2
 
+from tests.servers import Served
 from tests.system.books import check_story
-from tests.system.conftest import Served
 from tests.system.stage import Ended, Play, code, refusal
 
 ROOT = Path(__file__).parents[2]

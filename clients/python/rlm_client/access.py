@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from rlm_client.cli_errors import UsageError
 from rlm_client.client import Client
-from rlm_client.complaint import Misuse
 from rlm_client.interrupts import Interrupts
 
 
@@ -26,6 +26,6 @@ class Access:
         try:
             client = Client(self.server, self.key, tls=self.tls, allow_plaintext=self.allow_plaintext)
         except ValueError as error:
-            raise Misuse(str(error)) from None
+            raise UsageError(str(error)) from None
         with Interrupts() as interrupts, client:
             yield client, interrupts

@@ -18,7 +18,7 @@ from io import BufferedReader, FileIO
 from rlm_client.documents import PIECE_BYTES, Document, SourceRefused, stamp_of
 
 _RATIO_COUNTS_FROM = 16 << 20  # bytes unpacked; what is less harms nobody, however small it was packed
-_MOST_ENTRY_HEADER = 1 << 10  # bytes of the archive's list of contents, for each entry allowed
+_MAX_ENTRY_HEADER = 1 << 10  # bytes of the archive's list of contents, for each entry allowed
 _ENTRY_MARK = b"PK\x01\x02"  # begins every entry of that list
 # Of the other methods Python's unpackers give a whole block at once, however large.
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
@@ -69,7 +69,7 @@ class _Contents(BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         if not self.is_listing or size is None or size < 0:  # without a size only the archive's end is read
             return super().read(size)
-        most = self._entries * _MOST_ENTRY_HEADER + (1 << 17)  # and what an archive's end may have
+        most = self._entries * _MAX_ENTRY_HEADER + (1 << 17)  # and what an archive's end may have
         if size > most:
             raise SourceRefused(f"{self._path}: its list of contents has {size:,} bytes; {most:,} are allowed")
         data = super().read(size)

@@ -12,18 +12,18 @@ from rich.console import Console
 from rlm.v1 import run_pb2, session_pb2
 
 from rlm_client.access import Access
+from rlm_client.cli_errors import FAILED, INTERRUPTED, ExplainingGroup
 from rlm_client.client import Client
-from rlm_client.complaint import FAILED, INTERRUPTED, Complaining
 from rlm_client.context_command import context
+from rlm_client.context_options import ContextOptions, context_options
 from rlm_client.display import Display, console_for, state_name
 from rlm_client.errors import RlmError, Unavailable
-from rlm_client.given import Given, context_options
 from rlm_client.interrupts import Interrupts
 from rlm_client.money import Budget
 from rlm_client.output import json_option, print_json, say, write
 from rlm_client.report import print_report
+from rlm_client.run_progress import Calls, spending
 from rlm_client.spending_command import budget, usage
-from rlm_client.tally import Calls, spending
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -41,7 +41,7 @@ _LIMITS_OF_A_TURN = {"TURN_TIME", "MEMORY", "STACK"}
 _image = click.option("--image", default="", metavar="NAME", help="Golden image of the REPL: core or data.")
 
 
-@click.group(name="rlm", cls=Complaining)
+@click.group(name="rlm", cls=ExplainingGroup)
 @click.option("--server", metavar="HOST:PORT", help="Else RLM_SERVER, else 127.0.0.1:7400.")
 @click.option("--key", metavar="KEY", help="Else RLM_API_KEY, else the key of a development server on this machine.")
 @click.option("--tls", is_flag=True, help="Encrypt the connection.")
@@ -87,7 +87,7 @@ def _budget_option(command: Command) -> Command:
 @click.pass_obj
 def run(
     access: Access,
-    given: Given,
+    given: ContextOptions,
     model: str,
     sub_model: str,
     budget: Budget | None,
@@ -161,7 +161,7 @@ def show(access: Access, run_id: str, as_json: bool) -> None:
 @click.argument("code")
 @click.pass_obj
 def execute(
-    access: Access, given: Given, image: str, sub_model: str, budget: Budget | None, as_json: bool, code: str
+    access: Access, given: ContextOptions, image: str, sub_model: str, budget: Budget | None, as_json: bool, code: str
 ) -> None:
     """Run CODE as one turn of a REPL made for it. Exit codes: 0 done, 1 it raised, 3 a limit stopped it."""
     console, source = console_for(sys.stderr), given.source()

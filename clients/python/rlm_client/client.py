@@ -29,7 +29,7 @@ from rlm_client.errors import RlmError, RunFailed
 from rlm_client.money import Budget
 from rlm_client.pages import pages
 from rlm_client.retry import Retry
-from rlm_client.source import Reading, Source, material
+from rlm_client.source import FileOptions, Source, material
 from rlm_client.spending import Spending
 from rlm_client.transfer import Progress, Status, Transfer
 from rlm_client.upload import measure
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 _UNARY_SECONDS = 30.0
 _CANCEL_SECONDS = 120.0  # returns only when the whole tree has stopped
-_MOST_READ = 262_144  # characters that one ReadContext gives
+_MAX_READ = 262_144  # characters that one ReadContext gives
 _DOCUMENTS_PAGE = 10_000  # the most that one ListDocuments gives
 
 
@@ -154,7 +154,7 @@ class Client(Spending):
             TypeError: the source, or an item of it, is nothing of the above.
             ValueError: it is a `str` that names an existing file, where a path was surely meant.
         """
-        reading = Reading(text_field, name_field, archive_limits or ArchiveLimits(), skip_binary, on_skip)
+        reading = FileOptions(text_field, name_field, archive_limits or ArchiveLimits(), skip_binary, on_skip)
         upload = measure(material(source, name, reading), request_id or str(uuid.uuid4()), reading)
         transfer = Transfer(
             lambda messages: self._contexts.UploadContext.future(messages, metadata=self._metadata),
@@ -193,7 +193,7 @@ class Client(Spending):
         """
         parts = []
         while True:
-            upto = start + _MOST_READ if end is None else min(start + _MOST_READ, end)
+            upto = start + _MAX_READ if end is None else min(start + _MAX_READ, end)
             request = context_pb2.ReadContextRequest(context_id=context_id, document=document, start=start, end=upto)
             reply = self._unary(self._contexts.ReadContext, request)
             parts.append(reply.text)

@@ -11,11 +11,11 @@ import click
 from rlm.v1 import context_pb2
 
 from rlm_client.access import Access
+from rlm_client.context_options import PATH, ContextOptions, reading_options
 from rlm_client.display import console_for
 from rlm_client.errors import Aborted, Unavailable
-from rlm_client.given import PATH, Given, reading_options
-from rlm_client.neutral import neutral_line
 from rlm_client.output import json_option, print_json, say, write
+from rlm_client.sanitize import sanitize_line
 
 _SHOWN_DOCUMENTS = 20
 _READ_CHARACTERS = 1 << 18  # at once, so that a long text is never whole in memory
@@ -33,7 +33,7 @@ def context() -> None:
 @reading_options
 @json_option
 @click.pass_obj
-def upload(access: Access, given: Given, name: str | None, request_id: str | None, as_json: bool) -> None:
+def upload(access: Access, given: ContextOptions, name: str | None, request_id: str | None, as_json: bool) -> None:
     """Store files as one context, and print its id.
 
     A single file is one text. A directory, a .jsonl or .zip file, or several paths are documents; - reads stdin.
@@ -64,7 +64,7 @@ def list_(access: Access, limit: int | None, as_json: bool) -> None:
                 print_json(one)
             else:
                 size = f"{one.characters:>15,} characters  {one.documents:>9,} {_unit(one):<9}"
-                write(f"{one.context_id}  {_created(one)}  {size}  {neutral_line(one.name, 200)}\n")
+                write(f"{one.context_id}  {_created(one)}  {size}  {sanitize_line(one.name, 200)}\n")
 
 
 @context.command()
@@ -87,7 +87,7 @@ def show(access: Access, context_id: str, all_documents: bool, as_json: bool) ->
             if as_json:
                 print_json(one)
             else:
-                write(f"{one.number:>9,}  {one.characters:>13,} characters  {neutral_line(one.name, 500)}\n")
+                write(f"{one.number:>9,}  {one.characters:>13,} characters  {sanitize_line(one.name, 500)}\n")
     if not all_documents and found.documents > _SHOWN_DOCUMENTS:
         say(console_for(sys.stderr), f"… and {found.documents - _SHOWN_DOCUMENTS:,} more: --documents shows them")
 
@@ -133,7 +133,7 @@ def search(
         if as_json:
             print_json(match)
         else:
-            write(f"{match.document}:{match.start}-{match.end}: {neutral_line(match.text)}\n")
+            write(f"{match.document}:{match.start}-{match.end}: {sanitize_line(match.text)}\n")
     if found.more and not as_json:
         say(console_for(sys.stderr), f"there may be more than these {len(found.matches):,}: --limit, --document")
 
@@ -153,16 +153,16 @@ def delete(access: Access, context_id: str, as_json: bool) -> None:
 
 
 def _write_context(found: context_pb2.Context) -> None:
-    write(f"context {neutral_line(found.context_id)}\n")
+    write(f"context {sanitize_line(found.context_id)}\n")
     kind = "documents" if found.kind == context_pb2.CONTEXT_KIND_DOCUMENTS else "text"
     for field, value in (
-        ("name", neutral_line(found.name, 200)),
+        ("name", sanitize_line(found.name, 200)),
         ("created", _created(found)),
         ("kind", kind),
         ("documents", f"{found.documents:,}"),
         ("characters", f"{found.characters:,}"),
         ("bytes", f"{found.size_bytes:,}"),
-        ("sha256", neutral_line(found.sha256)),
+        ("sha256", sanitize_line(found.sha256)),
     ):
         write(f"  {field}: {value}\n")
 

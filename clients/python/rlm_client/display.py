@@ -20,14 +20,14 @@ from rlm.v1 import run_pb2, session_pb2
 
 from rlm_client.excerpt import Excerpt
 from rlm_client.money import usd
-from rlm_client.neutral import neutral, neutral_line
-from rlm_client.tally import ClosedTurn, NodeState, Tally, cost, spending
+from rlm_client.run_progress import ClosedTurn, NodeState, RunProgress, cost, spending
+from rlm_client.sanitize import sanitize, sanitize_line
 
 CODE_LINES = 24
 """Lines of one code block that are shown."""
 
 _PLAIN_WIDTH = 160  # columns of a line where there is no terminal to say
-_MOST_LIVE_LINES = 6
+_MAX_LIVE_LINES = 6
 _SCRIPTED = "scripted model (test instrument; prices simulated)"
 _STATE_STYLES = {"succeeded": "bold green", "failed": "bold red", "cancelled": "yellow", "exhausted": "bold yellow"}
 
@@ -66,7 +66,7 @@ def upload_bar(console: Console, name: str, quiet: bool) -> Iterator[Callable[[i
         redirect_stderr=False,
     )
     with bar:
-        task = bar.add_task(neutral_line(name, 60), total=None)
+        task = bar.add_task(sanitize_line(name, 60), total=None)
         yield lambda received, size: bar.update(task, completed=received, total=size)
 
 
@@ -79,7 +79,7 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._tally = Tally()
+        self._tally = RunProgress()
         self._lock = threading.Lock()  # the footer is drawn from another thread
         self._arrived = time.monotonic()
         self._spinner = Spinner("dots")
@@ -120,7 +120,7 @@ class Display:
                 self._header(event.node_id, node, f"turn {event.turn}" + (f" of {limit}" if limit else ""))
             case "model_replied":
                 reply = event.model_replied
-                said = f"{neutral_line(reply.model, 60)} replied · {cost(reply.spent.nano_usd)}"
+                said = f"{sanitize_line(reply.model, 60)} replied · {cost(reply.spent.nano_usd)}"
                 self._in_node(event, node, f"{said} · {reply.spent.tokens:,} tokens", "dim")
             case "code_started":
                 self._code(event, node)
@@ -139,17 +139,17 @@ class Display:
                 self._run_finished(event.run_finished)
 
     def _run_started(self, started: run_pb2.RunStarted, node: NodeState) -> None:
-        models = neutral_line(started.model, 60)
+        models = sanitize_line(started.model, 60)
         if started.sub_model and started.sub_model != started.model:
-            models += f" · sub-model {neutral_line(started.sub_model, 60)}"
+            models += f" · sub-model {sanitize_line(started.sub_model, 60)}"
         self._line(node, f"model {models} · context of {started.context_characters:,} characters", "bold")
         if started.model.startswith("scripted") or started.sub_model.startswith("scripted"):
             self._line(node, _SCRIPTED, "bold magenta")
 
     def _code(self, event: run_pb2.RunEvent, node: NodeState) -> None:
         self._in_node(event, node, f"code {event.code_started.block}", "dim")
-        lines = neutral(event.code_started.code).strip("\n").split("\n")
-        shown = "\n".join(neutral_line(line) for line in lines[:CODE_LINES])
+        lines = sanitize(event.code_started.code).strip("\n").split("\n")
+        shown = "\n".join(sanitize_line(line) for line in lines[:CODE_LINES])
         highlight = Syntax("", "python", theme="ansi_dark", background_color="default").highlight
         for line in highlight(shown).split("\n")[: len(lines)]:
             self._print(_indent(node).append("  ▏ ", style="dim").append_text(line))
@@ -196,7 +196,7 @@ class Display:
         self._console.print(line)
         if finished.reason:
             # Wrapped, as a reason says what to do; the padding keeps its later lines from the edge.
-            self._console.print(Padding(Text(neutral_line(finished.reason, 2000)), (0, 0, 0, 2)))
+            self._console.print(Padding(Text(sanitize_line(finished.reason, 2000)), (0, 0, 0, 2)))
 
     def _header(self, node_id: str, node: NodeState, title: str) -> None:
         self._last_node = node_id
@@ -210,7 +210,7 @@ class Display:
         self._line(node, text, style)
 
     def _line(self, node: NodeState, text: str, style: str, branch: str = "") -> None:
-        self._print(_indent(node, branch).append(neutral_line(text), style=style))
+        self._print(_indent(node, branch).append(sanitize_line(text), style=style))
 
     def _print(self, line: Text) -> None:
         self._console.print(line, no_wrap=True, overflow="ellipsis")
@@ -221,8 +221,8 @@ class Display:
             spent = spending(self._tally.spent, self._tally.budget)
             elapsed = self._tally.elapsed_seconds + time.monotonic() - self._arrived
             since = f" since event {self._tally.first_sequence}" if self._tally.first_sequence > 1 else ""
-        more = len(open_turns) - _MOST_LIVE_LINES
-        lines = open_turns[:_MOST_LIVE_LINES] + ([Text(f"… and {more} more turns", style="dim")] if more > 0 else [])
+        more = len(open_turns) - _MAX_LIVE_LINES
+        lines = open_turns[:_MAX_LIVE_LINES] + ([Text(f"… and {more} more turns", style="dim")] if more > 0 else [])
         self._spinner.update(text=Text(f"{spent}{since} · {elapsed:.0f} s", no_wrap=True, overflow="ellipsis"))
         return Group(*lines, self._spinner)
 
@@ -233,7 +233,7 @@ def _indent(node: NodeState, branch: str = "") -> Text:
 
 
 def _live_line(turn: ClosedTurn) -> Text:
-    who = f"child {neutral_line(turn.node.label, 40)} " if turn.node.label else ""
+    who = f"child {sanitize_line(turn.node.label, 40)} " if turn.node.label else ""
     return Text(f"{who}turn {turn.node.turn}: {turn.calls}", style="cyan", no_wrap=True, overflow="ellipsis")
 
 

@@ -12,10 +12,10 @@ from functools import partial
 PIECE_BYTES = 1 << 20
 """The most bytes of a document that are read at once."""
 
-MOST_NAME = 500
+MAX_NAME = 500
 """Characters of a document's name; the protocol's limit."""
 
-MOST_BYTES = 2 << 30
+MAX_BYTES = 2 << 30
 """Of one document: no more fits into the address space of the code that reads it; the server's limit."""
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -49,9 +49,9 @@ class Document:
     stamp: int = 0
 
     def __post_init__(self) -> None:
-        if len(self.name) > MOST_NAME:
+        if len(self.name) > MAX_NAME:
             said = f"{self.name[:40]!r}…"
-            raise SourceRefused(f"{self.origin}: a document's name may have {MOST_NAME} characters; {said} has more")
+            raise SourceRefused(f"{self.origin}: a document's name may have {MAX_NAME} characters; {said} has more")
         if self.name.isprintable():
             return
         if _CONTROLS.search(self.name):
@@ -70,7 +70,7 @@ def in_memory(name: str, text: Text, origin: str | None = None) -> Document:
     Raises:
         TypeError: it is no text.
     """
-    origin = origin or f"document {name[:MOST_NAME]!r}"
+    origin = origin or f"document {name[:MAX_NAME]!r}"
     if not isinstance(text, str | bytes):
         raise TypeError(f"{origin}: a text is a str or bytes, not {type(text).__name__}")
     return Document(name, origin, partial(_pieces_in_memory, text, origin))

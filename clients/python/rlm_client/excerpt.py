@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from rlm_client.neutral import LONGEST_LINE, neutral_line
+from rlm_client.sanitize import LONGEST_LINE, sanitize_line
 
 HEAD_LINES = 12
 TAIL_LINES = 4
@@ -51,7 +51,7 @@ class Excerpt:
         return self._take(partial) if partial else []
 
     def _take(self, text: str) -> list[Line]:
-        line = (self._stream, neutral_line(text.removesuffix("\r")))
+        line = (self._stream, sanitize_line(text.removesuffix("\r")))
         if self._shown < HEAD_LINES:
             self._shown += 1
             return [line]

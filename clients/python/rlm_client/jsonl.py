@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from rlm_client.documents import Document, SourceRefused, in_memory, stamp_of
 
-MOST_LINE_BYTES = 256 << 20
+MAX_LINE_BYTES = 256 << 20
 """Of one line: it is held in memory while it is read."""
 
 _DEFAULT_NAME_FIELDS = ("name", "id")
@@ -23,17 +23,17 @@ def documents(path: str, prefix: str, text_field: str, name_field: str | None) -
 
     Raises:
         OSError: the file cannot be read.
-        SourceRefused: a line is something else (the line is named), or longer than `MOST_LINE_BYTES`.
+        SourceRefused: a line is something else (the line is named), or longer than `MAX_LINE_BYTES`.
     """
     stamp = stamp_of(path)
     below = f"{prefix}/" if prefix else ""
     with open(path, "rb", buffering=_BUFFER_BYTES) as lines:
         number = 0
-        while line := lines.readline(MOST_LINE_BYTES + 1):
+        while line := lines.readline(MAX_LINE_BYTES + 1):
             number += 1
             origin = f"{path}, line {number}"
-            if len(line) > MOST_LINE_BYTES:
-                raise SourceRefused(f"{origin}: a line may have {MOST_LINE_BYTES:,} bytes; this one has more")
+            if len(line) > MAX_LINE_BYTES:
+                raise SourceRefused(f"{origin}: a line may have {MAX_LINE_BYTES:,} bytes; this one has more")
             if number == 1:
                 line = line.removeprefix(BOM_UTF8)
             if not line.strip():

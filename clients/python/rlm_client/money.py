@@ -10,7 +10,7 @@ from rlm.v1 import types_pb2
 NANO = 1_000_000_000
 """Nano-US-dollars in one US dollar."""
 
-_MOST_NANO = 2**63 - 1  # the protocol's int64
+_MAX_NANO = 2**63 - 1  # the protocol's int64
 
 
 def nano_usd(amount: Decimal | str | int) -> int:
@@ -40,7 +40,7 @@ def nano_usd(amount: Decimal | str | int) -> int:
     nano, rest = divmod(numerator * NANO, denominator)
     if rest:
         raise ValueError(f"{amount} US dollars is finer than a nano-dollar (0.000000001)")
-    if nano > _MOST_NANO:
+    if nano > _MAX_NANO:
         raise ValueError(f"{amount} US dollars is more than the protocol can carry")
     return nano
 

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 from rich.console import Console
 from rich.text import Text
 
-from rlm_client.neutral import neutral, neutral_line
+from rlm_client.sanitize import sanitize, sanitize_line
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -30,11 +30,11 @@ def print_json(message: Message | dict[str, object]) -> None:
 def write(text: str, err: bool = False) -> None:
     """Write model or guest text: neutralised, except on a stdout that is a file or a pipe, which gets it exactly."""
     stream = sys.stderr if err else sys.stdout
-    shown = neutral(text) if err or stream.isatty() else text
+    shown = sanitize(text) if err or stream.isatty() else text
     stream.buffer.write(shown.encode("utf-8"))
     stream.buffer.flush()
 
 
 def say(console: Console, text: str, style: str = "dim") -> None:
     """Write a line of the command's own, whatever its text holds."""
-    console.print(Text(neutral_line(text, 2000), style=style))
+    console.print(Text(sanitize_line(text, 2000), style=style))

@@ -9,13 +9,13 @@ from rich.tree import Tree
 from rlm.v1 import run_pb2
 
 from rlm_client.display import state_name
-from rlm_client.neutral import neutral, neutral_line
-from rlm_client.tally import cost, spending
+from rlm_client.run_progress import cost, spending
+from rlm_client.sanitize import sanitize, sanitize_line
 
 
 def print_report(console: Console, run: run_pb2.Run) -> None:
     """Print a run: what was asked, how it stands, its tree, and its answer under a gutter."""
-    console.print(Text(f"run {neutral_line(run.run_id)} {state_name(run.state)}", style="bold"))
+    console.print(Text(f"run {sanitize_line(run.run_id)} {state_name(run.state)}", style="bold"))
     _wrapped(console, "question", run.question)
     models = run.model if run.sub_model in ("", run.model) else f"{run.model} · sub-model {run.sub_model}"
     _wrapped(console, "model", models)
@@ -30,14 +30,14 @@ def print_report(console: Console, run: run_pb2.Run) -> None:
     if run.answer:
         console.print("answer")
         room = max(console.width - 4, 1)
-        for line in neutral(run.answer).split("\n"):
+        for line in sanitize(run.answer).split("\n"):
             # Wrapped by hand, so that every line of it stands behind the gutter.
             for part in Text(line).wrap(console, room, overflow="fold") or [Text()]:
                 console.print(Text("  ┃ ").append_text(part), no_wrap=True)
 
 
 def _wrapped(console: Console, name: str, text: str) -> None:
-    console.print(Padding(Text(f"{name}: {neutral_line(text, 2000)}"), (0, 0, 0, 2)))
+    console.print(Padding(Text(f"{name}: {sanitize_line(text, 2000)}"), (0, 0, 0, 2)))
 
 
 def _elapsed(run: run_pb2.Run) -> str:
@@ -53,6 +53,6 @@ def _tree(run: run_pb2.Run) -> Tree:
     for node in run.nodes:
         parent = branches.get(node.parent_id, root)
         said = f"{state_name(node.state)} · {node.turns} turns · {cost(node.spent.nano_usd)} · "
-        label = Text(said + neutral_line(node.question, 200), no_wrap=True, overflow="ellipsis")
+        label = Text(said + sanitize_line(node.question, 200), no_wrap=True, overflow="ellipsis")
         branches[node.node_id] = parent.add(label)
     return root

@@ -12,7 +12,7 @@ from rlm_client import archive, directory, jsonl
 from rlm_client.archive import ArchiveLimits
 from rlm_client.documents import Document, Text, encoded, in_file, in_memory
 
-MOST_DERIVED_NAME = 200
+MAX_DERIVED_NAME = 200
 """Characters of a context's name that is made up here."""
 
 FilePath = PathLike[str]
@@ -23,7 +23,7 @@ file or a .zip archive; a mapping from names to texts; any number of paths and (
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class FileOptions:
     """How files become documents.
 
     `text_field` and `name_field` are the fields of a .jsonl file's objects (see `jsonl.documents`). With `skip_binary`
@@ -46,7 +46,7 @@ class Material:
     documents: Callable[[], Iterator[Document]]
 
 
-def material(source: Source, name: str | None, reading: Reading) -> Material:
+def material(source: Source, name: str | None, reading: FileOptions) -> Material:
     """Tell what a source is. `name` is the context's; None stands for one made from the paths.
 
     An iterator, which can be read only once, is read into a list here.
@@ -88,14 +88,16 @@ def name_of(paths: list[str]) -> str:
         case [path]:
             return _name_of_one(path)
     more = f" and {len(paths) - 1:,} more"
-    return _name_of_one(paths[0])[: MOST_DERIVED_NAME - len(more)] + more
+    return _name_of_one(paths[0])[: MAX_DERIVED_NAME - len(more)] + more
 
 
 def _text(name: str, make: Callable[[], Document]) -> Material:
     return Material(name, True, lambda: iter((make(),)))
 
 
-def _in_items(items: Iterable[FilePath | tuple[str, Text]], folder: str | None, reading: Reading) -> Iterator[Document]:
+def _in_items(
+    items: Iterable[FilePath | tuple[str, Text]], folder: str | None, reading: FileOptions
+) -> Iterator[Document]:
     """Give the documents of paths, named by their places below the folder, and of pairs, named as they say."""
     for number, item in enumerate(items):
         match item:
@@ -112,7 +114,7 @@ def _in_items(items: Iterable[FilePath | tuple[str, Text]], folder: str | None, 
                 raise TypeError(f"item {number} must be a path or a (name, text) pair, not {type(item).__name__}")
 
 
-def _in_path(path: str, prefix: str, reading: Reading) -> Iterator[Document]:
+def _in_path(path: str, prefix: str, reading: FileOptions) -> Iterator[Document]:
     if os.path.isdir(path):
         return directory.documents(path, prefix)
     match _suffix(path):
@@ -154,4 +156,4 @@ def _place(path: str, folder: str | None) -> str:
 def _name_of_one(path: str) -> str:
     # A file's name may be no Unicode; a context's name is only for show.
     name = os.path.basename(os.path.abspath(path)).encode("utf-8", "replace").decode("utf-8")
-    return name[:MOST_DERIVED_NAME]
+    return name[:MAX_DERIVED_NAME]

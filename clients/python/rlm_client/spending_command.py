@@ -13,8 +13,8 @@ from rlm.v1 import budget_pb2, types_pb2
 from rlm_client.access import Access
 from rlm_client.display import console_for
 from rlm_client.money import usd
-from rlm_client.neutral import neutral_line
 from rlm_client.output import json_option, print_json, say, write
+from rlm_client.sanitize import sanitize_line
 from rlm_client.spending import Entries, Format, Grouping
 
 NEARLY = 80
@@ -42,7 +42,7 @@ def budget(access: Access, account_id: str, as_json: bool) -> None:
         return
     account = found.account
     closed = " (ended)" if account.closed else ""
-    write(f"account {neutral_line(account.account_id)}{closed}\n")
+    write(f"account {sanitize_line(account.account_id)}{closed}\n")
     _write_account(account)
     for window in found.windows:
         write(f"\n{_window_name(window)}, ends {window.end_time.ToDatetime():%Y-%m-%d %H:%MZ}\n")
@@ -130,8 +130,8 @@ def _list(access: Access, asked: Entries, as_json: bool) -> None:
             cost, tokens, _, seconds = _amounts(entry.amounts)
             used = f"{tokens:>9} tokens" if entry.model else f"{seconds:>9} cpu s "
             doubt = "  ambiguous" if entry.ambiguous else ""
-            model = neutral_line(entry.model or "(sandbox)", 60)
-            where = f"{neutral_line(entry.run_id, 60)}  {neutral_line(entry.hold_id, 60)}"
+            model = sanitize_line(entry.model or "(sandbox)", 60)
+            where = f"{sanitize_line(entry.run_id, 60)}  {sanitize_line(entry.hold_id, 60)}"
             when = f"{entry.time.ToDatetime():%Y-%m-%d %H:%M:%SZ}"
             write(f"{entry.number:>8}  {when}  {where}  {model:<20}  {cost:>14}  {used}{doubt}\n")
 
@@ -172,7 +172,7 @@ def _nearly_used(found: budget_pb2.GetBudgetResponse) -> Iterator[str]:
 
 
 def _window_name(window: budget_pb2.BudgetWindow) -> str:
-    return f"{_SPANS.get(window.span, 'window')} {neutral_line(window.label, 40)}"
+    return f"{_SPANS.get(window.span, 'window')} {sanitize_line(window.label, 40)}"
 
 
 def _part(unit: str, of: types_pb2.Amounts) -> int:
@@ -195,7 +195,7 @@ def _shown(unit: str, value: int) -> str:
 
 def _write_table(rows: Sequence[Sequence[str]]) -> None:
     """Write columns: the first to the left, the others to the right."""
-    shown = [[neutral_line(cell, 100) for cell in row] for row in rows]
+    shown = [[sanitize_line(cell, 100) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
     for first, *rest in shown:
         cells = (f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))

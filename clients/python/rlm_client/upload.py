@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from rlm.v1 import context_pb2
 
-from rlm_client.documents import MOST_BYTES, Document, SourceChanged, SourceRefused
-from rlm_client.source import Material, Reading
+from rlm_client.documents import MAX_BYTES, Document, SourceChanged, SourceRefused
+from rlm_client.source import FileOptions, Material
 
 CHUNK_BYTES = 1 << 20
 """The most bytes of text in one message; the protocol's limit."""
@@ -86,14 +86,14 @@ class Upload:
             raise _changed(document.origin)
 
 
-def measure(material: Material, request_id: str = "", reading: Reading | None = None) -> Upload:
+def measure(material: Material, request_id: str = "", reading: FileOptions | None = None) -> Upload:
     """Read everything once, for sizes and hash.
 
     Raises:
         OSError: a file cannot be read.
         SourceRefused: something is not UTF-8 (the file and the byte are named), or there are no documents.
     """
-    reading = reading or Reading()
+    reading = reading or FileOptions()
     skip_binary = reading.skip_binary and not material.is_text
     digest, sizes, stamps, left_out = hashlib.sha256(), array("q"), array("q"), set[int]()
     for place, document in enumerate(material.documents()):
@@ -138,8 +138,8 @@ def _measured(document: Document, digest: hashlib._Hash) -> int:
                 held = len(decoder.getstate()[0])
             digest.update(piece)
             size += len(piece)
-            if size > MOST_BYTES:
-                raise SourceRefused(f"{document.origin}: one document may have {MOST_BYTES:,} bytes; this one has more")
+            if size > MAX_BYTES:
+                raise SourceRefused(f"{document.origin}: one document may have {MAX_BYTES:,} bytes; this one has more")
         decoder.decode(b"", final=True)
     except UnicodeDecodeError as error:
         raise _NotUtf8(f"{error.reason} at byte {size - held + error.start:,}") from None

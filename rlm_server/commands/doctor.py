@@ -1,0 +1,81 @@
+"""Looks at this machine and this configuration, and says what holds."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from rlm_server.broker.prices.table import table_hashes
+from rlm_server.broker.providers.scripted_models import SCRIPTS
+from rlm_server.config.model_catalog import build_models
+from rlm_server.config.price_list import PriceList, age
+from rlm_server.config.settings import Settings
+from rlm_server.server import image_specs
+from sandbox.memory import pagetable
+from sandbox.pool.process import WorkerLost, started
+from sandbox.vm.image import Loaded, Progress, prepare
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What was found of one part."""
+
+    part: str
+    holds: bool
+    detail: str
+
+
+def examine(settings: Settings, progress: Progress) -> Iterator[Finding]:
+    """Examine one part after another.
+
+    Raises:
+        ConfigError: a setting is wrong.
+        ImageError: the guest image cannot be built or loaded.
+    """
+    loaded = prepare(image_specs(settings), progress=progress)
+    try:
+        yield Finding("images", True, ", ".join(f"{i.name} ({i.size >> 20} MiB)" for i in loaded.images.values()))
+        yield asyncio.run(_jail(loaded))
+        yield _memory(settings)
+    finally:
+        loaded.program.close()
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    yield Finding("data directory", os.access(settings.data_dir, os.W_OK), str(settings.data_dir))
+    models = build_models(settings, SCRIPTS)
+    yield Finding("models", True, f"{len(models.routes.models)}; {models.model} (root), {models.sub_model} (sub-calls)")
+    yield _prices(settings)
+
+
+def _prices(settings: Settings) -> Finding:
+    listed = PriceList.of(settings, SCRIPTS)
+    prices, (found, generated) = listed.prices, table_hashes()
+    told = f"{prices.source} {age(prices, datetime.now(UTC).date())}"
+    stated = f"{len({**listed.kept, **listed.configured})} stated"
+    edited = "" if found == generated else "; prices.json was edited, see rlm-server prices check"
+    detail = f"version {prices.version}; {told}; {stated}{edited}"
+    return Finding("prices", not edited, detail)
+
+
+def _memory(settings: Settings) -> Finding:
+    """Say how checkpoints are made here; whatever it is, they are."""
+    if pagetable.can_watch():
+        how = "large sessions' writes are watched"
+    else:
+        how = "writes cannot be watched (Linux 6.7 and userfaultfd): each turn of a large session copies all its pages"
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    enough = files > 2 * settings.sessions + 256
+    return Finding("sessions", enough, f"{settings.sessions} live at once, of {files} descriptors; {how}")
+
+
+async def _jail(loaded: Loaded) -> Finding:
+    try:
+        worker = await started(loaded)
+    except WorkerLost as lost:
+        return Finding("jail", False, str(lost))
+    await worker.close()
+    layers = "no_new_privs, Landlock, seccomp; a worker tried what is forbidden, and could not"
+    return Finding("jail", not worker.unconfined, worker.unconfined or layers)

@@ -1,0 +1,1 @@
+"""What an operator states, and what the server makes of it."""

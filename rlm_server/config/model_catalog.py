@@ -1,0 +1,129 @@
+"""Which models this server offers: those there is a key for, those the operator lists, and the scripted stand-in."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+
+from rlm_server.broker.prices.table import Prices
+from rlm_server.broker.providers import scripted
+from rlm_server.broker.providers.anthropic import AnthropicProvider
+from rlm_server.broker.providers.openai import OpenAIProvider
+from rlm_server.broker.providers.scripted import Script, ScriptedProvider
+from rlm_server.broker.routes import Route, Routes
+from rlm_server.config.price_list import SCRIPTED_PRICE, PriceList
+from rlm_server.config.settings import CompatibleModel, ConfigError, Settings, TenantSettings
+from rlm_server.config.stated_prices import COMPATIBLE
+from rlm_server.tenants.policy import Policy
+
+PREFERRED = (
+    ("anthropic", "claude-sonnet-5-5", "claude-haiku-5-5"),
+    ("openai", "gpt-6-sol", "gpt-6-luna"),
+)
+"""Root and sub-model where the configuration names none, by the first provider there is a key for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models on offer, their prices, those used where a request names none, and tenants' own terms."""
+
+    routes: Routes
+    prices: Prices
+    model: str
+    sub_model: str
+    policies: Mapping[str, Policy]
+
+
+def build_models(settings: Settings, scripts: Mapping[str, Script]) -> Models:
+    """Put together what the settings allow.
+
+    Raises:
+        ConfigError: a model has no price, or what is stated of prices is wrong; a default model or a fallback is not
+            among those offered.
+    """
+    prices = PriceList.of(settings, scripts).prices
+    _check_priced(settings.models, prices)
+    routes: dict[str, Route] = {}
+    if key := settings.anthropic_api_key.get_secret_value():
+        routes |= _priced("anthropic", AnthropicProvider(api_key=key), prices)
+    if key := settings.openai_api_key.get_secret_value():
+        routes |= _priced("openai", OpenAIProvider(api_key=key), prices)
+    routes |= _compatible(settings.models, prices)
+    played = ScriptedProvider(scripts)
+    for name in scripts:
+        routes[name] = Route(scripted.NAME, played, name, SCRIPTED_PRICE)
+    routes |= _with_fallbacks(routes, settings.fallbacks)
+    return _with_defaults(Routes(routes), prices, settings, next(iter(scripts)))
+
+
+def _with_defaults(routes: Routes, prices: Prices, settings: Settings, last: str) -> Models:
+    model, sub_model = settings.model, settings.sub_model
+    if not model:
+        named = [(root, sub) for _, root, sub in PREFERRED if root in routes.models]
+        listed = [(name, name) for name in settings.models]
+        model, preferred_sub = (named + listed + [(last, last)])[0]
+        sub_model = sub_model or preferred_sub
+    sub_model = sub_model or model
+    for field, name in (("model", model), ("sub_model", sub_model)):
+        _check_offered(field, name, routes.models)
+    return Models(routes, prices, model, sub_model, _policies(settings.tenants, routes.models))
+
+
+def _compatible(models: Mapping[str, CompatibleModel], prices: Prices) -> dict[str, Route]:
+    """The routes to compatible endpoints. One endpoint with one key is one provider, named by its first model."""
+    routes: dict[str, Route] = {}
+    providers: dict[tuple[str, str], tuple[str, OpenAIProvider]] = {}
+    for name, m in models.items():
+        url, key = m.base_url, m.api_key.get_secret_value()
+        if (url, key) not in providers:
+            providers[url, key] = f"compatible:{name}", OpenAIProvider(api_key=key, base_url=url)
+        provider_name, provider = providers[url, key]
+        price = prices.price(COMPATIBLE, name)
+        routes[name] = Route(provider_name, provider, m.upstream or name, price, m.context_window)
+    return routes
+
+
+def _with_fallbacks(routes: Mapping[str, Route], fallbacks: Mapping[str, list[str]]) -> dict[str, Route]:
+    """The routes that have fallbacks."""
+    for name, others in fallbacks.items():
+        for model in (name, *others):
+            _check_offered(f"fallbacks.{name}", model, routes)
+        if name in others:
+            raise ConfigError(f"fallbacks.{name}: a model cannot answer in its own place")
+    return {name: replace(routes[name], fallbacks=tuple(others)) for name, others in fallbacks.items()}
+
+
+def _policies(tenants: Mapping[str, TenantSettings], models: Collection[str]) -> dict[str, Policy]:
+    policies = {}
+    for name, own in tenants.items():
+        allowed = own.fallbacks if isinstance(own.fallbacks, list) else []
+        for model in allowed:
+            _check_offered(f"tenants.{name}.fallbacks", model, models)
+        policies[name] = Policy(own.weight, None if own.fallbacks is True else frozenset(allowed))
+    return policies
+
+
+def _check_offered(field: str, model: str, models: Collection[str]) -> None:
+    """Refuse a model that there is no route for: it has no key here, or no price."""
+    if model not in models:
+        raise ConfigError(
+            f"{field}: {model!r} is not offered here; the models are: {', '.join(sorted(models))}; another one of a "
+            "provider's is offered once it has a price: rlm-server prices set PROVIDER/MODEL --input USD --output USD"
+        )
+
+
+def _check_priced(models: Collection[str], prices: Prices) -> None:
+    if unpriced := sorted(set(models) - set(prices.models(COMPATIBLE))):
+        raise ConfigError(
+            f"no price is stated for {', '.join(f'models.{name}' for name in unpriced)}: give input_usd_per_million "
+            "and output_usd_per_million there, 0 where it costs nothing, or run "
+            f"rlm-server prices set {COMPATIBLE}/{unpriced[0]} --input USD --output USD"
+        )
+
+
+def _priced(provider_name: str, provider: AnthropicProvider | OpenAIProvider, prices: Prices) -> dict[str, Route]:
+    routes = {}
+    for name in prices.models(provider_name):
+        price, window = prices.price(provider_name, name), prices.context_window(provider_name, name)
+        routes[name] = Route(provider_name, provider, name, price, window)
+    return routes

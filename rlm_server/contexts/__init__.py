@@ -1,0 +1,1 @@
+"""Texts: uploaded, kept, searched, and traced."""

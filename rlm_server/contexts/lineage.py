@@ -1,0 +1,312 @@
+"""Lineage: which ranges of which documents of a corpus stand word for word in a prompt.
+
+A window is `LEAST` characters in a row. What `Lineage.find` promises is said in windows: each one of the prompt that
+stands in a document lies in a passage, unless `more` says that not all places were looked at. So all verbatim parts of
+at least `LEAST` characters are covered, and where much stands in many places, not each of them has to be looked at: a
+window once found need not be found again.
+
+A candidate is a place of a sample with the hash of some characters of the prompt. Candidates are compared with the
+prompt a few characters to both sides, which most do not survive; the others are joined where they continue each other,
+and extended as far as they go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rlm_server.contexts.fingerprints import (
+    GRAM,
+    LEAST,
+    STEP,
+    Characters,
+    Codes,
+    Documents,
+    Fingerprints,
+    FingerprintsUnusable,
+    Integers,
+    build,
+    grams,
+    hashes,
+)
+from rlm_server.contexts.parts import Flags, Parts
+from sandbox.corpora.corpus import Corpus
+
+MAX_PASSAGES = 1_000
+MAX_CANDIDATES = 4_000_000
+CANDIDATES, CANDIDATES_A_CHARACTER = 100_000, 4
+"""Candidates looked at in one prompt: so many, and more for each of its characters, up to the most.
+
+A million takes about a second.
+"""
+
+COMPARED, COMPARED_A_CHARACTER = 1 << 27, 64
+"""Pairs of characters compared in one prompt: so many, and more for each of its characters."""
+
+SLICE = 1 << 18
+"""Characters of a prompt that are looked up at once."""
+
+_CHUNK = 1 << 14
+"""Candidates that are compared at once."""
+
+_COMPARED_AT_ONCE = 1 << 20
+"""Pairs of characters that are compared at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Passage:
+    """Characters `start` up to `end` of a document, by its number, which stand in the prompt from `prompt_start` on."""
+
+    document: int
+    start: int
+    end: int
+    prompt_start: int
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """Passages in the order of the prompt, and whether there may be more than these."""
+
+    passages: tuple[Passage, ...]
+    more: bool
+
+
+class Lineage:
+    """Finds where a prompt's parts are from. Any number of threads may ask at once.
+
+    The files stay mapped until nothing refers to this any more; there is nothing to close.
+    """
+
+    def __init__(self, corpus: Corpus, folder: Path) -> None:
+        """Open the fingerprints that are in a folder, and map the corpus.
+
+        Raises:
+            FingerprintsUnusable: there are none, or damaged ones, or those of another version or corpus.
+            OSError: a file cannot be read.
+        """
+        self._corpus = corpus
+        self._fingerprints = Fingerprints(corpus, folder)
+        self._characters = Characters(corpus)
+
+    @classmethod
+    def open(cls, corpus: Corpus, folder: Path, cancelled: Callable[[], bool] = lambda: False) -> Lineage:
+        """Open the fingerprints that are in a folder, or build them there: seconds for each GiB.
+
+        Raises:
+            BuildCancelled, OSError, ValueError: as `build` does.
+        """
+        try:
+            return cls(corpus, folder)
+        except FingerprintsUnusable:
+            build(corpus, folder, cancelled)
+            return cls(corpus, folder)
+
+    def find(self, prompt: str) -> Traced:
+        """Find what of the prompt stands in the corpus; blocks: for milliseconds, for a prompt of 10 MB for seconds.
+
+        Each passage has at least `LEAST` characters, was compared character by character, and could be longer at
+        neither end. Of the passages found these are as few as hold all windows, none within another, and the first
+        `MAX_PASSAGES`. Where a part has several places, that in the first document is preferred.
+
+        Raises:
+            FingerprintsUnusable: the fingerprints are of another corpus.
+        """
+        search = _Search(_codes(prompt), self._fingerprints, self._characters)
+        search.run()
+        return Traced(tuple(self._passages(search.fewest())), search.more)
+
+    def _passages(self, parts: Parts) -> list[Passage]:
+        documents = self._fingerprints.documents
+        passages = []
+        for row, start, prompt, size in zip(*(column.tolist() for column in parts.columns), strict=True):
+            number, width = int(documents.number[row]), int(documents.width[row])
+            text = self._corpus[number]
+            described = int(documents.at[row]) * width, width, int(documents.characters[row])
+            if described != (text.offset, text.form.width, text.characters):
+                raise FingerprintsUnusable("the fingerprints are of another corpus")
+            passages.append(Passage(number, start, start + size, prompt))
+        return passages
+
+
+def _codes(prompt: str) -> Codes:
+    codes = np.empty(len(prompt), "<u4")
+    for start in range(0, len(prompt), SLICE):  # as no other thread runs meanwhile
+        part = prompt[start : start + SLICE].encode("utf-32-le", "surrogatepass")
+        codes[start : start + SLICE] = np.frombuffer(part, "<u4")
+    return codes
+
+
+class _Exhausted(Exception):
+    """A slice of the prompt has used up its share."""
+
+
+class _Allowance:
+    """What may be done for a prompt: each slice has its share, and of what those before it left."""
+
+    def __init__(self, left: int) -> None:
+        self._left = left
+        self._share = 0
+
+    def share(self, slices: int) -> None:
+        """Begin the first of so many slices that are left."""
+        self._share = self._left // slices
+
+    def spend(self, amount: int) -> None:
+        """Take from the slice's share.
+
+        Raises:
+            _Exhausted: there is not as much left of it.
+        """
+        if amount > self._share:
+            raise _Exhausted
+        self._share -= amount
+        self._left -= amount
+
+
+class _Search:
+    """The search for one prompt's parts."""
+
+    def __init__(self, prompt: Codes, fingerprints: Fingerprints, characters: Characters) -> None:
+        self.more = False
+        self._prompt = prompt
+        self._fingerprints = fingerprints
+        self._documents: Documents = fingerprints.documents
+        self._characters = characters
+        self._candidates = _Allowance(min(CANDIDATES + CANDIDATES_A_CHARACTER * len(prompt), MAX_CANDIDATES))
+        self._compared = _Allowance(COMPARED + COMPARED_A_CHARACTER * len(prompt))
+        self._found = Parts.none()
+        """As long as they can be, none within another, in the order of the prompt."""
+        self._windows = np.zeros(0, np.int64), np.zeros(0, np.int64)
+        """The first windows and the last windows of what is found, where it is without gaps."""
+
+    def run(self) -> None:
+        """Find what is to be found."""
+        if len(self._prompt) < LEAST or not self._documents.samples:
+            return
+        places = len(self._prompt) - GRAM + 1
+        starts = range(0, places, SLICE)
+        for number, start in enumerate(starts):
+            if len(self._found) > MAX_PASSAGES and len(self.fewest()) == MAX_PASSAGES:
+                self.more = True  # what is found from here on comes after these
+                return
+            for allowance in (self._candidates, self._compared):
+                allowance.share(len(starts) - number)
+            try:
+                self._look_up(start, min(start + SLICE, places))
+            except _Exhausted:
+                self.more = True
+
+    def fewest(self) -> Parts:
+        """Return as few parts as hold all windows that are found, and at most as many as may be."""
+        start = self._found.prompt
+        last = self._found.end - LEAST
+        chosen: list[int] = []
+        number = 0
+        while number < len(start):
+            if len(chosen) == MAX_PASSAGES:
+                self.more = True
+                break
+            chosen.append(number)
+            next_number = int(np.searchsorted(start, last[number] + 1, "right")) - 1
+            number = next_number if next_number > number else number + 1
+        return self._found.chosen(np.array(chosen, np.int64))
+
+    def _look_up(self, start: int, end: int) -> None:
+        """Look up what begins in a slice of the prompt: first one place for each, then more and more."""
+        at = np.arange(start, end)
+        wanted = self._wanted(at)
+        if not len(wanted):
+            return
+        found, entry, count = self._fingerprints.look_up(hashes(grams(self._prompt)[start:end])[wanted])
+        at = at[wanted[found]]
+        rarest_first = np.lexsort((at, count))
+        at, entry, count = at[rarest_first], entry[rarest_first], count[rarest_first]
+        seen, step = 0, 1
+        while len(at):
+            for chunk in range(0, len(at), max(1, _CHUNK // step)):
+                now = slice(chunk, chunk + max(1, _CHUNK // step))
+                chosen = self._wanted(at[now]) + chunk
+                places = np.minimum(count[chosen] - seen, step)
+                self._candidates.spend(int(places.sum()))
+                within = np.arange(places.sum()) - np.repeat(places.cumsum() - places, places)
+                self._compare(np.repeat(at[chosen], places), np.repeat(entry[chosen] + seen, places) + within)
+            seen += step
+            step = min(3 * seen, _CHUNK)
+            left = np.flatnonzero(count > seen)
+            left = left[self._wanted(at[left])]
+            at, entry, count = at[left], entry[left], count[left]
+
+    def _wanted(self, at: Integers) -> Integers:
+        """Return which places in the prompt are in a window not found yet, from which a sample there may be reached."""
+        first, last = np.maximum(at - STEP + 1, 0), np.minimum(at, len(self._prompt) - LEAST)
+        return np.flatnonzero(~self._are_found(first, last))
+
+    def _are_found(self, first: Integers, last: Integers) -> Flags:
+        """Tell of each range of windows whether all are found."""
+        firsts, lasts = self._windows
+        if not len(firsts):
+            return np.zeros(len(first), np.bool_)
+        range_of = np.searchsorted(firsts, first, "right") - 1
+        return (range_of >= 0) & (last <= lasts[range_of])
+
+    def _compare(self, at: Integers, entries: Integers) -> None:
+        """Look at candidates: entries, each for a place in the prompt."""
+        sound, (row, start) = self._fingerprints.places(entries)
+        parts = Parts(row, start, at[sound], np.zeros(len(sound), np.int64))
+        parts = self._longer(parts, forwards=LEAST)
+        parts = self._longer(parts.chosen(np.flatnonzero(parts.size >= GRAM)), backwards=STEP - 1)
+        parts = parts.chosen(np.flatnonzero(parts.size >= LEAST))
+        known = self._are_found(parts.prompt, parts.end - LEAST)
+        self._extend(parts.chosen(np.flatnonzero(~known)).joined())
+
+    def _extend(self, parts: Parts) -> None:
+        """Make parts as long as they can be: at first a few far from each other, as these may hold the others."""
+        made, limit, several = Parts.none(), len(self._prompt), 1
+        try:
+            while len(parts):
+                longer = self._longer(parts.chosen(parts.spread(several)), forwards=limit, backwards=limit)
+                made = made.with_all(longer).outermost()
+                parts = parts.chosen(np.flatnonzero(~parts.within(made)))
+                several *= 4
+        finally:
+            self._add(made)
+
+    def _add(self, made: Parts) -> None:
+        self._found = self._found.with_all(made).outermost()
+        if len(self._found):
+            start, last = self._found.prompt, self._found.end - LEAST
+            gaps = np.flatnonzero(start[1:] > last[:-1] + 1)
+            self._windows = start[np.insert(gaps + 1, 0, 0)], last[np.append(gaps, -1)]
+
+    def _longer(self, parts: Parts, *, forwards: int = 0, backwards: int = 0) -> Parts:
+        """Extend parts over what is the same, by so many characters at most."""
+        row, start, prompt, size = parts.columns
+        limit = np.minimum(self._documents.characters[row] - start - size, len(self._prompt) - prompt - size)
+        size = size + self._same(row, start + size, prompt + size, np.minimum(limit, forwards), 1)
+        back = self._same(row, start - 1, prompt - 1, np.minimum(np.minimum(start, prompt), backwards), -1)
+        return Parts(row, start - back, prompt - back, size + back)
+
+    def _same(self, row: Integers, start: Integers, prompt: Integers, limit: Integers, step: int) -> Integers:
+        """Count how many characters are the same, from some on, forwards (step 1) or backwards (-1), up to a limit."""
+        same = np.zeros(len(row), np.int64)
+        place, width_of = self._documents.at[row] + start, self._documents.width[row]
+        for width, text in self._characters.width.items():
+            going, size = np.flatnonzero((width_of == width) & (limit > 0)), 16
+            while len(going):
+                size = min(size, max(16, _COMPARED_AT_ONCE // len(going)))
+                self._compared.spend(size * len(going))
+                ahead = np.arange(size)
+                done = same[going]
+                offset = step * (done[:, None] + ahead)
+                equal = text.take(place[going, None] + offset, mode="clip") == self._prompt.take(
+                    prompt[going, None] + offset, mode="clip"
+                )
+                equal &= ahead < (limit[going] - done)[:, None]
+                ends = ~equal.all(axis=1)
+                same[going] += np.where(ends, equal.argmin(axis=1), size)
+                going = going[~ends & (same[going] < limit[going])]
+                size *= 2
+        return same

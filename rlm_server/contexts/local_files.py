@@ -1,0 +1,228 @@
+"""The contexts' files on this machine: a folder for each, with a corpus in `texts` and its index in `index`."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+import shutil
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from rlm_server.contexts.spool import CHUNK, PIECE, Spool, Stopped
+from sandbox.corpora.corpus import Corpus, CorpusDamaged, Kind, Writer
+from sandbox.corpora.text import Form
+
+FILES = ("texts", "index")
+
+
+class ContextDamaged(Exception):
+    """The files of a context are not what was written."""
+
+    def __init__(self, context: str, what: str) -> None:
+        super().__init__(f"the stored files of {context} are damaged: {what}; delete it and upload it again")
+        self.context = context
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file as it was written."""
+
+    size: int
+    mtime_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Files:
+    """Both files of a context as they were written."""
+
+    texts: Written
+    index: Written
+
+    @property
+    def size(self) -> int:
+        """Bytes of both."""
+        return self.texts.size + self.index.size
+
+
+class LocalContextFiles:
+    """The folders. All methods do blocking work, of which only `write` and `clear` may take long."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def path(self, context: str, file: str) -> Path:
+        """Return where a file of a context is."""
+        return self._folder / context / file
+
+    def has(self, context: str) -> bool:
+        """Whether a context's folder is here."""
+        return (self._folder / context).is_dir()
+
+    def names(self) -> set[str]:
+        """Return what is in the folder: contexts, and what was left of some."""
+        return {entry.name for entry in os.scandir(self._folder)}
+
+    def corpus(self, context: str, files: Files) -> Corpus:
+        """Open a context, after a look at its files: their sizes and times must be those that were written.
+
+        Raises:
+            ContextDamaged: a file is missing, cut short or changed.
+        """
+        for file, written in (("texts", files.texts), ("index", files.index)):
+            try:
+                seen = self.path(context, file).stat()
+            except OSError as error:
+                raise ContextDamaged(context, f"{file}: {error.strerror}") from None
+            if seen.st_size != written.size:
+                raise ContextDamaged(context, f"{file} has {seen.st_size} bytes, not {written.size}")
+            if seen.st_mtime_ns != written.mtime_ns:
+                raise ContextDamaged(context, f"{file} was changed after it was written")
+        try:
+            return Corpus(str(self.path(context, "texts")), str(self.path(context, "index")))
+        except CorpusDamaged as error:
+            raise ContextDamaged(context, str(error)) from None
+        except OSError as error:
+            raise ContextDamaged(context, f"index: {error.strerror}") from None
+
+    def write(self, context: str, spool: Spool, stopped: Callable[[], bool]) -> Files:
+        """Write an upload that is whole as a context's folder, durably.
+
+        Raises:
+            Stopped: `stopped` said so; nothing is left.
+            OSError: it cannot be written; nothing is left.
+        """
+        making = self.begin(context)
+        try:
+            texts, index = _bind(spool, making / "texts", stopped)
+            (making / "index").write_bytes(index)
+            files = Files(
+                settled(making / "texts", texts), settled(making / "index", hashlib.sha256(index).hexdigest())
+            )
+            self.finish(context)
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
+        return files
+
+    def begin(self, context: str) -> Path:
+        """Make a folder to write a context's files in; `finish` puts it in its place."""
+        making = self._making(context)
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(mode=0o700)
+        return making
+
+    def finish(self, context: str) -> None:
+        """Put the folder that `begin` made in its place, durably."""
+        _sync(self._making(context))
+        self._making(context).rename(self._folder / context)
+        _sync(self._folder)
+
+    def take_away(self, context: str) -> Path | None:
+        """Take a context's folder out of its place, at once; return where it is now, to be cleared, or None."""
+        gone = self._folder / f"{context}.gone-{secrets.token_hex(4)}"
+        try:
+            (self._folder / context).rename(gone)
+        except FileNotFoundError:
+            return None
+        return gone
+
+    def clear(self, name: str) -> None:
+        """Remove something that is no context's folder, or no longer."""
+        path = self._folder / name
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+    def _making(self, context: str) -> Path:
+        return self._folder / f"{context}.making"
+
+
+def settled(path: Path, sha256: str, mtime_ns: int | None = None) -> Written:
+    """Make a file read-only and durable, with a time where one is given."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fchmod(fd, 0o400)
+        if mtime_ns is not None:
+            os.utime(fd, ns=(mtime_ns, mtime_ns))
+        os.fsync(fd)
+        seen = os.fstat(fd)
+    finally:
+        os.close(fd)
+    return Written(seen.st_size, seen.st_mtime_ns, sha256)
+
+
+class InPieces(io.FileIO):
+    """A file that takes at most `PIECE` bytes at once, up to the next multiple of it."""
+
+    def write(self, data: object, /) -> int:
+        """Take what is left of the piece."""
+        with memoryview(data).cast("B") as view:  # type: ignore[arg-type]
+            return super().write(view[: PIECE - self.tell() % PIECE])
+
+
+class _Hashed(io.BufferedWriter):
+    """A file that hashes what is written to it."""
+
+    def __init__(self, path: Path, mode: str, digest: hashlib._Hash) -> None:
+        super().__init__(InPieces(path, mode), PIECE)
+        self.digest = digest
+
+    def write(self, data: object, /) -> int:
+        self.digest.update(data)  # type: ignore[arg-type]
+        return super().write(data)  # type: ignore[arg-type]
+
+
+def _bind(spool: Spool, path: Path, stopped: Callable[[], bool]) -> tuple[str, bytes]:
+    """Write an upload's documents as a corpus; return the file's SHA-256 and the index."""
+    header = spool.header
+    if header.kind is Kind.TEXT and spool.form(0) is Form.ASCII and _linked(spool.texts, path):
+        # The file is the document already, and stays the upload's until the context is kept.
+        with _Hashed(path, "a", spool.hash.copy()) as out:
+            writer = Writer(out, header.kind)
+            writer.write(Form.ASCII, spool.characters[0], ())
+            index = writer.finish(())
+        return out.digest.hexdigest(), index
+    with spool.texts.open("rb", CHUNK) as source, _Hashed(path, "x", hashlib.sha256()) as out:
+        writer = Writer(out, header.kind)
+        for number, (size, characters) in enumerate(zip(spool.sizes, spool.characters, strict=True)):
+            form = spool.form(number)
+            writer.write(form, characters, _pieces(source, size, form, stopped))
+        index = writer.finish(spool.names())
+    return out.digest.hexdigest(), index
+
+
+def _pieces(source: BinaryIO, size: int, form: Form, stopped: Callable[[], bool]) -> Iterator[bytes]:
+    """Yield the next `size` bytes of UTF-8 in the form the guest has."""
+    decoder = getincrementaldecoder("utf-8")()
+    while size:
+        if stopped():
+            raise Stopped
+        data = source.read(min(size, CHUNK))
+        if not data:
+            raise OSError("an upload's file ends too early")
+        size -= len(data)
+        yield data if form is Form.ASCII else decoder.decode(data).encode(form.codec)
+
+
+def _linked(source: Path, path: Path) -> bool:
+    try:
+        path.hardlink_to(source)
+    except OSError:  # not every file system has links
+        return False
+    return True
+
+
+def _sync(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,125 @@
+"""Object storage, which keeps the contexts where the local folder is only a cache of them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import logging
+from pathlib import Path
+from typing import BinaryIO, Self
+
+from obstore.exceptions import BaseError
+from obstore.store import ObjectStore as Store
+from obstore.store import from_url
+
+from rlm_server.contexts.local_files import FILES, ContextDamaged, Files, InPieces, LocalContextFiles, settled
+from rlm_server.contexts.spool import PIECE
+from sandbox.cancellation import run_to_completion
+
+log = logging.getLogger(__name__)
+
+PART = 8 << 20
+"""The least bytes sent at once, and those read at once."""
+MAX_PARTS = 9_000
+"""S3 takes 10,000: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
+PARTS_AT_ONCE = 3
+
+
+class ObjectStoreUnavailable(Exception):
+    """The object store did not do what it was asked; it may do so later."""
+
+
+class ObjectStore:
+    """Both files of every context in a store: `<context id>.texts` and `<context id>.index`."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    @classmethod
+    def at(cls, url: str) -> Self:
+        """Open the store at a URL: of S3, Google's, Azure's, `file:///…` or `memory:///`; keys come from their usual
+        environment variables.
+
+        Raises:
+            ValueError: there is no store of that kind.
+        """
+        try:
+            return cls(from_url(url))
+        except BaseError as error:
+            raise ValueError(str(error).partition("\n")[0]) from None
+
+    async def put(self, context: str, local: LocalContextFiles) -> None:
+        """Copy a context's files into the store.
+
+        Raises:
+            ObjectsUnavailable: the store failed.
+            OSError: a file cannot be read.
+        """
+        for file in FILES:
+            path = local.path(context, file)
+            part = max(PART, -(-path.stat().st_size // MAX_PARTS))
+            try:
+                await self._store.put_async(_key(context, file), path, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
+            except BaseError as error:
+                raise _unavailable("keep", context, error) from error
+
+    async def fetch(self, context: str, files: Files, local: LocalContextFiles) -> None:
+        """Bring a context's files to the local folder, checked.
+
+        Raises:
+            ContextDamaged: an object is missing, or not what was written.
+            ObjectsUnavailable: the store failed.
+            OSError: a file cannot be written.
+        """
+        making = await run_to_completion(asyncio.to_thread(local.begin, context))
+        try:
+            for file, written in (("texts", files.texts), ("index", files.index)):
+                await self._download(context, file, making / file, written.sha256)
+                await run_to_completion(asyncio.to_thread(settled, making / file, written.sha256, written.mtime_ns))
+            await run_to_completion(asyncio.to_thread(local.finish, context))
+        except BaseException:
+            await run_to_completion(asyncio.to_thread(local.clear, making.name))
+            raise
+
+    async def _download(self, context: str, file: str, path: Path, sha256: str) -> None:
+        digest = hashlib.sha256()
+        try:
+            coming = (await self._store.get_async(_key(context, file))).stream(min_chunk_size=PART)
+            with io.BufferedWriter(InPieces(path, "x"), PIECE) as out:
+                async for data in coming:
+                    await run_to_completion(asyncio.to_thread(_take, out, digest, data))
+        except FileNotFoundError:
+            raise ContextDamaged(context, f"{file} is missing in the object store") from None
+        except BaseError as error:
+            raise _unavailable("bring", context, error) from error
+        if digest.hexdigest() != sha256:
+            raise ContextDamaged(context, f"{file} in the object store is not what was written")
+
+    async def remove(self, context: str) -> None:
+        """Remove a context's files; that they are not there is no failure.
+
+        Raises:
+            ObjectsUnavailable: the store failed.
+        """
+        for file in FILES:
+            try:
+                await self._store.delete_async(_key(context, file))
+            except FileNotFoundError:
+                pass
+            except BaseError as error:
+                raise _unavailable("remove", context, error) from error
+
+
+def _take(out: BinaryIO, digest: hashlib._Hash, data: bytes) -> None:
+    out.write(data)
+    digest.update(data)
+
+
+def _key(context: str, file: str) -> str:
+    return f"{context}.{file}"
+
+
+def _unavailable(verb: str, context: str, error: BaseError) -> ObjectStoreUnavailable:
+    log.error("the object store could not %s %s: %s", verb, context, error)
+    return ObjectStoreUnavailable(f"the object store could not {verb} {context}; try again later")

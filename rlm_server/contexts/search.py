@@ -1,0 +1,273 @@
+"""Where a pattern matches in the documents of a corpus, found on the host by RE2 in time linear in the text.
+
+RE2 is given a document as UTF-8, a piece at a time, with the character before the piece and the one after it, so that
+`^`, `$`, `\\b`, `\\A` and `\\z` mean the document's own. A piece overlaps the next by the longest match, so that none
+is cut where two meet. ASCII is UTF-8 as it stands; the other forms are rewritten, Latin-1 too: in RE2's own Latin-1
+mode `(?i)` knows only the letters of ASCII.
+
+Files are read, not mapped: that costs little, bounds the memory, and a disk that fails is an error, not a signal.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Protocol
+
+import re2  # type: ignore[import-untyped]
+
+from sandbox.corpora.corpus import Corpus
+from sandbox.corpora.text import Form, Text
+
+LONGEST_PATTERN = 1_000
+"""Characters a pattern may have."""
+
+LONGEST = 1 << 18
+"""Characters of the longest match that is found for certain; one that would be longer may be cut short, or missed.
+
+It is less for a pattern that is large with its repetitions written out: 2^26 divided by RE2's instructions for it, but
+at least 1,024, which no pattern without repetitions exceeds.
+"""
+
+SHOWN = 1_000
+"""Characters of a match that are given back."""
+
+PIECE = 1 << 22
+"""Characters that RE2 is given at once, at most."""
+
+MIN_PIECE = 1 << 12
+"""Characters that RE2 is given at once, at least, where the document has them."""
+
+WORK = 1 << 28
+"""Instructions times characters of one piece, at most: a second's work where RE2 is slowest, which nothing can stop."""
+
+MEMORY = 8 << 20
+"""Bytes that RE2 may use for a pattern: with half, `.{0,1000}word.{0,1000}` takes a hundred times as long.
+
+The largest patterns that fit are compiled in 0.13 s, in which no other thread of Python runs.
+"""
+
+READ_AHEAD = 1 << 16
+"""Bytes read at once, at least, so that small documents share a read."""
+
+REWRITTEN = 1 << 18
+"""Characters rewritten as UTF-8 at once, in less than a millisecond, in which no other thread of Python runs."""
+
+_LACKING = (
+    ("lookaround", r"invalid perl operator: \(\?<?[=!]"),
+    ("backreferences", r"invalid escape sequence: \\[1-9gk]|invalid perl operator: \(\?P$"),
+    ("atomic groups or possessive repetition", r"invalid perl operator: \(\?>|bad repetition operator: .*\+$"),
+)
+_TOKEN = re.compile(r"\\Q.*?(?:\\E|\Z)|\\.", re.DOTALL)
+
+
+class PatternRefused(Exception):
+    """A pattern is too long, or RE2 cannot compile it; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Characters of a document from `start` up to, and without, `end`; `text` is the first 1,000 of them."""
+
+    document: int
+    start: int
+    end: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Matches in the order of the text, none overlapping another, and whether there may be more."""
+
+    matches: tuple[Match, ...]
+    more: bool
+
+
+def search(
+    corpus: Corpus,
+    pattern: str,
+    documents: Iterable[int] | None,
+    limit: int,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> Found:
+    """Return the first matches of a pattern, at most `limit`, in these documents or, with None, in all.
+
+    A match goes on where the one before it ended, or a character later where that was empty. `cancelled` is asked
+    about every second or more often; once it says so, the matches found until then are returned.
+
+    This blocks: it belongs in a thread. It uses up to 50 MB whatever the size of the corpus.
+
+    Raises:
+        PatternRefused: the pattern is too long, or RE2 cannot compile it.
+        IndexError: one of the documents does not exist; none is searched.
+        CorpusDamaged: the index does not say where a document is.
+        OSError: the file cannot be opened or read.
+        EOFError: the file is too short.
+    """
+    regexp = _compiled(pattern)
+    numbers = range(len(corpus)) if documents is None else sorted(set(documents))
+    for outermost in (*numbers[:1], *numbers[-1:]):
+        _ = corpus[outermost]
+    matches: list[Match] = []
+    with corpus.names.opened() as fd:
+        run = _Run(regexp, _Reader(fd), cancelled)
+        found = (Match(number, *place) for number in numbers for place in run.matches(corpus[number]))
+        try:
+            matches.extend(islice(found, limit))
+        except _Cancelled:
+            return Found(tuple(matches), more=True)
+    return Found(tuple(matches), more=len(matches) == limit)
+
+
+def _compiled(pattern: str) -> _Regexp:
+    """Compile a pattern.
+
+    Raises:
+        PatternRefused: it is too long, or RE2 cannot compile it.
+    """
+    if len(pattern) > LONGEST_PATTERN:
+        raise PatternRefused(f"a pattern may have {LONGEST_PATTERN:,} characters, not {len(pattern):,}")
+    if r"\C" in _TOKEN.findall(pattern):
+        raise PatternRefused(r"a pattern may not hold \C: it matches a byte, and texts are searched by characters")
+    options = re2.Options()
+    options.max_mem = MEMORY
+    options.log_errors = False
+    options.never_capture = True
+    try:
+        regexp: _Regexp = re2.compile(pattern, options)
+    except UnicodeEncodeError:
+        raise PatternRefused("the pattern holds half a surrogate pair, which is no character") from None
+    except re2.error as error:
+        raise PatternRefused(_reason(error.args[0].decode(errors="replace"))) from None
+    finally:
+        re2.purge()  # or it would keep 128 patterns, with what their searches built
+    return regexp
+
+
+def _reason(message: str) -> str:
+    """Say why RE2 refused a pattern, and whether it is for something that it lacks on purpose."""
+    reason = f"RE2 cannot compile the pattern: {message}"
+    for lacking, sign in _LACKING:
+        if re.match(sign, message):
+            return f"{reason}; it has no {lacking}, by design: they cannot be found in time linear in the text"
+    return reason
+
+
+class _Cancelled(Exception):
+    """The caller no longer wants the search."""
+
+
+class _Spanned(Protocol):
+    def span(self) -> tuple[int, int]: ...
+
+
+class _Regexp(Protocol):
+    """What is used of a pattern compiled by RE2, which has no types of its own. Positions are in bytes."""
+
+    @property
+    def programsize(self) -> int: ...
+    def search(self, text: memoryview, pos: int, endpos: int) -> _Spanned | None: ...
+
+
+class _Reader:
+    """Reads characters as UTF-8 from the file of a corpus, through one buffer that holds the stretch last read."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._start = 0
+        self._size = 0
+        self._buffer = memoryview(bytearray(READ_AHEAD))
+
+    def utf8(self, text: Text, start: int, end: int) -> memoryview:
+        """Return characters of a text as UTF-8, which stay as they are until the next call.
+
+        Raises:
+            OSError: the file cannot be read.
+            EOFError: the file is too short.
+        """
+        width = text.form.width
+        if text.form is Form.ASCII:
+            return self._bytes(text.offset + start, end - start)
+        data = bytearray()
+        for first in range(start, end, REWRITTEN):
+            characters = min(REWRITTEN, end - first)
+            data += str(self._bytes(text.offset + first * width, characters * width), text.form.codec).encode()
+        return memoryview(data)
+
+    def _bytes(self, offset: int, size: int) -> memoryview:
+        if not self._start <= offset <= offset + size <= self._start + self._size:
+            if size > len(self._buffer):
+                self._buffer = memoryview(bytearray(size))
+            self._start = offset
+            self._size = os.preadv(self._fd, [self._buffer[: max(size, READ_AHEAD)]], offset)
+            if self._size < size:
+                raise EOFError(f"the file of a corpus ends {size - self._size} bytes too early")
+        return self._buffer[offset - self._start : offset - self._start + size]
+
+
+class _Run:
+    """One search: a pattern, and the file it is looked for in."""
+
+    def __init__(self, regexp: _Regexp, reader: _Reader, cancelled: Callable[[], bool]) -> None:
+        self._regexp = regexp
+        self._reader = reader
+        self._cancelled = cancelled
+        self._piece = min(PIECE, max(MIN_PIECE, WORK // regexp.programsize))
+        self._longest = min(LONGEST, self._piece // 4)
+
+    def matches(self, text: Text) -> Iterator[tuple[int, int, str]]:
+        """Yield where the pattern matches in a text: first character, first no longer matched, what is shown.
+
+        Raises:
+            _Cancelled: the caller said so.
+        """
+        at = 0
+        while at <= text.characters:
+            end = min(at + self._piece, text.characters)
+            edge = end - self._longest if end < text.characters else end + 1
+            for start, after, shown in self._in_piece(text, at, end, edge):
+                yield start, after, shown
+                at = max(after, start + 1)
+            at = max(at, edge)
+
+    def _in_piece(self, text: Text, at: int, end: int, edge: int) -> Iterator[tuple[int, int, str]]:
+        """Yield the matches in characters `at` to `end` that start before character `edge`."""
+        last = min(end + 1, text.characters)
+        data = self._reader.utf8(text, max(at - 1, 0), last)
+        known = place = _boundary(data, 1) if at else 0  # the byte of character `at`; the byte to search from
+        stop = len(data) - 1 if end < last else len(data)  # not all of it, if RE2 is not to take it for the text's end
+        while place <= stop:
+            span = self._first(data, place, stop)
+            if span is None:
+                return
+            first, after = span
+            place = _boundary(data, first)
+            if place > first:  # RE2 finds \B between the bytes of a character
+                continue
+            start = at + _characters(data[known:first])
+            if start >= edge:
+                return
+            known, at = after, start + _characters(data[first:after])
+            yield start, at, str(data[first : min(after, first + 4 * SHOWN)], "utf-8", "ignore")[:SHOWN]
+            place = max(after, first + 1)
+
+    def _first(self, data: memoryview, place: int, stop: int) -> tuple[int, int] | None:
+        if self._cancelled():
+            raise _Cancelled
+        match = self._regexp.search(data, place, stop)
+        return None if match is None else match.span()
+
+
+def _boundary(data: memoryview, byte: int) -> int:
+    """Return the first place between two characters of UTF-8 from a byte on."""
+    while byte < len(data) and data[byte] & 0xC0 == 0x80:
+        byte += 1
+    return byte
+
+
+def _characters(data: memoryview) -> int:
+    return len(str(data, "utf-8"))

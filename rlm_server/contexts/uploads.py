@@ -1,0 +1,394 @@
+"""Uploads on their way to becoming contexts: a row and a folder for each, until it is finished, refused or too old.
+
+At any time an upload is taken (received by one stream, being finished or being removed), or it rests until a stream
+goes on with it. Only one that has a request id ever rests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import shutil
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from rlm_server.clock import now
+from rlm_server.contexts.contexts import Context, Contexts
+from rlm_server.contexts.spool import Header, Spool, UploadRefused, UploadShort
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
+from sandbox.cancellation import run_to_completion
+
+log = logging.getLogger(__name__)
+
+MAX_UPLOADS = 1_000
+"""Unfinished ones of one tenant."""
+LONG_WORK_AT_ONCE = 8
+"""Uploads whose bytes are read again, to be gone on with or to be written as a context; each has a thread."""
+UPKEEP_SECONDS = 300.0
+
+_T = TypeVar("_T")
+
+
+class UploadBusy(Exception):
+    """Another stream is sending the same upload."""
+
+
+class UploadStalled(Exception):
+    """Nothing more came of an upload."""
+
+
+class ContextQuotaExceeded(Exception):
+    """A tenant would have more than it may; `unit` says of what."""
+
+    def __init__(self, unit: str, limit: int, used: int, asked: int) -> None:
+        super().__init__(
+            f"{unit}: a tenant may have {limit}; {used} are in use or announced, {asked} more were asked for"
+        )
+        self.unit, self.limit, self.used, self.asked = unit, limit, used, asked
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How much of an upload has arrived; `context` is what it became, once it is finished."""
+
+    received_bytes: int
+    received_documents: int
+    context: Context | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    id: str
+    header: Header
+    changed_at: int
+    context: str | None
+
+    @property
+    def context_id(self) -> str:
+        """What the context will be called: fixed from the start, so that nothing of one half made is ever lost."""
+        return "ctx_" + self.id
+
+
+class Uploads:
+    """The uploads of every tenant. An async context manager, to be left when no stream sends any more."""
+
+    def __init__(
+        self, database: Database, folder: Path, contexts: Contexts, *, quota: Callable[[str], int], rest_seconds: float
+    ) -> None:
+        """`quota` gives the bytes a tenant may have; an upload that rests for longer than `rest_seconds` is removed."""
+        self._database, self._folder, self._contexts = database, folder, contexts
+        self._quota, self._rest_seconds = quota, rest_seconds
+        self._taken: dict[str, Spool | None] = {}
+        self._resting: dict[str, Spool] = {}  # those whose state need not be read again
+        self._finishing: dict[str, asyncio.Future[Context]] = {}
+        self._threads = ThreadPoolExecutor(LONG_WORK_AT_ONCE, thread_name_prefix="uploads")
+        self._stack = AsyncExitStack()
+        self._group = asyncio.TaskGroup()
+        self._tasks: set[asyncio.Task[None]] = set()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    async def __aenter__(self) -> Self:
+        resting = {row.id for row in await self._rows("context IS NULL AND request_id IS NOT NULL")}
+        for left in list(self._folder.iterdir()):
+            if left.name not in resting:
+                await self._clear(left.name)
+        await self._stack.enter_async_context(self._group)
+        self._start(self._keep_up())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await self._stack.__aexit__(None, None, None)
+        self._threads.shutdown()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._group.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- from the first message to the last ----------------------------------------------------------------------
+
+    async def begin(self, header: Header) -> Upload | Context:
+        """Begin an upload, or go on with the one of the same request id; one that is finished returns its context.
+
+        The upload is an async context manager, and must be used as one.
+
+        Raises:
+            UploadRefused: the request id is that of an upload with another header.
+            UploadBusy: another stream is sending it.
+            ContextQuotaExceeded: the tenant has too much.
+        """
+        new, begun, quota = secrets.token_hex(16), now(), self._quota(header.tenant)
+        self._taken[new] = None
+        try:
+            row = await run_to_completion(self._database.write(lambda db: _begin(db, new, header, begun, quota)))
+        except BaseException:
+            del self._taken[new]  # where there is a row, the upkeep removes it
+            raise
+        if row.id == new:
+            return Upload(self, row)
+        del self._taken[new]
+        return await self._go_on(row, header)
+
+    async def _go_on(self, row: _Row, header: Header) -> Upload | Context:
+        _check_same(row.header, header)
+        if row.id in self._finishing:
+            return await asyncio.shield(self._finishing[row.id])
+        if row.context:
+            # One that was deleted meanwhile has taken the upload's row along, so that this is a new upload.
+            return await self._contexts.get(header.tenant, row.context) or await self.begin(header)
+        if row.id in self._taken:
+            raise UploadBusy(f"another stream is sending the upload {header.request_id!r}: wait until it has ended")
+        self._taken[row.id] = None
+        rests = False
+        try:
+            rests = await self._rests_still(row)
+        finally:
+            if not rests:
+                del self._taken[row.id]
+        return Upload(self, row) if rests else await self.begin(header)
+
+    async def _rests_still(self, row: _Row) -> bool:
+        """Whether an upload is unfinished, asked again once it is taken: it may have been finished or removed since."""
+        return bool(await self._rows("id = ? AND context IS NULL", row.id))
+
+    async def status(self, tenant: str, request_id: str) -> Progress | None:
+        """Return how far an upload is; None where the tenant has none of this request id."""
+        for row in await self._rows("tenant = ? AND request_id = ?", tenant, request_id):
+            if row.context:
+                context = await self._contexts.get(tenant, row.context)
+                return Progress(row.header.size_bytes, row.header.documents, context) if context else None
+            spool = self._taken.get(row.id) or self._resting.get(row.id)
+            if spool:
+                return Progress(spool.received, spool.announced)
+            try:
+                received, announced = await asyncio.to_thread(Spool.measure, self._folder / row.id)
+            except OSError:
+                return Progress(0, 0)
+            return Progress(min(received, row.header.size_bytes), announced)
+        return None
+
+    async def open(self, row: _Row) -> Spool:
+        """Return the spool of an upload that is taken, as it was left or as its folder tells."""
+        spool = self._resting.pop(row.id, None)
+        if spool is None:
+            folder = self._folder / row.id
+            try:
+                spool = await self._in_thread(lambda stopped: Spool.open(folder, row.header, stopped))
+            except (OSError, ValueError, UploadRefused) as error:
+                log.warning("upload %s begins anew: what there was of it cannot be read: %s", row.id, error)
+                await self._clear(row.id)
+                spool = await asyncio.to_thread(Spool.open, folder, row.header)
+        self._taken[row.id] = spool
+        return spool
+
+    def finish(self, row: _Row, spool: Spool) -> asyncio.Future[Context]:
+        """Begin to make an upload a context: that goes on where the caller does not wait for it."""
+        ended: asyncio.Future[Context] = asyncio.get_running_loop().create_future()
+        ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # it need not be heard
+        self._finishing[row.id] = ended
+        self._start(self._finish(row, spool, ended))
+        return ended
+
+    async def _finish(self, row: _Row, spool: Spool, ended: asyncio.Future[Context]) -> None:
+        try:
+            context = await self._become(row, spool)
+            await self._clear(row.id)
+            del self._taken[row.id]
+            ended.set_result(context)
+        except Exception as error:
+            if isinstance(error, UploadRefused) or await self._undo(row):
+                await self.leave(row, spool, error)
+            ended.set_exception(error)
+        finally:
+            self._taken.pop(row.id, None)
+            del self._finishing[row.id]
+            ended.cancel()  # where the server stops; the next start goes on from here
+
+    async def _become(self, row: _Row, spool: Spool) -> Context:
+        header = row.header
+        await asyncio.to_thread(spool.check_whole)
+        identity = await asyncio.to_thread(spool.identity)
+        known = await self._contexts.same(header.tenant, identity)
+        adopted = await self._contexts.adopt(known, row.id) if known else None
+        if adopted:
+            return adopted
+        local_files = self._contexts.local_files
+        files = await self._in_thread(lambda stopped: local_files.write(row.context_id, spool, stopped))
+        new = Context(
+            row.context_id, header.tenant, identity, header.name, header.kind, header.sha256, header.size_bytes,
+            sum(spool.characters), len(spool.characters), files, now(),
+        )  # fmt: skip
+        return await self._contexts.keep(new, row.id)
+
+    async def leave(self, row: _Row, spool: Spool | None, error: BaseException | None) -> None:
+        """Take note that a stream ended before its upload did: the upload rests, or nothing of it stays."""
+        try:
+            refused = isinstance(error, UploadRefused) and not isinstance(error, UploadShort)
+            if refused or row.header.request_id is None:
+                await self._remove(row)
+            elif spool and isinstance(error, asyncio.CancelledError | UploadStalled | UploadShort):
+                self._resting[row.id] = spool
+        except Exception:
+            log.exception("upload %s could not be removed; it is tried again later", row.id)
+        finally:
+            self._taken.pop(row.id, None)
+
+    async def _in_thread(self, work: Callable[[Callable[[], bool]], _T]) -> _T:
+        """Run long work in a thread; it is given what says whether to stop, and is waited for."""
+        stop = threading.Event()
+        future = asyncio.get_running_loop().run_in_executor(self._threads, work, stop.is_set)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            stop.set()
+            await run_to_completion(asyncio.wait([future]))
+            future.exception()
+            raise
+
+    # ---- removing ------------------------------------------------------------------------------------------------
+
+    async def _remove(self, row: _Row) -> None:
+        await self._clear(row.id)
+        await self._forget(row)
+
+    async def _forget(self, row: _Row) -> None:
+        await self._database.write(lambda db: _delete(db, row.id))
+
+    async def _clear(self, upload_id: str) -> None:
+        await run_to_completion(asyncio.to_thread(shutil.rmtree, self._folder / upload_id, ignore_errors=True))
+
+    async def _undo(self, row: _Row) -> bool:
+        try:
+            await self._contexts.undo(row.context_id)
+        except Exception:
+            log.exception("what was made of upload %s could not be removed; it is tried again later", row.id)
+            return False
+        return True
+
+    async def _keep_up(self) -> None:
+        while True:
+            try:
+                await self._remove_the_old()
+            except Exception:
+                log.exception("uploads could not be kept up; it is tried again later")
+            await asyncio.sleep(min(UPKEEP_SECONDS, self._rest_seconds))
+
+    async def _remove_the_old(self) -> None:
+        """Remove what rests too long, what a process that died left to nobody, and old answers to request ids."""
+        oldest = now() - round(self._rest_seconds * 1000)
+        for row in await self._rows("1 = 1"):
+            if row.context and row.changed_at < oldest:
+                await self._forget(row)
+            elif row.context or row.id in self._taken:
+                continue
+            elif row.header.request_id is None or self._changed_at(row) < oldest:
+                await self._give_up(row)
+
+    async def _give_up(self, row: _Row) -> None:
+        self._taken[row.id] = None
+        try:
+            if await self._rests_still(row):
+                self._resting.pop(row.id, None)
+                if await self._undo(row):
+                    await self._remove(row)
+        finally:
+            del self._taken[row.id]
+
+    def _changed_at(self, row: _Row) -> int:
+        try:
+            return max(row.changed_at, (self._folder / row.id / "texts").stat().st_mtime_ns // 1_000_000)
+        except OSError:
+            return row.changed_at
+
+    async def _rows(self, where: str, *values: str) -> list[_Row]:
+        return await self._database.read(lambda db: [_row(row) for row in db.execute(_UPLOAD + where, values)])
+
+
+class Upload:
+    """An upload that one stream sends. Leaving it before `finish` has it rest, or be removed where it was refused."""
+
+    def __init__(self, uploads: Uploads, row: _Row) -> None:
+        self.spool: Spool
+        self._uploads, self._row = uploads, row
+        self._finished = False
+
+    async def __aenter__(self) -> Self:
+        try:
+            self.spool = await self._uploads.open(self._row)
+        except BaseException as error:
+            await run_to_completion(self._uploads.leave(self._row, None, error))
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not self._finished:
+            await run_to_completion(self._uploads.leave(self._row, self.spool, error))
+
+    async def finish(self) -> Context:
+        """Make it a context; the same content of the same tenant is one context. That goes on where this is cancelled.
+
+        Raises:
+            UploadRefused: something is missing, or it has another hash.
+            ObjectsUnavailable: the object store, where it is to be kept, failed.
+            OSError: it cannot be written.
+        """
+        self.spool.check_complete()  # before others who send the same upload are told of how this ends
+        self._finished = True
+        return await asyncio.shield(self._uploads.finish(self._row, self.spool))
+
+
+_UPLOAD = "SELECT id, tenant, request_id, name, size_bytes, sha256, documents, changed_at, context FROM upload WHERE "
+_IN_USE = """
+SELECT coalesce(sum(size_bytes), 0), 0 FROM context WHERE tenant = ? AND deleted_at IS NULL
+UNION ALL SELECT coalesce(sum(size_bytes), 0), count(*) FROM upload WHERE tenant = ? AND context IS NULL
+"""
+
+
+def _row(row: tuple[Any, ...]) -> _Row:
+    upload_id, *header, changed_at, context = row
+    return _Row(upload_id, Header(*header), changed_at, context)
+
+
+def _begin(db: Connection, new: str, header: Header, now: int, quota: int) -> _Row:
+    """Return the row of the upload of this request id, or insert one where the tenant may have it."""
+    known = db.execute(f"{_UPLOAD} tenant = ? AND request_id = ?", (header.tenant, header.request_id)).fetchone()
+    if known:
+        return _row(known)
+    (stored, _), (announced, uploads) = db.execute(_IN_USE, (header.tenant, header.tenant)).fetchall()
+    if stored + announced + header.size_bytes > quota:
+        raise ContextQuotaExceeded("context_bytes", quota, stored + announced, header.size_bytes)
+    if uploads >= MAX_UPLOADS:
+        raise ContextQuotaExceeded("uploads", MAX_UPLOADS, uploads, 1)
+    db.execute(
+        "INSERT INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+        (new, header.tenant, header.request_id, header.name, header.size_bytes, header.sha256, header.documents, now),
+    )
+    return _Row(new, header, now, None)
+
+
+def _delete(db: Connection, upload_id: str) -> None:
+    db.execute("DELETE FROM upload WHERE id = ?", (upload_id,))
+
+
+def _check_same(known: Header, header: Header) -> None:
+    for field in ("size_bytes", "sha256", "documents", "name"):
+        before, now = getattr(known, field), getattr(header, field)
+        if now != before:
+            raise UploadRefused(
+                f"header.{field}",
+                f"the upload {header.request_id!r} began with {before!r}, and cannot go on with {now!r}",
+            )

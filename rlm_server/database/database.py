@@ -1,0 +1,175 @@
+"""The server's database: writes that commit in groups, one owner, and reads that never wait for a write."""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from rlm_server.database.engine import READERS, Connection, DatabaseClosedError, DatabaseError, Engine, Failed
+
+T = TypeVar("T")
+
+GROUP = 256
+"""The most functions that share one commit, so that the first of them is not kept waiting for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Write:
+    function: Callable[[Connection], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+
+class Database:
+    """A database with one owner. Made by `Database.open`; belongs to the event loop that opened it.
+
+    Writes are answered only once they are durable.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="database-reader")
+        self._thread = threading.Thread(target=self._serve, name="database-writer", daemon=True)
+        self._thread.start()
+        self._closed: asyncio.Future[None] | None = None
+
+    @classmethod
+    async def open(cls, at: str | Path, migrations: Sequence[str], *, busy_timeout: float = 5.0) -> Self:
+        """Open a SQLite file by its path, or a Postgres database by its URL, and bring its schema up to date.
+
+        A file is created where it is missing. `migrations` are SQL scripts in the order they are applied; the database
+        remembers how many it has seen, so the list may only ever grow at its end. A script must not begin or commit a
+        transaction. `busy_timeout` is in seconds and matters only where a foreign tool holds a lock.
+
+        Raises:
+            DatabaseOwnedError: someone else has it open for writing.
+            DatabaseVersionError: it has seen more migrations than are given.
+            DatabaseError: it cannot be opened, or is not a database.
+        """
+        return cls(await asyncio.to_thread(_engine, at, tuple(migrations), busy_timeout))
+
+    @property
+    def epoch(self) -> int:
+        """Which owner of the database this is: every `open` is one more than the one before."""
+        return self._engine.epoch
+
+    def submit(self, function: Callable[[Connection], T]) -> asyncio.Future[T]:
+        """Queue a write and return at once; functions run in the order they were submitted.
+
+        The function runs on the writer's thread, in a transaction it must not end: its exception undoes its work alone
+        and is given to its caller. It may be run again where its first run was undone, so it must change nothing but
+        the database. Cancelling the future leaves the function run or not run, as a whole. The future ends after the
+        commit.
+
+        Raises:
+            DatabaseClosedError: `close()` was called.
+        """
+        self._refuse_if_closed()
+        write = _Write(function)
+        self._writes.put(write)
+        return asyncio.wrap_future(write.future, loop=asyncio.get_running_loop())
+
+    async def write(self, function: Callable[[Connection], T]) -> T:
+        """Run `function` as `submit` does, and wait until its work is durable.
+
+        Raises:
+            DatabaseFullError: the disk is full.
+            DatabaseBusyError: a foreign connection holds a lock.
+            DatabaseLostError: the database cannot be reached.
+            DatabaseClosedError: `close()` was called.
+            Exception: whatever the function raised.
+        """
+        return await self.submit(function)
+
+    async def read(self, function: Callable[[Connection], T]) -> T:
+        """Run `function` on a read-only connection, over one snapshot that holds every write answered before.
+
+        Raises:
+            DatabaseLostError: the database cannot be reached.
+            DatabaseClosedError: `close()` was called.
+            Exception: whatever the function raised.
+        """
+        self._refuse_if_closed()
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._engine.read, function)
+
+    async def close(self) -> None:
+        """Finish what is queued, then release the database. Closing again is harmless."""
+        if self._closed is None:
+            self._writes.put(None)
+            self._closed = asyncio.ensure_future(asyncio.to_thread(self._finish))
+        await asyncio.shield(self._closed)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed is not None:
+            raise DatabaseClosedError("the database is closed")
+
+    def _finish(self) -> None:
+        self._thread.join()
+        self._pool.shutdown(wait=True)
+        self._engine.close()
+
+    def _serve(self) -> None:
+        while True:
+            group, last = self._next_group()
+            self._commit([write for write in group if write.future.set_running_or_notify_cancel()])
+            if last:
+                return
+
+    def _next_group(self) -> tuple[list[_Write], bool]:
+        group: list[_Write] = []
+        write = self._writes.get()
+        while write is not None:
+            group.append(write)
+            if len(group) == GROUP or self._writes.empty():
+                return group, False
+            write = self._writes.get()
+        return group, True
+
+    def _commit(self, group: list[_Write]) -> None:
+        if not group:
+            return
+        try:
+            answers = self._engine.transact([write.function for write in group])
+        except BaseException as error:
+            for write in group:
+                write.future.set_exception(_undone(error))
+            return
+        for write, answer in zip(group, answers, strict=True):
+            if isinstance(answer, Failed):
+                write.future.set_exception(answer.error)
+            else:
+                write.future.set_result(answer)
+
+
+def _undone(error: BaseException) -> DatabaseError:
+    """Say to one function of a group that the group as a whole was undone, each with an exception of its own."""
+    undone = type(error)(str(error)) if isinstance(error, DatabaseError) else None
+    undone = undone or DatabaseError(f"the transaction was undone: {error}")
+    undone.__cause__ = error
+    return undone
+
+
+def _engine(at: str | Path, migrations: Sequence[str], busy_timeout: float) -> Engine:
+    # Imported here, because only one of them is needed.
+    if isinstance(at, str) and at.startswith(("postgresql://", "postgres://")):
+        from rlm_server.database.postgres import Postgres
+
+        return Postgres.open(at, migrations, busy_timeout)
+    from rlm_server.database.sqlite import SQLite
+
+    return SQLite.open(Path(at), migrations, busy_timeout)

@@ -1,0 +1,393 @@
+"""A Postgres database as the server's database, for what outgrows one file.
+
+One server owns it at a time: it holds an advisory lock, and every transaction begins by touching the row that says
+whose turn it is (`rlm_owner`). A server that was cut off and replaced finds another's epoch there and can write nothing
+more. The row also counts commits, so that after a lost connection it is known whether the last transaction was kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Self, TypeVar
+
+import psycopg
+from psycopg.types.numeric import IntLoader, NumericLoader
+from psycopg.types.string import StrDumperUnknown
+
+from rlm_server.database.engine import (
+    READERS,
+    Connection,
+    Cursor,
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseLostError,
+    DatabaseOwnedError,
+    DatabaseVersionError,
+    Failed,
+    translated,
+)
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+LOCK = 0x726C6D
+"""The advisory lock of the owner, within its database."""
+
+PATIENCE_SECONDS = 30.0
+"""How long a database that is away is waited for, with the work in hand, before that work fails."""
+
+PAUSE_SECONDS = 0.25
+"""Between two tries to reach it."""
+
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_TYPED: dict[str, tuple[type[DatabaseError], str]] = {
+    "53100": (DatabaseFullError, "the disk of the database is full; free some space"),
+    "55P03": (DatabaseBusyError, "the database is locked by a foreign connection; try again"),
+    "57014": (DatabaseBusyError, "the database cancelled the work; try again"),
+    "40P01": (DatabaseBusyError, "the database is locked by a foreign connection; try again"),
+    "25006": (DatabaseError, "the database cannot be written"),
+    "28000": (DatabaseError, "the database does not let this server in"),
+    "28P01": (DatabaseError, "the database does not let this server in"),
+    "3D000": (DatabaseError, "there is no such database"),
+}
+_TYPED_CLASSES: dict[str, tuple[type[DatabaseError], str]] = {
+    "08": (DatabaseLostError, "the database cannot be reached"),
+    "53": (DatabaseBusyError, "the database has no resources left; try again"),
+    "57": (DatabaseLostError, "the database cannot be reached"),
+    "58": (DatabaseError, "the disk of the database failed"),
+    "XX": (DatabaseError, "the database is damaged"),
+}
+_DURABLE = ("fsync", "full_page_writes")
+
+
+def _typed(error: BaseException) -> DatabaseError | None:
+    """The type of a failure of the database itself; None for a fault of the function (a constraint, say)."""
+    if not isinstance(error, psycopg.Error):
+        return None
+    code = error.sqlstate
+    if code is None:  # the connection is gone, or never came about
+        code = "08" if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) else ""
+    found = _TYPED.get(code) or _TYPED_CLASSES.get(code[:2])
+    if found is None:
+        return None
+    kind, text = found
+    typed = kind(f"{text} ({_line(error)})")
+    typed.__cause__ = error
+    return typed
+
+
+def _line(error: BaseException) -> str:
+    """What an error says, on one line."""
+    return " ".join(str(error).split())
+
+
+class Postgres:
+    """A database with one owner at a time, whose every commit is flushed to the disk (`synchronous_commit`)."""
+
+    def __init__(self, url: str, busy_timeout: float) -> None:
+        self._url = url
+        self._busy_timeout = busy_timeout
+        self._readers: queue.SimpleQueue[_Reader] = queue.SimpleQueue()
+        for _ in range(READERS):
+            self._readers.put(_Reader(self))
+        self._commits = 0
+        self.epoch = 0
+        self._writer = self.connect()
+
+    @classmethod
+    def open(cls, url: str, migrations: Sequence[str], busy_timeout: float) -> Self:
+        """Reach the database and become its owner; see `Database.open`."""
+        try:
+            self = cls(url, busy_timeout)
+        except psycopg.Error as error:
+            raise _typed(error) or DatabaseError(f"the database cannot be opened ({error})") from error
+        try:
+            with translated(_typed):
+                self._refuse_unsafe()
+                self._own()
+                _migrate(self._writer, migrations)
+                self.epoch, self._commits = _next_epoch(self._writer)
+        except BaseException:
+            self._writer.close()
+            raise
+        return self
+
+    def connect(self) -> _Connection:
+        """Open one more connection."""
+        raw = psycopg.connect(
+            self._url, autocommit=True, connect_timeout=5, application_name="rlm-server", prepare_threshold=1
+        )
+        raw.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
+        raw.execute("SET synchronous_commit = on")
+        return _Connection(raw)
+
+    def transact(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+        """Run functions in one durable transaction; see `Engine.transact`.
+
+        Where the connection is lost the database is waited for, and the work is done again unless it had been kept.
+        """
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            committing: list[Any] | None = None
+            try:
+                self._begin()
+                committing = self._answers(functions)
+                self._writer.execute("COMMIT")
+            except BaseException as error:
+                if not self._writer.broken:
+                    self._writer.abandon()
+                    typed = _typed(error)
+                    if typed is None:
+                        raise
+                    raise typed from error
+                log.warning("the connection to the database was lost: %s", _line(error))
+                self._reconnect(give_up)
+                if committing is None or not self._kept():
+                    continue
+            self._commits += 1
+            return committing
+
+    def read(self, function: Callable[[Connection], T]) -> T:
+        """Run a function over one snapshot; see `Engine.read`."""
+        reader = self._readers.get()
+        try:
+            with translated(_typed):
+                return reader.read(function)
+        finally:
+            self._readers.put(reader)
+
+    def close(self) -> None:
+        """Close the connections; another server may own the database then."""
+        while not self._readers.empty():
+            self._readers.get().close()
+        self._writer.close()
+
+    # ---- a transaction -------------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._writer.execute("BEGIN")
+        turn = self._writer.execute("UPDATE rlm_owner SET commits = ? WHERE epoch = ?", (self._commits + 1, self.epoch))
+        if turn.rowcount != 1:
+            raise DatabaseOwnedError("another server has taken the database over; this one must stop")
+
+    def _answers(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+        # A savepoint for each would double the trips to the database, and failures are rare: a second run finds them.
+        try:
+            answers = [function(self._writer) for function in functions]
+        except BaseException:
+            if self._writer.broken:
+                raise
+        else:
+            self._refuse_if_ended()
+            return answers
+        self._refuse_if_ended()
+        self._writer.execute("ROLLBACK")
+        self._begin()
+        return [self._attempt(function) for function in functions]
+
+    def _attempt(self, function: Callable[[Connection], Any]) -> Any:
+        self._writer.execute("SAVEPOINT one")
+        try:
+            answer = function(self._writer)
+        except BaseException as error:
+            if self._writer.broken or not self._writer.in_transaction:
+                raise
+            self._writer.execute("ROLLBACK TO one")
+            answer = Failed(_typed(error) or error)
+        self._refuse_if_ended()
+        self._writer.execute("RELEASE one")
+        return answer
+
+    def _refuse_if_ended(self) -> None:
+        if not self._writer.in_transaction:
+            raise DatabaseError("the transaction ended inside one of its functions")
+
+    # ---- who owns it ---------------------------------------------------------------------------------------------
+
+    def _refuse_unsafe(self) -> None:
+        for setting in _DURABLE:
+            (value,) = self._writer.execute(f"SHOW {setting}").fetchone()
+            if value != "on":
+                raise DatabaseError(f"the database runs with {setting} = {value}, and may lose what it said it kept")
+
+    def _own(self) -> None:
+        # A server that was killed has the lock until Postgres sees that its connection is gone.
+        give_up = time.monotonic() + self._busy_timeout
+        while self._writer.execute("SELECT pg_try_advisory_lock(?)", (LOCK,)).fetchone() != (1,):
+            if time.monotonic() >= give_up:
+                raise DatabaseOwnedError("another server has the database; stop that one, or use another database")
+            time.sleep(min(PAUSE_SECONDS, self._busy_timeout))
+
+    def _reconnect(self, give_up: float) -> None:
+        """Reach the database again and take its lock; the epoch tells whether another server was there meanwhile."""
+        self._writer.close()
+        while True:
+            try:
+                writer = self.connect()
+                # The lock may still be with this server's former connection, which the database takes for alive.
+                writer.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = ? AND usename = current_user "
+                    "AND application_name = 'rlm-server'",
+                    (self._writer.pid,),
+                )
+                self._writer = writer
+                self._own()
+            except (psycopg.Error, DatabaseOwnedError) as error:
+                if time.monotonic() >= give_up:
+                    raise DatabaseLostError(f"the database cannot be reached ({_line(error)})") from None
+                time.sleep(PAUSE_SECONDS)
+            else:
+                return
+
+    def _kept(self) -> bool:
+        """Whether the transaction that was being committed when the connection was lost is there."""
+        found = self._writer.execute("SELECT commits FROM rlm_owner WHERE epoch = ?", (self.epoch,)).fetchone()
+        return found is not None and found[0] == self._commits + 1
+
+
+class _Reader:
+    """A connection for reading, made when it is first needed and again when it was lost."""
+
+    def __init__(self, database: Postgres) -> None:
+        self._database = database
+        self._connection: _Connection | None = None
+
+    def read(self, function: Callable[[Connection], T]) -> T:
+        give_up = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            try:
+                return self._once(function)
+            except psycopg.Error as error:
+                gone = self._connection is None or self._connection.broken
+                if not gone or not isinstance(_typed(error), DatabaseLostError) or time.monotonic() >= give_up:
+                    raise
+            time.sleep(PAUSE_SECONDS)
+
+    def _once(self, function: Callable[[Connection], T]) -> T:
+        if self._connection is None or self._connection.broken:
+            self._connection = self._database.connect()
+        connection = self._connection
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        try:
+            return function(connection)
+        finally:
+            if not connection.broken:
+                connection.abandon()
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+
+
+class _Connection:
+    """Takes statements as SQLite does: `?` for values, and integers, text and None alone as values."""
+
+    def __init__(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
+        self._raw = raw
+        self.pid = raw.info.backend_pid
+        raw.adapters.register_dumper(str, StrDumperUnknown)
+        raw.adapters.register_loader("numeric", _WholeLoader)
+        raw.adapters.register_loader("bool", _TruthLoader)
+
+    @property
+    def broken(self) -> bool:
+        return self._raw.closed or self._raw.broken
+
+    @property
+    def in_transaction(self) -> bool:
+        return self._raw.info.transaction_status in (
+            psycopg.pq.TransactionStatus.INTRANS,
+            psycopg.pq.TransactionStatus.INERROR,
+            psycopg.pq.TransactionStatus.ACTIVE,
+        )
+
+    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Cursor:
+        if not values:
+            return self._raw.execute(statement)
+        return self._raw.execute(_placeholders(statement), [_plain(value) for value in values])
+
+    def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> None:
+        with self._raw.cursor() as cursor:
+            cursor.executemany(_placeholders(statement), [[_plain(value) for value in row] for row in rows])
+
+    def abandon(self) -> None:
+        if self.in_transaction:
+            self._raw.execute("ROLLBACK")
+
+    def close(self) -> None:
+        self._raw.close()
+
+
+class _WholeLoader(NumericLoader):
+    """Sums of integers are `numeric` in Postgres."""
+
+    def load(self, data: Any) -> Any:
+        return IntLoader.load(self, data)  # type: ignore[arg-type]
+
+
+class _TruthLoader(IntLoader):
+    """SQLite knows no truth values but 0 and 1."""
+
+    def load(self, data: Any) -> int:
+        return int(bytes(data) == b"t")
+
+
+@cache
+def _placeholders(statement: str) -> str:
+    return statement.replace("%", "%%").replace("?", "%s")
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as Postgres takes it: it has no NUL in text, and a string of a subclass is a string."""
+    if isinstance(value, str):
+        return str(value).replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return int(value) if isinstance(value, bool) else value
+
+
+_TYPES = (
+    (r"\bINTEGER PRIMARY KEY AUTOINCREMENT\b", "BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY"),
+    (r"\bINTEGER\b", "BIGINT"),
+    (r"\bREAL\b", "DOUBLE PRECISION"),
+    (r"\bTEXT\b", 'TEXT COLLATE "C"'),
+    (r"\)\s*STRICT(, WITHOUT ROWID)?\s*;", ");"),
+    (r"\browid\b", "ctid"),
+)
+
+
+def _translated(script: str) -> str:
+    """A script of the schema, which is written for SQLite's strict tables, in the words of Postgres."""
+    for pattern, words in _TYPES:
+        script = re.sub(pattern, words, script)
+    return script
+
+
+def _migrate(connection: _Connection, migrations: Sequence[str]) -> None:
+    connection.execute("""
+        CREATE TABLE IF NOT EXISTS rlm_owner (
+            one     BOOLEAN PRIMARY KEY DEFAULT true CHECK (one),
+            epoch   BIGINT NOT NULL,
+            commits BIGINT NOT NULL,
+            version BIGINT NOT NULL
+        );
+        INSERT INTO rlm_owner VALUES (true, 0, 0, 0) ON CONFLICT DO NOTHING;
+    """)
+    (version,) = connection.execute("SELECT version FROM rlm_owner").fetchone()
+    if version > len(migrations):
+        raise DatabaseVersionError(
+            f"the database has schema version {version}, this software knows up to {len(migrations)}; use a newer one"
+        )
+    for number, script in enumerate(migrations[version:], start=version + 1):
+        done = f"UPDATE rlm_owner SET version = {number}"  # noqa: S608 - a number
+        connection.execute(f"BEGIN;\n{_translated(script)}\n;{done};\nCOMMIT;")
+
+
+def _next_epoch(connection: _Connection) -> tuple[int, int]:
+    row = connection.execute("UPDATE rlm_owner SET epoch = epoch + 1 RETURNING epoch, commits").fetchone()
+    return int(row[0]), int(row[1])

@@ -1,0 +1,187 @@
+"""A SQLite file as the server's database: the embedded default."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import queue
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from rlm_server.database.engine import (
+    READERS,
+    Connection,
+    DatabaseBusyError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseOwnedError,
+    DatabaseVersionError,
+    Failed,
+    translated,
+)
+
+T = TypeVar("T")
+
+_TYPED = {
+    sqlite3.SQLITE_BUSY: (DatabaseBusyError, "the database is locked by a foreign connection; try again"),
+    sqlite3.SQLITE_LOCKED: (DatabaseBusyError, "the database is locked by a foreign connection; try again"),
+    sqlite3.SQLITE_FULL: (DatabaseFullError, "the disk of the database is full; free some space"),
+    sqlite3.SQLITE_IOERR: (DatabaseError, "the disk of the database failed"),
+    sqlite3.SQLITE_READONLY: (DatabaseError, "the database cannot be written"),
+    sqlite3.SQLITE_CANTOPEN: (DatabaseError, "the database cannot be opened"),
+    sqlite3.SQLITE_CORRUPT: (DatabaseError, "the database is damaged"),
+    sqlite3.SQLITE_NOTADB: (DatabaseError, "the file is not a database"),
+}
+
+
+def _typed(error: BaseException) -> DatabaseError | None:
+    """The type of a failure of the database itself; None for a fault of the function (a constraint, say)."""
+    # Errors raised by the Python binding itself carry no code. Of a code, the low byte is the primary one, the rest
+    # refines it: https://www.sqlite.org/rescode.html
+    code = getattr(error, "sqlite_errorcode", None) if isinstance(error, sqlite3.Error) else None
+    if code is None or code & 0xFF not in _TYPED:
+        return None
+    kind, text = _TYPED[code & 0xFF]
+    typed = kind(f"{text} ({error})")
+    typed.__cause__ = error
+    return typed
+
+
+class SQLite:
+    """A file with one owner, in WAL mode; every commit is flushed to the disk (`synchronous=FULL`)."""
+
+    def __init__(self, writer: sqlite3.Connection, readers: Sequence[sqlite3.Connection], lock: int) -> None:
+        self._writer = writer
+        self._lock = lock
+        self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+        for reader in readers:
+            self._idle.put(reader)
+        self.epoch = _next_epoch(writer)
+
+    @classmethod
+    def open(cls, path: Path, migrations: Sequence[str], busy_timeout: float) -> Self:
+        """Open or create the file; see `Database.open`."""
+        # Resolved, so that two names of one file share one lock.
+        path = path.resolve()
+        lock = _own(path)
+        connections: list[sqlite3.Connection] = []
+        try:
+            with translated(_typed):
+                connections.append(_connect(path, busy_timeout))
+                _migrate(connections[0], migrations)
+                for _ in range(READERS):
+                    connections.append(_connect(path, busy_timeout))
+                    connections[-1].execute("PRAGMA query_only = ON")
+                return cls(connections[0], connections[1:], lock)
+        except BaseException:
+            for connection in connections:
+                connection.close()
+            os.close(lock)
+            raise
+
+    def transact(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+        """Run functions in one durable transaction, each in a savepoint of its own; see `Engine.transact`."""
+        with translated(_typed):
+            try:
+                self._writer.execute("BEGIN IMMEDIATE")
+                answers = [self._attempt(function) for function in functions]
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:
+                    self._writer.execute("ROLLBACK")
+                raise
+        return answers
+
+    def read(self, function: Callable[[Connection], T]) -> T:
+        """Run a function over one snapshot; see `Engine.read`."""
+        connection = self._idle.get()
+        try:
+            with translated(_typed):
+                connection.execute("BEGIN")
+                return function(connection)
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            self._idle.put(connection)
+
+    def close(self) -> None:
+        """Close the connections and let go of the file."""
+        while not self._idle.empty():
+            self._idle.get().close()
+        # Last, because it flushes the log into the file when no other connection is left.
+        self._writer.close()
+        os.close(self._lock)
+
+    def _attempt(self, function: Callable[[Connection], Any]) -> Any:
+        self._writer.execute("SAVEPOINT one")
+        try:
+            answer = function(self._writer)
+        except BaseException as error:
+            if not self._writer.in_transaction:
+                raise
+            self._writer.execute("ROLLBACK TO one")
+            answer = Failed(_typed(error) or error)
+        # SQLite gives up the whole transaction on some errors, even where the function swallowed the exception.
+        if not self._writer.in_transaction:
+            raise DatabaseError("the transaction ended inside one of its functions")
+        self._writer.execute("RELEASE one")
+        return answer
+
+
+def _own(path: Path) -> int:
+    """Take the lock beside the file; the lock ends with its owner, however that ends."""
+    try:
+        lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise DatabaseError(f"{path} cannot be opened: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(lock, 32).decode(errors="replace").strip()
+        os.close(lock)
+        raise DatabaseOwnedError(
+            f"{path} is already open for writing, by process {owner or 'unknown'}; stop that process first"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+    return lock
+
+
+def _connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
+    # Made here so that nobody else on the machine may read it; SQLite gives its log files the same mode.
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > len(migrations):
+        raise DatabaseVersionError(
+            f"the database has schema version {version}, this software knows up to {len(migrations)}; use a newer one"
+        )
+    for number, script in enumerate(migrations[version:], start=version + 1):
+        try:
+            connection.executescript(f"BEGIN IMMEDIATE;\n{script}\n;PRAGMA user_version = {number};\nCOMMIT;")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def _next_epoch(connection: sqlite3.Connection) -> int:
+    connection.execute("CREATE TABLE IF NOT EXISTS owner (epoch INTEGER NOT NULL) STRICT")
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("INSERT INTO owner SELECT 0 WHERE NOT EXISTS (SELECT * FROM owner)")
+    (epoch,) = connection.execute("UPDATE owner SET epoch = epoch + 1 RETURNING epoch").fetchone()
+    connection.execute("COMMIT")
+    return int(epoch)

@@ -1,0 +1,154 @@
+"""How accounts begin, change their limit and end. Each function is one transaction's work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlm_server.database.engine import Connection, following
+from rlm_server.ledger.accounts import ZERO, Account, Balance, Tree, refuse_uncountable, shortage, taking
+from rlm_server.ledger.amounts import UNITS, Limit
+from rlm_server.ledger.errors import (
+    AccountClosed,
+    AccountConflict,
+    AccountInUse,
+    AccountUnknown,
+    BudgetExceeded,
+    LimitTooLow,
+)
+from rlm_server.ledger.windows import Span, account_of, bounds, keep, label, prefix_of
+
+
+def open_account(connection: Connection, wanted: Account, at: int) -> None:
+    """Add `wanted` to the tree; see `Ledger.open_account`."""
+    refuse_uncountable(limit=wanted.limit)
+    if wanted.parent is None and wanted.carve:
+        raise AccountConflict(wanted.id, "has no parent to carve its limit from")
+    tree = Tree(connection)
+    found = tree.find(wanted.id)
+    if found is not None:
+        _refuse_other(found, wanted)
+        return
+    if wanted.parent is not None:
+        _carve(tree, wanted, wanted.parent, at)
+    tree.add(wanted)
+    tree.save()
+
+
+def _refuse_other(found: Account, wanted: Account) -> None:
+    if (found.tenant, found.parent, found.carve) != (wanted.tenant, wanted.parent, wanted.carve):
+        raise AccountConflict(wanted.id, "exists with another tenant, parent or kind; choose another name")
+    if found.closed:
+        raise AccountClosed(wanted.id)
+    # A tenant's limit is what `set_limit` last said, so that a server may open its tenants at every start.
+    if found.parent is not None and found.limit != wanted.limit:
+        raise AccountConflict(wanted.id, "exists with another limit; choose another name, or set its limit")
+
+
+def _carve(tree: Tree, wanted: Account, parent: str, at: int) -> None:
+    path = tree.path(parent, at)
+    if path[0].tenant != wanted.tenant:
+        raise AccountUnknown(parent)
+    if path[0].closed:
+        raise AccountClosed(parent)
+    promise = wanted.promise
+    if promise == ZERO:
+        return
+    for account, asked in taking(path, promise):
+        short = shortage(account, asked, account.used)
+        if short is not None:
+            raise BudgetExceeded(short.account, short.unit, short.limit, short.used, short.asked)
+    path[0].carved += promise
+    tree.change(path[0])
+
+
+def close_account(connection: Connection, id: str) -> Account:
+    """Close an account and give back its promise; see `Ledger.close_account`."""
+    tree = Tree(connection)
+    account = tree.get(id)
+    if account.closed:
+        return account
+    if connection.execute("SELECT 1 FROM account WHERE parent = ? AND closed = 0 LIMIT 1", (id,)).fetchone():
+        raise AccountInUse(id, "accounts under it are open; close those first")
+    unresolved = "SELECT 1 FROM hold WHERE state IN ('pending', 'dispatched') AND account = ? LIMIT 1"
+    if connection.execute(unresolved, (id,)).fetchone():
+        raise AccountInUse(id, "holds on it are unresolved; post or void those first")
+    if account.parent is not None:
+        parent = tree.get(account.parent)
+        parent.carved -= account.promise
+        tree.change(parent)
+    account.closed = True
+    tree.change(account)
+    tree.save()
+    return account
+
+
+_OPEN_LEAVES = """
+SELECT id FROM account WHERE closed = 0 AND id >= ? AND id < ?
+AND NOT EXISTS (SELECT 1 FROM account AS child WHERE child.parent = account.id AND child.closed = 0)
+"""
+
+
+def open_leaves(connection: Connection, prefix: str) -> list[str]:
+    """The open accounts with no open one under them whose names begin with `prefix`, which is not empty."""
+    return [id for (id,) in connection.execute(_OPEN_LEAVES, (prefix, following(prefix))).fetchall()]
+
+
+def set_limit(connection: Connection, id: str, limit: Limit) -> Account:
+    """Change the limit of an account that is not carved; see `Ledger.set_limit`."""
+    refuse_uncountable(limit=limit)
+    tree = Tree(connection)
+    account = tree.get(id)
+    if account.closed:
+        raise AccountClosed(id)
+    if account.carve:
+        raise AccountConflict(id, "is carved from its parent, so its limit is fixed until it is closed")
+    used = account.posted + account.pending + account.carved
+    for unit in UNITS:
+        most, taken = getattr(limit, unit), getattr(used, unit)
+        if most is not None and taken > most:
+            raise LimitTooLow(id, unit, most, taken)
+    account.limit = limit
+    tree.change(account)
+    tree.save()
+    return account
+
+
+def balance(connection: Connection, id: str) -> Balance:
+    """Where the account stands."""
+    return Tree(connection).get(id).balance
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A tenant's window around now. `begins` and `ends` are in Unix milliseconds, `label` names it (UTC)."""
+
+    span: Span
+    label: str
+    begins: int
+    ends: int
+    balance: Balance
+
+
+def set_window(connection: Connection, tenant: str, span: Span, limit: Limit | None, at: int) -> None:
+    """Limit every window of a span from the present one on; see `Ledger.set_window`."""
+    refuse_uncountable(limit=limit or Limit())
+    tree = Tree(connection)
+    tree.get(tenant)
+    keep(connection, tenant, span, limit)
+    if limit is None:
+        # Nobody counts on them from here on, so none may be found when the span is limited again.
+        prefix = prefix_of(span)
+        forget = "DELETE FROM account WHERE tenant = ? AND parent IS NULL AND id >= ? AND id < ?"
+        connection.execute(forget, (tenant, prefix, following(prefix)))
+        return
+    for account in tree.windows(tenant, at):
+        if account.id == account_of(tenant, span, at):
+            tree.change(account)
+    tree.save()
+
+
+def windows(connection: Connection, tenant: str, at: int) -> list[Window]:
+    """The limited windows of a tenant around a time."""
+    found = {account.id: account.balance for account in Tree(connection).windows(tenant, at)}
+    named = ((span, account_of(tenant, span, at)) for span in Span)
+    return [Window(span, label(span, at), *bounds(span, at), found[id]) for span, id in named if id in found]

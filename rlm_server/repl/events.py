@@ -1,0 +1,73 @@
+"""What guest code makes happen, in a run's turn as in a session's, as values that are shown and kept.
+
+The names of the bodies and of their fields are those of the protocol's `RunEvent`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rlm_server.contexts.lineage import Passage
+from rlm_server.ledger.amounts import Amounts
+from sandbox.turn import Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """The code printed; `stream` is stdout or stderr."""
+
+    stream: Literal["stdout", "stderr"]
+    text: str
+    kind: Literal["output"] = "output"
+
+
+@dataclass(frozen=True, slots=True)
+class CallStarted:
+    """The code calls a model."""
+
+    call_id: str
+    model: str
+    prompt_characters: int
+    kind: Literal["call_started"] = "call_started"
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedCall:
+    """A model call of the code's ended; `memo`: it was answered from an identical one, free.
+
+    `model` is the one that answered, which is another than was asked where a fallback did.
+    """
+
+    call_id: str
+    model: str
+    spent: Amounts
+    memo: bool = False
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallFinished:
+    """A model call of the code's ended."""
+
+    call: FinishedCall
+    reply_characters: int
+    kind: Literal["call_finished"] = "call_finished"
+
+
+@dataclass(frozen=True, slots=True)
+class CallTraced:
+    """Which parts of the run's context stand word for word in the prompt of a call; `more`: there may be others."""
+
+    call_id: str
+    passages: tuple[Passage, ...]
+    more: bool
+    kind: Literal["call_traced"] = "call_traced"
+
+
+@dataclass(frozen=True, slots=True)
+class CodeFinished:
+    """A code block ended."""
+
+    result: Turn
+    kind: Literal["code_finished"] = "code_finished"

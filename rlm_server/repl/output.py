@@ -1,0 +1,49 @@
+"""Gathers what code prints into events of a sensible size."""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+from collections.abc import Callable
+from typing import Literal
+
+from rlm_server.repl.events import Printed
+
+EVERY_SECONDS = 0.1
+_NAMES: dict[int, Literal["stdout", "stderr"]] = {1: "stdout", 2: "stderr"}
+
+
+class OutputBatcher:
+    """Collects output for the length of one turn, as a context manager."""
+
+    def __init__(self, emit: Callable[[Printed], None]) -> None:
+        self._emit = emit
+        self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in _NAMES}
+        self._parts: list[tuple[int, str]] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self, stream: int, data: bytes) -> None:
+        """Take what was printed."""
+        self._parts.append((stream, self._decoders[stream].decode(data)))
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(EVERY_SECONDS, self._flush)
+
+    def _flush(self) -> None:
+        self._timer = None
+        parts, self._parts = self._parts, []
+        while parts:
+            stream = parts[0][0]
+            same = next((i for i, (other, _) in enumerate(parts) if other != stream), len(parts))
+            text = "".join(text for _, text in parts[:same])
+            if text:
+                self._emit(Printed(_NAMES[stream], text))
+            parts = parts[same:]
+
+    def __enter__(self) -> OutputBatcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._timer:
+            self._timer.cancel()
+        self._parts += [(stream, decoder.decode(b"", True)) for stream, decoder in self._decoders.items()]
+        self._flush()

@@ -1,0 +1,35 @@
+"""What a node has to read, and where in the run's context it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from sandbox.corpora import coverage
+from sandbox.corpora.corpus import Corpus
+from sandbox.corpora.coverage import Range
+
+Origin = Callable[[int], tuple[int, int]]
+"""Of a document of a node's text: which document of the run's context it is part of, and from which character on."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeContext:
+    """A text a node reads. `origin` is None where it is not part of the run's context."""
+
+    corpus: Corpus
+    origin: Origin | None = None
+
+
+def whole_context(corpus: Corpus) -> NodeContext:
+    """Return the run's context as what its root reads."""
+    return NodeContext(corpus, lambda document: (document, 0))
+
+
+def traced_back(node_context: NodeContext, blocks: int) -> Iterable[Range]:
+    """Yield the ranges of the run's context that blocks of a node's text are."""
+    if node_context.origin is None:
+        return
+    for found in coverage.ranges(node_context.corpus, blocks):
+        document, start = node_context.origin(found.document)
+        yield Range(document, start + found.start, start + found.end)

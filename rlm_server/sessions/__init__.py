@@ -1,0 +1,1 @@
+"""REPLs for callers who bring their own loop."""

@@ -1,0 +1,1 @@
+"""Texts in the form a guest's `str` has in memory."""

@@ -1,0 +1,85 @@
+"""Which parts of a corpus have been looked at: sets of blocks, as the bits of an integer, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sandbox.corpora.corpus import BLOCK, Corpus
+from sandbox.memory.memory import PAGE
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Characters of a document, from `start` up to and without `end`."""
+
+    document: int
+    start: int
+    end: int
+
+
+def runs(blocks: int) -> Iterator[tuple[int, int]]:
+    """Yield runs of blocks that follow each other, each as (first, how many)."""
+    bits = bin(blocks)[:1:-1]
+    at = bits.find("1")
+    while at >= 0:
+        end = bits.find("0", at)
+        end = len(bits) if end < 0 else end
+        yield at, end - at
+        at = bits.find("1", end)
+
+
+def of_runs(given: list[list[int]], most: int) -> int:
+    """Return the set of blocks that consists of these runs, all of which are below `most`.
+
+    Raises:
+        ValueError, TypeError: they are not.
+    """
+    blocks = 0
+    for first, count in given:
+        if type(first) is not int or type(count) is not int or not 0 <= first < first + count <= most:
+            raise ValueError(f"{count} blocks from {first} on are not among {most}")
+        blocks |= (1 << count) - 1 << first
+    return blocks
+
+
+def of_range(corpus: Corpus, found: Range) -> int:
+    """Return the set of blocks that a range is in, wholly or in part."""
+    text, first = corpus[found.document], corpus.first_block(found.document)
+    if found.start >= found.end:
+        return 0
+    if corpus.copied(found.document):
+        return 1 << first
+    skipped, width = text.offset % PAGE, text.form.width
+    start, end = ((skipped + at * width) // BLOCK for at in (found.start, found.end - 1))
+    return (1 << end + 1) - (1 << start) << first
+
+
+def ranges(corpus: Corpus, blocks: int) -> Iterator[Range]:
+    """Yield the ranges of a corpus that its blocks make up, in order."""
+    for first, count in runs(blocks):
+        block, end = first, min(first + count, corpus.blocks)
+        while block < end:
+            document = corpus.document_of(block)
+            after = corpus.first_block(document + 1)
+            found = _characters(corpus, document, block, min(end, after))
+            if found.start < found.end:
+                yield found
+            block = after
+
+
+def fraction(corpus: Corpus, blocks: int) -> float:
+    """Return the part of a corpus's characters that has been looked at, from 0 to 1; 1 where there are none."""
+    every = corpus.characters
+    return sum(found.end - found.start for found in ranges(corpus, blocks)) / every if every else 1.0
+
+
+def _characters(corpus: Corpus, document: int, block: int, end: int) -> Range:
+    text, first = corpus[document], corpus.first_block(document)
+    if corpus.copied(document):
+        return Range(document, 0, text.characters)
+    skipped, width = text.offset % PAGE, text.form.width
+    start = max(0, (block - first) * BLOCK - skipped) // width
+    return Range(
+        document, min(start, text.characters), min(((end - first) * BLOCK - skipped) // width, text.characters)
+    )

@@ -1,0 +1,1 @@
+"""Host memory: mappings, pages, and what the kernel knows of them."""

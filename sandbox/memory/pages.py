@@ -1,0 +1,310 @@
+"""Pages of guest memory in a file: what a checkpoint keeps.
+
+The file has slots of a page each, and a table says in which slots the pages are. Pages that changed are written to free
+slots, and count only once the change is taken: whoever dies in between leaves the pages as they were. So a worker
+process writes the file, and the server, which has it too, takes the change when it hears that the turn has ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from sandbox.memory.memory import MAPPING, PAGE, Runs, give_back, in_memory, share, unmap
+
+MAX_BUFFERS = 1024
+"""Of one call of the kernel: IOV_MAX."""
+ADDRESSABLE = (1 << 32) // PAGE
+WINDOW = 2048
+"""Slots from the first on that are mapped where pages are written: copying into them needs no call of the kernel."""
+
+
+class Extent(NamedTuple):
+    """`length` pages of memory from `page` on, in as many slots from `slot` on."""
+
+    page: int
+    slot: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Pages that were written, in ascending order. Where it is `whole`, all other pages are gone."""
+
+    written: tuple[Extent, ...] = ()
+    whole: bool = False
+    _encoded: list[bytes] = field(default_factory=list, compare=False, repr=False)
+
+    def encode(self) -> bytes:
+        """Write the extents for another process."""
+        if not self._encoded:
+            self._encoded.append(array("I", [number for extent in self.written for number in extent]).tobytes())
+        return self._encoded[0]
+
+    @classmethod
+    def decode(cls, data: bytes, *, whole: bool) -> Change:
+        """Read what `encode` wrote.
+
+        Raises:
+            ValueError: it is no change of a guest's memory.
+        """
+        values = array("I", data)
+        if len(values) % 3:
+            raise ValueError("part of an extent")
+        written = tuple(map(Extent, values[::3], values[1::3], values[2::3]))
+        end = 0
+        for page, slot, length in written:
+            if page < end or not 0 < length <= ADDRESSABLE - page or slot + length > 2 * ADDRESSABLE:
+                raise ValueError(f"an extent of {length} pages from {page} in slot {slot}")
+            end = page + length
+        return cls(written, whole)
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where runs of pages go: the change this makes, what to copy within memory as (to, from), and what to write."""
+
+    change: Change
+    moves: tuple[tuple[memoryview, memoryview], ...]
+    beyond: tuple[Extent, ...]
+
+
+class PageFile:
+    """A file of pages, with its table. It owns its descriptor.
+
+    A file whose descriptor is given is another process's as well, and a change must not touch what counts there.
+    """
+
+    def __init__(self, fd: int | None = None, table: Sequence[Extent] = ()) -> None:
+        self._shared = fd is not None
+        self.fd = in_memory("pages", WINDOW * PAGE) if fd is None else fd
+        self.table: Sequence[Extent] = table
+        self._end = max((slot + length for _, slot, length in table), default=0)
+        self._free: list[tuple[int, int]] | None = None  # (slot, length); None where it is to be found out
+        self._window = 0
+        self._runs: Runs | None = None
+        self._places: list[_Place] = []  # where these runs can be written: one place, or two in turn
+
+    def __len__(self) -> int:
+        return sum(extent.length for extent in self.table)
+
+    def write(self, memory: int, runs: Runs, *, whole: bool) -> Change:
+        """Write runs of pages of the memory at an address to free slots. `whole` says that all other pages are gone.
+
+        Pages that were the same ones the last time, in the very same list, go to where they were, or in a shared file
+        to where they were the time before.
+        """
+        place = self._known_place(runs) if whole else None
+        if place is None:
+            place = self._new_place(memory, runs, whole=whole)
+        for to, source in place.moves:
+            to[:] = source
+        if place.beyond:
+            _transfer(os.pwritev, self.fd, _view(memory, runs), place.beyond)
+        return place.change
+
+    def _known_place(self, runs: Runs) -> _Place | None:
+        if runs is not self._runs:
+            self._runs, self._places = runs, []
+        if not self._shared:
+            return self._places[0] if self._places else None
+        if len(self._places) < 2:
+            return None
+        return self._places[self.table == self._places[0].change.written]
+
+    def _new_place(self, memory: int, runs: Runs, *, whole: bool) -> _Place:
+        first = not self._end  # a session may end after a turn: then a window would not have been worth it
+        if not first and not self._window and MAPPING:
+            self._window = share(self.fd, WINDOW * PAGE)
+        within = WINDOW if self._window else 0
+        written = tuple(self._placed(runs))
+        source, window = _view(memory, runs), _view(self._window, [(0, within * PAGE)])
+        moves = tuple(
+            (window[slot * PAGE : (slot + length) * PAGE], source[page * PAGE : (page + length) * PAGE])
+            for page, slot, length in written
+            if slot + length <= within
+        )
+        beyond = tuple(extent for extent in written if extent.slot + extent.length > within)
+        place = _Place(Change(written, whole), moves, beyond)
+        if whole and not first:
+            self._places.append(place)
+        elif not whole:
+            self._runs, self._places = None, []
+        return place
+
+    def _placed(self, runs: Runs) -> Iterator[Extent]:
+        """Yield the runs in free slots, the lowest first, each run cut where its slots are not together."""
+        free = self._holes(self._end) if self._free is None else self._free
+        self._free = free
+        slot, room = 0, 0
+        for at, size in runs:
+            page, left = at // PAGE, size // PAGE
+            while left:
+                if not room:
+                    slot, room = free.pop(0) if free else (self._end, 0)
+                    if not room:
+                        room = left
+                        self._end += left
+                length = min(left, room)
+                yield Extent(page, slot, length)
+                page, slot, left, room = page + length, slot + length, left - length, room - length
+        if room:
+            free.insert(0, (slot, room))
+
+    def trim(self) -> None:
+        """Free the memory of slots that nothing counts on. Nobody may be writing the file."""
+        for slot, length in self._holes(os.fstat(self.fd).st_size // PAGE):
+            give_back(self.fd, slot * PAGE, length * PAGE)
+
+    def _holes(self, end: int) -> list[tuple[int, int]]:
+        found, at = [], 0
+        for _, slot, length in sorted(self.table, key=_slot):
+            if slot > at:
+                found.append((at, slot - at))
+            at = slot + length
+        if at < end:
+            found.append((at, end - at))
+        return found
+
+    def take(self, change: Change) -> None:
+        """Have a change count: from now on its pages are in the slots it names."""
+        if change.whole:
+            self.table, self._free = change.written, None
+        else:
+            freed: list[tuple[int, int]] = []
+            self.table = _overlaid(self.table, change.written, freed)
+            if self._free is not None:
+                self._free = _joined([*self._free, *freed])
+
+    def read_into(self, memory: memoryview) -> None:
+        """Put every page into its place in a memory.
+
+        Raises:
+            EOFError: the file is shorter than its table says.
+        """
+        _transfer(os.preadv, self.fd, memory, sorted(self.table, key=_slot))
+
+    def contents(self) -> Iterator[bytes]:
+        """Yield the pages in ascending order, up to a MiB at once.
+
+        Raises:
+            EOFError: the file is shorter than its table says.
+        """
+        for _, slot, count in self.table:
+            for at in range(slot * PAGE, (slot + count) * PAGE, 1 << 20):
+                size = min(1 << 20, (slot + count) * PAGE - at)
+                piece = os.pread(self.fd, size, at)
+                if len(piece) != size:
+                    raise EOFError(_CUT)
+                yield piece
+
+    def fill(self, runs: Runs, contents: Iterable[bytes]) -> None:
+        """Take runs of pages from their contents, in order and one after another. The file must be empty."""
+        at = 0
+        for piece in contents:
+            view = memoryview(piece)
+            while view:
+                done = os.pwrite(self.fd, view, at)
+                view, at = view[done:], at + done
+        self.table = list(self._placed(runs))
+
+    @property
+    def runs(self) -> Runs:
+        """The pages as (offset, bytes)."""
+        return [(page * PAGE, count * PAGE) for page, _, count in self.table]
+
+    def copy(self) -> PageFile:
+        """Return an independent copy."""
+        made = PageFile()
+        try:
+            made.fill(self.runs, self.contents())
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    def close(self) -> None:
+        """Give up the file."""
+        if self._window:
+            unmap(self._window, WINDOW * PAGE)
+            self._window = 0
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _view(address: int, runs: Runs) -> memoryview:
+    """Return memory from an address to the end of the last run."""
+    size = sum(runs[-1]) if runs else 0
+    return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+
+
+def _slot(extent: Extent) -> int:
+    return extent.slot
+
+
+def _overlaid(old: Sequence[Extent], new: tuple[Extent, ...], freed: list[tuple[int, int]]) -> list[Extent]:
+    """Return the new extents, and the old ones where these leave room; add the slots of the rest to `freed`."""
+    made: list[Extent] = []
+    waiting = iter(old)
+    extent = next(waiting, None)
+    for page, slot, count in new:
+        end = page + count
+        while extent and extent.page < end:
+            start, was, length = extent
+            if start + length <= page:
+                made.append(extent)
+            else:
+                if start < page:
+                    made.append(Extent(start, was, page - start))
+                first, last = max(start, page), min(start + length, end)
+                freed.append((was + first - start, last - first))
+                if start + length > end:
+                    extent = Extent(end, was + end - start, start + length - end)
+                    break
+            extent = next(waiting, None)
+        made.append(Extent(page, slot, count))
+    if extent:
+        made.append(extent)
+    return [*made, *waiting]
+
+
+def _joined(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return pieces (start, count) in ascending order, those that touch joined."""
+    if not pieces:
+        return pieces
+    pieces.sort()
+    made = [pieces[0]]
+    for start, count in pieces[1:]:
+        last, length = made[-1]
+        if last + length == start:
+            made[-1] = (last, length + count)
+        else:
+            made.append((start, count))
+    return made
+
+
+_CUT = "the file of a session's pages is cut short"
+
+
+def _transfer(
+    call: Callable[[int, list[memoryview], int], int], fd: int, memory: memoryview, extents: Iterable[Extent]
+) -> None:
+    """Move pages between a memory and a file: with each call of the kernel as many as lie together in the file."""
+    buffers: list[memoryview] = []
+    start = end = size = 0
+    for page, slot, count in extents:
+        if buffers and (slot != end or len(buffers) == MAX_BUFFERS):
+            if call(fd, buffers, start * PAGE) != size:
+                raise EOFError(_CUT)
+            buffers = []
+        if not buffers:
+            start, size = slot, 0
+        buffers.append(memory[page * PAGE : (page + count) * PAGE])
+        end, size = slot + count, size + count * PAGE
+    if buffers and call(fd, buffers, start * PAGE) != size:
+        raise EOFError(_CUT)

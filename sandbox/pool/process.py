@@ -1,0 +1,263 @@
+"""The server's side of one worker process: starting it, speaking with it, noticing that it hangs or died."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from sandbox.limits import Limits
+from sandbox.memory.memory import PAGE
+from sandbox.memory.pages import PageFile
+from sandbox.vm.checkpoint import Checkpoint
+from sandbox.vm.image import Loaded
+from sandbox.wire.frames import Frame, Kind, Parser, WireError, send_descriptor
+from sandbox.wire.sessions import write_session
+
+log = logging.getLogger(__name__)
+
+START_SECONDS = 60.0
+PING_SECONDS = 2.0
+SILENCE_SECONDS = 30.0
+"""A worker that does not answer for so long is killed."""
+MAX_HELD_BYTES = 8 << 30
+"""A worker that holds more memory than this is killed."""
+
+# Isolated from the environment and the current folder, with this very package.
+_ROOT = str(Path(__file__).parents[2])
+_PROGRAM = f"import sys; sys.path.insert(0, {_ROOT!r}); from sandbox.worker.worker import main; main()"
+
+Listener = Callable[[Frame | None], None]
+"""Told of every frame about a session; None when the worker has died."""
+
+
+class WorkerLost(Exception):
+    """The worker died or was killed; its sessions can go on in another."""
+
+
+async def started(loaded: Loaded, most_bytes: int = MAX_HELD_BYTES) -> Process:
+    """Start a worker, which may hold so much memory, and wait until it is loaded and confined.
+
+    Raises:
+        WorkerLost: it did not start.
+    """
+    ours, theirs = socket.socketpair()
+    our_descriptors, their_descriptors = socket.socketpair()
+    try:
+        with theirs, their_descriptors:
+            handed = (theirs.fileno(), their_descriptors.fileno())
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-I", "-c", _PROGRAM, *map(str, handed), pass_fds=handed, env={}, cwd="/",
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+            )  # fmt: skip
+        worker = Process(process, our_descriptors, most_bytes)
+    except BaseException as error:
+        ours.close()
+        our_descriptors.close()
+        if isinstance(error, ProcessLookupError):
+            raise WorkerLost("a worker process died as it started") from None
+        raise
+    try:
+        await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)
+        async with asyncio.timeout(START_SECONDS):
+            await worker.load(loaded)
+    except TimeoutError:
+        await worker.close()
+        raise WorkerLost("a worker process did not start in time") from None
+    except BaseException:
+        await worker.close()
+        raise
+    return worker
+
+
+class Process(asyncio.Protocol):
+    """A worker process. Frames from it are told to whoever follows their session."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, descriptors: socket.socket, most_bytes: int
+    ) -> None:  # fmt: skip
+        self._process = process
+        self._handle = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
+        self._most_bytes = most_bytes
+        self._pages: dict[int, PageFile] = {}
+        descriptors.setblocking(False)
+        self._descriptors = descriptors
+        self._parser = Parser()
+        self._transport: asyncio.Transport | None = None
+        self._listeners: dict[int, Listener] = {}
+        self._ready: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._last_descriptor = 0
+        self._unsent: deque[tuple[int, int]] = deque()
+        self._last_heard = 0.0
+        self._watch: asyncio.Task[None] | None = None
+        self.alive = True
+        self.unconfined = ""
+        """Why the worker is not in a jail; empty where it is."""
+
+    # ---- the connection ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Take what arrived. A worker that sends no frames is killed."""
+        self._last_heard = asyncio.get_running_loop().time()
+        try:
+            for frame in self._parser.feed(data):
+                if frame.kind is Kind.READY:
+                    if not self._ready.done():
+                        self._ready.set_result(frame)
+                elif listener := self._listeners.get(frame.session):
+                    listener(frame)
+        except WireError as error:
+            log.error("worker %d was killed: it sent %s", self._process.pid, error)  # noqa: TRY400
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Note that the worker is gone, and tell everyone who waits for it."""
+        self.alive = False
+        self._drop_descriptors()
+        if not self._ready.done():
+            self._ready.set_exception(WorkerLost("a worker process did not start"))
+            self._ready.exception()  # it may be that nobody asks
+        for listener in list(self._listeners.values()):
+            listener(None)
+
+    def send(self, frame: Frame) -> None:
+        """Send a frame; to a worker that has died it goes nowhere."""
+        if self._transport and self.alive:
+            self._transport.writelines(frame.encode())
+
+    def hand_over(self, fd: int) -> int:
+        """Give the worker a descriptor and return the number it goes by."""
+        if not self.alive:
+            raise WorkerLost("the process that was to run the turn died")
+        self._last_descriptor += 1
+        self._unsent.append((self._last_descriptor, os.dup(fd)))
+        if len(self._unsent) == 1:
+            self._send_descriptors()
+        return self._last_descriptor
+
+    def _send_descriptors(self) -> None:
+        """Send what the socket takes now and the rest later: the worker takes one only when a frame names it."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._unsent:
+                number, fd = self._unsent[0]
+                send_descriptor(self._descriptors, number, fd)
+                os.close(fd)
+                self._unsent.popleft()
+        except BlockingIOError:
+            loop.add_writer(self._descriptors, self._send_descriptors)
+        except OSError:
+            self.kill()
+        else:
+            loop.remove_writer(self._descriptors)
+
+    def _drop_descriptors(self) -> None:
+        if self._descriptors.fileno() >= 0:
+            asyncio.get_running_loop().remove_writer(self._descriptors)
+            self._descriptors.close()
+        while self._unsent:
+            os.close(self._unsent.popleft()[1])
+
+    # ---- sessions ------------------------------------------------------------------------------------------------
+
+    async def load(self, loaded: Loaded) -> None:
+        """Have the worker load the program and its images, and confine itself."""
+        stdlib = os.open(loaded.stdlib, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            images = {
+                name: {"descriptor": self.hand_over(image.fd), "size": image.size}
+                for name, image in loaded.images.items()
+            }
+            header = {"compiled": str(Path(loaded.compiled)), "stdlib": self.hand_over(stdlib), "images": images}
+        finally:
+            os.close(stdlib)
+        self.send(Frame(Kind.LOAD, header=header))
+        self.unconfined = str((await self._ready).header.get("unconfined", ""))
+        self._last_heard = asyncio.get_running_loop().time()
+        self._watch = asyncio.create_task(self._keep_watch())
+
+    def open(self, session: int, checkpoint: Checkpoint, limits: Limits) -> None:
+        """Bring a session into the worker.
+
+        Raises:
+            WorkerLost: the worker has died.
+            OSError: a text cannot be opened.
+        """
+        self.send(write_session(session, checkpoint, limits, self.hand_over))
+        self._pages[session] = checkpoint.pages
+
+    def leave(self, session: int) -> None:
+        """Have the worker forget a session."""
+        self._pages.pop(session, None)
+        self.send(Frame(Kind.CLOSE, session))
+
+    def follow(self, session: int, listener: Listener) -> None:
+        """Tell `listener` of every frame about a session, until `unfollow`."""
+        if not self.alive:
+            raise WorkerLost("the process that was to run the turn died")
+        self._listeners[session] = listener
+
+    def unfollow(self, session: int) -> None:
+        """Tell of the session's frames no longer."""
+        self._listeners.pop(session, None)
+
+    # ---- the end -------------------------------------------------------------------------------------------------
+
+    async def _keep_watch(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self.alive:
+            self.send(Frame(Kind.PING))
+            await asyncio.sleep(PING_SECONDS)
+            held = self._held_bytes()
+            if held > self._most_bytes:
+                log.error("worker %d was killed: it holds %d bytes of memory", self._process.pid, held)
+                self.kill()
+            elif loop.time() - self._last_heard > SILENCE_SECONDS:
+                log.error("worker %d was killed: it does not answer", self._process.pid)
+                self.kill()
+
+    def _held_bytes(self) -> int:
+        """Return the memory the worker holds: its own, and in the files of its sessions' pages.
+
+        Pages of files, such as texts, are the page cache's, and are resident once for each session that reads them.
+        """
+        files = sum(os.fstat(pages.fd).st_blocks for pages in self._pages.values() if pages.fd >= 0) * 512
+        try:
+            _, resident, shared, *_ = map(int, Path(f"/proc/{self._process.pid}/statm").read_text().split())
+        except (OSError, ValueError):
+            return files
+        return files + (resident - shared) * PAGE
+
+    def kill(self) -> None:
+        """End the process at once; nothing more is asked of it."""
+        self.alive = False
+        with suppress(ProcessLookupError):
+            if self._handle >= 0:  # asyncio's way would take the process's end from whoever waits for it
+                signal.pidfd_send_signal(self._handle, signal.SIGKILL)
+            elif not hasattr(os, "pidfd_open"):
+                self._process.kill()
+
+    async def close(self) -> None:
+        """End the process and wait until it is gone."""
+        if self._watch:
+            self._watch.cancel()
+        self.kill()
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+        if self._transport:
+            self._transport.abort()
+        self._drop_descriptors()
+        await self._process.wait()

@@ -1,0 +1,1 @@
+"""Python in WebAssembly: images, instances, and sessions within one process."""

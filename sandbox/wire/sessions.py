@@ -1,0 +1,191 @@
+"""Sessions between the server and a worker: how one is brought there, and what comes back after each turn.
+
+Both sides of each frame stand side by side here. Pages themselves are not sent: both have the file they are in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sandbox.corpora.corpus import BLOCK, Corpus
+from sandbox.corpora.coverage import of_runs, runs
+from sandbox.limits import Limits
+from sandbox.memory.memory import PAGE
+from sandbox.memory.pages import Change, PageFile
+from sandbox.turn import Status, Turn, read_turn, write_turn
+from sandbox.vm.checkpoint import Checkpoint
+from sandbox.vm.files import Files
+from sandbox.vm.instance import Image
+from sandbox.vm.mappings import ADDRESSES, MAX_MAPPED, REGION, Layout, Mapped
+from sandbox.wire.files import read_files, write_files
+from sandbox.wire.frames import Frame, Kind, WireError
+
+HandOver = Callable[[int], int]
+"""Gives a descriptor to the other side, and returns the number it goes by there."""
+
+
+def write_corpus(corpus: Corpus, hand_over: HandOver) -> list[int]:
+    """Write a corpus for a worker.
+
+    Raises:
+        OSError: a file of it cannot be opened.
+    """
+    with corpus.opened() as (source, index):
+        return [hand_over(source), hand_over(index)]
+
+
+def read_corpus(header: list[int], descriptor: HandOver) -> Corpus:
+    """Read a corpus in the worker; `descriptor` takes the one of a number. Raises `CorpusDamaged`."""
+    source, index = map(descriptor, header)
+    try:
+        return Corpus(source, index)
+    except BaseException:
+        os.close(source)
+        raise
+    finally:
+        os.close(index)
+
+
+def write_layout(layout: Layout) -> dict[str, Any]:
+    """Write what is laid over memory where, without the corpora."""
+    mapped = [[at.address, at.corpus, at.document] for at in layout.mapped]
+    return {"regions": [list(region) for region in layout.regions], "mapped": mapped}
+
+
+def read_layout(header: dict[str, Any], corpora: tuple[Corpus, ...], size: int) -> Layout:
+    """Read what is laid over `size` bytes of memory.
+
+    Raises:
+        ValueError, KeyError, TypeError, IndexError: it is nothing a guest can have.
+    """
+    regions = tuple((_whole(address, size), _whole(length, size - address)) for address, length in header["regions"])
+    mapped = []
+    for address, number, document in header["mapped"]:
+        corpus = corpora[_whole(number, len(corpora) - 1)]
+        length = corpus.text(_whole(document, len(corpus))).size
+        if _whole(address, size - length) % BLOCK:
+            raise ValueError(f"{address} is no address of a document")
+        mapped.append(Mapped(address, number, document))
+    if len(mapped) > MAX_MAPPED + len(corpora) or len(regions) > len(mapped) + ADDRESSES // REGION:
+        raise ValueError("more is mapped than may be")
+    return Layout(corpora, regions, tuple(mapped))
+
+
+def write_session(number: int, checkpoint: Checkpoint, limits: Limits, hand_over: HandOver) -> Frame:
+    """Write a session for a worker.
+
+    Raises:
+        OSError: a file of its corpora cannot be opened.
+    """
+    files, contents = write_files(checkpoint.files)
+    written = Change(tuple(checkpoint.pages.table)).encode()
+    header = {
+        "image": checkpoint.image.name,
+        "limits": asdict(limits),
+        "size": checkpoint.size,
+        "clock": checkpoint.clock_offset,
+        "pages": hand_over(checkpoint.pages.fd),
+        "written": len(written),
+        "files": files,
+        "corpora": [write_corpus(corpus, hand_over) for corpus in checkpoint.layout.corpora],
+        "layout": write_layout(checkpoint.layout),
+    }
+    return Frame(Kind.OPEN, number, header=header, data=written + contents)
+
+
+def read_session(frame: Frame, images: Mapping[str, Image], descriptor: HandOver) -> tuple[Checkpoint, Limits]:
+    """Read a session in the worker."""
+    header, split = frame.header, frame.header["written"]
+    image = images[header["image"]]
+    table = Change.decode(frame.data[:split], whole=True).written
+    pages = PageFile(descriptor(header["pages"]), table)
+    corpora = tuple(read_corpus(corpus, descriptor) for corpus in header["corpora"])
+    layout = read_layout(header["layout"], corpora, header["size"])
+    files = read_files(header["files"], frame.data[split:], image.files)
+    return Checkpoint(image, header["size"], pages, files, layout, header["clock"]), Limits(**header["limits"])
+
+
+@dataclass(slots=True)
+class SentState:
+    """What the server knows of a session beside its pages: what has not changed is not sent again."""
+
+    files: Files
+    layout: Layout
+    seen: list[int] = field(default_factory=list)
+    """Of each corpus, the blocks that code has looked at."""
+
+
+def write_end(number: int, request: int, turn: Turn, now: Checkpoint, change: Change, sent: SentState) -> Frame:
+    """Write how a turn ended and what is different from what the server knows. Of `sent.seen`, only what is new."""
+    written = change.encode()
+    header: dict[str, Any] = {
+        "turn": write_turn(turn),
+        "size": now.size,
+        "whole": change.whole,
+        "written": len(written),
+    }
+    if now.layout is not sent.layout:
+        header["corpora"], header["layout"] = len(now.layout.corpora), write_layout(now.layout)
+    if any(sent.seen):
+        header["seen"] = [list(runs(blocks)) for blocks in sent.seen]
+    if now.files is not sent.files:
+        header["files"], contents = write_files(now.files)
+        written += contents
+    return Frame(Kind.DONE, number, request, header, written)
+
+
+def take_end(frame: Frame, checkpoint: Checkpoint, attached: Corpus | None) -> tuple[Turn, list[int]]:
+    """Take in the server how a turn ended and what it changed; `attached` is the corpus it was to attach.
+
+    Returns the turn, and the blocks of each corpus that code has looked at, even if the turn was undone.
+
+    Raises:
+        WireError: it is nothing a turn can have done; nothing of it is taken.
+    """
+    header, data = frame.header, frame.data
+    corpora_sent = checkpoint.layout.corpora + ((attached,) if attached else ())
+    try:
+        turn = read_turn(header["turn"])
+        written = _whole(header["written"], len(data))
+        change = Change.decode(data[:written], whole=header["whole"] is True)
+        size = _offset(header["size"])
+        corpora = (
+            corpora_sent[: _whole(header["corpora"], len(corpora_sent))]
+            if "layout" in header
+            else checkpoint.layout.corpora
+        )
+        layout = read_layout(header["layout"], corpora, size) if "layout" in header else checkpoint.layout
+        seen = [
+            of_runs(blocks, corpus.blocks) for blocks, corpus in zip(header.get("seen", ()), corpora_sent, strict=False)
+        ]
+        files = read_files(header["files"], data[written:], checkpoint.files) if "files" in header else None
+    except (KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
+        raise WireError(f"a turn that cannot be read: {error!r}") from None
+    if size < checkpoint.size:
+        raise WireError("a turn whose memory has shrunk")
+    if len(corpora) < len(checkpoint.layout.corpora):
+        raise WireError("a turn that has lost a corpus")
+    if change.written and (change.written[-1].page + change.written[-1].length) * PAGE > size:
+        raise WireError("a turn with pages outside its memory")
+    if turn.status is not Status.ROLLED_BACK:
+        checkpoint.pages.take(change)
+        checkpoint.size, checkpoint.layout = size, layout
+        if files is not None:
+            checkpoint.files = files
+    return turn, seen
+
+
+def _whole(value: object, most: int) -> int:
+    if type(value) is not int or not 0 <= value <= most:
+        raise ValueError(f"{value!r} is not within {most}")
+    return value
+
+
+def _offset(value: object) -> int:
+    offset = _whole(value, 1 << 32)
+    if offset % PAGE:
+        raise ValueError(f"{offset} is no offset of a page in guest memory")
+    return offset

@@ -1,0 +1,141 @@
+"""The threads of a worker: they run turns, and one at a time reads what the server says.
+
+Waking a thread on another processor costs more than many a turn takes. So whoever has nothing else to do reads: a
+thread without a turn, or one whose guest waits for a reply or sleeps. One that reads that a turn is to be run runs it
+itself, and wakes another to read only when the turn has lasted a tick.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+
+from sandbox.wire.frames import Channel, Frame
+
+Work = Callable[[], None]
+
+
+class LeaderFollowers:
+    """Threads that serve a channel. `take` deals with a frame at once, or returns the turn it asks for."""
+
+    def __init__(self, channel: Channel, take: Callable[[Frame], Work | None]) -> None:
+        self._channel = channel
+        self._take = take
+        self._lock = threading.Lock()  # of all below
+        self._changed = threading.Condition(self._lock)  # for those who wait for something
+        self._wanted = threading.Condition(self._lock)  # for those without work
+        self._reading = False
+        self._waiting = 0
+        self._idle = 0  # without work, and not called
+        self._called = 0  # and not there yet
+        self._queue: deque[Work] = deque()
+        self._started = False  # until then the channel is only a rehearsal's
+
+    def start(self) -> None:
+        """Start serving."""
+        with self._lock:
+            self._started = True
+            self._call_one()
+
+    def _call_one(self) -> None:
+        """Call a thread that has no work, or a new one. Each call brings one, however late it comes."""
+        self._called += 1
+        if self._idle:
+            self._idle -= 1
+            self._wanted.notify()
+        else:
+            threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            with self._lock:
+                self._called -= 1
+            while True:
+                self._next()()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+
+    def _next(self) -> Work:
+        """Return a turn to run: one that was left to others, or the next that is read of."""
+        with self._lock:
+            while self._reading and not self._queue:
+                self._idle += 1
+                self._wanted.wait()
+                self._called -= 1
+            if self._queue:
+                return self._queue.popleft()
+            self._reading = True
+        try:
+            while True:
+                work = self._read(None)
+                if work:
+                    return work
+        finally:
+            self._read_no_more()
+
+    def _read(self, seconds: float | None) -> Work | None:
+        """Wait for a frame, at most so long, and deal with it. Where the server is gone, so is the worker."""
+        try:
+            frame = self._channel.receive(seconds)
+        except (EOFError, ConnectionResetError):
+            os._exit(0)
+        return self._take(frame) if frame else None
+
+    def _read_no_more(self) -> None:
+        with self._lock:
+            self._reading = False
+            if self._waiting:
+                self._changed.notify_all()
+
+    # ---- for those who run a turn --------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """See that somebody reads while a turn goes on."""
+        with self._lock:
+            if self._started and not (self._reading or self._waiting or self._called):
+                self._call_one()
+
+    def until(self, done: Callable[[], bool], seconds: float | None) -> None:
+        """Wait until `done()`, or so long, and read meanwhile where nobody else does."""
+        end = None if seconds is None else time.monotonic() + seconds
+        while self._may_read(done, end):
+            try:
+                self._read_until(done, end)
+            finally:
+                self._read_no_more()
+
+    def _may_read(self, done: Callable[[], bool], end: float | None) -> bool:
+        """Wait until this thread may read, which it then must; False where there is nothing to wait for any more."""
+        with self._lock:
+            while True:
+                left = None if end is None else end - time.monotonic()
+                if done() or (left is not None and left <= 0):
+                    return False
+                if not self._reading:
+                    self._reading = True
+                    return True
+                self._waiting += 1
+                self._changed.wait(left)
+                self._waiting -= 1
+
+    def _read_until(self, done: Callable[[], bool], end: float | None) -> None:
+        while not done():
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                return
+            work = self._read(left)
+            if work:
+                with self._lock:
+                    self._queue.append(work)
+                    self._call_one()
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        with self._lock:
+            if self._waiting:
+                self._changed.notify_all()

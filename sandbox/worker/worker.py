@@ -1,0 +1,297 @@
+"""The process that runs one owner's guests; its arguments are the descriptors of its two sockets.
+
+It is started by exec with an empty environment and two sockets, loads what it is told to, and confines itself before it
+runs anything. It holds no secret and no state that cannot be lost: after every turn the pages that changed are in a
+file the server has too.
+
+Its threads are in `sandbox.worker.threads`.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+
+from sandbox.corpora.corpus import BLOCK, Corpus, in_memory
+from sandbox.corpora.corpus import Kind as CorpusKind
+from sandbox.door import HostCall, Reply
+from sandbox.limits import Limits
+from sandbox.memory import memory, pagetable
+from sandbox.turn import Turn
+from sandbox.vm import instance, wasi
+from sandbox.vm.checkpoint import Checkpoint
+from sandbox.vm.engine import THREAD_STACK_BYTES, Program
+from sandbox.vm.files import STDLIB_PATH, Files, Inode
+from sandbox.vm.instance import Image
+from sandbox.vm.session import Session
+from sandbox.wire.files import read_files, write_files
+from sandbox.wire.frames import Channel, Frame, Kind
+from sandbox.wire.sessions import SentState, read_corpus, read_session, write_end, write_layout
+from sandbox.worker import jail
+from sandbox.worker.threads import LeaderFollowers, Work
+
+MAX_OUTPUT = 1 << 14
+"""Bytes of output that wait for the next tick, request or end of the turn."""
+
+
+class _Served:
+    """A session of this worker. It is how the session's guest waits: by reading what the server says."""
+
+    def __init__(
+        self,
+        start: Checkpoint,
+        limits: Limits,
+        program: Program,
+        threads: LeaderFollowers,
+        channel: Channel,
+        number: int,
+    ):
+        self._threads = threads
+        self._channel = channel
+        self._number = number
+        self._sent = SentState(start.files, start.layout)
+        self._told: list[int] = []  # of each corpus, which blocks the server was told of
+        self._calls: dict[int, Future[Reply]] = {}
+        self._last_call = 0
+        self._output: list[Frame] = []
+        self._output_bytes = 0
+        self._lock = threading.Lock()  # of the two below
+        self._running = False
+        self._closing = False
+        self.session = Session(program, start, limits, self)
+
+    def turn(self, request: int, take: Callable[[], Turn]) -> Work:
+        """Return the work of running a turn and telling how it ended."""
+        self._running = True
+
+        def work() -> None:
+            ended = self._ended(request, take)
+            with self._lock:
+                self._running = False
+                closing = self._closing
+            self._send(ended)
+            if closing:
+                self._free()
+
+        return work
+
+    def _ended(self, request: int, take: Callable[[], Turn]) -> Frame:
+        try:
+            turn = take()
+        except MemoryError as error:
+            return Frame(Kind.FAILED, self._number, request, {"message": str(error)})
+        change = self.session.take_checkpoint()
+        now, sent, seen = self.session.checkpoint, self._sent, list(self.session.seen)
+        self._told += [0] * (len(seen) - len(self._told))
+        sent.seen = [blocks & ~told for blocks, told in zip(seen, self._told, strict=True)]
+        self._sent, self._told = SentState(now.files, now.layout), seen
+        return write_end(self._number, request, turn, now, change, sent)
+
+    def ask(self, call: HostCall) -> Future[Reply]:
+        """Send a request of the guest's to the server."""
+        self._last_call += 1
+        future: Future[Reply] = Future()
+        number = self._last_call
+        self._calls[number] = future
+        future.add_done_callback(lambda _: self._calls.pop(number, None))
+        self._send(Frame(Kind.CALL, self._number, number, data=call.frame))
+        return future
+
+    def answered(self, number: int, reply: bytes) -> None:
+        """Take the server's reply to a request."""
+        future = self._calls.get(number)
+        if future is not None and future.set_running_or_notify_cancel():
+            future.set_result(Reply(reply))
+
+    def printed(self, stream: int, data: bytes) -> None:
+        """Send on what the guest printed, soon."""
+        self._output.append(Frame(Kind.OUTPUT, self._number, stream, data=data))
+        self._output_bytes += len(data)
+        if self._output_bytes > MAX_OUTPUT:
+            self._send()
+
+    def _send(self, *frames: Frame) -> None:
+        """Send what was printed, and then frames."""
+        output, self._output, self._output_bytes = self._output, [], 0
+        self._channel.send(*output, *frames)
+
+    def until(self, done: Callable[[], bool], seconds: float | None) -> None:
+        """Wait, and read meanwhile."""
+        self._send()
+        self._threads.until(done, seconds)
+
+    def wake(self) -> None:
+        """Have those who wait look again."""
+        self._threads.wake()
+
+    def tick(self) -> None:
+        """Send what was printed, and see that somebody reads."""
+        if self._output:
+            self._send()
+        self._threads.tick()
+
+    def close(self) -> None:
+        """End the session; a running turn is stopped first, and whoever runs it closes."""
+        self.session.interrupt()
+        with self._lock:
+            self._closing = True
+            if self._running:
+                return
+        self._free()
+
+    def _free(self) -> None:
+        corpora = self.session.checkpoint.layout.corpora
+        self.session.close()
+        for corpus in corpora:
+            _close(corpus)
+
+
+class Worker:
+    """Serves frames until the server goes away."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self._threads = LeaderFollowers(channel, self._take)
+        self._served: dict[int, _Served] = {}
+        self._program: Program
+        self._images: dict[str, Image] = {}
+
+    def serve(self) -> None:
+        """Load, on the only thread there is, and then serve until the server is gone, which ends the process."""
+        frame = self._channel.receive()
+        if frame is not None:
+            self._load(frame)
+            self._threads.start()
+            threading.Event().wait()
+
+    def _take(self, frame: Frame) -> Work | None:
+        served = self._served.get(frame.session)
+        match frame.kind:
+            case Kind.PING:
+                self._channel.send(Frame(Kind.READY))
+            case Kind.OPEN:
+                self._open(frame)
+            case Kind.ATTACH if served:
+                session, name = served.session, frame.header["name"]
+                corpus = read_corpus(frame.header["corpus"], self._channel.descriptor)
+                return served.turn(frame.number, lambda: _attached(session, name, corpus))
+            case Kind.EXECUTE if served:
+                code = frame.data.decode("utf-8", "surrogatepass")
+                ask, printed, session = served.ask, served.printed, served.session
+                return served.turn(frame.number, lambda: session.execute(code, ask, printed))
+            case Kind.REPLY if served:
+                served.answered(frame.number, frame.data)
+            case Kind.INTERRUPT if served:
+                served.session.interrupt()
+            case Kind.CLOSE if served:
+                del self._served[frame.session]
+                served.close()
+        return None
+
+    def _load(self, frame: Frame) -> None:
+        """Load the program and its images, use one so that nothing is left to be loaded, and go to jail."""
+        header = frame.header
+        stdlib = self._channel.descriptor(header["stdlib"])
+        files = Files(Limits(), {STDLIB_PATH: Inode(2, mmap(stdlib, 0, access=ACCESS_READ))})
+        self._program = Program(Path(header["compiled"]), instance.FUNCTIONS, wasi.missing)
+        for name, image in header["images"].items():
+            fd = self._channel.descriptor(image["descriptor"])
+            self._images[name] = Image(name, fd, image["size"], files)
+        problem = ""
+        try:
+            _warm_up(self._program, next(iter(self._images.values())))
+            jail.confine()
+            jail.self_test()
+        except jail.JailError as error:
+            problem = str(error)
+        self._channel.send(Frame(Kind.READY, header={"unconfined": problem}))
+
+    def _open(self, frame: Frame) -> None:
+        start, limits = read_session(frame, self._images, self._channel.descriptor)
+        served = _Served(start, limits, self._program, self._threads, self._channel, frame.session)
+        self._served[frame.session] = served
+
+
+def _attached(session: Session, name: str, corpus: Corpus) -> Turn:
+    """Attach a corpus, whose descriptor goes with the session from then on, or at once where that fails."""
+    try:
+        return session.attach(name, corpus)
+    finally:
+        if corpus not in session.checkpoint.layout.corpora:
+            _close(corpus)
+
+
+def _close(corpus: Corpus) -> None:
+    if isinstance(corpus.source, int):
+        os.close(corpus.source)
+
+
+def _warm_up(program: Program, image: Image) -> None:
+    """Go once through everything a turn may need, errors included, while modules can still be loaded."""
+    here, there = socket.socketpair()
+    first, second = socket.socketpair()
+    channel = Channel(here, first)
+    limits = Limits()
+    served = _Served(Checkpoint.of(image), limits, program, LeaderFollowers(channel, lambda _: None), channel, 0)
+    session = served.session
+    problems: list[Exception] = []
+
+    def turns() -> None:
+        with (
+            in_memory(["text"], CorpusKind.TEXT) as text,
+            in_memory(["one", "2" * BLOCK], CorpusKind.DOCUMENTS) as documents,
+        ):
+            warm_up(text, documents)
+
+    def warm_up(text: Corpus, documents: Corpus) -> None:
+        session.attach("text", text)
+        session.attach("documents", documents)
+        for code in _WARM_UP_TURNS:
+            session.execute(code, served.ask, served.printed)
+        session.execute(_ENDLESS, served.ask, lambda *_: session.interrupt())
+        write_layout(session.checkpoint.layout)
+        read_files(*write_files(session.checkpoint.files), image.files)
+        pagetable.can_watch()
+        served.turn(0, lambda: session.execute("x = 1"))()
+        session.execute("x = 2")
+        session.checkpoint.fork().close()
+
+    def run() -> None:
+        try:
+            turns()
+        except Exception as problem:
+            problems.append(problem)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    program.clock.close()  # the jail is for a single thread and those it starts later
+    session.close()
+    for closing in (here, there, first, second):
+        closing.close()
+    if problems:
+        raise problems[0]
+
+
+_WARM_UP_TURNS = (
+    "open('/tmp/x', 'w').write('x')",
+    "1 / 0",
+    "import _documents\n_documents.located(documents[1][1:]), [len(d) for d in documents], documents.names",
+    "import time; time.sleep(0.001)",
+    "import os; os._exit(1)",
+)
+_ENDLESS = "print(1, flush=True)\nwhile True: pass"
+
+
+def main() -> None:
+    """Serve on the two sockets whose descriptors are the arguments."""
+    frames, descriptors = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:3])
+    threading.stack_size(THREAD_STACK_BYTES)
+    memory.give_back_freed()
+    Worker(Channel(frames, descriptors)).serve()

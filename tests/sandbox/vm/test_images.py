@@ -1,0 +1,217 @@
+"""The cache of images: used only if it is exactly what this installation built, and made anew otherwise."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox.limits import Limits
+from sandbox.vm import engine, image
+from sandbox.vm.image import ImageError, ImageSpec, Loaded, cache_folder, prepare
+from sandbox.vm.session import Session
+from tests.sandbox.repl import Repl
+
+TINY = ImageSpec("tiny", ("json",))
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Copy a folder by hard links: its files may be replaced, never changed."""
+    shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def built(loaded: Loaded, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache that holds the compiled module and a small image."""
+    folder = tmp_path_factory.mktemp("cache", numbered=True)
+    folder.chmod(0o700)
+    module = cache_folder() / f"module-{image._module_key()}"
+    (folder / module.name).mkdir()
+    for file in module.iterdir():
+        try:
+            os.link(file, folder / module.name / file.name)
+        except OSError:  # another file system
+            shutil.copy2(file, folder / module.name / file.name)
+    prepare([TINY], folder).program.close()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def cache(built: Path, tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "cache"
+    folder.mkdir(mode=0o700)
+    link_tree(built, folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def never_compile(monkeypatch: pytest.MonkeyPatch, built: Path) -> list[Path]:
+    """Compiling takes minutes: hand out what was compiled before, and note that it was asked for."""
+    asked: list[Path] = []
+    good = (built / f"module-{image._module_key()}" / "guest.cwasm").read_bytes
+
+    def compiled(wasm: Path) -> bytes:
+        asked.append(wasm)
+        return good()
+
+    monkeypatch.setattr(engine, "compile_module", compiled)
+    return asked
+
+
+def entry(cache: Path, kind: str) -> Path:
+    (found,) = cache.glob(f"{kind}-*")
+    return found
+
+
+def load(cache: Path) -> list[str]:
+    """Prepare the small image, see that it works, and return what had to be done for it."""
+    steps: list[str] = []
+    loaded = prepare([TINY], cache, steps.append)
+    session = Session(loaded.program, loaded.images["tiny"], Limits())
+    assert Repl(session).show("import json; json.dumps([1])") == "'[1]'"
+    session.close()
+    loaded.program.close()
+    return steps
+
+
+def replace(path: Path, change: Callable[[bytes], bytes]) -> None:
+    data = change(path.read_bytes())
+    path.unlink()
+    path.write_bytes(data)
+
+
+def flip(data: bytes) -> bytes:
+    middle = len(data) // 2
+    return data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+
+
+def test_what_is_intact_is_used_as_it_is(cache: Path, never_compile: list[Path]) -> None:
+    assert load(cache) == []
+    assert never_compile == []
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda e: replace(e / "memory", flip),
+        lambda e: replace(e / "memory", lambda data: data[:-4096]),
+        lambda e: (e / "memory").unlink(),
+        lambda e: (e / "manifest.json").unlink(),
+        lambda e: replace(e / "manifest.json", flip),
+        lambda e: replace(e / "manifest.json", lambda _: b"[]"),
+        lambda e: (e / "extra").write_bytes(b""),
+        lambda e: e.chmod(0o770),
+    ],
+    ids=[
+        "flipped bit",
+        "cut",
+        "no memory",
+        "no manifest",
+        "altered manifest",
+        "list",
+        "extra file",
+        "writable by the group",
+    ],
+)
+def test_an_image_that_is_not_as_it_was_built_is_built_again(
+    cache: Path, never_compile: list[Path], tamper: Callable[[Path], object]
+) -> None:
+    good = (entry(cache, "golden-tiny") / "memory").stat().st_size
+    tamper(entry(cache, "golden-tiny"))
+    steps = load(cache)
+    assert "damaged" in steps[0]
+    assert any("starting Python" in step for step in steps)
+    assert (entry(cache, "golden-tiny") / "memory").stat().st_size == good
+    assert never_compile == []
+
+
+def test_an_entry_made_for_something_else_is_not_used(cache: Path) -> None:
+    name = entry(cache, "golden-tiny")
+    manifest = json.loads((name / "manifest.json").read_text())
+    manifest["entry"] = "golden-other-0"
+    replace(name / "manifest.json", lambda _: json.dumps(manifest).encode())
+    assert "damaged" in load(cache)[0]
+
+
+@pytest.mark.parametrize(
+    "tamper",
+    [
+        lambda e: replace(e / "guest.cwasm", flip),
+        lambda e: replace(e / "guest.cwasm", lambda data: data[: len(data) // 2]),
+        lambda e: replace(e / "stdlib.zip", flip),
+    ],
+    ids=["flipped bit of code", "cut code", "flipped bit of the library"],
+)
+def test_a_module_that_is_not_as_it_was_compiled_is_compiled_again(
+    cache: Path, never_compile: list[Path], tamper: Callable[[Path], object]
+) -> None:
+    tamper(entry(cache, "module"))
+    assert any("compiling" in step for step in load(cache))
+    assert len(never_compile) == 1
+
+
+def test_another_prelude_is_another_image(cache: Path) -> None:
+    assert ImageSpec("tiny", ("json", "csv")).prelude() != TINY.prelude()
+    loaded = prepare([ImageSpec("tiny", ("json", "csv"))], cache)
+    loaded.program.close()
+    assert len(list(cache.glob("golden-tiny-*"))) == 2
+
+
+def test_what_an_interrupted_build_left_is_cleared_away(cache: Path) -> None:
+    (cache / "building-x" / "entry").mkdir(parents=True)
+    load(cache)
+    assert list(cache.glob("building-*")) == []
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o777])
+def test_a_cache_others_can_write_to_is_refused(cache: Path, mode: int) -> None:
+    cache.chmod(mode)
+    with pytest.raises(ImageError, match="writable by nobody else"):
+        prepare([TINY], cache)
+
+
+def test_an_artifact_that_is_not_the_pinned_one_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, never_compile: list[Path]
+) -> None:
+    artifacts = tmp_path / "artifacts"
+    artifacts.mkdir()
+    (artifacts / "python-snapshot.wasm").write_bytes(b"\0asm\1\0\0\0")
+    (artifacts / "python-stdlib.zip").write_bytes(b"PK")
+    monkeypatch.setenv("RLM_GUEST_ARTIFACTS", str(artifacts))
+    with pytest.raises(ImageError, match=r"python-snapshot\.wasm is not the pinned artifact: its SHA-256 is"):
+        prepare([TINY], tmp_path / "empty")
+    assert never_compile == []
+
+
+def test_an_image_that_does_not_start_says_why(cache: Path) -> None:
+    with pytest.raises(ImageError, match="'broken' does not start") as error:
+        prepare([ImageSpec("broken", ("no_such_module",))], cache)
+    assert "no_such_module" in str(error.value)
+    assert list(cache.glob("golden-broken-*")) == []
+
+
+def test_an_image_that_leaves_files_behind_is_refused(cache: Path, tmp_path: Path) -> None:
+    module = tmp_path / "untidy.py"
+    module.write_text("open('/tmp/left', 'w').close()")
+    with pytest.raises(ImageError, match="leaves files behind"):
+        prepare([ImageSpec("untidy", (), {"untidy": module})], cache)
+
+
+def test_an_applications_modules_are_there_from_the_start(cache: Path, tmp_path: Path) -> None:
+    module = tmp_path / "greeting.py"
+    module.write_text("import _runner\ndef greet(): return 'hello'\n_runner.reserved['greet'] = greet\n")
+    loaded = prepare([ImageSpec("greets", (), {"greeting": module})], cache)
+    session = Session(loaded.program, loaded.images["greets"], Limits())
+    repl = Repl(session)
+    assert repl.show("greet()") == "'hello'"
+    turn = repl.run("greet = None; y = 1")
+    assert [variable.name for variable in turn.variables] == ["y"]
+    assert repl.show("greet()") == "'hello'"
+    session.close()
+    loaded.program.close()

@@ -1,0 +1,93 @@
+"""A server in this process, on a free port of loopback, with scripted models."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from rlm_server.broker.providers.scripted import Script, ScriptedProvider
+from rlm_server.config.settings import Settings
+from rlm_server.ledger import Limit
+from rlm_server.server import Running, image_specs, serving
+from sandbox.vm.image import Loaded, prepare
+from tests.system.stage import USD, Caller, provider_of
+
+Served = Callable[..., AbstractAsyncContextManager["Server"]]
+
+
+@pytest.fixture(scope="session")
+def images() -> Iterator[Loaded]:
+    """The server's golden images, loaded once for all servers of these tests."""
+    made = prepare(image_specs(Settings.load()))
+    yield made
+    made.program.close()
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting and no provider's key comes from outside the tests."""
+    for name in (
+        "ANTHROPIC_API_KEY",
+        "OPENAI_API_KEY",
+        "RLM_CONFIG",
+        "RLM_LISTEN",
+        "RLM_DATA_DIR",
+        "RLM_MODELS",
+        "RLM_DATABASE_URL",
+    ):
+        monkeypatch.delenv(name, raising=False)
+
+
+@dataclass
+class Server:
+    """A server that runs, its caller, and where its data are."""
+
+    running: Running
+    data_dir: Path
+    caller: Caller
+    stack: AsyncExitStack
+
+    @property
+    def provider(self) -> ScriptedProvider:
+        return provider_of(self.running)
+
+    def another(self, key: str | None = "") -> Caller:
+        """Another client: of the same tenant, unless a key is given; None sends none."""
+        caller = Caller(self.running.address, self.running.key if key == "" else key)
+        self.stack.push_async_callback(caller.channel.close, None)
+        return caller
+
+    async def tenant(self, name: str, usd: int = 10) -> Caller:
+        """A client of another tenant."""
+        await self.running.tenants.ensure(name)
+        await self.running.ledger.open_account(name, tenant=name, parent=None, limit=Limit(nano_usd=usd * USD))
+        return self.another(await self.running.keys.create(name))
+
+
+@pytest.fixture
+def server(images: Loaded, tmp_path: Path) -> Served:
+    """Start a server: `async with server(script, **settings) as served`. The script plays the one model, "play"."""
+
+    @asynccontextmanager
+    async def start(
+        script: Script, others: Mapping[str, Script] = MappingProxyType({}), **settings: Any
+    ) -> AsyncIterator[Server]:
+        scripts = {"play": script, **others}
+        given = {"data_dir": tmp_path / "data", "listen": "127.0.0.1:0", "grace_seconds": 0.2, **settings}
+        loaded = Settings.load(**given)
+        ready = None if loaded.images else images  # one with images of its own loads them
+        async with (
+            serving(loaded, scripts=scripts, loaded=ready) as running,
+            AsyncExitStack() as stack,
+        ):
+            served = Server(running, given["data_dir"], Caller(running.address, running.key), stack)
+            stack.push_async_callback(served.caller.channel.close, None)
+            yield served
+
+    return start
