@@ -15,8 +15,10 @@ from sandbox.memory.pages import Change, PageFile
 from sandbox.vm import clocks
 from sandbox.vm.engine import Program
 from sandbox.vm.files import Files
-from sandbox.vm.instance import WATCHED_FROM, Image, Instance
+from sandbox.vm.guest_memory import WATCHED_FROM
+from sandbox.vm.instance import Image, Instance
 from sandbox.vm.mappings import Layout
+from sandbox.vm.waiting import Waiting
 
 
 @dataclass(slots=True)
@@ -42,18 +44,18 @@ class Checkpoint:
 
     def capture(self, instance: Instance) -> Change:
         """Take the state of the session's instance after a turn, and return which pages changed."""
-        runs, whole = instance.changed_pages()
-        change = self.pages.write(instance.base, runs, whole=whole)
+        runs, whole = instance.memory.changed_pages()
+        change = self.pages.write(instance.memory.base, runs, whole=whole)
         self.pages.take(change)
-        self.size = instance.size
+        self.size = instance.memory.size
         files = instance.changed_files()
         if files is not None:
             self.files = files
         self.layout = instance.mappings.layout
         return change
 
-    def restore(self, program: Program, limits: Limits) -> Instance:
-        """Make an instance in this state.
+    def restore(self, program: Program, limits: Limits, waiting: Waiting | None = None) -> Instance:
+        """Make an instance in this state, whose guest waits as `waiting` does it.
 
         Raises:
             EOFError: the file of pages is cut short.
@@ -61,14 +63,14 @@ class Checkpoint:
         """
         files = self.files.copy()
         files.limits = limits
-        instance = Instance(program, self.image, limits, files)
+        instance = Instance(program, self.image, limits, files, waiting)
         try:
             instance.clock_offset = self.clock_offset
-            instance.grow(self.size)
+            instance.memory.grow(self.size)
             instance.mappings.restore(self.layout)
-            self.pages.read_into(instance.view())
+            self.pages.read_into(instance.memory.view())
             if len(self.pages) > WATCHED_FROM:
-                instance.watch()
+                instance.memory.watch()
         except BaseException:
             instance.close()
             raise

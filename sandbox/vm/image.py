@@ -264,7 +264,7 @@ def _warmed(guest: Instance, name: str) -> bytearray:
         if turn.status is Status.ROLLED_BACK:
             raise ImageError(f"the image {name!r} does not run a turn: {turn.error}\n{turn.stderr}")
     guest.run(b"settle\n")
-    warm = bytearray(ctypes.string_at(guest.base, guest.size))
+    warm = bytearray(ctypes.string_at(guest.memory.base, guest.memory.size))
 
     def found(call: HostCall) -> Future[Json]:
         told: Future[Json] = Future()

@@ -19,6 +19,7 @@ from sandbox.corpora.text import Form, Text
 from sandbox.door import DoorRefusal, HostCall, Json, Reply, granted
 from sandbox.memory import memory, pagetable
 from sandbox.memory.memory import PAGE
+from sandbox.vm.guest_memory import ADDRESSES
 
 MAX_MAPPED_BYTES = 1 << 30
 """From so much on, documents the guest holds no more make room for others."""
@@ -28,7 +29,6 @@ MAX_COPIED = 1 << 20
 """Bytes of small documents given at once, unless the first alone has more."""
 REGION = 1 << 26
 """Bytes of addresses that are taken from the guest's allocator at once, to lay documents over."""
-ADDRESSES = 1 << 32
 
 PROBED_FROM = 2 * BLOCK
 """Bytes from which on it is worth finding out how much of a file is brought at once."""
@@ -67,8 +67,8 @@ class Layout:
     mapped: tuple[Mapped, ...] = ()
 
 
-class Guest(Protocol):
-    """The guest whose memory it is."""
+class Memory(Protocol):
+    """The memory of a guest."""
 
     base: int
 
@@ -80,8 +80,11 @@ class Guest(Protocol):
         """Copy into its memory."""
         ...
 
-    def reserve(self, size: int) -> int | None:
-        """Return the address of memory from the guest's allocator which counts apart; None where there is none."""
+    def reserve(self, size: int, reserved: int) -> int | None:
+        """Return the address of memory from the guest's allocator that counts apart, as `reserved` bytes do already.
+
+        None where there is none.
+        """
         ...
 
     def mappings_changed(self) -> None:
@@ -92,8 +95,8 @@ class Guest(Protocol):
 class Mappings:
     """The documents of one guest."""
 
-    def __init__(self, guest: Guest) -> None:
-        self._guest = guest
+    def __init__(self, memory: Memory) -> None:
+        self._memory = memory
         self._corpora: list[Corpus] = []
         self._regions: list[tuple[int, int]] = []
         self._mapped: dict[tuple[int, int], Mapped] = {}
@@ -168,9 +171,9 @@ class Mappings:
         form = next((form for form in Form if self._state(self._template(call, form)) & _KIND == kind), None)
         if form is None:
             return None
-        size = struct.unpack("<I", self._guest.read(at + _LENGTH, 4))[0] * form.width
-        first = self._guest.read(at + form.header_bytes, min(size, _NEEDLE))
-        self._guest.read(at + form.header_bytes + size, 1)  # it ends within memory
+        size = struct.unpack("<I", self._memory.read(at + _LENGTH, 4))[0] * form.width
+        first = self._memory.read(at + form.header_bytes, min(size, _NEEDLE))
+        self._memory.read(at + form.header_bytes + size, 1)  # it ends within memory
         for mapped in sorted(self._mapped.values(), key=lambda m: (m.corpus, m.document) != self._found[:2]):
             document = self._corpora[mapped.corpus].text(mapped.document)
             if document.form is form and size:
@@ -185,7 +188,7 @@ class Mappings:
 
         The file is read by another mapping than the guest's, so that this does not count as looked at.
         """
-        libc, string, length = memory.libc, self._guest.base + at, document.size - document.form.width
+        libc, string, length = memory.libc, self._memory.base + at, document.size - document.form.width
         hint = self._found[2] if self._found[:2] == (mapped.corpus, mapped.document) else 0
         with document.opened() as fd, memory.reading(fd, length, document.offset) as base:
             tries = 0
@@ -224,7 +227,7 @@ class Mappings:
     def _put(self, number: int, document: int, call: HostCall) -> None:
         """Put a document into the guest's list, which takes a reference to it."""
         box = call.integer("box")
-        items = struct.unpack("<I", self._guest.read(box + _ITEMS, 4))[0]
+        items = struct.unpack("<I", self._memory.read(box + _ITEMS, 4))[0]
         mapped = self._mapped.get((number, document))
         if mapped is None:
             mapped = self._mapped[number, document] = self._map(number, document, call)
@@ -233,31 +236,31 @@ class Mappings:
             string = self._string(mapped)
             count = self._count(string)
             if count < text.IMMORTAL:
-                self._guest.write(string + _COUNT, struct.pack("<I", count + 1))
-        self._guest.write(items, struct.pack("<I", self._string(mapped)))
+                self._memory.write(string + _COUNT, struct.pack("<I", count + 1))
+        self._memory.write(items, struct.pack("<I", self._string(mapped)))
 
     def _map(self, number: int, document: int, call: HostCall) -> Mapped:
         corpus, content = self._corpora[number], self._corpora[number].text(document)
         if content.offset % _ALIGNED:
             raise ValueError(f"it begins at byte {content.offset} of its file, which is no multiple of {_ALIGNED}")
-        template = self._guest.read(self._template(call, content.form), content.form.header_bytes)
+        template = self._memory.read(self._template(call, content.form), content.form.header_bytes)
         held = text.IMMORTAL if corpus.kind is Kind.TEXT else _HELD_BY_HOST + 1
         header = text.header(template, content.form, content.characters, held)
         mapped = Mapped(self._room(_length(content), corpus.kind), number, document)
         self._lay(mapped.address, content)
         string = self._string(mapped)
-        self._guest.write(string, header)
+        self._memory.write(string, header)
         if not content.closed:
-            self._guest.write(string + len(header) + content.size - content.form.width, bytes(content.form.width))
-        self._guest.mappings_changed()
+            self._memory.write(string + len(header) + content.size - content.form.width, bytes(content.form.width))
+        self._memory.mappings_changed()
         return mapped
 
     def _lay(self, address: int, content: Text) -> None:
         with content.opened() as fd:
             start, length = content.offset // PAGE * PAGE, _length(content)
-            memory.lay_over(self._guest.base + address, length, fd, start)
+            memory.lay_over(self._memory.base + address, length, fd, start)
             if length >= PROBED_FROM and pagetable.can_watch() and pagetable.brings_more(fd, start, length, BLOCK):
-                pagetable.watch(self._guest.base + address, length)  # pages of a watched range are brought one by one
+                pagetable.watch(self._memory.base + address, length)  # pages of a watched range are brought one by one
 
     def _string(self, mapped: Mapped) -> int:
         content = self._corpora[mapped.corpus].text(mapped.document)
@@ -272,10 +275,10 @@ class Mappings:
         raise DoorRefusal("ValueError", "templates must be the addresses of a string of each form")
 
     def _state(self, string: int) -> int:
-        return self._guest.read(string + _STATE, 1)[0]
+        return self._memory.read(string + _STATE, 1)[0]
 
     def _count(self, string: int) -> int:
-        return int(struct.unpack("<I", self._guest.read(string + _COUNT, 4))[0])
+        return int(struct.unpack("<I", self._memory.read(string + _COUNT, 4))[0])
 
     def _is_held(self, mapped: Mapped) -> bool:
         """Whether anything in the guest refers to a document."""
@@ -299,7 +302,7 @@ class Mappings:
     def _new_region(self, length: int, kind: Kind) -> int:
         least = length + 2 * BLOCK
         for size in (max(REGION, least), least) if kind is Kind.DOCUMENTS else (least,):
-            address = self._guest.reserve(size)
+            address = self._memory.reserve(size, self.reserved)
             if address is not None:
                 self._regions.append((address, size))
                 self._free_places().append((address, address + size))
@@ -314,9 +317,9 @@ class Mappings:
             if not self._is_held(mapped):
                 self._look(mapped)
                 del self._mapped[key]
-                memory.clear(self._guest.base + mapped.address, self._length(mapped))
+                memory.clear(self._memory.base + mapped.address, self._length(mapped))
         self._layout = self._free = None
-        self._guest.mappings_changed()
+        self._memory.mappings_changed()
 
     def _free_place(self, length: int) -> int | None:
         for number, (start, end) in enumerate(self._free_places()):
@@ -360,7 +363,7 @@ class Mappings:
         if self.seen[mapped.corpus] >> first & every == every:
             return
         found = 0
-        for start, size in pagetable.touched(self._guest.base + mapped.address, self._length(mapped)):
+        for start, size in pagetable.touched(self._memory.base + mapped.address, self._length(mapped)):
             begin, end = start // BLOCK, -(-(start + size) // BLOCK)
             found |= (1 << end) - (1 << begin)
         self.seen[mapped.corpus] |= (found & every) << first

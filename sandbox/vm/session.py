@@ -11,7 +11,8 @@ from sandbox.memory.pages import Change
 from sandbox.turn import OutputListener, Status, Turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.engine import Program
-from sandbox.vm.instance import Handler, Image, Instance, turn_frame
+from sandbox.vm.guest_door import Handler
+from sandbox.vm.instance import Image, Instance, turn_frame
 from sandbox.vm.waiting import Waiting
 
 
@@ -70,10 +71,7 @@ class Session:
         return self._take_turn(lambda instance: instance.attach(name, corpus))
 
     def _restored(self) -> Instance:
-        instance = self._checkpoint.restore(self._program, self._limits)
-        if self._waiting:
-            instance.waiting = self._waiting
-        return instance
+        return self._checkpoint.restore(self._program, self._limits, self._waiting)
 
     def fork(self) -> Session:
         """Return a new session in this one's state."""

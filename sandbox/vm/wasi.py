@@ -31,6 +31,7 @@ from sandbox.vm.files import (
     Inode,
     OpenFile,
 )
+from sandbox.vm.guest_memory import BadAddress
 
 SUCCESS, FAULT, ILSEQ, NOSYS = 0, 21, 25, 52
 CHARACTER_DEVICE, DIRECTORY, REGULAR_FILE = 2, 3, 4
@@ -41,11 +42,28 @@ MAX_NAME_BYTES, MAX_BYTES_AT_ONCE, MAX_RANDOM_BYTES = 255, 64 << 20, 1 << 20
 MAX_VECTORS, MAX_SUBSCRIPTIONS = 1024, 64
 
 
+class Memory(Protocol):
+    """What the system needs of a guest's memory."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Copy out of it; raises `BadAddress`."""
+        ...
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy into it; raises `BadAddress`."""
+        ...
+
+
 class Guest(Protocol):
     """What the system needs of the guest it serves."""
 
     clock_offset: int
     """Of its session's monotonic clock."""
+
+    @property
+    def memory(self) -> Memory:
+        """The guest's memory."""
+        ...
 
     @property
     def files(self) -> Files:
@@ -55,14 +73,6 @@ class Guest(Protocol):
     @property
     def running_seconds(self) -> float:
         """How long the turn has run."""
-        ...
-
-    def read(self, address: int, size: int) -> bytes:
-        """Copy out of guest memory; raises `BadAddress`."""
-        ...
-
-    def write(self, address: int, data: bytes) -> None:
-        """Copy into guest memory; raises `BadAddress`."""
         ...
 
     def printed(self, stream: int, data: bytes) -> None:
@@ -78,19 +88,15 @@ class Guest(Protocol):
         ...
 
 
-class BadAddress(Exception):
-    """The guest named memory it does not have."""
-
-
 def _pack(guest: Guest, address: int, form: str, *values: int) -> int:
-    guest.write(address, struct.pack(form, *values))
+    guest.memory.write(address, struct.pack(form, *values))
     return SUCCESS
 
 
 def _path(guest: Guest, address: int, size: int) -> str:
     if size > MAX_PATH_BYTES:
         raise FileError(NAMETOOLONG)
-    path = guest.read(address, size)
+    path = guest.memory.read(address, size)
     if b"\0" in path:
         raise FileError(INVAL)
     if max(map(len, path.split(b"/"))) > MAX_NAME_BYTES:
@@ -108,7 +114,7 @@ def _resolved(guest: Guest, fd: int, address: int, size: int, *, making_director
 def _vectors(guest: Guest, address: int, count: int) -> list[tuple[int, int]]:
     if count > MAX_VECTORS:
         raise FileError(INVAL)
-    return list(struct.iter_unpack("<II", guest.read(address, 8 * count)))
+    return list(struct.iter_unpack("<II", guest.memory.read(address, 8 * count)))
 
 
 def _kind(inode: Inode) -> int:
@@ -125,7 +131,7 @@ def args_sizes_get(guest: Guest, count: int, size: int) -> int:
 
 
 def args_get(guest: Guest, argv: int, buffer: int) -> int:
-    guest.write(buffer, b"python\0")
+    guest.memory.write(buffer, b"python\0")
     return _pack(guest, argv, "<I", buffer)
 
 
@@ -159,7 +165,7 @@ def clock_time_get(guest: Guest, clock: int, _precision: int, out: int) -> int:
 def random_get(guest: Guest, address: int, size: int) -> int:
     if size > MAX_RANDOM_BYTES:
         return INVAL
-    guest.write(address, os.urandom(size))
+    guest.memory.write(address, os.urandom(size))
     return SUCCESS
 
 
@@ -175,7 +181,7 @@ def poll_oneoff(guest: Guest, subscriptions: int, events: int, count: int, out: 
     """Wait for the nearest clock; descriptors are always ready."""
     if not 0 < count <= MAX_SUBSCRIPTIONS:
         return INVAL
-    wanted = [struct.unpack("<QB7xI4xQQH6x", guest.read(subscriptions + 48 * i, 48)) for i in range(count)]
+    wanted = [struct.unpack("<QB7xI4xQQH6x", guest.memory.read(subscriptions + 48 * i, 48)) for i in range(count)]
     delays = []
     for _user, kind, clock, timeout, _precision, flags in wanted:
         if kind != 0:
@@ -187,7 +193,7 @@ def poll_oneoff(guest: Guest, subscriptions: int, events: int, count: int, out: 
         return None
     ready = [(user, kind) for (user, kind, *_), delay in zip(wanted, delays, strict=True) if delay <= wait]
     for i, (user, kind) in enumerate(ready):
-        guest.write(events + 32 * i, struct.pack("<QHB5xQH6x", user, 0, kind, 0, 0))
+        guest.memory.write(events + 32 * i, struct.pack("<QHB5xQH6x", user, 0, kind, 0, 0))
     return _pack(guest, out, "<I", len(ready))
 
 
@@ -199,7 +205,7 @@ def fd_prestat_get(guest: Guest, fd: int, out: int) -> int:
 def fd_prestat_dir_name(guest: Guest, fd: int, address: int, size: int) -> int:
     if fd != 3 or size < 1:
         return BADF
-    guest.write(address, b"/")
+    guest.memory.write(address, b"/")
     return SUCCESS
 
 
@@ -306,7 +312,7 @@ def _read(guest: Guest, fd: int, vectors: int, count: int, at: int | None, out: 
     position = start = file.position if at is None else at
     for address, size in _vectors(guest, vectors, count):
         data = bytes(file.inode.data[position : position + min(size, MAX_BYTES_AT_ONCE)])
-        guest.write(address, data)
+        guest.memory.write(address, data)
         position += len(data)
         if len(data) < size:
             break
@@ -327,7 +333,7 @@ def _gather(guest: Guest, vectors: int, count: int) -> bytes:
     """Copy what is to be written; of more than is done at once, the first part."""
     parts, room = [], MAX_BYTES_AT_ONCE
     for address, size in _vectors(guest, vectors, count):
-        parts.append(guest.read(address, min(size, room)))
+        parts.append(guest.memory.read(address, min(size, room)))
         room -= len(parts[-1])
     return b"".join(parts)
 
@@ -384,7 +390,7 @@ def fd_readdir(guest: Guest, fd: int, buffer: int, size: int, cookie: int, out: 
         entries += entry
         if len(entries) >= size:
             break
-    guest.write(buffer, bytes(entries[:size]))
+    guest.memory.write(buffer, bytes(entries[:size]))
     return _pack(guest, out, "<I", min(len(entries), size))
 
 

@@ -18,8 +18,9 @@ from sandbox.memory.pages import Change, PageFile
 from sandbox.turn import Status, Turn, read_turn, write_turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.files import Files
+from sandbox.vm.guest_memory import ADDRESSES
 from sandbox.vm.instance import Image
-from sandbox.vm.mappings import ADDRESSES, MAX_MAPPED, REGION, Layout, Mapped
+from sandbox.vm.mappings import MAX_MAPPED, REGION, Layout, Mapped
 from sandbox.wire.files import read_files, write_files
 from sandbox.wire.frames import Frame, Kind, WireError
 

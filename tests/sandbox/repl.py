@@ -12,8 +12,8 @@ from sandbox.door import HostCall, Json
 from sandbox.limits import MIB, Limits
 from sandbox.turn import OutputListener, Status, Turn
 from sandbox.vm.engine import THREAD_STACK_BYTES
+from sandbox.vm.guest_door import Handler
 from sandbox.vm.image import Loaded
-from sandbox.vm.instance import Handler
 from sandbox.vm.session import Session
 
 
@@ -107,5 +107,5 @@ def answering(answer: Callable[[HostCall], Json]) -> Handler:
 
 def memory_of(repl: Repl) -> bytes:
     """Return the whole linear memory of a session between turns."""
-    instance = repl.session._instance
-    return instance.read(0, instance.size)
+    memory = repl.session._instance.memory
+    return memory.read(0, memory.size)

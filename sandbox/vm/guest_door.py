@@ -1,0 +1,162 @@
+"""The host's side of the door: a guest's requests are checked, metered, served, and answered into its memory."""
+
+from __future__ import annotations
+
+import logging
+import struct
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError
+
+from sandbox.door import DoorRefusal, HostCall, Json, Reply, granted, parse, refused
+from sandbox.limits import Limits
+from sandbox.turn import Stop, TurnError
+from sandbox.vm.engine import GuestStopped
+from sandbox.vm.guest_memory import ADDRESSES, BadAddress, GuestMemory
+from sandbox.vm.turn_guard import TurnGuard
+from sandbox.vm.waiting import NO_REPLIES, Pending, Requests, Waiting
+
+log = logging.getLogger(__name__)
+
+MAX_REPORT_BYTES = 1 << 20
+
+Handler = Callable[[HostCall], Pending]
+"""Starts answering a request; the future's exception, a `DoorRefusal`, is raised inside the guest."""
+
+Local = Mapping[str, Callable[[HostCall], Json | Reply]]
+"""Requests that are answered at once, by what is beside the guest, and are not metered."""
+
+
+class GuestDoor:
+    """Serves the requests of one guest's turns. Only `stop` may be called from another thread than the turn's."""
+
+    def __init__(self, memory: GuestMemory, guard: TurnGuard, limits: Limits, waiting: Waiting, local: Local) -> None:
+        self._memory, self._guard, self._limits, self._waiting, self._local = memory, guard, limits, waiting, local
+        self._handler: Handler | None = None
+        self._requests = Requests(waiting, limits.frame_bytes)
+        self._answering = False
+        self.calls = 0
+        """Requests of the turn."""
+        self._bytes = 0
+        self.report: HostCall | None = None
+        """What the guest's runner said of the turn's end."""
+
+    def begin(self, handler: Handler | None) -> None:
+        """Begin a turn, whose requests `handler` answers."""
+        self._handler, self.report = handler, None
+        self.calls = self._bytes = 0
+        self._requests = Requests(self._waiting, self._limits.frame_bytes)
+        if self._guard.interrupted():
+            self._requests.stop()
+
+    def end(self) -> None:
+        """End the turn: what is still under way is cancelled."""
+        self._handler = None
+        if len(self._requests):
+            self._requests.stop()
+
+    def stop(self) -> None:
+        """Cancel what is under way and all that comes."""
+        self._requests.stop()
+
+    def answer(self, address: int, size: int, out_address: int, out_size: int) -> int | None:
+        """Serve one request of the guest's; returns 0, -2 (as unsigned) for bad addresses, None to stop the guest."""
+        guard, memory = self._guard, self._memory
+        if self._answering:  # by the guest's allocator, which the host calls to place a reply
+            guard.stop(TurnError(Stop.TRAP, "the guest called the host within a call of the host's"))
+            return None
+        self._answering = True
+        try:
+            reply = self._reply(address, size)
+            if guard.reason():
+                return None
+            at = memory.allocate_or_none(len(reply))
+            if at is None:
+                reply = refused("MemoryError", f"the reply of {len(reply)} bytes does not fit into the memory left")
+                at = memory.allocate(len(reply))
+            memory.write(at, reply)
+            memory.write(out_address, struct.pack("<I", at))
+            memory.write(out_size, struct.pack("<I", len(reply)))
+        except BadAddress:
+            return ADDRESSES - 2
+        except GuestStopped as stopped:
+            guard.stop(TurnError(Stop.TRAP, str(stopped)))
+            return None
+        finally:
+            self._answering = False
+        return 0
+
+    def _reply(self, address: int, size: int) -> bytes:
+        limits = self._limits
+        try:
+            self._check_frame(size)
+            call = parse(self._memory.read(address, size))
+            if call.op == "sandbox.report":  # how a turn ended must get through, whatever the turn has used
+                self.report = call
+                return granted(None)
+            local = self._local.get(call.op)
+            if local is None:
+                self._meter(size)
+            served = local(call) if local is not None else self._serve(call)
+            reply = served if isinstance(served, Reply) else granted(served)
+        except DoorRefusal as refusal:
+            return refused(refusal.type, str(refusal))
+        except (BadAddress, GuestStopped):
+            raise
+        except Exception:
+            log.exception("a host call failed")
+            return refused("RuntimeError", "the host could not answer; this is a fault of the server's")
+        if len(reply) > limits.frame_bytes:
+            return refused("LimitExceeded", f"the reply has {len(reply)} bytes, the limit is {limits.frame_bytes}")
+        return reply
+
+    def _check_frame(self, size: int) -> None:
+        if size > max(self._limits.frame_bytes, MAX_REPORT_BYTES):
+            raise DoorRefusal("LimitExceeded", f"{size} bytes in one request, the limit is {self._limits.frame_bytes}")
+
+    def _meter(self, size: int) -> None:
+        self.calls += 1
+        self._bytes += size
+        for name, used, limit in (
+            ("bytes in one request", size, self._limits.frame_bytes),
+            ("bytes in requests of one turn", self._bytes, self._limits.door_bytes),
+            ("requests in one turn", self.calls, self._limits.door_calls),
+        ):
+            if used > limit:
+                raise DoorRefusal("LimitExceeded", f"{used} {name}, the limit is {limit}")
+
+    def _serve(self, call: HostCall) -> Json | Reply:
+        requests = self._requests
+        if call.op == "sandbox.wait":
+            seconds = call.seconds("seconds")
+            if not requests:
+                self.sleep(self._limits.turn_seconds if seconds is None else seconds)
+                return []
+            replies = self._wait(lambda: requests.next(seconds))
+            if replies != NO_REPLIES:  # to tell of what was counted when it was asked for is not counted again
+                self.calls -= 1
+            return replies
+        if self._handler is None:
+            raise DoorRefusal("RuntimeError", f"nothing answers {call.op} here")
+        if len(requests) >= self._limits.door_waiting:
+            raise DoorRefusal("LimitExceeded", f"{self._limits.door_waiting} requests under way at once is the limit")
+        pending = self._handler(call)
+        return requests.add(pending) if call.later else self._wait(lambda: requests.only(pending))
+
+    def _wait(self, wait: Callable[[], Json | Reply]) -> Json | Reply:
+        """Wait, while the turn's time stands still."""
+        started = time.monotonic()
+        try:
+            return wait()
+        except CancelledError:
+            self._guard.interrupt()
+            raise DoorRefusal("CancelledError", "the call was cancelled") from None
+        finally:
+            self._guard.waited += time.monotonic() - started
+
+    def sleep(self, seconds: float) -> bool:
+        """Wait on the guest's behalf, which counts as running; return whether the turn may go on."""
+        guard = self._guard
+        longest = max(0.0, guard.turn_seconds - guard.running_seconds + 0.02)
+        self._waiting.until(guard.interrupted, min(seconds, longest))
+        return guard.reason() is None

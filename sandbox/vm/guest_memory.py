@@ -1,0 +1,142 @@
+"""A guest's linear memory as the host uses it: bytes in and out by checked addresses, growth, and what was written."""
+
+from __future__ import annotations
+
+import ctypes
+
+from sandbox.memory import memory, pagetable
+from sandbox.memory.memory import Runs
+from sandbox.vm.engine import GuestStopped, Machine
+
+ADDRESSES = 1 << 32
+"""Bytes a guest can address."""
+WATCHED_FROM = 1024
+"""Pages of its own from which on a guest's writes are watched; up to there copying all of them costs less."""
+_WASM_PAGE = 65536
+
+
+class BadAddress(Exception):
+    """The guest named memory it does not have."""
+
+
+class GuestMemory:
+    """The memory of one guest, which may grow to `limit` bytes; what is reserved for documents counts apart.
+
+    It begins as the `image_size` bytes of the golden image in the file `image_fd`; as the module's own where there is
+    none (-1). Not thread-safe.
+    """
+
+    def __init__(self, machine: Machine, limit: int, image_fd: int = -1, image_size: int = 0) -> None:
+        self._machine = machine
+        self._limit = limit + _WASM_PAGE  # the interpreter grows by whole pages
+        self._image_fd = image_fd
+        self.base = machine.base
+        """Where it begins in the host's memory, as long as it lives."""
+        self._watched = False
+        self._own: Runs | None = None  # its own pages, where no turn has changed which these are
+        self._known_size = 0  # memory never shrinks: what is within this needs no asking
+        if image_fd >= 0:
+            machine.grow(image_size)
+            memory.lay_over(self.base, image_size, image_fd)
+
+    # ---- size ----------------------------------------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory now."""
+        self._known_size = self._machine.size
+        return self._known_size
+
+    def grow(self, size: int) -> None:
+        """Grow to at least `size` bytes, whatever the limit is.
+
+        Raises:
+            MemoryError: there is no such memory.
+        """
+        self._allow(max(self._limit, size))
+        self._machine.grow(size)
+
+    def reserve(self, size: int, reserved: int) -> int | None:
+        """Return the address of `size` bytes from the guest's allocator that count apart, as `reserved` bytes do.
+
+        None where the guest has no room.
+        """
+        self._allow(self._limit + reserved + size)
+        return self.allocate_or_none(size)
+
+    def _allow(self, size: int) -> None:
+        self._machine.limit_memory(min(size, ADDRESSES))
+
+    def allocate_or_none(self, size: int) -> int | None:
+        """Return the address of `size` bytes from the guest's allocator; None where it has none, or lies."""
+        address = self._machine.call("host_alloc", size)
+        return address if address and self._has(address + size) else None
+
+    def allocate(self, size: int) -> int:
+        """Return the address of `size` bytes from the guest's allocator.
+
+        Raises:
+            GuestStopped: it has none, or trapped.
+        """
+        address = self.allocate_or_none(size)
+        if address is None:
+            raise GuestStopped(f"the guest could not allocate {size} bytes")
+        return address
+
+    # ---- bytes ---------------------------------------------------------------------------------------------------
+
+    def _has(self, end: int) -> bool:
+        return end <= self._known_size or end <= self.size
+
+    def _check(self, end: int) -> None:
+        if not self._has(end):
+            raise BadAddress(end)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Copy bytes out.
+
+        Raises:
+            BadAddress: they are not all within memory.
+        """
+        self._check(address + size)
+        return ctypes.string_at(self.base + address, size)
+
+    def write(self, address: int, data: bytes) -> None:
+        """Copy bytes in.
+
+        Raises:
+            BadAddress: they would not all be within memory.
+        """
+        self._check(address + len(data))
+        ctypes.memmove(self.base + address, data, len(data))
+
+    def view(self) -> memoryview:
+        """Return memory as it is sized now; the view must not be used after the guest is closed."""
+        return memoryview((ctypes.c_char * self.size).from_address(self.base)).cast("B")
+
+    # ---- what was written ----------------------------------------------------------------------------------------
+
+    def watch(self) -> None:
+        """Watch writes from now on, where that is possible: what is the guest's own now is known to the caller."""
+        if pagetable.can_watch():
+            pagetable.watch(self.base, ADDRESSES)
+            pagetable.written(self.base, self.size)
+            self._watched = True
+
+    def changed_pages(self) -> tuple[Runs, bool]:
+        """Return the pages that may have changed since this was last asked, and whether all others are the image's."""
+        if self._watched:
+            return pagetable.written(self.base, self.size), False
+        if self._own is None:
+            self._own = pagetable.own_pages(self.base, self.size, self._image_fd)
+            if sum(size for _, size in self._own) > WATCHED_FROM * memory.PAGE:
+                self.watch()
+        return self._own, True
+
+    def note_faults(self) -> None:
+        """Note that pages were touched for the first time: which are the guest's own is no longer known."""
+        self._own = None
+
+    def mappings_changed(self) -> None:
+        """Note that memory is mapped otherwise than before: what is mapped over a watched range is not watched."""
+        self._watched, self._own = False, None

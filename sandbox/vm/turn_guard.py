@@ -1,0 +1,60 @@
+"""Why a turn must stop, and how long it has run."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from sandbox.turn import Stop, TurnError
+
+
+class TurnGuard:
+    """Watches over a guest's turns, each of which may run for `turn_seconds`. The first reason to stop counts.
+
+    Only `interrupt` may be called from another thread than the turn's.
+    """
+
+    def __init__(self, turn_seconds: float) -> None:
+        self.turn_seconds = turn_seconds
+        self.error: TurnError | None = None
+        """Why the turn must stop, or was stopped."""
+        self.waited = 0.0
+        """Seconds that the turn has waited in the door, which do not count as running."""
+        self._started = time.monotonic()
+        self._running = False
+        self._interrupted = threading.Event()
+
+    def begin(self) -> None:
+        """Begin a turn."""
+        self._started, self.waited = time.monotonic(), 0.0
+        self.error, self._running = None, True
+
+    def end(self) -> None:
+        """End the turn: from now on only an interrupt is a reason to stop."""
+        self._running = False
+
+    @property
+    def running_seconds(self) -> float:
+        """How long the turn has run, waiting in the door not counted."""
+        return time.monotonic() - self._started - self.waited
+
+    def stop(self, error: TurnError) -> None:
+        """Have the turn stopped."""
+        self.error = self.error or error
+
+    def interrupt(self) -> None:
+        """Have the running turn stopped, and every later one."""
+        self._interrupted.set()
+
+    def interrupted(self) -> bool:
+        """Whether `interrupt` was called."""
+        return self._interrupted.is_set()
+
+    def reason(self) -> str | None:
+        """Name the limit, or the cause, for which the turn must stop now; None where it may go on."""
+        if self.error is None and self._running:
+            if self._interrupted.is_set():
+                self.error = TurnError(Stop.INTERRUPTED, "the turn was interrupted")
+            elif self.running_seconds > self.turn_seconds:
+                self.error = TurnError(Stop.TURN_TIME, f"the turn ran longer than {self.turn_seconds:g} seconds")
+        return self.error.type if self.error else None
