@@ -1,10 +1,10 @@
-"""The door: the one way a guest can ask for anything. Frames are JSON; whatever a guest sends is a claim to check.
+"""The door: the one way a guest can ask for anything. Frames are JSON. Whatever a guest sends is a claim to check.
 
 A request is an object whose `op` names what is wanted; the rest are its arguments. A reply is `{"ok": value}` or
 `{"error": {"type": name, "message": text}}`, which the guest's side raises as an exception.
 
-A request with `"later": true` is answered at once with a number, and `sandbox.wait` gives the replies there are by
-then, each with its number: so a guest, which has no threads, can have many requests under way.
+A request with `"later": true` is answered at once with a number. `sandbox.wait` later returns the replies that have
+come, each with its number. So a guest can have many requests under way, although it has no threads.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def parse(frame: bytes) -> HostCall:
     """Read a request.
 
     Raises:
-        DoorRefusal: not an object of JSON with an `op`, a key twice, not-a-number, lone surrogates, nested too deep.
+        DoorRefusal: it is not a JSON object with an `op`, is nested too deep, or holds a key twice, not-a-number or a
+            lone surrogate.
     """
     try:
         request = _DECODER.decode(frame.decode("utf-8", "strict"))

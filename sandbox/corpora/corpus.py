@@ -1,7 +1,7 @@
 """A corpus: documents in one file, each in the form the guest's strings have, and an index that says where each is.
 
-The file of the documents holds them one after another, each with its closing zero character: large ones from a page
-boundary on, so that they can be mapped as they are. After them come their names, as one more text, a line each.
+The file holds the documents one after another, each with its closing zero character. A large document begins at a page
+boundary, so that it can be mapped as it is. The documents' names follow as one more text, a line each.
 
 Layout of the index, little-endian: `RLMC`, version (2 bytes), kind (2), number of documents n (4), 4 zero bytes; then,
 for the n documents and their names, n + 1 offsets in bytes (8 each), n + 1 numbers of characters (4), n + 1 numbers of
@@ -162,7 +162,7 @@ def index_of(texts: Iterable[Text], names: Text, kind: Kind) -> bytes:
 
 
 def blocks_of(text: Text, kind: Kind) -> int:
-    """Return how many blocks of a text are told apart."""
+    """Return in how many blocks a text lies: the units in which reading it is noticed."""
     if kind is Kind.DOCUMENTS and text.size <= MAPPED_FROM:
         return 1
     return -(-(text.offset % mmap.PAGESIZE + text.size) // BLOCK)

@@ -1,7 +1,7 @@
 """Texts in the exact form a CPython string has in memory, so that a file of one can be mapped as a real `str`.
 
-CPython keeps a string as a header and then its characters, 1, 2 or 4 bytes each by the widest of them, then a zero
-character (PEP 393). The header of a pure ASCII string is shorter.
+CPython keeps a string as a header, its characters, and a zero character (PEP 393). Each character has 1, 2 or 4 bytes,
+by the widest of them. The header of a pure ASCII string is shorter.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Text:
     def part(self, start: int, end: int) -> Text:
         """Return the characters from `start` up to `end` as a text in the same file.
 
-        A string may only be in this form if one of its characters needs it: the caller sees to that.
+        The caller sees to it that one of the characters needs this form: else no string of the guest's may be in it.
         """
         offset = self.offset + start * self.form.width
         return Text(self.source, self.form, end - start, offset, closed=self.closed and end == self.characters)

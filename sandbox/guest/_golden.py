@@ -13,7 +13,7 @@ filling = []
 
 
 def settle(_text):
-    """Tidy up, and put what there is out of the garbage collector's sight, so that it never touches shared pages."""
+    """Collect garbage, and freeze what is left, so that the collector never writes to pages that sessions share."""
     linecache.clearcache()
     _runner.sources.clear()
     gc.collect()

@@ -61,10 +61,10 @@ def collapse(fd: int, size: int) -> None:
 
 
 def give_back_freed() -> None:
-    """Have malloc give the system back what is freed, from 256 KiB on, as this process makes and closes many instances.
+    """Have malloc return freed blocks of 256 KiB and more to the system: this process makes and closes many instances.
 
-    Wasmtime keeps about 1.5 MB of tables for an instance. Left to itself, glibc raises the size from which a block has
-    a mapping of its own to that of the largest it has freed, and those tables then stay resident when they are freed.
+    Wasmtime keeps about 1.5 MB of tables for an instance. Left to itself, glibc gives a mapping of its own only
+    to blocks larger than the largest it has freed. Those tables would then stay resident after they are freed.
     (mallopt(3), M_MMAP_THRESHOLD; a libc without it is left as it is.)
     """
     if hasattr(libc, "mallopt"):
@@ -123,7 +123,7 @@ def give_back(fd: int, start: int, size: int) -> None:
 
 
 def begin_to_flush(fd: int, start: int, size: int) -> None:
-    """Have the kernel begin to write part of a file to its disk, where it can; nothing is waited for, or promised."""
+    """Have the kernel begin to write part of a file to its disk, where it can. Nothing is waited for or promised."""
     if hasattr(libc, "sync_file_range"):
         libc.sync_file_range(fd, ctypes.c_long(start), ctypes.c_long(size), _SYNC_FILE_RANGE_WRITE)
 

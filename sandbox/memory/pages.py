@@ -1,8 +1,8 @@
 """Pages of guest memory in a file: what a checkpoint keeps.
 
-The file has slots of a page each, and a table says in which slots the pages are. Pages that changed are written to free
-slots, and count only once the change is taken: whoever dies in between leaves the pages as they were. So a worker
-process writes the file, and the server, which has it too, takes the change when it hears that the turn has ended.
+The file has slots of a page each. A table says in which slot each page is. Changed pages are written to free slots and
+count only once the change is taken, so a process that dies in between leaves the pages as they were. A worker writes
+the file. The server has the same file, and takes the change when it hears that the turn has ended.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Extent(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Pages that were written, in ascending order. Where it is `whole`, all other pages are gone."""
+    """Pages that were written, in ascending order. A `whole` change has all pages there are: others are gone."""
 
     written: tuple[Extent, ...] = ()
     whole: bool = False
@@ -76,7 +76,7 @@ class _Place:
 class PageFile:
     """A file of pages, with its table. It owns its descriptor.
 
-    A file whose descriptor is given is another process's as well, and a change must not touch what counts there.
+    A file whose descriptor is given is another process's as well. A change must not touch the slots that count there.
     """
 
     def __init__(self, fd: int | None = None, table: Sequence[Extent] = ()) -> None:
@@ -95,8 +95,8 @@ class PageFile:
     def write(self, memory: int, runs: Runs, *, whole: bool) -> Change:
         """Write runs of pages of the memory at an address to free slots. `whole` says that all other pages are gone.
 
-        Pages that were the same ones the last time, in the very same list, go to where they were, or in a shared file
-        to where they were the time before.
+        A list of pages that was written before goes to the same slots again. In a shared file it goes to the slots it
+        had the time before the last, as those of the last time count for the other process.
         """
         place = self._known_place(runs) if whole else None
         if place is None:

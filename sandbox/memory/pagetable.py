@@ -5,8 +5,8 @@ in a range that is watched, those written since it was last called (Linux 6.7: D
 and userfaultfd.rst, "Write Protect Notifications"). Older kernels tell the former by `/proc/self/pagemap`; elsewhere
 pages are compared with the image byte by byte.
 
-Watching has its price: the first write to a page that rests costs a fault of a microsecond, five times what copying the
-page costs. So it pays only for a guest of which most pages rest.
+Watching has a price: the first write to a watched page costs a fault of about a microsecond, five times what copying
+the page costs. So it pays only for a guest that writes to few of its pages in a turn.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def own_pages(address: int, size: int, image: int) -> Runs:
 
 
 def touched(address: int, size: int) -> Runs:
-    """Find the pages within `size` bytes at `address`, mapped from a file, that have been brought for whoever read.
+    """Find the pages within `size` bytes at `address`, mapped from a file, that the kernel has brought for a reader.
 
     Where files are not mapped but copied, nothing is known: all count.
     """
@@ -110,9 +110,9 @@ def _runs(flags: bytes) -> Runs:
 def faults() -> tuple[int, int]:
     """Return how often this thread has had a page brought or copied for it.
 
-    A page becomes a private copy by a fault of the thread that writes to it: where this number has not changed, neither
-    have the thread's guest's own pages. Most turns of a session that has run others need none, and finding that out
-    costs a hundredth of looking through the page table.
+    A page becomes a private copy by a fault of the thread that writes to it. So while this number stays the same, the
+    guest that the thread runs has no new pages of its own. Most later turns of a session cause no fault. To find that
+    out costs a hundredth of looking through the page table.
     """
     used = resource.getrusage(resource.RUSAGE_THREAD)
     return used.ru_minflt, used.ru_majflt

@@ -1,7 +1,7 @@
 """The state of a session after its last finished turn: the pages that are its own, its files, and what is mapped.
 
-Between turns no guest frame is on the stack and every global has its first value again, so memory and files are all
-there is. One mechanism serves rollback, fork, hibernation and a session's move to another process.
+Between turns no guest frame is on the stack and every global has its first value again. So memory and files are the
+whole state. One mechanism serves rollback, fork, hibernation and a session's move to another process.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The clocks a guest sees: coarse, and of the host's own only the time of day. All are in nanoseconds."""
+"""The clocks a guest sees, in nanoseconds. All are coarse. Only the time of day is the host's own."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Documents of corpora laid over a guest's memory, each as a real `str` there, without a copy.
 
-A document is laid over memory when the guest first asks for it. Those it holds no more make room for others: so a
-corpus may be larger than a guest's addresses. Which blocks of a document the guest has looked at is in the page table:
-the kernel brings a page of a file when it is touched, and up to 64 KiB around it (`fault_around_bytes`), which is why
-every document starts at a multiple of that, and why it is the granularity.
+A document is laid over memory when the guest first asks for it. A document that the guest no longer holds makes room
+for others, so a corpus may be larger than a guest's addresses. The page table shows which blocks of a document the
+guest has looked at. The kernel brings a touched page of a file together with up to 64 KiB around it
+(`fault_around_bytes`). So 64 KiB is the granularity, and every document starts at a multiple of it.
 """
 
 from __future__ import annotations

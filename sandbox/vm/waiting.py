@@ -1,4 +1,4 @@
-"""The requests of a turn that are under way: waiting for one, or for the next of many, and stopping all."""
+"""The requests of a turn that are under way: waiting for one, waiting for the next of many, and stopping all."""
 
 from __future__ import annotations
 

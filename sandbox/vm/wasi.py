@@ -1,6 +1,6 @@
-"""The system a guest sees: `wasi_snapshot_preview1`, answered from memory. No file, clock or stream of the host's.
+"""The system a guest sees: `wasi_snapshot_preview1`, answered from memory. It reaches no file or stream of the host's.
 
-Every function takes the guest's `System` and unsigned integers, and returns a WASI errno. Addresses and lengths come
+Every function takes the `Guest` and unsigned integers, and returns a WASI errno. Addresses and lengths come
 from the guest and are checked against its memory before use. (WASI preview 1: `docs.md` of WebAssembly/WASI, `legacy`.)
 """
 
