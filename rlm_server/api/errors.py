@@ -5,18 +5,18 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import grpc
-from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+from rlm.v1 import errors_pb2
+from rlm.v1.errors_pb2 import ErrorReason
 
-from rlm_server.broker.prices.table import NoPrice
-from rlm_server.broker.routes import UnknownModel
 from rlm_server.clock import now
 from rlm_server.contexts.contexts import ContextGone
 from rlm_server.contexts.local_files import ContextDamaged
@@ -34,6 +34,14 @@ from sandbox.pool.snapshots import SnapshotRefused
 log = logging.getLogger(__name__)
 
 DOMAIN = "rlm.v1"
+MAX_TEXT = 800
+"""Bytes of UTF-8 of a status's message, and of the description of a field or a quota.
+
+A status travels twice: its message as a header, each byte of which may become three, and all of it in base64. With
+these bounds both stay below the 8 KiB of headers that every client takes.
+"""
+MAX_VALUE = 200
+"""Bytes of UTF-8 of a value of the metadata, of a field's path, and of the name of a resource or a quota."""
 
 
 class Unauthenticated(Exception):
@@ -52,7 +60,9 @@ class NotFound(Exception):
 class InvalidField(ValueError):
     """A field of a request is wrong; the message says what it may be."""
 
-    def __init__(self, field: str, message: str, reason: str = "INVALID_FIELD") -> None:
+    def __init__(
+        self, field: str, message: str, reason: ErrorReason.ValueType = ErrorReason.ERROR_REASON_INVALID_FIELD
+    ) -> None:
         super().__init__(message)
         self.field = field
         self.reason = reason
@@ -60,113 +70,126 @@ class InvalidField(ValueError):
 
 def status_of(error: Exception) -> status_pb2.Status:
     """Make the status for an error: always an `ErrorInfo`, and more where more is known."""
+    text = str(error)
     match error:
         case Unauthenticated():
-            return _status(code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", str(error))
+            return _status(ErrorReason.ERROR_REASON_UNAUTHENTICATED, text)
         case NotFound():
-            resource = error_details_pb2.ResourceInfo(resource_type=error.kind, resource_name=error.name[:200])
-            return _status(code_pb2.NOT_FOUND, "NOT_FOUND", str(error), resource)
+            return _status(ErrorReason.ERROR_REASON_NOT_FOUND, text, resource=(error.kind, error.name))
         case InvalidField():
-            return _invalid(error.reason, error.field, str(error))
+            return _invalid_field(error.reason, error.field, text)
         case UploadRefused():
-            return _invalid("INVALID_FIELD", error.field, str(error))
+            return _invalid_field(ErrorReason.ERROR_REASON_INVALID_FIELD, error.field, text)
         case UploadBusy():
-            return _status(code_pb2.ABORTED, "UPLOAD_BUSY", str(error), _retry())
+            return _status(ErrorReason.ERROR_REASON_UPLOAD_BUSY, text, retry_seconds=1)
         case UploadStalled():
-            return _status(code_pb2.ABORTED, "UPLOAD_STALLED", str(error), _retry())
+            return _status(ErrorReason.ERROR_REASON_UPLOAD_STALLED, text, retry_seconds=1)
         case ContextQuotaExceeded():
-            quota, said = _quota(error.unit, error), _asked(error)
-            return _status(code_pb2.RESOURCE_EXHAUSTED, "CONTEXT_QUOTA_EXCEEDED", str(error), quota, said=said)
+            reason = ErrorReason.ERROR_REASON_CONTEXT_QUOTA_EXCEEDED
+            return _status(reason, text, quota=error.unit, metadata=_limit_hit(error))
         case ContextGone():
             return status_of(NotFound("context", error.context))
         case ContextDamaged():
-            return _status(code_pb2.DATA_LOSS, "CONTEXT_DAMAGED", str(error), said={"context_id": error.context})
+            return _status(ErrorReason.ERROR_REASON_CONTEXT_DAMAGED, text, metadata={"context_id": error.context})
         case ObjectStoreUnavailable():
-            return _status(code_pb2.UNAVAILABLE, "OBJECT_STORE_UNAVAILABLE", str(error), _retry())
-        case UnknownModel():
-            return _invalid("UNKNOWN_MODEL", "model", str(error))
-        case NoPrice():
-            return _invalid("NO_PRICE", "model", str(error))
+            return _status(ErrorReason.ERROR_REASON_OBJECT_STORE_UNAVAILABLE, text, retry_seconds=1)
         case BudgetError():
             return _budget_exceeded(error)
         case SessionEnded():
-            return _status(code_pb2.NOT_FOUND, "SESSION_ENDED", str(error))
+            return _status(ErrorReason.ERROR_REASON_SESSION_ENDED, text)
         case TooManySessions():
-            return _status(code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_SESSIONS", str(error), _quota("sessions", error))
+            return _status(ErrorReason.ERROR_REASON_TOO_MANY_SESSIONS, text, quota="sessions")
         case SnapshotRefused():
-            return _status(code_pb2.DATA_LOSS, "SNAPSHOT_REFUSED", str(error))
+            return _status(ErrorReason.ERROR_REASON_SNAPSHOT_REFUSED, text)
         case PoolFull() | TooManyRuns():
-            return _status(code_pb2.RESOURCE_EXHAUSTED, "SERVER_FULL", str(error), _retry())
+            return _status(ErrorReason.ERROR_REASON_SERVER_FULL, text, retry_seconds=1)
         case JailMissing():
-            return _status(code_pb2.FAILED_PRECONDITION, "JAIL_MISSING", str(error))
+            return _status(ErrorReason.ERROR_REASON_JAIL_MISSING, text)
         case WorkerLost():
-            return _status(code_pb2.UNAVAILABLE, "WORKER_LOST", str(error))
-        case DatabaseFullError():
-            return _status(code_pb2.RESOURCE_EXHAUSTED, "DISK_FULL", "the server's disk is full", _retry())
-        case OSError(errno=errno.ENOSPC | errno.EDQUOT):
-            return _status(code_pb2.RESOURCE_EXHAUSTED, "DISK_FULL", "the server's disk is full", _retry())
+            return _status(ErrorReason.ERROR_REASON_WORKER_LOST, text)
+        case DatabaseFullError() | OSError(errno=errno.ENOSPC | errno.EDQUOT):
+            return _status(ErrorReason.ERROR_REASON_DISK_FULL, "the server's disk is full", retry_seconds=1)
         case MemoryError():
-            return _status(code_pb2.FAILED_PRECONDITION, "CONTEXT_TOO_LARGE", str(error))
+            return _status(ErrorReason.ERROR_REASON_CONTEXT_TOO_LARGE, text)
         case _:
-            return _status(code_pb2.INTERNAL, "INTERNAL", "an internal error of the server; it has been logged")
+            return _status(ErrorReason.ERROR_REASON_INTERNAL, "an internal error of the server; it has been logged")
 
 
 def _budget_exceeded(error: BudgetError) -> status_pb2.Status:
-    """A window's says when it ends, because then there is room again."""
-    code, reason, message = code_pb2.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED", str(error)
-    quota, said = _quota(error.unit, error), _asked(error)
+    """Make the status of a refused budget. A window's says when it ends, because then there is room again."""
+    reason = ErrorReason.ERROR_REASON_BUDGET_EXCEEDED
     window = windows.parts(error.account)
     if window is None:
-        return _status(code, reason, message, quota, said=said)
-    (span, label, _), at = window, now()
+        return _status(reason, str(error), quota=error.unit, metadata={"account": error.account} | _limit_hit(error))
+    (span, label, tenant), at = window, now()
+    metadata = {"account": tenant, "window": str(span)} | _limit_hit(error)
+    # It may have ended since the refusal; the window around now is then the next one, and there is no need to wait.
+    if label != windows.label(span, at):
+        text = f"{error}. This {span} is over"
+        return _status(reason, text, quota=error.unit, retry_seconds=1, metadata=metadata)
     _, end = windows.bounds(span, at)
-    # It may have ended since the refusal; what is around now is then the next one, and there is no need to wait.
-    over = label != windows.label(span, at)
-    ends = f"{datetime.fromtimestamp(end / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
-    told = f"{message}. This {span} {'is over' if over else f'ends at {ends}'}"
-    wait = _retry(1) if over else _retry(math.ceil((end - at) / 1000))
-    said = said | {"window": str(span)} | ({} if over else {"window_end": ends})
-    return _status(code, reason, told, quota, wait, said=said)
+    window_end = f"{datetime.fromtimestamp(end / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    text = f"{error}. This {span} ends at {window_end}"
+    wait = math.ceil((end - at) / 1000)
+    return _status(reason, text, quota=error.unit, retry_seconds=wait, metadata=metadata | {"window_end": window_end})
 
 
-def _quota(subject: str, error: Exception) -> error_details_pb2.QuotaFailure:
-    violation = error_details_pb2.QuotaFailure.Violation(subject=subject, description=str(error))
-    return error_details_pb2.QuotaFailure(violations=[violation])
-
-
-def _asked(error: BudgetError | ContextQuotaExceeded) -> dict[str, str]:
-    """What was asked of which limit."""
+def _limit_hit(error: BudgetError | ContextQuotaExceeded) -> dict[str, str]:
+    """Return what was asked of which limit, and what of it is used."""
     return {name: str(getattr(error, name)) for name in ("unit", "limit", "used", "asked")}
 
 
-def _retry(seconds: int = 1) -> error_details_pb2.RetryInfo:
-    retry = error_details_pb2.RetryInfo()
-    retry.retry_delay.FromSeconds(seconds)
-    return retry
-
-
-def _invalid(reason: str, field: str, message: str) -> status_pb2.Status:
-    violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=message)
-    detail = error_details_pb2.BadRequest(field_violations=[violation])
-    return _status(code_pb2.INVALID_ARGUMENT, reason, f"{field}: {message}", detail, said={"field": field})
+def _invalid_field(reason: ErrorReason.ValueType, field: str, text: str) -> status_pb2.Status:
+    return _status(reason, f"{field}: {text}", violation=(field, text), metadata={"field": field})
 
 
 def _status(
-    code: int,
-    reason: str,
+    reason: ErrorReason.ValueType,
     message: str,
-    *details: error_details_pb2.BadRequest
-    | error_details_pb2.QuotaFailure
-    | error_details_pb2.ResourceInfo
-    | error_details_pb2.RetryInfo,
-    said: dict[str, str] | None = None,
+    *,
+    violation: tuple[str, str] | None = None,
+    quota: str | None = None,
+    resource: tuple[str, str] | None = None,
+    retry_seconds: int | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> status_pb2.Status:
-    status = status_pb2.Status(code=code, message=message)
-    for detail in (error_details_pb2.ErrorInfo(reason=reason, domain=DOMAIN, metadata=said or {}), *details):
-        packed = any_pb2.Any()
-        packed.Pack(detail)
-        status.details.append(packed)
+    """Make a status, all of whose texts are bounded.
+
+    `violation` is a field's path and what is wrong with it, `quota` the subject of the quota that the message is about,
+    `resource` the kind and the name of a thing.
+    """
+    value = ErrorReason.DESCRIPTOR.values_by_number[reason]
+    name = value.name.removeprefix("ERROR_REASON_")
+    particulars = {key: _cut(text, MAX_VALUE) for key, text in (metadata or {}).items()}
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=name, domain=DOMAIN, metadata=particulars)]
+    if violation is not None:
+        request, (field, text) = error_details_pb2.BadRequest(), violation
+        request.field_violations.add(field=_cut(field, MAX_VALUE), description=_cut(text, MAX_TEXT))
+        details.append(request)
+    if quota is not None:
+        failure = error_details_pb2.QuotaFailure()
+        failure.violations.add(subject=_cut(quota, MAX_VALUE), description=_cut(message, MAX_TEXT))
+        details.append(failure)
+    if resource is not None:
+        kind, thing = resource
+        details.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=_cut(thing, MAX_VALUE)))
+    if retry_seconds is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromSeconds(retry_seconds)
+        details.append(retry)
+    code = code_pb2.Code.Value(value.GetOptions().Extensions[errors_pb2.status_code])
+    status = status_pb2.Status(code=code, message=_cut(message, MAX_TEXT))
+    for detail in details:
+        status.details.add().Pack(detail)
     return status
+
+
+def _cut(text: str, most: int) -> str:
+    """Return a text of at most so many bytes of UTF-8, without surrogates, which no message may hold."""
+    encoded = text.encode("utf-8", "replace")
+    if len(encoded) <= most:
+        return encoded.decode()
+    return encoded[: most - len("…".encode())].decode("utf-8", "ignore") + "…"
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import types_pb2
+from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.broker.routes import Routes, UnknownModel
@@ -113,7 +114,7 @@ def offered(routes: Routes, field: str, model: str) -> None:
     try:
         routes.route(model)
     except UnknownModel as error:
-        raise InvalidField(field, str(error), "UNKNOWN_MODEL") from None
+        raise InvalidField(field, str(error), ErrorReason.ERROR_REASON_UNKNOWN_MODEL) from None
 
 
 def image(value: str, known: tuple[str, ...]) -> str:

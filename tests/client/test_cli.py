@@ -200,12 +200,12 @@ def test_a_session_is_deleted_even_if_its_turn_could_not_run(rlm: Rlm, fake: Fak
 
 
 def test_an_error_is_one_line_with_the_limit_and_what_to_do(rlm: Rlm, fake: FakeServer, text: str) -> None:
-    info = error_details_pb2.ErrorInfo(reason="BUDGET_TENANT", metadata={"left": "$0.10"})
+    info = error_details_pb2.ErrorInfo(reason="BUDGET_EXCEEDED", metadata={"left": "$0.10"})
     fake.refusals["CreateRun"].append(refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, f"no room{ESCAPE}\nfor it", info))
     result = rlm("run", "--json", "--context", text, "?")
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: no room\\x1b[2J\\nfor it [BUDGET_TENANT: left=$0.10]; "
+        "Error: no room\\x1b[2J\\nfor it [BUDGET_EXCEEDED: left=$0.10]; "
         "ask for a smaller --budget, or have the tenant's raised\n"
     )
 

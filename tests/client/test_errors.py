@@ -11,6 +11,7 @@ from rlm_client import (
     BudgetRefused,
     Client,
     DeadlineExceeded,
+    ErrorReason,
     FailedPrecondition,
     InvalidArgument,
     NotFound,
@@ -51,13 +52,29 @@ def test_a_status_is_an_error_type(
     assert type(caught.value) is kind
 
 
-def test_reason_and_metadata_are_the_servers(client: Client, fake: FakeServer) -> None:
-    info = error_details_pb2.ErrorInfo(reason="RUN_NOT_FOUND", domain="rlm", metadata={"run_id": "run-9"})
+@pytest.mark.parametrize(
+    ("sent", "known"),
+    [
+        ("NOT_FOUND", ErrorReason.ERROR_REASON_NOT_FOUND),
+        ("OF_A_NEWER_SERVER", ErrorReason.ERROR_REASON_UNSPECIFIED),
+        ("", ErrorReason.ERROR_REASON_UNSPECIFIED),
+    ],
+    ids=["known", "newer", "none"],
+)
+def test_reason_and_metadata_are_the_servers(
+    sent: str, known: ErrorReason.ValueType, client: Client, fake: FakeServer
+) -> None:
+    info = error_details_pb2.ErrorInfo(reason=sent, domain="rlm.v1", metadata={"run_id": "run-9"})
     fake.refusals["GetRun"].append(refusal(grpc.StatusCode.NOT_FOUND, "no such run", info))
     with pytest.raises(NotFound) as caught:
         client.get_run("run-9")
-    assert caught.value.reason == "RUN_NOT_FOUND"
+    assert (caught.value.reason, caught.value.error_reason) == (sent, known)
     assert caught.value.metadata == {"run_id": "run-9"}
+
+
+def test_every_reason_of_the_protocol_is_known() -> None:
+    for name, reason in ErrorReason.items():
+        assert RlmError("", reason=name.removeprefix("ERROR_REASON_")).error_reason == reason
 
 
 def test_an_invalid_argument_names_the_fields(client: Client, fake: FakeServer) -> None:

@@ -139,7 +139,8 @@ async def test_a_budget_beyond_the_tenants_is_refused(server: Served) -> None:
         for refused in (served.caller.create(budget=asked), served.caller.open_session(budget=asked)):
             said = await refusal(refused)
             assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BUDGET_EXCEEDED")
-            assert said.said == {"unit": "nano_usd", "limit": str(2 * USD), "used": "0", "asked": str(2 * USD + 1)}
+            limit = {"unit": "nano_usd", "limit": str(2 * USD), "used": "0", "asked": str(2 * USD + 1)}
+            assert said.said == {"account": "development"} | limit
             assert "google.rpc.QuotaFailure" in said.details
 
 

@@ -9,6 +9,7 @@ them. What is ours is small: `Client`, `Budget`, `Entries`, `Answer`, `Retry`, `
 
 from rlm.v1.budget_pb2 import Account, BudgetWindow, GetBudgetResponse, LedgerEntry, UsageRow
 from rlm.v1.context_pb2 import Context, ContextKind, Coverage, Document, Match, Range, SearchContextResponse
+from rlm.v1.errors_pb2 import ErrorReason
 from rlm.v1.run_pb2 import Run, RunEvent, RunState
 from rlm.v1.session_pb2 import ExecuteResponse, Session
 from rlm.v1.types_pb2 import Amounts
@@ -24,6 +25,7 @@ from rlm_client.errors import (
     DeadlineExceeded,
     FailedPrecondition,
     InvalidArgument,
+    NoKey,
     NotFound,
     PermissionDenied,
     PlaintextRefused,
@@ -57,12 +59,14 @@ __all__ = [
     "DeadlineExceeded",
     "Document",
     "Entries",
+    "ErrorReason",
     "ExecuteResponse",
     "FailedPrecondition",
     "GetBudgetResponse",
     "InvalidArgument",
     "LedgerEntry",
     "Match",
+    "NoKey",
     "NotFound",
     "PermissionDenied",
     "PlaintextRefused",

@@ -10,6 +10,7 @@ from rlm_client.connection import find_target
 from rlm_client.errors import (
     BudgetRefused,
     InvalidArgument,
+    NoKey,
     NotFound,
     PlaintextRefused,
     ResourceExhausted,
@@ -67,7 +68,7 @@ def describe(error: RlmError, target: str) -> str:
 
 def _advice(error: RlmError, target: str) -> str:
     match error:
-        case Unauthenticated(reason="NO_KEY"):
+        case NoKey():
             return ""  # the message says what to do
         case Unauthenticated():
             return "check --key or RLM_API_KEY"

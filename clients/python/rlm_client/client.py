@@ -68,7 +68,7 @@ class Client(Spending):
     Every method raises an RlmError subclass for what the server answers.
 
     Raises:
-        Unauthenticated: no key was found.
+        NoKey: no key was found.
         PlaintextRefused: the key would leave this machine unencrypted (see `connection.connect`).
     """
 

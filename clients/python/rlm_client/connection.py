@@ -10,7 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from rlm_client.errors import PlaintextRefused, Unauthenticated
+from rlm_client.errors import NoKey, PlaintextRefused
 
 DEFAULT_TARGET = "127.0.0.1:7400"
 
@@ -43,7 +43,7 @@ def find_key(key: str | None, target: str, environment: Mapping[str, str] = os.e
     """Choose the key: the one given, else `RLM_API_KEY`, else the one a development server on this machine wrote.
 
     Raises:
-        Unauthenticated: there is none.
+        NoKey: there is none.
         ValueError: it holds characters that no key has.
     """
     found = (key or environment.get("RLM_API_KEY") or "").strip()
@@ -54,12 +54,11 @@ def find_key(key: str | None, target: str, environment: Mapping[str, str] = os.e
         except (FileNotFoundError, NotADirectoryError):
             found = ""
         except (OSError, UnicodeDecodeError) as error:
-            raise Unauthenticated(f"cannot read the development key in {path}: {error}", reason="NO_KEY") from None
+            raise NoKey(f"cannot read the development key in {path}: {error}") from None
     if not found:
-        raise Unauthenticated(
+        raise NoKey(
             f"no key for {target}: pass one, set RLM_API_KEY, or start a development server on this machine, "
-            f"which writes {path}",
-            reason="NO_KEY",
+            f"which writes {path}"
         )
     if not all("!" <= character <= "~" for character in found):
         raise ValueError("the key holds spaces, control characters or non-ASCII characters; copy it again")
@@ -117,8 +116,7 @@ def connect(
     if not is_local(target) and not allow_plaintext:
         raise PlaintextRefused(
             f"{target} is not on this machine and the connection is not encrypted: anyone between could read the key; "
-            "use TLS (tls=True, --tls), or allow_plaintext=True (--allow-plaintext) on a network you trust",
-            reason="PLAINTEXT_REFUSED",
+            "use TLS (tls=True, --tls), or allow_plaintext=True (--allow-plaintext) on a network you trust"
         )
     # Without TLS a proxy named in the environment would read the key.
     channel = grpc.insecure_channel(target, options=(*_OPTIONS, ("grpc.enable_http_proxy", 0)))

@@ -11,6 +11,10 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 from rlm.v1 import run_pb2
+from rlm.v1.errors_pb2 import ErrorReason
+
+_REASONS = {name.removeprefix("ERROR_REASON_"): reason for name, reason in ErrorReason.items()}
+"""The reasons that the protocol knows, by the names they are sent under."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class RlmError(Exception):
 
     `reason` is the server's name for the cause (`ErrorInfo.reason`; empty where it gave none) and `metadata` its
     particulars, such as the limit. `violations` lists refused fields or quotas. `retry_seconds` is how long the server
-    asks to wait before a repeat, or None.
+    asks to wait before a repeat, or None. docs/errors.md says of every reason what it means and what to do.
     """
 
     def __init__(
@@ -45,9 +49,18 @@ class RlmError(Exception):
         self.violations = violations
         self.retry_seconds = retry_seconds
 
+    @property
+    def error_reason(self) -> ErrorReason.ValueType:
+        """`reason` as a value of the protocol's enum; UNSPECIFIED for one that this client does not know."""
+        return _REASONS.get(self.reason, ErrorReason.ERROR_REASON_UNSPECIFIED)
+
 
 class Unauthenticated(RlmError):
     """There is no key, or the server does not know it."""
+
+
+class NoKey(Unauthenticated):
+    """No key was given, and none was found; nothing was sent."""
 
 
 class PermissionDenied(RlmError):
@@ -75,7 +88,7 @@ class ResourceExhausted(RlmError):
 
 
 class BudgetRefused(ResourceExhausted):
-    """The spending asked for does not fit a budget; `metadata` names the account and what it has left."""
+    """The spending asked for does not fit a budget; `metadata` names the account, its limit and what of it is used."""
 
 
 class Unavailable(RlmError):
@@ -125,6 +138,10 @@ _BY_CODE: dict[grpc.StatusCode, type[RlmError]] = {
     grpc.StatusCode.CANCELLED: Cancelled,
     grpc.StatusCode.ABORTED: Aborted,
 }
+_BY_REASON: dict[ErrorReason.ValueType | None, type[RlmError]] = {
+    ErrorReason.ERROR_REASON_BUDGET_EXCEEDED: BudgetRefused,
+}
+"""Errors with a type of their own, whatever their code."""
 
 
 def from_call(call: grpc.RpcError) -> RlmError:
@@ -139,9 +156,7 @@ def from_call(call: grpc.RpcError) -> RlmError:
             if detail.Is(message.DESCRIPTOR):
                 detail.Unpack(message)
                 has_retry = has_retry or message is retry
-    error = _BY_CODE.get(call.code(), ServerFault)
-    if info.reason.startswith("BUDGET_"):
-        error = BudgetRefused
+    error = _BY_REASON.get(_REASONS.get(info.reason)) or _BY_CODE.get(call.code(), ServerFault)
     return error(
         status.message or f"the server answered {call.code().name}",
         reason=info.reason,

@@ -10,6 +10,7 @@ from typing import Protocol, Self
 
 import grpc
 from rlm.v1 import context_pb2
+from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_client.documents import SourceChanged
 from rlm_client.errors import AlreadyExists, Cancelled, InvalidArgument, NotFound, RlmError, typed
@@ -133,7 +134,7 @@ class Transfer:
 def _is_curable(error: RlmError) -> bool:
     """Tell whether another stream, begun where the server then says, may bring the upload to its end."""
     # A server gives up a stream that brought nothing for long: of a machine that slept, or from a source that stalled.
-    if is_passing(error) or error.reason == "UPLOAD_STALLED":
+    if is_passing(error) or error.error_reason == ErrorReason.ERROR_REASON_UPLOAD_STALLED:
         return True
     # It may have taken more of a broken stream after it was asked how much it has.
     return isinstance(error, InvalidArgument) and bool(_PLACES & {one.subject for one in error.violations})
