@@ -48,6 +48,13 @@ class Unauthenticated(Exception):
     """The call carries no valid key."""
 
 
+class MalformedRequest(Exception):
+    """A request, or a message of its stream, is not what the method takes."""
+
+    def __init__(self) -> None:
+        super().__init__("the request cannot be decoded as the message that this method takes")
+
+
 class NotFound(Exception):
     """There is no such thing for this tenant."""
 
@@ -74,6 +81,8 @@ def status_of(error: Exception) -> status_pb2.Status:
     match error:
         case Unauthenticated():
             return _status(ErrorReason.ERROR_REASON_UNAUTHENTICATED, text)
+        case MalformedRequest():
+            return _status(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, text)
         case NotFound():
             return _status(ErrorReason.ERROR_REASON_NOT_FOUND, text, resource=(error.kind, error.name))
         case InvalidField():

@@ -165,6 +165,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: tell the server's operator, for whom `rlm-server doctor` says what is missing.
     """
+    ERROR_REASON_MALFORMED_REQUEST: _ErrorReason.ValueType  # 20
+    """The request, or a message of its stream, cannot be decoded as the message that the method takes.
+
+    Metadata: none.
+
+    To do: check that client and server have the same version of the protocol. Every string must be UTF-8.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every call that fails ends with a google.rpc.Status. Its message is for people. Its first detail is a
@@ -320,6 +327,13 @@ ERROR_REASON_JAIL_MISSING: ErrorReason.ValueType  # 19
 Metadata: none.
 
 To do: tell the server's operator, for whom `rlm-server doctor` says what is missing.
+"""
+ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 20
+"""The request, or a message of its stream, cannot be decoded as the message that the method takes.
+
+Metadata: none.
+
+To do: check that client and server have the same version of the protocol. Every string must be UTF-8.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

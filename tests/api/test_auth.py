@@ -1,0 +1,249 @@
+"""Every call of whichever kind passes authentication, decoding and the mapping of errors, in this order."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.wrappers_pb2 import StringValue
+
+from rlm_server.api.auth import AuthInterceptor, tenant
+from rlm_server.api.errors import InvalidField
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.tenants.keys import Keys
+from rlm_server.tenants.tenants import Tenants
+from tests.servers import Served
+from tests.system.stage import Play, Refusal, eventually, refusal
+
+ROOT = Path(__file__).parents[2]
+KINDS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
+NOT_UTF8, CUT = b"\x0a\x02\xff\xff", b"\x0a\x20short"
+
+
+class Toy:
+    """A service with a method of each kind, whose methods do what the request's words say."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+        self.begun = asyncio.Event()
+        self.cancelled = 0
+
+    async def obey(self, word: str) -> StringValue:
+        self.heard.append(word)
+        self.begun.set()
+        if word == "wrong":
+            raise InvalidField("word", "is wrong")
+        if word == "broken":
+            raise RuntimeError("a secret of the server")
+        if word == "wait":
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
+        return StringValue(value=f"{tenant()} {word}")
+
+    async def unary_unary(self, request: StringValue, context: Any) -> StringValue:
+        return await self.obey(request.value.split()[-1])
+
+    async def unary_stream(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
+        for word in request.value.split():
+            yield await self.obey(word)
+
+    async def stream_unary(self, requests: AsyncIterator[StringValue], context: Any) -> StringValue:
+        answer = StringValue()
+        async for request in requests:
+            answer = await self.obey(request.value)
+        return answer
+
+    async def stream_stream(self, requests: AsyncIterator[StringValue], context: Any) -> AsyncIterator[StringValue]:
+        async for request in requests:
+            yield await self.obey(request.value)
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        made = {
+            kind: getattr(grpc, f"{kind}_rpc_method_handler")(
+                getattr(self, kind),
+                request_deserializer=StringValue.FromString,
+                response_serializer=StringValue.SerializeToString,
+            )
+            for kind in KINDS
+        }
+        return grpc.method_handlers_generic_handler("rlm.test.Toy", made)
+
+
+@dataclass
+class Stage:
+    """A server with a toy, and a caller with a key."""
+
+    toy: Toy
+    channel: grpc.aio.Channel
+    key: str
+    answers: list[str] = field(default_factory=list)
+
+    @property
+    def bearer(self) -> tuple[str, str]:
+        return ("authorization", f"Bearer {self.key}")
+
+    def call(self, kind: str, sent: list[bytes], metadata: tuple[tuple[str, str], ...]) -> Any:
+        method: Any = getattr(self.channel, kind)(f"/rlm.test.Toy/{kind}")
+        return method(iter(sent) if kind.startswith("stream") else sent[0], metadata=metadata)
+
+    async def send(self, kind: str, sent: list[bytes], metadata: tuple[tuple[str, str], ...]) -> None:
+        """Make a call and keep its answers, those before an error included."""
+        call = self.call(kind, sent, metadata)
+        if kind.endswith("unary"):
+            self.answers.append(StringValue.FromString(await call).value)
+        else:
+            async for answer in call:
+                self.answers.append(StringValue.FromString(answer).value)
+
+    async def refused(self, kind: str, sent: list[bytes], *metadata: tuple[str, str]) -> Refusal:
+        return await refusal(self.send(kind, sent, metadata))
+
+
+def words(kind: str, *said: str) -> list[bytes]:
+    """The messages that say some words: one each where the kind takes a stream, else one together."""
+    together = said if kind.startswith("stream") else (" ".join(said),)
+    return [StringValue(value=value).SerializeToString() for value in together]
+
+
+@pytest.fixture
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    async with _serving(tmp_path) as made:
+        yield made
+
+
+@asynccontextmanager
+async def _serving(folder: Path) -> AsyncIterator[Stage]:
+    async with await Database.open(folder / "keys.sqlite", MIGRATIONS) as database:
+        await Tenants(database).ensure("ann")
+        keys, toy = Keys(database), Toy()
+        key = await keys.create("ann")
+        server = grpc.aio.server(interceptors=[AuthInterceptor(keys)])
+        server.add_generic_rpc_handlers((toy.handlers(),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield Stage(toy, channel, key)
+        await server.stop(None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_with_a_key_is_served_for_its_tenant(kind: str, stage: Stage) -> None:
+    await stage.send(kind, words(kind, "one", "two"), (stage.bearer,))
+    assert stage.answers == (["ann one", "ann two"] if kind.endswith("stream") else ["ann two"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_without_one_valid_key_reaches_no_handler(kind: str, stage: Stage) -> None:
+    name, bearer = stage.bearer
+    refused = {
+        (): "is missing",
+        ((name, ""),): "is missing",
+        ((name, "Bearer"),): "is missing",
+        ((name, stage.key),): "is missing",
+        ((name, f"Basic {stage.key}"),): "is missing",
+        ((name, "Bearer rlm_wrong"),): "is not valid",
+        ((name, f"{bearer}x"),): "is not valid",
+        ((name, f"{bearer} {stage.key}"),): "is not valid",
+    }
+    for metadata, why in refused.items():
+        for sent in (words(kind, "one"), [NOT_UTF8]):
+            said = await stage.refused(kind, sent, *metadata)
+            assert (said.code, said.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED")
+            assert why in said.message
+    assert stage.toy.heard == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_two_keys_are_refused_even_where_both_are_valid(kind: str, stage: Stage) -> None:
+    for second in (stage.bearer, ("authorization", "Bearer rlm_wrong")):
+        for metadata in ((stage.bearer, second), (second, stage.bearer)):
+            said = await stage.refused(kind, words(kind, "one"), *metadata)
+            assert (said.code, said.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED")
+            assert "2 keys are sent" in said.message
+    assert stage.toy.heard == []
+
+
+@pytest.mark.parametrize("scheme", ["bearer", "BEARER"])
+async def test_the_name_of_the_scheme_is_taken_in_any_case(scheme: str, stage: Stage) -> None:
+    await stage.send("unary_unary", words("unary_unary", "one"), (("authorization", f"{scheme} {stage.key}"),))
+    assert stage.answers == ["ann one"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_error_is_mapped_wherever_it_is_raised(kind: str, stage: Stage) -> None:
+    for said_before in ((), ("one", "two")):
+        stage.answers.clear()
+        said = await stage.refused(kind, words(kind, *said_before, "wrong"), stage.bearer)
+        assert (said.code, said.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+        assert said.fields == ["word"]
+        assert stage.answers == ([f"ann {word}" for word in said_before] if kind.endswith("stream") else [])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_error_that_nobody_knows_is_logged_and_says_nothing(
+    kind: str, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = await stage.refused(kind, words(kind, "one", "broken"), stage.bearer)
+    assert (said.code, said.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
+    assert "secret" not in said.message
+    (logged,) = caplog.records
+    assert logged.exc_info
+    assert "a secret of the server" in str(logged.exc_info[1])
+
+
+@pytest.mark.parametrize("sent", [NOT_UTF8, CUT, b"\xff"], ids=["not UTF-8", "cut", "no field"])
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_cannot_be_decoded_is_an_invalid_argument(
+    kind: str, sent: bytes, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = words(kind, "one", "two") if kind.startswith("stream") else []
+    said = await stage.refused(kind, [*before, sent], stage.bearer)
+    assert (said.code, said.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST")
+    assert stage.toy.heard == (["one", "two"] if before else [])
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_that_is_cancelled_is_cancelled_down_to_its_handler(
+    kind: str, stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    call = stage.call(kind, words(kind, "wait"), (stage.bearer,))
+    waiting = asyncio.ensure_future(call.read() if kind.endswith("stream") else call)
+    await stage.toy.begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await eventually(lambda: stage.toy.cancelled == 1)
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def methods() -> list[Any]:
+    """Every method of every service of the protocol."""
+    modules = [import_module(f"rlm.v1.{path.stem}") for path in (ROOT / "proto/rlm/v1").glob("*_pb2.py")]
+    services = [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
+    return [method for service in services for method in service.methods]
+
+
+async def test_no_method_of_any_service_is_served_without_a_key(server: Served) -> None:
+    assert len(methods()) >= 20
+    async with server(Play("")) as served:
+        stranger = served.another(None)
+        for method in methods():
+            kind = "_".join("stream" if one else "unary" for one in (method.client_streaming, method.server_streaming))
+            call: Any = getattr(stranger.channel, kind)(f"/{method.containing_service.full_name}/{method.name}")
+            made = call(iter([b""]) if method.client_streaming else b"")
+            said = await refusal(made.read() if method.server_streaming else made)
+            assert (said.code, said.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED"), method.full_name
