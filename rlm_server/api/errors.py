@@ -34,7 +34,7 @@ from sandbox.pool.snapshots import SnapshotRefused
 log = logging.getLogger(__name__)
 
 DOMAIN = "rlm.v1"
-MAX_TEXT = 800
+MAX_TEXT = 1_000
 """Bytes of UTF-8 of a status's message, and of the description of a field or a quota.
 
 A status travels twice: its message as a header, each byte of which may become three, and all of it in base64. With

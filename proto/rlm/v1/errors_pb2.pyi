@@ -179,8 +179,8 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     ERROR_REASON_, and `metadata` has the particulars that the value names. A client must expect reasons it does not know,
     and then go by the status code.
 
-    A message, and the description of a field or a quota, has at most 800 bytes of UTF-8. A value of the metadata, and the
-    path of a field, at most 200. What is longer is cut, and ends with "…".
+    A message, and the description of a field or a quota, has at most 1,000 bytes of UTF-8. A value of the metadata, and
+    the path of a field, has at most 200. What is longer is cut, and ends with "…".
 
     A request that fails before it reaches the service has a status code and no ErrorInfo: where the server cannot be
     reached (UNAVAILABLE), where the deadline has passed (DEADLINE_EXCEEDED), where there is no such method
