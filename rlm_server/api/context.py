@@ -20,7 +20,7 @@ from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.contexts.search import LONGEST_PATTERN, Found, PatternRefused, search
 from rlm_server.contexts.uploads import Uploads
 from sandbox.cancellation import run_to_completion
-from sandbox.corpora.corpus import Corpus, Kind
+from sandbox.corpora.corpus import Corpus, CorpusDamaged, Kind
 
 MAX_READ = 1 << 18
 """Characters of one answer."""
@@ -154,7 +154,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         async with self._contexts.held(found) as corpus:
             try:
                 yield found, corpus
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, CorpusDamaged) as error:
                 raise ContextDamaged(found.id, getattr(error, "strerror", None) or str(error)) from error
 
     async def _cancellable(self, work: Callable[[Callable[[], bool]], _T]) -> _T:

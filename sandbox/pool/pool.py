@@ -174,7 +174,9 @@ class WorkerPool:
                 await resting.hibernate()
             except OSError as error:
                 log.exception("an idle session could not be written")
-                raise PoolFull(f"no place could be made: an idle session could not be written: {error}") from None
+                raise PoolFull(
+                    f"no place could be made: an idle session could not be written: {error.strerror}"
+                ) from None
         self.used(session)
         if self.store and self._hibernator is None:
             self._hibernator = asyncio.create_task(self._hibernate_idle_sessions())

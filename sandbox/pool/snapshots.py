@@ -114,7 +114,7 @@ class Sealer:
                     made.close()
                     raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, zstandard.ZstdError, EOFError) as error:
-            raise SnapshotRefused(f"the stored session cannot be read: {error!r}") from None
+            raise SnapshotRefused("the stored session cannot be read") from error
         if rest:
             made.close()
             raise SnapshotRefused("the stored session was added to")

@@ -158,6 +158,25 @@ async def test_a_context_whose_files_are_damaged_says_so(server: Served, harm: o
         assert (await served.caller.ask()).run.state == run_pb2.RUN_STATE_SUCCEEDED
 
 
+async def test_an_index_that_says_nonsense_without_having_changed_is_damage(server: Served) -> None:
+    async with server(Play("")) as served:
+        calls = ContextCalls(served.caller)
+        context_id = (await calls.send(of_text(TEXT))).context_id
+        index = served.data_dir / "contexts" / context_id / "index"
+        written, data = index.stat(), bytearray(index.read_bytes())
+        data[-2:] = b"\xfe\xfe"  # the forms of the text and of its names
+        index.chmod(0o600)
+        index.write_bytes(data)
+        os.utime(index, ns=(written.st_atime_ns, written.st_mtime_ns))
+        for call in (calls.documents(context_id), calls.read(context_id), calls.search(context_id, "x")):
+            said = await refusal(call)
+            assert (said.code, said.reason) == (grpc.StatusCode.DATA_LOSS, "CONTEXT_DAMAGED")
+            assert said.said == {"context_id": context_id}
+            assert str(served.data_dir) not in said.message
+        await calls.delete(context_id)
+        await eventually(lambda: in_order(served.data_dir) and not stored(served.data_dir))
+
+
 async def test_a_context_whose_folder_is_missing_at_the_start_is_not_lost_silently(
     server: Served, tmp_path: Path
 ) -> None:

@@ -216,11 +216,11 @@ async def test_where_a_session_cannot_be_written_there_is_no_place_and_nothing_i
     await show(sessions[0], "x = 1")
 
     def full(*_: object) -> Path:
-        raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device", "/srv/sessions/1")
 
     with monkeypatch.context() as patched:
         patched.setattr(SessionStore, "put", full)
-        with pytest.raises(PoolFull, match="No space left"):
+        with pytest.raises(PoolFull, match=r"No space left on device$"):
             await pool.create("a", "core", LIMITS)
     assert await show(sessions[0], "x") == "1"
     await pool.create("a", "core", LIMITS)
