@@ -23,7 +23,7 @@ from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.contexts.object_store import ObjectStoreUnavailable
 from rlm_server.contexts.spool import UploadRefused
 from rlm_server.contexts.uploads import ContextQuotaExceeded, UploadBusy, UploadStalled
-from rlm_server.database.engine import DatabaseFullError
+from rlm_server.database.engine import DatabaseBusyError, DatabaseClosedError, DatabaseFullError, DatabaseLostError
 from rlm_server.ledger import BudgetError, windows
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.sessions import SessionEnded, TooManySessions
@@ -118,6 +118,9 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_WORKER_LOST, text)
         case DatabaseFullError() | OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return _status(ErrorReason.ERROR_REASON_DISK_FULL, "the server's disk is full", retry_seconds=1)
+        case DatabaseLostError() | DatabaseBusyError() | DatabaseClosedError():
+            reason = ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE
+            return _status(reason, "the server cannot reach its database", retry_seconds=1)
         case MemoryError():
             return _status(ErrorReason.ERROR_REASON_CONTEXT_TOO_LARGE, text)
         case _:

@@ -18,6 +18,7 @@ from google.protobuf.wrappers_pb2 import StringValue
 from rlm_server.api.auth import AuthInterceptor, tenant
 from rlm_server.api.errors import InvalidField
 from rlm_server.database.database import Database
+from rlm_server.database.engine import DatabaseLostError
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
@@ -174,6 +175,19 @@ async def test_two_keys_are_refused_even_where_both_are_valid(kind: str, stage: 
             assert (said.code, said.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED")
             assert "2 keys are sent" in said.message
     assert stage.toy.heard == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_where_the_database_is_away_nobody_is_told_that_the_key_is_wrong(
+    kind: str, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away(*_: object) -> None:
+        raise DatabaseLostError("away")
+
+    monkeypatch.setattr(Keys, "tenant_of", away)
+    said = await stage.refused(kind, words(kind, "one"), stage.bearer)
+    assert (said.code, said.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
+    assert "google.rpc.RetryInfo" in said.details
 
 
 @pytest.mark.parametrize("scheme", ["bearer", "BEARER"])

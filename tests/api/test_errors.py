@@ -25,7 +25,13 @@ from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.contexts.object_store import ObjectStoreUnavailable
 from rlm_server.contexts.spool import UploadRefused
 from rlm_server.contexts.uploads import ContextQuotaExceeded, UploadBusy, UploadStalled
-from rlm_server.database.engine import DatabaseError, DatabaseFullError
+from rlm_server.database.engine import (
+    DatabaseBusyError,
+    DatabaseClosedError,
+    DatabaseError,
+    DatabaseFullError,
+    DatabaseLostError,
+)
 from rlm_server.ledger import AccountClosed, BudgetBusy, BudgetExceeded, HoldUnknown, Span, windows
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.sessions import SessionEnded, TooManySessions
@@ -104,6 +110,10 @@ CASES: dict[str, Expected] = {
     "no jail": Expected(JailMissing("no"), "JAIL_MISSING"),
     "a lost worker": Expected(WorkerLost("no"), "WORKER_LOST"),
     "a full database": Expected(DatabaseFullError("no"), "DISK_FULL", details=("RetryInfo",)),
+    **{
+        kind.__name__: Expected(kind("no"), "DATABASE_UNAVAILABLE", details=("RetryInfo",))
+        for kind in (DatabaseLostError, DatabaseBusyError, DatabaseClosedError)
+    },
     "a full disk": Expected(OSError(errno.ENOSPC, "no"), "DISK_FULL", details=("RetryInfo",)),
     "a disk quota": Expected(OSError(errno.EDQUOT, "no"), "DISK_FULL", details=("RetryInfo",)),
     "a text that does not fit": Expected(MemoryError("no"), "CONTEXT_TOO_LARGE"),
@@ -199,6 +209,7 @@ def test_a_window_that_is_over_asks_for_no_wait() -> None:
         OSError(errno.ENOSPC, "no", "/srv/secret"),
         DatabaseError("postgresql://secret"),
         DatabaseFullError("/srv/secret"),
+        DatabaseLostError("postgresql://secret"),
         AccountClosed("secret"),
         HoldUnknown("secret"),
         AssertionError("secret"),

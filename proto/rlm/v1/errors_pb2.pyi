@@ -172,6 +172,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: check that client and server have the same version of the protocol. Every string must be UTF-8.
     """
+    ERROR_REASON_DATABASE_UNAVAILABLE: _ErrorReason.ValueType  # 21
+    """The server cannot reach its database. What the call was to change may have been changed all the same.
+
+    Metadata: none. A RetryInfo says when to try again.
+
+    To do: try again, with the same request id where the request has one.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every call that fails ends with a google.rpc.Status. Its message is for people. Its first detail is a
@@ -334,6 +341,13 @@ ERROR_REASON_MALFORMED_REQUEST: ErrorReason.ValueType  # 20
 Metadata: none.
 
 To do: check that client and server have the same version of the protocol. Every string must be UTF-8.
+"""
+ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 21
+"""The server cannot reach its database. What the call was to change may have been changed all the same.
+
+Metadata: none. A RetryInfo says when to try again.
+
+To do: try again, with the same request id where the request has one.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
