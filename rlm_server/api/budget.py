@@ -1,4 +1,4 @@
-"""BudgetService."""
+"""The servicer of `BudgetService`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, budget_pb2_grpc
 
-from rlm_server.api import export, requests, responses
+from rlm_server.api import ledger_export, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.ledger import By, Entry, Ledger, Query, Span, Statement, UsageRow, Window
@@ -19,7 +19,7 @@ from rlm_server.ledger import By, Entry, Ledger, Query, Span, Statement, UsageRo
 MAX_MODEL = 200
 """Characters of a model's name."""
 EXPORT_PAGE = 2_000
-"""Entries read at once, about half a chunk."""
+"""Entries read at once. They make about half a chunk."""
 
 _BY = {
     budget_pb2.USAGE_GROUPING_UNSPECIFIED: By.DAY,
@@ -28,9 +28,9 @@ _BY = {
     budget_pb2.USAGE_GROUPING_RUN: By.RUN,
 }
 _LINES = {
-    budget_pb2.EXPORT_FORMAT_UNSPECIFIED: export.csv_line,
-    budget_pb2.EXPORT_FORMAT_CSV: export.csv_line,
-    budget_pb2.EXPORT_FORMAT_JSONL: export.json_line,
+    budget_pb2.EXPORT_FORMAT_UNSPECIFIED: ledger_export.csv_line,
+    budget_pb2.EXPORT_FORMAT_CSV: ledger_export.csv_line,
+    budget_pb2.EXPORT_FORMAT_JSONL: ledger_export.json_line,
 }
 _SPANS = {
     Span.HOUR: budget_pb2.WINDOW_SPAN_HOUR,
@@ -48,10 +48,11 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     async def GetBudget(self, request: budget_pb2.GetBudgetRequest, context: Any) -> budget_pb2.GetBudgetResponse:
         """Describe an account."""
         name = request.account_id or tenant()
-        found = await self._ledger.statement(tenant(), name)
-        if found is None:
+        statement = await self._ledger.statement(tenant(), name)
+        if statement is None:
             raise NotFound("account", name)
-        return budget_pb2.GetBudgetResponse(account=_account(found), windows=[_window(one) for one in found.windows])
+        windows = [_window(one) for one in statement.windows]
+        return budget_pb2.GetBudgetResponse(account=_account(statement), windows=windows)
 
     async def ListUsage(self, request: budget_pb2.ListUsageRequest, context: Any) -> budget_pb2.ListUsageResponse:
         """Sum up what was spent."""
@@ -59,14 +60,14 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
             raise InvalidField("by", f"must be a day, a model or a run, not {request.by}")
         by, query = _BY[request.by], await self._query(request.filter)
         size = requests.page_size(request.page_size, 100, 1_000)
-        of = _list_name(f"usage by {by}", query)
-        last = requests.page_key(request.page_token, of)
-        found = await self._ledger.usage(query, by)
-        rest = found if last is None else [row for row in found if row.key > last]
+        list_name = _list_name(f"usage by {by}", query)
+        last = requests.page_key(request.page_token, list_name)
+        rows = await self._ledger.usage(query, by)
+        rest = rows if last is None else [row for row in rows if row.key > last]
         page = rest[:size]
         return budget_pb2.ListUsageResponse(
             rows=[_usage(row) for row in page],
-            next_page_token=responses.page_token(of, page[-1].key) if len(rest) > size else "",
+            next_page_token=responses.page_token(list_name, page[-1].key) if len(rest) > size else "",
         )
 
     async def ListLedgerEntries(
@@ -75,13 +76,14 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         """List what was posted."""
         query = await self._query(request.filter)
         size = requests.page_size(request.page_size, 100, 1_000)
-        of = _list_name("entries", query)
-        last = requests.page_token(request.page_token, of, 1)
+        list_name = _list_name("entries", query)
+        last = requests.page_token(request.page_token, list_name, 1)
         after = query.after if last is None else max(query.after, last[0])
-        found = await self._ledger.entries(replace(query, after=after), most=size + 1)
+        entries = await self._ledger.entries(replace(query, after=after), most=size + 1)
+        more = len(entries) > size
         return budget_pb2.ListLedgerEntriesResponse(
-            entries=[_entry(one) for one in found[:size]],
-            next_page_token=responses.page_token(of, found[size - 1].number) if len(found) > size else "",
+            entries=[_entry(one) for one in entries[:size]],
+            next_page_token=responses.page_token(list_name, entries[size - 1].number) if more else "",
         )
 
     async def ExportLedgerEntries(
@@ -92,61 +94,62 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
             raise InvalidField("format", f"must be CSV or JSONL, not {request.format}")
         line, query = _LINES[request.format], await self._query(request.filter)
         last = await self._ledger.last_entry(tenant())
-        head = export.header().encode() if line is export.csv_line else b""
+        head = ledger_export.header().encode() if line is ledger_export.csv_line else b""
         yield budget_pb2.ExportLedgerEntriesResponse(data=head, last_number=last)
-        while found := await self._ledger.entries(query, most=EXPORT_PAGE):
-            query = replace(query, after=found[-1].number)
-            made = await asyncio.to_thread(export.lines, [one for one in found if one.number <= last], line)
-            for chunk in export.chunks(made):
+        while entries := await self._ledger.entries(query, most=EXPORT_PAGE):
+            query = replace(query, after=entries[-1].number)
+            wanted = [entry for entry in entries if entry.number <= last]
+            lines = await asyncio.to_thread(ledger_export.lines, wanted, line)
+            for chunk in ledger_export.chunks(lines):
                 yield budget_pb2.ExportLedgerEntriesResponse(data=chunk, last_number=last)
-            if found[-1].number >= last:
+            if entries[-1].number >= last:
                 return
 
-    async def _query(self, asked: budget_pb2.EntryFilter) -> Query:
-        for kind, name in (("run", asked.run_id), ("node", asked.node_id)):
+    async def _query(self, entry_filter: budget_pb2.EntryFilter) -> Query:
+        for kind, name in (("run", entry_filter.run_id), ("node", entry_filter.node_id)):
             if name and await self._ledger.statement(tenant(), name) is None:
                 raise NotFound(kind, name)
-        if len(asked.model) > MAX_MODEL:
-            raise InvalidField("filter.model", f"may have {MAX_MODEL} characters, not {len(asked.model)}")
-        if not 0 <= asked.after_number < 1 << 62:
+        if len(entry_filter.model) > MAX_MODEL:
+            raise InvalidField("filter.model", f"may have {MAX_MODEL} characters, not {len(entry_filter.model)}")
+        if not 0 <= entry_filter.after_number < 1 << 62:
             raise InvalidField("filter.after_number", "must not be negative, and is the number of an entry")
-        since, until = _time(asked, "since"), _time(asked, "until")
+        since, until = _time(entry_filter, "since"), _time(entry_filter, "until")
         if since is not None and until is not None and since > until:
             raise InvalidField("filter.until", "must not be before since")
         return Query(
             tenant(),
-            run=asked.run_id or None,
-            node=asked.node_id or None,
-            model=asked.model if asked.HasField("model") else None,
+            run=entry_filter.run_id or None,
+            node=entry_filter.node_id or None,
+            model=entry_filter.model if entry_filter.HasField("model") else None,
             since=since,
             until=until,
-            ambiguous=asked.ambiguous_only,
-            after=asked.after_number,
+            ambiguous=entry_filter.ambiguous_only,
+            after=entry_filter.after_number,
         )
 
 
-def _time(asked: budget_pb2.EntryFilter, name: str) -> int | None:
-    stamp: Timestamp = getattr(asked, name)
-    return requests.time(stamp, f"filter.{name}") if asked.HasField(name) else None  # type: ignore[arg-type]
+def _time(entry_filter: budget_pb2.EntryFilter, name: str) -> int | None:
+    stamp: Timestamp = getattr(entry_filter, name)
+    return requests.time(stamp, f"filter.{name}") if entry_filter.HasField(name) else None  # type: ignore[arg-type]
 
 
 def _list_name(kind: str, query: Query) -> str:
-    """Name a list by all that was asked of it, so that a token of one is not taken for another's."""
+    """Name a list by its whole query, so that a page token of one list is not taken for another's."""
     return f"{kind} {hashlib.sha256(repr(query).encode()).hexdigest()[:16]}"
 
 
-def _account(found: Statement) -> budget_pb2.Account:
-    balance = found.balance
+def _account(statement: Statement) -> budget_pb2.Account:
+    balance = statement.balance
     return budget_pb2.Account(
         account_id=balance.account,
-        parent_id=found.parent or "",
-        closed=found.closed,
+        parent_id=statement.parent or "",
+        closed=statement.closed,
         limit=responses.budget(balance.limit),
         posted=responses.amounts(balance.posted),
         pending=responses.amounts(balance.pending),
         carved=responses.amounts(balance.carved),
         overrun=responses.amounts(balance.overrun),
-        left=responses.allowance(found.left),
+        left=responses.allowance(statement.left),
     )
 
 

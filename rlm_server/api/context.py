@@ -1,4 +1,4 @@
-"""ContextService."""
+"""The servicer of `ContextService`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rlm.v1 import context_pb2, context_pb2_grpc
 from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
-from rlm_server.api.uploading import Messages, receive
+from rlm_server.api.upload_stream import Messages, receive
 from rlm_server.contexts.contexts import Context, Contexts
 from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.contexts.search import LONGEST_PATTERN, Found, PatternRefused, search
@@ -25,9 +25,9 @@ from sandbox.corpora.corpus import Corpus, CorpusDamaged, Kind
 MAX_READ = 1 << 18
 """Characters of one answer."""
 MAX_ANSWER = 3 << 20
-"""Bytes of a list's answer, less than the 4 MiB that gRPC's clients take: one that would have more ends sooner."""
+"""Bytes of a list's answer, after which it ends. A client of gRPC takes 4 MiB."""
 SEARCHES = 4
-"""At once, each with a thread."""
+"""Searches at once. Each has a thread."""
 
 _T = TypeVar("_T")
 
@@ -36,13 +36,13 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     """Takes texts in, describes them, and shows what is in them."""
 
     def __init__(self, contexts: Contexts, uploads: Uploads, *, most_bytes: int, idle_seconds: float) -> None:
-        """`most_bytes` is for one context; an upload of which nothing comes for `idle_seconds` is ended."""
+        """A context may have `most_bytes` of UTF-8. An upload of which nothing comes for `idle_seconds` is ended."""
         self._contexts, self._uploads = contexts, uploads
         self._most_bytes, self._idle_seconds = most_bytes, idle_seconds
         self._searches = ThreadPoolExecutor(SEARCHES, thread_name_prefix="searches")
 
     def close(self) -> None:
-        """Release what the servicer has; no call is being served any more."""
+        """End the threads. No call may be under way."""
         self._searches.shutdown()
 
     async def UploadContext(self, request_iterator: Messages, context: Any) -> context_pb2.UploadContextResponse:
@@ -72,7 +72,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
 
     async def GetContext(self, request: context_pb2.GetContextRequest, context: Any) -> context_pb2.GetContextResponse:
         """Describe a context."""
-        return context_pb2.GetContextResponse(context=responses.context(await self._found(request.context_id)))
+        return context_pb2.GetContextResponse(context=responses.context(await self._stored(request.context_id)))
 
     async def ListContexts(
         self, request: context_pb2.ListContextsRequest, context: Any
@@ -80,10 +80,11 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         """List the tenant's contexts."""
         size = requests.page_size(request.page_size, 100, 1_000)
         before = requests.page_token(request.page_token, "contexts", 1)
-        found = await self._contexts.page(tenant(), before[0] if before else None, size + 1)
+        contexts = await self._contexts.page(tenant(), before[0] if before else None, size + 1)
+        more = len(contexts) > size
         return context_pb2.ListContextsResponse(
-            contexts=[responses.context(one) for one in found[:size]],
-            next_page_token=responses.page_token("contexts", found[size - 1].number) if len(found) > size else "",
+            contexts=[responses.context(one) for one in contexts[:size]],
+            next_page_token=responses.page_token("contexts", contexts[size - 1].number) if more else "",
         )
 
     async def ListDocuments(
@@ -92,10 +93,10 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         """List a context's documents."""
         size = requests.page_size(request.page_size, 1_000, 10_000)
         first, at = requests.page_token(request.page_token, request.context_id, 2) or (0, 0)
-        async with self._reading(request.context_id) as (found, corpus):
+        async with self._reading(request.context_id) as (stored, corpus):
             if not (0 <= first < len(corpus) and 0 <= at <= corpus.names.characters):
                 raise InvalidField("page_token", "is not one of this list")
-            return await asyncio.to_thread(_documents, found, corpus, first, at, size)
+            return await asyncio.to_thread(_documents, stored, corpus, first, at, size)
 
     async def ReadContext(
         self, request: context_pb2.ReadContextRequest, context: Any
@@ -126,12 +127,12 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 _check_document(f"documents[{place}]", number, corpus)
             documents = list(request.documents) or None
             try:
-                found = await self._cancellable(
+                result = await self._cancellable(
                     lambda cancelled: search(corpus, request.pattern, documents, limit, cancelled=cancelled)
                 )
             except PatternRefused as error:
                 raise InvalidField("pattern", str(error)) from None
-        return _matches(found)
+        return _search_response(result)
 
     async def DeleteContext(
         self, request: context_pb2.DeleteContextRequest, context: Any
@@ -141,32 +142,37 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             raise NotFound("context", request.context_id)
         return context_pb2.DeleteContextResponse()
 
-    async def _found(self, context_id: str) -> Context:
-        found = await requests.context(self._contexts, tenant(), context_id)
-        if found is None:
+    async def _stored(self, context_id: str) -> Context:
+        stored = await requests.context(self._contexts, tenant(), context_id)
+        if stored is None:
             raise NotFound("context", context_id)
-        return found
+        return stored
 
     @asynccontextmanager
     async def _reading(self, context_id: str) -> AsyncIterator[tuple[Context, Corpus]]:
-        """Hold a context and its corpus; a file of it that fails is damaged."""
-        found = await self._found(context_id)
-        async with self._contexts.held(found) as corpus:
+        """Hold a context and its corpus while they are read.
+
+        Raises:
+            NotFound: the tenant has no such context.
+            ContextDamaged: a file of it cannot be read, or is not what was written.
+        """
+        stored = await self._stored(context_id)
+        async with self._contexts.held(stored) as corpus:
             try:
-                yield found, corpus
+                yield stored, corpus
             except (OSError, EOFError, CorpusDamaged) as error:
-                raise ContextDamaged(found.id, getattr(error, "strerror", None) or str(error)) from error
+                raise ContextDamaged(stored.id, getattr(error, "strerror", None) or str(error)) from error
 
     async def _cancellable(self, work: Callable[[Callable[[], bool]], _T]) -> _T:
-        """Run work in a thread; where this is cancelled, the work is told so and waited for."""
+        """Run work in a thread. Where this is cancelled, the work is told so, and waited for."""
         cancelled = threading.Event()
-        begun = self._searches.submit(work, cancelled.is_set)
-        future = asyncio.wrap_future(begun)
+        submitted = self._searches.submit(work, cancelled.is_set)
+        future = asyncio.wrap_future(submitted)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
             cancelled.set()
-            begun.cancel()  # where it has not begun
+            submitted.cancel()  # where it has not begun
             await run_to_completion(asyncio.wait((future,)))
             raise
 
@@ -177,22 +183,22 @@ def _check_document(field: str, number: int, corpus: Corpus) -> None:
 
 
 def _documents(context: Context, corpus: Corpus, first: int, at: int, most: int) -> context_pb2.ListDocumentsResponse:
-    """Write documents from `first` on, whose name begins at character `at` of the names."""
-    answer, size = context_pb2.ListDocumentsResponse(), 0
+    """Write up to `most` documents from number `first` on. Its name begins at character `at` of all names."""
+    response, size = context_pb2.ListDocumentsResponse(), 0
     names = _lines(corpus, at) if context.kind is Kind.DOCUMENTS else iter(("",))
     for number, name in enumerate(names, start=first):
         if number == first + most or size > MAX_ANSWER:
-            answer.next_page_token = responses.page_token(context.id, number, at)
+            response.next_page_token = responses.page_token(context.id, number, at)
             break
         characters = corpus[number].characters
-        answer.documents.append(context_pb2.Document(number=number, name=name, characters=characters))
+        response.documents.append(context_pb2.Document(number=number, name=name, characters=characters))
         size += len(name.encode()) + 24
         at += len(name) + 1
-    return answer
+    return response
 
 
 def _lines(corpus: Corpus, at: int) -> Iterator[str]:
-    """Yield the documents' names from the one that begins at a character of them."""
+    """Yield the documents' names, from the one on that begins at character `at` of all names."""
     rest = ""
     while at < corpus.names.characters:
         piece = corpus.names.read(at, at + MAX_READ)
@@ -202,12 +208,12 @@ def _lines(corpus: Corpus, at: int) -> Iterator[str]:
     yield rest
 
 
-def _matches(found: Found) -> context_pb2.SearchContextResponse:
-    answer, size = context_pb2.SearchContextResponse(more=found.more), 0
-    for match in found.matches:
+def _search_response(result: Found) -> context_pb2.SearchContextResponse:
+    response, size = context_pb2.SearchContextResponse(more=result.more), 0
+    for match in result.matches:
         size += len(match.text.encode()) + 40
         if size > MAX_ANSWER:
-            answer.more = True
+            response.more = True
             break
-        answer.matches.add(document=match.document, start=match.start, end=match.end, text=match.text)
-    return answer
+        response.matches.add(document=match.document, start=match.start, end=match.end, text=match.text)
+    return response

@@ -1,4 +1,4 @@
-"""Reads what requests have in common into checked values, and names the field that is wrong."""
+"""Reads the fields that requests have in common into checked values. A wrong one is refused by its name."""
 
 from __future__ import annotations
 
@@ -33,30 +33,30 @@ def request_id(value: str, field: str = "request_id") -> str | None:
 
 
 def page_size(value: int, usual: int, most: int, field: str = "page_size") -> int:
-    """Return how many a list's page may have; `usual` where the request does not say."""
+    """Return how many items a page may have: `usual` where the request has 0."""
     if not 0 <= value <= most:
         raise InvalidField(field, f"must be from 1 to {most}, or 0 for {usual}, not {value}")
     return value or usual
 
 
 def page_token(value: str, list_name: str, numbers: int) -> tuple[int, ...] | None:
-    """Return the numbers that `responses.page_token` put into a token of this list; None for the first page."""
+    """Return the numbers that `responses.page_token` put into a token of this list, or None for the first page."""
     if not value:
         return None
     match _token(value):
-        case [str(of), *places] if of == list_name and len(places) == numbers:
-            numbers_found = tuple(place for place in places if type(place) is int and 0 <= place < 1 << 62)
-            if len(numbers_found) == numbers:
-                return numbers_found
+        case [str(name), *places] if name == list_name and len(places) == numbers:
+            checked = [place for place in places if type(place) is int and 0 <= place < 1 << 62]
+            if len(checked) == numbers:
+                return tuple(checked)
     raise InvalidField("page_token", "is not one of this list")
 
 
 def page_key(value: str, list_name: str) -> str | None:
-    """Return the key that `responses.page_token` put into a token of this list; None for the first page."""
+    """Return the key that `responses.page_token` put into a token of this list, or None for the first page."""
     if not value:
         return None
     match _token(value):
-        case [str(of), str(key)] if of == list_name:
+        case [str(name), str(key)] if name == list_name:
             return key
     raise InvalidField("page_token", "is not one of this list")
 
@@ -69,14 +69,14 @@ def _token(value: str) -> object:
 
 
 def time(value: Timestamp, field: str) -> int:
-    """Return a time in Unix milliseconds; what is finer is rounded up."""
+    """Return a time in Unix milliseconds, rounded up."""
     if not (0 <= value.seconds <= MAX_SECONDS and 0 <= value.nanos < 1_000_000_000):
         raise InvalidField(field, "must be a time from 1970 to 9999")
     return value.seconds * 1000 - (-value.nanos // 1_000_000)
 
 
 def required(field: str, value: str, most: int) -> str:
-    """Return a text that must be there."""
+    """Return a text that must be there and may have `most` characters."""
     if not value.strip():
         raise InvalidField(field, "must not be empty")
     if len(value) > most:
@@ -85,7 +85,7 @@ def required(field: str, value: str, most: int) -> str:
 
 
 def budget(value: types_pb2.Budget) -> Limit:
-    """Return a budget; every amount given must be more than 0."""
+    """Return a budget. Every amount that is set must be more than 0."""
     amounts: dict[str, int | None] = {}
     for unit in UNITS:
         amounts[unit] = getattr(value, unit) if value.HasField(unit) else None  # type: ignore[arg-type]
@@ -109,8 +109,8 @@ def sandbox_limits(field: str, value: types_pb2.SandboxLimits, ceiling: Limits) 
     return replace(ceiling, **lowered)  # type: ignore[arg-type]
 
 
-def offered(routes: Routes, field: str, model: str) -> None:
-    """Refuse a model that is not offered here."""
+def check_offered(routes: Routes, field: str, model: str) -> None:
+    """Refuse a model that this server does not offer."""
     try:
         routes.route(model)
     except UnknownModel as error:
@@ -118,7 +118,7 @@ def offered(routes: Routes, field: str, model: str) -> None:
 
 
 def image(value: str, known: tuple[str, ...]) -> str:
-    """Return the name of an image that exists; the first where none is named."""
+    """Return the name of an image that exists: the first where the request names none."""
     name = value or known[0]
     if name not in known:
         raise InvalidField("image", f"there is no image {name[:100]!r}; the images are: {', '.join(known)}")
@@ -129,7 +129,7 @@ async def context(contexts: Contexts, tenant: str, context_id: str) -> Context |
     """Return the tenant's context, or None where the request names none."""
     if not context_id:
         return None
-    found = await contexts.get(tenant, context_id)
-    if found is None:
+    stored = await contexts.get(tenant, context_id)
+    if stored is None:
         raise NotFound("context", context_id)
-    return found
+    return stored

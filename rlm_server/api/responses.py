@@ -39,17 +39,17 @@ def time(milliseconds: int) -> Timestamp:
 
 
 def amounts(value: Amounts) -> types_pb2.Amounts:
-    """Write amounts."""
+    """Write amounts of every unit."""
     return types_pb2.Amounts(**asdict(value))
 
 
 def budget(value: Limit) -> types_pb2.Budget:
-    """Write a budget."""
+    """Write a budget. An amount that is not limited is left out."""
     return types_pb2.Budget(**asdict(value))
 
 
 def allowance(value: Limit) -> budget_pb2.Allowance:
-    """Write what is left."""
+    """Write what is left of a budget. An amount that is not limited is left out."""
     return budget_pb2.Allowance(**asdict(value))
 
 
@@ -73,12 +73,12 @@ def context(value: Context) -> context_pb2.Context:
 
 
 def page_token(list_name: str, *places: int | str) -> str:
-    """Write where a list's next page begins."""
+    """Write where a list's next page begins; `requests.page_token` and `page_key` read it."""
     return base64.urlsafe_b64encode(json.dumps([list_name, *places]).encode()).decode()
 
 
 def state(value: RunState) -> run_pb2.RunState.ValueType:
-    """Write a state."""
+    """Write the state of a run or a node."""
     return _STATES[value]
 
 
@@ -110,7 +110,7 @@ def finished_call(value: FinishedCall) -> session_pb2.ModelCallFinished:
 
 
 def coverage(value: Coverage) -> context_pb2.Coverage:
-    """Write how much was looked at."""
+    """Write how much of a context was looked at."""
     ranges = [context_pb2.Range(document=one.document, start=one.start, end=one.end) for one in value.ranges]
     return context_pb2.Coverage(fraction=value.fraction, documents=value.documents, ranges=ranges, more=value.more)
 
@@ -128,7 +128,7 @@ def traced_call(value: CallTraced) -> session_pb2.ModelCallTraced:
 
 def event(value: Event) -> run_pb2.RunEvent:
     """Write an event."""
-    made = run_pb2.RunEvent(
+    message = run_pb2.RunEvent(
         sequence=value.sequence,
         time=time(value.at),
         node_id=value.origin.node,
@@ -136,8 +136,8 @@ def event(value: Event) -> run_pb2.RunEvent:
         depth=value.origin.depth,
         turn=value.origin.turn,
     )
-    getattr(made, value.body.kind).CopyFrom(_body(value.body))
-    return made
+    getattr(message, value.body.kind).CopyFrom(_body(value.body))
+    return message
 
 
 _WRITERS: dict[type, Callable[[Any], object]] = {
@@ -151,7 +151,7 @@ _WRITERS: dict[type, Callable[[Any], object]] = {
 
 
 def _body(body: Body) -> Message:
-    """Write an event's body as the message of the same name, whose fields are named alike."""
+    """Write an event's body. Its message has the same name, and fields of the same names."""
     if isinstance(body, Printed):
         return output(body)
     if isinstance(body, CallTraced):

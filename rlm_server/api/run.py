@@ -1,4 +1,4 @@
-"""RunService."""
+"""The servicer of `RunService`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_QUESTION = 100_000
 
 
 class RunServicer(run_pb2_grpc.RunServiceServicer):
-    """The recursive loop."""
+    """Starts runs, shows them as they go, and stops them."""
 
     def __init__(
         self,
@@ -42,8 +42,8 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         """Start a run."""
         model = request.model or self._defaults.model
         sub_model = request.sub_model or (request.model or self._defaults.sub_model)
-        requests.offered(self._routes, "model", model)
-        requests.offered(self._routes, "sub_model", sub_model)
+        requests.check_offered(self._routes, "model", model)
+        requests.check_offered(self._routes, "sub_model", sub_model)
         new = NewRun(
             tenant(),
             requests.request_id(request.request_id),
@@ -73,11 +73,11 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def GetRun(self, request: run_pb2.GetRunRequest, context: Any) -> run_pb2.GetRunResponse:
         """Return a run with its tree."""
-        return run_pb2.GetRunResponse(run=await self._message(await self._found(request.run_id)))
+        return run_pb2.GetRunResponse(run=await self._message(await self._row(request.run_id)))
 
     async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
         """Stream a run's events."""
-        run = await self._found(request.run_id)
+        run = await self._row(request.run_id)
         if request.from_sequence < 0:
             raise InvalidField("from_sequence", "must not be negative")
         async for event in self._supervisor.watch(run.id, request.from_sequence):
@@ -85,11 +85,11 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:
         """Stop a run."""
-        run = await self._found(request.run_id)
+        run = await self._row(request.run_id)
         await self._supervisor.cancel(run.id)
-        return run_pb2.CancelRunResponse(run=await self._message(await self._found(run.id)))
+        return run_pb2.CancelRunResponse(run=await self._message(await self._row(run.id)))
 
-    async def _found(self, run_id: str) -> RunRow:
+    async def _row(self, run_id: str) -> RunRow:
         run = await self._journal.get(tenant(), run_id)
         if run is None:
             raise NotFound("run", run_id)

@@ -1,4 +1,4 @@
-"""SessionService."""
+"""The servicer of `SessionService`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MAX_CODE = 1 << 20
 
 
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
-    """The REPL."""
+    """Serves REPLs to those who bring their own loop."""
 
     def __init__(
         self, sessions: Sessions, contexts: Contexts, ledger: Ledger, routes: Routes, defaults: Defaults
@@ -37,7 +37,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.CreateSessionResponse:
         """Start a session."""
         sub_model = request.sub_model or self._defaults.sub_model
-        requests.offered(self._routes, "sub_model", sub_model)
+        requests.check_offered(self._routes, "sub_model", sub_model)
         budget = requests.budget(request.budget) if request.HasField("budget") else self._defaults.budget
         check_affordable(tenant(), budget, (await self._ledger.balance(tenant())).left)
         new = NewSession(
@@ -53,13 +53,13 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
     async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> session_pb2.GetSessionResponse:
         """Describe a session."""
-        return session_pb2.GetSessionResponse(session=await self._message(self._found(request.session_id)))
+        return session_pb2.GetSessionResponse(session=await self._message(self._session(request.session_id)))
 
     async def Execute(
         self, request: session_pb2.ExecuteRequest, context: Any
     ) -> AsyncIterator[session_pb2.ExecuteResponse]:
-        """Run a turn. A caller who goes away stops it."""
-        session = self._found(request.session_id)
+        """Run a turn. It is stopped where its caller goes away."""
+        session = self._session(request.session_id)
         code = requests.required("code", request.code, MAX_CODE)
         request_id = requests.request_id(request.request_id)
         async with aclosing(self._sessions.execute(session, code, request_id)) as happenings:
@@ -70,10 +70,10 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.DeleteSessionRequest, context: Any
     ) -> session_pb2.DeleteSessionResponse:
         """End a session."""
-        spent = await self._sessions.delete(self._found(request.session_id))
+        spent = await self._sessions.delete(self._session(request.session_id))
         return session_pb2.DeleteSessionResponse(spent=responses.amounts(spent))
 
-    def _found(self, session_id: str) -> ReplSession:
+    def _session(self, session_id: str) -> ReplSession:
         session = self._sessions.get(tenant(), session_id)
         if session is None:
             raise NotFound("session", session_id)

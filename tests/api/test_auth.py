@@ -85,10 +85,15 @@ class Toy:
 
 @dataclass
 class Stage:
-    """A server with a toy, and a caller with a key."""
+    """A server with a toy, and a caller with a key.
+
+    The caller blocks a thread: a caller of grpc.aio may be told INTERNAL in the place of an error that comes while it
+    still sends.
+    """
 
     toy: Toy
-    channel: grpc.aio.Channel
+    address: str
+    channel: grpc.Channel
     key: str
     answers: list[str] = field(default_factory=list)
 
@@ -96,18 +101,17 @@ class Stage:
     def bearer(self) -> tuple[str, str]:
         return ("authorization", f"Bearer {self.key}")
 
-    def call(self, kind: str, sent: list[bytes], metadata: tuple[tuple[str, str], ...]) -> Any:
-        method: Any = getattr(self.channel, kind)(f"/rlm.test.Toy/{kind}")
-        return method(iter(sent) if kind.startswith("stream") else sent[0], metadata=metadata)
-
     async def send(self, kind: str, sent: list[bytes], metadata: tuple[tuple[str, str], ...]) -> None:
         """Make a call and keep its answers, those before an error included."""
-        call = self.call(kind, sent, metadata)
-        if kind.endswith("unary"):
-            self.answers.append(StringValue.FromString(await call).value)
-        else:
-            async for answer in call:
+        method: Any = getattr(self.channel, kind)(f"/rlm.test.Toy/{kind}")
+        request = iter(sent) if kind.startswith("stream") else sent[0]
+
+        def call() -> None:
+            answered = method(request, metadata=metadata)
+            for answer in [answered] if kind.endswith("unary") else answered:
                 self.answers.append(StringValue.FromString(answer).value)
+
+        await asyncio.to_thread(call)
 
     async def refused(self, kind: str, sent: list[bytes], *metadata: tuple[str, str]) -> Refusal:
         return await refusal(self.send(kind, sent, metadata))
@@ -135,8 +139,9 @@ async def _serving(folder: Path) -> AsyncIterator[Stage]:
         server.add_generic_rpc_handlers((toy.handlers(),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield Stage(toy, channel, key)
+        address = f"127.0.0.1:{port}"
+        with grpc.insecure_channel(address) as channel:
+            yield Stage(toy, address, channel, key)
         await server.stop(None)
 
 
@@ -234,12 +239,15 @@ async def test_what_cannot_be_decoded_is_an_invalid_argument(
 async def test_a_call_that_is_cancelled_is_cancelled_down_to_its_handler(
     kind: str, stage: Stage, caplog: pytest.LogCaptureFixture
 ) -> None:
-    call = stage.call(kind, words(kind, "wait"), (stage.bearer,))
-    waiting = asyncio.ensure_future(call.read() if kind.endswith("stream") else call)
-    await stage.toy.begun.wait()
-    call.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
+    (sent,) = words(kind, "wait")
+    async with grpc.aio.insecure_channel(stage.address) as channel:
+        method: Any = getattr(channel, kind)(f"/rlm.test.Toy/{kind}")
+        call = method(iter([sent]) if kind.startswith("stream") else sent, metadata=(stage.bearer,))
+        waiting = asyncio.ensure_future(call.read() if kind.endswith("stream") else call)
+        await stage.toy.begun.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
     await eventually(lambda: stage.toy.cancelled == 1)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
@@ -258,6 +266,6 @@ async def test_no_method_of_any_service_is_served_without_a_key(server: Served) 
         for method in methods():
             kind = "_".join("stream" if one else "unary" for one in (method.client_streaming, method.server_streaming))
             call: Any = getattr(stranger.channel, kind)(f"/{method.containing_service.full_name}/{method.name}")
-            made = call(iter([b""]) if method.client_streaming else b"")
+            made = call() if method.client_streaming else call(b"")
             said = await refusal(made.read() if method.server_streaming else made)
             assert (said.code, said.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED"), method.full_name

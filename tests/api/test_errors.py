@@ -320,7 +320,7 @@ async def test_a_client_as_it_comes_reads_every_error_however_long(text: str, ra
 async def test_a_model_misspelt_among_many_is_an_invalid_argument(raising: Raising) -> None:
     models = [f"provider-{number}/a-model-with-a-long-name-{number}" for number in range(150)]
     with pytest.raises(InvalidField) as caught:
-        requests.offered(routes(*models), "model", "a-modle")
+        requests.check_offered(routes(*models), "model", "a-modle")
     said = await raising(caught.value)
     assert (said.code, said.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_MODEL")
     assert said.fields == ["model"]

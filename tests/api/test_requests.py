@@ -216,13 +216,13 @@ def test_an_amount_out_of_bounds_is_refused_by_name(unit: str, amount: int) -> N
 
 
 def test_a_model_that_is_offered_is_taken() -> None:
-    requests.offered(routes("play"), "sub_model", "play")
+    requests.check_offered(routes("play"), "sub_model", "play")
 
 
 @pytest.mark.parametrize("model", ["", "Play", "play ", "x" * 10_000])
 def test_a_model_that_is_not_offered_is_refused_with_those_that_are(model: str) -> None:
     with pytest.raises(InvalidField, match=r"the models are: other, play$") as caught:
-        requests.offered(routes("play", "other"), "sub_model", model)
+        requests.check_offered(routes("play", "other"), "sub_model", model)
     assert caught.value.field == "sub_model"
     assert caught.value.reason == ErrorReason.ERROR_REASON_UNKNOWN_MODEL
     assert len(str(caught.value)) < 200

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rlm.v1 import budget_pb2
 
-from rlm_server.api import export
+from rlm_server.api import ledger_export
 from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Usage
 from tests.servers import Served
 from tests.system.accountant import CHUNK, TALK, Accountant, entry_filter, spend
@@ -113,8 +113,8 @@ def test_no_text_of_a_file_is_a_formula(begins: str) -> None:
     text = f'{begins}HYPERLINK("x","y")'
     hold = Hold(text, text, Amounts(), text, text, "tenant", text, text)
     entry = Entry(hold, Amounts(), None, 0, 1)
-    (row,) = csv.DictReader(io.StringIO(export.header() + export.csv_line(entry), newline=""))
+    (row,) = csv.DictReader(io.StringIO(ledger_export.header() + ledger_export.csv_line(entry), newline=""))
     for name in ("hold_id", "run_id", "node_id", "model", "price_version"):
         assert row[name] == f"'{text}"
-    assert json.loads(export.json_line(entry))["model"] == text
-    assert len(export.json_line(entry).splitlines()) == 1
+    assert json.loads(ledger_export.json_line(entry))["model"] == text
+    assert len(ledger_export.json_line(entry).splitlines()) == 1

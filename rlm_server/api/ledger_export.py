@@ -19,7 +19,7 @@ COLUMNS = (
     "number", "time", "hold_id", "run_id", "node_id", "model", "price_version", "ambiguous", *UNITS,
     *(f"held_{unit}" for unit in UNITS), *(f"{name}_tokens" for name in COUNTS),
 )  # fmt: skip
-"""What is told of each entry. Usage is empty in CSV, and null in JSON, where the provider reported none."""
+"""What a line says of an entry. Usage that no provider reported is empty in CSV and null in JSON."""
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 _Value = str | int | bool | None
@@ -46,7 +46,7 @@ def lines(entries: Iterable[Entry], line: Callable[[Entry], str]) -> list[bytes]
 
 
 def chunks(lines: Iterable[bytes], most: int = MAX_CHUNK) -> Iterator[bytes]:
-    """Join lines to chunks of at most so many bytes; none is split, and each is shorter than that."""
+    """Join lines to chunks of at most `most` bytes. No line is split, so none may be longer."""
     chunk = bytearray()
     for line in lines:
         if chunk and len(chunk) + len(line) > most:

@@ -1,4 +1,8 @@
-"""The stream of an upload: messages are taken in a thread while the next are received, and few are in hand."""
+"""Receives the stream of an upload.
+
+A thread takes the messages that have arrived while the next ones come. Few wait at any time, so that a fast sender
+does not fill the memory.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +21,9 @@ from rlm_server.contexts.uploads import Uploads, UploadStalled
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 
 MAX_NAME = 200
-MAX_IN_HAND = 3
-"""Messages of an upload that wait, received, while others are taken."""
+"""Characters of a context's name."""
+MAX_WAITING = 3
+"""Messages that have arrived and wait while others are taken."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Messages = AsyncIterator[context_pb2.UploadContextRequest]
@@ -40,18 +45,23 @@ async def receive(
         raise UploadStalled(f"nothing came for {idle_seconds:g} s") from None
     if first is None or first.WhichOneof("part") != "header":
         raise InvalidField("header", "must come first")
-    begun = await uploads.begin(_header(tenant, first.header, most_bytes))
-    if isinstance(begun, Context):
-        return begun
-    async with begun as upload:
+    upload = await uploads.begin(_header(tenant, first.header, most_bytes))
+    if isinstance(upload, Context):  # it had ended well before
+        return upload
+    async with upload:
         await _take_all(messages, upload.spool, idle_seconds)
         return await upload.finish()
 
 
 async def _take_all(messages: Messages, spool: Spool, idle_seconds: float) -> None:
-    """Have the spool take every message. One that it refuses ends this at once, whether or not another comes."""
+    """Have the spool take every message. A message that it refuses ends this at once, whether or not another comes.
+
+    Raises:
+        UploadStalled: nothing came for `idle_seconds`.
+        UploadRefused: the spool refuses a message.
+    """
     taking: asyncio.Task[None] | None = None
-    in_hand: list[context_pb2.UploadContextRequest] = []
+    waiting: list[context_pb2.UploadContextRequest] = []
     coming = asyncio.ensure_future(anext(messages, None))
     ended = False
     try:
@@ -59,22 +69,22 @@ async def _take_all(messages: Messages, spool: Spool, idle_seconds: float) -> No
             if taking is not None and taking.done():
                 taking.result()
                 taking = None
-            if taking is None and in_hand:
-                taking, in_hand = asyncio.create_task(asyncio.to_thread(_take, spool, in_hand)), []
+            if taking is None and waiting:
+                taking, waiting = asyncio.create_task(asyncio.to_thread(_take, spool, waiting)), []
             if taking is None and ended:
                 return
-            waiting: list[asyncio.Future[Any]] = [taking] if taking is not None else []
-            if not ended and len(in_hand) < MAX_IN_HAND:
-                waiting.append(coming)
+            awaited: list[asyncio.Future[Any]] = [taking] if taking is not None else []
+            if not ended and len(waiting) < MAX_WAITING:
+                awaited.append(coming)
             limit = idle_seconds if taking is None else None
-            done, _ = await asyncio.wait(waiting, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(awaited, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 raise UploadStalled(f"nothing came for {idle_seconds:g} s; the upload has {spool.received} bytes")
             if coming in done and not ended:
                 message = coming.result()
                 ended = message is None
                 if message is not None:
-                    in_hand.append(message)
+                    waiting.append(message)
                     coming = asyncio.ensure_future(anext(messages, None))
     finally:
         if taking is not None:
@@ -97,7 +107,7 @@ def _take(spool: Spool, messages: list[context_pb2.UploadContextRequest]) -> Non
 
 
 def _header(tenant: str, header: context_pb2.UploadHeader, most_bytes: int) -> Header:
-    """Check a header."""
+    """Return what a header announces, checked."""
     request_id = requests.request_id(header.request_id, "header.request_id")
     if not 0 <= header.documents <= MAX_DOCUMENTS:
         raise InvalidField("header.documents", f"must be from 0 to {MAX_DOCUMENTS}, not {header.documents}")
