@@ -15,7 +15,8 @@ from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.api.upload_stream import Messages, receive
-from rlm_server.contexts.contexts import Context, Contexts
+from rlm_server.contexts.context_table import Context
+from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.contexts.search import LONGEST_PATTERN, Found, PatternRefused, search
 from rlm_server.contexts.uploads import Uploads
@@ -150,14 +151,14 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
 
     @asynccontextmanager
     async def _reading(self, context_id: str) -> AsyncIterator[tuple[Context, Corpus]]:
-        """Hold a context and its corpus while they are read.
+        """Pin a context while it is read, and yield it with its corpus.
 
         Raises:
             NotFound: the tenant has no such context.
             ContextDamaged: a file of it cannot be read, or is not what was written.
         """
         stored = await self._stored(context_id)
-        async with self._contexts.held(stored) as corpus:
+        async with self._contexts.pinned(stored) as corpus:
             try:
                 yield stored, corpus
             except (OSError, EOFError, CorpusDamaged) as error:

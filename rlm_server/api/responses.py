@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2, types_pb2
 
-from rlm_server.contexts.contexts import Context
+from rlm_server.contexts.context_table import Context
 from rlm_server.ledger import Amounts, Limit, Usage
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import CallTraced, FinishedCall, Printed

@@ -15,7 +15,7 @@ from rlm.v1 import context_pb2
 
 from rlm_server.api import requests
 from rlm_server.api.errors import InvalidField
-from rlm_server.contexts.contexts import Context
+from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.spool import MAX_DOCUMENT, MAX_DOCUMENTS, Header, Spool, UploadRefused
 from rlm_server.contexts.uploads import Uploads, UploadStalled
 from sandbox.cancellation import cancel_and_wait, run_to_completion

@@ -29,7 +29,7 @@ class ContextDamaged(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenFile:
     """A file as it was written."""
 
     size: int
@@ -38,11 +38,11 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Files:
+class WrittenFiles:
     """Both files of a context as they were written."""
 
-    texts: Written
-    index: Written
+    texts: WrittenFile
+    index: WrittenFile
 
     @property
     def size(self) -> int:
@@ -69,7 +69,7 @@ class LocalContextFiles:
         """Return what is in the folder: contexts, and what was left of some."""
         return {entry.name for entry in os.scandir(self._folder)}
 
-    def corpus(self, context: str, files: Files) -> Corpus:
+    def corpus(self, context: str, files: WrittenFiles) -> Corpus:
         """Open a context, after a look at its files: their sizes and times must be those that were written.
 
         Raises:
@@ -91,7 +91,7 @@ class LocalContextFiles:
         except OSError as error:
             raise ContextDamaged(context, f"index: {error.strerror}") from None
 
-    def write(self, context: str, spool: Spool, stopped: Callable[[], bool]) -> Files:
+    def write(self, context: str, spool: Spool, stopped: Callable[[], bool]) -> WrittenFiles:
         """Write an upload that is whole as a context's folder, durably.
 
         Raises:
@@ -102,8 +102,8 @@ class LocalContextFiles:
         try:
             texts, index = _bind(spool, making / "texts", stopped)
             (making / "index").write_bytes(index)
-            files = Files(
-                settled(making / "texts", texts), settled(making / "index", hashlib.sha256(index).hexdigest())
+            files = WrittenFiles(
+                make_durable(making / "texts", texts), make_durable(making / "index", hashlib.sha256(index).hexdigest())
             )
             self.finish(context)
         except BaseException:
@@ -145,7 +145,7 @@ class LocalContextFiles:
         return self._folder / f"{context}.making"
 
 
-def settled(path: Path, sha256: str, mtime_ns: int | None = None) -> Written:
+def make_durable(path: Path, sha256: str, mtime_ns: int | None = None) -> WrittenFile:
     """Make a file read-only and durable, with a time where one is given."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -156,7 +156,7 @@ def settled(path: Path, sha256: str, mtime_ns: int | None = None) -> Written:
         seen = os.fstat(fd)
     finally:
         os.close(fd)
-    return Written(seen.st_size, seen.st_mtime_ns, sha256)
+    return WrittenFile(seen.st_size, seen.st_mtime_ns, sha256)
 
 
 class InPieces(io.FileIO):

@@ -13,7 +13,14 @@ from obstore.exceptions import BaseError
 from obstore.store import ObjectStore as Store
 from obstore.store import from_url
 
-from rlm_server.contexts.local_files import FILES, ContextDamaged, Files, InPieces, LocalContextFiles, settled
+from rlm_server.contexts.local_files import (
+    FILES,
+    ContextDamaged,
+    InPieces,
+    LocalContextFiles,
+    WrittenFiles,
+    make_durable,
+)
 from rlm_server.contexts.spool import PIECE
 from sandbox.cancellation import run_to_completion
 
@@ -53,7 +60,7 @@ class ObjectStore:
         """Copy a context's files into the store.
 
         Raises:
-            ObjectsUnavailable: the store failed.
+            ObjectStoreUnavailable: the store failed.
             OSError: a file cannot be read.
         """
         for file in FILES:
@@ -64,19 +71,20 @@ class ObjectStore:
             except BaseError as error:
                 raise _unavailable("keep", context, error) from error
 
-    async def fetch(self, context: str, files: Files, local: LocalContextFiles) -> None:
+    async def fetch(self, context: str, files: WrittenFiles, local: LocalContextFiles) -> None:
         """Bring a context's files to the local folder, checked.
 
         Raises:
             ContextDamaged: an object is missing, or not what was written.
-            ObjectsUnavailable: the store failed.
+            ObjectStoreUnavailable: the store failed.
             OSError: a file cannot be written.
         """
         making = await run_to_completion(asyncio.to_thread(local.begin, context))
         try:
             for file, written in (("texts", files.texts), ("index", files.index)):
-                await self._download(context, file, making / file, written.sha256)
-                await run_to_completion(asyncio.to_thread(settled, making / file, written.sha256, written.mtime_ns))
+                path, sha256 = making / file, written.sha256
+                await self._download(context, file, path, sha256)
+                await run_to_completion(asyncio.to_thread(make_durable, path, sha256, written.mtime_ns))
             await run_to_completion(asyncio.to_thread(local.finish, context))
         except BaseException:
             await run_to_completion(asyncio.to_thread(local.clear, making.name))
@@ -100,7 +108,7 @@ class ObjectStore:
         """Remove a context's files; that they are not there is no failure.
 
         Raises:
-            ObjectsUnavailable: the store failed.
+            ObjectStoreUnavailable: the store failed.
         """
         for file in FILES:
             try:

@@ -20,19 +20,18 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rlm_server.clock import now
-from rlm_server.contexts.contexts import Context, Contexts
+from rlm_server.contexts.context_table import Context
+from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.spool import Header, Spool, UploadRefused, UploadShort
+from rlm_server.contexts.upkeep import UPKEEP_SECONDS, keep_up
+from rlm_server.contexts.upload_table import UploadRow, UploadTable
 from rlm_server.database.database import Database
-from rlm_server.database.engine import Connection
 from sandbox.cancellation import run_to_completion
 
 log = logging.getLogger(__name__)
 
-MAX_UPLOADS = 1_000
-"""Unfinished ones of one tenant."""
 LONG_WORK_AT_ONCE = 8
 """Uploads whose bytes are read again, to be gone on with or to be written as a context; each has a thread."""
-UPKEEP_SECONDS = 300.0
 
 _T = TypeVar("_T")
 
@@ -45,16 +44,6 @@ class UploadStalled(Exception):
     """Nothing more came of an upload."""
 
 
-class ContextQuotaExceeded(Exception):
-    """A tenant would have more than it may; `unit` says of what."""
-
-    def __init__(self, unit: str, limit: int, used: int, asked: int) -> None:
-        super().__init__(
-            f"{unit}: a tenant may have {limit}; {used} are in use or announced, {asked} more were asked for"
-        )
-        self.unit, self.limit, self.used, self.asked = unit, limit, used, asked
-
-
 @dataclass(frozen=True, slots=True)
 class Progress:
     """How much of an upload has arrived; `context` is what it became, once it is finished."""
@@ -64,19 +53,6 @@ class Progress:
     context: Context | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    id: str
-    header: Header
-    changed_at: int
-    context: str | None
-
-    @property
-    def context_id(self) -> str:
-        """What the context will be called: fixed from the start, so that nothing of one half made is ever lost."""
-        return "ctx_" + self.id
-
-
 class Uploads:
     """The uploads of every tenant. An async context manager, to be left when no stream sends any more."""
 
@@ -84,7 +60,7 @@ class Uploads:
         self, database: Database, folder: Path, contexts: Contexts, *, quota: Callable[[str], int], rest_seconds: float
     ) -> None:
         """`quota` gives the bytes a tenant may have; an upload that rests for longer than `rest_seconds` is removed."""
-        self._database, self._folder, self._contexts = database, folder, contexts
+        self._table, self._folder, self._contexts = UploadTable(database), folder, contexts
         self._quota, self._rest_seconds = quota, rest_seconds
         self._taken: dict[str, Spool | None] = {}
         self._resting: dict[str, Spool] = {}  # those whose state need not be read again
@@ -96,12 +72,12 @@ class Uploads:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def __aenter__(self) -> Self:
-        resting = {row.id for row in await self._rows("context IS NULL AND request_id IS NOT NULL")}
-        for left in list(self._folder.iterdir()):
-            if left.name not in resting:
-                await self._clear(left.name)
+        resumable = await self._table.resumable_ids()
+        for folder in list(self._folder.iterdir()):
+            if folder.name not in resumable:
+                await self._clear(folder.name)
         await self._stack.enter_async_context(self._group)
-        self._start(self._keep_up())
+        self._start(keep_up("uploads", self._remove_the_old, min(UPKEEP_SECONDS, self._rest_seconds)))
         return self
 
     async def __aexit__(
@@ -129,10 +105,10 @@ class Uploads:
             UploadBusy: another stream is sending it.
             ContextQuotaExceeded: the tenant has too much.
         """
-        new, begun, quota = secrets.token_hex(16), now(), self._quota(header.tenant)
+        new = secrets.token_hex(16)
         self._taken[new] = None
         try:
-            row = await run_to_completion(self._database.write(lambda db: _begin(db, new, header, begun, quota)))
+            row = await run_to_completion(self._table.begin(new, header, now(), self._quota(header.tenant)))
         except BaseException:
             del self._taken[new]  # where there is a row, the upkeep removes it
             raise
@@ -141,7 +117,7 @@ class Uploads:
         del self._taken[new]
         return await self._go_on(row, header)
 
-    async def _go_on(self, row: _Row, header: Header) -> Upload | Context:
+    async def _go_on(self, row: UploadRow, header: Header) -> Upload | Context:
         _check_same(row.header, header)
         if row.id in self._finishing:
             return await asyncio.shield(self._finishing[row.id])
@@ -153,33 +129,30 @@ class Uploads:
         self._taken[row.id] = None
         rests = False
         try:
-            rests = await self._rests_still(row)
+            rests = await self._table.is_unfinished(row.id)  # asked once it is taken: it may have ended since
         finally:
             if not rests:
                 del self._taken[row.id]
         return Upload(self, row) if rests else await self.begin(header)
 
-    async def _rests_still(self, row: _Row) -> bool:
-        """Whether an upload is unfinished, asked again once it is taken: it may have been finished or removed since."""
-        return bool(await self._rows("id = ? AND context IS NULL", row.id))
-
     async def status(self, tenant: str, request_id: str) -> Progress | None:
         """Return how far an upload is; None where the tenant has none of this request id."""
-        for row in await self._rows("tenant = ? AND request_id = ?", tenant, request_id):
-            if row.context:
-                context = await self._contexts.get(tenant, row.context)
-                return Progress(row.header.size_bytes, row.header.documents, context) if context else None
-            spool = self._taken.get(row.id) or self._resting.get(row.id)
-            if spool:
-                return Progress(spool.received, spool.announced)
-            try:
-                received, announced = await asyncio.to_thread(Spool.measure, self._folder / row.id)
-            except OSError:
-                return Progress(0, 0)
-            return Progress(min(received, row.header.size_bytes), announced)
-        return None
+        row = await self._table.by_request(tenant, request_id)
+        if row is None:
+            return None
+        if row.context:
+            context = await self._contexts.get(tenant, row.context)
+            return Progress(row.header.size_bytes, row.header.documents, context) if context else None
+        spool = self._taken.get(row.id) or self._resting.get(row.id)
+        if spool:
+            return Progress(spool.received, spool.announced)
+        try:
+            received, announced = await asyncio.to_thread(Spool.measure, self._folder / row.id)
+        except OSError:
+            return Progress(0, 0)
+        return Progress(min(received, row.header.size_bytes), announced)
 
-    async def open(self, row: _Row) -> Spool:
+    async def open(self, row: UploadRow) -> Spool:
         """Return the spool of an upload that is taken, as it was left or as its folder tells."""
         spool = self._resting.pop(row.id, None)
         if spool is None:
@@ -193,7 +166,7 @@ class Uploads:
         self._taken[row.id] = spool
         return spool
 
-    def finish(self, row: _Row, spool: Spool) -> asyncio.Future[Context]:
+    def finish(self, row: UploadRow, spool: Spool) -> asyncio.Future[Context]:
         """Begin to make an upload a context: that goes on where the caller does not wait for it."""
         ended: asyncio.Future[Context] = asyncio.get_running_loop().create_future()
         ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # it need not be heard
@@ -201,7 +174,7 @@ class Uploads:
         self._start(self._finish(row, spool, ended))
         return ended
 
-    async def _finish(self, row: _Row, spool: Spool, ended: asyncio.Future[Context]) -> None:
+    async def _finish(self, row: UploadRow, spool: Spool, ended: asyncio.Future[Context]) -> None:
         try:
             context = await self._become(row, spool)
             await self._clear(row.id)
@@ -216,7 +189,7 @@ class Uploads:
             del self._finishing[row.id]
             ended.cancel()  # where the server stops; the next start goes on from here
 
-    async def _become(self, row: _Row, spool: Spool) -> Context:
+    async def _become(self, row: UploadRow, spool: Spool) -> Context:
         header = row.header
         await asyncio.to_thread(spool.check_whole)
         identity = await asyncio.to_thread(spool.identity)
@@ -232,7 +205,7 @@ class Uploads:
         )  # fmt: skip
         return await self._contexts.keep(new, row.id)
 
-    async def leave(self, row: _Row, spool: Spool | None, error: BaseException | None) -> None:
+    async def leave(self, row: UploadRow, spool: Spool | None, error: BaseException | None) -> None:
         """Take note that a stream ended before its upload did: the upload rests, or nothing of it stays."""
         try:
             refused = isinstance(error, UploadRefused) and not isinstance(error, UploadShort)
@@ -259,17 +232,14 @@ class Uploads:
 
     # ---- removing ------------------------------------------------------------------------------------------------
 
-    async def _remove(self, row: _Row) -> None:
+    async def _remove(self, row: UploadRow) -> None:
         await self._clear(row.id)
-        await self._forget(row)
-
-    async def _forget(self, row: _Row) -> None:
-        await self._database.write(lambda db: _delete(db, row.id))
+        await self._table.remove(row.id)
 
     async def _clear(self, upload_id: str) -> None:
         await run_to_completion(asyncio.to_thread(shutil.rmtree, self._folder / upload_id, ignore_errors=True))
 
-    async def _undo(self, row: _Row) -> bool:
+    async def _undo(self, row: UploadRow) -> bool:
         try:
             await self._contexts.undo(row.context_id)
         except Exception:
@@ -277,49 +247,38 @@ class Uploads:
             return False
         return True
 
-    async def _keep_up(self) -> None:
-        while True:
-            try:
-                await self._remove_the_old()
-            except Exception:
-                log.exception("uploads could not be kept up; it is tried again later")
-            await asyncio.sleep(min(UPKEEP_SECONDS, self._rest_seconds))
-
     async def _remove_the_old(self) -> None:
         """Remove what rests too long, what a process that died left to nobody, and old answers to request ids."""
         oldest = now() - round(self._rest_seconds * 1000)
-        for row in await self._rows("1 = 1"):
+        for row in await self._table.all():
             if row.context and row.changed_at < oldest:
-                await self._forget(row)
+                await self._table.remove(row.id)
             elif row.context or row.id in self._taken:
                 continue
             elif row.header.request_id is None or self._changed_at(row) < oldest:
                 await self._give_up(row)
 
-    async def _give_up(self, row: _Row) -> None:
+    async def _give_up(self, row: UploadRow) -> None:
         self._taken[row.id] = None
         try:
-            if await self._rests_still(row):
+            if await self._table.is_unfinished(row.id):  # asked once it is taken: it may have ended since
                 self._resting.pop(row.id, None)
                 if await self._undo(row):
                     await self._remove(row)
         finally:
             del self._taken[row.id]
 
-    def _changed_at(self, row: _Row) -> int:
+    def _changed_at(self, row: UploadRow) -> int:
         try:
             return max(row.changed_at, (self._folder / row.id / "texts").stat().st_mtime_ns // 1_000_000)
         except OSError:
             return row.changed_at
 
-    async def _rows(self, where: str, *values: str) -> list[_Row]:
-        return await self._database.read(lambda db: [_row(row) for row in db.execute(_UPLOAD + where, values)])
-
 
 class Upload:
     """An upload that one stream sends. Leaving it before `finish` has it rest, or be removed where it was refused."""
 
-    def __init__(self, uploads: Uploads, row: _Row) -> None:
+    def __init__(self, uploads: Uploads, row: UploadRow) -> None:
         self.spool: Spool
         self._uploads, self._row = uploads, row
         self._finished = False
@@ -343,45 +302,12 @@ class Upload:
 
         Raises:
             UploadRefused: something is missing, or it has another hash.
-            ObjectsUnavailable: the object store, where it is to be kept, failed.
+            ObjectStoreUnavailable: the object store, where it is to be kept, failed.
             OSError: it cannot be written.
         """
         self.spool.check_complete()  # before others who send the same upload are told of how this ends
         self._finished = True
         return await asyncio.shield(self._uploads.finish(self._row, self.spool))
-
-
-_UPLOAD = "SELECT id, tenant, request_id, name, size_bytes, sha256, documents, changed_at, context FROM upload WHERE "
-_IN_USE = """
-SELECT coalesce(sum(size_bytes), 0), 0 FROM context WHERE tenant = ? AND deleted_at IS NULL
-UNION ALL SELECT coalesce(sum(size_bytes), 0), count(*) FROM upload WHERE tenant = ? AND context IS NULL
-"""
-
-
-def _row(row: tuple[Any, ...]) -> _Row:
-    upload_id, *header, changed_at, context = row
-    return _Row(upload_id, Header(*header), changed_at, context)
-
-
-def _begin(db: Connection, new: str, header: Header, now: int, quota: int) -> _Row:
-    """Return the row of the upload of this request id, or insert one where the tenant may have it."""
-    known = db.execute(f"{_UPLOAD} tenant = ? AND request_id = ?", (header.tenant, header.request_id)).fetchone()
-    if known:
-        return _row(known)
-    (stored, _), (announced, uploads) = db.execute(_IN_USE, (header.tenant, header.tenant)).fetchall()
-    if stored + announced + header.size_bytes > quota:
-        raise ContextQuotaExceeded("context_bytes", quota, stored + announced, header.size_bytes)
-    if uploads >= MAX_UPLOADS:
-        raise ContextQuotaExceeded("uploads", MAX_UPLOADS, uploads, 1)
-    db.execute(
-        "INSERT INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-        (new, header.tenant, header.request_id, header.name, header.size_bytes, header.sha256, header.documents, now),
-    )
-    return _Row(new, header, now, None)
-
-
-def _delete(db: Connection, upload_id: str) -> None:
-    db.execute("DELETE FROM upload WHERE id = ?", (upload_id,))
 
 
 def _check_same(known: Header, header: Header) -> None:

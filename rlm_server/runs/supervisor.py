@@ -14,7 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from rlm_server.clock import now
-from rlm_server.contexts.contexts import Context, Contexts
+from rlm_server.contexts.context_table import Context
+from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import UNITS, AccountUnknown, Amounts, BudgetExceeded, LedgerError, Limit
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.limits import RunLimits
@@ -100,12 +101,12 @@ class Supervisor:
             raise TooManyRuns(f"this server runs at most {self._most} runs at once; try again when one has ended")
         check_affordable(new.tenant, new.budget, (await ledger.balance(new.tenant)).left)
         if new.context:
-            await self._contexts.hold(new.context)
+            await self._contexts.pin(new.context)
         try:
             return await self._begin(new)
         except BaseException:
             if new.context:
-                self._contexts.release(new.context)
+                self._contexts.unpin(new.context)
             raise
 
     async def _begin(self, new: NewRun) -> RunRow:
@@ -146,7 +147,7 @@ class Supervisor:
         finally:
             await run_to_completion(self._finish(row.id, outcome, live, keeping))
             if new.context:
-                self._contexts.release(new.context)
+                self._contexts.unpin(new.context)
 
     async def _finish(self, run_id: str, outcome: Outcome, live: _Live, keeping: asyncio.Task[None]) -> None:
         event_log = live.event_log

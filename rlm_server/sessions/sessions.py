@@ -17,7 +17,8 @@ from typing import Self
 from rlm_server.broker.broker import Broker
 from rlm_server.broker.calls import Payer
 from rlm_server.clock import now
-from rlm_server.contexts.contexts import Context, Contexts
+from rlm_server.contexts.context_table import Context
+from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Amounts, Ledger, Limit
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
@@ -175,7 +176,7 @@ class Sessions:
         try:
             async with AsyncExitStack() as held:
                 if new.context:
-                    await live.attach("context", await held.enter_async_context(self._contexts.held(new.context)))
+                    await live.attach("context", await held.enter_async_context(self._contexts.pinned(new.context)))
                 await self._ledger.open_account(session_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
                 session = ReplSession(session_id, new, live, held.pop_all(), now())
         except BaseException:

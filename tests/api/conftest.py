@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from rlm_server.contexts.contexts import Context
-from rlm_server.contexts.local_files import Files, Written
+from rlm_server.contexts.context_table import Context
+from rlm_server.contexts.local_files import WrittenFile, WrittenFiles
 from sandbox.corpora.corpus import Kind
 
 
 @pytest.fixture
 def context() -> Context:
     """A context of two documents."""
-    file = Written(9, 1, "0" * 64)
+    file = WrittenFile(9, 1, "0" * 64)
     return Context(
-        "ctx_1", "ann", "identity", "name", Kind.DOCUMENTS, "a" * 64, 9, 7, 2, Files(file, file), 1_700_000_000_123, 4
+        "ctx_1",
+        "ann",
+        "identity",
+        "name",
+        Kind.DOCUMENTS,
+        "a" * 64,
+        9,
+        7,
+        2,
+        WrittenFiles(file, file),
+        1_700_000_000_123,
+        4,
     )

@@ -24,7 +24,8 @@ from rlm_server.contexts.contexts import ContextGone
 from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.contexts.object_store import ObjectStoreUnavailable
 from rlm_server.contexts.spool import UploadRefused
-from rlm_server.contexts.uploads import ContextQuotaExceeded, UploadBusy, UploadStalled
+from rlm_server.contexts.upload_table import ContextQuotaExceeded
+from rlm_server.contexts.uploads import UploadBusy, UploadStalled
 from rlm_server.database.engine import (
     DatabaseBusyError,
     DatabaseClosedError,

@@ -16,7 +16,8 @@ from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_server.api import requests, responses
 from rlm_server.api.errors import InvalidField, NotFound
-from rlm_server.contexts.contexts import Context, Contexts
+from rlm_server.contexts.context_table import Context
+from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import UNITS, Limit
 from tests.api.offers import routes
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2, types_pb2
 
 from rlm_server.api import responses
-from rlm_server.contexts.contexts import Context
+from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.lineage import Passage
 from rlm_server.ledger import UNITS, Amounts, Limit, Usage
 from rlm_server.repl.coverage import Coverage

@@ -13,8 +13,9 @@ import pytest
 from obstore.exceptions import GenericError
 from obstore.store import MemoryStore
 
-from rlm_server.contexts import contexts
-from rlm_server.contexts.contexts import Context, Contexts
+from rlm_server.contexts import context_table
+from rlm_server.contexts.context_table import Context
+from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.local_files import ContextDamaged, LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore, ObjectStoreUnavailable
 from rlm_server.contexts.spool import Header
@@ -66,7 +67,7 @@ class Life:
             return await upload.finish()
 
     async def read(self, context: Context) -> str:
-        async with self.contexts.held(context) as corpus:
+        async with self.contexts.pinned(context) as corpus:
             return corpus[0].read(0, context.characters)
 
     @property
@@ -120,6 +121,17 @@ async def test_a_context_is_in_the_store_before_it_is_kept_and_goes_with_it(life
         assert await now.read(context) == TEXT
         assert ("get_async", f"{context.id}.texts") not in store.asked, "it is in the folder"
         assert await now.contexts.delete("tenant", context.id)
+        await eventually(lambda: not store.names and not now.here)
+
+
+async def test_a_deletion_removes_the_files_though_its_caller_gave_up(life: Lives, store: Store) -> None:
+    async with life() as now:
+        context = await now.upload(TEXT)
+        deletion = asyncio.create_task(now.contexts.delete("tenant", context.id))
+        await asyncio.sleep(0)
+        deletion.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await deletion
         await eventually(lambda: not store.names and not now.here)
 
 
@@ -179,7 +191,7 @@ async def test_the_folder_keeps_what_was_used_last_and_what_is_held(life: Lives,
         await now.read(first)
         fourth = await now.upload("other3" * 1000)
         assert now.here == {first.id, third.id, fourth.id}
-        async with now.contexts.held(third):
+        async with now.contexts.pinned(third):
             await asyncio.sleep(0.002)
             await now.read(second)
             fifth = await now.upload("other4" * 1000)
@@ -188,7 +200,7 @@ async def test_the_folder_keeps_what_was_used_last_and_what_is_held(life: Lives,
         assert await now.read(first) == "first " * 1000
     async with life(cache_bytes=0) as now:
         await eventually(lambda: not now.here)
-        async with now.contexts.held(first) as corpus:
+        async with now.contexts.pinned(first) as corpus:
             assert now.here == {first.id}
             assert corpus[0].read(0, 5) == "first"
             assert await now.read(second) == "other1" * 1000
@@ -238,7 +250,7 @@ async def test_objects_of_an_upload_that_was_not_kept_go_with_it(
     async with life() as now:
         store.failing = {"delete_async"}
         with monkeypatch.context() as patched:
-            patched.setattr(contexts, "_keep", fail)
+            patched.setattr(context_table, "_insert", fail)
             with pytest.raises(DatabaseFullError):
                 await now.upload(TEXT)
         assert len(store.names) == 2

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from rlm.v1 import context_pb2
 
-from rlm_server.contexts import spool, uploads
+from rlm_server.contexts import spool, upload_table
 from tests.servers import Served, Server
 from tests.system.context_calls import (
     ContextCalls,
@@ -234,7 +234,7 @@ async def test_a_context_may_be_as_large_as_the_server_says(server: Served) -> N
 
 
 async def test_a_tenant_has_a_limit_of_unfinished_uploads(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MAX_UPLOADS", 2)
+    monkeypatch.setattr(upload_table, "MAX_UPLOADS", 2)
     async with server(Play("")) as served:
         calls = ContextCalls(served.caller)
         for name in ("a", "b"):

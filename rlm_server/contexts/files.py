@@ -1,0 +1,125 @@
+"""The files of the contexts that are kept: local, and in the object store where there is one.
+
+With an object store, the local folder is a cache: a context that is missing or damaged there is fetched again, and what
+was used longest ago makes room.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from weakref import WeakValueDictionary
+
+from rlm_server.contexts.context_table import Context, ContextTable
+from rlm_server.contexts.lineage import Lineage
+from rlm_server.contexts.local_files import ContextDamaged, LocalContextFiles
+from rlm_server.contexts.object_store import ObjectStore
+from rlm_server.contexts.pins import Pins
+from sandbox.cancellation import run_to_completion
+from sandbox.corpora.corpus import Corpus
+
+
+class ContextFiles:
+    """The files. `cache_bytes` bounds the local ones where there is an object store; what is pinned always stays."""
+
+    def __init__(
+        self, local: LocalContextFiles, objects: ObjectStore | None, table: ContextTable, pins: Pins, cache_bytes: int
+    ) -> None:
+        self._local, self._objects, self._table, self._pins = local, objects, table, pins
+        self._cache_bytes = cache_bytes
+        self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._indexing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def corpus(self, context: Context) -> Corpus:
+        """Open a context whose files are local.
+
+        Raises:
+            ContextDamaged: a file is not what was written, as far as its size and time tell.
+        """
+        return self._local.corpus(context.id, context.files)
+
+    async def lineage(self, context: Context) -> Lineage:
+        """Open what finds parts of a context in prompts; its index is built when it is first wanted, and stays local.
+
+        Raises:
+            ContextDamaged: as `corpus` does.
+            OSError: the index cannot be written.
+        """
+        lock = self._indexing.setdefault(context.id, asyncio.Lock())
+        folder = self._local.path(context.id, "lineage")
+        async with lock:
+            await asyncio.to_thread(folder.mkdir, exist_ok=True)
+            return await asyncio.to_thread(Lineage.open, self.corpus(context), folder)
+
+    async def make_local(self, context: Context) -> None:
+        """Have the files of a pinned context in the local folder, whole: fetched, where the object store has them.
+
+        Raises:
+            ContextDamaged: a file is not what was written.
+            ObjectStoreUnavailable: the object store failed.
+            OSError: a file cannot be written.
+        """
+        if self._objects:
+            lock = self._fetching.setdefault(context.id, asyncio.Lock())
+            async with lock:
+                await self._fetch_if_needed(context, self._objects)
+        self.corpus(context)
+
+    async def _fetch_if_needed(self, context: Context, objects: ObjectStore) -> None:
+        if self._local.has(context.id):
+            # What another user has mapped is not taken away under it.
+            if self._pins.users(context.id) > 1 or self._is_whole(context):
+                return
+            await self.clear(context.id)
+        await objects.fetch(context.id, context.files, self._local)
+        await self.trim()
+
+    def _is_whole(self, context: Context) -> bool:
+        try:
+            self.corpus(context)
+        except ContextDamaged:
+            return False
+        return True
+
+    async def store(self, context_id: str) -> None:
+        """Copy local files into the object store, where there is one.
+
+        Raises:
+            ObjectStoreUnavailable: the object store failed.
+            OSError: a file cannot be read.
+        """
+        if self._objects:
+            await self._objects.put(context_id, self._local)
+
+    async def erase(self, context_id: str) -> None:
+        """Remove a context's files everywhere.
+
+        Raises:
+            ObjectStoreUnavailable: the object store failed.
+        """
+        await self.clear(context_id)
+        if self._objects:
+            await self._objects.remove(context_id)
+
+    async def clear(self, context_id: str) -> None:
+        """Remove a context's local files."""
+        aside = self._local.take_away(context_id)
+        if aside:
+            await run_to_completion(asyncio.to_thread(self._local.clear, aside.name))
+
+    async def clear_unknown(self, known: set[str]) -> None:
+        """Remove what is in the local folder and belongs to no context that is known."""
+        for name in await asyncio.to_thread(self._local.names) - known:
+            await asyncio.to_thread(self._local.clear, name)
+
+    async def trim(self) -> None:
+        """Keep at most `cache_bytes` here, where the object store has everything: what was used last."""
+        if self._objects is None:
+            return
+        names = await asyncio.to_thread(self._local.names)
+        sizes = [size for size in await self._table.sizes() if size.context_id in names]
+        sizes.sort(key=lambda size: self._pins.used_at(size.context_id, size.used_at))
+        over = sum(size.size_bytes for size in sizes) - self._cache_bytes
+        for size in sizes:
+            if over > 0 and not self._pins.users(size.context_id):
+                over -= size.size_bytes
+                await self.clear(size.context_id)

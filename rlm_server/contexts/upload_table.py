@@ -1,0 +1,108 @@
+"""The rows of uploads in the database: what each said it would be, what it became, and what a tenant may have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rlm_server.contexts.spool import Header
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
+
+MAX_UPLOADS = 1_000
+"""Unfinished ones of one tenant."""
+
+
+class ContextQuotaExceeded(Exception):
+    """A tenant would have more than it may; `unit` says of what."""
+
+    def __init__(self, unit: str, limit: int, used: int, asked: int) -> None:
+        super().__init__(
+            f"{unit}: a tenant may have {limit}; {used} are in use or announced, {asked} more were asked for"
+        )
+        self.unit, self.limit, self.used, self.asked = unit, limit, used, asked
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRow:
+    """An upload. `changed_at`, in Unix milliseconds, is when it began, or was finished; `context` is what it became."""
+
+    id: str
+    header: Header
+    changed_at: int
+    context: str | None
+
+    @property
+    def context_id(self) -> str:
+        """The id of the context to be: fixed from the start, so that a context half made can always be found."""
+        return "ctx_" + self.id
+
+
+class UploadTable:
+    """The rows. One that has a request id stays when the upload is finished, to answer who sends it again."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def begin(self, new_id: str, header: Header, at: int, quota: int) -> UploadRow:
+        """Return the row of the upload of this request id, or insert one by the new id, begun at a time.
+
+        Raises:
+            ContextQuotaExceeded: there is none, and the tenant has too much; `quota` is in bytes.
+        """
+        return await self._database.write(lambda db: _begin(db, new_id, header, at, quota))
+
+    async def by_request(self, tenant: str, request_id: str) -> UploadRow | None:
+        """Return the upload of a request id, finished or not; None where the tenant has none."""
+        return next(iter(await self._rows("tenant = ? AND request_id = ?", tenant, request_id)), None)
+
+    async def all(self) -> list[UploadRow]:
+        """Return every tenant's uploads, finished or not."""
+        return await self._rows("1 = 1")
+
+    async def resumable_ids(self) -> set[str]:
+        """Return the ids of uploads that a stream may go on with, also after a restart."""
+        return {row.id for row in await self._rows("context IS NULL AND request_id IS NOT NULL")}
+
+    async def is_unfinished(self, upload_id: str) -> bool:
+        """Whether an upload has a row, and became no context yet."""
+        return bool(await self._rows("id = ? AND context IS NULL", upload_id))
+
+    async def remove(self, upload_id: str) -> None:
+        """Remove a row."""
+        await self._database.write(lambda db: _remove(db, upload_id))
+
+    async def _rows(self, where: str, *values: str) -> list[UploadRow]:
+        return await self._database.read(lambda db: [_row(row) for row in db.execute(_UPLOAD + where, values)])
+
+
+_UPLOAD = "SELECT id, tenant, request_id, name, size_bytes, sha256, documents, changed_at, context FROM upload WHERE "
+_IN_USE = """
+SELECT coalesce(sum(size_bytes), 0), 0 FROM context WHERE tenant = ? AND deleted_at IS NULL
+UNION ALL SELECT coalesce(sum(size_bytes), 0), count(*) FROM upload WHERE tenant = ? AND context IS NULL
+"""
+
+
+def _row(row: tuple[Any, ...]) -> UploadRow:
+    upload_id, *header, changed_at, context = row
+    return UploadRow(upload_id, Header(*header), changed_at, context)
+
+
+def _begin(db: Connection, new_id: str, header: Header, at: int, quota: int) -> UploadRow:
+    known = db.execute(f"{_UPLOAD} tenant = ? AND request_id = ?", (header.tenant, header.request_id)).fetchone()
+    if known:
+        return _row(known)
+    (stored, _), (announced, uploads) = db.execute(_IN_USE, (header.tenant, header.tenant)).fetchall()
+    if stored + announced + header.size_bytes > quota:
+        raise ContextQuotaExceeded("context_bytes", quota, stored + announced, header.size_bytes)
+    if uploads >= MAX_UPLOADS:
+        raise ContextQuotaExceeded("uploads", MAX_UPLOADS, uploads, 1)
+    db.execute(
+        "INSERT INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
+        (new_id, header.tenant, header.request_id, header.name, header.size_bytes, header.sha256, header.documents, at),
+    )
+    return UploadRow(new_id, header, at, None)
+
+
+def _remove(db: Connection, upload_id: str) -> None:
+    db.execute("DELETE FROM upload WHERE id = ?", (upload_id,))
