@@ -6,7 +6,7 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -65,7 +65,7 @@ class Cursor(Protocol):
 
 
 class Connection(Protocol):
-    """Where statements run, inside a transaction that its owner begins and ends."""
+    """Where statements run. Its owner begins and ends the transaction around them."""
 
     def execute(self, statement: str, values: Sequence[Any] = (), /) -> Cursor:
         """Run one statement."""
@@ -73,6 +73,15 @@ class Connection(Protocol):
 
     def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> Any:
         """Run one statement for each row of values."""
+        ...
+
+
+class Writer(Connection, Protocol):
+    """The connection that writes, as its owner sees it."""
+
+    @property
+    def in_transaction(self) -> bool:
+        """Whether a transaction is open. It is not where the connection was lost."""
         ...
 
 
@@ -110,16 +119,62 @@ class Engine(Protocol):
         ...
 
 
+Typed = Callable[[BaseException], DatabaseError | None]
+"""Gives a failure of the database itself its type; None for a fault of the function (a broken constraint, say)."""
+
+
 @contextmanager
-def translated(typed: Callable[[BaseException], DatabaseError | None]) -> Iterator[None]:
-    """Raise a failure of the database itself as the type that `typed` finds for it, and any other as it is."""
+def translated(typed: Typed) -> Iterator[None]:
+    """Raise a failure of the database itself as its type, and any other error as it is."""
     try:
         yield
     except BaseException as error:
-        found = typed(error)
-        if found is None:
+        failure = typed(error)
+        if failure is None:
             raise
-        raise found from error
+        raise failure from error
+
+
+def in_savepoint(writer: Writer, function: Callable[[Connection], Any], typed: Typed) -> Any:
+    """Run one function of a group in a savepoint; a `Failed` stands for the answer of one that raised.
+
+    Raises:
+        DatabaseError: the function ended the transaction, and the whole group with it.
+    """
+    writer.execute("SAVEPOINT one")
+    try:
+        answer = function(writer)
+    except BaseException as error:
+        if not writer.in_transaction:
+            raise
+        writer.execute("ROLLBACK TO one")
+        answer = Failed(typed(error) or error)
+    refuse_if_ended(writer)
+    writer.execute("RELEASE one")
+    return answer
+
+
+def refuse_if_ended(writer: Writer) -> None:
+    """Refuse to go on in a transaction that a function ended, or that some errors end even where they are caught.
+
+    Raises:
+        DatabaseError: it was ended.
+    """
+    if not writer.in_transaction:
+        raise DatabaseError("the transaction ended inside one of its functions")
+
+
+def unseen(migrations: Sequence[str], version: int) -> Iterable[tuple[int, str]]:
+    """The migrations that a database of a version has not had, each with the version it leads to.
+
+    Raises:
+        DatabaseVersionError: it has had more than there are.
+    """
+    if version > len(migrations):
+        raise DatabaseVersionError(
+            f"the database has schema version {version}, this software knows up to {len(migrations)}; use a newer one"
+        )
+    return enumerate(migrations[version:], start=version + 1)
 
 
 def following(prefix: str) -> str:

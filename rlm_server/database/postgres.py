@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import logging
 import queue
-import re
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, Self, TypeVar
 
 import psycopg
-from psycopg.types.numeric import IntLoader, NumericLoader
-from psycopg.types.string import StrDumperUnknown
 
 from rlm_server.database.engine import (
     READERS,
     Connection,
-    Cursor,
     DatabaseBusyError,
     DatabaseError,
     DatabaseFullError,
     DatabaseLostError,
     DatabaseOwnedError,
-    DatabaseVersionError,
-    Failed,
+    in_savepoint,
+    refuse_if_ended,
     translated,
+    unseen,
 )
+from rlm_server.database.postgres_dialect import PostgresConnection, in_postgres
 
 T = TypeVar("T")
 
@@ -119,14 +116,14 @@ class Postgres:
             raise
         return self
 
-    def connect(self) -> _Connection:
+    def connect(self) -> PostgresConnection:
         """Open one more connection."""
         raw = psycopg.connect(
             self._url, autocommit=True, connect_timeout=5, application_name="rlm-server", prepare_threshold=1
         )
         raw.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
         raw.execute("SET synchronous_commit = on")
-        return _Connection(raw)
+        return PostgresConnection(raw)
 
     def transact(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction; see `Engine.transact`.
@@ -185,29 +182,12 @@ class Postgres:
             if self._writer.broken:
                 raise
         else:
-            self._refuse_if_ended()
+            refuse_if_ended(self._writer)
             return answers
-        self._refuse_if_ended()
+        refuse_if_ended(self._writer)
         self._writer.execute("ROLLBACK")
         self._begin()
-        return [self._attempt(function) for function in functions]
-
-    def _attempt(self, function: Callable[[Connection], Any]) -> Any:
-        self._writer.execute("SAVEPOINT one")
-        try:
-            answer = function(self._writer)
-        except BaseException as error:
-            if self._writer.broken or not self._writer.in_transaction:
-                raise
-            self._writer.execute("ROLLBACK TO one")
-            answer = Failed(_typed(error) or error)
-        self._refuse_if_ended()
-        self._writer.execute("RELEASE one")
-        return answer
-
-    def _refuse_if_ended(self) -> None:
-        if not self._writer.in_transaction:
-            raise DatabaseError("the transaction ended inside one of its functions")
+        return [in_savepoint(self._writer, function, _typed) for function in functions]
 
     # ---- who owns it ---------------------------------------------------------------------------------------------
 
@@ -257,7 +237,7 @@ class _Reader:
 
     def __init__(self, database: Postgres) -> None:
         self._database = database
-        self._connection: _Connection | None = None
+        self._connection: PostgresConnection | None = None
 
     def read(self, function: Callable[[Connection], T]) -> T:
         give_up = time.monotonic() + PATIENCE_SECONDS
@@ -286,89 +266,7 @@ class _Reader:
             self._connection.close()
 
 
-class _Connection:
-    """Takes statements as SQLite does: `?` for values, and integers, text and None alone as values."""
-
-    def __init__(self, raw: psycopg.Connection[tuple[Any, ...]]) -> None:
-        self._raw = raw
-        self.pid = raw.info.backend_pid
-        raw.adapters.register_dumper(str, StrDumperUnknown)
-        raw.adapters.register_loader("numeric", _WholeLoader)
-        raw.adapters.register_loader("bool", _TruthLoader)
-
-    @property
-    def broken(self) -> bool:
-        return self._raw.closed or self._raw.broken
-
-    @property
-    def in_transaction(self) -> bool:
-        return self._raw.info.transaction_status in (
-            psycopg.pq.TransactionStatus.INTRANS,
-            psycopg.pq.TransactionStatus.INERROR,
-            psycopg.pq.TransactionStatus.ACTIVE,
-        )
-
-    def execute(self, statement: str, values: Sequence[Any] = (), /) -> Cursor:
-        if not values:
-            return self._raw.execute(statement)
-        return self._raw.execute(_placeholders(statement), [_plain(value) for value in values])
-
-    def executemany(self, statement: str, rows: Sequence[Sequence[Any]], /) -> None:
-        with self._raw.cursor() as cursor:
-            cursor.executemany(_placeholders(statement), [[_plain(value) for value in row] for row in rows])
-
-    def abandon(self) -> None:
-        if self.in_transaction:
-            self._raw.execute("ROLLBACK")
-
-    def close(self) -> None:
-        self._raw.close()
-
-
-class _WholeLoader(NumericLoader):
-    """Sums of integers are `numeric` in Postgres."""
-
-    def load(self, data: Any) -> Any:
-        return IntLoader.load(self, data)  # type: ignore[arg-type]
-
-
-class _TruthLoader(IntLoader):
-    """SQLite knows no truth values but 0 and 1."""
-
-    def load(self, data: Any) -> int:
-        return int(bytes(data) == b"t")
-
-
-@cache
-def _placeholders(statement: str) -> str:
-    return statement.replace("%", "%%").replace("?", "%s")
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as Postgres takes it: it has no NUL in text, and a string of a subclass is a string."""
-    if isinstance(value, str):
-        return str(value).replace("\0", "\N{REPLACEMENT CHARACTER}")
-    return int(value) if isinstance(value, bool) else value
-
-
-_TYPES = (
-    (r"\bINTEGER PRIMARY KEY AUTOINCREMENT\b", "BIGINT GENERATED BY DEFAULT AS IDENTITY PRIMARY KEY"),
-    (r"\bINTEGER\b", "BIGINT"),
-    (r"\bREAL\b", "DOUBLE PRECISION"),
-    (r"\bTEXT\b", 'TEXT COLLATE "C"'),
-    (r"\)\s*STRICT(, WITHOUT ROWID)?\s*;", ");"),
-    (r"\browid\b", "ctid"),
-)
-
-
-def _translated(script: str) -> str:
-    """A script of the schema, which is written for SQLite's strict tables, in the words of Postgres."""
-    for pattern, words in _TYPES:
-        script = re.sub(pattern, words, script)
-    return script
-
-
-def _migrate(connection: _Connection, migrations: Sequence[str]) -> None:
+def _migrate(connection: PostgresConnection, migrations: Sequence[str]) -> None:
     connection.execute("""
         CREATE TABLE IF NOT EXISTS rlm_owner (
             one     BOOLEAN PRIMARY KEY DEFAULT true CHECK (one),
@@ -379,15 +277,11 @@ def _migrate(connection: _Connection, migrations: Sequence[str]) -> None:
         INSERT INTO rlm_owner VALUES (true, 0, 0, 0) ON CONFLICT DO NOTHING;
     """)
     (version,) = connection.execute("SELECT version FROM rlm_owner").fetchone()
-    if version > len(migrations):
-        raise DatabaseVersionError(
-            f"the database has schema version {version}, this software knows up to {len(migrations)}; use a newer one"
-        )
-    for number, script in enumerate(migrations[version:], start=version + 1):
+    for number, script in unseen(migrations, version):
         done = f"UPDATE rlm_owner SET version = {number}"  # noqa: S608 - a number
-        connection.execute(f"BEGIN;\n{_translated(script)}\n;{done};\nCOMMIT;")
+        connection.execute(f"BEGIN;\n{in_postgres(script)}\n;{done};\nCOMMIT;")
 
 
-def _next_epoch(connection: _Connection) -> tuple[int, int]:
+def _next_epoch(connection: PostgresConnection) -> tuple[int, int]:
     row = connection.execute("UPDATE rlm_owner SET epoch = epoch + 1 RETURNING epoch, commits").fetchone()
     return int(row[0]), int(row[1])

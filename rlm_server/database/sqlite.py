@@ -17,9 +17,9 @@ from rlm_server.database.engine import (
     DatabaseError,
     DatabaseFullError,
     DatabaseOwnedError,
-    DatabaseVersionError,
-    Failed,
+    in_savepoint,
     translated,
+    unseen,
 )
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class SQLite:
         with translated(_typed):
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
-                answers = [self._attempt(function) for function in functions]
+                answers = [in_savepoint(self._writer, function, _typed) for function in functions]
                 self._writer.execute("COMMIT")
             except BaseException:
                 if self._writer.in_transaction:
@@ -113,21 +113,6 @@ class SQLite:
         # Last, because it flushes the log into the file when no other connection is left.
         self._writer.close()
         os.close(self._lock)
-
-    def _attempt(self, function: Callable[[Connection], Any]) -> Any:
-        self._writer.execute("SAVEPOINT one")
-        try:
-            answer = function(self._writer)
-        except BaseException as error:
-            if not self._writer.in_transaction:
-                raise
-            self._writer.execute("ROLLBACK TO one")
-            answer = Failed(_typed(error) or error)
-        # SQLite gives up the whole transaction on some errors, even where the function swallowed the exception.
-        if not self._writer.in_transaction:
-            raise DatabaseError("the transaction ended inside one of its functions")
-        self._writer.execute("RELEASE one")
-        return answer
 
 
 def _own(path: Path) -> int:
@@ -165,11 +150,7 @@ def _connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
 
 def _migrate(connection: sqlite3.Connection, migrations: Sequence[str]) -> None:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version > len(migrations):
-        raise DatabaseVersionError(
-            f"the database has schema version {version}, this software knows up to {len(migrations)}; use a newer one"
-        )
-    for number, script in enumerate(migrations[version:], start=version + 1):
+    for number, script in unseen(migrations, version):
         try:
             connection.executescript(f"BEGIN IMMEDIATE;\n{script}\n;PRAGMA user_version = {number};\nCOMMIT;")
         except BaseException:

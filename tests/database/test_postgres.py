@@ -13,6 +13,7 @@ import pytest
 from rlm_server.database import postgres
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection, DatabaseError, DatabaseLostError, DatabaseOwnedError
+from rlm_server.database.postgres_dialect import PostgresConnection
 from tests.database.test_database import SCHEMA, note, notes, notes_kept
 from tests.databases import cut_off
 
@@ -55,7 +56,7 @@ async def test_a_connection_lost_in_the_middle_of_a_group_has_the_group_run_agai
 async def test_a_connection_lost_at_the_commit_neither_loses_the_work_nor_does_it_twice(
     database: Database, postgres_url: str, when: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, losing = postgres._Connection.execute, threading.Event()
+    real, losing = PostgresConnection.execute, threading.Event()
 
     def execute(self: Any, statement: str, values: Any = (), /) -> Any:
         if statement == "COMMIT" and not losing.is_set():
@@ -66,7 +67,7 @@ async def test_a_connection_lost_at_the_commit_neither_loses_the_work_nor_does_i
             raise psycopg.OperationalError("the connection is lost")
         return real(self, statement, values)
 
-    monkeypatch.setattr(postgres._Connection, "execute", execute)
+    monkeypatch.setattr(PostgresConnection, "execute", execute)
     await database.write(note("once"))
     assert losing.is_set()
     await database.write(note("next"))
