@@ -44,7 +44,7 @@ class Attempt:
     _held: bool = False
     """The hold is there, and its end is not decided."""
     _dispatched: bool = False
-    """The books may say that it was."""
+    """The ledger may say that it was."""
     _sent: bool = False
 
     async def make(self) -> tuple[ModelReply, Amounts]:
@@ -61,46 +61,46 @@ class Attempt:
             ProviderError: there was no answer; `billed` says whether the whole hold was posted.
         """
         try:
-            return await self._made()
+            return await self._reserve_and_send()
         except (Exception, asyncio.CancelledError) as error:
             if self._held:
-                free = not self._sent or (isinstance(error, ProviderError) and not error.billed)
-                settled = await run_to_completion(self._resolve(free=free))
+                unbilled = not self._sent or (isinstance(error, ProviderError) and not error.billed)
+                settled = await run_to_completion(self._resolve(void=unbilled))
                 if self._dispatched and not settled and isinstance(error, ProviderError):
-                    # Not by the provider, but the books will count it.
+                    # The provider does not bill it, but the ledger will count it.
                     raise ProviderError(error.failure, str(error), billed=True) from None
             raise
 
-    async def _made(self) -> tuple[ModelReply, Amounts]:
-        # The provider's slot comes first: thousands in line for it have nothing to do with the ledger, and one commit
-        # is enough to reserve and dispatch. But where others of the tenant hold the money, it is waited for without the
-        # slot, which would keep those who have theirs from a provider that stands idle.
+    async def _reserve_and_send(self) -> tuple[ModelReply, Amounts]:
+        # The provider's slot comes first: thousands that queue for it have nothing to do with the ledger, and one
+        # commit is enough to reserve and dispatch. But where other holds of the tenant are in the way, it waits for the
+        # money without the slot: with it, it would keep calls that have theirs from a provider that stands idle.
         try:
-            return await self._sent_after(self._reserve_and_dispatch)
+            return await self._send_after(self._reserve_and_dispatch)
         except BudgetBusy:
             if time.monotonic() >= self.deadline:
                 raise
         await self._reserve(self.deadline)
-        return await self._sent_after(self._dispatch)
+        return await self._send_after(self._dispatch)
 
-    async def _sent_after(self, dispatching: Callable[[], Awaitable[None]]) -> tuple[ModelReply, Amounts]:
+    async def _send_after(self, dispatch: Callable[[], Awaitable[None]]) -> tuple[ModelReply, Amounts]:
         async with self._slot(self.provider_gate):
             with self.trial():
-                await dispatching()
-                reply = await self._answer()
-            return await self._settled(reply)
+                await dispatch()
+                reply = await self._send()
+            return await self._charge(reply)
 
-    def _slot(self, of: Gate) -> AbstractAsyncContextManager[None]:
-        return of.slot(self.hold.tenant, self.hold.run, deadline=self.deadline)
+    def _slot(self, gate: Gate) -> AbstractAsyncContextManager[None]:
+        return gate.slot(self.hold.tenant, self.hold.run, deadline=self.deadline)
 
     async def _reserve(self, until: float, *, dispatch: bool = False) -> None:
         self._dispatched = dispatch
         try:
             await self.ledger.reserve(self.hold, deadline=until, dispatch=dispatch)
         except DatabaseError as error:
-            # What was lost on the way back may have been done.
+            # The work may have been done though its answer was lost.
             self._held = isinstance(error, DatabaseLostError)
-            raise self._unbooked(error) from None
+            raise self._not_recorded(error) from None
         self._held = True
 
     async def _reserve_and_dispatch(self) -> None:
@@ -113,9 +113,9 @@ class Attempt:
                 self._dispatched = True
                 await self.ledger.dispatch(self.hold.id)
         except DatabaseError as error:
-            raise self._unbooked(error) from None
+            raise self._not_recorded(error) from None
 
-    async def _answer(self) -> ModelReply:
+    async def _send(self) -> ModelReply:
         left = self.deadline - time.monotonic()
         if left <= 0:
             raise DeadlinePassed("the deadline passed before the request was sent", billed=False)
@@ -131,20 +131,20 @@ class Attempt:
         # JSON can spell half a surrogate pair, which can be neither stored nor sent on.
         return replace(reply, text=reply.text.encode("utf-8", "replace").decode())
 
-    async def _settled(self, reply: ModelReply) -> tuple[ModelReply, Amounts]:
+    async def _charge(self, reply: ModelReply) -> tuple[ModelReply, Amounts]:
         if reply.usage is None or not _credible(reply.usage):
             await run_to_completion(self._resolve())
             return replace(reply, usage=None), self.hold.amounts
         spent = Amounts(self.route.price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
         settled = await run_to_completion(self._resolve(spent, reply.usage))
-        # The answer was paid for, so the caller gets it, and is told what the books say it cost.
+        # The answer was paid for, so the caller gets it, with the cost that the ledger counts.
         return reply, spent if settled else self.hold.amounts
 
-    def _unbooked(self, error: DatabaseError) -> ProviderError:
+    def _not_recorded(self, error: DatabaseError) -> ProviderError:
         log.error("a call was not sent, because its hold %s could not be written: %s", self.hold.id, error)
         return ProviderError(Failure.INTERNAL, "this server's books cannot be written; nothing was sent", billed=False)
 
-    async def _resolve(self, actual: Amounts | None = None, usage: Usage | None = None, *, free: bool = False) -> bool:
+    async def _resolve(self, actual: Amounts | None = None, usage: Usage | None = None, *, void: bool = False) -> bool:
         """Resolve the hold: void, with an actual cost, or in full. False where the database did not let it."""
         self._held = False
 
@@ -152,10 +152,10 @@ class Attempt:
             async with self.ledger_gate.slot(self.hold.tenant, self.hold.run, deadline=None):
                 if actual is not None:
                     await self.ledger.post(self.hold.id, actual, usage)
-                elif not free:
+                elif not void:
                     await self.ledger.post_in_full(self.hold.id)
                 else:
-                    with suppress(HoldUnknown):  # it was lost on the way there
+                    with suppress(HoldUnknown):  # the ledger never got it
                         await self.ledger.void(self.hold.id)
 
         settled = await settle(self.hold.id, resolve)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
 from rlm_server.broker.calls import DeadlinePassed, Failure, ProviderError
 
-ILL = frozenset({Failure.GONE, Failure.OVERLOADED, Failure.TIMED_OUT, Failure.AUTH})
-"""What says that the route itself is ill. Any other answer of a provider says that it is there."""
+RECORDED = frozenset({Failure.GONE, Failure.OVERLOADED, Failure.TIMED_OUT, Failure.AUTH})
+"""Failures that count against a route. Any other answer of a provider says that the route works."""
 
-UNTOLD = frozenset({Failure.UNAVAILABLE, Failure.INTERNAL})
-"""What a provider has no part in."""
+IGNORED = frozenset({Failure.UNAVAILABLE, Failure.INTERNAL})
+"""Failures that say nothing of a route, as the provider has no part in them."""
 
 
 class State(StrEnum):
@@ -34,39 +34,44 @@ MOVES: dict[State, frozenset[State]] = {
 
 @dataclass(frozen=True, slots=True)
 class BreakerConfig:
-    """What is borne of a route, and for how long it is left alone then.
+    """How many failures open a breaker, and for how long.
 
-    So many `calls` of one tenant that fail in a row, with no other in between, close the route to that tenant; so many
-    `tenants` in a row close it to all. It cools for `first` seconds, twice as long each time a probe fails, up to
-    `most`.
+    `calls` of one tenant that fail in a row, with no other in between, open its breaker of the route. Failures of
+    `tenants` in a row open the route's own, for all. An open breaker lets a probe through after `cooldown` seconds,
+    twice as long each time a probe fails, up to `max_cooldown`.
     """
 
     calls: int = 8
     tenants: int = 5
-    first: float = 1.0
-    most: float = 30.0
+    cooldown: float = 1.0
+    max_cooldown: float = 30.0
 
 
 class RouteUnavailable(ProviderError):
-    """The route is left alone: nothing was sent. `cause` is the kind of its last failure, `said` what that one said."""
+    """The route is left alone: nothing was sent. `cause` is the kind of its last failure."""
 
-    def __init__(self, cause: Failure, said: str, retry_after: float) -> None:
-        words = f"this model failed again and again and is left alone for {retry_after:.0f} s; its last failure: {said}"
-        super().__init__(Failure.UNAVAILABLE, words, billed=False, retry_after=retry_after)
+    def __init__(self, cause: Failure, last_message: str, retry_after: float) -> None:
+        super().__init__(
+            Failure.UNAVAILABLE,
+            f"this model failed again and again and is left alone for {retry_after:.0f} s; its last failure: "
+            f"{last_message}",
+            billed=False,
+            retry_after=retry_after,
+        )
         self.cause = cause
 
 
 class Breaker:
-    """Opens when `most` witnesses in a row tell of a failure."""
+    """Opens when `threshold` witnesses in a row report a failure. A witness is a hold's id, or a tenant."""
 
-    def __init__(self, most: int, patience: BreakerConfig, clock: Callable[[], float]) -> None:
-        self._most, self._patience, self._clock = most, patience, clock
+    def __init__(self, threshold: int, config: BreakerConfig, clock: Callable[[], float]) -> None:
+        self._threshold, self._config, self._clock = threshold, config, clock
         self.state = State.CLOSED
         self._witnesses: set[str] = set()
-        self._last = Failure.GONE, ""
-        self._trials = 0
-        self._opened = 0  # how often since it was last closed
-        self._cool_at = 0.0
+        self._last_failure = Failure.GONE, ""
+        self._trials = 0  # under way
+        self._openings = 0  # since it was last closed
+        self._probe_at = 0.0
 
     @property
     def idle(self) -> bool:
@@ -79,9 +84,9 @@ class Breaker:
         Raises:
             RouteUnavailable: it would not.
         """
-        left = self._cool_at - self._clock()
+        left = self._probe_at - self._clock()
         if self.state is State.PROBING or (self.state is State.OPEN and left > 0):
-            raise RouteUnavailable(*self._last, max(left, self._patience.first))
+            raise RouteUnavailable(*self._last_failure, max(left, self._config.cooldown))
 
     @contextmanager
     def trial(self, witness: str) -> Iterator[None]:
@@ -95,39 +100,41 @@ class Breaker:
         if probe:
             self._move(State.PROBING)
         failure: ProviderError | None = None
-        told = False
+        ignored = True  # as a cancellation is
         self._trials += 1
         try:
             yield
-            told = True
+            ignored = False
         except ProviderError as error:
-            told = error.failure not in UNTOLD and not isinstance(error, DeadlinePassed)
-            failure = error if error.failure in ILL else None
+            ignored = error.failure in IGNORED or isinstance(error, DeadlinePassed)
+            failure = error if error.failure in RECORDED else None
             raise
         finally:
             self._trials -= 1
             # Where it moved on meanwhile, only the probe can tell anything new.
             if probe or self.state is State.CLOSED:
-                self._learn(told, failure, witness)
+                self._learn(failure, witness, ignored=ignored)
 
-    def _learn(self, told: bool, failure: ProviderError | None, witness: str) -> None:
-        if not told:
+    def _learn(self, failure: ProviderError | None, witness: str, *, ignored: bool) -> None:
+        if ignored:
             if self.state is State.PROBING:
                 self._move(State.OPEN)  # cool already: the next call is the probe
-            return
-        if failure is None:
+        elif failure is None:
             self._witnesses.clear()
-            self._opened = 0
+            self._openings = 0
             if self.state is State.PROBING:
                 self._move(State.CLOSED)
-            return
-        self._witnesses.add(witness)
-        self._last = failure.failure, str(failure)
-        if self.state is State.PROBING or len(self._witnesses) >= self._most:
-            cooling = min(self._patience.most, self._patience.first * 2.0 ** min(self._opened, 30))
-            self._cool_at = self._clock() + cooling
-            self._opened += 1
-            self._move(State.OPEN)
+        else:
+            self._witnesses.add(witness)
+            self._last_failure = failure.failure, str(failure)
+            if self.state is State.PROBING or len(self._witnesses) >= self._threshold:
+                self._open()
+
+    def _open(self) -> None:
+        cooldown = min(self._config.max_cooldown, self._config.cooldown * 2.0 ** min(self._openings, 30))
+        self._probe_at = self._clock() + cooldown
+        self._openings += 1
+        self._move(State.OPEN)
 
     def _move(self, to: State) -> None:
         if to not in MOVES[self.state]:
@@ -138,12 +145,12 @@ class Breaker:
 class Breakers:
     """The breakers of all routes. Two stand before every call: its tenant's, and the route's own.
 
-    What makes a provider fail may be in the prompt. So a tenant's failures shut out that tenant alone, until others
-    tell of them too.
+    What makes a provider fail may be in the prompt. So a tenant's failures shut out that tenant alone, until other
+    tenants' calls fail too.
     """
 
-    def __init__(self, patience: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self._patience, self._clock = patience, clock
+    def __init__(self, config: BreakerConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        self._config, self._clock = config, clock
         self._breakers: dict[tuple[str, str | None], Breaker] = {}
 
     def state(self, route: str) -> State:
@@ -168,14 +175,12 @@ class Breakers:
         Raises:
             RouteUnavailable: it is not let through.
         """
-        mine = self._breakers.setdefault((route, tenant), Breaker(self._patience.calls, self._patience, self._clock))
-        ours = self._breakers.setdefault((route, None), Breaker(self._patience.tenants, self._patience, self._clock))
+        of_tenant = self._breakers.setdefault((route, tenant), Breaker(self._config.calls, self._config, self._clock))
+        of_all = self._breakers.setdefault((route, None), Breaker(self._config.tenants, self._config, self._clock))
         try:
-            with ExitStack() as both:
-                both.enter_context(mine.trial(hold_id))
-                both.enter_context(ours.trial(tenant))
+            with of_tenant.trial(hold_id), of_all.trial(tenant):
                 yield
         finally:
-            for key, breaker in (((route, tenant), mine), ((route, None), ours)):
+            for key, breaker in (((route, tenant), of_tenant), ((route, None), of_all)):
                 if breaker.idle:
                     self._breakers.pop(key, None)

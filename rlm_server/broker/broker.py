@@ -1,4 +1,4 @@
-"""The path of a model call: bound it, wait its turn, pay for it, send it, and try again where that cannot bill twice.
+"""The path of a model call: bound it, wait its turn, pay for it, send it, and retry where that cannot bill twice.
 
 No request leaves unless its worst case is reserved, and whatever may have been billed is counted.
 """
@@ -17,30 +17,22 @@ from rlm_server.broker.breaker import BreakerConfig, Breakers, RouteUnavailable,
 from rlm_server.broker.calls import DeadlinePassed, Failure, ModelReply, ModelRequest, Payer, ProviderError
 from rlm_server.broker.concurrency import Gate, Load
 from rlm_server.broker.counters import Counters
-from rlm_server.broker.prices.table import Price, Prices
+from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.routes import Routes
+from rlm_server.broker.worst_case import bound, input_bound
 from rlm_server.ledger import Amounts, BudgetError, Hold, Ledger
 from rlm_server.tenants.policy import Policy
 
 _random = secrets.SystemRandom()
 
-MAX_OUTPUT_TOKENS = 1_000_000
-"""No request may ask for more output than this. It is more than any model gives, and keeps every bound an int64."""
-
-FRAMING_TOKENS = 256
-"""Allowed for what a provider or a chat template puts around a conversation."""
-
-FRAMING_TOKENS_PER_MESSAGE = 16
-"""Allowed for what goes around each message."""
-
-ORDERS = 16
-"""How many orders the ledger is given at once. It has one writer, which takes them as they come: tenants wait for their
-turn before it, and behind no more than these. Fewer would be committed together less often."""
+LEDGER_WRITES = 16
+"""Writes that the ledger is given at once. It has one writer, which takes them in the order they come. So tenants wait
+for their turn before it, and behind no more than these. With fewer, fewer would share a commit."""
 
 _SAFE_TO_RETRY = frozenset({Failure.RATE_LIMITED, Failure.OVERLOADED})
 
-_GIVES_WAY = _SAFE_TO_RETRY | {Failure.GONE, Failure.AUTH, Failure.TIMED_OUT, Failure.UNAVAILABLE}
-"""Failures, where they are not billed, after which a fallback is asked."""
+_FALLBACK_AFTER = _SAFE_TO_RETRY | {Failure.GONE, Failure.AUTH, Failure.TIMED_OUT, Failure.UNAVAILABLE}
+"""Failures after which a fallback is asked, where they are not billed."""
 
 
 class CallFailed(ProviderError):
@@ -77,7 +69,7 @@ class Completion:
 class Backoff:
     """How long to wait before trying again, in seconds: from `first`, doubling, up to `most`, with jitter.
 
-    A model is asked until the deadline, but only `tries` times where another may answer in its place.
+    A model is asked until the deadline; one that another may answer for, only `tries` times.
     """
 
     first: float = 0.5
@@ -90,43 +82,14 @@ class Backoff:
         return (retry_after or 0.0) + _random.uniform(ceiling / 2, ceiling)
 
 
-def worst_case(request: ModelRequest, price: Price) -> Amounts:
-    """The most that an attempt at a request can cost.
-
-    Raises:
-        ProviderError: the request cannot be sent as it is (BAD_REQUEST).
-    """
-    return _bound(input_bound(request), request.max_tokens, price)
-
-
-def input_bound(request: ModelRequest) -> int:
-    """The most tokens that the input of a request can have.
-
-    Without the model's own tokenizer it is bounded by its UTF-8 bytes: no token is shorter than one.
-
-    Raises:
-        ProviderError: the request cannot be sent as it is (BAD_REQUEST).
-    """
-    if not 1 <= request.max_tokens <= MAX_OUTPUT_TOKENS:
-        raise ProviderError(Failure.BAD_REQUEST, f"max_tokens must be from 1 to {MAX_OUTPUT_TOKENS}", billed=False)
-    try:
-        size = len(request.system.encode()) + sum(len(message.content.encode()) for message in request.messages)
-    except UnicodeEncodeError:
-        raise ProviderError(Failure.BAD_REQUEST, "the prompt holds half a surrogate pair", billed=False) from None
-    return size + FRAMING_TOKENS + FRAMING_TOKENS_PER_MESSAGE * len(request.messages)
-
-
-def _bound(input_tokens: int, max_tokens: int, price: Price) -> Amounts:
-    return Amounts(price.bound(input_tokens, max_tokens), input_tokens + max_tokens, 1)
-
-
 class Broker:
     """Makes model calls for many tenants. It owns the routes' providers and closes them.
 
-    A call waits in three places. First for its turn among its own: `tenant_calls` of a tenant and `run_calls` of a run
-    go on at once, their pauses and waits included. Then, before each attempt, for the provider: `provider_calls` are
-    in flight to it, and tenants share them by their weights. Then, in the same way, for the ledger. `policies` are
-    those of tenants that have their own. An attempt may take `attempt_seconds` once it is sent.
+    A call waits in three places. It first waits for its turn among its own: `tenant_calls` of a tenant and `run_calls`
+    of a run go on at once, their pauses and waits included. Before each attempt it waits for the provider:
+    `provider_calls` are in flight to it, and tenants share them by their weights. Then it waits for the ledger, which
+    tenants share in the same way. `policies` are those of tenants that have their own. An attempt may take
+    `attempt_seconds` once it is sent.
     """
 
     def __init__(
@@ -140,7 +103,7 @@ class Broker:
         run_calls: int = 64,
         attempt_seconds: float = 180.0,
         backoff: Backoff | None = None,
-        patience: BreakerConfig | None = None,
+        breaker: BreakerConfig | None = None,
         policies: Mapping[str, Policy] | None = None,
     ) -> None:
         self._ledger = ledger
@@ -149,12 +112,12 @@ class Broker:
         self._backoff = backoff or Backoff()
         self._attempt_seconds = attempt_seconds
         self._policies = dict(policies or {})
-        self._breakers = Breakers(patience or BreakerConfig())
-        self._turns = Gate(tenant_calls=tenant_calls, run_calls=run_calls)
+        self._breakers = Breakers(breaker or BreakerConfig())
+        self._tenant_gate = Gate(tenant_calls=tenant_calls, run_calls=run_calls)
         weights = {tenant: policy.weight for tenant, policy in self._policies.items()}
         names = {routes.route(model).provider_name for model in routes.models}
-        self._ledger_gate = Gate(calls=ORDERS, weights=weights)
-        self._gates = {name: Gate(calls=provider_calls, weights=weights) for name in sorted(names)}
+        self._ledger_gate = Gate(calls=LEDGER_WRITES, weights=weights)
+        self._provider_gates = {name: Gate(calls=provider_calls, weights=weights) for name in sorted(names)}
         self.counters = Counters()
 
     @property
@@ -165,11 +128,11 @@ class Broker:
     @property
     def waiting(self) -> int:
         """How many calls wait for their turn among their own tenant's."""
-        return self._turns.load.waiting
+        return self._tenant_gate.load.waiting
 
     def loads(self) -> dict[str, Load]:
         """The calls in flight to every provider, and those that wait for it."""
-        return {name: gate.load for name, gate in self._gates.items()}
+        return {name: gate.load for name, gate in self._provider_gates.items()}
 
     def states(self) -> dict[str, State]:
         """Whether calls to every model's route are let through; the worst that any tenant meets."""
@@ -184,9 +147,9 @@ class Broker:
     ) -> Completion:
         """Make a call, trying again while the provider is busy and the deadline, on `time.monotonic()`, allows.
 
-        Where the model stays busy or cannot be reached, and nothing was billed, its fallbacks are asked that the
-        tenant's policy allows. Cancelling the task abandons the call once its hold is settled; `cost` then tells what
-        it cost. `call_id` names the call; it must be new, and is made up where it is None.
+        Where the model stays busy or cannot be reached, and nothing was billed, those of its fallbacks are asked that
+        the tenant's policy allows. Cancelling the task abandons the call once its hold is settled; `cost` then returns
+        what it cost. `call_id` names the call and must be new; None makes one up.
 
         Raises:
             UnknownModel: no route has that name.
@@ -202,7 +165,7 @@ class Broker:
         try:
             call.input_tokens = input_bound(request)
             self._refuse_at_once(call, models)
-            async with self._turns.slot(payer.tenant, payer.run, deadline=deadline):
+            async with self._tenant_gate.slot(payer.tenant, payer.run, deadline=deadline):
                 return await self._first_of(call, models)
         except ProviderError as error:
             self.counters.failures[error.failure] += 1
@@ -225,13 +188,13 @@ class Broker:
             raise refusals[0]
 
     async def _first_of(self, call: _Call, models: tuple[str, ...]) -> Completion:
-        """The answer of the first model that gives one. What is told of several failures is the first one's."""
+        """Return the answer of the first model that gives one. Of several failures, the first is raised."""
         failure: ProviderError | None = None
         for number, model in enumerate(models, 1):
             try:
-                return await self._ask(call, model, patient=number == len(models))
+                return await self._ask(call, model, until_deadline=number == len(models))
             except ProviderError as error:
-                if error.billed or not (failure or _gives_way(error)):
+                if error.billed or not (failure or _fallback_may_help(error)):
                     raise
                 failure = failure or error
             except BudgetError:
@@ -240,8 +203,8 @@ class Broker:
         assert failure is not None  # noqa: S101 - there is a model, and it raised
         raise failure
 
-    async def _ask(self, call: _Call, model: str, *, patient: bool) -> Completion:
-        """Ask one model, until it answers, while it is busy; unless `patient`, only as often as it is borne."""
+    async def _ask(self, call: _Call, model: str, *, until_deadline: bool) -> Completion:
+        """Ask one model again while it is busy: until the deadline, or only as often as `Backoff.tries` says."""
         tries = 0
         while True:
             try:
@@ -252,15 +215,16 @@ class Broker:
             except ProviderError as error:
                 refused = isinstance(error, RouteUnavailable)
                 pause = self._backoff.pause(1 if refused else tries, error.retry_after)
-                over = time.monotonic() + pause >= call.deadline
-                if over or not _may_try_again(error) or (not patient and (refused or tries >= self._backoff.tries)):
+                too_late = time.monotonic() + pause >= call.deadline
+                enough = not until_deadline and (refused or tries >= self._backoff.tries)
+                if too_late or enough or not _may_try_again(error):
                     raise
             await asyncio.sleep(pause)
 
     async def _attempt(self, call: _Call, model: str) -> Completion:
         route, payer = self._routes.route(model), call.payer
         call.attempts += 1
-        call.held = _bound(call.input_tokens, call.request.max_tokens, route.price)
+        call.held = bound(call.input_tokens, call.request.max_tokens, route.price)
         self.counters.attempts += 1
         hold = Hold(
             id=f"{call.id}.{call.attempts}",
@@ -277,7 +241,7 @@ class Broker:
             route=route,
             hold=hold,
             ledger=self._ledger,
-            provider_gate=self._gates[route.provider_name],
+            provider_gate=self._provider_gates[route.provider_name],
             ledger_gate=self._ledger_gate,
             trial=partial(self._breakers.trial, model, payer.tenant, hold.id),
             deadline=call.deadline,
@@ -294,9 +258,9 @@ class Broker:
         return Completion(reply, spent, call.attempts, call.id, route.provider_name, model)
 
 
-def _gives_way(error: ProviderError) -> bool:
+def _fallback_may_help(error: ProviderError) -> bool:
     """Whether a fallback may do better: the fault is not the caller's, nor is the time over."""
-    return error.failure in _GIVES_WAY and not isinstance(error, DeadlinePassed)
+    return error.failure in _FALLBACK_AFTER and not isinstance(error, DeadlinePassed)
 
 
 def _may_try_again(error: ProviderError) -> bool:

@@ -1,4 +1,4 @@
-"""How many calls go at once, and who goes next. Whoever is over a cap waits in line until its deadline."""
+"""How many calls go at once, and which goes next. A call over a cap waits in a queue until its deadline."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Gate:
         """Hold a slot. `deadline` is on the clock of `time.monotonic()`; without one it is waited for for ever.
 
         Raises:
-            DeadlinePassed: it was still waiting in line; not billed.
+            DeadlinePassed: it was still waiting in the queue; not billed.
         """
         share = self._share(tenant, run)
         await self._enter(share, deadline)
@@ -71,41 +71,42 @@ class Gate:
         if not any(level.full for level in share.levels):
             share.let_in()
             return
-        place = asyncio.get_running_loop().create_future()
-        share.join(place)
+        waiter = asyncio.get_running_loop().create_future()
+        share.enqueue(waiter)
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
-                await place
+                await waiter
         except (asyncio.CancelledError, TimeoutError) as error:
-            if place.done() and not place.cancelled():
+            if waiter.done() and not waiter.cancelled():
                 self._leave(share)  # the slot was handed over in the same moment
             else:
-                share.quit(place)
+                share.dequeue(waiter)
             if isinstance(error, TimeoutError):
                 raise DeadlinePassed("other calls were ahead in the queue until the deadline", billed=False) from None
             raise
 
     def _leave(self, share: _Share) -> None:
         share.let_out()
-        while (following := self._all.next()) is not None and not following.hand_over():
+        while (run := self._all.next()) is not None and not run.let_first_in():
             pass
 
 
 class _Share:
-    """A gate's slots, or what a tenant or a run has of them. Its `parts` are those in use; the line is before a run's.
+    """A gate's slots, or what a tenant or a run has of them. Its `parts` are those in use; a run's has a queue.
 
-    Among shares that have equally much, the one of the lowest `turn` goes next. Each entry adds to it, the less the
-    greater the weight; a share that comes anew begins at `now`, the turn of the part that went last.
+    Among shares that have equally much, start-time fair queueing decides: the lowest `start_tag` goes next. Each entry
+    adds to it, the less the greater the weight. `virtual_time` is the tag of the part that went last. A part that comes
+    anew begins there, so that it has no turns saved up.
     """
 
     def __init__(self, cap: int | None, weight: float = 1.0, above: _Share | None = None, key: str = "") -> None:
         self.cap, self.weight, self.above, self.key = cap, weight, above, key
         self.levels: tuple[_Share, ...] = (self, *(above.levels if above else ()))
         self.inside = self.waiting = 0
-        self.now = 0.0
-        self.turn = above.now if above else 0.0
+        self.virtual_time = 0.0
+        self.start_tag = above.virtual_time if above else 0.0
         self.parts: dict[str, _Share] = {}
-        self.line: dict[asyncio.Future[None], None] = {}  # a dict for its order, and because one may leave the middle
+        self.queue: dict[asyncio.Future[None], None] = {}  # a dict for its order: one may leave from the middle
 
     @property
     def full(self) -> bool:
@@ -118,13 +119,13 @@ class _Share:
         return self.parts[key]
 
     def next(self) -> _Share | None:
-        """The run whose first call enters next, if any may."""
-        if self.full or self.line:
+        """The run whose first waiter enters next, if any may."""
+        if self.full or self.queue:
             return None if self.full else self
         waiting = [part for part in self.parts.values() if part.waiting]
-        for part in sorted(waiting, key=lambda part: (part.inside / part.weight, part.turn)):
-            if (found := part.next()) is not None:
-                return found
+        for part in sorted(waiting, key=lambda part: (part.inside / part.weight, part.start_tag)):
+            if (run := part.next()) is not None:
+                return run
         return None
 
     def let_in(self) -> None:
@@ -132,8 +133,8 @@ class _Share:
         for share in self.levels:
             share.inside += 1
             if share.above is not None:
-                share.above.now = max(share.above.now, share.turn)
-                share.turn = share.above.now + 1 / share.weight
+                share.above.virtual_time = max(share.above.virtual_time, share.start_tag)
+                share.start_tag = share.above.virtual_time + 1 / share.weight
 
     def let_out(self) -> None:
         """Count a call of this run out."""
@@ -141,29 +142,29 @@ class _Share:
             share.inside -= 1
             share._forget()
 
-    def join(self, place: asyncio.Future[None]) -> None:
-        """Go to the end of this run's line."""
-        self.line[place] = None
+    def enqueue(self, waiter: asyncio.Future[None]) -> None:
+        """Put a waiter at the end of this run's queue."""
+        self.queue[waiter] = None
         for share in self.levels:
             share.waiting += 1
 
-    def quit(self, place: asyncio.Future[None]) -> None:
-        """Leave this run's line, if still in it."""
-        if place in self.line:
-            del self.line[place]
+    def dequeue(self, waiter: asyncio.Future[None]) -> None:
+        """Take a waiter out of this run's queue, if it is still there."""
+        if waiter in self.queue:
+            del self.queue[waiter]
             for share in self.levels:
                 share.waiting -= 1
                 share._forget()
 
-    def hand_over(self) -> bool:
-        """Give a free slot to the first of this run's line; False where that one has given up meanwhile."""
-        place = next(iter(self.line))
-        if place.done():
-            self.quit(place)
+    def let_first_in(self) -> bool:
+        """Give a free slot to the first waiter of this run's queue; False where that one has given up meanwhile."""
+        waiter = next(iter(self.queue))
+        if waiter.done():
+            self.dequeue(waiter)
             return False
         self.let_in()
-        self.quit(place)
-        place.set_result(None)
+        self.dequeue(waiter)
+        waiter.set_result(None)
         return True
 
     def _forget(self) -> None:

@@ -33,7 +33,7 @@ def broker_of(books: Books, provider: Provider, *, attempt_seconds: float = 10.0
         run_calls=calls,
         attempt_seconds=attempt_seconds,
         backoff=Backoff(first=0.001),
-        patience=BreakerConfig(calls=1_000_000),
+        breaker=BreakerConfig(calls=1_000_000),
     )
 
 

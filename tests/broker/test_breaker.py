@@ -9,10 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_server.broker.breaker import ILL, MOVES, UNTOLD, Breaker, BreakerConfig, Breakers, RouteUnavailable, State
+from rlm_server.broker.breaker import (
+    IGNORED,
+    MOVES,
+    RECORDED,
+    Breaker,
+    BreakerConfig,
+    Breakers,
+    RouteUnavailable,
+    State,
+)
 from rlm_server.broker.calls import DeadlinePassed, Failure, ProviderError
 
-PATIENCE = BreakerConfig(calls=3, tenants=2, first=1.0, most=8.0)
+CONFIG = BreakerConfig(calls=3, tenants=2, cooldown=1.0, max_cooldown=8.0)
 
 
 class Clock:
@@ -52,15 +61,15 @@ def numbers() -> Iterator[str]:
 
 
 def opened(clock: Clock) -> Breaker:
-    breaker = Breaker(3, PATIENCE, clock)
+    breaker = Breaker(3, CONFIG, clock)
     for witness in "123":
         assert tried(breaker.trial(witness), failing(Failure.AUTH))
     return breaker
 
 
-@pytest.mark.parametrize("failure", ILL)
+@pytest.mark.parametrize("failure", RECORDED)
 def test_failures_in_a_row_that_say_the_route_is_ill_open_it(failure: Failure) -> None:
-    breaker = Breaker(3, PATIENCE, Clock())
+    breaker = Breaker(3, CONFIG, Clock())
     for witness in "12":
         assert tried(breaker.trial(witness), failing(failure))
     assert now(breaker) is State.CLOSED
@@ -74,9 +83,9 @@ def test_failures_in_a_row_that_say_the_route_is_ill_open_it(failure: Failure) -
     assert not tried(breaker.trial("4"))
 
 
-@pytest.mark.parametrize("answer", [None, *(failing(kind) for kind in set(Failure) - ILL - UNTOLD)], ids=str)
+@pytest.mark.parametrize("answer", [None, *(failing(kind) for kind in set(Failure) - RECORDED - IGNORED)], ids=str)
 def test_any_answer_in_between_says_that_the_route_is_there(answer: ProviderError | None) -> None:
-    breaker = Breaker(3, PATIENCE, Clock())
+    breaker = Breaker(3, CONFIG, Clock())
     for witness, outcome in enumerate([failing(), failing(), answer, failing(), failing()]):
         assert tried(breaker.trial(str(witness)), outcome)
     assert now(breaker) is State.CLOSED
@@ -84,7 +93,7 @@ def test_any_answer_in_between_says_that_the_route_is_there(answer: ProviderErro
 
 UNTELLING = [
     DeadlinePassed("the caller was in a hurry", billed=True),
-    *(failing(kind) for kind in UNTOLD),
+    *(failing(kind) for kind in IGNORED),
     KeyboardInterrupt(),
     ZeroDivisionError(),
 ]
@@ -92,7 +101,7 @@ UNTELLING = [
 
 @pytest.mark.parametrize("nothing", UNTELLING, ids=repr)
 def test_what_the_provider_has_no_part_in_says_nothing(nothing: BaseException) -> None:
-    breaker = Breaker(3, PATIENCE, Clock())
+    breaker = Breaker(3, CONFIG, Clock())
     for witness, outcome in enumerate([failing(), nothing, nothing, nothing, failing(), nothing]):
         assert tried(breaker.trial(str(witness)), outcome)
     assert now(breaker) is State.CLOSED
@@ -101,7 +110,7 @@ def test_what_the_provider_has_no_part_in_says_nothing(nothing: BaseException) -
 
 
 def test_one_witness_counts_once() -> None:
-    breaker = Breaker(3, PATIENCE, Clock())
+    breaker = Breaker(3, CONFIG, Clock())
     for _ in range(9):
         assert tried(breaker.trial("the same"), failing())
     assert now(breaker) is State.CLOSED
@@ -131,7 +140,7 @@ def test_after_the_cooling_one_probe_goes_and_its_success_closes_the_route() -> 
         assert not tried(breaker.trial("another"))
         with pytest.raises(RouteUnavailable) as caught:
             breaker.check()
-        assert caught.value.retry_after == PATIENCE.first
+        assert caught.value.retry_after == CONFIG.cooldown
     assert now(breaker) is State.CLOSED
     assert breaker.idle
 
@@ -167,7 +176,7 @@ def test_a_probe_that_tells_nothing_is_followed_by_another_at_once(nothing: Base
 @pytest.mark.parametrize("late", [None, failing()], ids=["a success", "a failure"])
 def test_news_of_requests_sent_before_it_opened_change_nothing(late: ProviderError | None) -> None:
     clock = Clock()
-    breaker = Breaker(3, PATIENCE, clock)
+    breaker = Breaker(3, CONFIG, clock)
     with suppress(ProviderError), breaker.trial("slow"):
         for witness in "123":
             tried(breaker.trial(witness), failing())
@@ -183,7 +192,7 @@ def test_news_of_requests_sent_before_it_opened_change_nothing(late: ProviderErr
 def test_a_move_that_is_not_in_the_table_is_refused() -> None:
     for state in State:
         for to in State:
-            breaker = Breaker(3, PATIENCE, Clock())
+            breaker = Breaker(3, CONFIG, Clock())
             breaker.state = state
             if to in MOVES[state]:
                 breaker._move(to)
@@ -196,7 +205,7 @@ def test_a_move_that_is_not_in_the_table_is_refused() -> None:
 @given(st.lists(st.tuples(st.sampled_from(["good", "bad", "nothing", "send", "end"]), st.floats(0, 3))))
 def test_whatever_happens_only_one_request_goes_while_it_is_not_closed(acts: list[tuple[str, float]]) -> None:
     clock, name = Clock(), numbers()
-    breaker = Breaker(3, PATIENCE, clock)
+    breaker = Breaker(3, CONFIG, clock)
     under_way: list[tuple[ExitStack, bool]] = []
     for act, passed in acts:
         clock.now += passed
@@ -227,7 +236,7 @@ def test_whatever_happens_only_one_request_goes_while_it_is_not_closed(acts: lis
 
 
 def test_a_tenants_failures_shut_out_that_tenant_alone() -> None:
-    breakers, hold = Breakers(PATIENCE, Clock()), numbers()
+    breakers, hold = Breakers(CONFIG, Clock()), numbers()
     for _ in range(50):
         tried(breakers.trial("route", "poisoner", next(hold)), failing())
     assert not tried(breakers.trial("route", "poisoner", next(hold)))
@@ -241,7 +250,7 @@ def test_a_tenants_failures_shut_out_that_tenant_alone() -> None:
 
 def test_failures_of_several_tenants_in_a_row_shut_out_all() -> None:
     clock, hold = Clock(), numbers()
-    breakers = Breakers(PATIENCE, clock)
+    breakers = Breakers(CONFIG, clock)
     for tenant in "ab":
         assert tried(breakers.trial("route", tenant, next(hold)), failing())
     assert not tried(breakers.trial("route", "c", next(hold)))
@@ -254,7 +263,7 @@ def test_failures_of_several_tenants_in_a_row_shut_out_all() -> None:
 
 
 def test_one_tenants_success_speaks_for_the_route_but_not_for_anothers_prompts() -> None:
-    breakers, hold = Breakers(PATIENCE, Clock()), numbers()
+    breakers, hold = Breakers(CONFIG, Clock()), numbers()
     for _ in range(3):
         assert tried(breakers.trial("route", "a", next(hold)), failing())
         assert tried(breakers.trial("route", "b", next(hold)))
@@ -264,7 +273,7 @@ def test_one_tenants_success_speaks_for_the_route_but_not_for_anothers_prompts()
 
 def test_a_call_that_one_breaker_refuses_is_no_probe_of_the_other() -> None:
     clock, hold = Clock(), numbers()
-    breakers = Breakers(PATIENCE, clock)
+    breakers = Breakers(CONFIG, clock)
     for _ in range(3):
         tried(breakers.trial("route", "a", next(hold)), failing())
     clock.now += 1.0  # the tenant's own has cooled
@@ -278,7 +287,7 @@ def test_a_call_that_one_breaker_refuses_is_no_probe_of_the_other() -> None:
 
 def test_nothing_is_kept_of_routes_that_work() -> None:
     clock, hold = Clock(), numbers()
-    breakers = Breakers(PATIENCE, clock)
+    breakers = Breakers(CONFIG, clock)
     with breakers.trial("route", "a", next(hold)), breakers.trial("route", "b", next(hold)):
         assert breakers._breakers
     for _ in range(3):
@@ -289,7 +298,7 @@ def test_nothing_is_kept_of_routes_that_work() -> None:
 
 
 def test_failures_that_come_while_another_request_succeeds_are_not_forgotten() -> None:
-    breakers, hold = Breakers(PATIENCE, Clock()), numbers()
+    breakers, hold = Breakers(CONFIG, Clock()), numbers()
     with ExitStack() as under_way:
         under_way.enter_context(breakers.trial("route", "a", next(hold)))
         tried(breakers.trial("route", "a", next(hold)))

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from rlm_server.broker.breaker import BreakerConfig, State
-from rlm_server.broker.broker import Backoff, Broker, CallFailed, Completion, worst_case
+from rlm_server.broker.broker import Backoff, Broker, CallFailed, Completion
 from rlm_server.broker.calls import Failure, ModelRequest, Payer, ProviderError
 from rlm_server.broker.prices.table import Price, Prices, Rates
 from rlm_server.broker.providers.scripted import ScriptedProvider
 from rlm_server.broker.routes import Route, Routes
+from rlm_server.broker.worst_case import worst_case
 from rlm_server.ledger import Amounts, BudgetExceeded, Entry, Limit
 from rlm_server.tenants.policy import Policy
 from tests.broker.books import PAYER, TENANT, Books
@@ -235,8 +236,8 @@ async def test_whatever_fails_a_call_pays_for_one_attempt_at_most_and_the_books_
             raise failing(chance.choice([*GIVING_WAY, *OTHERS]), billed=chance.random() < 0.2)
         return "answered"
 
-    patience = BreakerConfig(calls=10_000, tenants=10_000)
-    broker = broker_of(books, Play([by_chance]), large=Play([by_chance]), huge=Play([by_chance]), patience=patience)
+    breaker = BreakerConfig(calls=10_000, tenants=10_000)
+    broker = broker_of(books, Play([by_chance]), large=Play([by_chance]), huge=Play([by_chance]), breaker=breaker)
     names = [f"call-{number}" for number in range(600)]
     calls = (broker.complete(PROMPT, PAYER, deadline=soon(), call_id=name) for name in names)
     results = dict(zip(names, await asyncio.gather(*calls, return_exceptions=True), strict=True))

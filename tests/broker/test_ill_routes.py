@@ -19,8 +19,8 @@ from tests.broker.books import PAYER, Books
 from tests.broker.stage import BACKOFF, COST, HELD, PRICE, PROMPT, Play, Until, answered, broker_of, soon, until
 from tests.fake_provider.server import FakeProvider, Fault
 
-QUICK = BreakerConfig(calls=3, tenants=2, first=0.2, most=0.2)
-LONG = BreakerConfig(calls=3, tenants=2, first=3600, most=3600)
+QUICK = BreakerConfig(calls=3, tenants=2, cooldown=0.2, max_cooldown=0.2)
+LONG = BreakerConfig(calls=3, tenants=2, cooldown=3600, max_cooldown=3600)
 
 REVOKED = ProviderError(Failure.AUTH, "the provider does not accept this server's key", billed=False)
 OVERLOADED = ProviderError(Failure.OVERLOADED, "the provider is overloaded", billed=False)
@@ -44,7 +44,7 @@ async def test_calls_to_a_route_that_failed_again_and_again_fail_at_once_and_cos
     books: Books, failure: Failure
 ) -> None:
     play = Play([failing(failure)])
-    broker = broker_of(books, play, patience=LONG)
+    broker = broker_of(books, play, breaker=LONG)
     for _ in range(3):
         assert await outcome(broker.complete(PROMPT, PAYER, deadline=soon())) is failure
     orders = list(books.orders)
@@ -60,7 +60,7 @@ async def test_calls_to_a_route_that_failed_again_and_again_fail_at_once_and_cos
 
 
 async def test_a_route_that_works_again_is_used_again(books: Books) -> None:
-    broker = broker_of(books, Play([REVOKED, REVOKED, REVOKED, answered]), patience=QUICK)
+    broker = broker_of(books, Play([REVOKED, REVOKED, REVOKED, answered]), breaker=QUICK)
     failures = [await outcome(broker.complete(PROMPT, PAYER, deadline=soon())) for _ in range(3)]
     assert failures == [Failure.AUTH] * 3
     with pytest.raises(CallFailed) as caught:
@@ -79,7 +79,7 @@ async def test_calls_that_stand_in_line_when_the_route_breaks_fail_as_they_come_
         raise REVOKED
 
     play = Play([revoked_then])
-    broker = broker_of(books, play, patience=LONG, run_calls=3)
+    broker = broker_of(books, play, breaker=LONG, run_calls=3)
     calls = [asyncio.create_task(outcome(broker.complete(PROMPT, PAYER, deadline=soon()))) for _ in range(500)]
     await until(lambda: play.started.qsize() == 3)
     assert broker.waiting == 497
@@ -92,7 +92,7 @@ async def test_calls_that_stand_in_line_when_the_route_breaks_fail_as_they_come_
 async def test_a_call_does_not_wait_for_its_turn_only_to_be_refused(books: Books) -> None:
     slow = Until()
     play = Play([slow, REVOKED])
-    broker = broker_of(books, play, patience=LONG, run_calls=1)
+    broker = broker_of(books, play, breaker=LONG, run_calls=1)
     first = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon()))
     await play.started.get()
     second_run = await books.open(Payer(account="run-2", tenant=PAYER.tenant, run="run-2", node="0"))
@@ -111,7 +111,7 @@ async def test_a_route_that_breaks_while_a_call_waits_for_its_provider_is_not_as
         raise REVOKED
 
     play = Play([REVOKED, REVOKED, late])
-    broker = broker_of(books, play, patience=LONG, provider_calls=1)
+    broker = broker_of(books, play, breaker=LONG, provider_calls=1)
     for _ in range(2):
         assert await outcome(broker.complete(PROMPT, PAYER, deadline=soon())) is Failure.AUTH
     third, fourth = (
@@ -127,7 +127,7 @@ async def test_a_route_that_breaks_while_a_call_waits_for_its_provider_is_not_as
 
 async def test_a_busy_route_is_waited_for_and_asked_by_one_call_at_a_time(books: Books) -> None:
     play = Play([OVERLOADED] * 12 + [answered])  # type: ignore[arg-type]
-    broker = broker_of(books, play, patience=QUICK)
+    broker = broker_of(books, play, breaker=QUICK)
     calls = (broker.complete(PROMPT, PAYER, deadline=soon()) for _ in range(8))
     completions = await asyncio.gather(*calls)
     assert {completion.spent for completion in completions} == {COST}
@@ -137,7 +137,7 @@ async def test_a_busy_route_is_waited_for_and_asked_by_one_call_at_a_time(books:
 
 
 async def test_a_busy_route_that_is_left_alone_beyond_the_deadline_is_not_waited_for(books: Books) -> None:
-    broker = broker_of(books, Play([OVERLOADED]), patience=LONG)
+    broker = broker_of(books, Play([OVERLOADED]), breaker=LONG)
     for _ in range(2):
         with pytest.raises(CallFailed, match="overloaded") as caught:
             await broker.complete(PROMPT, PAYER, deadline=soon())
@@ -146,7 +146,7 @@ async def test_a_busy_route_that_is_left_alone_beyond_the_deadline_is_not_waited
 
 
 async def test_a_callers_own_haste_is_not_held_against_the_route(books: Books) -> None:
-    broker = broker_of(books, Play([Until()]), patience=LONG)
+    broker = broker_of(books, Play([Until()]), breaker=LONG)
     for _ in range(5):
         with pytest.raises(CallFailed, match="before the deadline") as caught:
             await broker.complete(PROMPT, PAYER, deadline=time.monotonic() + 0.05)
@@ -155,7 +155,7 @@ async def test_a_callers_own_haste_is_not_held_against_the_route(books: Books) -
 
 
 async def test_a_route_that_does_not_answer_in_the_time_an_attempt_has_is_left_alone(books: Books) -> None:
-    broker = broker_of(books, Play([Until()]), patience=LONG, attempt_seconds=0.01)
+    broker = broker_of(books, Play([Until()]), breaker=LONG, attempt_seconds=0.01)
     for _ in range(3):
         with pytest.raises(CallFailed, match=r"within 0\.01 s"):
             await broker.complete(PROMPT, PAYER, deadline=soon())
@@ -168,7 +168,7 @@ async def test_a_prompt_that_breaks_the_provider_shuts_out_its_own_tenant_alone(
             raise failing(Failure.GONE)
         return "answered"
 
-    broker = broker_of(books, Play([reply]), patience=LONG)
+    broker = broker_of(books, Play([reply]), breaker=LONG)
     poison = ModelRequest("small", (Message("user", "poison"),), max_tokens=100)
     for _ in range(20):
         await outcome(broker.complete(poison, PAYER, deadline=soon()))
@@ -180,7 +180,7 @@ async def test_a_prompt_that_breaks_the_provider_shuts_out_its_own_tenant_alone(
 @pytest.fixture
 def real(books: Books, provider: Provider) -> Broker:
     routes = Routes({"small": Route("fake", provider, "fake-model", PRICE)})
-    return Broker(books, routes, Prices.load(), backoff=BACKOFF, patience=LONG, run_calls=5)
+    return Broker(books, routes, Prices.load(), backoff=BACKOFF, breaker=LONG, run_calls=5)
 
 
 async def test_a_key_that_is_revoked_during_a_run_ends_every_call_in_clear_words(

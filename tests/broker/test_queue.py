@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_server.broker.broker import ORDERS, Broker
+from rlm_server.broker.broker import LEDGER_WRITES, Broker
 from rlm_server.broker.calls import Message, ModelReply, ModelRequest, Payer
 from rlm_server.broker.concurrency import Load
 from rlm_server.broker.prices.table import Prices
@@ -209,13 +209,13 @@ async def test_a_single_calls_orders_to_the_ledger_go_next_however_many_another_
         other = await books.open(Payer(account="run-2", tenant="globex", run="run-2", node="0"))
         broker = broker_of(books, desk, provider_calls=1_000, run_calls=1_000)
         async with in_line(broker, [PAYER], "many", 200):
-            await until(lambda: len(books.orders) == ORDERS)
+            await until(lambda: len(books.orders) == LEDGER_WRITES)
             single = asyncio.create_task(broker.complete(ask("single"), other, deadline=soon(), call_id="single"))
             await until(lambda: broker.loads()["desk"].inside == 201)
-            assert len(books.orders) == ORDERS
+            assert len(books.orders) == LEDGER_WRITES
             books.let.release()
-            await until(lambda: len(books.orders) > ORDERS)
-            assert books.orders[ORDERS] == (AT_ONCE, "single.1")
+            await until(lambda: len(books.orders) > LEDGER_WRITES)
+            assert books.orders[LEDGER_WRITES] == (AT_ONCE, "single.1")
             for _ in range(200):
                 books.let.release()
             while await desk.next() != "single":

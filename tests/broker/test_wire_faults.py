@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from rlm_server.broker.broker import CallFailed, Completion, worst_case
+from rlm_server.broker.broker import CallFailed, Completion
 from rlm_server.broker.calls import Provider
 from rlm_server.broker.providers import faults, http
+from rlm_server.broker.worst_case import worst_case
 from rlm_server.ledger import Amounts
 from tests.broker.books import PAYER, Books
 from tests.broker.conftest import APIS, KEY

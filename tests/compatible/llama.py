@@ -18,12 +18,13 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from rlm_server.broker.broker import Broker, CallFailed, worst_case
+from rlm_server.broker.broker import Broker, CallFailed
 from rlm_server.broker.calls import Failure, Message, ModelRequest
 from rlm_server.broker.prices.table import Price, Prices, Rates
 from rlm_server.broker.providers.faults import STREAM_ABOVE
 from rlm_server.broker.providers.openai import OpenAIProvider
 from rlm_server.broker.routes import Route, Routes
+from rlm_server.broker.worst_case import worst_case
 from rlm_server.ledger import Amounts, Usage
 from tests.broker.books import PAYER, Books
 

@@ -18,9 +18,9 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from rlm_server.broker.broker import worst_case
 from rlm_server.broker.calls import Message, ModelRequest
 from rlm_server.broker.prices.table import Price, Rates
+from rlm_server.broker.worst_case import worst_case
 from rlm_server.config.settings import Settings
 from tests.fake_provider.server import FakeProvider, Received
 from tests.system.books import UNITS
