@@ -1,6 +1,5 @@
 """Money: what may be spent, what is held, what was spent."""
 
-from rlm_server.ledger.account_lifecycle import Window
 from rlm_server.ledger.accounts import Balance
 from rlm_server.ledger.amounts import NANO, UNITS, Amounts, Limit, usd
 from rlm_server.ledger.entries import By, Entry, Query, UsageRow
@@ -23,7 +22,7 @@ from rlm_server.ledger.errors import (
 from rlm_server.ledger.holds import Hold, HoldState, Recovery
 from rlm_server.ledger.ledger import Ledger
 from rlm_server.ledger.settling import settle
-from rlm_server.ledger.statements import Statement, Totals
+from rlm_server.ledger.statements import Statement, Totals, Window
 from rlm_server.ledger.usage import Usage
 from rlm_server.ledger.windows import Span
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from rlm_server.database.engine import Connection, following
-from rlm_server.ledger.accounts import ZERO, Account, Balance, Tree, refuse_uncountable, shortage, taking
+from rlm_server.ledger.accounts import ZERO, Account, Tree, refuse_uncountable, shortage, taking
 from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.ledger.errors import (
     AccountClosed,
@@ -15,7 +13,7 @@ from rlm_server.ledger.errors import (
     BudgetExceeded,
     LimitTooLow,
 )
-from rlm_server.ledger.windows import Span, account_of, bounds, keep, label, prefix_of
+from rlm_server.ledger.windows import Span, account_of, keep, prefix_of
 
 
 def open_account(connection: Connection, wanted: Account, at: int) -> None:
@@ -24,9 +22,9 @@ def open_account(connection: Connection, wanted: Account, at: int) -> None:
     if wanted.parent is None and wanted.carve:
         raise AccountConflict(wanted.id, "has no parent to carve its limit from")
     tree = Tree(connection)
-    found = tree.find(wanted.id)
-    if found is not None:
-        _refuse_other(found, wanted)
+    existing = tree.find(wanted.id)
+    if existing is not None:
+        _refuse_different(existing, wanted)
         return
     if wanted.parent is not None:
         _carve(tree, wanted, wanted.parent, at)
@@ -34,13 +32,13 @@ def open_account(connection: Connection, wanted: Account, at: int) -> None:
     tree.save()
 
 
-def _refuse_other(found: Account, wanted: Account) -> None:
-    if (found.tenant, found.parent, found.carve) != (wanted.tenant, wanted.parent, wanted.carve):
+def _refuse_different(existing: Account, wanted: Account) -> None:
+    if (existing.tenant, existing.parent, existing.carve) != (wanted.tenant, wanted.parent, wanted.carve):
         raise AccountConflict(wanted.id, "exists with another tenant, parent or kind; choose another name")
-    if found.closed:
+    if existing.closed:
         raise AccountClosed(wanted.id)
     # A tenant's limit is what `set_limit` last said, so that a server may open its tenants at every start.
-    if found.parent is not None and found.limit != wanted.limit:
+    if existing.parent is not None and existing.limit != wanted.limit:
         raise AccountConflict(wanted.id, "exists with another limit; choose another name, or set its limit")
 
 
@@ -53,8 +51,8 @@ def _carve(tree: Tree, wanted: Account, parent: str, at: int) -> None:
     promise = wanted.promise
     if promise == ZERO:
         return
-    for account, asked in taking(path, promise):
-        short = shortage(account, asked, account.used)
+    for account, part in taking(path, promise):
+        short = shortage(account, part, account.used)
         if short is not None:
             raise BudgetExceeded(short.account, short.unit, short.limit, short.used, short.asked)
     path[0].carved += promise
@@ -104,29 +102,13 @@ def set_limit(connection: Connection, id: str, limit: Limit) -> Account:
         raise AccountConflict(id, "is carved from its parent, so its limit is fixed until it is closed")
     used = account.posted + account.pending + account.carved
     for unit in UNITS:
-        most, taken = getattr(limit, unit), getattr(used, unit)
-        if most is not None and taken > most:
-            raise LimitTooLow(id, unit, most, taken)
+        unit_limit, unit_used = getattr(limit, unit), getattr(used, unit)
+        if unit_limit is not None and unit_used > unit_limit:
+            raise LimitTooLow(id, unit, unit_limit, unit_used)
     account.limit = limit
     tree.change(account)
     tree.save()
     return account
-
-
-def balance(connection: Connection, id: str) -> Balance:
-    """Where the account stands."""
-    return Tree(connection).get(id).balance
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A tenant's window around now. `begins` and `ends` are in Unix milliseconds, `label` names it (UTC)."""
-
-    span: Span
-    label: str
-    begins: int
-    ends: int
-    balance: Balance
 
 
 def set_window(connection: Connection, tenant: str, span: Span, limit: Limit | None, at: int) -> None:
@@ -136,7 +118,7 @@ def set_window(connection: Connection, tenant: str, span: Span, limit: Limit | N
     tree.get(tenant)
     keep(connection, tenant, span, limit)
     if limit is None:
-        # Nobody counts on them from here on, so none may be found when the span is limited again.
+        # Nothing is counted on these accounts from here on. When the span is limited again, new ones are summed up.
         prefix = prefix_of(span)
         forget = "DELETE FROM account WHERE tenant = ? AND parent IS NULL AND id >= ? AND id < ?"
         connection.execute(forget, (tenant, prefix, following(prefix)))
@@ -145,10 +127,3 @@ def set_window(connection: Connection, tenant: str, span: Span, limit: Limit | N
         if account.id == account_of(tenant, span, at):
             tree.change(account)
     tree.save()
-
-
-def windows(connection: Connection, tenant: str, at: int) -> list[Window]:
-    """The limited windows of a tenant around a time."""
-    found = {account.id: account.balance for account in Tree(connection).windows(tenant, at)}
-    named = ((span, account_of(tenant, span, at)) for span in Span)
-    return [Window(span, label(span, at), *bounds(span, at), found[id]) for span, id in named if id in found]

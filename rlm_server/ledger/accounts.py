@@ -9,6 +9,7 @@ from typing import Any
 from rlm_server.database.engine import Connection
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
 from rlm_server.ledger.errors import MAX, AccountUnknown, AmountRefused
+from rlm_server.ledger.sums import amounts
 from rlm_server.ledger.windows import Span, account_of, bounds, counted, limited
 
 ZERO = Amounts()
@@ -18,9 +19,9 @@ ZERO = Amounts()
 class Balance:
     """Where an account stands.
 
-    `posted` is spent, `pending` is held by calls in flight, `carved` is promised to open carved children and neither
-    spent nor held by them, `overrun` is what calls cost above their holds. `posted` and `pending` include every
-    account below this one.
+    `posted` is spent, and `pending` is held by calls in flight; both include every account below this one. `carved` is
+    promised to open carved children, and neither spent nor held by them. `overrun` is what calls cost beyond their
+    holds.
     """
 
     account: str
@@ -204,7 +205,7 @@ class Tree:
         return path + self.windows(path[-1].tenant, at)
 
     def windows(self, tenant: str, at: int) -> list[Account]:
-        """The accounts of a tenant's limited windows around a time; one not opened yet is counted from the holds."""
+        """The accounts of a tenant's limited windows around a time; one that is not opened yet is summed from holds."""
         if (tenant, at) not in self._windows:
             self._windows[tenant, at] = [
                 self._window(tenant, span, limit, at) for span, limit in limited(self.connection, tenant)
@@ -213,15 +214,15 @@ class Tree:
 
     def _window(self, tenant: str, span: Span, limit: Limit, at: int) -> Account:
         id = account_of(tenant, span, at)
-        found = self.find(id)
-        if found is None:
+        account = self.find(id)
+        if account is None:
             posted, pending, overrun = counted(self.connection, tenant, *bounds(span, at))
-            found = Account(id, tenant, None, False, limit, posted=posted, pending=pending, overrun=overrun)
-            self._known[id] = found
+            account = Account(id, tenant, None, False, limit, posted=posted, pending=pending, overrun=overrun)
+            self._known[id] = account
             self._new.add(id)
         # Where the limit was set below what had been used by then, it is what is used, for as long as that is more.
-        found.limit = raised(limit, found.posted + found.pending)
-        return found
+        account.limit = raised(limit, account.posted + account.pending)
+        return account
 
     def carved_children(self, id: str) -> list[Account]:
         """The open accounts carved from this one."""
@@ -286,6 +287,6 @@ def _numbers(account: Account) -> Iterator[int | None]:
 
 def _account(row: tuple[Any, ...]) -> Account:
     id, tenant, parent, carve, closed, *numbers = row
-    limit, *groups = (numbers[at : at + len(UNITS)] for at in range(0, len(numbers), len(UNITS)))
-    posted, pending, carved, overrun = (Amounts(*group) for group in groups)
-    return Account(id, tenant, parent, bool(carve), Limit(*limit), bool(closed), posted, pending, carved, overrun)
+    limit = Limit(*numbers[: len(UNITS)])
+    posted, pending, carved, overrun = amounts(numbers[len(UNITS) :])
+    return Account(id, tenant, parent, bool(carve), limit, bool(closed), posted, pending, carved, overrun)

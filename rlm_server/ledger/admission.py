@@ -1,4 +1,4 @@
-"""Which of the holds asked for are taken now, which must wait, and which can never fit. One transaction's work."""
+"""Admission: which holds of a queue are taken now, which must wait, and which can never fit. One transaction's work."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from rlm_server.ledger.errors import (
 )
 from rlm_server.ledger.holds import Hold, HoldState, Kept, find, insert
 
-PASS = 128
-"""The most holds one transaction takes or judges for the first time, so that other tenants' writes get their turn."""
+PASS_SIZE = 128
+"""The most holds one pass takes or judges for the first time, so that other tenants' writes get their turn."""
 
 
 class Admission(Enum):
     """What became of a hold that was not refused."""
 
     TAKEN = auto()
-    """It is there now, in the state asked for."""
+    """It is there now, in the state that was wanted."""
     REPEATED = auto()
     """It existed already."""
     UNJUDGED = auto()
@@ -36,12 +36,12 @@ class Admission(Enum):
 
 
 Verdict = Admission | LedgerError
-"""A hold's fate. `BudgetBusy` means that it has to wait; any other error is final."""
+"""What a pass decides of a hold. `BudgetBusy` means that it has to wait; any other error is final."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """A hold in line, pending or dispatched once it is taken. `fresh` until it has been judged once."""
+class QueuedHold:
+    """A hold that waits, and the state it is to be taken in. `fresh` until it has been judged once."""
 
     hold: Hold
     state: HoldState
@@ -50,10 +50,10 @@ class Asked:
 
 @dataclass(slots=True)
 class Pass:
-    """One look at a tenant's line, in the order of arrival.
+    """One look at a tenant's queue, in the order of arrival.
 
     Fairness comes from the order: a hold that must wait blocks the account it waits for, and a later hold that would
-    take room there waits behind it. What does not need that account goes ahead.
+    take room there waits behind it. A hold that does not need that account goes ahead.
     """
 
     connection: Connection
@@ -61,30 +61,32 @@ class Pass:
     at: int
     tree: Tree = field(init=False)
     blocked: set[str] = field(default_factory=set)
-    work: int = 0
+    """Accounts that an earlier hold waits for."""
+    counted: int = 0
+    """Holds that count towards `PASS_SIZE`."""
 
     def __post_init__(self) -> None:
         self.tree = Tree(self.connection)
 
-    def judge(self, line: Sequence[Asked]) -> tuple[list[Verdict], bool]:
-        """The verdict on each hold of the line, and whether the pass ended before the line did."""
+    def judge(self, queue: Sequence[QueuedHold]) -> tuple[list[Verdict], bool]:
+        """The verdict on each hold of the queue, and whether the pass ended before the queue did."""
         verdicts: list[Verdict] = []
-        waiting: set[str] = set()
-        for asked in line:
-            if self.work >= PASS:
-                verdicts += [Admission.UNJUDGED] * (len(line) - len(verdicts))
+        waited_on: set[str] = set()
+        for queued in queue:
+            if self.counted >= PASS_SIZE:
+                verdicts += [Admission.UNJUDGED] * (len(queue) - len(verdicts))
                 break
-            # One known to fit some day, behind another on its own account, would only be told to wait again.
-            if asked.hold.account in waiting and not asked.fresh:
+            # Behind another on its own account, a hold that was judged before would only have to wait again.
+            if queued.hold.account in waited_on and not queued.fresh:
                 verdicts.append(Admission.UNJUDGED)
                 continue
-            verdict = self._verdict(asked.hold, asked.state)
+            verdict = self._verdict(queued.hold, queued.state)
             verdicts.append(verdict)
-            self.work += asked.fresh or verdict is Admission.TAKEN
+            self.counted += queued.fresh or verdict is Admission.TAKEN
             if isinstance(verdict, BudgetBusy):
-                waiting.add(asked.hold.account)
+                waited_on.add(queued.hold.account)
         self.tree.save()
-        return verdicts, self.work >= PASS
+        return verdicts, self.counted >= PASS_SIZE
 
     def _verdict(self, hold: Hold, state: HoldState) -> Verdict:
         kept = find(self.connection, hold.id)
@@ -117,29 +119,30 @@ class Pass:
             BudgetExceeded: it does not fit even beside no pending hold at all.
         """
         nearest: Shortage | None = None
-        for account, taken in taking(path, amounts):
-            short = shortage(account, taken, account.used)
+        for account, part in taking(path, amounts):
+            short = shortage(account, part, account.used)
             if short is not None:
-                lasting = shortage(account, taken, self.tree.lasting(account))
+                lasting = shortage(account, part, self.tree.lasting(account))
                 if lasting is not None:
                     raise _error(BudgetExceeded, lasting)
-            nearest = nearest or short or self._queue(account, taken)
+            nearest = nearest or short or self._blocked_by_earlier(account, part)
         return nearest
 
-    def _queue(self, account: Account, taken: Amounts) -> Shortage | None:
+    def _blocked_by_earlier(self, account: Account, part: Amounts) -> Shortage | None:
+        """What the hold lacks at an account that an earlier hold waits for: whatever is limited and wanted there."""
         if account.id not in self.blocked:
             return None
         for unit in UNITS:
-            limit, asked = getattr(account.limit, unit), getattr(taken, unit)
-            if limit is not None and asked > 0:
-                return Shortage(account.id, unit, limit, getattr(account.used, unit), asked)
+            limit, wanted = getattr(account.limit, unit), getattr(part, unit)
+            if limit is not None and wanted > 0:
+                return Shortage(account.id, unit, limit, getattr(account.used, unit), wanted)
         return None
 
 
 def _repeated(kept: Kept, hold: Hold, state: HoldState) -> Verdict:
     if kept.hold != hold:
         return HoldConflict(hold.id)
-    # Whoever is told that it is dispatched sends it, and that may happen once.
+    # Whoever learns that it is dispatched sends it, and that may happen once.
     return Admission.REPEATED if state is HoldState.PENDING else MoveRefused(hold.id, kept.outcome.state, state)
 
 

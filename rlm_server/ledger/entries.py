@@ -1,4 +1,4 @@
-"""Chargeback: every posted hold is one entry, and an account's entries add up to what it has posted and overrun."""
+"""Chargeback: every posted hold is one entry. An account's entries add up to what it has posted and overrun."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rlm_server.database.engine import Connection, following
 from rlm_server.ledger import windows
 from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.holds import COLUMNS, RESULT, Hold, hold_of, result_of
+from rlm_server.ledger.sums import amounts, sums
 from rlm_server.ledger.usage import COUNTS, Usage
 
 DAY_MS = 86_400_000
@@ -20,9 +21,9 @@ DAY_MS = 86_400_000
 class Entry:
     """One posted hold.
 
-    `actual` is what it cost, `usage` what the provider counted; `usage` is None where the hold was posted in full for
-    want of a report, and for a sandbox's turn. `at` is when it was posted, in Unix milliseconds. `number` grows with
-    every entry of the database.
+    `actual` is what it cost, and `usage` what the provider counted: None for a sandbox's turn, and where the hold was
+    posted in full because no report came. `at` is when it was posted, in Unix milliseconds. `number` grows with every
+    entry of the database.
     """
 
     hold: Hold
@@ -39,7 +40,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Which entries of a tenant: those of a run, a node, a model, a time (Unix milliseconds, `until` excluded)."""
+    """Selects entries of a tenant: by run, node, model and time (Unix milliseconds, `until` excluded)."""
 
     tenant: str
     run: str | None = None
@@ -64,7 +65,7 @@ class By(StrEnum):
 class UsageRow:
     """What the entries of one day, model or run add up to. `key` is the day (`2026-11-25`, UTC), model or run.
 
-    `ambiguous` entries are among them, and `doubtful` of `actual` is theirs.
+    Of `entries`, `ambiguous` were counted as their whole holds; they cost `doubtful` of `actual`.
     """
 
     key: str
@@ -79,23 +80,15 @@ _WIDTH = len(COLUMNS.split(","))
 _ENTRIES = f"SELECT {COLUMNS}, resolved_at, entry, {RESULT} FROM hold WHERE "  # noqa: S608
 _KEYS = {By.DAY: f"resolved_at / {DAY_MS}", By.MODEL: "model", By.RUN: "run"}
 _AMBIGUOUS = "model <> '' AND input IS NULL"
-_SUMS = ", ".join(
-    f"coalesce(sum({part}), 0)"
-    for part in (
-        *(f"actual_{unit}" for unit in UNITS),
-        *(f"CASE WHEN {_AMBIGUOUS} THEN actual_{unit} END" for unit in UNITS),
-        *COUNTS,
-    )
-)
-_POSTED = f"""
-SELECT {", ".join(f"coalesce(sum(actual_{unit}), 0)" for unit in UNITS)} FROM hold WHERE id >= ? AND id < ?
-"""  # noqa: S608
+_ACTUAL = tuple(f"actual_{unit}" for unit in UNITS)
+_SUMS = sums((*_ACTUAL, *(f"CASE WHEN {_AMBIGUOUS} THEN {actual} END" for actual in _ACTUAL), *COUNTS))
+_POSTED = f"SELECT {sums(_ACTUAL)} FROM hold WHERE id >= ? AND id < ?"  # noqa: S608
 _LAST = "SELECT coalesce(max(entry), 0) FROM hold WHERE tenant = ? AND entry IS NOT NULL"
 _OVER = " OR ".join(f"actual_{unit} > {unit}" for unit in UNITS)
 
 
 def entries(connection: Connection, query: Query, most: int | None) -> list[Entry]:
-    """The entries asked for, in the order they were posted; at most so many."""
+    """The entries that a query selects, in the order they were posted; at most so many."""
     where, values = _where(query)
     limit = "" if most is None else f" LIMIT {int(most)}"
     rows = connection.execute(f"{_ENTRIES}{where} ORDER BY entry{limit}", values).fetchall()
@@ -103,21 +96,14 @@ def entries(connection: Connection, query: Query, most: int | None) -> list[Entr
 
 
 def usage(connection: Connection, query: Query, by: By) -> list[UsageRow]:
-    """What the entries asked for add up to, by day, model or run, in the order of these."""
+    """What the entries that a query selects add up to, by day, model or run, in the order of these."""
     where, values = _where(query)
     rows = connection.execute(
         f"SELECT {_KEYS[by]} AS key, count(*), coalesce(sum(CASE WHEN {_AMBIGUOUS} THEN 1 END), 0), {_SUMS} "  # noqa: S608
         f"FROM hold WHERE {where} GROUP BY {_KEYS[by]} ORDER BY key",
         values,
     ).fetchall()
-    width = len(UNITS)
-    return [
-        UsageRow(
-            _key(by, key), count, ambiguous,
-            Amounts(*sums[:width]), Amounts(*sums[width : 2 * width]), Usage(*sums[2 * width :]),
-        )
-        for key, count, ambiguous, *sums in rows
-    ]  # fmt: skip
+    return [_usage_row(by, row) for row in rows]
 
 
 def posted(connection: Connection, prefix: str) -> Amounts:
@@ -156,6 +142,12 @@ def _entry(row: Sequence[Any]) -> Entry:
     at, number = row[_WIDTH : _WIDTH + 2]
     actual, used = result_of(row[_WIDTH + 2 :])
     return Entry(hold_of(row), actual or Amounts(), used, at, number)
+
+
+def _usage_row(by: By, row: Sequence[Any]) -> UsageRow:
+    key, count, ambiguous, *columns = row
+    actual, doubtful = amounts(columns[: -len(COUNTS)])
+    return UsageRow(_key(by, key), count, ambiguous, actual, doubtful, Usage(*columns[-len(COUNTS) :]))
 
 
 def _key(by: By, key: Any) -> str:

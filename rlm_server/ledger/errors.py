@@ -51,7 +51,7 @@ class BudgetExceeded(BudgetError):
 
 
 class BudgetBusy(BudgetError):
-    """Until the deadline other calls, in flight or asked for earlier, were in the way. Trying again may help."""
+    """Until the deadline other calls, in flight or earlier in the queue, were in the way. Trying again may help."""
 
     reason = "is taken for now, or wanted by calls that asked earlier, and was not free in time. Try again later"
 
@@ -80,7 +80,7 @@ class AccountClosed(LedgerError):
 
 
 class AccountConflict(LedgerError):
-    """The account exists and is not what was asked for, or cannot be what was asked for."""
+    """The account exists otherwise than it was to be, or cannot be what it was to be."""
 
     def __init__(self, account: str, why: str) -> None:
         super().__init__(f"account {account!r} {why}")

@@ -16,11 +16,11 @@ from rlm_server.ledger.usage import COUNTS, Usage
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """What is asked for before a request leaves.
+    """What is reserved before a request leaves.
 
     `id` is the attempt's id, `account` the leaf account, `amounts` the worst case. `price_version` names the price
-    table the worst case was computed with; `run` and `node` say where the call was made. `model` is empty where it is
-    not a model that is paid for, but a sandbox's turn.
+    table that the worst case was computed with. `run` and `node` say where the call was made. `model` is empty where
+    the hold pays for a sandbox's turn.
     """
 
     id: str
@@ -70,7 +70,10 @@ class Moved:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """How many holds a start found unresolved: `voided` had not been dispatched, `posted` had, and cost the whole."""
+    """How many holds of former owners a start resolved.
+
+    `voided` had not been dispatched. `posted` had been, and cost their whole amounts.
+    """
 
     voided: int
     posted: int
@@ -157,7 +160,7 @@ def _resolve(connection: Connection, kept: Kept, outcome: Outcome, at: int) -> M
 
 
 def withdraw(connection: Connection, id: str, state: HoldState) -> None:
-    """Remove a hold that nobody was told of, as if it had never been asked for, if it is still as it was taken."""
+    """Remove a hold that no caller learnt of, if it is still in the state it was taken in."""
     kept = find(connection, id)
     if kept is None or kept.outcome.state is not state:
         return

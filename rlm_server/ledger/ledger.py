@@ -10,14 +10,12 @@ from typing import TypeVar
 from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
-from rlm_server.ledger import account_lifecycle as opening
-from rlm_server.ledger import entries, holds, statements
-from rlm_server.ledger.account_lifecycle import Window
+from rlm_server.ledger import account_lifecycle, entries, holds, statements
 from rlm_server.ledger.accounts import Account, Balance, Tree, left, refuse_uncountable
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.ledger.entries import By, Entry, Query, UsageRow
 from rlm_server.ledger.holds import Hold, HoldState, Moved, Outcome, Recovery
-from rlm_server.ledger.statements import Statement, Totals
+from rlm_server.ledger.statements import Statement, Totals, Window
 from rlm_server.ledger.usage import Usage
 from rlm_server.ledger.wait_queue import WaitQueue
 from rlm_server.ledger.windows import Span
@@ -31,27 +29,26 @@ class Ledger:
     """Accounts and holds in a database, whose schema must be that of `database.migrations`.
 
     Every answer is durable when it is given. Besides what each method names, all raise `DatabaseError` where the
-    database fails; then nothing was changed. One ledger owns its database's accounts: the line of those who wait for
-    room is in its memory. `clock` says the time in Unix milliseconds; windows and entries go by it.
+    database fails; then nothing was changed. One ledger owns its database's accounts: the queues of holds that wait for
+    room are in its memory. `clock` says the time in Unix milliseconds; windows and entries go by it.
     """
 
     def __init__(self, database: Database, *, clock: Callable[[], int] = now) -> None:
         self._database, self._clock = database, clock
-        self._lines: dict[str, WaitQueue] = {}
+        self._wait_queues: dict[str, WaitQueue] = {}
 
     async def open_account(
         self, account: str, *, tenant: str, parent: str | None, limit: Limit, carve: bool = False
     ) -> None:
         """Open an account under `parent`, or with None the tenant's own.
 
-        Without `carve` the limit is only a cap: the account competes for the parent's room. With `carve` the limit is
-        set aside at the parent until it is used or the account is closed, in the units the limit names. A promise goes
-        as far up as the links are carved: above the first account that is only capped, room is looked for now but not
-        set aside, so its holds may still be refused there (by the tenant, say). It never promises more than
-        `left(parent)`.
+        Without `carve` the limit is only a cap: the account competes for the parent's room. With `carve` the parent
+        sets the limit aside until it is used or the account is closed, in the units the limit names. The promise goes
+        as far up as the accounts are carved. Above the first one that is only capped, room is looked for now but not
+        set aside, so holds may still be refused there (by the tenant, say). Never more is promised than `left(parent)`.
 
-        Opening an account again as it is changes nothing; for the tenant's own the limit is then not looked at, see
-        `set_limit`.
+        Opening an account again as it is changes nothing. The limit of a tenant's own account is then not compared:
+        `set_limit` changes it.
 
         Raises:
             BudgetExceeded: the carve is more than is left; it is not waited for.
@@ -62,7 +59,7 @@ class Ledger:
         """
         wanted = Account(account, tenant, parent, carve, limit)
         await self._freeing(
-            lambda connection: opening.open_account(connection, wanted, self._clock()), lambda _: tenant
+            lambda connection: account_lifecycle.open_account(connection, wanted, self._clock()), lambda _: tenant
         )
 
     async def close_account(self, account: str) -> Balance:
@@ -75,23 +72,23 @@ class Ledger:
             AccountUnknown: there is none.
         """
         closed = await self._freeing(
-            lambda connection: opening.close_account(connection, account), lambda closed: closed.tenant
+            lambda connection: account_lifecycle.close_account(connection, account), lambda closed: closed.tenant
         )
         return closed.balance
 
     async def close_left(self, prefix: str) -> int:
-        """Close the open accounts whose names begin with `prefix`, and return how many: for what ended with a server.
+        """Close the open accounts whose names begin with `prefix`, and return how many.
 
-        Those with open accounts of other names under them stay open.
+        It is for what ended with a server. Accounts stay open that have open ones of other names under them.
 
         Raises:
             AccountInUse: holds on one of them are unresolved.
         """
         closed = 0
-        while found := await self._database.read(lambda connection: opening.open_leaves(connection, prefix)):
-            for account in found:
+        while leaves := await self._database.read(lambda db: account_lifecycle.open_leaves(db, prefix)):
+            for account in leaves:
                 await self.close_account(account)
-            closed += len(found)
+            closed += len(leaves)
         return closed
 
     async def set_limit(self, account: str, limit: Limit) -> None:
@@ -104,7 +101,7 @@ class Ledger:
             AmountRefused: the limit is negative or above 2^62.
         """
         await self._freeing(
-            lambda connection: opening.set_limit(connection, account, limit), lambda changed: changed.tenant
+            lambda connection: account_lifecycle.set_limit(connection, account, limit), lambda changed: changed.tenant
         )
 
     async def set_window(self, tenant: str, span: Span, limit: Limit | None) -> None:
@@ -118,19 +115,20 @@ class Ledger:
             AmountRefused: the limit is negative or above 2^62.
         """
         await self._freeing(
-            lambda connection: opening.set_window(connection, tenant, span, limit, self._clock()), lambda _: tenant
+            lambda connection: account_lifecycle.set_window(connection, tenant, span, limit, self._clock()),
+            lambda _: tenant,
         )
 
     async def windows(self, tenant: str) -> list[Window]:
         """The limited windows of a tenant around now, and where each stands."""
-        return await self._database.read(lambda connection: opening.windows(connection, tenant, self._clock()))
+        return await self._database.read(lambda connection: statements.windows(connection, tenant, self._clock()))
 
     async def reserve(self, hold: Hold, *, deadline: float, dispatch: bool = False) -> None:
         """Take a hold's amounts on every account from its leaf to the tenant, or on none.
 
-        Where calls in flight are in the way it waits until `deadline`, a `time.monotonic()` value; whoever came first
-        to the account that is in the way gets its room first. A hold is never made smaller. Reserving the same hold
-        again changes nothing. When cancelled, it is as if it had never been asked for.
+        Where calls in flight are in the way, it waits until `deadline`, a `time.monotonic()` value. Holds that wait for
+        the same account get its room in the order they came. A hold is never made smaller. Reserving the same hold
+        again changes nothing. A cancelled reservation leaves no trace.
 
         With `dispatch` the hold is dispatched in the same commit, for a request that leaves as soon as this returned.
 
@@ -143,8 +141,8 @@ class Ledger:
             AmountRefused: an amount is negative or above 2^62.
         """
         refuse_uncountable(amounts=hold.amounts)
-        line = self._lines.setdefault(hold.tenant, WaitQueue(self._database, self._clock))
-        await line.reserve(hold, HoldState.DISPATCHED if dispatch else HoldState.PENDING, deadline)
+        queue = self._wait_queues.setdefault(hold.tenant, WaitQueue(self._database, self._clock))
+        await queue.reserve(hold, HoldState.DISPATCHED if dispatch else HoldState.PENDING, deadline)
 
     async def dispatch(self, hold_id: str) -> None:
         """Record that the request is about to leave. Only after this returned may it be sent, and only once.
@@ -159,8 +157,8 @@ class Ledger:
     async def post(self, hold_id: str, actual: Amounts, usage: Usage | None) -> None:
         """Resolve a dispatched hold with what the call cost; the rest of the hold is free again.
 
-        What is above the hold is a defect of the worst case: it is recorded as `overrun`, logged and counted. Happens
-        even when the caller is cancelled meanwhile. Repeating it changes nothing.
+        What is above the hold is a defect of the worst case: it is recorded as `overrun`, logged and counted. The hold
+        is resolved though the caller is cancelled meanwhile. Repeating it changes nothing.
 
         Raises:
             MoveRefused: it was not dispatched, or was resolved otherwise.
@@ -176,7 +174,7 @@ class Ledger:
     async def void(self, hold_id: str) -> None:
         """Resolve a hold that cost nothing: not sent, or failed in a way the provider does not bill.
 
-        Happens even when the caller is cancelled meanwhile. Repeating it changes nothing.
+        The hold is resolved though the caller is cancelled meanwhile. Repeating it changes nothing.
 
         Raises:
             MoveRefused: it was posted.
@@ -190,7 +188,7 @@ class Ledger:
         Raises:
             AccountUnknown: there is none.
         """
-        return await self._database.read(lambda connection: opening.balance(connection, account))
+        return await self._database.read(lambda connection: statements.balance(connection, account))
 
     async def left(self, account: str) -> Limit:
         """The most a hold on `account` could take now, all its ancestors considered; None where nothing limits it.
@@ -213,11 +211,11 @@ class Ledger:
         return await self._database.read(holds.unresolved)
 
     async def entries(self, query: Query, *, most: int | None = None) -> list[Entry]:
-        """The posted holds asked for, in the order they were posted; at most `most` of them."""
+        """The entries that a query selects, in the order they were posted; at most `most` of them."""
         return await self._database.read(lambda connection: entries.entries(connection, query, most))
 
     async def usage(self, query: Query, by: By) -> list[UsageRow]:
-        """What the entries asked for add up to, by day, model or run."""
+        """What the entries that a query selects add up to, by day, model or run."""
         return await self._database.read(lambda connection: entries.usage(connection, query, by))
 
     async def last_entry(self, tenant: str) -> int:
@@ -248,17 +246,17 @@ class Ledger:
         return holds.move(connection, hold_id, outcome, epoch=self._database.epoch, at=self._clock())
 
     async def _freeing(self, change: Callable[[Connection], T], tenant_of: Callable[[T], str]) -> T:
-        """Make a change that may free room or take the last of it, and have the tenant's line judged again.
+        """Make a change that may free room or take the last of it, and have the tenant's queue judged again.
 
-        Shielded, and the line called from a callback: those who wait must hear of it though the caller is cancelled.
+        The change is shielded and the queue is called back, so that waiters hear of it though the caller is cancelled.
         """
         changing = self._database.submit(change)
 
         def changed(done: asyncio.Future[T]) -> None:
             if not done.cancelled() and done.exception() is None:
-                line = self._lines.get(tenant_of(done.result()))
-                if line is not None:
-                    line.advance()
+                queue = self._wait_queues.get(tenant_of(done.result()))
+                if queue is not None:
+                    queue.advance()
 
         changing.add_done_callback(changed)
         return await asyncio.shield(changing)

@@ -1,4 +1,4 @@
-"""Resolving a hold though the database fails for a while."""
+"""Settling: resolving a hold though the database fails for a while."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ PAUSE = 0.05
 
 
 async def settle(hold_id: str, resolve: Callable[[], Awaitable[None]]) -> bool:
-    """Resolve a hold, and where the database fails try again, as what was done is not done twice.
+    """Resolve a hold, and try again where the database fails: what was done is not done twice.
 
-    False where the database did not let it for `SECONDS`, or is closed. Then the hold stays as it is, which takes its
-    whole amount, and the next start resolves it.
+    Returns:
+        whether it is resolved. False where the database failed for `SECONDS`, or is closed: the hold then stays as it
+        is, which takes its whole amount, and the next start resolves it.
     """
     give_up, pause = time.monotonic() + SECONDS, PAUSE
     while True:

@@ -1,4 +1,4 @@
-"""The line of one tenant's holds that wait for room. Nothing polls: a pass runs when one arrives or room is freed."""
+"""One tenant's holds that wait for room. Nothing polls: a pass runs when a hold arrives or room is freed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection, DatabaseError
-from rlm_server.ledger.admission import Admission, Asked, Pass, Verdict
+from rlm_server.ledger.admission import Admission, Pass, QueuedHold, Verdict
 from rlm_server.ledger.errors import BudgetBusy
 from rlm_server.ledger.holds import Hold, HoldState, withdraw
 
@@ -23,8 +23,8 @@ class _Waiter:
     state: HoldState
     # Whether the hold was taken for this waiter; False where it existed already, or the waiter gave up.
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    busy: BudgetBusy | None = None  # the last judgement; None until the first
-    flying: bool = False  # a pass that includes it is under way
+    busy: BudgetBusy | None = None  # the last verdict; None until the first
+    in_pass: bool = False  # a pass that includes it is under way
     expired: bool = False
     abandoned: bool = False
 
@@ -36,8 +36,8 @@ class WaitQueue:
         self._database, self._clock = database, clock
         # A dict for its order, and because one may leave from the middle.
         self._waiting: dict[_Waiter, None] = {}
-        self._flying = False
-        self._again = False
+        self._pass_under_way = False
+        self._pass_again = False
 
     async def reserve(self, hold: Hold, state: HoldState, deadline: float) -> None:
         """Wait for room until `deadline` and take it, pending or dispatched; see `Ledger.reserve`."""
@@ -56,46 +56,46 @@ class WaitQueue:
         waiter.done.result()
 
     def advance(self) -> None:
-        """Judge the line again, after the pass that is under way if there is one."""
-        if self._flying:
-            self._again = True
+        """Judge the queue again, after the pass that is under way if there is one."""
+        if self._pass_under_way:
+            self._pass_again = True
             return
         if not self._waiting:
             return
-        self._again = False
+        self._pass_again = False
         waiters = list(self._waiting)
-        line = [Asked(waiter.hold, waiter.state, waiter.busy is None) for waiter in waiters]
+        queue = [QueuedHold(waiter.hold, waiter.state, waiter.busy is None) for waiter in waiters]
 
         def judge(connection: Connection) -> tuple[list[Verdict], bool]:
-            return Pass(connection, self._database.epoch, self._clock()).judge(line)
+            return Pass(connection, self._database.epoch, self._clock()).judge(queue)
 
         try:
-            landing = self._database.submit(judge)
+            judging = self._database.submit(judge)
         except DatabaseError as error:
             self._fail(waiters, error)
             return
-        self._flying = True
+        self._pass_under_way = True
         for waiter in waiters:
-            waiter.flying = True
-        landing.add_done_callback(lambda landed: self._landed(waiters, landed))
+            waiter.in_pass = True
+        judging.add_done_callback(lambda judged: self._pass_ended(waiters, judged))
 
-    def _landed(self, waiters: Sequence[_Waiter], landed: asyncio.Future[tuple[list[Verdict], bool]]) -> None:
+    def _pass_ended(self, waiters: Sequence[_Waiter], judged: asyncio.Future[tuple[list[Verdict], bool]]) -> None:
         for waiter in waiters:
-            waiter.flying = False
-        error = landed.exception()
+            waiter.in_pass = False
+        error = judged.exception()
         if error is not None:
             self._fail(waiters, error)
         else:
-            verdicts, cut = landed.result()
-            self._again |= cut
+            verdicts, cut = judged.result()
+            self._pass_again |= cut
             for waiter, verdict in zip(waiters, verdicts, strict=True):
-                self._settle(waiter, verdict)
-        # Not before, so that the line is not judged again while half of its verdicts are still to be told.
-        self._flying = False
-        if self._again:
+                self._apply(waiter, verdict)
+        # Only now, so that no other pass begins while half of the verdicts are still to be applied.
+        self._pass_under_way = False
+        if self._pass_again:
             self.advance()
 
-    def _settle(self, waiter: _Waiter, verdict: Verdict) -> None:
+    def _apply(self, waiter: _Waiter, verdict: Verdict) -> None:
         if isinstance(verdict, BudgetBusy):
             waiter.busy = verdict
         if verdict is Admission.TAKEN or verdict is Admission.REPEATED:
@@ -108,16 +108,16 @@ class WaitQueue:
             self._give_way(waiter, waiter.busy)
 
     def _expire(self, waiter: _Waiter) -> None:
-        # A pass under way may have taken it: only its end tells. And nobody is refused without having been judged.
+        # A pass under way may have taken it, which only its end shows. And nobody is refused without a verdict.
         waiter.expired = True
-        if waiter.busy is not None and not waiter.flying:
+        if waiter.busy is not None and not waiter.in_pass:
             self._give_way(waiter, waiter.busy)
 
     def _abandon(self, waiter: _Waiter) -> asyncio.Future[None]:
-        """Forget a cancelled waiter; the future ends when no trace of it is left, whoever still waits for that."""
+        """Give up a cancelled waiter; the future ends when no trace of its hold is left."""
         gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         waiter.abandoned = True
-        if waiter in self._waiting and not waiter.flying:
+        if waiter in self._waiting and not waiter.in_pass:
             self._give_way(waiter, None)
         waiter.done.add_done_callback(lambda done: self._take_back(waiter, done, gone))
         return gone
@@ -144,7 +144,7 @@ class WaitQueue:
             self._leave(waiter, error)
 
     def _give_way(self, waiter: _Waiter, error: BaseException | None) -> None:
-        """Leave the line without the room; whoever stood behind may fit."""
+        """Leave the queue without the room; a hold behind may fit now."""
         self._leave(waiter, error)
         self.advance()
 

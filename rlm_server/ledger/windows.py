@@ -1,8 +1,7 @@
 """A tenant's windows: what it may spend in every hour, day or month of UTC, besides its limit for good.
 
-A hold counts in the windows in which it was reserved, whenever it is resolved. So a window that is limited in the
-middle of its time counts what came before, and no clock, however it jumps, lets more than the limit into a window of
-one name.
+A hold counts in the windows in which it was reserved, whenever it is resolved. So a limit that is set in the middle of
+a window counts what came before. And no window takes more than its limit, however the clock jumps.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from enum import StrEnum
 
 from rlm_server.database.engine import Connection
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
+from rlm_server.ledger.sums import amounts, sums
 
 PREFIX = "window:"
 """Of the names of windows' accounts."""
@@ -34,7 +34,7 @@ _INSERT = f"INSERT INTO tenant_window (tenant, span, {_LIMITS}) VALUES (?, ?, {'
 
 
 def _sums(amount: str, state: str) -> str:
-    return ", ".join(f"coalesce(sum(CASE WHEN {state} THEN {amount.format(unit)} END), 0)" for unit in UNITS)
+    return sums(f"CASE WHEN {state} THEN {amount.format(unit)} END" for unit in UNITS)
 
 
 _WITHIN = "CASE WHEN actual_{0} < {0} THEN actual_{0} ELSE {0} END"
@@ -104,8 +104,7 @@ def keep(connection: Connection, tenant: str, span: Span, limit: Limit | None) -
 
 def counted(connection: Connection, tenant: str, begin: int, end: int) -> tuple[Amounts, Amounts, Amounts]:
     """What a tenant's holds of a stretch of time have posted, hold, and cost above what they held."""
-    row = connection.execute(_COUNT, (tenant, begin, end)).fetchone()
-    posted, pending, overrun = (Amounts(*row[at : at + len(UNITS)]) for at in range(0, len(row), len(UNITS)))
+    posted, pending, overrun = amounts(connection.execute(_COUNT, (tenant, begin, end)).fetchone())
     return posted, pending, overrun
 
 
