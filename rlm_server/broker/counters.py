@@ -1,4 +1,4 @@
-"""What the broker has done since the start, for whoever watches it."""
+"""Counts of what the broker has done since the start, for the metrics."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from rlm_server.broker.calls import Failure
 
 @dataclass(slots=True)
 class Counters:
-    """`failures` are of calls, `failed_attempts` of attempts, those that were followed by another included.
+    """The counts.
 
-    `retries` are attempts after the first at the same model, `fallbacks` the calls that another model answered.
-    `overruns` cost more than their hold: a defect of the bound. `unsettled` are holds that could not be resolved
-    because the database failed; they stay in the books as they are until the next start.
+    `failures` counts calls that failed, `failed_attempts` attempts, also those that another followed. `retries` counts
+    attempts after the first at the same model, and `fallbacks` calls that another model answered. `overruns` counts
+    calls that cost more than their hold: a defect of the bound. `unsettled` counts holds that could not be resolved
+    because the database failed; they stay as they are until the next start.
     """
 
     calls: int = 0

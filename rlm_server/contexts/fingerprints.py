@@ -1,8 +1,9 @@
 """Fingerprints: a file beside a corpus that tells, for any few characters, where they may stand in it.
 
-Of every document, `GRAM` characters are hashed at every `STEP`-th character. So whatever `LEAST` characters in a row a
-document holds, one of these samples is whole among them, and who looks up every `GRAM` characters of another text finds
-them. A hash is of code points: it is the same whatever form either text has. Documents shorter than `LEAST` have none.
+Of every document, `GRAM` characters are hashed at every `STEP`-th character: a sample. Any `WINDOW` characters in a row
+of a document hold a whole sample. So whoever looks up every `GRAM` characters of another text finds each window that
+both have. A hash is of code points: it is the same whatever form either text has. A document shorter than a window has
+no samples.
 
 Layout of the file, little-endian, in numbers of 8 bytes but for the header and the rows:
 
@@ -37,12 +38,12 @@ GRAM = 24
 STEP = 41
 """Characters from one sample of a document to its next."""
 
-LEAST = GRAM + STEP - 1
+WINDOW = GRAM + STEP - 1
 """So many characters in a row, of a document that has as many, hold a sample."""
 
 FILE = "fingerprints"
 SEGMENT = 1 << 22
-"""Samples that are sorted at once: of 164 MiB of ASCII. What building needs in memory goes by it."""
+"""Samples that are sorted at once: those of 164 MiB of ASCII. It decides how much memory building needs."""
 
 _MARK, _VERSION = b"RLMF", 1
 _HEADER = struct.Struct("<4sHHQQQQI20x")  # mark, version, bits, documents, which, rows, samples, checksum
@@ -52,7 +53,7 @@ _BLOCK = 1 << 15
 
 _ENTRIES_A_BUCKET, _MAX_BITS = 8, 22
 _CUTS = 1 << 10
-_TOLD_BY = 64
+_IDENTIFYING = 64
 _FACTOR, _MIX = np.uint64(0x9E3779B97F4A7C15), (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
 
 Integers = npt.NDArray[np.int64]
@@ -83,14 +84,14 @@ def hashes(codes: Codes) -> Hashes:
     """
     hashed = np.zeros(len(codes), np.uint64)
     for start in range(0, len(codes), _BLOCK):
-        block, made = codes[start : start + _BLOCK], hashed[start : start + _BLOCK]
+        block, mixed = codes[start : start + _BLOCK], hashed[start : start + _BLOCK]
         for column in range(GRAM):
-            made *= _FACTOR
-            made += block[:, column]
+            mixed *= _FACTOR
+            mixed += block[:, column]
         for shift, factor in zip((30, 27), _MIX, strict=True):
-            made ^= made >> np.uint64(shift)
-            made *= factor
-        made ^= made >> np.uint64(31)
+            mixed ^= mixed >> np.uint64(shift)
+            mixed *= factor
+        mixed ^= mixed >> np.uint64(31)
     return hashed
 
 
@@ -154,8 +155,8 @@ class Documents:
 def build(corpus: Corpus, folder: Path, cancelled: Callable[[], bool] = lambda: False) -> None:
     """Make the fingerprints of a corpus in a folder, where nobody else makes them at the same time.
 
-    Needs about 200 MiB of memory, and 32 bytes for each document, however large the corpus is; and in the folder, until
-    it is done, twice the room of what it makes.
+    However large the corpus is, it needs about 200 MiB of memory, and 32 bytes for each document. Until it is done, it
+    needs twice the room in the folder that the result takes.
 
     Raises:
         BuildCancelled: `cancelled` said so; nothing is left.
@@ -167,9 +168,9 @@ def build(corpus: Corpus, folder: Path, cancelled: Callable[[], bool] = lambda: 
     samples = documents.samples
     bits = min(max((samples // _ENTRIES_A_BUCKET).bit_length(), 1), _MAX_BITS)
     counts = np.zeros(1 << bits, np.int64)
-    made = folder / f"{FILE}.building"
+    building = folder / f"{FILE}.building"
     try:
-        with made.open("wb") as out, tempfile.TemporaryFile(dir=folder) as runs:
+        with building.open("wb") as out, tempfile.TemporaryFile(dir=folder) as runs:
             out.write(bytes(_HEADER.size))
             out.write(first.data)
             out.write(rows.data)
@@ -186,15 +187,15 @@ def build(corpus: Corpus, folder: Path, cancelled: Callable[[], bool] = lambda: 
             out.write(_HEADER.pack(_MARK, _VERSION, *head, _checksum(head, first, rows, table)))
             out.flush()
             os.fsync(out.fileno())  # else a file of the right size may be left that holds zeros
-        made.replace(folder / FILE)
+        building.replace(folder / FILE)
     finally:
-        made.unlink(missing_ok=True)
+        building.unlink(missing_ok=True)
 
 
 def _documents(corpus: Corpus) -> tuple[Integers, npt.NDArray[np.void]]:
     def described() -> Iterator[tuple[int, int, int, int, int]]:
         for number, text in enumerate(corpus):
-            if text.characters >= LEAST:
+            if text.characters >= WINDOW:
                 at, over = divmod(text.offset, text.form.width)
                 if over:
                     raise ValueError(f"document {number} does not begin at a multiple of its width")
@@ -228,7 +229,7 @@ def _write_runs(corpus: Corpus, documents: Documents, out: BinaryIO, cancelled: 
 def _merged(written: BinaryIO, samples: int) -> Iterator[Hashes]:
     """Yield all entries in order, about `SEGMENT` at a time.
 
-    Of each run, every so many-th entry is looked at to find where to cut, so that parts are as large as each other even
+    A few entries of each run, at equal distances, tell where to cut the runs. So the parts are of about one size even
     where most entries have the same hash.
     """
     if not samples:
@@ -238,11 +239,11 @@ def _merged(written: BinaryIO, samples: int) -> Iterator[Hashes]:
     runs = [entries[start : start + SEGMENT] for start in range(0, samples, SEGMENT)]
 
     def of_each(read: Callable[[Hashes], npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        made = []
+        results = []
         for run in runs:
-            made.append(read(run))
+            results.append(read(run))
             mapped.madvise(mmap.MADV_DONTNEED)  # else all of it would count as memory of this process
-        return made
+        return results
 
     apart = max(1, SEGMENT // _CUTS)
     some = np.sort(np.concatenate(of_each(lambda run: run[::apart].copy())))
@@ -256,8 +257,8 @@ def _merged(written: BinaryIO, samples: int) -> Iterator[Hashes]:
 
 
 def _identity(corpus: Corpus) -> tuple[int, int]:
-    """Return what tells a corpus from another at little cost: its number of documents, and a checksum of some."""
-    some = range(0, len(corpus), max(1, len(corpus) // _TOLD_BY))
+    """Return what tells a corpus from another at little cost: how many documents it has, and a checksum of a few."""
+    some = range(0, len(corpus), max(1, len(corpus) // _IDENTIFYING))
     texts = [*(corpus[number] for number in some), corpus.names]
     described = repr([(text.offset, text.characters, text.form.name) for text in texts])
     return len(corpus), zlib.crc32(described.encode())
@@ -317,13 +318,13 @@ class Fingerprints:
         hashed = hashed[order]
         bucket = (hashed >> self._shift).astype(np.int64)
         first, end = self._table[bucket], self._table[bucket + 1]
-        found = np.flatnonzero(first < end)
-        sought, first, end = hashed[found] & ~self._lower, first[found], end[found]
+        present = np.flatnonzero(first < end)
+        sought, first, end = hashed[present] & ~self._lower, first[present], end[present]
         first = self._at_least(sought, first, end)
         same = np.flatnonzero(first < end)
         same = same[self._entries[first[same]] & ~self._lower == sought[same]]
-        found, sought, first, end = found[same], sought[same], first[same], end[same]
-        return order[found], first, self._at_least(sought | self._lower, first, end) - first
+        present, sought, first, end = present[same], sought[same], first[same], end[same]
+        return order[present], first, self._at_least(sought | self._lower, first, end) - first
 
     def _at_least(self, sought: Hashes, first: Integers, end: Integers) -> Integers:
         """Return, of each range of entries, the first that is not below what is sought, or the range's end."""

@@ -1,13 +1,13 @@
 """Lineage: which ranges of which documents of a corpus stand word for word in a prompt.
 
-A window is `LEAST` characters in a row. What `Lineage.find` promises is said in windows: each one of the prompt that
-stands in a document lies in a passage, unless `more` says that not all places were looked at. So all verbatim parts of
-at least `LEAST` characters are covered, and where much stands in many places, not each of them has to be looked at: a
-window once found need not be found again.
+A window is `WINDOW` characters in a row. `Lineage.find` promises that every window of the prompt that stands in a
+document lies in one of the passages, unless `more` says that not all places were looked at. So every verbatim part of
+at least `WINDOW` characters is covered. A window that is found is not looked for again, so that not every place has to
+be looked at of a part that stands in many.
 
-A candidate is a place of a sample with the hash of some characters of the prompt. Candidates are compared with the
-prompt a few characters to both sides, which most do not survive; the others are joined where they continue each other,
-and extended as far as they go.
+A candidate is the place of a sample that has the same hash as some characters of the prompt. A few characters to both
+sides of it are compared first, which rules out most candidates. The others are joined where they continue each other,
+and extended as far as the texts agree.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 
 from rlm_server.contexts.fingerprints import (
     GRAM,
-    LEAST,
     STEP,
+    WINDOW,
     Characters,
     Codes,
     Documents,
@@ -38,13 +38,13 @@ from sandbox.corpora.corpus import Corpus
 MAX_PASSAGES = 1_000
 MAX_CANDIDATES = 4_000_000
 CANDIDATES, CANDIDATES_A_CHARACTER = 100_000, 4
-"""Candidates looked at in one prompt: so many, and more for each of its characters, up to the most.
+"""Candidates looked at for one prompt: so many, and so many more for each of its characters, up to `MAX_CANDIDATES`.
 
 A million takes about a second.
 """
 
 COMPARED, COMPARED_A_CHARACTER = 1 << 27, 64
-"""Pairs of characters compared in one prompt: so many, and more for each of its characters."""
+"""Pairs of characters compared for one prompt: so many, and so many more for each of its characters."""
 
 SLICE = 1 << 18
 """Characters of a prompt that are looked up at once."""
@@ -105,11 +105,11 @@ class Lineage:
             return cls(corpus, folder)
 
     def find(self, prompt: str) -> Traced:
-        """Find what of the prompt stands in the corpus; blocks: for milliseconds, for a prompt of 10 MB for seconds.
+        """Find what of the prompt stands in the corpus. This blocks for milliseconds, or seconds for a prompt of 10 MB.
 
-        Each passage has at least `LEAST` characters, was compared character by character, and could be longer at
-        neither end. Of the passages found these are as few as hold all windows, none within another, and the first
-        `MAX_PASSAGES`. Where a part has several places, that in the first document is preferred.
+        Each passage has at least `WINDOW` characters, was compared character by character, and could be longer at
+        neither end. The passages are as few as hold all windows that were found, none within another, and at most the
+        first `MAX_PASSAGES`. Where a part has several places, that in the first document is preferred.
 
         Raises:
             FingerprintsUnusable: the fingerprints are of another corpus.
@@ -144,7 +144,7 @@ class _Exhausted(Exception):
 
 
 class _Allowance:
-    """What may be done for a prompt: each slice has its share, and of what those before it left."""
+    """How much work may be done for a prompt. What slices leave of their shares, those after them share."""
 
     def __init__(self, left: int) -> None:
         self._left = left
@@ -183,8 +183,8 @@ class _Search:
         """The first windows and the last windows of what is found, where it is without gaps."""
 
     def run(self) -> None:
-        """Find what is to be found."""
-        if len(self._prompt) < LEAST or not self._documents.samples:
+        """Search the whole prompt, slice by slice."""
+        if len(self._prompt) < WINDOW or not self._documents.samples:
             return
         places = len(self._prompt) - GRAM + 1
         starts = range(0, places, SLICE)
@@ -202,7 +202,7 @@ class _Search:
     def fewest(self) -> Parts:
         """Return as few parts as hold all windows that are found, and at most as many as may be."""
         start = self._found.prompt
-        last = self._found.end - LEAST
+        last = self._found.end - WINDOW
         chosen: list[int] = []
         number = 0
         while number < len(start):
@@ -220,8 +220,8 @@ class _Search:
         wanted = self._wanted(at)
         if not len(wanted):
             return
-        found, entry, count = self._fingerprints.look_up(hashes(grams(self._prompt)[start:end])[wanted])
-        at = at[wanted[found]]
+        present, entry, count = self._fingerprints.look_up(hashes(grams(self._prompt)[start:end])[wanted])
+        at = at[wanted[present]]
         rarest_first = np.lexsort((at, count))
         at, entry, count = at[rarest_first], entry[rarest_first], count[rarest_first]
         seen, step = 0, 1
@@ -241,7 +241,7 @@ class _Search:
 
     def _wanted(self, at: Integers) -> Integers:
         """Return which places in the prompt are in a window not found yet, from which a sample there may be reached."""
-        first, last = np.maximum(at - STEP + 1, 0), np.minimum(at, len(self._prompt) - LEAST)
+        first, last = np.maximum(at - STEP + 1, 0), np.minimum(at, len(self._prompt) - WINDOW)
         return np.flatnonzero(~self._are_found(first, last))
 
     def _are_found(self, first: Integers, last: Integers) -> Flags:
@@ -256,28 +256,28 @@ class _Search:
         """Look at candidates: entries, each for a place in the prompt."""
         sound, (row, start) = self._fingerprints.places(entries)
         parts = Parts(row, start, at[sound], np.zeros(len(sound), np.int64))
-        parts = self._longer(parts, forwards=LEAST)
+        parts = self._longer(parts, forwards=WINDOW)
         parts = self._longer(parts.chosen(np.flatnonzero(parts.size >= GRAM)), backwards=STEP - 1)
-        parts = parts.chosen(np.flatnonzero(parts.size >= LEAST))
-        known = self._are_found(parts.prompt, parts.end - LEAST)
+        parts = parts.chosen(np.flatnonzero(parts.size >= WINDOW))
+        known = self._are_found(parts.prompt, parts.end - WINDOW)
         self._extend(parts.chosen(np.flatnonzero(~known)).joined())
 
     def _extend(self, parts: Parts) -> None:
         """Make parts as long as they can be: at first a few far from each other, as these may hold the others."""
-        made, limit, several = Parts.none(), len(self._prompt), 1
+        extended, limit, several = Parts.none(), len(self._prompt), 1
         try:
             while len(parts):
                 longer = self._longer(parts.chosen(parts.spread(several)), forwards=limit, backwards=limit)
-                made = made.with_all(longer).outermost()
-                parts = parts.chosen(np.flatnonzero(~parts.within(made)))
+                extended = extended.with_all(longer).outermost()
+                parts = parts.chosen(np.flatnonzero(~parts.within(extended)))
                 several *= 4
         finally:
-            self._add(made)
+            self._add(extended)
 
-    def _add(self, made: Parts) -> None:
-        self._found = self._found.with_all(made).outermost()
+    def _add(self, extended: Parts) -> None:
+        self._found = self._found.with_all(extended).outermost()
         if len(self._found):
-            start, last = self._found.prompt, self._found.end - LEAST
+            start, last = self._found.prompt, self._found.end - WINDOW
             gaps = np.flatnonzero(start[1:] > last[:-1] + 1)
             self._windows = start[np.insert(gaps + 1, 0, 0)], last[np.append(gaps, -1)]
 

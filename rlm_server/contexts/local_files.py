@@ -51,7 +51,7 @@ class WrittenFiles:
 
 
 class LocalContextFiles:
-    """The folders. All methods do blocking work, of which only `write` and `clear` may take long."""
+    """The folders. All methods block; only `write` and `clear` may take long."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -66,7 +66,7 @@ class LocalContextFiles:
         return (self._folder / context).is_dir()
 
     def names(self) -> set[str]:
-        """Return what is in the folder: contexts, and what was left of some."""
+        """Return the names in the folder: contexts, and what dead processes left."""
         return {entry.name for entry in os.scandir(self._folder)}
 
     def corpus(self, context: str, files: WrittenFiles) -> Corpus:
@@ -125,16 +125,16 @@ class LocalContextFiles:
         _sync(self._folder)
 
     def take_away(self, context: str) -> Path | None:
-        """Take a context's folder out of its place, at once; return where it is now, to be cleared, or None."""
-        gone = self._folder / f"{context}.gone-{secrets.token_hex(4)}"
+        """Move a context's folder aside, which takes no time; return where it is now, to be cleared, or None."""
+        aside = self._folder / f"{context}.gone-{secrets.token_hex(4)}"
         try:
-            (self._folder / context).rename(gone)
+            (self._folder / context).rename(aside)
         except FileNotFoundError:
             return None
-        return gone
+        return aside
 
     def clear(self, name: str) -> None:
-        """Remove something that is no context's folder, or no longer."""
+        """Remove an entry of the folder that is no context's, or no longer."""
         path = self._folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -1,4 +1,4 @@
-"""Object storage, which keeps the contexts where the local folder is only a cache of them."""
+"""An object store. Where there is one, it keeps the contexts, and the local folder is only a cache of them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from sandbox.cancellation import run_to_completion
 log = logging.getLogger(__name__)
 
 PART = 8 << 20
-"""The least bytes sent at once, and those read at once."""
+"""Bytes that are read at once, and that are sent at once at least."""
 MAX_PARTS = 9_000
 """S3 takes 10,000: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 PARTS_AT_ONCE = 3
 
 
 class ObjectStoreUnavailable(Exception):
-    """The object store did not do what it was asked; it may do so later."""
+    """The object store failed; a later try may succeed."""
 
 
 class ObjectStore:
@@ -105,7 +105,7 @@ class ObjectStore:
             raise ContextDamaged(context, f"{file} in the object store is not what was written")
 
     async def remove(self, context: str) -> None:
-        """Remove a context's files; that they are not there is no failure.
+        """Remove a context's files. It is no failure where they are not there.
 
         Raises:
             ObjectStoreUnavailable: the store failed.

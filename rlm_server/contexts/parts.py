@@ -1,4 +1,4 @@
-"""Parts that documents and a prompt have in common, as a table: joined, chosen from and thinned out all at once."""
+"""The parts that documents and a prompt have in common, as a table that is worked on column by column."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ class Parts:
         return Parts(*(np.concatenate(both) for both in zip(self.columns, others.columns, strict=True)))
 
     def by_diagonal(self) -> tuple[Integers, Flags]:
-        """Return an order in which those of a document that lie equally far behind the prompt stand together.
+        """Order the parts by diagonals: two are on one if they are of one document, and equally far from the prompt.
 
         Returns:
-            the order, by documents and then in that of the prompt; and where in it others begin.
+            the order, by documents, then diagonals, then places in the prompt; and where in it a diagonal begins.
         """
         diagonal = self.start - self.prompt
         order = np.lexsort((self.prompt, diagonal, self.row))
@@ -73,9 +73,9 @@ class Parts:
         return joined.chosen(np.lexsort((start, prompt, row)))
 
     def spread(self, several: int) -> Integers:
-        """Choose about so many that lie far apart in the prompt: where several overlap, those that come first here.
+        """Choose about so many parts that lie far apart in the prompt; of those that overlap, the first of this table.
 
-        No two are on one diagonal, as they might become the same.
+        No two are on one diagonal, because they might become the same part when they are extended.
         """
         order = np.argsort(self.prompt, kind="stable")
         apart = self.prompt[order][1:] > np.maximum.accumulate(self.end[order])[:-1]
@@ -84,10 +84,10 @@ class Parts:
         groups = int(np.count_nonzero(apart)) + 1
         order = np.argsort(group, kind="stable")
         number = np.arange(len(self))
-        place_in_group = number - np.maximum.accumulate(np.where(_begins(group[order]), number, 0))
+        rank_in_group = number - np.maximum.accumulate(np.where(_begins(group[order]), number, 0))
         some = np.zeros(groups, np.bool_)
         some[np.linspace(0, groups - 1, min(several, groups), dtype=np.int64)] = True
-        chosen = order[some[group[order]] & (place_in_group < max(1, several // groups))]
+        chosen = order[some[group[order]] & (rank_in_group < max(1, several // groups))]
         order, begins = self.chosen(chosen).by_diagonal()
         return chosen[order[begins]]
 

@@ -1,4 +1,4 @@
-"""Where a pattern matches in the documents of a corpus, found on the host by RE2 in time linear in the text.
+"""Search: where a pattern matches in the documents of a corpus. RE2 finds it on the host, in time linear in the text.
 
 RE2 is given a document as UTF-8, a piece at a time, with the character before the piece and the one after it, so that
 `^`, `$`, `\\b`, `\\A` and `\\z` mean the document's own. A piece overlaps the next by the longest match, so that none
@@ -33,16 +33,16 @@ at least 1,024, which no pattern without repetitions exceeds.
 """
 
 SHOWN = 1_000
-"""Characters of a match that are given back."""
+"""Characters of a match that are returned."""
 
 PIECE = 1 << 22
-"""Characters that RE2 is given at once, at most."""
+"""The most characters that RE2 searches at once."""
 
 MIN_PIECE = 1 << 12
-"""Characters that RE2 is given at once, at least, where the document has them."""
+"""The fewest characters that RE2 searches at once, where the document has them."""
 
 WORK = 1 << 28
-"""Instructions times characters of one piece, at most: a second's work where RE2 is slowest, which nothing can stop."""
+"""Instructions times characters of one piece, at most: at RE2's slowest a second's work, which nothing can stop."""
 
 MEMORY = 8 << 20
 """Bytes that RE2 may use for a pattern: with half, `.{0,1000}word.{0,1000}` takes a hundred times as long.

@@ -1,7 +1,7 @@
-"""An upload as it came: its bytes in one file, the documents announced in another, and what is known of both.
+"""The spool: an upload as it came, its bytes in one file and the documents announced in another.
 
 A folder holds `texts`, exactly the bytes received, and `documents`, a line `<bytes> <name>` for each one announced.
-Nothing else is needed to go on after a restart: the rest is found again by reading them.
+Reading both again is all that it takes to go on after a restart.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PIECE = BLOCK
 """Bytes written to a file of texts at once: the page cache then keeps it in folios no larger, and no more is mapped
 where a guest touches a page."""
 FLUSHED = 8 << 20
-"""Bytes that are begun to be written to the disk together while more are received: little is left for the end."""
+"""Bytes that are flushed to the disk together while more are received, so that little is left to flush at the end."""
 MAX_DOCUMENT = 2 << 30
 """Bytes of one document: more does not fit into a guest's address space beside its own memory."""
 MAX_DOCUMENTS = 1_000_000
@@ -45,11 +45,11 @@ _SMALL = 256
 
 
 _WRITERS = ThreadPoolExecutor(8, thread_name_prefix="upload-writer")
-"""What has arrived is written in one of these while another thread hashes and checks it."""
+"""One of these threads writes what has arrived, while another hashes and checks it."""
 
 
 class UploadRefused(Exception):
-    """An upload is not what it said, or not allowed; `field` names what is wrong. Nothing of it is kept."""
+    """An upload is not what its header says, or not allowed; `field` names what is wrong. Nothing of it is kept."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -57,7 +57,7 @@ class UploadRefused(Exception):
 
 
 class UploadShort(UploadRefused):
-    """An upload ended before all of it was there. One that can be gone on with is kept."""
+    """A stream ended before all of an upload was there. An upload that has a request id is kept, to be gone on with."""
 
 
 class Stopped(Exception):
@@ -171,8 +171,8 @@ class Spool:
             raise UploadRefused(f"{field}.name", f"the names of all documents may have {MAX_NAMES} bytes together")
         if len(name) > MAX_DOCUMENT_NAME:
             raise UploadRefused(f"{field}.name", f"may have {MAX_DOCUMENT_NAME} characters, not {len(name)}")
-        if found := _CONTROLS.search(name):
-            wrong = f"U+{ord(found.group()):04X} at {found.start()}"
+        if control := _CONTROLS.search(name):
+            wrong = f"U+{ord(control.group()):04X} at {control.start()}"
             raise UploadRefused(f"{field}.name", f"must be one line without control characters, not with {wrong}")
         if not 0 <= size <= MAX_DOCUMENT:
             raise UploadRefused(f"{field}.size_bytes", f"must be from 0 to {MAX_DOCUMENT}, not {size}")
@@ -289,7 +289,7 @@ class Spool:
         os.truncate(self.texts, size)
 
     def identity(self) -> str:
-        """Return the SHA-256 that tells these documents, by these names, from all others of their tenant."""
+        """Return a SHA-256 over the kind, the text, and the documents' names and sizes."""
         identity = hashlib.sha256(f"{self.header.kind} {self.header.sha256}\n".encode())
         with self._documents.open("rb") as file:
             while data := file.read(CHUNK):

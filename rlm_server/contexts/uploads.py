@@ -167,9 +167,9 @@ class Uploads:
         return spool
 
     def finish(self, row: UploadRow, spool: Spool) -> asyncio.Future[Context]:
-        """Begin to make an upload a context: that goes on where the caller does not wait for it."""
+        """Begin to make an upload a context. The work goes on if the caller does not wait for it."""
         ended: asyncio.Future[Context] = asyncio.get_running_loop().create_future()
-        ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # it need not be heard
+        ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody waits
         self._finishing[row.id] = ended
         self._start(self._finish(row, spool, ended))
         return ended
@@ -206,7 +206,7 @@ class Uploads:
         return await self._contexts.keep(new, row.id)
 
     async def leave(self, row: UploadRow, spool: Spool | None, error: BaseException | None) -> None:
-        """Take note that a stream ended before its upload did: the upload rests, or nothing of it stays."""
+        """Note that a stream ended before its upload did: the upload rests, or is removed."""
         try:
             refused = isinstance(error, UploadRefused) and not isinstance(error, UploadShort)
             if refused or row.header.request_id is None:
@@ -219,7 +219,7 @@ class Uploads:
             self._taken.pop(row.id, None)
 
     async def _in_thread(self, work: Callable[[Callable[[], bool]], _T]) -> _T:
-        """Run long work in a thread; it is given what says whether to stop, and is waited for."""
+        """Run long work in a thread, and wait until it ends. It gets a function that says whether to stop early."""
         stop = threading.Event()
         future = asyncio.get_running_loop().run_in_executor(self._threads, work, stop.is_set)
         try:
@@ -248,7 +248,7 @@ class Uploads:
         return True
 
     async def _remove_the_old(self) -> None:
-        """Remove what rests too long, what a process that died left to nobody, and old answers to request ids."""
+        """Remove uploads that rest too long or that no stream can go on with, and finished ones of long ago."""
         oldest = now() - round(self._rest_seconds * 1000)
         for row in await self._table.all():
             if row.context and row.changed_at < oldest:
@@ -276,7 +276,7 @@ class Uploads:
 
 
 class Upload:
-    """An upload that one stream sends. Leaving it before `finish` has it rest, or be removed where it was refused."""
+    """An upload that one stream sends. If it is left before `finish`, it rests, or is removed where it was refused."""
 
     def __init__(self, uploads: Uploads, row: UploadRow) -> None:
         self.spool: Spool
@@ -298,7 +298,7 @@ class Upload:
             await run_to_completion(self._uploads.leave(self._row, self.spool, error))
 
     async def finish(self) -> Context:
-        """Make it a context; the same content of the same tenant is one context. That goes on where this is cancelled.
+        """Make it a context, or return the tenant's context of the same content. The work goes on if this is cancelled.
 
         Raises:
             UploadRefused: something is missing, or it has another hash.

@@ -18,7 +18,7 @@ from rlm_server.ledger.errors import (
     LedgerError,
     MoveRefused,
 )
-from rlm_server.ledger.holds import Hold, HoldState, Kept, find, insert
+from rlm_server.ledger.holds import Hold, HoldState, StoredHold, find, insert
 
 PASS_SIZE = 128
 """The most holds one pass takes or judges for the first time, so that other tenants' writes get their turn."""
@@ -139,7 +139,7 @@ class Pass:
         return None
 
 
-def _repeated(kept: Kept, hold: Hold, state: HoldState) -> Verdict:
+def _repeated(kept: StoredHold, hold: Hold, state: HoldState) -> Verdict:
     if kept.hold != hold:
         return HoldConflict(hold.id)
     # Whoever learns that it is dispatched sends it, and that may happen once.

@@ -92,7 +92,7 @@ WHERE id = ?
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class StoredHold:
     """A hold as it is in the database. `reserved_at` is in Unix milliseconds."""
 
     hold: Hold
@@ -101,13 +101,13 @@ class Kept:
     epoch: int
 
 
-def find(connection: Connection, id: str) -> Kept | None:
+def find(connection: Connection, id: str) -> StoredHold | None:
     """The hold of this id, if there is one."""
     row = connection.execute(_FIND, (id,)).fetchone()
     if row is None:
         return None
     state, reserved_at, epoch = row[_WIDTH : _WIDTH + 3]
-    return Kept(hold_of(row), Outcome(HoldState(state), *result_of(row[_WIDTH + 3 :])), reserved_at, epoch)
+    return StoredHold(hold_of(row), Outcome(HoldState(state), *result_of(row[_WIDTH + 3 :])), reserved_at, epoch)
 
 
 def insert(connection: Connection, hold: Hold, state: HoldState, at: int, epoch: int) -> None:
@@ -145,7 +145,7 @@ def move(connection: Connection, id: str, wanted: Outcome, *, epoch: int, at: in
     return _resolve(connection, kept, wanted, at)
 
 
-def _resolve(connection: Connection, kept: Kept, outcome: Outcome, at: int) -> Moved:
+def _resolve(connection: Connection, kept: StoredHold, outcome: Outcome, at: int) -> Moved:
     hold, actual = kept.hold, outcome.actual or ZERO
     refuse_uncountable(actual=actual, usage=outcome.usage or Usage())
     within = Amounts(*(min(getattr(actual, unit), getattr(hold.amounts, unit)) for unit in UNITS))

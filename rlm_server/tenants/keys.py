@@ -14,7 +14,7 @@ _SHOWN = 10
 
 
 class Keys:
-    """By which keys tenants may call."""
+    """The keys by which tenants may call."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

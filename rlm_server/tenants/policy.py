@@ -1,4 +1,4 @@
-"""What a tenant's calls get beside others', and what else may answer them."""
+"""A tenant's policy: its share of slots that tenants compete for, and which other models may answer its calls."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A tenant's own terms.
+    """A tenant's own policy.
 
-    Of slots that others wait for too it gets a share in proportion to `weight`. Where a route names fallbacks, those
-    in `fallbacks` may answer; None allows all of them.
+    Where several tenants wait for slots, it gets a share in proportion to `weight`. Of a route's fallbacks, those in
+    `fallbacks` may answer; None allows all of them.
     """
 
     weight: float = 1.0

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rlm_server.contexts import fingerprints, lineage
 from rlm_server.contexts.fingerprints import (
     FILE,
-    LEAST,
+    WINDOW,
     BuildCancelled,
     Fingerprints,
     FingerprintsUnusable,
@@ -53,7 +53,7 @@ def assert_true(found: Traced, documents: Sequence[str], prompt: str) -> None:
     for passage in found.passages:
         document, start, end = documents[passage.document], passage.start, passage.end
         at, stop = passage.prompt_start, passage.prompt_start + end - start
-        assert end - start >= LEAST
+        assert end - start >= WINDOW
         assert 0 <= start < end <= len(document)
         assert 0 <= at < stop <= len(prompt)
         assert document[start:end] == prompt[at:stop]
@@ -75,7 +75,7 @@ def assert_whole(found: Traced, documents: Sequence[str], prompt: str) -> None:
 
 
 def test_64_characters_is_the_least() -> None:
-    assert LEAST == 64
+    assert WINDOW == 64
 
 
 @pytest.mark.parametrize("prompt_alphabet", ALPHABETS)
