@@ -9,18 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Self
 
 from rlm_server.clock import now
+from rlm_server.contexts.background import UPKEEP_SECONDS, Background, keep_up
 from rlm_server.contexts.context_table import Context, ContextTable
 from rlm_server.contexts.files import ContextFiles
 from rlm_server.contexts.lineage import Lineage
 from rlm_server.contexts.local_files import LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore
 from rlm_server.contexts.pins import Pins
-from rlm_server.contexts.upkeep import UPKEEP_SECONDS, keep_up
 from rlm_server.database.database import Database
 from sandbox.cancellation import run_to_completion
 from sandbox.corpora.corpus import Corpus
@@ -63,19 +63,16 @@ class Contexts:
         self._retention_ms = round(retention_days * _DAY)
         self._deleted: set[str] = set()  # their files are still there
         self._removing: set[str] = set()
-        self._stack = AsyncExitStack()
-        self._group = asyncio.TaskGroup()
-        self._upkeep: asyncio.Task[None] | None = None
+        self._background = Background()
         self._removals: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         ids = await self._table.all_ids()
         self._deleted = {context_id for context_id, deleted in ids.items() if deleted}
         await self._files.clear_unknown(set(ids))
-        await self._stack.enter_async_context(self._group)
+        await self._background.__aenter__()
         self._begin_removal()
-        pause = min(UPKEEP_SECONDS, self._retention_ms / 1000 or UPKEEP_SECONDS)
-        self._upkeep = self._group.create_task(keep_up("contexts", self._keep_up, pause))
+        self._background.start(keep_up("contexts", self._keep_up, self._retention_ms / 1000 or UPKEEP_SECONDS))
         return self
 
     async def __aexit__(
@@ -83,10 +80,7 @@ class Contexts:
     ) -> None:
         if self._removals:
             await asyncio.wait(self._removals, timeout=REMOVAL_SECONDS)
-        for task in (self._upkeep, *self._removals):
-            if task:
-                task.cancel()
-        await self._stack.__aexit__(None, None, None)
+        await self._background.__aexit__(None, None, None)
         await self._record_use()
 
     # ---- what there is -------------------------------------------------------------------------------------------
@@ -213,7 +207,7 @@ class Contexts:
         for context_id in self._deleted - self._removing:
             if not self._pins.users(context_id):
                 self._removing.add(context_id)
-                task = self._group.create_task(self._remove(context_id))
+                task = self._background.start(self._remove(context_id))
                 self._removals.add(task)
                 task.add_done_callback(self._removals.discard)
 

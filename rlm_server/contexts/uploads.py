@@ -11,19 +11,18 @@ import logging
 import secrets
 import shutil
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from rlm_server.clock import now
+from rlm_server.contexts.background import Background, keep_up
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.spool import Header, Spool, UploadRefused, UploadShort
-from rlm_server.contexts.upkeep import UPKEEP_SECONDS, keep_up
 from rlm_server.contexts.upload_table import UploadRow, UploadTable
 from rlm_server.database.database import Database
 from sandbox.cancellation import run_to_completion
@@ -66,9 +65,7 @@ class Uploads:
         self._resting: dict[str, Spool] = {}  # those whose state need not be read again
         self._finishing: dict[str, asyncio.Future[Context]] = {}
         self._threads = ThreadPoolExecutor(LONG_WORK_AT_ONCE, thread_name_prefix="uploads")
-        self._stack = AsyncExitStack()
-        self._group = asyncio.TaskGroup()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     async def __aenter__(self) -> Self:
@@ -76,22 +73,15 @@ class Uploads:
         for folder in list(self._folder.iterdir()):
             if folder.name not in resumable:
                 await self._clear(folder.name)
-        await self._stack.enter_async_context(self._group)
-        self._start(keep_up("uploads", self._remove_the_old, min(UPKEEP_SECONDS, self._rest_seconds)))
+        await self._background.__aenter__()
+        self._background.start(keep_up("uploads", self._remove_the_old, self._rest_seconds))
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await self._stack.__aexit__(None, None, None)
+        await self._background.__aexit__(None, None, None)
         self._threads.shutdown()
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._group.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # ---- from the first message to the last ----------------------------------------------------------------------
 
@@ -171,7 +161,7 @@ class Uploads:
         ended: asyncio.Future[Context] = asyncio.get_running_loop().create_future()
         ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody waits
         self._finishing[row.id] = ended
-        self._start(self._finish(row, spool, ended))
+        self._background.start(self._finish(row, spool, ended))
         return ended
 
     async def _finish(self, row: UploadRow, spool: Spool, ended: asyncio.Future[Context]) -> None:
