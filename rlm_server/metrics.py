@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from rlm_server.broker.breaker import State
 from rlm_server.broker.broker import Broker
-from rlm_server.broker.calls import Failure
+from rlm_server.broker.provider import Failure
 from rlm_server.ledger import UNITS, Ledger
 from rlm_server.runs.journal import Journal
 from sandbox.pool.pool import WorkerPool

@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from rlm_server.broker.broker import Broker
-from rlm_server.broker.calls import Message, ModelRequest
 from rlm_server.broker.prices.table import Price, Prices, Rates
+from rlm_server.broker.provider import Message, ModelRequest
 from rlm_server.broker.providers.anthropic import AnthropicProvider
 from rlm_server.broker.providers.openai import OpenAIProvider
 from rlm_server.broker.routes import Route, Routes

@@ -11,9 +11,8 @@ from benchmarks.money.broker import ask, broker_at, within
 from benchmarks.money.provider import provider
 from benchmarks.rounds import Progress
 from rlm_server.broker.broker import Broker
-from rlm_server.broker.calls import Payer
 from rlm_server.database.database import Database
-from rlm_server.ledger import NANO, Ledger, Limit
+from rlm_server.ledger import NANO, Ledger, Limit, Payer
 
 LATENCY = 0.05
 AT_ONCE = 64

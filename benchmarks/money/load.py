@@ -18,11 +18,11 @@ from benchmarks.money.broker import MODELS, PRICE, ask, broker_at, within
 from benchmarks.money.provider import Bills, bills, provider
 from benchmarks.rounds import Progress
 from rlm_server.broker.broker import Broker, CallFailed
-from rlm_server.broker.calls import Failure, ModelRequest, Payer
+from rlm_server.broker.provider import Failure, ModelRequest
 from rlm_server.broker.worst_case import worst_case
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
-from rlm_server.ledger import NANO, BudgetBusy, BudgetExceeded, Ledger, Limit
+from rlm_server.ledger import NANO, BudgetBusy, BudgetExceeded, Ledger, Limit, Payer
 
 TENANTS = 50
 AT_ONCE = 500

@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 
-from rlm_server.broker.calls import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.concurrency import Gate
 from rlm_server.broker.counters import Counters
+from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.routes import Route
 from rlm_server.database.engine import DatabaseError, DatabaseLostError
 from rlm_server.ledger import Amounts, BudgetBusy, Hold, HoldUnknown, Ledger, Usage, settle

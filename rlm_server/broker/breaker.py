@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 
-from rlm_server.broker.calls import DeadlinePassed, Failure, ProviderError
+from rlm_server.broker.provider import DeadlinePassed, Failure, ProviderError
 
 RECORDED = frozenset({Failure.GONE, Failure.OVERLOADED, Failure.TIMED_OUT, Failure.AUTH})
 """Failures that count against a route. Any other answer of a provider says that the route works."""

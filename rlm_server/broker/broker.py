@@ -14,13 +14,13 @@ from functools import partial
 
 from rlm_server.broker.attempt import Attempt
 from rlm_server.broker.breaker import BreakerConfig, Breakers, RouteUnavailable, State
-from rlm_server.broker.calls import DeadlinePassed, Failure, ModelReply, ModelRequest, Payer, ProviderError
 from rlm_server.broker.concurrency import Gate, Load
 from rlm_server.broker.counters import Counters
 from rlm_server.broker.prices.table import Prices
+from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.routes import Routes
 from rlm_server.broker.worst_case import bound, input_bound
-from rlm_server.ledger import Amounts, BudgetError, Hold, Ledger
+from rlm_server.ledger import Amounts, BudgetError, Hold, Ledger, Payer
 from rlm_server.tenants.policy import Policy
 
 _random = secrets.SystemRandom()

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from rlm_server.broker.calls import DeadlinePassed
+from rlm_server.broker.provider import DeadlinePassed
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 
-from rlm_server.broker.calls import Failure
+from rlm_server.broker.provider import Failure
 
 
 @dataclass(slots=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rlm_server.broker.calls import Provider
 from rlm_server.broker.prices.table import Price
+from rlm_server.broker.provider import Provider
 
 
 class UnknownModel(LookupError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rlm_server.broker.calls import Failure, ModelRequest, ProviderError
 from rlm_server.broker.prices.table import Price
+from rlm_server.broker.provider import Failure, ModelRequest, ProviderError
 from rlm_server.ledger import Amounts
 
 MAX_OUTPUT_TOKENS = 1_000_000

@@ -21,6 +21,7 @@ from rlm_server.ledger.errors import (
 )
 from rlm_server.ledger.holds import Hold, HoldState, Recovery
 from rlm_server.ledger.ledger import Ledger
+from rlm_server.ledger.payer import Payer
 from rlm_server.ledger.settling import settle
 from rlm_server.ledger.statements import Statement, Totals, Window
 from rlm_server.ledger.usage import Usage
@@ -50,6 +51,7 @@ __all__ = [
     "Limit",
     "LimitTooLow",
     "MoveRefused",
+    "Payer",
     "Query",
     "Recovery",
     "Span",

@@ -8,8 +8,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 
-from rlm_server.broker.calls import Payer
-from rlm_server.ledger import Amounts, Hold, Ledger, settle
+from rlm_server.ledger import Amounts, Hold, Ledger, Payer, settle
 from sandbox.cancellation import run_to_completion
 from sandbox.limits import Limits
 from sandbox.pool.worker_session import TURN_SLACK_SECONDS

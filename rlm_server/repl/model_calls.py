@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rlm_server.broker.broker import Broker, CallFailed
-from rlm_server.broker.calls import Message, ModelRequest, Payer
+from rlm_server.broker.provider import Message, ModelRequest
 from rlm_server.broker.routes import UnknownModel
-from rlm_server.ledger import Amounts, BudgetError
+from rlm_server.ledger import Amounts, BudgetError, Payer
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, FinishedCall
 from rlm_server.repl.tracing import Tracer
 from sandbox.cancellation import run_to_completion

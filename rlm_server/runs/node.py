@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import partial
 
 from rlm_server.broker.broker import CallFailed
-from rlm_server.broker.calls import Failure, Message, ModelRequest, Payer
-from rlm_server.ledger import BudgetError
+from rlm_server.broker.provider import Failure, Message, ModelRequest
+from rlm_server.ledger import BudgetError, Payer
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished
 from rlm_server.repl.metering import metered

@@ -15,11 +15,10 @@ from types import TracebackType
 from typing import Self
 
 from rlm_server.broker.broker import Broker
-from rlm_server.broker.calls import Payer
 from rlm_server.clock import now
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
-from rlm_server.ledger import Amounts, Ledger, Limit
+from rlm_server.ledger import Amounts, Ledger, Limit, Payer
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
 from rlm_server.repl.limits import RunLimits

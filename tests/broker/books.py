@@ -8,10 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Self
 
-from rlm_server.broker.calls import Payer
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
-from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Limit, Query, Usage
+from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Limit, Payer, Query, Usage
 
 TENANT = "acme"
 RUN = "run-1"

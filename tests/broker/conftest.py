@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_server.broker.calls import Provider
+from rlm_server.broker.provider import Provider
 from rlm_server.broker.providers.anthropic import AnthropicProvider
 from rlm_server.broker.providers.openai import OpenAIProvider
 from tests.broker.books import Books

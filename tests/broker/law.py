@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rlm_server.broker.calls import Failure
+from rlm_server.broker.provider import Failure
 from tests.fake_provider.server import Fault
 
 End = Literal["post", "void", "post_in_full"]

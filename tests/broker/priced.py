@@ -6,8 +6,8 @@ import time
 
 from rlm_server.broker.breaker import BreakerConfig
 from rlm_server.broker.broker import Backoff, Broker
-from rlm_server.broker.calls import Message, ModelRequest, Provider
 from rlm_server.broker.prices.table import Price, Prices, Rates
+from rlm_server.broker.provider import Message, ModelRequest, Provider
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.ledger import Amounts
 from tests.broker.books import Books

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rlm_server.broker.broker import Backoff, Broker
-from rlm_server.broker.calls import Failure, Message, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.prices.table import Price, Prices, Rates
+from rlm_server.broker.provider import Failure, Message, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.providers.scripted import NAME, ScriptedProvider
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.broker.worst_case import worst_case

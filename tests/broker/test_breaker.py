@@ -19,7 +19,7 @@ from rlm_server.broker.breaker import (
     RouteUnavailable,
     State,
 )
-from rlm_server.broker.calls import DeadlinePassed, Failure, ProviderError
+from rlm_server.broker.provider import DeadlinePassed, Failure, ProviderError
 
 CONFIG = BreakerConfig(calls=3, tenants=2, cooldown=1.0, max_cooldown=8.0)
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 import pytest
 
 from rlm_server.broker.broker import Backoff, Broker, CallFailed
-from rlm_server.broker.calls import Failure, Message, ModelRequest, Payer, ProviderError
 from rlm_server.broker.prices.table import FREE, Prices
+from rlm_server.broker.provider import Failure, Message, ModelRequest, ProviderError
 from rlm_server.broker.routes import Route, Routes, UnknownModel
 from rlm_server.broker.worst_case import worst_case
-from rlm_server.ledger import Amounts, BudgetBusy, BudgetExceeded, Limit, Usage
+from rlm_server.ledger import Amounts, BudgetBusy, BudgetExceeded, Limit, Payer, Usage
 from tests.broker.books import AT_ONCE, PAYER, Books
 from tests.broker.stage import (
     BUSY,

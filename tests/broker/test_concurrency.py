@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlm_server.broker.calls import DeadlinePassed, Failure
 from rlm_server.broker.concurrency import Gate, Load
+from rlm_server.broker.provider import DeadlinePassed, Failure
 
 
 def far() -> float:

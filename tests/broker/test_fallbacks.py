@@ -14,12 +14,12 @@ import pytest
 
 from rlm_server.broker.breaker import BreakerConfig, State
 from rlm_server.broker.broker import Backoff, Broker, CallFailed, Completion
-from rlm_server.broker.calls import Failure, ModelRequest, Payer, ProviderError
 from rlm_server.broker.prices.table import Price, Prices, Rates
+from rlm_server.broker.provider import Failure, ModelRequest, ProviderError
 from rlm_server.broker.providers.scripted import ScriptedProvider
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.broker.worst_case import worst_case
-from rlm_server.ledger import Amounts, BudgetExceeded, Entry, Limit
+from rlm_server.ledger import Amounts, BudgetExceeded, Entry, Limit, Payer
 from rlm_server.tenants.policy import Policy
 from tests.broker.books import PAYER, TENANT, Books
 from tests.broker.stage import BUSY, COST, HELD, PRICE, PROMPT, Play, Until, answered, soon

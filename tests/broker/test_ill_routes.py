@@ -11,10 +11,10 @@ import pytest
 
 from rlm_server.broker.breaker import BreakerConfig, State
 from rlm_server.broker.broker import Broker, CallFailed, Completion
-from rlm_server.broker.calls import Failure, Message, ModelRequest, Payer, Provider, ProviderError
 from rlm_server.broker.prices.table import Prices
+from rlm_server.broker.provider import Failure, Message, ModelRequest, Provider, ProviderError
 from rlm_server.broker.routes import Route, Routes
-from rlm_server.ledger import Amounts
+from rlm_server.ledger import Amounts, Payer
 from tests.broker.books import PAYER, Books
 from tests.broker.stage import BACKOFF, COST, HELD, PRICE, PROMPT, Play, Until, answered, broker_of, soon, until
 from tests.fake_provider.server import FakeProvider, Fault

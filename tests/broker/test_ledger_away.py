@@ -10,7 +10,7 @@ import pytest
 
 from rlm_server.broker.breaker import BreakerConfig, State
 from rlm_server.broker.broker import CallFailed
-from rlm_server.broker.calls import Failure, ProviderError
+from rlm_server.broker.provider import Failure, ProviderError
 from rlm_server.database.database import Database
 from rlm_server.database.engine import DatabaseBusyError, DatabaseError, DatabaseLostError
 from rlm_server.database.migrations import MIGRATIONS

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from rlm_server.broker.calls import Message, ModelRequest, Provider
+from rlm_server.broker.provider import Message, ModelRequest, Provider
 from rlm_server.broker.providers.anthropic import AnthropicProvider
 from rlm_server.broker.providers.faults import STREAM_ABOVE
 from rlm_server.broker.providers.openai import OpenAIProvider

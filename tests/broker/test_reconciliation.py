@@ -9,7 +9,7 @@ from collections import defaultdict
 import pytest
 
 from rlm_server.broker.broker import CallFailed, Completion
-from rlm_server.broker.calls import Provider
+from rlm_server.broker.provider import Provider
 from rlm_server.broker.worst_case import worst_case
 from rlm_server.ledger import Amounts
 from tests.broker.books import PAYER, Books

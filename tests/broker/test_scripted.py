@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlm_server.broker.calls import Failure, Message, ModelRequest, ProviderError
+from rlm_server.broker.provider import Failure, Message, ModelRequest, ProviderError
 from rlm_server.broker.providers.scripted import NAME, ScriptedProvider
 from rlm_server.ledger import Usage
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlm_server.broker.calls import Failure, Provider, ProviderError
+from rlm_server.broker.provider import Failure, Provider, ProviderError
 from rlm_server.broker.providers import http
 from rlm_server.broker.providers.faults import STREAM_ABOVE
 from tests.broker.conftest import APIS

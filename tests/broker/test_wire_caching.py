@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from rlm_server.broker.calls import Message, ModelRequest
 from rlm_server.broker.prices.table import Prices
+from rlm_server.broker.provider import Message, ModelRequest
 from rlm_server.broker.worst_case import worst_case
 from rlm_server.ledger import Usage
 from tests.broker.books import PAYER, Books

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from rlm_server.broker.broker import CallFailed
-from rlm_server.broker.calls import Failure, Provider
 from rlm_server.broker.prices.table import NoPrice, Prices
+from rlm_server.broker.provider import Failure, Provider
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.broker.worst_case import worst_case
 from rlm_server.ledger import Amounts

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from rlm_server.broker.broker import CallFailed, Completion
-from rlm_server.broker.calls import Provider
+from rlm_server.broker.provider import Provider
 from rlm_server.broker.providers import faults, http
 from rlm_server.broker.worst_case import worst_case
 from rlm_server.ledger import Amounts

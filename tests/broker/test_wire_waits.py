@@ -8,7 +8,7 @@ from email.utils import format_datetime
 import pytest
 
 from rlm_server.broker.broker import CallFailed
-from rlm_server.broker.calls import Failure, Provider, ProviderError
+from rlm_server.broker.provider import Failure, Provider, ProviderError
 from rlm_server.broker.providers.faults import retry_after
 from tests.broker.books import PAYER, Books
 from tests.broker.priced import ask, billed, broker_of, soon

@@ -19,8 +19,8 @@ import httpx2
 import pytest
 
 from rlm_server.broker.broker import Broker, CallFailed
-from rlm_server.broker.calls import Failure, Message, ModelRequest
 from rlm_server.broker.prices.table import Price, Prices, Rates
+from rlm_server.broker.provider import Failure, Message, ModelRequest
 from rlm_server.broker.providers.faults import STREAM_ABOVE
 from rlm_server.broker.providers.openai import OpenAIProvider
 from rlm_server.broker.routes import Route, Routes

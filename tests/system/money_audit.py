@@ -18,8 +18,8 @@ from typing import Any
 import psycopg
 from psycopg.rows import dict_row
 
-from rlm_server.broker.calls import Message, ModelRequest
 from rlm_server.broker.prices.table import Price, Rates
+from rlm_server.broker.provider import Message, ModelRequest
 from rlm_server.broker.worst_case import worst_case
 from rlm_server.config.settings import Settings
 from tests.fake_provider.server import FakeProvider, Received

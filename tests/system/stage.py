@@ -23,7 +23,7 @@ from rlm.v1 import (
     types_pb2,
 )
 
-from rlm_server.broker.calls import ModelRequest
+from rlm_server.broker.provider import ModelRequest
 from rlm_server.broker.providers.scripted import ScriptedProvider
 from rlm_server.server import Running
 

@@ -8,7 +8,7 @@ import grpc
 import pytest
 from rlm.v1 import run_pb2, types_pb2
 
-from rlm_server.broker.calls import ModelRequest
+from rlm_server.broker.provider import ModelRequest
 from tests.servers import Served
 from tests.system.books import check_settled, check_story, rows
 from tests.system.stage import USD, Play, code, refusal

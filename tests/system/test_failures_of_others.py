@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rlm.v1 import run_pb2, types_pb2
 
-from rlm_server.broker.calls import Failure, ProviderError
+from rlm_server.broker.provider import Failure, ProviderError
 from tests.servers import Served
 from tests.system.books import check_settled, check_story, rows
 from tests.system.stage import USD, Play, code

@@ -12,7 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rlm.v1 import types_pb2
 
-from rlm_server.broker.calls import Failure, ProviderError
+from rlm_server.broker.provider import Failure, ProviderError
 from rlm_server.config.settings import ConfigError, Settings
 from rlm_server.ledger import Amounts, Hold, Usage
 from tests.servers import Served, Server

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 from rlm.v1 import run_pb2, types_pb2
 
-from rlm_server.broker.calls import Failure, ModelRequest, ProviderError
+from rlm_server.broker.provider import Failure, ModelRequest, ProviderError
 from tests.servers import Served, Server
 from tests.system.books import check_settled, check_story, rows
 from tests.system.stage import Ended, Play, code

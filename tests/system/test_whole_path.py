@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rlm.v1 import run_pb2, types_pb2
 
-from rlm_server.broker.calls import ModelRequest
+from rlm_server.broker.provider import ModelRequest
 from tests.servers import Served
 from tests.system.books import check_settled, check_story, check_within_limits, rows
 from tests.system.stage import USD, code

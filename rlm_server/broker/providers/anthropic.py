@@ -8,7 +8,7 @@ import anthropic
 from anthropic.types import CacheControlEphemeralParam, MessageParam
 from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 
-from rlm_server.broker.calls import ModelReply, ModelRequest
+from rlm_server.broker.provider import ModelReply, ModelRequest
 from rlm_server.broker.providers.faults import STREAM_ABOVE, cut_off, reply_or_error, unreadable
 from rlm_server.broker.providers.fields import count, field, text
 from rlm_server.broker.providers.http import Client, bounded

@@ -11,7 +11,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx2
 
-from rlm_server.broker.calls import Failure, ModelReply, ProviderError
+from rlm_server.broker.provider import Failure, ModelReply, ProviderError
 from rlm_server.broker.providers.http import TooLarge
 
 STREAM_ABOVE = 8_192

@@ -9,7 +9,7 @@ import openai
 from openai.types.chat import ChatCompletionMessageParam
 from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
-from rlm_server.broker.calls import ModelReply, ModelRequest
+from rlm_server.broker.provider import ModelReply, ModelRequest
 from rlm_server.broker.providers.faults import STREAM_ABOVE, cut_off, reply_or_error, unreadable
 from rlm_server.broker.providers.fields import count, field, text
 from rlm_server.broker.providers.http import Client, bounded

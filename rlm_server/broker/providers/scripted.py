@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from rlm_server.broker.calls import Failure, ModelReply, ModelRequest, ProviderError
+from rlm_server.broker.provider import Failure, ModelReply, ModelRequest, ProviderError
 from rlm_server.ledger import Usage
 
 NAME = "scripted"

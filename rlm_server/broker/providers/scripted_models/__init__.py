@@ -6,7 +6,7 @@ passages that share most words with it.
 
 from __future__ import annotations
 
-from rlm_server.broker.calls import ModelRequest
+from rlm_server.broker.provider import ModelRequest
 from rlm_server.broker.providers.scripted import Script
 from rlm_server.broker.providers.scripted_models import census, excerpts
 

@@ -1,4 +1,4 @@
-"""A model call, as every room of the server speaks of it: the request, the reply, its usage, what can go wrong."""
+"""What a provider of models does: a request goes in, and a reply comes out, or one of a few kinds of failure."""
 
 from __future__ import annotations
 
@@ -39,18 +39,8 @@ class ModelReply:
     stopped: Literal["end", "length", "refusal"] = "end"
 
 
-@dataclass(frozen=True, slots=True)
-class Payer:
-    """Who pays for a call: the account it is charged to, and where in which run it was made."""
-
-    account: str
-    tenant: str
-    run: str
-    node: str
-
-
 class Failure(StrEnum):
-    """Why a model call failed, in the few kinds the loop can react to."""
+    """Why a model call failed, in the few kinds that callers can react to."""
 
     RATE_LIMITED = "rate_limited"
     OVERLOADED = "overloaded"
@@ -69,7 +59,7 @@ class Failure(StrEnum):
 class ProviderError(Exception):
     """A provider did not answer.
 
-    `billed` is False only where the provider is known not to bill this failure; anything ambiguous is True and costs
+    `billed` is False only where the provider is known not to bill this failure. Anything ambiguous is True, and costs
     the whole hold. `retry_after` is in seconds, where the provider named it. The message is fit for a tenant to read:
     it holds no key and no text of the provider's own.
     """
@@ -82,7 +72,7 @@ class ProviderError(Exception):
 
 
 class DeadlinePassed(ProviderError):
-    """The caller's deadline came first. That tells nothing of the provider."""
+    """The caller's deadline came first, which says nothing of the provider."""
 
     def __init__(self, message: str, *, billed: bool) -> None:
         super().__init__(Failure.TIMED_OUT, message, billed=billed)
