@@ -92,9 +92,9 @@ def life(tmp_path: Path, store: Store) -> Lives:
         objects = ObjectStore(used or store)  # type: ignore[arg-type]
         async with await Database.open(tmp_path / "db.sqlite", MIGRATIONS) as database:
             await Tenants(database).ensure("tenant")
-            shelf = LocalContextFiles(tmp_path / "contexts")
+            local_files = LocalContextFiles(tmp_path / "contexts")
             async with (
-                Contexts(database, shelf, objects=objects, cache_bytes=cache_bytes) as contexts,
+                Contexts(database, local_files, objects=objects, cache_bytes=cache_bytes) as contexts,
                 Uploads(
                     database, tmp_path / "uploads", contexts, quota=lambda _: 1 << 40, rest_seconds=1000
                 ) as uploads,

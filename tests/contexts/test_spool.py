@@ -59,15 +59,15 @@ def test_documents_arrive_whatever_the_chunks_and_the_breaks(
         assert list(spool.characters) == [len(text) for _, text in documents]
         assert [spool.form(number) for number in range(len(documents))] == [encode(text)[0] for _, text in documents]
         assert list(spool.names()) == [name for name, _ in documents]
-        shelf = LocalContextFiles(Path(folder) / "contexts")
-        files = shelf.write("ctx", spool, lambda: False)
-        corpus = shelf.corpus("ctx", files)
+        local_files = LocalContextFiles(Path(folder) / "contexts")
+        files = local_files.write("ctx", spool, lambda: False)
+        corpus = local_files.corpus("ctx", files)
         assert corpus.kind is Kind.DOCUMENTS
         assert [text.read(0, text.characters) for text in corpus] == [text for _, text in documents]
         assert corpus.names.read(0, corpus.names.characters) == "\n".join(name for name, _ in documents)
         for file, written in (("texts", files.texts), ("index", files.index)):
-            assert hashlib.sha256(shelf.path("ctx", file).read_bytes()).hexdigest() == written.sha256
-            assert shelf.path("ctx", file).stat().st_mode & 0o777 == 0o400
+            assert hashlib.sha256(local_files.path("ctx", file).read_bytes()).hexdigest() == written.sha256
+            assert local_files.path("ctx", file).stat().st_mode & 0o777 == 0o400
 
 
 @settings(max_examples=200, deadline=None)
@@ -112,13 +112,13 @@ def test_a_large_text_is_never_whole_in_memory(tmp_path: Path, unit: str) -> Non
         for _ in range(64):
             spool.add(spool.received, piece)
         spool.check_whole()
-        shelf = LocalContextFiles(tmp_path / "contexts")
-        files = shelf.write("ctx", spool, lambda: False)
+        local_files = LocalContextFiles(tmp_path / "contexts")
+        files = local_files.write("ctx", spool, lambda: False)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak < 16 * CHUNK
-    (text,) = shelf.corpus("ctx", files)
+    (text,) = local_files.corpus("ctx", files)
     assert text.characters == 64 * len(piece.decode())
     assert text.read(text.characters - len(unit), text.characters) == unit
 
@@ -148,9 +148,9 @@ def test_a_text_of_ascii_is_not_written_again(tmp_path: Path) -> None:
     spool = Spool.open(tmp_path / "upload", header_of(data, 0))
     spool.add(0, data)
     spool.check_whole()
-    shelf = LocalContextFiles(tmp_path / "contexts")
-    shelf.write("ctx", spool, lambda: False)
-    assert shelf.path("ctx", "texts").samefile(spool.texts)
+    local_files = LocalContextFiles(tmp_path / "contexts")
+    local_files.write("ctx", spool, lambda: False)
+    assert local_files.path("ctx", "texts").samefile(spool.texts)
 
 
 def test_an_upload_that_was_nearly_finished_when_its_process_died_is_finished_by_the_next(tmp_path: Path) -> None:
@@ -159,11 +159,11 @@ def test_an_upload_that_was_nearly_finished_when_its_process_died_is_finished_by
     spool = Spool.open(tmp_path / "upload", header)
     spool.add(0, data)
     spool.check_whole()
-    shelf = LocalContextFiles(tmp_path / "contexts")
-    shelf.write("ctx", spool, lambda: False)
-    shelf.clear("ctx")
+    local_files = LocalContextFiles(tmp_path / "contexts")
+    local_files.write("ctx", spool, lambda: False)
+    local_files.clear("ctx")
     again = Spool.open(tmp_path / "upload", header)
     assert again.received == len(data)
     again.check_whole()
-    (text,) = shelf.corpus("ctx", shelf.write("ctx", again, lambda: False))
+    (text,) = local_files.corpus("ctx", local_files.write("ctx", again, lambda: False))
     assert text.read(0, len(data)) == data.decode()
