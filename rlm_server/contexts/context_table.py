@@ -35,8 +35,8 @@ class Context:
 
 
 @dataclass(frozen=True, slots=True)
-class Size:
-    """How large a context's files are, in bytes, and when its row was last told of a use, in Unix milliseconds."""
+class ContextSize:
+    """How large a context's files are, in bytes, and when it was last used, as its row says, in Unix milliseconds."""
 
     context_id: str
     used_at: int
@@ -73,9 +73,9 @@ class ContextTable:
         """Return the id of every row, and whether it is deleted."""
         return await self._database.read(lambda db: dict(db.execute(_IDS).fetchall()))
 
-    async def sizes(self) -> list[Size]:
+    async def sizes(self) -> list[ContextSize]:
         """Return the size of every tenant's contexts."""
-        return await self._database.read(lambda db: [Size(*row) for row in db.execute(_SIZES)])
+        return await self._database.read(lambda db: [ContextSize(*row) for row in db.execute(_SIZES)])
 
     async def insert(self, context: Context, upload: str) -> Context:
         """Write the row of what an upload became, and return it as it is now.

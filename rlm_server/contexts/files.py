@@ -51,7 +51,7 @@ class ContextFiles:
             return await asyncio.to_thread(Lineage.open, self.corpus(context), folder)
 
     async def make_local(self, context: Context) -> None:
-        """Have the files of a pinned context in the local folder, whole: fetched, where the object store has them.
+        """Make sure that a pinned context's files are local, and whole. Where they are not, the object store has them.
 
         Raises:
             ContextDamaged: a file is not what was written.
@@ -112,7 +112,7 @@ class ContextFiles:
             await asyncio.to_thread(self._local.clear, name)
 
     async def trim(self) -> None:
-        """Keep at most `cache_bytes` here, where the object store has everything: what was used last."""
+        """Where the object store has everything, keep at most `cache_bytes` here: what was used last."""
         if self._objects is None:
             return
         names = await asyncio.to_thread(self._local.names)

@@ -67,7 +67,7 @@ class FingerprintsUnusable(Exception):
 
 
 class BuildCancelled(Exception):
-    """The caller took back that fingerprints be built."""
+    """The caller cancelled the building."""
 
 
 class Places(NamedTuple):

@@ -240,7 +240,7 @@ class _Search:
             at, entry, count = at[left], entry[left], count[left]
 
     def _wanted(self, at: Integers) -> Integers:
-        """Return which places in the prompt are in a window not found yet, from which a sample there may be reached."""
+        """Return which places in the prompt may be where a sample stands that is in a window not found yet."""
         first, last = np.maximum(at - STEP + 1, 0), np.minimum(at, len(self._prompt) - WINDOW)
         return np.flatnonzero(~self._are_found(first, last))
 

@@ -92,7 +92,7 @@ class Parts:
         return chosen[order[begins]]
 
     def within(self, others: Parts) -> Flags:
-        """Tell which are within one of others, which are what `outermost` returned."""
+        """Tell which are within one of `others`, a table that `outermost` returned."""
         number = np.searchsorted(others.prompt, self.prompt, "right") - 1
         return (number >= 0) & (self.end <= others.end[number])
 

@@ -45,10 +45,12 @@ class UploadTable:
         self._database = database
 
     async def begin(self, new_id: str, header: Header, at: int, quota: int) -> UploadRow:
-        """Return the row of the upload of this request id, or insert one by the new id, begun at a time.
+        """Return the row of this request id's upload; where there is none, insert one with the new id.
+
+        `at` is when it begins, in Unix milliseconds, and `quota` the bytes that the tenant may have.
 
         Raises:
-            ContextQuotaExceeded: there is none, and the tenant has too much; `quota` is in bytes.
+            ContextQuotaExceeded: a new one would be more than the tenant may have.
         """
         return await self._database.write(lambda db: _begin(db, new_id, header, at, quota))
 

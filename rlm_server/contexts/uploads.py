@@ -143,7 +143,7 @@ class Uploads:
         return Progress(min(received, row.header.size_bytes), announced)
 
     async def open(self, row: UploadRow) -> Spool:
-        """Return the spool of an upload that is taken, as it was left or as its folder tells."""
+        """Return the spool of an upload that is taken: the one in memory, or else read again from its folder."""
         spool = self._resting.pop(row.id, None)
         if spool is None:
             folder = self._folder / row.id

@@ -63,10 +63,10 @@ class Database:
     def submit(self, function: Callable[[Connection], T]) -> asyncio.Future[T]:
         """Queue a write and return at once; functions run in the order they were submitted.
 
-        The function runs on the writer's thread, in a transaction it must not end: its exception undoes its work alone
-        and is given to its caller. It may be run again where its first run was undone, so it must change nothing but
-        the database. Cancelling the future leaves the function run or not run, as a whole. The future ends after the
-        commit.
+        The function runs on the writer's thread, in a transaction that it must not end. Its exception undoes its own
+        work alone, and reaches its caller. It may be run again where its first run was undone, so it must change
+        nothing but the database. Cancelling the future leaves the function run or not run, as a whole. The future ends
+        after the commit.
 
         Raises:
             DatabaseClosedError: `close()` was called.

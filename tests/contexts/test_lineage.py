@@ -40,8 +40,8 @@ ALPHABETS = {
 @contextmanager
 def traced(documents: Sequence[str], folder: Path | None = None) -> Iterator[Lineage]:
     """A lineage of these documents, built in a folder of its own."""
-    with TemporaryDirectory() as made, in_memory(documents, Kind.DOCUMENTS) as corpus:
-        yield Lineage.open(corpus, folder or Path(made))
+    with TemporaryDirectory() as temporary, in_memory(documents, Kind.DOCUMENTS) as corpus:
+        yield Lineage.open(corpus, folder or Path(temporary))
 
 
 def text(seed: object, length: int, alphabet: str = ALPHABETS["ascii"]) -> str:
@@ -84,84 +84,84 @@ def test_a_part_is_found_in_whatever_form_the_document_and_the_prompt_have(alpha
     documents = [text((number, alphabet), 700, ALPHABETS[alphabet]) for number in range(40)]
     documents[23] = documents[23][:300] + text("part", 64) + documents[23][300:]
     around = text("around", 50, ALPHABETS[prompt_alphabet].replace(" ", "").upper() + "!")
-    with traced(documents) as made:
-        found = made.find(f"{around}#{text('part', 64)}#{around}")
+    with traced(documents) as opened:
+        found = opened.find(f"{around}#{text('part', 64)}#{around}")
     assert found == Traced((Passage(23, 300, 364, 51),), more=False)
 
 
 @pytest.mark.parametrize("shift", range(0, 60, 7))
 def test_wherever_it_stands_a_part_of_64_characters_is_found_and_one_of_63_is_not(shift: int) -> None:
     document = text("document", 500)
-    with traced([text("other", 100), document]) as made:
+    with traced([text("other", 100), document]) as opened:
         for start in range(shift, 436, 60):
-            assert made.find(f"#{document[start : start + 64]}#").passages == (Passage(1, start, start + 64, 1),)
-            assert made.find(f"#{document[start : start + 63]}#").passages == ()
+            assert opened.find(f"#{document[start : start + 64]}#").passages == (Passage(1, start, start + 64, 1),)
+            assert opened.find(f"#{document[start : start + 63]}#").passages == ()
 
 
 def test_a_passage_is_as_long_as_it_can_be_and_ends_with_its_document() -> None:
     documents = [text("first", 5_000), text("second", 70_000)]
-    with traced(documents) as made:
-        found = made.find("?" + documents[1][100:] + documents[0][:4_000] + "?")
+    with traced(documents) as opened:
+        found = opened.find("?" + documents[1][100:] + documents[0][:4_000] + "?")
         assert found.passages == (Passage(1, 100, 70_000, 1), Passage(0, 0, 4_000, 69_901))
-        assert made.find(documents[1]).passages == (Passage(1, 0, 70_000, 0),)
+        assert opened.find(documents[1]).passages == (Passage(1, 0, 70_000, 0),)
 
 
 def test_the_parts_around_a_changed_character_are_two_passages() -> None:
     document = text("document", 2_000)
-    with traced([document]) as made:
-        found = made.find(document[:1_000] + "#" + document[1_001:])
+    with traced([document]) as opened:
+        found = opened.find(document[:1_000] + "#" + document[1_001:])
     assert found.passages == (Passage(0, 0, 1_000, 0), Passage(0, 1_001, 2_000, 1_001))
 
 
 def test_parts_that_overlap_in_the_prompt_are_each_of_their_own_document() -> None:
     whole = text("whole", 200)
-    with traced([whole[:120], "?" * 50 + whole[50:]]) as made:
-        found = made.find(whole)
+    with traced([whole[:120], "?" * 50 + whole[50:]]) as opened:
+        found = opened.find(whole)
     assert found == Traced((Passage(0, 0, 120, 0), Passage(1, 50, 200, 50)), more=False)
 
 
 def test_a_part_is_found_that_lies_in_two_others_but_for_64_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lineage, "_CHUNK", 1)
     whole = text("whole", 200)
-    with traced([whole[:100], whole[38:], "?" + whole[37:101] + "?"]) as made:
-        found = made.find(whole)
+    with traced([whole[:100], whole[38:], "?" + whole[37:101] + "?"]) as opened:
+        found = opened.find(whole)
     assert found == Traced((Passage(0, 0, 100, 0), Passage(2, 1, 65, 37), Passage(1, 0, 162, 38)), more=False)
 
 
 def test_of_a_part_that_stands_in_many_places_the_first_is_claimed() -> None:
     part = text("part", 300)
     documents = [text(number, 90 + number) + "#" + part + "#" for number in range(50)]
-    with traced(documents) as made:
-        assert made.find(f"({part})") == Traced((Passage(0, 91, 391, 1),), more=False)
+    with traced(documents) as opened:
+        assert opened.find(f"({part})") == Traced((Passage(0, 91, 391, 1),), more=False)
 
 
 def test_of_each_part_that_stands_in_many_places_the_first_is_claimed() -> None:
     parts = [text(number, 300) for number in range(9)]
     documents = ["+" * places + part + "+" for part in parts for places in range(4)]
-    with traced(documents) as made:
-        found = made.find("#".join(parts))
+    with traced(documents) as opened:
+        found = opened.find("#".join(parts))
     assert found.passages == tuple(Passage(4 * number, 0, 300, 301 * number) for number in range(9))
 
 
 def test_of_a_part_that_stands_in_many_places_the_one_where_more_is_the_same_is_claimed() -> None:
     part = text("part", 300)
     documents = [text(number, 90) + part + text(-number, 90, "0123456789") for number in range(50)]
-    with traced(documents) as made:
-        assert made.find(f"({documents[37][85:395]})") == Traced((Passage(37, 85, 395, 1),), more=False)
+    with traced(documents) as opened:
+        assert opened.find(f"({documents[37][85:395]})") == Traced((Passage(37, 85, 395, 1),), more=False)
 
 
 def test_a_shorter_run_of_one_character_accounts_for_a_longer_one_in_few_passages() -> None:
-    with traced(["#" + "-" * 80 + "#"]) as made:
-        found = made.find("(" + "-" * 100 + ")")
+    with traced(["#" + "-" * 80 + "#"]) as opened:
+        found = opened.find("(" + "-" * 100 + ")")
     assert found == Traced((Passage(0, 1, 81, 1), Passage(0, 1, 81, 18), Passage(0, 1, 81, 21)), more=False)
 
 
 def test_documents_without_room_for_a_passage_have_none() -> None:
     for documents in ([], [""], ["", "a" * 63, ""], ["a" * 24]):
-        with traced(documents) as made:
-            assert made.find("a" * 1_000) == Traced((), more=False)
-    with traced(["a" * 1_000]) as made:
-        assert made.find("") == made.find("a" * 63) == Traced((), more=False)
+        with traced(documents) as opened:
+            assert opened.find("a" * 1_000) == Traced((), more=False)
+    with traced(["a" * 1_000]) as opened:
+        assert opened.find("") == opened.find("a" * 63) == Traced((), more=False)
 
 
 @pytest.mark.parametrize("segment", [1, 7, 64])
@@ -178,11 +178,11 @@ def test_it_does_not_matter_how_many_samples_are_sorted_at_once(segment: int, mo
 
 def test_a_prompt_is_searched_to_its_end() -> None:
     document = text("document", 100_000)
-    with traced([document]) as made:
+    with traced([document]) as opened:
         prompt = (
             text("prompt", lineage.SLICE - 1_000, "#+!?=") + document + text("more", 10_000, "#+!?=") + document[:64]
         )
-        assert made.find(prompt) == Traced(
+        assert opened.find(prompt) == Traced(
             (
                 Passage(0, 0, 100_000, lineage.SLICE - 1_000),
                 Passage(0, 0, 64, len(prompt) - 64),
@@ -211,12 +211,12 @@ def related(draw: st.DrawFn) -> tuple[list[str], str]:
     piece = st.builds(text, st.integers(0, 9), st.integers(1, 130), st.sampled_from(SMALL))
     pieces = draw(st.lists(piece, min_size=1, max_size=6))
 
-    def made() -> str:
+    def drawn() -> str:
         drawn = draw(st.lists(st.tuples(st.sampled_from(pieces), st.integers(0, 40)), max_size=8))
         return "".join(piece[cut:] for piece, cut in drawn)
 
-    documents = [made() for _ in range(draw(st.integers(1, 8)))]
-    return documents, made()
+    documents = [drawn() for _ in range(draw(st.integers(1, 8)))]
+    return documents, drawn()
 
 
 @settings(max_examples=400, deadline=None)
@@ -225,8 +225,8 @@ def test_all_that_stands_in_a_document_is_found_and_nothing_else(texts: tuple[li
     documents, prompt = texts
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fingerprints, "SEGMENT", segment)
-        with traced(documents) as made:
-            found = made.find(prompt)
+        with traced(documents) as opened:
+            found = opened.find(prompt)
     assert_true(found, documents, prompt)
     assert not found.more
     assert_whole(found, documents, prompt)
@@ -242,8 +242,8 @@ def test_it_does_not_matter_how_much_is_looked_at_at_once(
         patched.setattr(lineage, "CANDIDATES", 1 << 30)
         patched.setattr(lineage, "SLICE", slice_size)
         patched.setattr(lineage, "_CHUNK", chunk)
-        with traced(documents) as made:
-            found = made.find(prompt)
+        with traced(documents) as opened:
+            found = opened.find(prompt)
     assert_true(found, documents, prompt)
     assert not found.more
     assert_whole(found, documents, prompt)
@@ -261,8 +261,8 @@ def test_planted_parts_are_found(data: st.DataObject, forms: list[str], plants: 
     for document, start, length in plants:
         part = documents[document % len(documents)][start : start + length]
         prompt += text(data.draw(st.integers(0, 9)), data.draw(st.integers(0, 90)), "#!\u4e2d\U0001f600") + part
-    with traced(documents) as made:
-        found = made.find(prompt)
+    with traced(documents) as opened:
+        found = opened.find(prompt)
     assert_true(found, documents, prompt)
     assert not found.more
     assert_whole(found, documents, prompt)
@@ -282,8 +282,8 @@ def test_planted_parts_are_found(data: st.DataObject, forms: list[str], plants: 
     ids=["spaces", "more spaces", "lines", "two characters"],
 )
 def test_a_prompt_of_what_repeats_is_found_whole(document: str, prompt: str) -> None:
-    with traced([document]) as made:
-        found = made.find(prompt)
+    with traced([document]) as opened:
+        found = opened.find(prompt)
     assert_true(found, [document], prompt)
     assert len(found.passages) <= 4
     ranges = [(passage.prompt_start, passage.prompt_start + passage.end - passage.start) for passage in found.passages]
@@ -294,8 +294,8 @@ def test_boilerplate_does_not_hide_what_stands_between_it() -> None:
     boilerplate = "Licensed under the Apache License, Version 2.0; you may not use this file except so.\n"
     documents = [boilerplate + text(number, 200) + "\n" + boilerplate for number in range(3_000)]
     chosen = [2_990, 17, 1_500]
-    with traced(documents) as made:
-        found = made.find("\n".join(documents[number] for number in chosen))
+    with traced(documents) as opened:
+        found = opened.find("\n".join(documents[number] for number in chosen))
     assert [passage for passage in found.passages if passage.end - passage.start > 100] == [
         Passage(number, 0, len(documents[0]), place * (len(documents[0]) + 1)) for place, number in enumerate(chosen)
     ]
@@ -307,9 +307,9 @@ def test_boilerplate_does_not_hide_what_stands_between_it() -> None:
 
 def test_of_too_many_passages_the_first_are_given() -> None:
     documents = [text(number, 64) for number in range(1_500)]
-    with traced(documents) as made:
-        found = made.find("#".join(documents))
-        exact = made.find("#".join(documents[:1_000]))
+    with traced(documents) as opened:
+        found = opened.find("#".join(documents))
+        exact = opened.find("#".join(documents[:1_000]))
     assert found.passages == exact.passages == tuple(Passage(number, 0, 64, 65 * number) for number in range(1_000))
     assert found.more
     assert not exact.more
@@ -319,8 +319,8 @@ def test_of_too_many_passages_in_a_long_prompt_the_first_are_given(monkeypatch: 
     monkeypatch.setattr(lineage, "SLICE", 10_000)
     monkeypatch.setattr(lineage, "MAX_PASSAGES", 100)
     documents = [text(number, 64) for number in range(1_500)]
-    with traced(documents) as made:
-        found = made.find("#".join(documents))
+    with traced(documents) as opened:
+        found = opened.find("#".join(documents))
     assert found.passages == tuple(Passage(number, 0, 64, 65 * number) for number in range(100))
     assert found.more
 
@@ -336,12 +336,12 @@ def test_where_too_much_would_have_to_be_looked_at_it_says_so_and_claims_what_is
     line = "the same words in every one of these documents, and then "
     documents = [f"{number:06} {line}{text(number, 12)}" for number in range(5_000)]
     prompt = "\n".join(f"{document[3:]}" for document in documents[::6])
-    with traced(documents) as made:
-        assert not made.find(documents[4_321]).more
-        whole = made.find(prompt)
+    with traced(documents) as opened:
+        assert not opened.find(documents[4_321]).more
+        whole = opened.find(prompt)
         for name, value in bounds.items():
             monkeypatch.setattr(lineage, name, value)
-        found = made.find(prompt)
+        found = opened.find(prompt)
     assert_true(whole, documents, prompt)
     assert_true(found, documents, prompt)
     assert found.more
@@ -361,8 +361,8 @@ def test_what_is_all_over_the_corpus_does_not_use_up_what_may_be_looked_at(monke
     monkeypatch.setattr(lineage, "Fingerprints", Counted)
     all_over = "there are sixty characters of this in every one of them here"
     part = text("part", 64)
-    with traced([*(f"{number:05}{all_over}{number:05}" for number in range(3_000)), part]) as made:
-        found = made.find(f"?{all_over}?" * 200 + part)
+    with traced([*(f"{number:05}{all_over}{number:05}" for number in range(3_000)), part]) as opened:
+        found = opened.find(f"?{all_over}?" * 200 + part)
     assert found == Traced((Passage(3_000, 0, 64, 62 * 200),), more=True)
     assert 1_500 < sum(looked_at) <= 2_000
 
@@ -451,13 +451,13 @@ def test_whatever_befalls_the_entries_what_is_claimed_is_true(seed: int) -> None
     chance = random.Random(seed)
     documents = [text(number, 500, ALPHABETS[chance.choice(sorted(ALPHABETS))]) for number in range(10)]
     prompt = "#".join(documents)
-    with TemporaryDirectory() as made, in_memory(documents, Kind.DOCUMENTS) as corpus:
-        build(corpus, Path(made))
-        path = Path(made) / FILE
+    with TemporaryDirectory() as temporary, in_memory(documents, Kind.DOCUMENTS) as corpus:
+        build(corpus, Path(temporary))
+        path = Path(temporary) / FILE
         data = bytearray(path.read_bytes())
         entries = 64 + 8 * 11 + 24 * 10
         samples = 10 * ((500 - 24) // 41 + 1)
         for _ in range(chance.randrange(1, 2 * samples)):
             data[entries + chance.randrange(8 * samples)] = chance.randrange(256)
         path.write_bytes(data)
-        assert_true(Lineage(corpus, Path(made)).find(prompt), documents, prompt)
+        assert_true(Lineage(corpus, Path(temporary)).find(prompt), documents, prompt)
