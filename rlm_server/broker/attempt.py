@@ -72,6 +72,7 @@ class Attempt:
             raise
 
     async def _made(self) -> tuple[ModelReply, Amounts]:
+        await self._prepare()
         # The provider's slot comes first: thousands in line for it have nothing to do with the ledger, and one commit
         # is enough to reserve and dispatch. But where others of the tenant hold the money, it is waited for without the
         # slot, which would keep those who have theirs from a provider that stands idle.
@@ -82,6 +83,14 @@ class Attempt:
                 raise
         await self._reserve(self.deadline)
         return await self._sent_after(self._dispatch)
+
+    async def _prepare(self) -> None:
+        """Have the provider ready before anything is held: what cannot leave yet is not to be paid for."""
+        try:
+            async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
+                await self.route.prepare()
+        except TimeoutError:
+            raise DeadlinePassed("the deadline passed before the request was sent", billed=False) from None
 
     async def _sent_after(self, dispatching: Callable[[], Awaitable[None]]) -> tuple[ModelReply, Amounts]:
         async with self._slot(self.provider_gate):

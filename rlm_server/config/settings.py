@@ -23,6 +23,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from rlm_server.broker.providers.registry import ProviderSpec, with_keys
 from rlm_server.ledger.amounts import NANO
 from sandbox.limits import Limits
 
@@ -192,6 +193,11 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(default=10, ge=0)
     """What calls in flight get to finish when the server stops."""
 
+    def api_key(self, provider: ProviderSpec) -> str:
+        """Return the key of a provider; empty where there is none."""
+        key: SecretStr = getattr(self, provider.key_setting)
+        return key.get_secret_value()
+
     def context_quota(self, tenant: str) -> int:
         """Return how many bytes a tenant's contexts may have together."""
         own = self.tenants[tenant].context_bytes if tenant in self.tenants else None
@@ -254,9 +260,9 @@ class Settings(BaseSettings):
         path = os.environ.get("RLM_CONFIG")
         if path and not Path(path).is_file():
             raise ConfigError(f"RLM_CONFIG: there is no file {path}")
-        for name, variable in (("anthropic_api_key", "ANTHROPIC_API_KEY"), ("openai_api_key", "OPENAI_API_KEY")):
-            if os.environ.get(variable) and f"RLM_{name.upper()}" not in os.environ:
-                given.setdefault(name, os.environ[variable])
+        for spec in with_keys():
+            if os.environ.get(spec.key_variable) and f"RLM_{spec.key_setting.upper()}" not in os.environ:
+                given.setdefault(spec.key_setting, os.environ[spec.key_variable])
         try:
             return cls(**given)
         except ValidationError as error:
