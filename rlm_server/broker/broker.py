@@ -17,15 +17,13 @@ from rlm_server.broker.breaker import BreakerConfig, Breakers, RouteUnavailable,
 from rlm_server.broker.calls import DeadlinePassed, Failure, ModelReply, ModelRequest, Payer, ProviderError
 from rlm_server.broker.concurrency import Gate, Load
 from rlm_server.broker.counters import Counters
+from rlm_server.broker.limits import MAX_OUTPUT_TOKENS, CallLimits
 from rlm_server.broker.prices.table import Price, Prices
 from rlm_server.broker.routes import Routes
 from rlm_server.ledger import Amounts, BudgetError, Hold, Ledger
 from rlm_server.tenants.policy import Policy
 
 _random = secrets.SystemRandom()
-
-MAX_OUTPUT_TOKENS = 1_000_000
-"""No request may ask for more output than this. It is more than any model gives, and keeps every bound an int64."""
 
 FRAMING_TOKENS = 256
 """Allowed for what a provider or a chat template puts around a conversation."""
@@ -126,7 +124,7 @@ class Broker:
     A call waits in three places. First for its turn among its own: `tenant_calls` of a tenant and `run_calls` of a run
     go on at once, their pauses and waits included. Then, before each attempt, for the provider: `provider_calls` are
     in flight to it, and tenants share them by their weights. Then, in the same way, for the ledger. `policies` are
-    those of tenants that have their own. An attempt may take `attempt_seconds` once it is sent.
+    those of tenants that have their own.
     """
 
     def __init__(
@@ -135,10 +133,7 @@ class Broker:
         routes: Routes,
         prices: Prices,
         *,
-        provider_calls: int = 64,
-        tenant_calls: int = 256,
-        run_calls: int = 64,
-        attempt_seconds: float = 180.0,
+        limits: CallLimits | None = None,
         backoff: Backoff | None = None,
         patience: BreakerConfig | None = None,
         policies: Mapping[str, Policy] | None = None,
@@ -147,14 +142,15 @@ class Broker:
         self._routes = routes
         self._prices = prices
         self._backoff = backoff or Backoff()
-        self._attempt_seconds = attempt_seconds
+        limits = limits or CallLimits()
+        self._attempt_seconds = limits.call_seconds
         self._policies = dict(policies or {})
         self._breakers = Breakers(patience or BreakerConfig())
-        self._turns = Gate(tenant_calls=tenant_calls, run_calls=run_calls)
+        self._turns = Gate(tenant_calls=limits.tenant_calls, run_calls=limits.run_calls)
         weights = {tenant: policy.weight for tenant, policy in self._policies.items()}
         names = {routes.route(model).provider_name for model in routes.models}
         self._ledger_gate = Gate(calls=ORDERS, weights=weights)
-        self._gates = {name: Gate(calls=provider_calls, weights=weights) for name in sorted(names)}
+        self._gates = {name: Gate(calls=limits.provider_calls, weights=weights) for name in sorted(names)}
         self.counters = Counters()
 
     @property
