@@ -57,11 +57,11 @@ def _providers(settings: Settings, models: Models) -> Finding:
     """Say which providers have a key, which is not tried, and how many models each has on offer."""
     of_provider = Counter(models.routes.route(model).provider_name for model in models.routes.models)
     keys = {spec: bool(settings.api_key(spec)) for spec in with_keys()}
-    found = [
+    described = [
         f"{spec.name}: {of_provider[spec.name]} models" if has_key else f"{spec.name}: no {spec.key_variable}"
         for spec, has_key in keys.items()
     ]
-    return Finding("providers", True, f"{'; '.join(found)}; {COMPATIBLE.name}: {len(settings.models)} models")
+    return Finding("providers", True, f"{'; '.join(described)}; {COMPATIBLE.name}: {len(settings.models)} models")
 
 
 def _prices(settings: Settings) -> Finding:

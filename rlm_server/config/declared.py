@@ -71,12 +71,12 @@ def own_limit_fields(limits: type[DataclassInstance], otherwise: str) -> Fields:
 
 def _limits(limits: type[DataclassInstance]) -> list[tuple[str, Any, str]]:
     types = get_type_hints(limits)
-    found = []
+    rows = []
     for name, bounds in declared(limits).items():
         most = None if bounds.most == math.inf else bounds.most
         kind = Annotated[types[name], Field(ge=bounds.least, le=most), Unit(bounds.unit)]  # type: ignore[valid-type]
-        found.append((name, kind, bounds.doc))
-    return found
+        rows.append((name, kind, bounds.doc))
+    return rows
 
 
 def key_fields() -> Fields:
@@ -92,5 +92,5 @@ def key_fields() -> Fields:
 
 def overlaid(limits: Declared, settings: BaseModel) -> Declared:
     """Return limits, with those in their place that settings say of them."""
-    said = {name: getattr(settings, name, None) for name in declared(limits)}
-    return replace(limits, **{name: value for name, value in said.items() if value is not None})
+    values = {name: getattr(settings, name, None) for name in declared(limits)}
+    return replace(limits, **{name: value for name, value in values.items() if value is not None})

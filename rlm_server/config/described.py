@@ -79,8 +79,8 @@ def sections(model: type[BaseModel]) -> tuple[Section, ...]:
         if own:
             by_class[cls.__name__] = [*own, *by_class.get(cls.__name__, [])]
             docs[cls.__name__] = cls.__doc__ or ""
-    found = [_section(model, docs[title], (), names) for title, names in by_class.items()]
-    return (*found, *_tables(model, ()))
+    parts = [_section(model, docs[title], (), names) for title, names in by_class.items()]
+    return (*parts, *_tables(model, ()))
 
 
 def all_settings(model: type[BaseModel]) -> list[Setting]:

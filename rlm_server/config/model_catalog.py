@@ -51,7 +51,8 @@ def build_models(settings: Settings, scripts: Mapping[str, Script]) -> Models:
 def _with_defaults(routes: Routes, prices: Prices, settings: Settings, last: str) -> Models:
     model, sub_model = settings.model, settings.sub_model
     if not model:
-        named = [(spec.root_model, spec.sub_model) for spec in with_keys() if spec.root_model in routes.models]
+        own = [spec for spec in with_keys() if settings.api_key(spec)]
+        named = [(spec.root_model, spec.sub_model) for spec in own if spec.root_model in routes.models]
         listed = [(name, name) for name in settings.models]
         model, preferred_sub = (named + listed + [(last, last)])[0]
         sub_model = sub_model or preferred_sub

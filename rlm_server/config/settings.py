@@ -57,11 +57,11 @@ def data_dir() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "rlm-server"
 
 
-class _Table(BaseModel):
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
 
-class CompatibleModel(_Table):
+class CompatibleModel(_Strict):
     """Models at OpenAI-compatible endpoints.
 
     One table for each, by the name that callers use. The price may be left out here where `rlm-server prices set` has
@@ -96,7 +96,7 @@ class CompatibleModel(_Table):
 
 
 @extended(limit_fields(Limits))
-class SandboxLimits(_Table):
+class SandboxLimits(_Strict):
     """Sandboxes.
 
     What one session's sandbox may use at most. A request may lower what the protocol names, and raise none of it.
@@ -104,7 +104,7 @@ class SandboxLimits(_Table):
 
 
 @extended(own_limit_fields(RunLimits, "the server's"), own_limit_fields(Limits, "the `sandbox`'s"))
-class TenantSettings(_Table):
+class TenantSettings(_Strict):
     """One tenant's settings.
 
     What is another for one tenant: a table for each, by its name. What one does not say is as for all.
@@ -118,7 +118,7 @@ class TenantSettings(_Table):
     """Its contexts together."""
 
 
-class ServingSettings(_Table):
+class ServingSettings(_Strict):
     """Serving."""
 
     data_dir: Annotated[Path, DefaultWords("`$XDG_DATA_HOME/rlm-server`, else `~/.local/share/rlm-server`")] = Field(
@@ -163,7 +163,7 @@ class ServingSettings(_Table):
 
 
 @extended(key_fields(), limit_fields(CallLimits))
-class ModelSettings(_Table):
+class ModelSettings(_Strict):
     """Models and calls.
 
     `models` lists models at OpenAI-compatible endpoints. The root model writes a run's code, its sub-model answers
@@ -191,7 +191,7 @@ class ModelSettings(_Table):
         return key.get_secret_value()
 
 
-class BudgetSettings(_Table):
+class BudgetSettings(_Strict):
     """Budgets."""
 
     hour_budget_usd: Usd | None = None
@@ -207,7 +207,7 @@ class BudgetSettings(_Table):
 
 
 @extended(limit_fields(RunLimits))
-class RunSettings(_Table):
+class RunSettings(_Strict):
     """Runs.
 
     A request may lower what the protocol names, and raise none of it. Sessions have `wall_seconds`, `batch` and
@@ -221,7 +221,7 @@ class RunSettings(_Table):
 
 
 @extended(limit_fields(PoolLimits))
-class SessionSettings(_Table):
+class SessionSettings(_Strict):
     """Sessions and their workers.
 
     A sandbox is a session's, whether a run has it or a caller.
@@ -256,7 +256,7 @@ class SessionSettings(_Table):
         return value
 
 
-class ContextSettings(_Table):
+class ContextSettings(_Strict):
     """Contexts."""
 
     context_bytes: Bytes = 100 << 30
@@ -277,7 +277,7 @@ class ContextSettings(_Table):
     """An upload that broke off can be gone on with for so long."""
 
 
-class TenantsSettings(_Table):
+class TenantsSettings(_Strict):
     """Tenants with settings of their own."""
 
     tenants: dict[str, TenantSettings] = Field(default_factory=dict)

@@ -50,11 +50,11 @@ class Environment(EnvSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         """Return what the variables say."""
-        said = super().__call__()
+        values = super().__call__()
         for spec in with_keys():
             if key := os.environ.get(spec.key_variable):
-                said.setdefault(spec.key_setting, key)
-        return said
+                values.setdefault(spec.key_setting, key)
+        return values
 
     def prepare_field_value(self, field_name: str, field: FieldInfo, value: Any, value_is_complex: bool) -> Any:
         """Return a variable's value, parsed where it is a table."""
@@ -102,21 +102,21 @@ def problems(error: ValidationError, model: type[BaseSettings], arguments: Mappi
         (file.content, lambda _: f"from {file.path}"),
     ]
     settings = all_settings(model)
-    found: dict[str, None] = {}
+    messages: dict[str, None] = {}
     for one in error.errors(include_url=False):
         text = _problem(one["type"], one["msg"], one["input"], one["loc"], settings)
         depths = [_depth(content, one["loc"]) for content, _ in sources]
         if deepest := max(depths):
             text += f" ({sources[depths.index(deepest)][1](one['loc'])})"
-        found[text] = None  # a union tells of each of its parts
-    return list(found)
+        messages[text] = None  # a union tells of each of its parts
+    return list(messages)
 
 
 def unknown_variables(model: type[BaseModel]) -> list[str]:
     """Say of each variable that is named like a setting's, and is none, what may have been meant."""
     settings = all_settings(model)
     names = [*OTHER_VARIABLES, *(setting.variable for setting in settings)]
-    found = []
+    messages = []
     for name, value in sorted(os.environ.items()):
         upper, line = name.upper(), f"{name.upper()}={value}"
         if not upper.startswith(PREFIX) or upper in OTHER_VARIABLES:
@@ -125,8 +125,8 @@ def unknown_variables(model: type[BaseModel]) -> list[str]:
             continue
         path = upper.removeprefix(PREFIX).lower().split(DELIMITER)
         if not any(_leads_to(path, setting) for setting in settings):
-            found.append(f"{name}: there is no such setting{_near(upper, names)}")
-    return found
+            messages.append(f"{name}: there is no such setting{_near(upper, names)}")
+    return messages
 
 
 def _leads_to(path: Sequence[str], setting: Setting) -> bool:
@@ -141,8 +141,8 @@ def _problem(kind: str, message: str, value: Any, place: Sequence[Any], settings
         return f"{name}: there is no such setting{_near(str(place[-1]), siblings)}"
     setting = next((one for one in settings if not one.is_table and one.is_at(place[: len(one.path)])), None)
     if setting is not None and (must_be := _must_be(setting, kind)):
-        said = repr(value) if isinstance(value, str) else str(value)
-        shown = f", not {said[:50]}" if setting.bounds and kind != "missing" else ""
+        written = repr(value) if isinstance(value, str) else str(value)
+        shown = f", not {written[:50]}" if setting.bounds and kind != "missing" else ""
         return f"{'.'.join(map(str, place[: len(setting.path)]))}: must be {must_be}{shown}"
     return f"{name}: {message.removeprefix('Value error, ')}"
 
