@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +42,6 @@ class Setting:
     default: str
     bounds: str
     unit: str
-    doc: str
     other_variable: str = ""
 
     @property
@@ -67,6 +69,7 @@ class Section:
     doc: str
     table: tuple[str, ...]
     settings: tuple[Setting, ...]
+    model: type[BaseModel]
 
 
 @cache
@@ -109,7 +112,31 @@ def _table_of(field: FieldInfo) -> tuple[tuple[str, ...], type[BaseModel]] | Non
 def _section(model: type[BaseModel], doc: str, table: tuple[str, ...], names: list[str]) -> Section:
     title, _, rest = doc.partition("\n")
     settings = tuple(_setting((*table, name), model.model_fields[name]) for name in names)
-    return Section(title.rstrip("."), " ".join(rest.split()), table, settings)
+    return Section(title.rstrip("."), " ".join(rest.split()), table, settings, model)
+
+
+def docs(section: Section) -> dict[str, str]:
+    """Return what each setting of a section is, by the last part of its name.
+
+    For most it is the string below the field. No start reads those: it would take longer than all else of the settings.
+    """
+    strings = {name: doc for cls in section.model.__mro__ for name, doc in _below_fields(cls)}
+    fields = {setting.path[-1]: section.model.model_fields[setting.path[-1]] for setting in section.settings}
+    return {name: " ".join((field.description or strings[name]).split()) for name, field in fields.items()}
+
+
+def _below_fields(cls: type) -> Iterator[tuple[str, str]]:
+    node = _classes(cls.__module__).get(cls.__name__) if cls.__module__.startswith("rlm_server.") else None
+    for field, below in pairwise(node.body if node else ()):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(doc))):
+                yield name, doc
+
+
+@cache
+def _classes(module: str) -> dict[str, ast.ClassDef]:
+    source = ast.parse(inspect.getsource(sys.modules[module]))
+    return {node.name: node for node in source.body if isinstance(node, ast.ClassDef)}
 
 
 def _setting(path: tuple[str, ...], field: FieldInfo) -> Setting:
@@ -118,8 +145,7 @@ def _setting(path: tuple[str, ...], field: FieldInfo) -> Setting:
     words = [mark.words for mark in marks if isinstance(mark, DefaultWords)]
     other = next((mark.name for mark in marks if isinstance(mark, OtherVariable)), "")
     default = words[0] if words else _default(field, unit)
-    doc = " ".join((field.description or "").split())
-    return Setting(path, _kind(field.annotation), default, _bounds(marks, unit), unit, doc, other)
+    return Setting(path, _kind(field.annotation), default, _bounds(marks, unit), unit, other)
 
 
 def _marks(annotation: Any, metadata: Sequence[Any]) -> Iterator[Any]:

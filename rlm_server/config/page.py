@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rlm_server.config.described import NAME, Section, Setting, sections
+from rlm_server.config.described import NAME, Section, Setting, docs, sections
 from rlm_server.config.settings import Settings
 from rlm_server.config.sources import OTHER_VARIABLES
 
@@ -64,17 +64,18 @@ def _section(section: Section) -> Iterator[str]:
         yield f"{section.doc}\n"
     yield _row(COLUMNS)
     yield _row(["---"] * len(COLUMNS))
+    explained = docs(section)
     for one in section.settings:
-        yield _row(_cells(one))
+        yield _row(_cells(one, explained[one.path[-1]]))
     yield ""
 
 
-def _cells(setting: Setting) -> tuple[str, ...]:
+def _cells(setting: Setting, doc: str) -> tuple[str, ...]:
     variable = f"`{setting.variable}`"
     if setting.other_variable:
         variable += f", else `{setting.other_variable}`"
     name = f"`{setting.path[-1]}`"
-    return name, variable, setting.kind, setting.default, setting.bounds, setting.unit, setting.doc
+    return name, variable, setting.kind, setting.default, setting.bounds, setting.unit, doc
 
 
 def _row(cells: Iterable[str]) -> str:

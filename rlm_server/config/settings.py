@@ -58,7 +58,7 @@ def data_dir() -> Path:
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", defer_build=True)  # most of them are parts, and never built alone
 
 
 class CompatibleModel(_Strict):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rlm_server.config import page
-from rlm_server.config.described import all_settings
+from rlm_server.config.described import all_settings, docs, sections
 from rlm_server.config.settings import Settings
 from rlm_server.config.sources import OTHER_VARIABLES, unknown_variables
 
@@ -34,8 +34,8 @@ def test_the_page_is_written_where_it_is_told(tmp_path: Path) -> None:
 
 def test_every_setting_is_explained_and_every_number_has_bounds_and_a_unit() -> None:
     settings = all_settings(Settings)
+    assert all(doc.endswith(".") for section in sections(Settings) for doc in docs(section).values())
     for setting in settings:
-        assert setting.doc.endswith("."), setting.path
         is_number = setting.kind in ("integer", "number")
         assert (bool(setting.bounds), bool(setting.unit)) == (is_number, is_number), setting.path
     assert len({setting.variable for setting in settings}) == len(settings)
