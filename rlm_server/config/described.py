@@ -76,13 +76,13 @@ class Section:
 def sections(model: type[BaseModel]) -> tuple[Section, ...]:
     """Return all settings: a section for each class that a settings' class is made of, then those of its tables."""
     by_class: dict[str, list[str]] = {}
-    docs: dict[str, str] = {}
+    titles: dict[str, str] = {}
     for cls in model.__mro__:
         own = [name for name in inspect.get_annotations(cls) if name in model.model_fields]
         if own:
             by_class[cls.__name__] = [*own, *by_class.get(cls.__name__, [])]
-            docs[cls.__name__] = cls.__doc__ or ""
-    parts = [_section(model, docs[title], (), names) for title, names in by_class.items()]
+            titles[cls.__name__] = cls.__doc__ or ""
+    parts = [_section(model, titles[cls], (), names) for cls, names in by_class.items()]
     return (*parts, *_tables(model, ()))
 
 

@@ -33,6 +33,7 @@ from rlm_server.config.declared import (
     overlaid,
     own_limit_fields,
 )
+from rlm_server.config.described import DELIMITER, PREFIX
 from rlm_server.ledger.amounts import NANO
 from rlm_server.repl.limits import RunLimits
 from sandbox.limits import Limits, PoolLimits
@@ -277,7 +278,7 @@ class ContextSettings(_Strict):
     """An upload that broke off can be gone on with for so long."""
 
 
-class TenantsSettings(_Strict):
+class TenantList(_Strict):
     """Tenants with settings of their own."""
 
     tenants: dict[str, TenantSettings] = Field(default_factory=dict)
@@ -291,13 +292,13 @@ class Settings(
     RunSettings,
     SessionSettings,
     ContextSettings,
-    TenantsSettings,
+    TenantList,
     BaseSettings,
 ):
     """The server's settings. Money is in US dollars, times in seconds."""
 
     model_config = SettingsConfigDict(
-        env_prefix="RLM_", extra="forbid", env_nested_delimiter="__", hide_input_in_errors=True
+        env_prefix=PREFIX, extra="forbid", env_nested_delimiter=DELIMITER, hide_input_in_errors=True
     )
 
     def context_quota(self, tenant: str) -> int:

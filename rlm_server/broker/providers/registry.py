@@ -24,7 +24,7 @@ class PriceFamily:
     `name` is that of a family in the pinned table, as in genai-prices. Where it is empty nothing is pinned, and a model
     is offered once the operator states its price. `chat_models` are the beginnings of the names of models that a plain
     chat call reaches. `cache_write_percent` is the most that input written to the cache costs, in percent of other
-    input: it stands in where a stated price does not say.
+    input: it stands in where a stated price does not say. Providers with the same prices share one of these.
     """
 
     name: str = ""
