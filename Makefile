@@ -47,7 +47,7 @@ format: $(STAMP)  ## Rewrite the code in the house style
 generate: $(STAMP)  ## Write the protobuf and gRPC code from proto/
 	scripts/generate
 
-docs: $(STAMP)  ## Write the reference pages that are made from the code
+docs: $(STAMP)  ## Write docs/settings.md from the settings' own types
 	$(BIN)/python -m rlm_server.config.page docs/settings.md
 
 breaking: $(STAMP)  ## Compare proto/ with the main branch for changes that break clients
