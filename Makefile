@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 BIN := .venv/bin
 RLM_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rlm-server
 
-.PHONY: help env demo serve test conformance compatible lint format generate breaking pin image bench-sandbox bench-contexts bench-money soak clean clean-image
+.PHONY: help env demo serve test conformance compatible lint format generate breaking pin docs image bench-sandbox bench-contexts bench-money soak clean clean-image
 .DEFAULT_GOAL := help
 
 help:  ## Explain the targets
@@ -46,6 +46,9 @@ format: $(STAMP)  ## Rewrite the code in the house style
 
 generate: $(STAMP)  ## Write the protobuf and gRPC code from proto/
 	scripts/generate
+
+docs: $(STAMP)  ## Write docs/settings.md from the settings' own types
+	$(BIN)/python -m rlm_server.config.page docs/settings.md
 
 breaking: $(STAMP)  ## Compare proto/ with the main branch for changes that break clients
 	scripts/breaking

@@ -44,7 +44,6 @@ from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Ledger, Limit, LimitTooLow, Span
 from rlm_server.metrics import MetricsCollector, serve_metrics
-from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.supervisor import Supervisor
 from rlm_server.runs.tree import Services
@@ -126,18 +125,16 @@ async def serving(
             accounts,
             models.routes,
             models.prices,
-            provider_calls=settings.provider_calls,
-            tenant_calls=settings.tenant_calls,
-            run_calls=settings.run_calls,
+            limits=settings.call_limits,
             policies=models.policies,
-            attempt_seconds=settings.call_seconds,
         )
+        of_pool = settings.pool_limits
         pool = WorkerPool(
             loaded,
-            sessions=settings.sessions,
-            worker_bytes=settings.worker_bytes,
+            sessions=of_pool.sessions,
+            worker_bytes=of_pool.worker_bytes,
             store=SessionStore(settings.data_dir / "sessions", secrets.token_bytes(32)),
-            rest_seconds=settings.rest_seconds,
+            rest_seconds=of_pool.rest_seconds,
             unconfined=settings.unconfined,
         )
         pool.prepare()
@@ -161,6 +158,7 @@ async def serving(
                     idle_seconds=settings.session_idle_seconds,
                     life_seconds=settings.session_seconds,
                     tenant_sessions=settings.tenant_sessions,
+                    budget_wait_seconds=settings.budget_wait_seconds,
                 ) as sessions,
             ):
                 defaults = _defaults(settings, models, pool)
@@ -196,15 +194,15 @@ async def _database(settings: Settings) -> Database:
 
 
 def _defaults(settings: Settings, models: Models, pool: WorkerPool) -> Defaults:
-    limits = RunLimits(
-        max_turns=settings.max_turns,
-        max_depth=settings.max_depth,
-        wall_seconds=settings.wall_seconds,
-        sandbox=settings.sandbox.limits(),
+    return Defaults(
+        model=models.model,
+        sub_model=models.sub_model,
+        budget=Limit(nano_usd=nano(settings.run_budget_usd)),
+        limits=settings.run_limits(),
+        depth=settings.default_depth,
+        images=pool.images,
+        tenants={name: settings.run_limits(name) for name in settings.tenants},
     )
-    budget = Limit(nano_usd=nano(settings.run_budget_usd))
-    tenants = {name: own.limits(settings.sandbox) for name, own in settings.tenants.items()}
-    return Defaults(models.model, models.sub_model, budget, limits, pool.images, tenants)
 
 
 def _objects(settings: Settings) -> ObjectStore | None:

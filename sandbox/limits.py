@@ -1,10 +1,40 @@
-"""What one session and one turn of it may use."""
+"""What one session and one turn of it may use; and how a limit is declared: once, with all there is to know of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 MIB = 1 << 20
+
+_DECLARED = "limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What an operator may set a limit to: from `least` to `most`, in `unit`. `doc` says what reaching it does."""
+
+    least: float
+    most: float
+    unit: str
+    doc: str
+
+
+def limit(default: Any, *, least: float, most: float, unit: str, doc: str) -> Any:
+    """Declare a limit, as a field of a dataclass: settings, what requests may ask for, and their pages follow from it.
+
+    A `most` of infinity is for what may be without a limit. Units are words in the plural, such as bytes or seconds.
+    """
+    return field(default=default, metadata={_DECLARED: Bounds(least, most, unit, doc)})
+
+
+def declared(limits: DataclassInstance | type[DataclassInstance]) -> dict[str, Bounds]:
+    """Return the limits that a dataclass declares, by name and in order."""
+    return {one.name: one.metadata[_DECLARED] for one in fields(limits) if _DECLARED in one.metadata}
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,37 +45,100 @@ class Limits:
     stopped and rolled back.
     """
 
-    memory_bytes: int = 512 * MIB
-    """Linear memory, mapped texts not counted. The guest gets `MemoryError`."""
-    turn_seconds: float = 30.0
-    """Running time of one turn, waiting in the door not counted. The turn is rolled back."""
-    output_bytes: int = 64 * 1024
-    """Output kept of one turn, both streams together. The middle of a longer one is cut out, and counted."""
-    frame_bytes: int = 32 * MIB
-    """One request or reply through the door. The guest gets an exception."""
-    door_bytes: int = 256 * MIB
-    """All requests of one turn through the door. The guest gets an exception."""
-    door_calls: int = 10_000
-    """Requests of one turn through the door. The guest gets an exception."""
-    door_waiting: int = 1_000
-    """Requests under way at once. The guest gets an exception."""
-    file_bytes: int = 64 * MIB
-    """Contents of all files in /tmp. The guest gets `OSError(ENOSPC)`."""
-    files: int = 1_000
-    """Files and directories in /tmp. The guest gets `OSError(ENOSPC)`."""
-    open_files: int = 64
-    """Open descriptors. The guest gets `OSError(EMFILE)`."""
+    memory_bytes: int = limit(
+        512 * MIB,
+        least=64 * MIB,  # with less, the interpreter itself has no room
+        most=4096 * MIB,
+        unit="bytes",
+        doc="Linear memory, mapped texts not counted. The guest gets `MemoryError`.",
+    )
+    turn_seconds: float = limit(
+        60.0,
+        least=0.001,
+        most=3_600,
+        unit="seconds",
+        doc="Running time of one turn, waiting in the door not counted. The turn is rolled back.",
+    )
+    output_bytes: int = limit(
+        64 * 1024,
+        least=1,
+        most=16 * MIB,
+        unit="bytes",
+        doc="Output kept of one turn, both streams together. The middle of a longer one is cut out, and counted.",
+    )
+    frame_bytes: int = limit(
+        32 * MIB,
+        least=1_024,
+        most=256 * MIB,
+        unit="bytes",
+        doc="One request or reply through the door. The guest gets an exception.",
+    )
+    door_bytes: int = limit(
+        256 * MIB,
+        least=1,
+        most=4096 * MIB,
+        unit="bytes",
+        doc="All requests of one turn through the door. The guest gets an exception.",
+    )
+    door_calls: int = limit(
+        10_000,
+        least=1,
+        most=1_000_000,
+        unit="requests",
+        doc="Requests of one turn through the door. The guest gets an exception.",
+    )
+    door_waiting: int = limit(
+        1_000,
+        least=1,
+        most=10_000,
+        unit="requests",
+        doc="Requests under way at once. The guest gets an exception.",
+    )
+    file_bytes: int = limit(
+        64 * MIB,
+        least=0,
+        most=1024 * MIB,
+        unit="bytes",
+        doc="Contents of all files in /tmp. The guest gets `OSError(ENOSPC)`.",
+    )
+    files: int = limit(
+        1_000,
+        least=1,
+        most=100_000,
+        unit="files",
+        doc="Files and directories in /tmp. The guest gets `OSError(ENOSPC)`.",
+    )
+    open_files: int = limit(
+        64,
+        least=8,
+        most=1_024,
+        unit="descriptors",
+        doc="Open descriptors. The guest gets `OSError(EMFILE)`.",
+    )
 
-    def within(self, ceiling: Limits) -> Limits:
-        """Return these limits if none is above `ceiling`'s.
 
-        Raises:
-            ValueError: a limit is not positive or above the ceiling; the message names it and both values.
-        """
-        for field in fields(self):
-            asked, most = getattr(self, field.name), getattr(ceiling, field.name)
-            if asked <= 0:
-                raise ValueError(f"{field.name} must be more than 0, not {asked}")
-            if asked > most:
-                raise ValueError(f"{field.name} may be at most {most}, not {asked}")
-        return self
+@dataclass(frozen=True, slots=True)
+class PoolLimits:
+    """Limits of a pool of sessions."""
+
+    sessions: int = limit(
+        256,
+        least=1,
+        most=4_096,
+        unit="sessions",
+        doc="Sessions that are live at once. Others hibernate; where they cannot, no more are started.",
+    )
+    worker_bytes: int = limit(
+        8192 * MIB,
+        least=256 * MIB,
+        most=1 << 40,
+        unit="bytes",
+        doc="Memory of one worker process. One that holds more is killed, and its sessions go on in another.",
+    )
+    rest_seconds: float = limit(
+        300.0,
+        least=0.001,
+        most=math.inf,
+        unit="seconds",
+        doc="A session that rests so long hibernates; its next turn wakes it.",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from typing import Any
 
 import pytest
 
+from rlm_server.broker.providers.registry import with_keys
 from rlm_server.broker.providers.scripted import Script, ScriptedProvider
+from rlm_server.config.described import PREFIX
 from rlm_server.config.settings import Settings
+from rlm_server.config.sources import FILE_VARIABLE, OTHER_VARIABLES
 from rlm_server.ledger import Limit
 from rlm_server.server import Running, image_specs, serving
 from sandbox.vm.image import Loaded, prepare
@@ -32,15 +36,9 @@ def images() -> Iterator[Loaded]:
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No setting and no provider's key comes from outside the tests."""
-    for name in (
-        "ANTHROPIC_API_KEY",
-        "OPENAI_API_KEY",
-        "RLM_CONFIG",
-        "RLM_LISTEN",
-        "RLM_DATA_DIR",
-        "RLM_MODELS",
-        "RLM_DATABASE_URL",
-    ):
+    others = OTHER_VARIABLES.keys() - {FILE_VARIABLE}
+    settings = [name for name in os.environ if name.upper().startswith(PREFIX) and name not in others]
+    for name in (*settings, *(spec.key_variable for spec in with_keys())):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from rlm_server.broker.broker import Broker
+from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Price, Prices, Rates
 from rlm_server.broker.provider import Message, ModelRequest
 from rlm_server.broker.providers.anthropic import AnthropicProvider
@@ -34,9 +35,7 @@ async def broker_at(
         ledger,
         routes,
         Prices.load(),
-        provider_calls=provider_calls,
-        run_calls=64,
-        attempt_seconds=attempt_seconds,
+        limits=CallLimits(provider_calls=provider_calls, call_seconds=attempt_seconds),
     )
     try:
         yield broker

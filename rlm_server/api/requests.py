@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import replace
 
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import types_pb2
@@ -15,15 +14,12 @@ from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import UNITS, Limit
-from sandbox.limits import Limits
 
 MAX_REQUEST_ID = 128
 MAX_TOKEN = 2_000
 MAX_SECONDS = 253_402_300_799
 """Since 1970: the last of the year 9999, where the protocol's times end."""
 MAX_AMOUNT = 1 << 60
-LEAST = {"memory_bytes": 64 << 20}
-"""With less, the interpreter itself has no room."""
 
 
 def request_id(value: str, field: str = "request_id") -> str | None:
@@ -94,20 +90,6 @@ def budget(value: types_pb2.Budget) -> Limit:
         if amount is not None and not 0 < amount <= MAX_AMOUNT:
             raise InvalidField(f"budget.{unit}", f"must be from 1 to {MAX_AMOUNT}, not {amount}")
     return Limit(**amounts)
-
-
-def sandbox_limits(field: str, value: types_pb2.SandboxLimits, ceiling: Limits) -> Limits:
-    """Return the sandbox's limits: the tenant's, lowered where the request says so."""
-    lowered: dict[str, int | float] = {}
-    for name in value.DESCRIPTOR.fields_by_name:
-        own, a_second = ("turn_seconds", 1000) if name == "turn_milliseconds" else (name, 1)
-        least, most = LEAST.get(name, 1), int(getattr(ceiling, own) * a_second)
-        asked = getattr(value, name)
-        if asked != 0 and not least <= asked <= most:
-            raise InvalidField(f"{field}.{name}", f"must be from {least} to {most}, or 0 for that, not {asked}")
-        if asked:
-            lowered[own] = asked / a_second if a_second > 1 else asked
-    return replace(ceiling, **lowered)  # type: ignore[arg-type]
 
 
 def check_offered(routes: Routes, field: str, model: str) -> None:

@@ -11,6 +11,7 @@ from rlm.v1 import run_pb2, run_pb2_grpc
 from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.api.limits import lowered
 from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
@@ -58,18 +59,11 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         return run_pb2.CreateRunResponse(run=await self._message(await self._supervisor.create(new)))
 
     def _limits(self, asked: run_pb2.RunLimits) -> RunLimits:
-        ceiling = self._defaults.limits
-        for field in ("max_turns", "max_depth", "wall_seconds"):
-            value, most = getattr(asked, field), getattr(ceiling, field)
-            if value < 0 or value > most:
-                raise InvalidField(f"limits.{field}", f"must be from 0 to {most:g}, not {value}")
-        return replace(
-            ceiling,
-            max_turns=asked.max_turns or ceiling.max_turns,
-            max_depth=asked.max_depth if asked.HasField("max_depth") else min(2, ceiling.max_depth),
-            wall_seconds=asked.wall_seconds or ceiling.wall_seconds,
-            sandbox=requests.sandbox_limits("limits.sandbox", asked.sandbox, self._defaults.sandbox(tenant())),
-        )
+        ceiling = self._defaults.limits_of(tenant())
+        limits = lowered("limits", asked, ceiling)
+        if not asked.HasField("max_depth"):
+            limits = replace(limits, max_depth=min(self._defaults.depth, ceiling.max_depth))
+        return replace(limits, sandbox=lowered("limits.sandbox", asked.sandbox, ceiling.sandbox))
 
     async def GetRun(self, request: run_pb2.GetRunRequest, context: Any) -> run_pb2.GetRunResponse:
         """Return a run with its tree."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from rlm.v1 import session_pb2, session_pb2_grpc
@@ -11,6 +12,7 @@ from rlm.v1 import session_pb2, session_pb2_grpc
 from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import NotFound
+from rlm_server.api.limits import lowered
 from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
@@ -40,6 +42,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         requests.check_offered(self._routes, "sub_model", sub_model)
         budget = requests.budget(request.budget) if request.HasField("budget") else self._defaults.budget
         check_affordable(tenant(), budget, (await self._ledger.balance(tenant())).left)
+        ceiling = self._defaults.limits_of(tenant())
         new = NewSession(
             tenant(),
             requests.request_id(request.request_id),
@@ -47,7 +50,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             await requests.context(self._contexts, tenant(), request.context_id),
             sub_model,
             budget,
-            requests.sandbox_limits("limits", request.limits, self._defaults.sandbox(tenant())),
+            replace(ceiling, sandbox=lowered("limits", request.limits, ceiling.sandbox)),
         )
         return session_pb2.CreateSessionResponse(session=await self._message(await self._sessions.create(new)))
 

@@ -72,6 +72,7 @@ class Attempt:
             raise
 
     async def _reserve_and_send(self) -> tuple[ModelReply, Amounts]:
+        await self._prepare()
         # The provider's slot comes first: thousands that queue for it have nothing to do with the ledger, and one
         # commit is enough to reserve and dispatch. But where other holds of the tenant are in the way, it waits for the
         # money without the slot: with it, it would keep calls that have theirs from a provider that stands idle.
@@ -82,6 +83,14 @@ class Attempt:
                 raise
         await self._reserve(self.deadline)
         return await self._send_after(self._dispatch)
+
+    async def _prepare(self) -> None:
+        """Have the provider ready before anything is held: what cannot leave yet is not to be paid for."""
+        try:
+            async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
+                await self.route.prepare()
+        except TimeoutError:
+            raise DeadlinePassed("the deadline passed before the request was sent", billed=False) from None
 
     async def _send_after(self, dispatch: Callable[[], Awaitable[None]]) -> tuple[ModelReply, Amounts]:
         async with self._slot(self.provider_gate):

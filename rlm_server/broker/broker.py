@@ -16,6 +16,7 @@ from rlm_server.broker.attempt import Attempt
 from rlm_server.broker.breaker import BreakerConfig, Breakers, RouteUnavailable, State
 from rlm_server.broker.concurrency import Gate, Load
 from rlm_server.broker.counters import Counters
+from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.routes import Routes
@@ -89,7 +90,7 @@ class Broker:
     of a run go on at once, their pauses and waits included. Before each attempt it waits for the provider:
     `provider_calls` are in flight to it, and tenants share them by their weights. Then it waits for the ledger, which
     tenants share in the same way. `policies` are those of tenants that have their own. An attempt may take
-    `attempt_seconds` once it is sent.
+    `call_seconds` once it is sent. The numbers are those of `limits`.
     """
 
     def __init__(
@@ -98,10 +99,7 @@ class Broker:
         routes: Routes,
         prices: Prices,
         *,
-        provider_calls: int = 64,
-        tenant_calls: int = 256,
-        run_calls: int = 64,
-        attempt_seconds: float = 180.0,
+        limits: CallLimits | None = None,
         backoff: Backoff | None = None,
         breaker: BreakerConfig | None = None,
         policies: Mapping[str, Policy] | None = None,
@@ -110,14 +108,15 @@ class Broker:
         self._routes = routes
         self._prices = prices
         self._backoff = backoff or Backoff()
-        self._attempt_seconds = attempt_seconds
+        limits = limits or CallLimits()
+        self._attempt_seconds = limits.call_seconds
         self._policies = dict(policies or {})
         self._breakers = Breakers(breaker or BreakerConfig())
-        self._tenant_gate = Gate(tenant_calls=tenant_calls, run_calls=run_calls)
+        self._tenant_gate = Gate(tenant_calls=limits.tenant_calls, run_calls=limits.run_calls)
         weights = {tenant: policy.weight for tenant, policy in self._policies.items()}
         names = {routes.route(model).provider_name for model in routes.models}
         self._ledger_gate = Gate(calls=LEDGER_WRITES, weights=weights)
-        self._provider_gates = {name: Gate(calls=provider_calls, weights=weights) for name in sorted(names)}
+        self._provider_gates = {name: Gate(calls=limits.provider_calls, weights=weights) for name in sorted(names)}
         self.counters = Counters()
 
     @property

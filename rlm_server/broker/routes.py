@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rlm_server.broker.prices.table import Price
 from rlm_server.broker.provider import Provider
+from rlm_server.broker.providers.lazy import LazyProvider
 
 
 class UnknownModel(LookupError):
@@ -32,6 +33,15 @@ class Route:
     price: Price
     context_window: int | None = None
     fallbacks: tuple[str, ...] = ()
+
+    async def prepare(self) -> None:
+        """Have the provider ready to be asked, which takes seconds the first time. Nothing is sent.
+
+        Raises:
+            ProviderError: it cannot be made ready (INTERNAL).
+        """
+        if isinstance(self.provider, LazyProvider):
+            await self.provider.ready()
 
 
 class Routes:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+from rlm_server.broker.limits import MAX_OUTPUT_TOKENS
 from rlm_server.broker.prices.table import Price
 from rlm_server.broker.provider import Failure, ModelRequest, ProviderError
 from rlm_server.ledger import Amounts
-
-MAX_OUTPUT_TOKENS = 1_000_000
-"""No request may ask for more output than this. It is more than any model gives, and keeps every bound an int64."""
 
 FRAMING_TOKENS = 256
 """Allowed for what a provider or a chat template puts around a conversation."""

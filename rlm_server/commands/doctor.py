@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from rlm_server.broker.prices.table import table_hashes
+from rlm_server.broker.providers.registry import COMPATIBLE, with_keys
 from rlm_server.broker.providers.scripted_models import SCRIPTS
-from rlm_server.config.model_catalog import build_models
+from rlm_server.config.model_catalog import Models, build_models
 from rlm_server.config.price_list import PriceList, age
 from rlm_server.config.settings import Settings
 from rlm_server.server import image_specs
@@ -46,8 +48,20 @@ def examine(settings: Settings, progress: Progress) -> Iterator[Finding]:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     yield Finding("data directory", os.access(settings.data_dir, os.W_OK), str(settings.data_dir))
     models = build_models(settings, SCRIPTS)
+    yield _providers(settings, models)
     yield Finding("models", True, f"{len(models.routes.models)}; {models.model} (root), {models.sub_model} (sub-calls)")
     yield _prices(settings)
+
+
+def _providers(settings: Settings, models: Models) -> Finding:
+    """Say which providers have a key, which is not tried, and how many models each has on offer."""
+    of_provider = Counter(models.routes.route(model).provider_name for model in models.routes.models)
+    keys = {spec: bool(settings.api_key(spec)) for spec in with_keys()}
+    described = [
+        f"{spec.name}: {of_provider[spec.name]} models" if has_key else f"{spec.name}: no {spec.key_variable}"
+        for spec, has_key in keys.items()
+    ]
+    return Finding("providers", True, f"{'; '.join(described)}; {COMPATIBLE.name}: {len(settings.models)} models")
 
 
 def _prices(settings: Settings) -> Finding:
@@ -67,8 +81,9 @@ def _memory(settings: Settings) -> Finding:
     else:
         how = "writes cannot be watched (Linux 6.7 and userfaultfd): each turn of a large session copies all its pages"
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    enough = files > 2 * settings.sessions + 256
-    return Finding("sessions", enough, f"{settings.sessions} live at once, of {files} descriptors; {how}")
+    sessions = settings.pool_limits.sessions
+    enough = files > 2 * sessions + 256
+    return Finding("sessions", enough, f"{sessions} live at once, of {files} descriptors; {how}")
 
 
 async def _jail(loaded: Loaded) -> Finding:

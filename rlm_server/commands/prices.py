@@ -16,10 +16,11 @@ import click
 from pydantic import ValidationError
 
 from rlm_server.broker.prices.table import Listed, NoPrice, Price, Prices, Rates, table_hashes
+from rlm_server.broker.providers.registry import COMPATIBLE, PROVIDERS, with_keys
 from rlm_server.broker.providers.scripted_models import SCRIPTS
 from rlm_server.config.price_list import PriceList, age
 from rlm_server.config.settings import ConfigError, Settings
-from rlm_server.config.stated_prices import COMPATIBLE, PROVIDERS, Key, StatedPrice, StatedPrices
+from rlm_server.config.stated_prices import Key, StatedPrice, StatedPrices
 from rlm_server.ledger.amounts import usd
 
 # The SDKs, which take seconds to import, are for `check` alone: it asks what the server would offer.
@@ -83,24 +84,32 @@ def check(strict: bool, data_dir: Path | None) -> None:
     sys.exit(0 if holds else 1)
 
 
-@prices.command(name="set")
+def _providers() -> str:
+    own = ", ".join(spec.name for spec in with_keys())
+    return f"PROVIDER is one of {own}, or {COMPATIBLE.name} for a model of the configuration's."
+
+
+def _cache_write() -> str:
+    told = "For input written to the cache; else as --input"
+    for percent in sorted({spec.prices.cache_write_percent for spec in PROVIDERS.values()} - {100}):
+        takers = [spec.name for spec in PROVIDERS.values() if spec.prices.cache_write_percent == percent]
+        told += f", and {percent} % of it at {', '.join(takers)}"
+    return f"{told}."
+
+
+@prices.command(name="set", epilog=_providers())
 @click.argument("name", metavar="PROVIDER/MODEL")
 @click.option("--input", "paid_input", required=True, metavar="USD", help="For 1,000,000 tokens of input, 0 included.")
 @click.option("--output", "paid_output", required=True, metavar="USD", help="For 1,000,000 tokens of output.")
 @click.option("--cache-read", metavar="USD", help="For input read from the cache; else as --input.")
-@click.option(
-    "--cache-write",
-    metavar="USD",
-    help="For input written to the cache; else as --input, and a quarter more at Anthropic and OpenAI.",
-)
+@click.option("--cache-write", metavar="USD", help=_cache_write())
 @_data_dir
 def set_(
     name: str, paid_input: str, paid_output: str, cache_read: str | None, cache_write: str | None, data_dir: Path | None
 ) -> None:
     """State what a model costs; it goes before the pinned price, and makes a new model one that is offered.
 
-    PROVIDER is anthropic, openai, or compatible for a model of the configuration's. One rate is for every length of
-    input: where a model has tiers, state the dearest.
+    One rate is for every length of input: where a model has tiers, state the dearest.
     """
     key = _key(name)
     price = _stated_price(input=paid_input, output=paid_output, cache_read=cache_read, cache_write=cache_write)
@@ -267,7 +276,7 @@ def _rates_told(rates: Rates) -> str:
 def _notes(key: Key, settings: Settings) -> Iterator[str]:
     """What else whoever states a price for a model must know."""
     pinned = Prices.load()
-    if key.provider == COMPATIBLE:
+    if key.provider == COMPATIBLE.name:
         if key.model not in settings.models:
             yield f"the configuration has no models.{key.model} yet, which this is for"
         return
@@ -311,7 +320,7 @@ def _stated(listed: PriceList, settings: Settings) -> Iterator[Finding]:
     for key in listed.overruled:
         yield Finding(None, f"stated: {key} to no effect, as the configuration's own price goes before it")
     for key in sorted(listed.kept):
-        if key.provider == COMPATIBLE and key.model not in settings.models:
+        if key.provider == COMPATIBLE.name and key.model not in settings.models:
             yield Finding(None, f"stated: {key} to no effect, as the configuration has no models.{key.model}")
 
 

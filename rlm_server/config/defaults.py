@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 
 from rlm_server.ledger import Limit
 from rlm_server.repl.limits import RunLimits
-from sandbox.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
     """The server's defaults. `limits` are ceilings as well; the first of `images` is the default one.
 
-    `tenants` are the limits of sandboxes of those that have their own.
+    `tenants` are the limits of those that have their own. `depth` is a run's where its request says nothing of it.
     """
 
     model: str
     sub_model: str
     budget: Limit
     limits: RunLimits
+    depth: int
     images: tuple[str, ...]
-    tenants: Mapping[str, Limits] = field(default_factory=dict)
+    tenants: Mapping[str, RunLimits] = field(default_factory=dict)
 
-    def sandbox(self, tenant: str) -> Limits:
-        """Return what a tenant's sandboxes may use at most."""
-        return self.tenants.get(tenant, self.limits.sandbox)
+    def limits_of(self, tenant: str) -> RunLimits:
+        """Return what a tenant's runs and sessions may use at most."""
+        return self.tenants.get(tenant, self.limits)

@@ -6,21 +6,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from rlm_server.broker.prices.table import Prices
+from rlm_server.broker.provider import Provider
 from rlm_server.broker.providers import scripted
-from rlm_server.broker.providers.anthropic import AnthropicProvider
-from rlm_server.broker.providers.openai import OpenAIProvider
+from rlm_server.broker.providers.registry import COMPATIBLE, with_keys
 from rlm_server.broker.providers.scripted import Script, ScriptedProvider
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.config.price_list import SCRIPTED_PRICE, PriceList
 from rlm_server.config.settings import CompatibleModel, ConfigError, Settings, TenantSettings
-from rlm_server.config.stated_prices import COMPATIBLE
 from rlm_server.tenants.policy import Policy
-
-PREFERRED = (
-    ("anthropic", "claude-sonnet-5-5", "claude-haiku-5-5"),
-    ("openai", "gpt-6-sol", "gpt-6-luna"),
-)
-"""Root and sub-model where the configuration names none, by the first provider there is a key for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +37,9 @@ def build_models(settings: Settings, scripts: Mapping[str, Script]) -> Models:
     prices = PriceList.of(settings, scripts).prices
     _check_priced(settings.models, prices)
     routes: dict[str, Route] = {}
-    if key := settings.anthropic_api_key.get_secret_value():
-        routes |= _priced("anthropic", AnthropicProvider(api_key=key), prices)
-    if key := settings.openai_api_key.get_secret_value():
-        routes |= _priced("openai", OpenAIProvider(api_key=key), prices)
+    for spec in with_keys():
+        if key := settings.api_key(spec):
+            routes = _priced(spec.name, spec.provider(key), prices) | routes
     routes |= _compatible(settings.models, prices)
     played = ScriptedProvider(scripts)
     for name in scripts:
@@ -59,7 +51,8 @@ def build_models(settings: Settings, scripts: Mapping[str, Script]) -> Models:
 def _with_defaults(routes: Routes, prices: Prices, settings: Settings, last: str) -> Models:
     model, sub_model = settings.model, settings.sub_model
     if not model:
-        named = [(root, sub) for _, root, sub in PREFERRED if root in routes.models]
+        own = [spec for spec in with_keys() if settings.api_key(spec)]
+        named = [(spec.root_model, spec.sub_model) for spec in own if spec.root_model in routes.models]
         listed = [(name, name) for name in settings.models]
         model, preferred_sub = (named + listed + [(last, last)])[0]
         sub_model = sub_model or preferred_sub
@@ -72,13 +65,13 @@ def _with_defaults(routes: Routes, prices: Prices, settings: Settings, last: str
 def _compatible(models: Mapping[str, CompatibleModel], prices: Prices) -> dict[str, Route]:
     """The routes to compatible endpoints. One endpoint with one key is one provider, named by its first model."""
     routes: dict[str, Route] = {}
-    providers: dict[tuple[str, str], tuple[str, OpenAIProvider]] = {}
+    providers: dict[tuple[str, str], tuple[str, Provider]] = {}
     for name, m in models.items():
         url, key = m.base_url, m.api_key.get_secret_value()
         if (url, key) not in providers:
-            providers[url, key] = f"compatible:{name}", OpenAIProvider(api_key=key, base_url=url)
+            providers[url, key] = f"{COMPATIBLE.name}:{name}", COMPATIBLE.provider(key, url)
         provider_name, provider = providers[url, key]
-        price = prices.price(COMPATIBLE, name)
+        price = prices.price(COMPATIBLE.name, name)
         routes[name] = Route(provider_name, provider, m.upstream or name, price, m.context_window)
     return routes
 
@@ -113,15 +106,15 @@ def _check_offered(field: str, model: str, models: Collection[str]) -> None:
 
 
 def _check_priced(models: Collection[str], prices: Prices) -> None:
-    if unpriced := sorted(set(models) - set(prices.models(COMPATIBLE))):
+    if unpriced := sorted(set(models) - set(prices.models(COMPATIBLE.name))):
         raise ConfigError(
             f"no price is stated for {', '.join(f'models.{name}' for name in unpriced)}: give input_usd_per_million "
             "and output_usd_per_million there, 0 where it costs nothing, or run "
-            f"rlm-server prices set {COMPATIBLE}/{unpriced[0]} --input USD --output USD"
+            f"rlm-server prices set {COMPATIBLE.name}/{unpriced[0]} --input USD --output USD"
         )
 
 
-def _priced(provider_name: str, provider: AnthropicProvider | OpenAIProvider, prices: Prices) -> dict[str, Route]:
+def _priced(provider_name: str, provider: Provider, prices: Prices) -> dict[str, Route]:
     routes = {}
     for name in prices.models(provider_name):
         price, window = prices.price(provider_name, name), prices.context_window(provider_name, name)

@@ -14,8 +14,9 @@ from enum import StrEnum
 
 from rlm_server.broker.prices.table import Listed, Price, Prices, PricesConflict, Rates
 from rlm_server.broker.providers import scripted
+from rlm_server.broker.providers.registry import COMPATIBLE
 from rlm_server.config.settings import CompatibleModel, ConfigError, Settings, nano
-from rlm_server.config.stated_prices import COMPATIBLE, Key, StatedPrice, StatedPrices
+from rlm_server.config.stated_prices import Key, StatedPrice, StatedPrices
 
 SCRIPTED_PRICE = Price(Rates(nano(Decimal(1)), nano(Decimal(5))))
 """Simulated: $1 for a million tokens of input, $5 of output, so that budgets can be seen at work."""
@@ -53,7 +54,7 @@ class PriceList:
         file = StatedPrices(settings.data_dir)
         if kept is None:
             kept = file.read()
-        said = {Key(COMPATIBLE, name): price for name, m in settings.models.items() if (price := _stated(m))}
+        said = {Key(COMPATIBLE.name, name): price for name, m in settings.models.items() if (price := _stated(m))}
         stated: dict[tuple[str, str], Price] = {key: p.price(key.provider) for key, p in {**kept, **said}.items()}
         stated |= {(scripted.NAME, name): SCRIPTED_PRICE for name in scripts}
         try:

@@ -1,35 +1,50 @@
 """What an operator can set: environment variables `RLM_…` and one TOML file, checked at start.
 
 Without any of it the server runs with its embedded defaults: loopback, a data directory, SQLite, a development tenant.
+`docs/settings.md` lists all of it, and is made from what is here (see `page`).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import tomllib
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
-    EnvSettingsSource,
     InitSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
 
+from rlm_server.broker.limits import CallLimits
+from rlm_server.broker.providers.registry import ProviderSpec
+from rlm_server.config import sources
+from rlm_server.config.declared import (
+    DefaultWords,
+    Unit,
+    extended,
+    key_fields,
+    limit_fields,
+    overlaid,
+    own_limit_fields,
+)
+from rlm_server.config.described import DELIMITER, PREFIX
 from rlm_server.ledger.amounts import NANO
-from sandbox.limits import Limits
+from rlm_server.repl.limits import RunLimits
+from sandbox.limits import Limits, PoolLimits
 
-Usd = Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=16, decimal_places=9)]
+Usd = Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=16, decimal_places=9), Unit("US dollars")]
 
-UsdPerMillion = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9)]
-"""A rate: US dollars for 1,000,000 tokens."""
+UsdPerMillion = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9), Unit("US dollars for 1,000,000 tokens")]
+
+Seconds = Annotated[float, Field(gt=0), Unit("seconds")]
+
+Bytes = Annotated[int, Field(ge=0), Unit("bytes")]
 
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 
@@ -43,22 +58,34 @@ def data_dir() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "rlm-server"
 
 
-class CompatibleModel(BaseModel, extra="forbid"):
-    """A model at an OpenAI-compatible endpoint, with the price the operator states for it (0 included).
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", defer_build=True)  # most of them are parts, and never built alone
 
-    The price may be left out here where `rlm-server prices set` has stated one. Where a cache rate is left out, input
-    read from the endpoint's cache, or written to it, costs as other input does.
+
+class CompatibleModel(_Strict):
+    """Models at OpenAI-compatible endpoints.
+
+    One table for each, by the name that callers use. The price may be left out here where `rlm-server prices set` has
+    stated one. Where a cache rate is left out, input read from the endpoint's cache, or written to it, costs as other
+    input does.
     """
 
     base_url: str
+    """The endpoint, without `/chat/completions`."""
     upstream: str = ""
     """The name the endpoint knows the model by; the name callers use where empty."""
     api_key: SecretStr = SecretStr("")
+    """The endpoint's key, where it wants one."""
     input_usd_per_million: UsdPerMillion | None = None
+    """What input costs, 0 included."""
     output_usd_per_million: UsdPerMillion | None = None
+    """What output costs, 0 included."""
     cache_read_usd_per_million: UsdPerMillion | None = None
+    """What input costs that is read from the endpoint's cache."""
     cache_write_usd_per_million: UsdPerMillion | None = None
-    context_window: int | None = Field(default=None, gt=0)
+    """What input costs that is written to the endpoint's cache."""
+    context_window: Annotated[int, Field(gt=0), Unit("tokens")] | None = None
+    """The most input that the model takes."""
 
     @model_validator(mode="after")
     def _has_a_whole_price_or_none(self) -> Self:
@@ -69,141 +96,51 @@ class CompatibleModel(BaseModel, extra="forbid"):
         return self
 
 
-class SandboxLimits(BaseModel, extra="forbid"):
-    """Limits of sandboxes; the units are those of `sandbox.limits.Limits`."""
+@extended(limit_fields(Limits))
+class SandboxLimits(_Strict):
+    """Sandboxes.
 
-    memory_bytes: int = Field(default=512 << 20, ge=128 << 20, le=4 << 30)
-    turn_seconds: float = Field(default=60, gt=0, le=3600)
-    output_bytes: int = Field(default=64 << 10, ge=1024, le=16 << 20)
-    frame_bytes: int = Field(default=32 << 20, ge=1024, le=256 << 20)
-    door_bytes: int = Field(default=256 << 20, ge=1024, le=4 << 30)
-    door_calls: int = Field(default=10_000, ge=1, le=1_000_000)
-    door_waiting: int = Field(default=1_000, ge=1, le=10_000)
-    file_bytes: int = Field(default=64 << 20, ge=0, le=1 << 30)
-    files: int = Field(default=1_000, ge=1, le=100_000)
-    open_files: int = Field(default=64, ge=8, le=1_024)
-
-    def limits(self, beside: SandboxLimits | None = None) -> Limits:
-        """Return the limits; what is not set here is as in `beside`."""
-        own = self.model_dump(include=set(SandboxLimits.model_fields), exclude_unset=beside is not None)
-        return Limits(**(beside.model_dump() if beside else {}) | own)
+    What one session's sandbox may use at most. A request may lower what the protocol names, and raise none of it.
+    """
 
 
-class TenantSettings(SandboxLimits):
-    """What is another for one tenant."""
+@extended(own_limit_fields(RunLimits, "the server's"), own_limit_fields(Limits, "the `sandbox`'s"))
+class TenantSettings(_Strict):
+    """One tenant's settings.
 
-    context_bytes: int | None = Field(default=None, ge=0)
-    """As in `Settings`."""
-    weight: float = Field(default=1, ge=0.01, le=100)
+    What is another for one tenant: a table for each, by its name. What one does not say is as for all.
+    """
+
+    weight: Annotated[float, Field(ge=0.01, le=100), Unit("shares")] = 1
     """Its share of a provider's calls in flight, where others wait for that provider too."""
     fallbacks: bool | list[str] = False
-    """Which of the models that `Settings.fallbacks` names may answer its calls: all, none, or these."""
+    """Which of the models that `fallbacks` names may answer its calls: all, none, or these."""
+    context_bytes: Annotated[Bytes | None, DefaultWords("the server's")] = None
+    """Its contexts together."""
 
 
-class _Environment(EnvSettingsSource):
-    """Reads fractions as decimals, as the file's are: some of them are money, and a float holds few amounts exactly."""
+class ServingSettings(_Strict):
+    """Serving."""
 
-    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ARG002
-        return json.loads(value, parse_float=Decimal)
-
-
-class Settings(BaseSettings):
-    """The server's settings. Money is in US dollars, times in seconds."""
-
-    model_config = SettingsConfigDict(
-        env_prefix="RLM_", extra="forbid", env_nested_delimiter="__", hide_input_in_errors=True
+    data_dir: Annotated[Path, DefaultWords("`$XDG_DATA_HOME/rlm-server`, else `~/.local/share/rlm-server`")] = Field(
+        default_factory=data_dir
     )
-
-    data_dir: Path = Field(default_factory=data_dir)
+    """Where the server keeps what it keeps: database, contexts, hibernating sessions, stated prices, the key."""
     listen: str = "127.0.0.1:7400"
+    """The address to serve on: host:port. Port 0 takes a free one."""
     metrics_listen: str = ""
     """Where metrics are served over HTTP, to anyone who asks there: host:port, or a port of loopback; nowhere where
     empty."""
     database_url: SecretStr = SecretStr("")
     """A Postgres database (`postgresql://…`) that keeps accounts, runs and contexts' metadata, for this server alone. A
     SQLite file in the data directory does where this is empty."""
-
-    anthropic_api_key: SecretStr = SecretStr("")
-    openai_api_key: SecretStr = SecretStr("")
-    models: dict[str, CompatibleModel] = Field(default_factory=dict)
-    """Models at OpenAI-compatible endpoints, by the names callers use."""
-    model: str = ""
-    """The root model where a run names none; by default the best there is a key for, else the scripted one."""
-    sub_model: str = ""
-
-    hour_budget_usd: Usd | None = None
-    day_budget_usd: Usd | None = None
-    month_budget_usd: Usd | None = None
-    """What the development tenant may spend in every hour, day and month of UTC."""
-    tenant_budget_usd: Usd = Decimal(100)
-    """What the development tenant may spend in all."""
-    run_budget_usd: Usd = Decimal(1)
-    """What a run may spend that names no budget."""
-
-    sessions: int = Field(default=256, ge=1, le=4096)
-    runs: int = Field(default=64, ge=1, le=1024)
-    max_turns: int = Field(default=30, ge=1, le=1000)
-    max_depth: int = Field(default=4, ge=0, le=16)
-    wall_seconds: float = Field(default=3600, gt=0, le=7 * 86400)
-    call_seconds: float = Field(default=180, gt=0, le=3600)
-    """One attempt at a model call."""
-    provider_calls: int = Field(default=64, ge=1, le=10_000)
-    """Calls in flight to one provider, with one key."""
-    tenant_calls: int = Field(default=256, ge=1, le=10_000)
-    """Calls of one tenant that are under way, or wait for money or a provider; its others wait for these."""
-    run_calls: int = Field(default=64, ge=1, le=10_000)
-    """The same of one run."""
-    fallbacks: dict[str, list[str]] = Field(default_factory=dict)
-    """Models that may answer in place of one that stays busy or cannot be reached, in order; see `TenantSettings`."""
-    images: dict[str, list[ModuleName]] = Field(default_factory=dict)
-    """Golden images beside `core` and `data`: a name, and the modules that are imported."""
-    sandbox: SandboxLimits = Field(default_factory=SandboxLimits)
-    """What a sandbox may use at most; a request may lower it."""
-    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
-    """Tenants with other limits, by name; what one does not say is as in `sandbox` and `context_bytes`."""
-    rest_seconds: float = Field(default=300, gt=0)
-    """A session that rests so long hibernates; its next turn wakes it."""
-    session_idle_seconds: float = Field(default=86_400, gt=0)
-    """A session without a turn for so long is ended."""
-    session_seconds: float = Field(default=7 * 86_400, gt=0)
-    """A session that exists for so long is ended."""
-    tenant_sessions: int = Field(default=10_000, ge=1)
-    """Sessions of one tenant, those that hibernate included."""
-    worker_bytes: int = Field(default=8 << 30, ge=256 << 20)
-    """Memory of one worker process; one that holds more is killed, and its sessions go on in another."""
-    context_bytes: int = Field(default=100 << 30, ge=0)
-    """Contexts of one tenant together, in bytes of UTF-8; where a text has wider characters, up to four times as much
-    is stored."""
-    max_context_bytes: int = Field(default=64 << 30, ge=1, le=1 << 40)
-    """One context, in bytes of UTF-8."""
-    context_retention_days: float = Field(default=0, ge=0)
-    """A context that nobody has used for so long, nor holds, is removed; 0 keeps all for ever."""
-    context_store: str = ""
-    """URL of an object store that keeps the contexts (`s3://bucket/prefix`); the data directory keeps them where empty.
-    No other server may have the same."""
-    context_cache_bytes: int = Field(default=100 << 30, ge=0)
-    """Contexts kept in the data directory beside `context_store`; those in use may be more."""
-    upload_idle_seconds: float = Field(default=300, gt=0)
-    """An upload's stream of which nothing comes for so long is ended."""
-    upload_rest_seconds: float = Field(default=86_400, gt=0)
-    """An upload that broke off can be gone on with for so long."""
-    unconfined: bool = False
-    """Serve several tenants even where worker processes cannot be confined."""
-    grace_seconds: float = Field(default=10, ge=0)
+    grace_seconds: Annotated[float, Field(ge=0), Unit("seconds")] = 10
     """What calls in flight get to finish when the server stops."""
 
-    def context_quota(self, tenant: str) -> int:
-        """Return how many bytes a tenant's contexts may have together."""
-        own = self.tenants[tenant].context_bytes if tenant in self.tenants else None
-        return self.context_bytes if own is None else own
-
-    @field_validator("images")
-    @classmethod
-    def _are_others(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
-        for name in value:
-            if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name) or name in ("core", "data"):
-                raise ValueError(f"{name[:50]!r} cannot name an image: letters, digits and -; core and data exist")
-        return value
+    @property
+    def database(self) -> str | Path:
+        """Where the database is: a URL, or a file in the data directory."""
+        return self.database_url.get_secret_value() or self.data_dir / "rlm.sqlite"
 
     @field_validator("database_url")
     @classmethod
@@ -211,11 +148,6 @@ class Settings(BaseSettings):
         if value.get_secret_value() and not value.get_secret_value().startswith(("postgresql://", "postgres://")):
             raise ValueError("must be a URL postgresql://…, or empty for SQLite")
         return value
-
-    @property
-    def database(self) -> str | Path:
-        """Where the database is: a URL, or a file in the data directory."""
-        return self.database_url.get_secret_value() or self.data_dir / "rlm.sqlite"
 
     @field_validator("metrics_listen")
     @classmethod
@@ -230,6 +162,156 @@ class Settings(BaseSettings):
             raise ValueError("must be host:port")
         return value
 
+
+@extended(key_fields(), limit_fields(CallLimits))
+class ModelSettings(_Strict):
+    """Models and calls.
+
+    `models` lists models at OpenAI-compatible endpoints. The root model writes a run's code, its sub-model answers
+    `llm_query`.
+    """
+
+    model: str = ""
+    """The root model where a run names none; by default the best there is a key for, else the scripted one."""
+    sub_model: str = ""
+    """The sub-model where a run or session names none."""
+    models: dict[str, CompatibleModel] = Field(default_factory=dict)
+    """Models at OpenAI-compatible endpoints, by the names callers use."""
+    fallbacks: dict[str, list[str]] = Field(default_factory=dict)
+    """Models that may answer in place of one that stays busy or cannot be reached, in order, where a tenant allows
+    it."""
+
+    @property
+    def call_limits(self) -> CallLimits:
+        """The limits of model calls."""
+        return overlaid(CallLimits(), self)
+
+    def api_key(self, provider: ProviderSpec) -> str:
+        """Return the key of a provider; empty where there is none."""
+        key: SecretStr = getattr(self, provider.key_setting)
+        return key.get_secret_value()
+
+
+class BudgetSettings(_Strict):
+    """Budgets."""
+
+    hour_budget_usd: Usd | None = None
+    """What the development tenant may spend in every hour of UTC."""
+    day_budget_usd: Usd | None = None
+    """What the development tenant may spend in every day of UTC."""
+    month_budget_usd: Usd | None = None
+    """What the development tenant may spend in every month of UTC."""
+    tenant_budget_usd: Usd = Decimal(100)
+    """What the development tenant may spend in all."""
+    run_budget_usd: Usd = Decimal(1)
+    """What a run or session may spend that names no budget."""
+
+
+@extended(limit_fields(RunLimits))
+class RunSettings(_Strict):
+    """Runs.
+
+    A request may lower what the protocol names, and raise none of it. Sessions have `wall_seconds`, `batch` and
+    `sub_tokens`.
+    """
+
+    runs: Annotated[int, Field(ge=1, le=1024), Unit("runs")] = 64
+    """Runs that go on at once, of all tenants together."""
+    default_depth: Annotated[int, Field(ge=0, le=16), Unit("levels")] = 2
+    """Levels of child RLMs of a run whose request names no `max_depth`; where `max_depth` is less, that."""
+
+
+@extended(limit_fields(PoolLimits))
+class SessionSettings(_Strict):
+    """Sessions and their workers.
+
+    A sandbox is a session's, whether a run has it or a caller.
+    """
+
+    sandbox: SandboxLimits = Field(default_factory=SandboxLimits)
+    """What a sandbox may use at most."""
+    images: dict[str, list[ModuleName]] = Field(default_factory=dict)
+    """Golden images beside `core` and `data`: a name, and the modules that are imported."""
+    session_idle_seconds: Seconds = 86_400
+    """A session without a turn for so long is ended."""
+    session_seconds: Seconds = 7 * 86_400
+    """A session that exists for so long is ended."""
+    tenant_sessions: Annotated[int, Field(ge=1), Unit("sessions")] = 10_000
+    """Sessions of one tenant, those that hibernate included."""
+    budget_wait_seconds: Seconds = 60
+    """How long a session's turn waits for room in budgets that other turns of its tenant hold."""
+    unconfined: bool = False
+    """Serve several tenants even where worker processes cannot be confined."""
+
+    @property
+    def pool_limits(self) -> PoolLimits:
+        """The limits of the pool of sessions."""
+        return overlaid(PoolLimits(), self)
+
+    @field_validator("images")
+    @classmethod
+    def _are_others(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+        for name in value:
+            if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name) or name in ("core", "data"):
+                raise ValueError(f"{name[:50]!r} cannot name an image: letters, digits and -; core and data exist")
+        return value
+
+
+class ContextSettings(_Strict):
+    """Contexts."""
+
+    context_bytes: Bytes = 100 << 30
+    """Contexts of one tenant together, in bytes of UTF-8; where a text has wider characters, up to four times as much
+    is stored."""
+    max_context_bytes: Annotated[int, Field(ge=1, le=1 << 40), Unit("bytes")] = 64 << 30
+    """One context, in bytes of UTF-8."""
+    context_retention_days: Annotated[float, Field(ge=0), Unit("days")] = 0
+    """A context that nobody has used for so long, nor holds, is removed; 0 keeps all for ever."""
+    context_store: str = ""
+    """URL of an object store that keeps the contexts (`s3://bucket/prefix`); the data directory keeps them where empty.
+    No other server may have the same."""
+    context_cache_bytes: Bytes = 100 << 30
+    """Contexts kept in the data directory beside `context_store`; those in use may be more."""
+    upload_idle_seconds: Seconds = 300
+    """An upload's stream of which nothing comes for so long is ended."""
+    upload_rest_seconds: Seconds = 86_400
+    """An upload that broke off can be gone on with for so long."""
+
+
+class TenantList(_Strict):
+    """Tenants with settings of their own."""
+
+    tenants: dict[str, TenantSettings] = Field(default_factory=dict)
+    """Tenants with other limits, by name."""
+
+
+class Settings(
+    ServingSettings,
+    ModelSettings,
+    BudgetSettings,
+    RunSettings,
+    SessionSettings,
+    ContextSettings,
+    TenantList,
+    BaseSettings,
+):
+    """The server's settings. Money is in US dollars, times in seconds."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, extra="forbid", env_nested_delimiter=DELIMITER, hide_input_in_errors=True
+    )
+
+    def context_quota(self, tenant: str) -> int:
+        """Return how many bytes a tenant's contexts may have together."""
+        own = self.tenants[tenant].context_bytes if tenant in self.tenants else None
+        return self.context_bytes if own is None else own
+
+    def run_limits(self, tenant: str = "") -> RunLimits:
+        """Return what a tenant's runs may use at most, those of one without settings of its own by default."""
+        limits = replace(overlaid(RunLimits(), self), sandbox=overlaid(Limits(), self.sandbox))
+        own = self.tenants.get(tenant)
+        return replace(overlaid(limits, own), sandbox=overlaid(limits.sandbox, own)) if own else limits
+
     @classmethod
     def settings_customise_sources(
         cls,
@@ -240,32 +322,26 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take arguments first, then the environment, then the file."""
-        path = os.environ.get("RLM_CONFIG")
-        content = tomllib.loads(Path(path).read_text(encoding="utf-8"), parse_float=Decimal) if path else {}
-        return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, content)
+        file = InitSettingsSource(settings_cls, dict(sources.File.read().content))
+        return init_settings, sources.Environment(settings_cls), file
 
     @classmethod
     def load(cls, **given: Any) -> Settings:
         """Read the settings, provider keys from their usual variables included.
 
         Raises:
-            ConfigError: a setting is wrong.
+            ConfigError: settings are wrong, or do not exist; the message names all of them.
         """
-        path = os.environ.get("RLM_CONFIG")
-        if path and not Path(path).is_file():
-            raise ConfigError(f"RLM_CONFIG: there is no file {path}")
-        for name, variable in (("anthropic_api_key", "ANTHROPIC_API_KEY"), ("openai_api_key", "OPENAI_API_KEY")):
-            if os.environ.get(variable) and f"RLM_{name.upper()}" not in os.environ:
-                given.setdefault(name, os.environ[variable])
+        wrong = sources.unknown_variables(cls)
         try:
-            return cls(**given)
+            settings = cls(**given)
         except ValidationError as error:
-            wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-            raise ConfigError(f"the configuration is wrong: {wrong}") from None
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"RLM_CONFIG: {path} is not TOML: {error}") from None
-        except ValueError as error:
-            raise ConfigError(f"the configuration is wrong: {error}") from None
+            wrong += sources.problems(error, cls, given)
+        except sources.SourceError as error:
+            wrong.append(str(error))
+        if wrong:
+            raise ConfigError(f"the configuration is wrong: {'; '.join(wrong)}")
+        return settings
 
 
 def nano(usd: Decimal) -> int:

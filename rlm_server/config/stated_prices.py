@@ -20,19 +20,12 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from rlm_server.broker.prices.table import MAX_RATE, Price, Rates
+from rlm_server.broker.providers.registry import PROVIDERS
 from rlm_server.config.settings import ConfigError, UsdPerMillion, nano
 from rlm_server.ledger.amounts import usd
 
 FILE = "stated-prices.json"
 """In the data directory."""
-
-COMPATIBLE = "compatible"
-"""Stands for the endpoints the configuration lists; a model of theirs has the name that callers use."""
-
-PROVIDERS = ("anthropic", "openai", COMPATIBLE)
-
-_CACHING = ("anthropic", "openai")
-"""Providers that take up to a quarter more than the input's rate for writing their caches."""
 
 
 class Key(NamedTuple):
@@ -75,10 +68,10 @@ class StatedPrice(BaseModel):
         """The price in the ledger's unit, of a model of this provider.
 
         A cache rate that is not stated is as dear as it can be: reading the cache then costs what input does, and
-        writing it a quarter more where the provider has such a cache.
+        writing it the most that this provider takes.
         """
         paid = nano(self.input)
-        dearest_write = min(-(-paid * 5 // 4), MAX_RATE) if provider in _CACHING else paid
+        dearest_write = min(-(-paid * PROVIDERS[provider].prices.cache_write_percent // 100), MAX_RATE)
         return Price(
             Rates(
                 input=paid,

@@ -4,29 +4,45 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sandbox.limits import Limits
+from rlm_server.broker.limits import MAX_OUTPUT_TOKENS
+from sandbox.limits import Limits, limit
 
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
-    """What a run may use besides its budget. Times are in seconds."""
+    """What a run may use besides its budget. A session has those of them that mean something without a loop."""
 
-    max_turns: int = 30
-    """Turns of each node."""
-    max_depth: int = 2
-    """Levels of child RLMs below the root."""
-    wall_seconds: float = 3600.0
-    """The whole run."""
-    batch: int = 2000
-    """Prompts of one batched call."""
-    children: int = 16
-    """Child RLMs at work at once, at each depth."""
-    errors_in_a_row: int = 5
-    """Turns of a node that fail one after another."""
-    repeats: int = 3
-    """Turns of a node with the same code and the same result."""
-    root_tokens: int = 8192
-    """Output of one call of a node's own model."""
-    sub_tokens: int = 4096
-    """Output of one `llm_query`."""
+    max_turns: int = limit(30, least=1, most=1_000, unit="turns", doc="Turns of each node.")
+    max_depth: int = limit(
+        4,
+        least=0,
+        most=16,
+        unit="levels",
+        doc="Levels of child RLMs below the root. At the last one `rlm_query` is answered by `llm_query`.",
+    )
+    wall_seconds: float = limit(
+        3_600.0,
+        least=0.001,
+        most=7 * 86_400,
+        unit="seconds",
+        doc="The whole run; in a session, the model calls of one turn.",
+    )
+    batch: int = limit(2_000, least=1, most=100_000, unit="prompts", doc="Prompts of one batched call.")
+    children: int = limit(
+        16, least=1, most=1_000, unit="nodes", doc="Child RLMs of a run at work at once, at each depth. Others wait."
+    )
+    errors_in_a_row: int = limit(
+        5, least=1, most=1_000, unit="turns", doc="Turns of a node that fail one after another, which end it."
+    )
+    repeats: int = limit(
+        3,
+        least=2,
+        most=1_000,
+        unit="turns",
+        doc="Turns of a node with the same code and the same result, which end it.",
+    )
+    root_tokens: int = limit(
+        8_192, least=1, most=MAX_OUTPUT_TOKENS, unit="tokens", doc="Output of one call of a node's own model."
+    )
+    sub_tokens: int = limit(4_096, least=1, most=MAX_OUTPUT_TOKENS, unit="tokens", doc="Output of one `llm_query`.")
     sandbox: Limits = field(default_factory=Limits)

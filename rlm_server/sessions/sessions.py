@@ -29,13 +29,9 @@ from rlm_server.repl.search_call import searched
 from rlm_server.repl.tracing import Tracer
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.door import DoorRefusal, HostCall, Json
-from sandbox.limits import Limits
 from sandbox.pool.pool import LiveSession, Pool
 
 log = logging.getLogger(__name__)
-
-BUDGET_WAIT_SECONDS = 60.0
-"""How long a turn waits for room that other turns of its tenant hold."""
 
 PREFIX = "ses_"
 """Of the ids of sessions, and of their accounts."""
@@ -59,7 +55,7 @@ class NewSession:
     context: Context | None
     sub_model: str
     budget: Limit
-    limits: Limits
+    limits: RunLimits
 
 
 @dataclass(slots=True)
@@ -104,9 +100,12 @@ class Sessions:
         idle_seconds: float,
         life_seconds: float,
         tenant_sessions: int,
+        budget_wait_seconds: float,
     ) -> None:
+        """`budget_wait_seconds` is how long a turn waits for room that other turns of its tenant hold."""
         self._pool, self._broker, self._ledger, self._contexts = pool, broker, ledger, contexts
         self._idle_seconds, self._life_seconds, self._tenant_sessions = idle_seconds, life_seconds, tenant_sessions
+        self._budget_wait_seconds = budget_wait_seconds
         self._sessions: dict[str, ReplSession] = {}
         self._of_tenant: Counter[str] = Counter()
         self._why_ended: OrderedDict[tuple[str, str], str] = OrderedDict()  # by tenant and session
@@ -170,7 +169,7 @@ class Sessions:
             return self._sessions[known]
         if self._of_tenant[new.tenant] >= self._tenant_sessions:
             raise TooManySessions(f"a tenant may have {self._tenant_sessions} sessions (tenant_sessions)")
-        live = await self._pool.create(new.tenant, new.image, new.limits)
+        live = await self._pool.create(new.tenant, new.image, new.limits.sandbox)
         session_id = PREFIX + secrets.token_hex(16)
         try:
             async with AsyncExitStack() as held:
@@ -260,7 +259,7 @@ class Sessions:
             if not isinstance(body, CallStarted):
                 tell(body)
 
-        limits = RunLimits()
+        limits = session.asked.limits
         options = CallOptions(
             session.asked.sub_model, limits.sub_tokens, limits.batch, time.monotonic() + limits.wall_seconds
         )
@@ -280,8 +279,8 @@ class Sessions:
         try:
             with OutputBatcher(tell) as output:
                 execute = partial(session.live.execute, code, answer, output.take)
-                soon = time.monotonic() + BUDGET_WAIT_SECONDS
-                result, _ = await metered(self._ledger, payer, session.asked.limits, execute, deadline=soon)
+                soon = time.monotonic() + self._budget_wait_seconds
+                result, _ = await metered(self._ledger, payer, limits.sandbox, execute, deadline=soon)
             await session.tracer.settle()
         finally:
             session.running -= 1

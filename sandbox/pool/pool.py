@@ -14,8 +14,8 @@ from contextlib import suppress
 from typing import Protocol
 
 from sandbox.corpora.corpus import Corpus
-from sandbox.limits import Limits
-from sandbox.pool.process import MAX_HELD_BYTES, Process, WorkerLost, started
+from sandbox.limits import Limits, PoolLimits
+from sandbox.pool.process import Process, WorkerLost, started
 from sandbox.pool.snapshots import SessionStore
 from sandbox.pool.worker_session import Answer, WorkerSession
 from sandbox.turn import OutputListener, Turn
@@ -23,6 +23,8 @@ from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
 
 log = logging.getLogger(__name__)
+
+DEFAULT = PoolLimits()
 
 
 class PoolFull(Exception):
@@ -110,9 +112,9 @@ class WorkerPool:
         *,
         sessions: int,
         spares: int = 1,
-        worker_bytes: int = MAX_HELD_BYTES,
+        worker_bytes: int = DEFAULT.worker_bytes,
         store: SessionStore | None = None,
-        rest_seconds: float = 300.0,
+        rest_seconds: float = DEFAULT.rest_seconds,
         unconfined: bool = False,
     ) -> None:
         self._loaded = loaded

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from sandbox.limits import Limits
+from sandbox.limits import Limits, PoolLimits
 from sandbox.memory.memory import PAGE
 from sandbox.memory.pages import PageFile
 from sandbox.vm.checkpoint import Checkpoint
@@ -27,8 +27,6 @@ START_SECONDS = 60.0
 PING_SECONDS = 2.0
 SILENCE_SECONDS = 30.0
 """A worker that does not answer for so long is killed."""
-MAX_HELD_BYTES = 8 << 30
-"""A worker that holds more memory than this is killed."""
 
 # Isolated from the environment and the current folder, with this very package.
 _ROOT = str(Path(__file__).parents[2])
@@ -42,7 +40,7 @@ class WorkerLost(Exception):
     """The worker died or was killed; its sessions can go on in another."""
 
 
-async def started(loaded: Loaded, most_bytes: int = MAX_HELD_BYTES) -> Process:
+async def started(loaded: Loaded, most_bytes: int = PoolLimits().worker_bytes) -> Process:
     """Start a worker, which may hold so much memory, and wait until it is loaded and confined.
 
     Raises:

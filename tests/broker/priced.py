@@ -6,6 +6,7 @@ import time
 
 from rlm_server.broker.breaker import BreakerConfig
 from rlm_server.broker.broker import Backoff, Broker
+from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Price, Prices, Rates
 from rlm_server.broker.provider import Message, ModelRequest, Provider
 from rlm_server.broker.routes import Route, Routes
@@ -28,10 +29,7 @@ def broker_of(books: Books, provider: Provider, *, attempt_seconds: float = 10.0
         books,
         routes,
         Prices.load(),
-        provider_calls=calls,
-        tenant_calls=calls,
-        run_calls=calls,
-        attempt_seconds=attempt_seconds,
+        limits=CallLimits(provider_calls=calls, tenant_calls=calls, run_calls=calls, call_seconds=attempt_seconds),
         backoff=Backoff(first=0.001),
         breaker=BreakerConfig(calls=1_000_000),
     )

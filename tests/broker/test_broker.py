@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from rlm_server.broker.broker import Backoff, Broker, CallFailed
+from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import FREE, Prices
 from rlm_server.broker.provider import Failure, Message, ModelRequest, ProviderError
 from rlm_server.broker.routes import Route, Routes, UnknownModel
@@ -172,7 +173,7 @@ async def test_calls_wait_for_money_that_others_hold_and_fail_when_it_stays_away
 async def test_a_tenant_short_of_money_keeps_no_other_tenant_from_the_provider(books: Books) -> None:
     until = Until()
     play = Play([until, answered])
-    broker = broker_of(books, play, provider_calls=2)
+    broker = broker_of(books, play, limits=CallLimits(provider_calls=2))
     await books.set_limit(PAYER.account, Limit(nano_usd=HELD.nano_usd))
     mine = [asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon())) for _ in range(5)]
     await play.started.get()
@@ -183,8 +184,8 @@ async def test_a_tenant_short_of_money_keeps_no_other_tenant_from_the_provider(b
     await asyncio.gather(*mine, return_exceptions=True)
 
 
-@pytest.mark.parametrize("caps", [{"provider_calls": 2}, {"tenant_calls": 2}, {"run_calls": 2}])
-async def test_calls_over_a_cap_queue_and_all_are_answered(books: Books, caps: dict[str, int]) -> None:
+@pytest.mark.parametrize("cap", ["provider_calls", "tenant_calls", "run_calls"])
+async def test_calls_over_a_cap_queue_and_all_are_answered(books: Books, cap: str) -> None:
     inside = most = 0
     two_at_once = asyncio.Event()
 
@@ -199,17 +200,17 @@ async def test_calls_over_a_cap_queue_and_all_are_answered(books: Books, caps: d
         inside -= 1
         return "answered"
 
-    broker = broker_of(books, Play([count]), **caps)
+    broker = broker_of(books, Play([count]), limits=CallLimits(**{cap: 2}))
     await asyncio.gather(*(broker.complete(PROMPT, PAYER, deadline=soon()) for _ in range(9)))
     assert most == 2
     assert len(await books.costs()) == 9
 
 
-@pytest.mark.parametrize("caps", [{"provider_calls": 1}, {"tenant_calls": 1}, {"run_calls": 1}])
-async def test_a_call_that_queues_to_its_deadline_costs_nothing(books: Books, caps: dict[str, int]) -> None:
+@pytest.mark.parametrize("cap", ["provider_calls", "tenant_calls", "run_calls"])
+async def test_a_call_that_queues_to_its_deadline_costs_nothing(books: Books, cap: str) -> None:
     until = Until()
     play = Play([until])
-    broker = broker_of(books, play, **caps)
+    broker = broker_of(books, play, limits=CallLimits(**{cap: 1}))
     first = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon()))
     await play.started.get()
     with pytest.raises(CallFailed, match="queue") as caught:

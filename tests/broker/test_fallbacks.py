@@ -14,6 +14,7 @@ import pytest
 
 from rlm_server.broker.breaker import BreakerConfig, State
 from rlm_server.broker.broker import Backoff, Broker, CallFailed, Completion
+from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Price, Prices, Rates
 from rlm_server.broker.provider import Failure, ModelRequest, ProviderError
 from rlm_server.broker.providers.scripted import ScriptedProvider
@@ -183,7 +184,7 @@ async def test_a_model_that_cannot_be_paid_for_is_not_replaced(books: Books) -> 
 async def test_a_call_whose_deadline_passed_in_line_is_not_asked_elsewhere(books: Books) -> None:
     until = Until()
     small, large = Play([until]), Play([answered])
-    broker = broker_of(books, small, large=large, provider_calls=1)
+    broker = broker_of(books, small, large=large, limits=CallLimits(provider_calls=1))
     first = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon()))
     await small.started.get()
     orders = list(books.orders)

@@ -11,6 +11,7 @@ import pytest
 
 from rlm_server.broker.breaker import BreakerConfig, State
 from rlm_server.broker.broker import Broker, CallFailed, Completion
+from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.provider import Failure, Message, ModelRequest, Provider, ProviderError
 from rlm_server.broker.routes import Route, Routes
@@ -79,7 +80,7 @@ async def test_calls_that_stand_in_line_when_the_route_breaks_fail_as_they_come_
         raise REVOKED
 
     play = Play([revoked_then])
-    broker = broker_of(books, play, breaker=LONG, run_calls=3)
+    broker = broker_of(books, play, breaker=LONG, limits=CallLimits(run_calls=3))
     calls = [asyncio.create_task(outcome(broker.complete(PROMPT, PAYER, deadline=soon()))) for _ in range(500)]
     await until(lambda: play.started.qsize() == 3)
     assert broker.waiting == 497
@@ -92,7 +93,7 @@ async def test_calls_that_stand_in_line_when_the_route_breaks_fail_as_they_come_
 async def test_a_call_does_not_wait_for_its_turn_only_to_be_refused(books: Books) -> None:
     slow = Until()
     play = Play([slow, REVOKED])
-    broker = broker_of(books, play, breaker=LONG, run_calls=1)
+    broker = broker_of(books, play, breaker=LONG, limits=CallLimits(run_calls=1))
     first = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon()))
     await play.started.get()
     second_run = await books.open(Payer(account="run-2", tenant=PAYER.tenant, run="run-2", node="0"))
@@ -111,7 +112,7 @@ async def test_a_route_that_breaks_while_a_call_waits_for_its_provider_is_not_as
         raise REVOKED
 
     play = Play([REVOKED, REVOKED, late])
-    broker = broker_of(books, play, breaker=LONG, provider_calls=1)
+    broker = broker_of(books, play, breaker=LONG, limits=CallLimits(provider_calls=1))
     for _ in range(2):
         assert await outcome(broker.complete(PROMPT, PAYER, deadline=soon())) is Failure.AUTH
     third, fourth = (
@@ -155,7 +156,7 @@ async def test_a_callers_own_haste_is_not_held_against_the_route(books: Books) -
 
 
 async def test_a_route_that_does_not_answer_in_the_time_an_attempt_has_is_left_alone(books: Books) -> None:
-    broker = broker_of(books, Play([Until()]), breaker=LONG, attempt_seconds=0.01)
+    broker = broker_of(books, Play([Until()]), breaker=LONG, limits=CallLimits(call_seconds=0.01))
     for _ in range(3):
         with pytest.raises(CallFailed, match=r"within 0\.01 s"):
             await broker.complete(PROMPT, PAYER, deadline=soon())
@@ -180,7 +181,7 @@ async def test_a_prompt_that_breaks_the_provider_shuts_out_its_own_tenant_alone(
 @pytest.fixture
 def real(books: Books, provider: Provider) -> Broker:
     routes = Routes({"small": Route("fake", provider, "fake-model", PRICE)})
-    return Broker(books, routes, Prices.load(), backoff=BACKOFF, breaker=LONG, run_calls=5)
+    return Broker(books, routes, Prices.load(), backoff=BACKOFF, breaker=LONG, limits=CallLimits(run_calls=5))
 
 
 async def test_a_key_that_is_revoked_during_a_run_ends_every_call_in_clear_words(

@@ -13,6 +13,7 @@ import pytest
 
 from rlm_server.broker.broker import LEDGER_WRITES, Broker
 from rlm_server.broker.concurrency import Load
+from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.provider import Message, ModelReply, ModelRequest
 from rlm_server.broker.routes import Route, Routes
@@ -87,7 +88,7 @@ async def test_a_single_call_goes_next_though_another_tenant_has_thousands_in_li
     books: Books, other: Payer, runs: int
 ) -> None:
     desk = Desk()
-    broker = broker_of(books, desk, provider_calls=4)
+    broker = broker_of(books, desk, limits=CallLimits(provider_calls=4))
     payers = [await books.open(Payer(f"{RUN}.{n}", TENANT, f"{RUN}.{n}", "0")) for n in range(runs)]
     async with in_line(broker, payers, "many", MANY):
         assert [await desk.next() for _ in range(4)] == ["many"] * 4
@@ -105,7 +106,7 @@ async def test_a_runs_single_call_goes_next_though_another_run_of_its_tenant_has
     books: Books,
 ) -> None:
     desk = Desk()
-    broker = broker_of(books, desk, provider_calls=4, tenant_calls=8)
+    broker = broker_of(books, desk, limits=CallLimits(provider_calls=4, tenant_calls=8))
     modest = await books.open(Payer("run-2", TENANT, "run-2", "0"))
     async with in_line(broker, [PAYER], "many", MANY):
         assert [await desk.next() for _ in range(4)] == ["many"] * 4
@@ -123,7 +124,7 @@ async def test_a_tenant_over_its_cap_and_a_run_over_its_cap_wait_apart_from_the_
     books: Books, other: Payer
 ) -> None:
     desk = Desk()
-    broker = broker_of(books, desk, provider_calls=10, tenant_calls=3, run_calls=2)
+    broker = broker_of(books, desk, limits=CallLimits(provider_calls=10, tenant_calls=3, run_calls=2))
     second = await books.open(Payer("run-3", TENANT, "run-3", "0"))
     async with (
         in_line(broker, [PAYER], "first-run", 5),
@@ -137,7 +138,7 @@ async def test_a_tenant_over_its_cap_and_a_run_over_its_cap_wait_apart_from_the_
 
 async def test_tenants_share_a_provider_in_the_proportion_of_their_weights(books: Books, other: Payer) -> None:
     desk = Desk()
-    broker = broker_of(books, desk, provider_calls=8, policies={"globex": Policy(weight=3.0)})
+    broker = broker_of(books, desk, limits=CallLimits(provider_calls=8), policies={"globex": Policy(weight=3.0)})
     async with in_line(broker, [PAYER], "light", 40), in_line(broker, [other], "heavy", 40):
         for _ in range(8):
             await desk.next()
@@ -151,7 +152,7 @@ async def test_a_call_that_waits_for_money_holds_no_slot_and_takes_one_when_it_h
     books: Books, other: Payer
 ) -> None:
     desk = Desk()
-    broker = broker_of(books, desk, provider_calls=2)
+    broker = broker_of(books, desk, limits=CallLimits(provider_calls=2))
     await books.set_limit(PAYER.account, Limit(nano_usd=HELD.nano_usd + COST.nano_usd))
     first = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon()))
     assert await desk.next() == PROMPT.messages[0].content
@@ -172,7 +173,7 @@ async def test_a_call_that_waits_for_its_slot_again_with_the_money_in_hand_gives
     books: Books, other: Payer
 ) -> None:
     desk = Desk()
-    broker = broker_of(books, desk, provider_calls=1)
+    broker = broker_of(books, desk, limits=CallLimits(provider_calls=1))
     await books.set_limit(PAYER.account, Limit(nano_usd=HELD.nano_usd + COST.nano_usd))
     await books.reserve(Hold("elsewhere", RUN, HELD, "small", "", TENANT, RUN, "0"), deadline=soon())
     task = asyncio.create_task(broker.complete(PROMPT, PAYER, deadline=soon(), call_id="call"))
@@ -207,7 +208,7 @@ async def test_a_single_calls_orders_to_the_ledger_go_next_however_many_another_
     async with Held.opened(tmp_path / "ledger.db") as books:
         desk = Desk()
         other = await books.open(Payer(account="run-2", tenant="globex", run="run-2", node="0"))
-        broker = broker_of(books, desk, provider_calls=1_000, run_calls=1_000)
+        broker = broker_of(books, desk, limits=CallLimits(provider_calls=1_000, run_calls=1_000))
         async with in_line(broker, [PAYER], "many", 200):
             await until(lambda: len(books.orders) == LEDGER_WRITES)
             single = asyncio.create_task(broker.complete(ask("single"), other, deadline=soon(), call_id="single"))
@@ -226,7 +227,7 @@ async def test_a_single_calls_orders_to_the_ledger_go_next_however_many_another_
 
 async def test_cancelling_thousands_in_line_leaves_nothing_behind(books: Books) -> None:
     desk = Desk()
-    broker = broker_of(books, desk, provider_calls=4)
+    broker = broker_of(books, desk, limits=CallLimits(provider_calls=4))
     async with in_line(broker, [PAYER], "many", MANY):
         assert await desk.next() == "many"
     assert (broker.waiting, broker.loads()) == (0, {"desk": Load(inside=0, waiting=0)})

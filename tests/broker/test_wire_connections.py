@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+from collections.abc import AsyncIterator
 
 import pytest
 
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.prices.table import NoPrice, Prices
-from rlm_server.broker.provider import Failure, Provider
+from rlm_server.broker.provider import Failure, Provider, ProviderError
+from rlm_server.broker.providers.http import Client
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.broker.worst_case import worst_case
 from rlm_server.ledger import Amounts
@@ -115,3 +118,65 @@ async def test_a_model_without_a_route_or_a_price_is_refused_before_anything_is_
     with pytest.raises(UnknownModel):
         await broker_of(books, provider).complete(unheard, PAYER, deadline=soon())
     assert (fake.connections, books.orders) == (0, [])
+
+
+async def test_silent_connections_are_kept_alive(fake: FakeProvider) -> None:
+    client = Client(fake.url)
+    response = await client.get(f"{fake.url}/bill")
+    connection = response.extensions["network_stream"].get_extra_info("socket")
+    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+    await client.aclose()
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[tuple[str, asyncio.Queue[str]]]:
+    """A proxy that passes nothing on, and what it is asked for."""
+    asked: asyncio.Queue[str] = asyncio.Queue()
+    connections: set[asyncio.Task[None]] = set()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        asked.put_nowait(head.decode().split("\r\n")[0])
+        writer.write(b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n")
+        await reader.read()
+        writer.close()
+        await writer.wait_closed()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.create_task(refuse(reader, writer)))
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server, asyncio.timeout(30):
+        host, port = server.sockets[0].getsockname()
+        yield f"{host}:{port}", asked
+        await asyncio.gather(*connections)  # each until the other side has closed it
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+async def test_requests_take_the_proxy_that_the_environment_names(
+    proxy: tuple[str, asyncio.Queue[str]], monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    address, asked = proxy
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, scheme + address)
+    monkeypatch.setenv("no_proxy", "elsewhere.invalid")
+    for url, line in (
+        ("http://models.invalid", "POST http://models.invalid/v1/messages HTTP/1.1"),
+        ("https://models.invalid", "CONNECT models.invalid:443 HTTP/1.1"),
+    ):
+        provider = APIS["anthropic"](url)
+        with pytest.raises(ProviderError):
+            await provider.complete(ask())
+        assert asked.get_nowait() == line
+        await provider.close()
+
+
+@pytest.mark.parametrize("excepted", ["127.0.0.1", "*"])
+async def test_requests_to_an_address_that_is_excepted_take_no_proxy(
+    fake: FakeProvider, monkeypatch: pytest.MonkeyPatch, excepted: str
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+    monkeypatch.setenv("no_proxy", excepted)
+    provider = APIS["anthropic"](fake.url)
+    assert (await provider.complete(ask())).text == fake.answer
+    await provider.close()

@@ -45,6 +45,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.ledger",
         "rlm_server.tenants",
         "sandbox.cancellation",
+        "sandbox.limits",
     ),
     "rlm_server.repl": (
         "rlm_server.broker",

@@ -29,6 +29,7 @@ from genai_prices.types import (
 )
 
 from rlm_server.broker.prices.table import TABLE_FILE, TABLE_HASH_FILE
+from rlm_server.broker.providers.registry import PROVIDERS
 
 TABLE = Path(__file__).with_name(TABLE_FILE)
 TABLE_HASH = Path(__file__).with_name(TABLE_HASH_FILE)
@@ -39,7 +40,7 @@ _RATES = {
     "cache_read": "cache_read_mtok",
     "cache_write": "cache_write_mtok",
 }
-_CHAT_MODELS = {"anthropic": ("claude-",), "openai": ("gpt-", "chatgpt-", "o1", "o3", "o4")}
+_FAMILIES = {spec.prices.name: spec.prices for spec in PROVIDERS.values() if spec.prices.name}
 _NOT_CHAT = (
     *("audio", "codex", "image", "instruct", "live", "oss", "realtime"),
     *("research", "search", "transcribe", "tts", "vision"),
@@ -51,7 +52,7 @@ def table(as_of: date) -> dict[str, Any]:
     """The whole table, with the prices that hold on a day."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for provider in providers:
-        if provider.id in _CHAT_MODELS:
+        if provider.id in _FAMILIES:
             found = (_row(provider, model, as_of) for model in provider.models)
             rows[provider.id] = sorted((row for row in found if row), key=lambda row: str(row["names"][0]))
     return {
@@ -112,7 +113,7 @@ def _names(model: ModelInfo) -> set[str]:
 
 def _is_chat(provider: Provider, name: str) -> bool:
     return (
-        name.startswith(_CHAT_MODELS[provider.id])
+        name.startswith(_FAMILIES[provider.id].chat_models)
         and name[-1].isalnum()
         and not any(word in name for word in (*_NOT_CHAT, ":"))
     )

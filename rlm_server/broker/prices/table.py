@@ -1,7 +1,8 @@
 """What model calls cost: a pinned table of prices, exact in integers, in which an unknown model has no price.
 
-The table `prices.json` is written by `generate_prices`. It holds the standard price of a plain call: no batch, no
-priority or fast tier, no regional surcharge, the five-minute cache; the providers pin their requests to that.
+The table `prices.json` is written by `generate`, by families of prices; the registry of providers says which provider
+has which. It holds the standard price of a plain call: no batch, no priority or fast tier, no regional surcharge, the
+five-minute cache; the providers pin their requests to that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from datetime import date
 from importlib import resources
 from typing import Any, Self
 
+from rlm_server.broker.providers.registry import PROVIDERS
 from rlm_server.ledger import Usage
 
 PER = 1_000_000
@@ -147,6 +149,7 @@ class Listed:
 class Prices:
     """A table of prices that does not change while it is used.
 
+    `table` has its rows by family; every provider of the registry has those of the family it names.
     `stated` maps (provider, model) to what an operator says a model costs. It goes before the pinned table, for every
     name that the table has for that model: a model does not get cheaper by its other name. `version` is the same for
     two tables exactly if every model costs the same by both; `source` and `as_of` say where the pinned prices are from.
@@ -163,8 +166,8 @@ class Prices:
         self._dated: dict[tuple[str, str], Price] = {}
         self._windows: dict[tuple[str, str], int] = {}
         self._names: dict[tuple[str, str], tuple[str, ...]] = {}
-        for provider, models in table["providers"].items():
-            for row in models:
+        for provider, spec in PROVIDERS.items():
+            for row in table["providers"].get(spec.prices.name, ()):
                 self._add(provider, row)
         self._exact |= self._stated
         self.version = self._digest()

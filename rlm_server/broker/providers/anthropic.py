@@ -32,7 +32,9 @@ class AnthropicProvider:
 
     def __init__(self, *, api_key: str, base_url: str = URL) -> None:
         # The broker retries: every attempt needs a hold of its own.
-        self._client = anthropic.AsyncAnthropic(api_key=api_key, base_url=base_url, max_retries=0, http_client=Client())
+        self._client = anthropic.AsyncAnthropic(
+            api_key=api_key, base_url=base_url, max_retries=0, http_client=Client(base_url)
+        )
 
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Make one attempt, streaming where the answer may be long.

@@ -1,4 +1,4 @@
-"""The HTTP client under both SDKs: as many connections as there are calls, and no more of an answer than was asked for.
+"""The HTTP client under the SDKs: as many connections as there are calls, and no more of an answer than was asked for.
 
 An SDK reads an answer, an error's body or one event of a stream to its end, however far that is.
 """
@@ -6,14 +6,15 @@ An SDK reads an answer, an error's body or one event of a stream to its end, how
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
+from urllib.request import getproxies, proxy_bypass
 
-import anthropic
 import httpx2
 
 CONNECT_TIMEOUT = 10.0
@@ -27,6 +28,14 @@ POOLS = 16
 IDLE_CONNECTIONS = 16
 """Connections are in so many pools, each of which keeps so many idle ones: httpx2 looks at all of a pool's connections
 for each request, which at 500 in flight would take it as long as everything else."""
+
+KEEPALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 60),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 5),
+)
+"""Silent connections are asked after every 60 s: what is between would forget one on which an answer is waited for."""
 
 ANSWER_BYTES = 1_048_576
 ANSWER_BYTES_PER_TOKEN = 1_024
@@ -51,22 +60,18 @@ def bounded(max_tokens: int) -> dict[str, str]:
     return {_MOST: str(ANSWER_BYTES + ANSWER_BYTES_PER_TOKEN * max_tokens)}
 
 
-class Client(anthropic.DefaultAsyncHttpxClient):
-    """What either SDK sends its requests with. Anthropic's own keeps silent connections alive, so it is the base."""
+class Client(httpx2.AsyncClient):
+    """What an SDK sends its requests to one address with, through the proxy that the environment names for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, base_url: str) -> None:
         options: dict[str, Any] = {
             "timeout": httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
-            # How many calls go at once is the broker's to say: one that waited here would count as sent.
-            "limits": httpx2.Limits(
-                max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS
-            ),
             "follow_redirects": False,  # the key is for this host
             "headers": {"accept-encoding": "identity"},
-            "verify": _authorities(),
         }
-        super().__init__(**options)
-        self._pools = [_Pool(anthropic.DefaultAsyncHttpxClient(**options)) for _ in range(POOLS)]
+        proxy = _proxy(httpx2.URL(base_url))
+        super().__init__(**options, transport=_transport(proxy))
+        self._pools = [_Pool(httpx2.AsyncClient(**options, transport=_transport(proxy))) for _ in range(POOLS)]
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
         """Send a request; reading its answer, here or later, may raise TooLarge as well."""
@@ -107,6 +112,23 @@ class _Pool:
         except BaseException:
             self.busy -= 1
             raise
+
+
+def _proxy(url: httpx2.URL) -> str | None:
+    """The proxy for an address, by `HTTPS_PROXY` and its like; None where there is none, or `NO_PROXY` rules it out."""
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(url.netloc.decode("ascii")):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
+def _transport(proxy: str | None) -> httpx2.AsyncHTTPTransport:
+    # How many calls go at once is the broker's to say: one that waited here would count as sent.
+    limits = httpx2.Limits(
+        max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS
+    )
+    return httpx2.AsyncHTTPTransport(verify=_authorities(), limits=limits, proxy=proxy, socket_options=KEEPALIVE)
 
 
 @cache

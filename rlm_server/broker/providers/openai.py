@@ -34,7 +34,7 @@ class OpenAIProvider:
         # The broker retries: every attempt needs a hold of its own. And the SDK insists on a key, where self-hosted
         # endpoints do not.
         self._client = openai.AsyncOpenAI(
-            api_key=api_key or "none", base_url=base_url, max_retries=0, http_client=Client()
+            api_key=api_key or "none", base_url=base_url, max_retries=0, http_client=Client(base_url)
         )
         if self._compatible:
             self._client.organization = self._client.project = None  # what the environment says of them is for OpenAI

@@ -1,0 +1,55 @@
+"""A provider that is made when the first call needs it: importing an SDK takes seconds, and no start waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from rlm_server.broker.provider import Failure, ModelReply, ModelRequest, Provider, ProviderError
+
+log = logging.getLogger(__name__)
+
+
+class LazyProvider:
+    """Stands for the provider that `make` returns. It is called in a thread, once, and again only where it failed."""
+
+    def __init__(self, name: str, make: Callable[[], Provider]) -> None:
+        self._name = name
+        self._make = make
+        self._making: asyncio.Task[Provider] | None = None
+
+    async def ready(self) -> Provider:
+        """Return the provider, made by now. Nothing is sent. All who wait share one making, which no caller cancels.
+
+        Raises:
+            ProviderError: it could not be made (INTERNAL).
+        """
+        if self._making is None:
+            self._making = asyncio.create_task(asyncio.to_thread(self._make))
+        making = self._making
+        try:
+            return await asyncio.shield(making)
+        except Exception:
+            if self._making is making:
+                log.exception("the provider %s could not be made", self._name)
+                self._making = None
+        # Raised outside the handler, so that it carries no reference to what was wrong here.
+        words = f"this server could not make its provider {self._name} ready; nothing was sent"
+        raise ProviderError(Failure.INTERNAL, words, billed=False)
+
+    async def complete(self, request: ModelRequest) -> ModelReply:
+        """Make one attempt.
+
+        Raises:
+            ProviderError: the attempt failed.
+        """
+        provider = await self.ready()
+        return await provider.complete(request)
+
+    async def close(self) -> None:
+        """Release connections, where there are any."""
+        if self._making is not None:
+            await asyncio.wait([self._making])
+            if not self._making.exception():
+                await self._making.result().close()
