@@ -30,7 +30,7 @@ from sandbox.vm.image import ImageError, prepare
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="rlm-server")
 def main() -> None:
-    """Run Recursive Language Model sessions for many tenants."""
+    """Run Recursive Language Models, sandboxed and within budgets."""
 
 
 main.add_command(prices)

@@ -16,27 +16,33 @@ _CODE = (
     """\
 I look for passages that share words with the question.
 ```repl
-import re
-
 words = {words!r}
-print(len(context), "characters; words:", words)
-size = 4000
-scored = []
-for start in range(0, len(context), size):
-    passage = context[start : start + size + 200].lower()
-    score = sum(word in passage for word in words)
-    if score:
-        scored.append((-score, start))
-best = [start for _, start in sorted(scored)[:8]]
-print(len(scored), "passages share a word with the question")
+documents = [context] if isinstance(context, str) else context
+size, characters, passages, scored = 4000, 0, 0, []
+for number, document in enumerate(documents):
+    characters += len(document)
+    for start in range(0, len(document), size):
+        passages += 1
+        passage = document[start : start + size + 200].lower()
+        score = sum(word in passage for word in words)
+        if score:
+            scored.append((-score, number, start))
+best = [(number, start) for _, number, start in sorted(scored)[:8]]
+print(len(documents), "documents with" if documents is context else "text with", characters, "characters;", words)
+print(len(scored), "of", passages, "passages share a word with the question")
 ```""",
     """\
 I ask the sub-model about the best of them, all at once.
 ```repl
 ask = {ask!r}
-prompts = [f"{ask}\\nQuestion: {question}\\nText:\\n{context[s : s + size + 200]}" for s in best]
-found = [reply for reply in llm_query_batched(prompts) if reply != "nothing"] if prompts else []
-print(len(found), "of", len(prompts), "had something")
+texts = [documents[number][start : start + size + 200] for number, start in best]
+prompts = [f"{ask}\\nQuestion: {question}\\nText:\\n{text}" for text in texts]
+replies = llm_query_batched(prompts, return_exceptions=True) if prompts else []
+failed = [reply for reply in replies if not isinstance(reply, str)]
+told = [(number, reply) for (number, _), reply in zip(best, replies) if reply not in (*failed, "nothing")]
+names = context.names if documents is context else None
+found = [f"{names[number]}: {line}" if names else line for number, reply in told for line in reply.splitlines()]
+print(len(told), "of", len(prompts), "had something;", len(failed), "calls failed", failed[:1])
 ```""",
     """\
 ```repl

@@ -1,0 +1,144 @@
+"""The pages are true where that can be checked: the index, commands, configuration, variables, and tables of names."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from rlm.v1.run_pb2 import RunEvent
+from rlm_client.cli import main as rlm
+
+from rlm_server.commands.cli import main as rlm_server
+from rlm_server.config.settings import Settings
+from sandbox.limits import Limits
+from sandbox.vm.image import Loaded
+from sandbox.vm.session import Session
+from tests.repository.arrows import ALLOWED
+from tests.repository.test_readme import commands, targets
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "examples" / "README.md"])
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
+PROGRAMS = {"rlm": rlm, "rlm-server": rlm_server}
+CALLS = [(name, words) for name, text in TEXTS.items() for words in commands(text)]
+PROGRAM_CALLS = [
+    pytest.param(words, id=f"{name}: {' '.join(words)}")
+    for name, words in CALLS
+    if words[0].removeprefix(".venv/bin/") in PROGRAMS
+]
+NOT_SETTINGS = {"RLM_CONFIG", "RLM_SERVER", "RLM_API_KEY", "RLM_TEST_KILLS", "RLM_COMPATIBLE", "RLM_GUEST_ARTIFACTS"}
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the rows of the first table below a heading."""
+    below = TEXTS[page].partition(f"\n{heading}\n")[2]
+    assert below, f"{page} has no {heading}"
+    table = re.search(r"(?:^\|.*\n)+", below, re.MULTILINE)
+    assert table
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in table[0].splitlines()[2:]]
+
+
+def names(cells: list[list[str]]) -> set[str]:
+    """Return what stands in backticks in the first cells: names, without arguments."""
+    return {name for row in cells for name in re.findall(r"`(\w+(?:\.\w+)*)[^`]*`", row[0])}
+
+
+# ---- the index ---------------------------------------------------------------------------------------------------
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = {link.partition("#")[0] for link in re.findall(r"\]\(([^)]+)\)", TEXTS["docs/README.md"])}
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert pages - listed == set()
+
+
+def test_the_index_of_decisions_lists_each_by_its_title() -> None:
+    decisions = sorted((ROOT / "docs" / "decisions").glob("0*.md"))
+    titles = [page.read_text().partition("\n")[0].removeprefix("# ") for page in decisions]
+    expected = [f"| [{page.name[:4]}]({page.name}) | {title} |" for page, title in zip(decisions, titles, strict=True)]
+    assert [line for line in TEXTS["docs/decisions/README.md"].splitlines() if line.startswith("| [0")] == expected
+    assert [int(page.name[:4]) for page in decisions] == list(range(1, len(decisions) + 1))
+
+
+# ---- commands and configuration ----------------------------------------------------------------------------------
+
+
+def test_every_target_that_a_page_names_exists() -> None:
+    named = {(name, target) for name, text in TEXTS.items() for target in re.findall(r"`make ([a-z-]+)", text)}
+    named |= {(name, words[1]) for name, words in CALLS if words[0] == "make"}
+    assert ("README.md", "demo") in named
+    assert {(name, target) for name, target in named if target not in targets()} == set()
+
+
+@pytest.mark.parametrize("words", PROGRAM_CALLS)
+def test_every_call_of_a_program_is_one_it_takes(words: list[str]) -> None:
+    program = PROGRAMS[words[0].removeprefix(".venv/bin/")]
+    done = CliRunner().invoke(program, [*words[1:], "--help"])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("Usage: ")
+
+
+TOML = [
+    pytest.param(block, id=name) for name, t in TEXTS.items() for block in re.findall(r"```toml\n(.*?)```", t, re.S)
+]
+
+
+@pytest.mark.parametrize("block", TOML)
+def test_every_configuration_that_a_page_shows_is_taken(
+    block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "server.toml").write_text(block)
+    monkeypatch.setenv("RLM_CONFIG", str(tmp_path / "server.toml"))
+    assert Settings.load().model_fields_set
+
+
+def test_every_variable_that_a_page_names_is_one() -> None:
+    known = {f"RLM_{name.upper()}" for name in Settings.model_fields} | NOT_SETTINGS
+    # What follows two underscores is the name of a setting within a table.
+    named = {(name, one) for name, text in TEXTS.items() for one in re.findall(r"\bRLM_[A-Z]+(?:_[A-Z]+)*", text)}
+    assert ("docs/money.md", "RLM_DAY_BUDGET_USD") in named
+    assert {(name, one) for name, one in named if one not in known} == set()
+
+
+def test_no_variable_is_excused_that_nothing_reads() -> None:
+    for variable in NOT_SETTINGS:
+        found = subprocess.run(
+            ["git", "grep", "-lw", variable, "--", ":!*.md", ":!tests/repository"], cwd=ROOT, check=False
+        )
+        assert found.returncode == 0, variable
+
+
+# ---- tables of names ---------------------------------------------------------------------------------------------
+
+
+def test_the_rooms_are_those_of_the_table_of_arrows() -> None:
+    assert names(rows("docs/architecture.md", "## Rooms and arrows")) == set(ALLOWED)
+
+
+def test_the_events_are_those_of_a_run() -> None:
+    bodies = {field.name for field in RunEvent.DESCRIPTOR.oneofs_by_name["body"].fields}
+    assert names(rows("docs/runs.md", "## Events")) == bodies
+
+
+def test_the_functions_for_code_are_those_of_the_guest(images: Loaded) -> None:
+    session = Session(images.program, images.images["core"], Limits())
+    try:
+        turn = session.execute("import _runner; print(*_runner.reserved, 'answer')")
+    finally:
+        session.close()
+    assert turn.error is None
+    assert names(rows("docs/runs.md", "## What code may use")) == set(turn.stdout.split())
+
+
+# ---- the laws ----------------------------------------------------------------------------------------------------
+
+
+def test_each_of_the_nine_laws_names_its_tests() -> None:
+    laws = rows("docs/guarantees.md", "## The nine laws")
+    assert [row[0] for row in laws] == [str(number) for number in range(1, 10)]
+    for _, law, shown_by in laws:
+        assert law.startswith("**")
+        assert re.search(r"`tests/[\w/]+\.py`", shown_by), law

@@ -1,0 +1,45 @@
+"""The scripted model that every server offers answers any question, over a text, over documents, and over nothing."""
+
+from __future__ import annotations
+
+import pytest
+from rlm.v1 import run_pb2, types_pb2
+
+from rlm_server.broker.providers.scripted_models import SCRIPTS
+from tests.servers import Served
+from tests.system.context_calls import of_documents, of_text
+from tests.system.stage import Caller
+
+QUESTION = "Which supplier wants payment in 30 days?"
+FILLER = "Nothing of interest stands here.\n" * 400
+LETTER = "Acme is a supplier and wants payment in 30 days.\n"
+
+
+async def context_of(caller: Caller, over: str) -> str:
+    match over:
+        case "a text":
+            return (await caller.send_parts(of_text(FILLER + LETTER + FILLER))).context_id
+        case "documents":
+            letters = [("a.txt", FILLER), ("letters/acme.txt", LETTER), ("empty.txt", "")]
+            return (await caller.send_parts(of_documents(letters))).context_id
+        case _:
+            return ""
+
+
+@pytest.mark.parametrize(
+    ("over", "found"), [("a text", LETTER), ("documents", f"letters/acme.txt: {LETTER}"), ("nothing", "None does.")]
+)
+async def test_it_answers_with_what_shares_words_with_the_question(server: Served, over: str, found: str) -> None:
+    async with server(SCRIPTS["scripted"]) as served:
+        ended = await served.caller.ask(QUESTION, context_id=await context_of(served.caller, over))
+    assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.printed
+    assert ended.run.answer.startswith("(No model answered this")
+    assert ended.run.answer.endswith(found.strip())
+
+
+async def test_calls_that_the_budget_refuses_are_told_and_left_out(server: Served) -> None:
+    async with server(SCRIPTS["scripted"]) as served:
+        context_id = (await served.caller.send_parts(of_text(LETTER * 1000))).context_id
+        ended = await served.caller.ask(QUESTION, context_id=context_id, budget=types_pb2.Budget(calls=4))
+    assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
+    assert "2 of 8 had something; 6 calls failed [LimitExceeded(" in ended.printed
