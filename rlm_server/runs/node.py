@@ -67,7 +67,7 @@ class Node:
         self._seen: Counter[tuple[object, ...]] = Counter()
         self._errors = 0
         self._coverage = Coverage()
-        self._seen_blocks = 0
+        self._seen_blocks: int | None = None
 
     def emit(self, body: Body) -> None:
         """Report something that happened in this node."""
@@ -138,6 +138,7 @@ class Node:
         try:
             if self.task.node_context is not None:
                 await session.attach("context", self.task.node_context.corpus)
+                await self._look(session)  # of what is empty, everything has been looked at
             return await self._converse(session)
         except (MemoryError, WorkerLost, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
             raise _Ended(RunState.FAILED, str(error)) from None

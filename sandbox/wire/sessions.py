@@ -147,7 +147,7 @@ def take_end(frame: Frame, checkpoint: Checkpoint, attached: Corpus | None) -> t
         WireError: it is nothing a turn can have done; nothing of it is taken.
     """
     header, data = frame.header, frame.data
-    corpora_sent = checkpoint.layout.corpora + ((attached,) if attached else ())
+    corpora_sent = checkpoint.layout.corpora + ((attached,) if attached is not None else ())
     try:
         turn = read_turn(header["turn"])
         written = _whole(header["written"], len(data))
