@@ -12,7 +12,7 @@ from rlm_server.broker.calls import Payer
 from rlm_server.ledger import Amounts, Hold, Ledger, settle
 from sandbox.cancellation import run_to_completion
 from sandbox.limits import Limits
-from sandbox.pool.worker_session import TURN_SLACK_SECONDS
+from sandbox.pool.worker_turn import TURN_SLACK_SECONDS
 from sandbox.turn import Turn
 
 

@@ -31,6 +31,7 @@ from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
 from sandbox.pool.pool import LiveSession, Pool
+from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,13 @@ class ReplSession:
     one_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     memo: Memo = field(default_factory=Memo)
     results: OrderedDict[str, CodeFinished] = field(default_factory=OrderedDict)
+
+    def remember(self, request_id: str | None, turn: Turn) -> None:
+        """Keep the result of a turn for who asks for it again."""
+        if request_id is not None:
+            self.results[request_id] = CodeFinished(turn)
+            while len(self.results) > REMEMBERED_RESULTS:
+                self.results.popitem(last=False)
 
 
 class SessionEnded(Exception):
@@ -229,7 +237,7 @@ class Sessions:
             SessionEnded: the session was ended while this waited for its turn.
         """
         async with session.one_turn:
-            if request_id and request_id in session.results:
+            if request_id is not None and request_id in session.results:
                 yield session.results[request_id]
                 return
             if session.id not in self._sessions:
@@ -242,20 +250,18 @@ class Sessions:
         self, session: ReplSession, code: str, request_id: str | None
     ) -> AsyncGenerator[Happening, None]:
         happenings: asyncio.Queue[Happening | None] = asyncio.Queue()
-        session.turn = task = asyncio.create_task(self._turn(session, code, happenings.put_nowait))
+        session.turn = task = asyncio.create_task(self._turn(session, code, request_id, happenings.put_nowait))
         task.add_done_callback(lambda _: happenings.put_nowait(None))
         try:
             while happening := await happenings.get():
-                if isinstance(happening, CodeFinished) and request_id:
-                    session.results[request_id] = happening
-                    while len(session.results) > REMEMBERED_RESULTS:
-                        session.results.popitem(last=False)
                 yield happening
             task.result()
         finally:
             await cancel_and_wait(task)
 
-    async def _turn(self, session: ReplSession, code: str, tell: Callable[[Happening], None]) -> None:
+    async def _turn(
+        self, session: ReplSession, code: str, request_id: str | None, tell: Callable[[Happening], None]
+    ) -> None:
         def reported(body: CallStarted | CallFinished | CallTraced) -> None:
             if not isinstance(body, CallStarted):
                 tell(body)
@@ -276,10 +282,14 @@ class Sessions:
                 return None
             raise DoorRefusal("RuntimeError", f"{call.op} is part of a run; a session has llm_query and search only")
 
+        async def execute() -> Turn:
+            turn = await session.live.execute(code, answer, output.take)
+            session.remember(request_id, turn)  # at once: the session keeps it, whatever becomes of the caller
+            return turn
+
         session.running += 1
         try:
             with OutputBatcher(tell) as output:
-                execute = partial(session.live.execute, code, answer, output.take)
                 soon = time.monotonic() + BUDGET_WAIT_SECONDS
                 result, _ = await metered(self._ledger, payer, session.asked.limits, execute, deadline=soon)
             await session.tracer.settle()

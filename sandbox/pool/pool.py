@@ -17,7 +17,8 @@ from sandbox.corpora.corpus import Corpus
 from sandbox.limits import Limits
 from sandbox.pool.process import MAX_HELD_BYTES, Process, WorkerLost, started
 from sandbox.pool.snapshots import SessionStore
-from sandbox.pool.worker_session import Answer, WorkerSession
+from sandbox.pool.worker_session import WorkerSession
+from sandbox.pool.worker_turn import Answer
 from sandbox.turn import OutputListener, Turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded

@@ -113,14 +113,19 @@ class Process(asyncio.Protocol):
         self._last_heard = asyncio.get_running_loop().time()
         try:
             for frame in self._parser.feed(data):
-                if frame.kind is Kind.READY:
-                    if not self._ready.done():
-                        self._ready.set_result(frame)
-                elif listener := self._listeners.get(frame.session):
-                    listener(frame)
+                self._take(frame)
         except WireError as error:
             log.error("worker %d was killed: it sent %s", self._process.pid, error)  # noqa: TRY400
             self.kill()
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind < Kind.READY:
+            raise WireError(f"a frame of kind {frame.kind}, which only the server sends")
+        if frame.kind is Kind.READY:
+            if not self._ready.done():
+                self._ready.set_result(frame)
+        elif listener := self._listeners.get(frame.session):
+            listener(frame)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Note that the worker is gone, and tell everyone who waits for it."""

@@ -119,8 +119,11 @@ class SentState:
     """Of each corpus, the blocks that code has looked at."""
 
 
-def write_end(number: int, request: int, turn: Turn, now: Checkpoint, change: Change, sent: SentState) -> Frame:
-    """Write how a turn ended and what is different from what the server knows. Of `sent.seen`, only what is new."""
+def write_end(session: int, number: int, turn: Turn, now: Checkpoint, change: Change, sent: SentState) -> Frame:
+    """Write how the turn of a number ended and what is different from what the server knows.
+
+    Of `sent.seen`, only what is new.
+    """
     written = change.encode()
     header: dict[str, Any] = {
         "turn": write_turn(turn),
@@ -135,11 +138,13 @@ def write_end(number: int, request: int, turn: Turn, now: Checkpoint, change: Ch
     if now.files is not sent.files:
         header["files"], contents = write_files(now.files)
         written += contents
-    return Frame(Kind.DONE, number, request, header, written)
+    return Frame(Kind.DONE, session, header=header, data=written, turn=number)
 
 
-def take_end(frame: Frame, checkpoint: Checkpoint, attached: Corpus | None) -> tuple[Turn, list[int]]:
-    """Take in the server how a turn ended and what it changed; `attached` is the corpus it was to attach.
+def take_end(
+    frame: Frame, checkpoint: Checkpoint, attached: Corpus | None, *, keep: bool = True
+) -> tuple[Turn, list[int]]:
+    """Take in the server how a turn ended and, to `keep` it, what it changed; `attached` is the corpus to be attached.
 
     Returns the turn, and the blocks of each corpus that code has looked at, even if the turn was undone.
 
@@ -171,7 +176,7 @@ def take_end(frame: Frame, checkpoint: Checkpoint, attached: Corpus | None) -> t
         raise WireError("a turn that has lost a corpus")
     if change.written and (change.written[-1].page + change.written[-1].length) * PAGE > size:
         raise WireError("a turn with pages outside its memory")
-    if turn.status is not Status.ROLLED_BACK:
+    if keep and turn.status is not Status.ROLLED_BACK:
         checkpoint.pages.take(change)
         checkpoint.size, checkpoint.layout = size, layout
         if files is not None:

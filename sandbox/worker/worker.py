@@ -62,18 +62,19 @@ class _Served:
         self._output: list[Frame] = []
         self._output_bytes = 0
         self._lock = threading.Lock()  # of the two below
-        self._running = False
+        self._turn = 0  # the number of the one that runs, or is about to; 0 between turns
         self._closing = False
         self.session = Session(program, start, limits, self)
 
-    def turn(self, request: int, take: Callable[[], Turn]) -> Work:
-        """Return the work of running a turn and telling how it ended."""
-        self._running = True
+    def turn(self, number: int, take: Callable[[], Turn]) -> Work:
+        """Return the work of running the turn of a number and telling how it ended."""
+        self._turn = number
+        self.session.announce()
 
         def work() -> None:
-            ended = self._ended(request, take)
+            ended = self._ended(number, take)
             with self._lock:
-                self._running = False
+                self._turn = 0
                 closing = self._closing
             self._send(ended)
             if closing:
@@ -81,17 +82,17 @@ class _Served:
 
         return work
 
-    def _ended(self, request: int, take: Callable[[], Turn]) -> Frame:
+    def _ended(self, number: int, take: Callable[[], Turn]) -> Frame:
         try:
             turn = take()
         except MemoryError as error:
-            return Frame(Kind.FAILED, self._number, request, {"message": str(error)})
+            return Frame(Kind.FAILED, self._number, header={"message": str(error)}, turn=number)
         change = self.session.take_checkpoint()
         now, sent, seen = self.session.checkpoint, self._sent, list(self.session.seen)
         self._told += [0] * (len(seen) - len(self._told))
         sent.seen = [blocks & ~told for blocks, told in zip(seen, self._told, strict=True)]
         self._sent, self._told = SentState(now.files, now.layout), seen
-        return write_end(self._number, request, turn, now, change, sent)
+        return write_end(self._number, number, turn, now, change, sent)
 
     def ask(self, call: HostCall) -> Future[Reply]:
         """Send a request of the guest's to the server."""
@@ -100,18 +101,24 @@ class _Served:
         number = self._last_call
         self._calls[number] = future
         future.add_done_callback(lambda _: self._calls.pop(number, None))
-        self._send(Frame(Kind.CALL, self._number, number, data=call.frame))
+        self._send(Frame(Kind.CALL, self._number, number, data=call.frame, turn=self._turn))
         return future
 
-    def answered(self, number: int, reply: bytes) -> None:
-        """Take the server's reply to a request."""
-        future = self._calls.get(number)
+    def answered(self, frame: Frame) -> None:
+        """Take the server's reply to a request of the turn that runs; one of an earlier turn means nothing now."""
+        future = self._calls.get(frame.number) if frame.turn == self._turn else None
         if future is not None and future.set_running_or_notify_cancel():
-            future.set_result(Reply(reply))
+            future.set_result(Reply(frame.data))
+
+    def interrupt(self, number: int) -> None:
+        """Stop the turn of this number if it runs or is about to; another turn goes on."""
+        with self._lock:
+            if self._turn == number:
+                self.session.interrupt()
 
     def printed(self, stream: int, data: bytes) -> None:
         """Send on what the guest printed, soon."""
-        self._output.append(Frame(Kind.OUTPUT, self._number, stream, data=data))
+        self._output.append(Frame(Kind.OUTPUT, self._number, stream, data=data, turn=self._turn))
         self._output_bytes += len(data)
         if self._output_bytes > MAX_OUTPUT:
             self._send()
@@ -141,7 +148,7 @@ class _Served:
         self.session.interrupt()
         with self._lock:
             self._closing = True
-            if self._running:
+            if self._turn:
                 return
         self._free()
 
@@ -180,15 +187,15 @@ class Worker:
             case Kind.ATTACH if served:
                 session, name = served.session, frame.header["name"]
                 corpus = read_corpus(frame.header["corpus"], self._channel.descriptor)
-                return served.turn(frame.number, lambda: _attached(session, name, corpus))
+                return served.turn(frame.turn, lambda: _attached(session, name, corpus))
             case Kind.EXECUTE if served:
                 code = frame.data.decode("utf-8", "surrogatepass")
                 ask, printed, session = served.ask, served.printed, served.session
-                return served.turn(frame.number, lambda: session.execute(code, ask, printed))
+                return served.turn(frame.turn, lambda: session.execute(code, ask, printed))
             case Kind.REPLY if served:
-                served.answered(frame.number, frame.data)
+                served.answered(frame)
             case Kind.INTERRUPT if served:
-                served.session.interrupt()
+                served.interrupt(frame.turn)
             case Kind.CLOSE if served:
                 del self._served[frame.session]
                 served.close()
@@ -258,7 +265,7 @@ def _warm_up(program: Program, image: Image) -> None:
         write_layout(session.checkpoint.layout)
         read_files(*write_files(session.checkpoint.files), image.files)
         pagetable.can_watch()
-        served.turn(0, lambda: session.execute("x = 1"))()
+        served.turn(1, lambda: session.execute("x = 1"))()
         session.execute("x = 2")
         session.checkpoint.fork().close()
 

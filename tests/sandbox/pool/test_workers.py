@@ -14,10 +14,11 @@ import pytest
 from sandbox.door import HostCall, Json
 from sandbox.limits import MIB, Limits
 from sandbox.pool import process as processes
-from sandbox.pool import worker_session as live
+from sandbox.pool import worker_turn
 from sandbox.pool.pool import JailMissing, WorkerPool
 from sandbox.pool.process import Process, WorkerLost
-from sandbox.pool.worker_session import Answer, WorkerSession
+from sandbox.pool.worker_session import WorkerSession
+from sandbox.pool.worker_turn import Answer
 from sandbox.turn import Status, Stop, Turn
 from sandbox.vm.image import Loaded
 from sandbox.wire.frames import Frame, Kind
@@ -200,7 +201,7 @@ async def test_a_turn_that_hangs_is_ended_and_run_again_in_another_worker(
 ) -> None:
     session = await pool.create("a", "core", Limits(turn_seconds=5, memory_bytes=96 * MIB))
     await show(session, "n = 1")
-    monkeypatch.setattr(live, "TURN_SLACK_SECONDS", -4.0)
+    monkeypatch.setattr(worker_turn, "TURN_SLACK_SECONDS", -4.0)
     first = pid_of(session)
     halt(session)
     assert await show(session, "n") == "1"
@@ -210,7 +211,7 @@ async def test_a_turn_that_hangs_is_ended_and_run_again_in_another_worker(
 async def test_a_turn_that_hangs_after_it_asked_is_lost(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     session = await pool.create("a", "core", Limits(turn_seconds=5, memory_bytes=96 * MIB))
     await show(session, "n = 1")
-    monkeypatch.setattr(live, "TURN_SLACK_SECONDS", -4.0)
+    monkeypatch.setattr(worker_turn, "TURN_SLACK_SECONDS", -4.0)
     answer = replies_after(lambda: halt(session))
     turn = await asyncio.wait_for(session.execute("n = 2\n" + ASK, answer, ignore), 30)
     assert lost(turn)
@@ -224,7 +225,7 @@ async def test_cancelling_a_turn_whose_worker_hangs_kills_the_worker(
 ) -> None:
     session = await pool.create("a", "core", LIMITS)
     await show(session, "n = 1")
-    monkeypatch.setattr(live, "INTERRUPT_SECONDS", 0.2)
+    monkeypatch.setattr(worker_turn, "INTERRUPT_SECONDS", 0.2)
     stopped = asyncio.Event()
 
     def listen(_stream: int, _data: bytes) -> None:
@@ -243,7 +244,7 @@ GARBAGE = {
     "no frame": b"\xff" * 100,
     "text": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     "a frame too large": b"".join(Frame(Kind.DONE, 1).encode())[:-8] + b"\xff" * 8,
-    "broken JSON": b"\x21" + bytes(8) + b"\1\0\0\0" + bytes(8) + b"{",
+    "broken JSON": b"\x21" + bytes(12) + b"\1\0\0\0" + bytes(8) + b"{",
 }
 
 
@@ -263,7 +264,7 @@ async def test_a_worker_that_lies_about_how_a_turn_ended_is_killed(pool: WorkerP
     session = await pool.create("a", "core", LIMITS)
     await show(session, "n = 1")
     liar = process_of(session)
-    lie = b"".join(Frame(Kind.DONE, session.number, header=header).encode())
+    lie = b"".join(Frame(Kind.DONE, session.number, header=header, turn=2).encode())
     answer = replies_after(lambda: liar.data_received(lie))
     assert lost(await asyncio.wait_for(session.execute("n = 2\n" + ASK + "while True: pass", answer, ignore), 30))
     await asyncio.wait_for(liar._process.wait(), 20)

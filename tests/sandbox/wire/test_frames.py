@@ -30,7 +30,7 @@ from sandbox.wire.sessions import take_end
 
 NUMBERS = st.integers(0, (1 << 32) - 1)
 SAID = st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text() | st.lists(st.integers()), max_size=4)
-FRAMES = st.builds(Frame, st.sampled_from(Kind), NUMBERS, NUMBERS, SAID, st.binary(max_size=200))
+FRAMES = st.builds(Frame, st.sampled_from(Kind), NUMBERS, NUMBERS, SAID, st.binary(max_size=200), NUMBERS)
 
 
 def written(frame: Frame) -> bytes:
@@ -38,7 +38,8 @@ def written(frame: Frame) -> bytes:
 
 
 def raw(kind: int = Kind.DONE, header: bytes = b"", data_bytes: int = 0, header_bytes: int | None = None) -> bytes:
-    return struct.pack("<BIIIQ", kind, 1, 1, len(header) if header_bytes is None else header_bytes, data_bytes) + header
+    said = len(header) if header_bytes is None else header_bytes
+    return struct.pack("<BIIIIQ", kind, 1, 1, 1, said, data_bytes) + header
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------
