@@ -70,6 +70,9 @@ class Turn:
 OutputListener = Callable[[int, bytes], None]
 """Called with (stream, data) as the guest prints; stream is 1 or 2. Only what is kept is passed on."""
 
+RestartListener = Callable[[str], None]
+"""Called with the reason where a turn runs again from its start: what was heard of it until then is void."""
+
 
 class Output:
     """Keeps the head and the tail of what a turn prints, within a limit, and counts all of it."""

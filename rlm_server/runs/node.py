@@ -223,7 +223,7 @@ class Node:
         return results
 
     async def _turn(self, session: LiveSession, code: str, output: OutputBatcher) -> Turn:
-        execute = partial(session.execute, code, partial(self._answer, session), output.take)
+        execute = partial(session.execute, code, partial(self._answer, session), output.take, output.restarted)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         try:
             turn, spent = await metered(ledger, self.payer, limits, execute, deadline=self.tree.deadline)

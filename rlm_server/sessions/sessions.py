@@ -20,7 +20,7 @@ from rlm_server.clock import now
 from rlm_server.contexts.contexts import Context, Contexts
 from rlm_server.ledger import Amounts, Ledger, Limit
 from rlm_server.repl.coverage import Coverage, summary
-from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
+from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed, TurnRestarted
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, Memo, ModelCalls
@@ -46,7 +46,7 @@ REMEMBERED_RESULTS = 64
 REMEMBERED_ENDS = 10_000
 """Of sessions that a limit ended."""
 
-Happening = Printed | CallFinished | CallTraced | CodeFinished
+Happening = Printed | TurnRestarted | CallFinished | CallTraced | CodeFinished
 """What a caller sees of a turn while it runs; `CodeFinished` is the last."""
 
 
@@ -283,7 +283,7 @@ class Sessions:
             raise DoorRefusal("RuntimeError", f"{call.op} is part of a run; a session has llm_query and search only")
 
         async def execute() -> Turn:
-            turn = await session.live.execute(code, answer, output.take)
+            turn = await session.live.execute(code, answer, output.take, output.restarted)
             session.remember(request_id, turn)  # at once: the session keeps it, whatever becomes of the caller
             return turn
 

@@ -16,7 +16,7 @@ from sandbox.limits import Limits
 from sandbox.pool.process import Process, WorkerLost
 from sandbox.pool.snapshots import SessionStore
 from sandbox.pool.worker_turn import Answer, WorkerTurn
-from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
+from sandbox.turn import OutputListener, RestartListener, Status, Stop, Turn, TurnError
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.wire.frames import Frame, Kind, WireError
 from sandbox.wire.sessions import take_end, write_corpus
@@ -172,27 +172,39 @@ class WorkerSession:
             header = {"name": name, "corpus": write_corpus(corpus, process.hand_over)}
             return Frame(Kind.ATTACH, self.number, header=header, turn=number)
 
-        turn = await self._run(ask, _nothing_to_ask, _unheard, corpus)
+        turn = await self._run(ask, _nothing_to_ask, _unheard, _unheard, corpus)
         if turn.error:
             failure = _FAILURES.get(turn.error.type, CorpusDamaged)
             raise failure(f"the text could not be attached: {turn.error.message}")
 
-    async def execute(self, code: str, answer: Answer, listener: OutputListener) -> Turn:
+    async def execute(
+        self,
+        code: str,
+        answer: Answer,
+        listener: OutputListener,
+        restarted: RestartListener = lambda _: None,
+    ) -> Turn:
         """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on.
 
         A turn that was cancelled has left no trace, however late the cancellation came; one that was returned is kept.
+        Where its worker is lost before it asked for anything, `restarted` is told, and the turn runs once more.
         """
         data = code.encode("utf-8", "surrogatepass")
-        return await self._run(
-            lambda _, number: Frame(Kind.EXECUTE, self.number, data=data, turn=number), answer, listener, None
-        )
 
-    async def _run(self, ask: Ask, answer: Answer, listener: OutputListener, corpus: Corpus | None) -> Turn:
+        def ask(_: Process, number: int) -> Frame:
+            return Frame(Kind.EXECUTE, self.number, data=data, turn=number)
+
+        return await self._run(ask, answer, listener, restarted, None)
+
+    async def _run(
+        self, ask: Ask, answer: Answer, listener: OutputListener, restarted: RestartListener, corpus: Corpus | None
+    ) -> Turn:
         """Run a turn. One that is lost with its worker before it asked for anything is run once more."""
         async with self._one_at_a_time:
             turn = self._next_turn(answer, listener)
             ended = await self._take(turn, ask, corpus)
             if ended.error and ended.error.type is Stop.WORKER_LOST and not (turn.asked or turn.stopped):
+                restarted(ended.error.message)
                 ended = await self._take(self._next_turn(answer, listener), ask, corpus)
             return ended
 
@@ -216,7 +228,7 @@ class WorkerSession:
                 raise
             return self._kept(end, process, checkpoint, corpus)
         except WorkerLost as lost:
-            return undone(Stop.WORKER_LOST, f"{lost}; {_AS_BEFORE}")
+            return turn.lost(f"{lost}; the session is as it was before this turn")
         finally:
             self._turn = None
 
@@ -286,8 +298,6 @@ class WorkerSession:
 
 _FAILURES: dict[str, type[Exception]] = {"MemoryError": MemoryError, **dict.fromkeys(Stop, WorkerLost)}
 
-_AS_BEFORE = "the session is as it was before this turn"
-
 
 def undone(type: str, message: str) -> Turn:
     """Return the end of a turn that left no trace."""
@@ -298,5 +308,5 @@ async def _nothing_to_ask(call: HostCall) -> Json:
     raise DoorRefusal("RuntimeError", f"nothing answers {call.op} here")
 
 
-def _unheard(_stream: int, _data: bytes) -> None:
+def _unheard(*_: object) -> None:
     pass

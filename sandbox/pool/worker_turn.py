@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from sandbox.cancellation import run_to_completion
 from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
 from sandbox.pool.process import Process, WorkerLost
-from sandbox.turn import OutputListener
+from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
 from sandbox.wire.frames import Frame, Kind
 
 log = logging.getLogger(__name__)
@@ -46,6 +46,10 @@ class WorkerTurn:
         self._end: asyncio.Future[Frame] = self._loop.create_future()
         self._hanging: asyncio.TimerHandle | None = None
         self._stopping: asyncio.TimerHandle | None = None
+        self._printed: list[tuple[int, bytes]] = []
+        self._calls = 0
+        self._ran = 0.0
+        self._running_since: float | None = None
 
     async def run(self, process: Process, ask: Callable[[Process, int], Frame]) -> Frame:
         """Have the process run the turn that `ask` asks for by its number, and return how it ended.
@@ -70,6 +74,14 @@ class WorkerTurn:
     def end(self) -> Frame | None:
         """How the turn ended; None while it has not, or where it was lost with its worker."""
         return self._end.result() if self._end.done() and self._end.exception() is None else None
+
+    def lost(self, message: str) -> Turn:
+        """Return the end of a turn whose worker was lost: it is undone, and what was heard and seen of it is told."""
+        stdout, stderr = (b"".join(data for s, data in self._printed if s == stream) for stream in (1, 2))
+        return Turn(
+            Status.ROLLED_BACK, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"),
+            len(stdout) + len(stderr), False, self._ran, self._calls, TurnError(Stop.WORKER_LOST, message),
+        )  # fmt: skip
 
     async def _ended(self) -> Frame:
         """Wait for the end, and until nothing is being answered any more."""
@@ -102,9 +114,14 @@ class WorkerTurn:
 
     def _time(self) -> None:
         """Begin the turn's time anew, or let it rest while something is being answered."""
+        now = self._loop.time()
+        if self._running_since is not None:
+            self._ran += now - self._running_since
         if self._hanging is not None:
             self._hanging.cancel()
+        self._running_since = None
         if not (self._answering or self._end.done()):
+            self._running_since = now
             self._hanging = self._loop.call_later(self._seconds + TURN_SLACK_SECONDS, self._hung)
 
     def _hung(self) -> None:
@@ -121,6 +138,7 @@ class WorkerTurn:
         else:
             self._end.set_exception(end)
             self._end.exception()  # whoever has cancelled the turn does not ask
+        self._time()
         self._call_off()
 
     def _call_off(self) -> None:
@@ -141,6 +159,7 @@ class WorkerTurn:
         elif frame.turn == self.number and not self._end.done():
             match frame.kind:
                 case Kind.OUTPUT:
+                    self._printed.append((frame.number, frame.data))
                     self._listener(frame.number, frame.data)
                 case Kind.CALL:
                     self._called(frame)
@@ -149,6 +168,7 @@ class WorkerTurn:
 
     def _called(self, frame: Frame) -> None:
         self.asked = True
+        self._calls += 1
         if self.stopped:
             return  # nobody waits for the answer
         task = self._loop.create_task(self._reply(frame))

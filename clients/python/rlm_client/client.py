@@ -311,6 +311,8 @@ class Client(Spending):
     ) -> Iterator[session_pb2.ExecuteResponse]:
         """Run Python source as one turn, and give its output, calls and result as they come; the result is last.
 
+        Where `turn_restarted` comes the code runs again from its start, and the output before it is void.
+
         A connection that breaks midway is not resumed: the same call with the same `request_id` returns the first
         result, and runs nothing twice.
         """

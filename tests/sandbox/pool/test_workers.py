@@ -144,19 +144,63 @@ async def test_a_turn_that_asked_for_nothing_is_run_again(pool: WorkerPool) -> N
     assert killed != [pid_of(session)]
 
 
+@pytest.mark.parametrize("prints", ["", "print('go', flush=True)\n"])
+async def test_that_a_turn_begins_again_is_told_before_anything_it_prints_then(pool: WorkerPool, prints: str) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    told = list[bytes | str]()
+
+    def listen(_stream: int, data: bytes) -> None:
+        told.append(data)
+        if len(told) == 1:
+            send(session, signal.SIGKILL)
+
+    task = asyncio.create_task(
+        session.execute(f"{prints}import time\ntime.sleep(0.3)\nprint('end')", nobody, listen, told.append)
+    )
+    if not prints:
+        await asyncio.sleep(0)  # the turn is sent
+        send(session, signal.SIGKILL)
+    turn = await asyncio.wait_for(task, 30)
+    first = [b"go\n"] if prints else []
+    assert told[: len(first)] == first
+    assert "the process that ran the turn died" in str(told[len(first)])
+    rest = told[len(first) + 1 :]
+    assert b"".join(data for data in rest if isinstance(data, bytes)) == turn.stdout.encode()
+    assert turn.output_bytes == len(turn.stdout)
+
+
 async def test_a_turn_that_is_lost_twice_is_not_run_a_third_time(pool: WorkerPool) -> None:
     session = await pool.create("a", "core", LIMITS)
     await show(session, "n = 0")
-    killed = set[int]()
+    killed, restarts = set[int](), list[str]()
 
     def listen(_stream: int, _data: bytes) -> None:
         killed.add(pid_of(session))
         send(session, signal.SIGKILL)
 
     code = "n += 1\nprint('go', flush=True)\nwhile True: pass"
-    assert lost(await asyncio.wait_for(session.execute(code, nobody, listen), 30))
-    assert len(killed) == 2
+    turn = await asyncio.wait_for(session.execute(code, nobody, listen, restarts.append), 30)
+    assert lost(turn)
+    assert (len(killed), len(restarts)) == (2, 1)
     assert await show(session, "n") == "0"
+
+
+async def test_a_turn_that_is_lost_tells_what_was_heard_of_it(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    heard = list[bytes]()
+
+    async def answer(_: HostCall) -> Json:
+        send(session, signal.SIGKILL)
+        return None
+
+    prints = "import sys\nprint('ä', flush=True)\nprint('oh', file=sys.stderr)\nfor _ in range(10**6): pass\n"
+    code = f"{prints}{ASK}while True: pass"
+    turn = await asyncio.wait_for(session.execute(code, answer, lambda _, data: heard.append(data)), 30)
+    assert lost(turn)
+    assert (turn.stdout, turn.stderr) == ("ä\n", "oh\n")
+    assert turn.output_bytes == len(b"".join(heard)) == 6
+    assert turn.door_calls == 1
+    assert 0 < turn.running_seconds < 30
 
 
 async def test_a_turn_that_asked_is_lost_and_not_asked_again(pool: WorkerPool) -> None:
