@@ -30,6 +30,9 @@ SILENCE_SECONDS = 30.0
 MAX_HELD_BYTES = 8 << 30
 """A worker that holds more memory than this is killed."""
 
+MAX_REASON = 1000
+"""Characters of why a worker is not in a jail."""
+
 # Isolated from the environment and the current folder, with this very package.
 _ROOT = str(Path(__file__).parents[2])
 _PROGRAM = f"import sys; sys.path.insert(0, {_ROOT!r}); from sandbox.worker.worker import main; main()"
@@ -92,7 +95,7 @@ class Process(asyncio.Protocol):
         self._parser = Parser()
         self._transport: asyncio.Transport | None = None
         self._listeners: dict[int, Listener] = {}
-        self._ready: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._last_descriptor = 0
         self._unsent: deque[tuple[int, int]] = deque()
         self._last_heard = 0.0
@@ -122,8 +125,11 @@ class Process(asyncio.Protocol):
         if frame.kind < Kind.READY:
             raise WireError(f"a frame of kind {frame.kind}, which only the server sends")
         if frame.kind is Kind.READY:
+            unconfined = frame.header.get("unconfined", "")
+            if not isinstance(unconfined, str) or len(unconfined) > MAX_REASON:
+                raise WireError("a reason that is no text, or too long")
             if not self._ready.done():
-                self._ready.set_result(frame)
+                self._ready.set_result(unconfined)
         elif listener := self._listeners.get(frame.session):
             listener(frame)
 
@@ -189,7 +195,7 @@ class Process(asyncio.Protocol):
         finally:
             os.close(stdlib)
         self.send(Frame(Kind.LOAD, header=header))
-        self.unconfined = str((await self._ready).header.get("unconfined", ""))
+        self.unconfined = await self._ready
         self._last_heard = asyncio.get_running_loop().time()
         self._watch = asyncio.create_task(self._keep_watch())
 

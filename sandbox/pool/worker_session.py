@@ -20,6 +20,7 @@ from sandbox.turn import OutputListener, RestartListener, Status, Stop, Turn, Tu
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.wire.frames import Frame, Kind, WireError
 from sandbox.wire.sessions import take_end, write_corpus
+from sandbox.wire.turns import Observed, read_failure
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +211,7 @@ class WorkerSession:
 
     def _next_turn(self, answer: Answer, listener: OutputListener) -> WorkerTurn:
         self._turns += 1
-        return WorkerTurn(self.number, self._turns, self.limits.turn_seconds, answer, listener)
+        return WorkerTurn(self.number, self._turns, self.limits, answer, listener)
 
     async def _take(self, turn: WorkerTurn, ask: Ask, corpus: Corpus | None) -> Turn:
         if self._closed:
@@ -224,26 +225,33 @@ class WorkerSession:
                 end = await turn.run(process, ask)
             except asyncio.CancelledError:
                 if turn.end is not None:
-                    self._give_up(turn.end, process, checkpoint, corpus)
+                    self._give_up(turn.end, turn.observed, process, checkpoint, corpus)
                 raise
-            return self._kept(end, process, checkpoint, corpus)
+            return self._kept(end, turn.observed, process, checkpoint, corpus)
         except WorkerLost as lost:
             return turn.lost(f"{lost}; the session is as it was before this turn")
         finally:
             self._turn = None
 
     def _kept(
-        self, end: Frame, process: Process, checkpoint: Checkpoint, corpus: Corpus | None, *, keep: bool = True
+        self,
+        end: Frame,
+        observed: Observed,
+        process: Process,
+        checkpoint: Checkpoint,
+        corpus: Corpus | None,
+        *,
+        keep: bool = True,
     ) -> Turn:
         """Take how a turn ended, and what it changed if that is to be kept. A worker that lies about it is killed.
 
         Raises:
             WorkerLost: it was.
         """
-        if end.kind is Kind.FAILED:
-            return undone("MemoryError", str(end.header.get("message")))
         try:
-            turn, seen = take_end(end, checkpoint, corpus, keep=keep)
+            if end.kind is Kind.FAILED:
+                return undone("MemoryError", read_failure(end))
+            turn, seen = take_end(end, checkpoint, self.limits, observed, corpus, keep=keep)
         except WireError as error:
             log.error("a worker was killed: it sent %s", error)  # noqa: TRY400
             process.kill()
@@ -252,13 +260,15 @@ class WorkerSession:
         self.private_bytes = checkpoint.private_bytes
         return turn
 
-    def _give_up(self, end: Frame, process: Process, checkpoint: Checkpoint, corpus: Corpus | None) -> None:
+    def _give_up(
+        self, end: Frame, observed: Observed, process: Process, checkpoint: Checkpoint, corpus: Corpus | None
+    ) -> None:
         """Have a turn that was cancelled leave no trace, also where it came to its end before it was stopped.
 
         Then the worker is ahead of the checkpoint: it forgets the session, which the next turn brings there anew.
         """
         with suppress(WorkerLost):
-            turn = self._kept(end, process, checkpoint, corpus, keep=False)
+            turn = self._kept(end, observed, process, checkpoint, corpus, keep=False)
             if turn.status is not Status.ROLLED_BACK:
                 process.leave(self.number)
                 self._process = None

@@ -8,9 +8,12 @@ from collections.abc import Awaitable, Callable
 
 from sandbox.cancellation import run_to_completion
 from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
+from sandbox.limits import Limits
+from sandbox.pool.frame_limits import FrameLimits
 from sandbox.pool.process import Process, WorkerLost
 from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
 from sandbox.wire.frames import Frame, Kind
+from sandbox.wire.turns import Observed
 
 log = logging.getLogger(__name__)
 
@@ -30,24 +33,23 @@ class WorkerTurn:
     or sent; frames bear its number. So nothing of it can reach a later turn of the session.
     """
 
-    def __init__(
-        self, session: int, number: int, seconds: float, answer: Answer, listener: OutputListener
-    ) -> None:  # fmt: skip
-        """`number` tells it from the session's other turns; it may run for so many seconds, waiting not counted."""
+    def __init__(self, session: int, number: int, limits: Limits, answer: Answer, listener: OutputListener) -> None:
+        """`number` tells it from the session's other turns."""
         self.number = number
         self.asked = False
         """Whether the turn has asked for anything, so that running it again would repeat that."""
         self.stopped = False
         """Whether it was to be stopped."""
-        self._session, self._seconds, self._answer, self._listener = session, seconds, answer, listener
+        self._session, self._limits, self._answer, self._listener = session, limits, answer, listener
         self._loop = asyncio.get_running_loop()
         self._answering: set[asyncio.Task[None]] = set()
         self._process: Process | None = None
         self._end: asyncio.Future[Frame] = self._loop.create_future()
         self._hanging: asyncio.TimerHandle | None = None
         self._stopping: asyncio.TimerHandle | None = None
+        self._allowed = FrameLimits(limits)
         self._printed: list[tuple[int, bytes]] = []
-        self._calls = 0
+        self._began = self._ended_at = 0.0
         self._ran = 0.0
         self._running_since: float | None = None
 
@@ -60,7 +62,7 @@ class WorkerTurn:
             WorkerLost: the process died, or was killed as it hung.
             OSError: a file that is to be handed over cannot be opened.
         """
-        self._process = process
+        self._process, self._began = process, self._loop.time()
         try:
             process.follow(self._session, self._heard)
             process.send(ask(process, self.number))
@@ -75,12 +77,17 @@ class WorkerTurn:
         """How the turn ended; None while it has not, or where it was lost with its worker."""
         return self._end.result() if self._end.done() and self._end.exception() is None else None
 
-    def lost(self, message: str) -> Turn:
-        """Return the end of a turn whose worker was lost: it is undone, and what was heard and seen of it is told."""
+    @property
+    def observed(self) -> Observed:
+        """What was heard of the turn, which has ended, and how long it took."""
         stdout, stderr = (b"".join(data for s, data in self._printed if s == stream) for stream in (1, 2))
+        return Observed(stdout, stderr, self._ended_at - self._began)
+
+    def lost(self, message: str) -> Turn:
+        """Return the end of a turn whose worker was lost: it is undone, and what was observed of it is told."""
+        observed, error = self.observed, TurnError(Stop.WORKER_LOST, message)
         return Turn(
-            Status.ROLLED_BACK, stdout.decode("utf-8", "replace"), stderr.decode("utf-8", "replace"),
-            len(stdout) + len(stderr), False, self._ran, self._calls, TurnError(Stop.WORKER_LOST, message),
+            Status.ROLLED_BACK, *observed.texts, observed.output_bytes, False, self._ran, self._allowed.calls, error
         )  # fmt: skip
 
     async def _ended(self) -> Frame:
@@ -122,7 +129,7 @@ class WorkerTurn:
         self._running_since = None
         if not (self._answering or self._end.done()):
             self._running_since = now
-            self._hanging = self._loop.call_later(self._seconds + TURN_SLACK_SECONDS, self._hung)
+            self._hanging = self._loop.call_later(self._limits.turn_seconds + TURN_SLACK_SECONDS, self._hung)
 
     def _hung(self) -> None:
         if self._process is not None and not self._end.done():
@@ -133,6 +140,7 @@ class WorkerTurn:
         """Note how the turn ended, once, and have nothing of it go on."""
         if self._end.done():
             return
+        self._ended_at = self._loop.time()
         if isinstance(end, Frame):
             self._end.set_result(end)
         else:
@@ -154,11 +162,13 @@ class WorkerTurn:
     # ---- what the worker says ------------------------------------------------------------------------------------
 
     def _heard(self, frame: Frame | None) -> None:
+        """Take a frame. Raises `WireError` for one that a worker which keeps to its limits does not send."""
         if frame is None:
             self._over(WorkerLost("the process that ran the turn died"))
         elif frame.turn == self.number and not self._end.done():
             match frame.kind:
                 case Kind.OUTPUT:
+                    self._allowed.output(frame)
                     self._printed.append((frame.number, frame.data))
                     self._listener(frame.number, frame.data)
                 case Kind.CALL:
@@ -168,7 +178,7 @@ class WorkerTurn:
 
     def _called(self, frame: Frame) -> None:
         self.asked = True
-        self._calls += 1
+        self._allowed.call(frame, len(self._answering))
         if self.stopped:
             return  # nobody waits for the answer
         task = self._loop.create_task(self._reply(frame))

@@ -64,13 +64,13 @@ class Session:
         self._fresh = turn.status is Status.ROLLED_BACK
         return turn
 
-    def attach(self, name: str, corpus: Corpus) -> Turn:
+    def attach(self, name: str, corpus: Corpus, listener: OutputListener | None = None) -> Turn:
         """Make `name` in the session a `str`, or a sequence of them, with the characters of a corpus.
 
         Raises:
             MemoryError: a text does not fit into the guest's address space.
         """
-        return self._take_turn(lambda instance: instance.attach(name, corpus))
+        return self._take_turn(lambda instance: instance.attach(name, corpus, listener))
 
     def _restored(self) -> Instance:
         return self._checkpoint.restore(self._program, self._limits, self._waiting)

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, NoReturn
 
 _HEADER = struct.Struct("<BIIIIQ")
 _DESCRIPTOR = struct.Struct("<I")
@@ -116,11 +116,15 @@ def _kind(value: int) -> Kind:
         raise WireError(f"a frame of kind {value}") from None
 
 
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _header(text: bytes) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        header = json.loads(text)
+        header = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise WireError("a frame whose JSON cannot be read") from None
     if not isinstance(header, dict):

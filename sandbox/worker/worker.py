@@ -23,7 +23,7 @@ from sandbox.corpora.corpus import Kind as CorpusKind
 from sandbox.door import HostCall, Reply
 from sandbox.limits import Limits
 from sandbox.memory import memory, pagetable
-from sandbox.turn import Turn
+from sandbox.turn import OutputListener, Turn
 from sandbox.vm import instance, wasi
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.engine import THREAD_STACK_BYTES, Program
@@ -33,6 +33,7 @@ from sandbox.vm.session import Session
 from sandbox.wire.files import read_files, write_files
 from sandbox.wire.frames import Channel, Frame, Kind
 from sandbox.wire.sessions import SentState, read_corpus, read_session, write_end, write_layout
+from sandbox.wire.turns import write_failure
 from sandbox.worker import jail
 from sandbox.worker.threads import LeaderFollowers, Work
 
@@ -86,7 +87,7 @@ class _Served:
         try:
             turn = take()
         except MemoryError as error:
-            return Frame(Kind.FAILED, self._number, header={"message": str(error)}, turn=number)
+            return write_failure(self._number, number, error)
         change = self.session.take_checkpoint()
         now, sent, seen = self.session.checkpoint, self._sent, list(self.session.seen)
         self._told += [0] * (len(seen) - len(self._told))
@@ -185,9 +186,9 @@ class Worker:
             case Kind.OPEN:
                 self._open(frame)
             case Kind.ATTACH if served:
-                session, name = served.session, frame.header["name"]
+                session, printed, name = served.session, served.printed, frame.header["name"]
                 corpus = read_corpus(frame.header["corpus"], self._channel.descriptor)
-                return served.turn(frame.turn, lambda: _attached(session, name, corpus))
+                return served.turn(frame.turn, lambda: _attached(session, name, corpus, printed))
             case Kind.EXECUTE if served:
                 code = frame.data.decode("utf-8", "surrogatepass")
                 ask, printed, session = served.ask, served.printed, served.session
@@ -217,7 +218,7 @@ class Worker:
             jail.self_test()
         except jail.JailError as error:
             problem = str(error)
-        self._channel.send(Frame(Kind.READY, header={"unconfined": problem}))
+        self._channel.send(Frame(Kind.READY, header={"unconfined": problem[:1000]}))
 
     def _open(self, frame: Frame) -> None:
         start, limits = read_session(frame, self._images, self._channel.descriptor)
@@ -225,10 +226,10 @@ class Worker:
         self._served[frame.session] = served
 
 
-def _attached(session: Session, name: str, corpus: Corpus) -> Turn:
+def _attached(session: Session, name: str, corpus: Corpus, printed: OutputListener) -> Turn:
     """Attach a corpus, whose descriptor goes with the session from then on, or at once where that fails."""
     try:
-        return session.attach(name, corpus)
+        return session.attach(name, corpus, printed)
     finally:
         if corpus not in session.checkpoint.layout.corpora:
             _close(corpus)
