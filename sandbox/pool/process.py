@@ -16,6 +16,7 @@ from pathlib import Path
 from sandbox.limits import Limits
 from sandbox.memory.memory import PAGE
 from sandbox.memory.pages import PageFile
+from sandbox.pool.last_words import LastWords
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
 from sandbox.wire.frames import Frame, Kind, Parser, WireError, send_descriptor
@@ -53,17 +54,19 @@ async def started(loaded: Loaded, most_bytes: int = MAX_HELD_BYTES) -> Process:
     """
     ours, theirs = socket.socketpair()
     our_descriptors, their_descriptors = socket.socketpair()
+    words = LastWords()
     try:
-        with theirs, their_descriptors:
+        with theirs, their_descriptors, words:
             handed = (theirs.fileno(), their_descriptors.fileno())
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-c", _PROGRAM, *map(str, handed), pass_fds=handed, env={}, cwd="/",
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=words.writing,
             )  # fmt: skip
-        worker = Process(process, our_descriptors, most_bytes)
+        worker = Process(process, our_descriptors, words, most_bytes)
     except BaseException as error:
         ours.close()
         our_descriptors.close()
+        words.finish()
         if isinstance(error, ProcessLookupError):
             raise WorkerLost("a worker process died as it started") from None
         raise
@@ -84,9 +87,9 @@ class Process(asyncio.Protocol):
     """A worker process. Frames from it are told to whoever follows their session."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, descriptors: socket.socket, most_bytes: int
-    ) -> None:  # fmt: skip
-        self._process = process
+        self, process: asyncio.subprocess.Process, descriptors: socket.socket, words: LastWords, most_bytes: int
+    ) -> None:
+        self._process, self._words = process, words
         self._handle = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
         self._most_bytes = most_bytes
         self._pages: dict[int, PageFile] = {}
@@ -135,7 +138,10 @@ class Process(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Note that the worker is gone, and tell everyone who waits for it."""
+        if self.alive:
+            log.error("worker %d died", self._process.pid)
         self.alive = False
+        self._tell_last_words()
         self._drop_descriptors()
         if not self._ready.done():
             self._ready.set_exception(WorkerLost("a worker process did not start"))
@@ -226,6 +232,11 @@ class Process(asyncio.Protocol):
 
     # ---- the end -------------------------------------------------------------------------------------------------
 
+    def _tell_last_words(self) -> None:
+        words = self._words.finish()
+        if words:
+            log.error("worker %d had written to its standard error: %a", self._process.pid, words)
+
     async def _keep_watch(self) -> None:
         loop = asyncio.get_running_loop()
         while self.alive:
@@ -272,3 +283,4 @@ class Process(asyncio.Protocol):
             self._transport.abort()
         self._drop_descriptors()
         await self._process.wait()
+        self._tell_last_words()
