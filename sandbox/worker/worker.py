@@ -214,8 +214,7 @@ class Worker:
         problem = ""
         try:
             _warm_up(self._program, next(iter(self._images.values())))
-            jail.confine()
-            jail.self_test()
+            jail.self_test(jail.confine())
         except jail.JailError as error:
             problem = str(error)
         self._channel.send(Frame(Kind.READY, header={"unconfined": problem[:1000]}))
