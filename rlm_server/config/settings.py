@@ -40,7 +40,7 @@ class ConfigError(Exception):
 
 def data_dir() -> Path:
     """Return where the server keeps its data: `$XDG_DATA_HOME/rlm-server`."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "rlm-server"
+    return Path(os.environ.get("XDG_DATA_HOME", "") or Path.home() / ".local" / "share") / "rlm-server"
 
 
 class CompatibleModel(BaseModel, extra="forbid"):
@@ -240,7 +240,7 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take arguments first, then the environment, then the file."""
-        path = os.environ.get("RLM_CONFIG")
+        path = os.environ.get("RLM_CONFIG", "")
         content = tomllib.loads(Path(path).read_text(encoding="utf-8"), parse_float=Decimal) if path else {}
         return init_settings, _Environment(settings_cls), InitSettingsSource(settings_cls, content)
 
@@ -251,11 +251,11 @@ class Settings(BaseSettings):
         Raises:
             ConfigError: a setting is wrong.
         """
-        path = os.environ.get("RLM_CONFIG")
+        path = os.environ.get("RLM_CONFIG", "")
         if path and not Path(path).is_file():
             raise ConfigError(f"RLM_CONFIG: there is no file {path}")
         for name, variable in (("anthropic_api_key", "ANTHROPIC_API_KEY"), ("openai_api_key", "OPENAI_API_KEY")):
-            if os.environ.get(variable) and f"RLM_{name.upper()}" not in os.environ:
+            if os.environ.get(variable, "") and f"RLM_{name.upper()}" not in os.environ:
                 given.setdefault(name, os.environ[variable])
         try:
             return cls(**given)

@@ -145,7 +145,7 @@ class Uploads:
         _check_same(row.header, header)
         if row.id in self._finishing:
             return await asyncio.shield(self._finishing[row.id])
-        if row.context:
+        if row.context is not None:
             # One that was deleted meanwhile has taken the upload's row along, so that this is a new upload.
             return await self._contexts.get(header.tenant, row.context) or await self.begin(header)
         if row.id in self._taken:
@@ -166,7 +166,7 @@ class Uploads:
     async def status(self, tenant: str, request_id: str) -> Progress | None:
         """Return how far an upload is; None where the tenant has none of this request id."""
         for row in await self._rows("tenant = ? AND request_id = ?", tenant, request_id):
-            if row.context:
+            if row.context is not None:
                 context = await self._contexts.get(tenant, row.context)
                 return Progress(row.header.size_bytes, row.header.documents, context) if context else None
             spool = self._taken.get(row.id) or self._resting.get(row.id)
@@ -289,9 +289,9 @@ class Uploads:
         """Remove what rests too long, what a process that died left to nobody, and old answers to request ids."""
         oldest = now() - round(self._rest_seconds * 1000)
         for row in await self._rows("1 = 1"):
-            if row.context and row.changed_at < oldest:
+            if row.context is not None and row.changed_at < oldest:
                 await self._forget(row)
-            elif row.context or row.id in self._taken:
+            elif row.context is not None or row.id in self._taken:
                 continue
             elif row.header.request_id is None or self._changed_at(row) < oldest:
                 await self._give_up(row)

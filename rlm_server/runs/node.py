@@ -156,7 +156,8 @@ class Node:
             said = reply.read(await self._ask(limits.root_tokens))
             if said.final is not None:
                 return self._answered(said.final)
-            blocks = said.blocks or ((f"FINAL_VAR({said.final_variable!r})",) if said.final_variable else ())
+            named = said.final_variable
+            blocks = said.blocks or ((f"FINAL_VAR({named!r})",) if named is not None else ())
             results = await self._run_blocks(session, blocks)
             await self._look(session)
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))

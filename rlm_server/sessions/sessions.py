@@ -193,7 +193,7 @@ class Sessions:
             session.tracer = Tracer(partial(self._contexts.lineage, new.context))
         self._sessions[session_id] = session
         self._of_tenant[new.tenant] += 1
-        if new.request_id:
+        if new.request_id is not None:
             self._by_request[new.tenant, new.request_id] = session_id
         return session
 

@@ -68,7 +68,7 @@ class GuestDoor:
         self._answering = True
         try:
             reply = self._reply(address, size)
-            if guard.reason():
+            if guard.reason() is not None:
                 return None
             at = memory.allocate_or_none(len(reply))
             if at is None:
