@@ -107,6 +107,18 @@ async def test_children_left_under_way_end_with_the_turn_and_their_money_comes_b
         check_settled(served.data_dir)
 
 
+async def test_a_search_left_under_way_ends_with_the_turn(server: Served) -> None:
+    source = "import _door\nfor _ in range(20): _door.start('search', pattern='(a?){200}b', documents=None, limit=100)"
+    async with server(Play("")) as served:
+        context = await served.caller.upload("a" * 2_000_000)
+        session = await served.caller.open_session(context_id=context.context_id)
+        for _ in range(3):
+            assert (await served.caller.turn(session, source)).result.status == OK
+            assert (await served.caller.turn(session, "len(search('a', limit=5))")).printed == "5\n"
+        await served.caller.delete(session)
+        check_settled(served.data_dir)
+
+
 async def test_a_turn_whose_caller_left_as_it_ended_is_not_run_again_by_the_same_request(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
