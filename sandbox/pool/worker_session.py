@@ -256,7 +256,7 @@ class WorkerSession:
             log.error("a worker was killed: it sent %s", error)  # noqa: TRY400
             process.kill()
             raise WorkerLost("the process that ran the turn was killed") from None
-        self.saw(seen)
+        self.saw(seen[: len(checkpoint.layout.corpora)])  # not of one that was not attached in the end
         self.private_bytes = checkpoint.private_bytes
         return turn
 

@@ -171,7 +171,7 @@ async def test_a_turn_that_is_cancelled_as_it_ends_has_left_no_trace(
     at_the_end.append(attaching.cancel)
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(attaching, 30)
-    assert session.corpora == ()
+    assert (session.corpora, session.seen) == ((), [])
     assert await show(session, "'context' in globals(), n") == "(False, 1)"
     await session.attach("context", text("de"))
     assert await show(session, "context, n") == "('de', 1)"
