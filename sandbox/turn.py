@@ -6,7 +6,17 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+
+MAX_VARIABLES = 200
+"""Of a turn, that are told."""
+MAX_NAME = 200
+"""Characters of a variable's name, and of its type's."""
+MAX_TRACEBACK = 16_000
+"""Characters of a traceback, and of an exception's message and type."""
+GAP = 64
+"""Bytes of the line that stands for what was cut out of output, at most."""
+MAX_COUNT = (1 << 53) - 1
+"""Of anything that is counted: what JSON keeps exact everywhere."""
 
 
 class Status(StrEnum):
@@ -70,6 +80,9 @@ class Turn:
 OutputListener = Callable[[int, bytes], None]
 """Called with (stream, data) as the guest prints; stream is 1 or 2. Only what is kept is passed on."""
 
+RestartListener = Callable[[str], None]
+"""Called with the reason where a turn runs again from its start: what was heard of it until then is void."""
+
 
 class Output:
     """Keeps the head and the tail of what a turn prints, within a limit, and counts all of it."""
@@ -117,32 +130,3 @@ class Output:
         kept = [*self._head, *self._tail]
         texts = [b"".join(data for s, data in kept if s == stream).decode("utf-8", "replace") for stream in (1, 2)]
         return texts[0], texts[1]
-
-
-def write_turn(turn: Turn) -> list[Any]:
-    """Write a turn for another process."""
-    error = turn.error and [turn.error.type, turn.error.message, turn.error.traceback]
-    variables = [[variable.name, variable.type, variable.length] for variable in turn.variables]
-    return [
-        turn.status, turn.stdout, turn.stderr, turn.output_bytes, turn.truncated, turn.running_seconds,
-        turn.door_calls, error, variables,
-    ]  # fmt: skip
-
-
-def read_turn(fields: list[Any]) -> Turn:
-    """Read a turn that another process wrote with `write_turn`.
-
-    Raises:
-        TypeError, ValueError, OverflowError: it is none.
-    """
-    status, stdout, stderr, output_bytes, truncated, running_seconds, door_calls, error, variables = fields
-    ended = Status(status)
-    stops = set(Stop) if ended is Status.ROLLED_BACK else set()  # else it is a name the guest gave its exception
-    read_error = None
-    if error is not None:
-        kind, message, traceback = map(str, error)
-        read_error = TurnError(Stop(kind) if kind in stops else kind, message, traceback)
-    return Turn(
-        ended, str(stdout), str(stderr), int(output_bytes), bool(truncated), float(running_seconds), int(door_calls),
-        read_error, tuple(Variable(str(name), str(type_), int(length)) for name, type_, length in variables),
-    )  # fmt: skip

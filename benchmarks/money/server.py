@@ -76,6 +76,8 @@ class Sessions:
             match response.WhichOneof("event"):
                 case "output":
                     text += response.output.text
+                case "turn_restarted":
+                    text = ""
                 case "result" if response.result.status != session_pb2.TURN_STATUS_OK:
                     raise RuntimeError(f"the guest's code failed: {response.result}")
         return text.splitlines()

@@ -81,7 +81,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         """List the tenant's contexts."""
         size = requests.page_size(request.page_size, 100, 1_000)
         before = requests.page_token(request.page_token, "contexts", 1)
-        contexts = await self._contexts.page(tenant(), before[0] if before else None, size + 1)
+        contexts = await self._contexts.page(tenant(), before[0] if before is not None else None, size + 1)
         more = len(contexts) > size
         return context_pb2.ListContextsResponse(
             contexts=[responses.context(one) for one in contexts[:size]],
@@ -93,7 +93,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.ListDocumentsResponse:
         """List a context's documents."""
         size = requests.page_size(request.page_size, 1_000, 10_000)
-        first, at = requests.page_token(request.page_token, request.context_id, 2) or (0, 0)
+        token = requests.page_token(request.page_token, request.context_id, 2)
+        first, at = token if token is not None else (0, 0)
         async with self._reading(request.context_id) as (stored, corpus):
             if not (0 <= first < len(corpus) and 0 <= at <= corpus.names.characters):
                 raise InvalidField("page_token", "is not one of this list")

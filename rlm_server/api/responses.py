@@ -15,7 +15,7 @@ from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2, types_pb2
 from rlm_server.contexts.context_table import Context
 from rlm_server.ledger import Amounts, Limit, Usage
 from rlm_server.repl.coverage import Coverage
-from rlm_server.repl.events import CallTraced, FinishedCall, Printed
+from rlm_server.repl.events import CallTraced, FinishedCall, Printed, TurnRestarted
 from rlm_server.runs.events import Body, Event
 from rlm_server.runs.state import RunState
 from sandbox.corpora.corpus import Kind
@@ -102,6 +102,11 @@ def output(value: Printed) -> session_pb2.Output:
     return session_pb2.Output(stream=_STREAMS[value.stream], text=value.text)
 
 
+def turn_restarted(value: TurnRestarted) -> session_pb2.TurnRestarted:
+    """Write that a turn began again."""
+    return session_pb2.TurnRestarted(reason=value.reason)
+
+
 def finished_call(value: FinishedCall) -> session_pb2.ModelCallFinished:
     """Write the end of a model call."""
     return session_pb2.ModelCallFinished(
@@ -156,6 +161,8 @@ def _body(body: Body) -> Message:
         return output(body)
     if isinstance(body, CallTraced):
         return traced_call(body)
+    if isinstance(body, TurnRestarted):
+        return turn_restarted(body)
     values = {field.name: getattr(body, field.name) for field in fields(body) if field.name != "kind"}
     written = {name: _WRITERS.get(type(value), _as_it_is)(value) for name, value in values.items()}
     message: Message = getattr(run_pb2, type(body).__name__)(**written)

@@ -106,7 +106,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             spent=responses.amounts(balances[0].posted),
             pending=responses.amounts(balances[0].pending),
             create_time=responses.time(run.created_at),
-            end_time=responses.time(run.ended_at) if run.ended_at else None,
+            end_time=responses.time(run.ended_at) if run.ended_at is not None else None,
             last_sequence=await self._journal.last_sequence(run.id),
             nodes=[
                 run_pb2.Node(
@@ -123,5 +123,5 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
                 )
                 for node, balance in zip(nodes, balances, strict=True)
             ],
-            coverage=responses.coverage(await self._supervisor.coverage(run.id)) if run.context else None,
+            coverage=responses.coverage(await self._supervisor.coverage(run.id)) if run.context is not None else None,
         )

@@ -17,7 +17,7 @@ from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Ledger
-from rlm_server.repl.events import CallFinished, CallTraced, Printed
+from rlm_server.repl.events import CallFinished, CallTraced, Printed, TurnRestarted
 from rlm_server.runs.supervisor import check_affordable
 from rlm_server.sessions.sessions import Happening, NewSession, ReplSession, Sessions
 
@@ -98,6 +98,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 def _response(happening: Happening) -> session_pb2.ExecuteResponse:
     if isinstance(happening, Printed):
         return session_pb2.ExecuteResponse(output=responses.output(happening))
+    if isinstance(happening, TurnRestarted):
+        return session_pb2.ExecuteResponse(turn_restarted=responses.turn_restarted(happening))
     if isinstance(happening, CallFinished):
         return session_pb2.ExecuteResponse(call_finished=responses.finished_call(happening.call))
     if isinstance(happening, CallTraced):

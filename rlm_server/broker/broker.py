@@ -159,7 +159,7 @@ class Broker:
         fallbacks = self._routes.route(request.model).fallbacks
         policy = self._policies.get(payer.tenant, Policy())
         models = (request.model, *filter(policy.allows, fallbacks))
-        call = _Call(call_id or secrets.token_hex(16), request, payer, deadline)
+        call = _Call(secrets.token_hex(16) if call_id is None else call_id, request, payer, deadline)
         self.counters.calls += 1
         try:
             call.input_tokens = input_bound(request)

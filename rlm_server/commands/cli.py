@@ -48,9 +48,9 @@ def serve(listen: str | None, data_dir: Path | None, verbose: bool) -> None:
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)r"
     )
     given: dict[str, Any] = {}
-    if listen:
+    if listen is not None:
         given["listen"] = listen
-    if data_dir:
+    if data_dir is not None:
         given["data_dir"] = data_dir
     with _explained():
         asyncio.run(_serve(Settings.load(**given)))

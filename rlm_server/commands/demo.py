@@ -54,7 +54,7 @@ def _say(text: str) -> None:
 
 def _text(folder: Path) -> Path:
     """Return the text to ask about: DEMO_TEXT, or the sources of the standard library and the installed packages."""
-    given = os.environ.get("DEMO_TEXT")
+    given = os.environ.get("DEMO_TEXT", "")
     if given:
         return Path(given)
     path = folder / "python-sources.txt"

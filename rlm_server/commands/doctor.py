@@ -92,5 +92,5 @@ async def _jail(loaded: Loaded) -> Finding:
     except WorkerLost as lost:
         return Finding("jail", False, str(lost))
     await worker.close()
-    layers = "no_new_privs, Landlock, seccomp; a worker tried what is forbidden, and could not"
+    layers = "no_new_privs, no capabilities, Landlock, seccomp; a worker tried what is forbidden, and could not"
     return Finding("jail", not worker.unconfined, worker.unconfined or layers)

@@ -218,7 +218,7 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 def _rows(one: Listed, origin: str) -> Iterator[tuple[str, ...]]:
-    window = f"{one.context_window:,}" if one.context_window else ""
+    window = f"{one.context_window:,}" if one.context_window is not None else ""
     yield (one.provider, one.model, "", *_amounts(one.price.rates), window, origin)
     for tier in one.price.tiers:
         yield (one.provider, one.model, f"{tier.above:,}", *_amounts(tier.rates), "", "")

@@ -55,7 +55,7 @@ class ConfigError(Exception):
 
 def data_dir() -> Path:
     """Return where the server keeps its data: `$XDG_DATA_HOME/rlm-server`."""
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "rlm-server"
+    return Path(os.environ.get("XDG_DATA_HOME", "") or Path.home() / ".local" / "share") / "rlm-server"
 
 
 class _Strict(BaseModel):

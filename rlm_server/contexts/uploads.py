@@ -111,7 +111,7 @@ class Uploads:
         _check_same(row.header, header)
         if row.id in self._finishing:
             return await asyncio.shield(self._finishing[row.id])
-        if row.context:
+        if row.context is not None:
             # One that was deleted meanwhile has taken the upload's row along, so that this is a new upload.
             return await self._contexts.get(header.tenant, row.context) or await self.begin(header)
         if row.id in self._taken:
@@ -130,11 +130,11 @@ class Uploads:
         row = await self._table.by_request(tenant, request_id)
         if row is None:
             return None
-        if row.context:
+        if row.context is not None:
             context = await self._contexts.get(tenant, row.context)
             return Progress(row.header.size_bytes, row.header.documents, context) if context else None
         spool = self._taken.get(row.id) or self._resting.get(row.id)
-        if spool:
+        if spool is not None:
             return Progress(spool.received, spool.announced)
         try:
             received, announced = await asyncio.to_thread(Spool.measure, self._folder / row.id)
@@ -241,9 +241,9 @@ class Uploads:
         """Remove uploads that rest too long or that no stream can go on with, and finished ones of long ago."""
         oldest = now() - round(self._rest_seconds * 1000)
         for row in await self._table.all():
-            if row.context and row.changed_at < oldest:
+            if row.context is not None and row.changed_at < oldest:
                 await self._table.remove(row.id)
-            elif row.context or row.id in self._taken:
+            elif row.context is not None or row.id in self._taken:
                 continue
             elif row.header.request_id is None or self._changed_at(row) < oldest:
                 await self._give_up(row)

@@ -23,6 +23,14 @@ class Printed:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnRestarted:
+    """The process that ran the code was lost, and the code runs again: what it has printed so far is void."""
+
+    reason: str
+    kind: Literal["turn_restarted"] = "turn_restarted"
+
+
+@dataclass(frozen=True, slots=True)
 class CallStarted:
     """The code calls a model."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import secrets
 import time
@@ -11,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from rlm_server.ledger import Amounts, Hold, Ledger, Payer, settle
 from sandbox.cancellation import run_to_completion
 from sandbox.limits import Limits
-from sandbox.pool.worker_session import TURN_SLACK_SECONDS
+from sandbox.pool.worker_turn import TURN_SLACK_SECONDS
 from sandbox.turn import Turn
 
 
@@ -20,8 +19,9 @@ async def metered(
 ) -> tuple[Turn, Amounts]:
     """Execute a turn under a hold for its longest, and return it with what it cost.
 
-    Waiting in the door is not counted. Where the turn ends without a result (cancelled, its worker lost twice), the
-    time that passed stands for the time it ran, which cannot have been more. `deadline` is on `time.monotonic()`.
+    Waiting in the door is not counted. Where the turn ends without a result, as when it is cancelled, the time that
+    passed stands for the time it ran, which cannot have been more. Whatever happens, the hold is settled, and for no
+    more than it is. `deadline` is on `time.monotonic()`.
 
     Raises:
         BudgetExceeded: what is left is less than a turn may take.
@@ -34,12 +34,16 @@ async def metered(
     started = time.monotonic()
     try:
         turn = await execute()
-    except (Exception, asyncio.CancelledError):
-        passed = math.ceil((time.monotonic() - started) * 1000)
-        await run_to_completion(_post(ledger, hold, Amounts(cpu_ms=min(passed, worst.cpu_ms))))
+        spent = _within(worst, turn.running_seconds)
+    except BaseException:
+        await run_to_completion(_post(ledger, hold, _within(worst, time.monotonic() - started)))
         raise
-    spent = Amounts(cpu_ms=math.ceil(turn.running_seconds * 1000))
     return turn, await run_to_completion(_post(ledger, hold, spent))
+
+
+def _within(worst: Amounts, seconds: float) -> Amounts:
+    """Return a time that was measured, in amounts; all of the hold where it is longer, or no time at all."""
+    return Amounts(cpu_ms=math.ceil(seconds * 1000)) if 0 <= seconds * 1000 < worst.cpu_ms else worst
 
 
 async def _post(ledger: Ledger, hold: Hold, spent: Amounts) -> Amounts:

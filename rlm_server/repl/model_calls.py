@@ -84,8 +84,9 @@ class ModelCalls:
     async def ask(self, prompts: list[str], model: str | None) -> list[dict[str, Json]]:
         """Ask a model about every prompt in parallel."""
         check_batch(len(prompts), self.options.most_prompts)
+        named = model if model is not None else self.options.model
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(self._one(prompt, model or self.options.model)) for prompt in prompts]
+            asked = [group.create_task(self._one(prompt, named)) for prompt in prompts]
         return [task.result() for task in asked]
 
     async def _one(self, prompt: str, model: str) -> dict[str, Json]:

@@ -7,7 +7,7 @@ import codecs
 from collections.abc import Callable
 from typing import Literal
 
-from rlm_server.repl.events import Printed
+from rlm_server.repl.events import Printed, TurnRestarted
 
 EVERY_SECONDS = 0.1
 _NAMES: dict[int, Literal["stdout", "stderr"]] = {1: "stdout", 2: "stderr"}
@@ -16,17 +16,31 @@ _NAMES: dict[int, Literal["stdout", "stderr"]] = {1: "stdout", 2: "stderr"}
 class OutputBatcher:
     """Collects output for the length of one turn, as a context manager."""
 
-    def __init__(self, emit: Callable[[Printed], None]) -> None:
+    def __init__(self, emit: Callable[[Printed | TurnRestarted], None]) -> None:
         self._emit = emit
+        self._timer: asyncio.TimerHandle | None = None
+        self._begin()
+
+    def _begin(self) -> None:
         self._decoders = {stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in _NAMES}
         self._parts: list[tuple[int, str]] = []
-        self._timer: asyncio.TimerHandle | None = None
 
     def take(self, stream: int, data: bytes) -> None:
         """Take what was printed."""
         self._parts.append((stream, self._decoders[stream].decode(data)))
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(EVERY_SECONDS, self._flush)
+
+    def restarted(self, reason: str) -> None:
+        """Drop what was printed and is not emitted yet, and say that the rest of it is void: the turn begins again."""
+        self._call_off()
+        self._begin()
+        self._emit(TurnRestarted(reason))
+
+    def _call_off(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _flush(self) -> None:
         self._timer = None
@@ -43,7 +57,6 @@ class OutputBatcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._timer:
-            self._timer.cancel()
+        self._call_off()
         self._parts += [(stream, decoder.decode(b"", True)) for stream, decoder in self._decoders.items()]
         self._flush()

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.repl.coverage import Coverage
-from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
+from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed, TurnRestarted
 from rlm_server.runs.state import RunState
 
 
@@ -130,6 +130,7 @@ class RunFinished:
 Body = (
     RunStarted | TurnStarted | ModelReplied | CodeStarted | Printed | CallStarted | CallFinished | ChildStarted
     | ChildFinished | CodeFinished | TurnCheckpointed | BudgetWarning | Guard | Answer | RunFinished | CallTraced
+    | TurnRestarted
 )  # fmt: skip
 
 _bodies: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="kind")])

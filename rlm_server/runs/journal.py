@@ -224,7 +224,9 @@ def _insert_node(connection: Connection, node: NodeRow) -> None:
 
 
 def _by_request(connection: Connection, tenant: str, request_id: str | None) -> RunRow | None:
-    return _run(connection, "tenant = ? AND request_id = ?", (tenant, request_id)) if request_id else None
+    if request_id is None:
+        return None
+    return _run(connection, "tenant = ? AND request_id = ?", (tenant, request_id))
 
 
 def _run(connection: Connection, where: str, values: tuple[str, str]) -> RunRow | None:

@@ -67,7 +67,7 @@ class Node:
         self._seen: Counter[tuple[object, ...]] = Counter()
         self._errors = 0
         self._coverage = Coverage()
-        self._seen_blocks = 0
+        self._seen_blocks: int | None = None
 
     def emit(self, body: Body) -> None:
         """Report something that happened in this node."""
@@ -138,6 +138,7 @@ class Node:
         try:
             if self.task.node_context is not None:
                 await session.attach("context", self.task.node_context.corpus)
+                await self._look(session)  # of what is empty, everything has been looked at
             return await self._converse(session)
         except (MemoryError, WorkerLost, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
             raise _Ended(RunState.FAILED, str(error)) from None
@@ -155,7 +156,8 @@ class Node:
             said = reply.read(await self._ask(limits.root_tokens))
             if said.final is not None:
                 return self._answered(said.final)
-            blocks = said.blocks or ((f"FINAL_VAR({said.final_variable!r})",) if said.final_variable else ())
+            named = said.final_variable
+            blocks = said.blocks or ((f"FINAL_VAR({named!r})",) if named is not None else ())
             results = await self._run_blocks(session, blocks)
             await self._look(session)
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
@@ -222,7 +224,7 @@ class Node:
         return results
 
     async def _turn(self, session: LiveSession, code: str, output: OutputBatcher) -> Turn:
-        execute = partial(session.execute, code, partial(self._answer, session), output.take)
+        execute = partial(session.execute, code, partial(self._answer, session), output.take, output.restarted)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         try:
             turn, spent = await metered(ledger, self.payer, limits, execute, deadline=self.tree.deadline)

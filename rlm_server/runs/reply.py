@@ -36,4 +36,6 @@ def read(text: str) -> Reply:
         return Reply(())
     given = found[2].strip()
     unquoted = given[1:-1] if len(given) > 1 and given[0] == given[-1] and given[0] in "\"'" else given
-    return Reply((), final=unquoted) if found[1] == "FINAL" else Reply((), final_variable=unquoted)
+    if found[1] == "FINAL":
+        return Reply((), final=unquoted)
+    return Reply((), final_variable=unquoted) if unquoted else Reply(())  # no variable has an empty name

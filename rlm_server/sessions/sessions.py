@@ -20,7 +20,7 @@ from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Amounts, Ledger, Limit, Payer
 from rlm_server.repl.coverage import Coverage, summary
-from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
+from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed, TurnRestarted
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, Memo, ModelCalls
@@ -30,6 +30,7 @@ from rlm_server.repl.tracing import Tracer
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool.pool import LiveSession, Pool
+from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ REMEMBERED_RESULTS = 64
 REMEMBERED_ENDS = 10_000
 """Of sessions that a limit ended."""
 
-Happening = Printed | CallFinished | CallTraced | CodeFinished
+Happening = Printed | TurnRestarted | CallFinished | CallTraced | CodeFinished
 """What a caller sees of a turn while it runs; `CodeFinished` is the last."""
 
 
@@ -77,6 +78,13 @@ class ReplSession:
     one_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     memo: Memo = field(default_factory=Memo)
     results: OrderedDict[str, CodeFinished] = field(default_factory=OrderedDict)
+
+    def remember(self, request_id: str | None, turn: Turn) -> None:
+        """Keep the result of a turn for who asks for it again."""
+        if request_id is not None:
+            self.results[request_id] = CodeFinished(turn)
+            while len(self.results) > REMEMBERED_RESULTS:
+                self.results.popitem(last=False)
 
 
 class SessionEnded(Exception):
@@ -184,7 +192,7 @@ class Sessions:
             session.tracer = Tracer(partial(self._contexts.lineage, new.context))
         self._sessions[session_id] = session
         self._of_tenant[new.tenant] += 1
-        if new.request_id:
+        if new.request_id is not None:
             self._by_request[new.tenant, new.request_id] = session_id
         return session
 
@@ -228,7 +236,7 @@ class Sessions:
             SessionEnded: the session was ended while this waited for its turn.
         """
         async with session.one_turn:
-            if request_id and request_id in session.results:
+            if request_id is not None and request_id in session.results:
                 yield session.results[request_id]
                 return
             if session.id not in self._sessions:
@@ -241,20 +249,18 @@ class Sessions:
         self, session: ReplSession, code: str, request_id: str | None
     ) -> AsyncGenerator[Happening, None]:
         happenings: asyncio.Queue[Happening | None] = asyncio.Queue()
-        session.turn = task = asyncio.create_task(self._turn(session, code, happenings.put_nowait))
+        session.turn = task = asyncio.create_task(self._turn(session, code, request_id, happenings.put_nowait))
         task.add_done_callback(lambda _: happenings.put_nowait(None))
         try:
             while happening := await happenings.get():
-                if isinstance(happening, CodeFinished) and request_id:
-                    session.results[request_id] = happening
-                    while len(session.results) > REMEMBERED_RESULTS:
-                        session.results.popitem(last=False)
                 yield happening
             task.result()
         finally:
             await cancel_and_wait(task)
 
-    async def _turn(self, session: ReplSession, code: str, tell: Callable[[Happening], None]) -> None:
+    async def _turn(
+        self, session: ReplSession, code: str, request_id: str | None, tell: Callable[[Happening], None]
+    ) -> None:
         def reported(body: CallStarted | CallFinished | CallTraced) -> None:
             if not isinstance(body, CallStarted):
                 tell(body)
@@ -275,10 +281,14 @@ class Sessions:
                 return None
             raise DoorRefusal("RuntimeError", f"{call.op} is part of a run; a session has llm_query and search only")
 
+        async def execute() -> Turn:
+            turn = await session.live.execute(code, answer, output.take, output.restarted)
+            session.remember(request_id, turn)  # at once: the session keeps it, whatever becomes of the caller
+            return turn
+
         session.running += 1
         try:
             with OutputBatcher(tell) as output:
-                execute = partial(session.live.execute, code, answer, output.take)
                 soon = time.monotonic() + self._budget_wait_seconds
                 result, _ = await metered(self._ledger, payer, limits.sandbox, execute, deadline=soon)
             await session.tracer.settle()

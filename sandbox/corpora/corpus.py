@@ -18,7 +18,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import IntEnum
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 from sandbox.corpora.text import Form, Text, encode
 from sandbox.memory import memory
@@ -54,7 +54,8 @@ class CorpusDamaged(Exception):
 class Corpus:
     """Documents in a file, `source`; a sequence of `Text`. `index` is the file that says where each is.
 
-    Both are paths, or descriptors that somebody else keeps open as long as the corpus is used.
+    Both are paths, or descriptors that somebody else keeps open as long as the corpus is used. A corpus without a
+    document is a corpus like any other. It has no truth value, so that none can be taken for the lack of one.
     """
 
     def __init__(self, source: str | int, index: str | int) -> None:
@@ -85,6 +86,9 @@ class Corpus:
 
     def __len__(self) -> int:
         return int(self._count)
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError("whether there is a corpus is `is not None`, and whether it has documents is its length")
 
     def __getitem__(self, number: int) -> Text:
         if not 0 <= number < self._count:

@@ -30,17 +30,18 @@ def runs(blocks: int) -> Iterator[tuple[int, int]]:
 
 
 def of_runs(given: list[list[int]], most: int) -> int:
-    """Return the set of blocks that consists of these runs, all of which are below `most`.
+    """Return the set of blocks that consists of these runs, in ascending order, all of which are below `most`.
 
     Raises:
         ValueError, TypeError: they are not.
     """
-    blocks = 0
+    bits, end = [], 0
     for first, count in given:
-        if type(first) is not int or type(count) is not int or not 0 <= first < first + count <= most:
-            raise ValueError(f"{count} blocks from {first} on are not among {most}")
-        blocks |= (1 << count) - 1 << first
-    return blocks
+        if type(first) is not int or type(count) is not int or not end <= first < first + count <= most:
+            raise ValueError(f"{count} blocks from {first} on are not among {most}, or not in order")
+        bits.append("0" * (first - end) + "1" * count)
+        end = first + count
+    return int("".join(bits)[::-1] or "0", 2)
 
 
 def of_range(corpus: Corpus, found: Range) -> int:

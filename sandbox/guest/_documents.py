@@ -71,9 +71,11 @@ class Documents(Sequence):
 
     @property
     def names(self):
-        """The documents' names, in their order."""
+        """The documents' names, in their order; empty where they have none."""
         if self._corpus not in _names:
-            _names[self._corpus] = fetch(self._corpus, _counts[self._corpus])[0].split("\n")
+            count = _counts[self._corpus]
+            lines = fetch(self._corpus, count)[0].split("\n")
+            _names[self._corpus] = lines if len(lines) == count else [""] * count  # a part of a corpus has no names
         known = _names[self._corpus]
         return [known[number] for number in self._numbers]
 

@@ -40,7 +40,7 @@ class ThreadPoolExecutor(_base.Executor):
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
         self._max_workers = max_workers or _requests.AT_ONCE
-        self._initialize = initializer and functools.partial(initializer, *initargs)
+        self._initialize = None if initializer is None else functools.partial(initializer, *initargs)
         self._held = collections.deque()
         self._under_way = 0
         self._shutdown = False
@@ -49,7 +49,7 @@ class ThreadPoolExecutor(_base.Executor):
         """Start a call, and return a future of its value."""
         if self._shutdown:
             raise RuntimeError("cannot schedule new futures after shutdown")
-        if self._initialize:
+        if self._initialize is not None:
             initialize, self._initialize = self._initialize, None
             initialize()
         future = Future()

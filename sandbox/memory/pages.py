@@ -23,6 +23,10 @@ WINDOW = 2048
 """Slots from the first on that are mapped where pages are written: copying into them needs no call of the kernel."""
 
 
+EXTENT_BYTES = 12
+"""Of an extent as it is written for another process."""
+
+
 class Extent(NamedTuple):
     """`length` pages of memory from `page` on, in as many slots from `slot` on."""
 
@@ -169,6 +173,11 @@ class PageFile:
         if at < end:
             found.append((at, end - at))
         return found
+
+    def holds(self, change: Change) -> bool:
+        """Whether the file is long enough to have the pages of a change."""
+        end = max((slot + length for _, slot, length in change.written), default=0)
+        return end * PAGE <= os.fstat(self.fd).st_size
 
     def take(self, change: Change) -> None:
         """Have a change count: from now on its pages are in the slots it names."""

@@ -17,8 +17,9 @@ from sandbox.corpora.corpus import Corpus
 from sandbox.limits import Limits, PoolLimits
 from sandbox.pool.process import Process, WorkerLost, started
 from sandbox.pool.snapshots import SessionStore
-from sandbox.pool.worker_session import Answer, WorkerSession
-from sandbox.turn import OutputListener, Turn
+from sandbox.pool.worker_session import WorkerSession
+from sandbox.pool.worker_turn import Answer
+from sandbox.turn import OutputListener, RestartListener, Turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
 
@@ -38,8 +39,13 @@ class JailMissing(Exception):
 class LiveSession(Protocol):
     """A session somewhere."""
 
-    async def execute(self, code: str, answer: Answer, listener: OutputListener) -> Turn:
-        """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on."""
+    async def execute(
+        self, code: str, answer: Answer, listener: OutputListener, restarted: RestartListener = ...
+    ) -> Turn:
+        """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on.
+
+        Where its worker is lost before it asked for anything, `restarted` is told, and the turn runs once more.
+        """
         ...
 
     async def attach(self, name: str, corpus: Corpus) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from sandbox.limits import Limits, PoolLimits
 from sandbox.memory.memory import PAGE
 from sandbox.memory.pages import PageFile
+from sandbox.pool.last_words import LastWords
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
 from sandbox.wire.frames import Frame, Kind, Parser, WireError, send_descriptor
@@ -27,6 +28,9 @@ START_SECONDS = 60.0
 PING_SECONDS = 2.0
 SILENCE_SECONDS = 30.0
 """A worker that does not answer for so long is killed."""
+
+MAX_REASON = 1000
+"""Characters of why a worker is not in a jail."""
 
 # Isolated from the environment and the current folder, with this very package.
 _ROOT = str(Path(__file__).parents[2])
@@ -48,17 +52,19 @@ async def started(loaded: Loaded, most_bytes: int = PoolLimits().worker_bytes) -
     """
     ours, theirs = socket.socketpair()
     our_descriptors, their_descriptors = socket.socketpair()
+    words = LastWords()
     try:
-        with theirs, their_descriptors:
+        with theirs, their_descriptors, words:
             handed = (theirs.fileno(), their_descriptors.fileno())
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-c", _PROGRAM, *map(str, handed), pass_fds=handed, env={}, cwd="/",
-                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=words.writing,
             )  # fmt: skip
-        worker = Process(process, our_descriptors, most_bytes)
+        worker = Process(process, our_descriptors, words, most_bytes)
     except BaseException as error:
         ours.close()
         our_descriptors.close()
+        words.finish()
         if isinstance(error, ProcessLookupError):
             raise WorkerLost("a worker process died as it started") from None
         raise
@@ -79,9 +85,9 @@ class Process(asyncio.Protocol):
     """A worker process. Frames from it are told to whoever follows their session."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, descriptors: socket.socket, most_bytes: int
-    ) -> None:  # fmt: skip
-        self._process = process
+        self, process: asyncio.subprocess.Process, descriptors: socket.socket, words: LastWords, most_bytes: int
+    ) -> None:
+        self._process, self._words = process, words
         self._handle = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
         self._most_bytes = most_bytes
         self._pages: dict[int, PageFile] = {}
@@ -90,7 +96,7 @@ class Process(asyncio.Protocol):
         self._parser = Parser()
         self._transport: asyncio.Transport | None = None
         self._listeners: dict[int, Listener] = {}
-        self._ready: asyncio.Future[Frame] = asyncio.get_running_loop().create_future()
+        self._ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._last_descriptor = 0
         self._unsent: deque[tuple[int, int]] = deque()
         self._last_heard = 0.0
@@ -111,18 +117,29 @@ class Process(asyncio.Protocol):
         self._last_heard = asyncio.get_running_loop().time()
         try:
             for frame in self._parser.feed(data):
-                if frame.kind is Kind.READY:
-                    if not self._ready.done():
-                        self._ready.set_result(frame)
-                elif listener := self._listeners.get(frame.session):
-                    listener(frame)
+                self._take(frame)
         except WireError as error:
             log.error("worker %d was killed: it sent %s", self._process.pid, error)  # noqa: TRY400
             self.kill()
 
+    def _take(self, frame: Frame) -> None:
+        if frame.kind < Kind.READY:
+            raise WireError(f"a frame of kind {frame.kind}, which only the server sends")
+        if frame.kind is Kind.READY:
+            unconfined = frame.header.get("unconfined", "")
+            if not isinstance(unconfined, str) or len(unconfined) > MAX_REASON:
+                raise WireError("a reason that is no text, or too long")
+            if not self._ready.done():
+                self._ready.set_result(unconfined)
+        elif listener := self._listeners.get(frame.session):
+            listener(frame)
+
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Note that the worker is gone, and tell everyone who waits for it."""
+        if self.alive:
+            log.error("worker %d died", self._process.pid)
         self.alive = False
+        self._tell_last_words()
         self._drop_descriptors()
         if not self._ready.done():
             self._ready.set_exception(WorkerLost("a worker process did not start"))
@@ -182,7 +199,7 @@ class Process(asyncio.Protocol):
         finally:
             os.close(stdlib)
         self.send(Frame(Kind.LOAD, header=header))
-        self.unconfined = str((await self._ready).header.get("unconfined", ""))
+        self.unconfined = await self._ready
         self._last_heard = asyncio.get_running_loop().time()
         self._watch = asyncio.create_task(self._keep_watch())
 
@@ -212,6 +229,11 @@ class Process(asyncio.Protocol):
         self._listeners.pop(session, None)
 
     # ---- the end -------------------------------------------------------------------------------------------------
+
+    def _tell_last_words(self) -> None:
+        words = self._words.finish()
+        if words:
+            log.error("worker %d had written to its standard error: %a", self._process.pid, words)
 
     async def _keep_watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -259,3 +281,4 @@ class Process(asyncio.Protocol):
             self._transport.abort()
         self._drop_descriptors()
         await self._process.wait()
+        self._tell_last_words()

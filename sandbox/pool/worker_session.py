@@ -4,31 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from sandbox.cancellation import run_to_completion
 from sandbox.corpora.corpus import Corpus, CorpusDamaged
-from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
+from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
 from sandbox.pool.process import Process, WorkerLost
 from sandbox.pool.snapshots import SessionStore
-from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
+from sandbox.pool.worker_turn import Answer, WorkerTurn
+from sandbox.turn import OutputListener, RestartListener, Status, Stop, Turn, TurnError
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.wire.frames import Frame, Kind, WireError
 from sandbox.wire.sessions import take_end, write_corpus
+from sandbox.wire.turns import Observed, read_failure
 
 log = logging.getLogger(__name__)
 
-INTERRUPT_SECONDS = 5.0
-"""A worker that has not stopped a turn by then is killed."""
-INTERRUPT_EVERY = 0.05
-TURN_SLACK_SECONDS = 10.0
-"""A worker that runs a turn for so much longer than it may is killed."""
-
-Answer = Callable[[HostCall], Awaitable[Json]]
-"""Answers the guest's requests; a `DoorRefusal` it raises is raised inside the guest."""
+Ask = Callable[[Process, int], Frame]
+"""Makes the frame that asks a worker for the turn of a number."""
 
 
 class SessionHost(Protocol):
@@ -78,7 +75,8 @@ class WorkerSession:
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
         self._trimmed = False  # since the last turn
-        self._turn: _Turn | None = None
+        self._turn: WorkerTurn | None = None
+        self._turns = 0  # that have begun: each has a number, and what is said of one means no other
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:
@@ -171,39 +169,109 @@ class WorkerSession:
             OSError: a file of the corpus cannot be opened.
         """
 
-        def ask(process: Process) -> Frame:
+        def ask(process: Process, number: int) -> Frame:
             header = {"name": name, "corpus": write_corpus(corpus, process.hand_over)}
-            return Frame(Kind.ATTACH, self.number, header=header)
+            return Frame(Kind.ATTACH, self.number, header=header, turn=number)
 
-        turn = await self._run(ask, _nothing_to_ask, _unheard, corpus)
+        turn = await self._run(ask, _nothing_to_ask, _unheard, _unheard, corpus)
         if turn.error:
             failure = _FAILURES.get(turn.error.type, CorpusDamaged)
             raise failure(f"the text could not be attached: {turn.error.message}")
 
-    async def execute(self, code: str, answer: Answer, listener: OutputListener) -> Turn:
-        """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on."""
-        frame = Frame(Kind.EXECUTE, self.number, data=code.encode("utf-8", "surrogatepass"))
-        return await self._run(lambda _: frame, answer, listener, None)
+    async def execute(
+        self,
+        code: str,
+        answer: Answer,
+        listener: OutputListener,
+        restarted: RestartListener = lambda _: None,
+    ) -> Turn:
+        """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on.
+
+        A turn that was cancelled has left no trace, however late the cancellation came; one that was returned is kept.
+        Where its worker is lost before it asked for anything, `restarted` is told, and the turn runs once more.
+        """
+        data = code.encode("utf-8", "surrogatepass")
+
+        def ask(_: Process, number: int) -> Frame:
+            return Frame(Kind.EXECUTE, self.number, data=data, turn=number)
+
+        return await self._run(ask, answer, listener, restarted, None)
 
     async def _run(
-        self, ask: Callable[[Process], Frame], answer: Answer, listener: OutputListener, corpus: Corpus | None
+        self, ask: Ask, answer: Answer, listener: OutputListener, restarted: RestartListener, corpus: Corpus | None
     ) -> Turn:
         """Run a turn. One that is lost with its worker before it asked for anything is run once more."""
         async with self._one_at_a_time:
-            turn = _Turn(self, answer, listener, corpus)
-            ended = await self._take(turn, ask)
-            if ended.error and ended.error.type is Stop.WORKER_LOST and not turn.asked:
-                ended = await self._take(_Turn(self, answer, listener, corpus), ask)
+            turn = self._next_turn(answer, listener)
+            ended = await self._take(turn, ask, corpus)
+            if ended.error and ended.error.type is Stop.WORKER_LOST and not (turn.asked or turn.stopped):
+                restarted(ended.error.message)
+                ended = await self._take(self._next_turn(answer, listener), ask, corpus)
             return ended
 
-    async def _take(self, turn: _Turn, ask: Callable[[Process], Frame]) -> Turn:
+    def _next_turn(self, answer: Answer, listener: OutputListener) -> WorkerTurn:
+        self._turns += 1
+        return WorkerTurn(self.number, self._turns, self.limits, answer, listener)
+
+    async def _take(self, turn: WorkerTurn, ask: Ask, corpus: Corpus | None) -> Turn:
         if self._closed:
             raise RuntimeError("the session is closed")
         self._turn, self._trimmed = turn, False
         try:
-            return await turn.run(ask)
+            process, checkpoint = await self.wake()
+            if turn.stopped:
+                return undone(Stop.INTERRUPTED, "the turn was interrupted")
+            try:
+                end = await turn.run(process, ask)
+            except asyncio.CancelledError:
+                if turn.end is not None:
+                    self._give_up(turn.end, turn.observed, process, checkpoint, corpus)
+                raise
+            return self._kept(end, turn.observed, process, checkpoint, corpus)
+        except WorkerLost as lost:
+            return turn.lost(f"{lost}; the session is as it was before this turn")
         finally:
             self._turn = None
+
+    def _kept(
+        self,
+        end: Frame,
+        observed: Observed,
+        process: Process,
+        checkpoint: Checkpoint,
+        corpus: Corpus | None,
+        *,
+        keep: bool = True,
+    ) -> Turn:
+        """Take how a turn ended, and what it changed if that is to be kept. A worker that lies about it is killed.
+
+        Raises:
+            WorkerLost: it was.
+        """
+        try:
+            if end.kind is Kind.FAILED:
+                return undone("MemoryError", read_failure(end))
+            turn, seen = take_end(end, checkpoint, self.limits, observed, corpus, keep=keep)
+        except WireError as error:
+            log.error("a worker was killed: it sent %s", error)  # noqa: TRY400
+            process.kill()
+            raise WorkerLost("the process that ran the turn was killed") from None
+        self.saw(seen[: len(checkpoint.layout.corpora)])  # not of one that was not attached in the end
+        self.private_bytes = checkpoint.private_bytes
+        return turn
+
+    def _give_up(
+        self, end: Frame, observed: Observed, process: Process, checkpoint: Checkpoint, corpus: Corpus | None
+    ) -> None:
+        """Have a turn that was cancelled leave no trace, also where it came to its end before it was stopped.
+
+        Then the worker is ahead of the checkpoint: it forgets the session, which the next turn brings there anew.
+        """
+        with suppress(WorkerLost):
+            turn = self._kept(end, observed, process, checkpoint, corpus, keep=False)
+            if turn.status is not Status.ROLLED_BACK:
+                process.leave(self.number)
+                self._process = None
 
     def saw(self, seen: list[int]) -> None:
         """Note which blocks of each corpus a turn has looked at."""
@@ -238,152 +306,7 @@ class WorkerSession:
             await self._home.ended(self)
 
 
-class _Turn:
-    """One turn in a worker: what it asks for is answered, what it prints is heard, and it ends or is ended."""
-
-    def __init__(self, session: WorkerSession, answer: Answer, listener: OutputListener, corpus: Corpus | None) -> None:
-        self._session, self._answer, self._listener, self._corpus = session, answer, listener, corpus
-        self._loop = asyncio.get_running_loop()
-        self._answering: set[asyncio.Task[None]] = set()
-        self._process: Process | None = None
-        self._checkpoint: Checkpoint | None = None
-        self._ended: asyncio.Future[Turn] = self._loop.create_future()
-        self._timer: asyncio.TimerHandle | None = None
-        self._stopped = False
-        self._interrupting: asyncio.TimerHandle | None = None
-        self.asked = False
-        """Whether the turn has asked for anything, so that running it again would repeat that."""
-
-    async def run(self, ask: Callable[[Process], Frame]) -> Turn:
-        """Run the turn to its end. Cancelling stops it first, and waits until it has stopped."""
-        number = self._session.number
-        try:
-            process, self._checkpoint = await self._session.wake()
-            self._process = process
-            if self._stopped:
-                return undone(Stop.INTERRUPTED, "the turn was interrupted")
-            process.follow(number, self._heard)
-            try:
-                process.send(ask(process))
-                self._time()
-                return await self._wait()
-            finally:
-                process.unfollow(number)
-        except WorkerLost as lost:
-            return undone(Stop.WORKER_LOST, f"{lost}; {_AS_BEFORE}")
-        finally:
-            for timer in (self._timer, self._interrupting):
-                if timer:
-                    timer.cancel()
-            if self._answering:
-                await self._settle()
-
-    async def _wait(self) -> Turn:
-        try:
-            return await asyncio.shield(self._ended)
-        except asyncio.CancelledError:
-            self.stop()
-            await asyncio.wait([self._ended])
-            self._ended.exception()  # what it was is of no more interest
-            raise
-
-    def stop(self) -> None:
-        """Stop the turn; a worker that does not is killed."""
-        if not self._stopped:
-            self._stopped = True
-            self._interrupt(INTERRUPT_SECONDS)
-
-    def _interrupt(self, seconds_left: float) -> None:
-        for task in self._answering:
-            task.cancel()
-        if self._process is None:
-            return
-        if seconds_left <= 0:
-            self._process.kill()
-            return
-        # Said again until it is heard: the worker may be about to start the turn, or to ask for something.
-        self._process.send(Frame(Kind.INTERRUPT, self._session.number))
-        self._interrupting = self._loop.call_later(INTERRUPT_EVERY, self._interrupt, seconds_left - INTERRUPT_EVERY)
-
-    async def _settle(self) -> None:
-        """Wait until nothing the turn asked for is still being answered."""
-        for task in self._answering:
-            task.cancel()
-        await asyncio.wait(self._answering)
-
-    # ---- what the worker says ------------------------------------------------------------------------------------
-
-    def _heard(self, frame: Frame | None) -> None:
-        if self._ended.done():
-            return
-        if frame is None:
-            self._ended.set_exception(WorkerLost("the process that ran the turn died"))
-            return
-        match frame.kind:
-            case Kind.OUTPUT:
-                self._listener(frame.number, frame.data)
-            case Kind.CALL:
-                self.asked = True
-                task = self._loop.create_task(self._reply(frame))
-                self._answering.add(task)
-                task.add_done_callback(self._answered)
-                self._time()
-            case Kind.DONE:
-                self._take(frame)
-            case Kind.FAILED:
-                self._ended.set_result(undone("MemoryError", str(frame.header.get("message"))))
-
-    def _take(self, frame: Frame) -> None:
-        checkpoint = self._checkpoint
-        if checkpoint is None:
-            return
-        try:
-            turn, seen = take_end(frame, checkpoint, self._corpus)
-            self._session.saw(seen)
-            self._session.private_bytes = checkpoint.private_bytes
-            self._ended.set_result(turn)
-        except WireError as error:
-            log.error("a worker was killed: it sent %s", error)  # noqa: TRY400
-            if self._process:
-                self._process.kill()
-            self._ended.set_exception(WorkerLost("the process that ran the turn was killed"))
-
-    def _time(self) -> None:
-        """Begin the turn's time anew, or let it rest while something is being answered."""
-        if self._timer:
-            self._timer.cancel()
-        limit = self._session.limits.turn_seconds + TURN_SLACK_SECONDS
-        self._timer = None if self._answering else self._loop.call_later(limit, self._hung)
-
-    def _hung(self) -> None:
-        if self._process:
-            self._process.kill()
-        if not self._ended.done():
-            self._ended.set_exception(WorkerLost("the process that ran the turn hung and was killed"))
-
-    def _answered(self, task: asyncio.Task[None]) -> None:
-        self._answering.discard(task)
-        if not self._ended.done():
-            self._time()
-
-    async def _reply(self, frame: Frame) -> None:
-        try:
-            reply = granted(await self._answer(parse(frame.data)))
-        except DoorRefusal as refusal:
-            reply = refused(refusal.type, str(refusal))
-        except asyncio.CancelledError:
-            self.stop()
-            return
-        except Exception:
-            log.exception("a host call failed")
-            reply = refused("RuntimeError", "the host could not answer; this is a fault of the server's")
-        if self._process and self._process.alive:
-            self._process.send(Frame(Kind.REPLY, self._session.number, frame.number, data=reply))
-
-
 _FAILURES: dict[str, type[Exception]] = {"MemoryError": MemoryError, **dict.fromkeys(Stop, WorkerLost)}
-
-_AS_BEFORE = "the session is as it was before this turn"
 
 
 def undone(type: str, message: str) -> Turn:
@@ -395,5 +318,5 @@ async def _nothing_to_ask(call: HostCall) -> Json:
     raise DoorRefusal("RuntimeError", f"nothing answers {call.op} here")
 
 
-def _unheard(_stream: int, _data: bytes) -> None:
+def _unheard(*_: object) -> None:
     pass

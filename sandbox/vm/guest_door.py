@@ -68,7 +68,7 @@ class GuestDoor:
         self._answering = True
         try:
             reply = self._reply(address, size)
-            if guard.reason():
+            if guard.reason() is not None:
                 return None
             at = memory.allocate_or_none(len(reply))
             if at is None:
@@ -129,7 +129,7 @@ class GuestDoor:
         requests = self._requests
         if call.op == "sandbox.wait":
             seconds = call.seconds("seconds")
-            if not requests:
+            if len(requests) == 0:
                 self.sleep(self._limits.turn_seconds if seconds is None else seconds)
                 return []
             replies = self._wait(lambda: requests.next(seconds))

@@ -99,7 +99,7 @@ class Loaded:
 
 def cache_folder() -> Path:
     """Return where built images are kept: `$XDG_CACHE_HOME/rlm-server/images`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlm-server" / "images"
+    return Path(os.environ.get("XDG_CACHE_HOME", "") or Path.home() / ".cache") / "rlm-server" / "images"
 
 
 def prepare(specs: Sequence[ImageSpec], cache: Path | None = None, progress: Progress = lambda _: None) -> Loaded:
@@ -200,7 +200,7 @@ def _processor() -> str:
 
 
 def _artifacts() -> tuple[Path, Path]:
-    folder = os.environ.get("RLM_GUEST_ARTIFACTS")
+    folder = os.environ.get("RLM_GUEST_ARTIFACTS", "")
     if folder:
         found = Path(folder) / "python-snapshot.wasm", Path(folder) / "python-stdlib.zip"
     else:

@@ -8,7 +8,19 @@ from sandbox.corpora.corpus import BLOCK, Corpus, Kind
 from sandbox.door import HostCall
 from sandbox.limits import Limits
 from sandbox.memory import pagetable
-from sandbox.turn import Output, OutputListener, Status, Stop, Turn, TurnError, Variable
+from sandbox.turn import (
+    MAX_COUNT,
+    MAX_NAME,
+    MAX_TRACEBACK,
+    MAX_VARIABLES,
+    Output,
+    OutputListener,
+    Status,
+    Stop,
+    Turn,
+    TurnError,
+    Variable,
+)  # fmt: skip
 from sandbox.vm import clocks, wasi
 from sandbox.vm.engine import GuestStopped, HostFunction, Program, current
 from sandbox.vm.files import Files
@@ -17,9 +29,6 @@ from sandbox.vm.guest_memory import ADDRESSES, GuestMemory
 from sandbox.vm.mappings import Mappings
 from sandbox.vm.turn_guard import TurnGuard
 from sandbox.vm.waiting import ThreadWaiter, Waiting
-
-MAX_VARIABLES = 200
-MAX_TRACEBACK = 16_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +174,7 @@ class Instance:
 
     # ---- documents -----------------------------------------------------------------------------------------------
 
-    def attach(self, name: str, corpus: Corpus) -> Turn:
+    def attach(self, name: str, corpus: Corpus, listener: OutputListener | None = None) -> Turn:
         """Make `name` in the guest a real `str`, or a sequence of them, whose characters are those of a corpus.
 
         Raises:
@@ -174,7 +183,7 @@ class Instance:
         if corpus.kind is Kind.TEXT and self.memory.size + corpus[0].size + 3 * BLOCK > ADDRESSES:
             raise MemoryError(f"a text of {corpus[0].size} bytes does not fit into the guest's 4 GiB of addresses")
         number = self.mappings.add(corpus)
-        return self.run(f"attach {name} {number} {len(corpus)} {corpus.kind.name}\n".encode())
+        return self.run(f"attach {name} {number} {len(corpus)} {corpus.kind.name}\n".encode(), None, listener)
 
     def close(self) -> None:
         """Free the guest's memory."""
@@ -188,14 +197,20 @@ def _read_report(report: HostCall | None) -> tuple[TurnError | None, tuple[Varia
     """Read what the guest's runner says of the turn."""
     if report is None:
         return _DAMAGED, ()
-    error, variables = report.arguments.get("error"), report.arguments.get("variables") or []
+    error, variables = report.arguments.get("error"), report.arguments.get("variables")
     try:
-        told = [str(error[key])[:MAX_TRACEBACK] for key in ("type", "message", "traceback")] if error else []
-        said = TurnError(*told) if told else None
-        named = tuple(Variable(str(n)[:200], str(t)[:200], int(size)) for n, t, size in variables[:MAX_VARIABLES])
+        said = None
+        if error is not None:
+            said = TurnError(*(str(error[key])[:MAX_TRACEBACK] for key in ("type", "message", "traceback")))
+        named = tuple(_variable(*told) for told in variables[:MAX_VARIABLES]) if variables is not None else ()
     except (TypeError, KeyError, ValueError, OverflowError):
         return _DAMAGED, ()
     return said, named
+
+
+def _variable(name: object, kind: object, length: object) -> Variable:
+    told = type(length) is int and 0 <= length <= MAX_COUNT
+    return Variable(str(name)[:MAX_NAME], str(kind)[:MAX_NAME], length if told else -1)  # type: ignore[arg-type]
 
 
 def _door(guest: Instance, *arguments: int) -> int | None:

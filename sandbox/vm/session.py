@@ -31,8 +31,10 @@ class Session:
         self._waiting = waiting
         self._fresh = True  # entropy must be renewed before the next turn
         self._running = False
+        self._announced = False
+        self._stop = False  # the turn that was announced
         self._closed = False
-        self._lock = threading.Lock()  # of _running and _closed
+        self._lock = threading.Lock()  # of the four above
         self._checkpoint = start if isinstance(start, Checkpoint) else Checkpoint.of(start)
         self._change = Change()
         self._ahead = False  # of the checkpoint: a turn has ended since it was taken
@@ -62,13 +64,13 @@ class Session:
         self._fresh = turn.status is Status.ROLLED_BACK
         return turn
 
-    def attach(self, name: str, corpus: Corpus) -> Turn:
+    def attach(self, name: str, corpus: Corpus, listener: OutputListener | None = None) -> Turn:
         """Make `name` in the session a `str`, or a sequence of them, with the characters of a corpus.
 
         Raises:
             MemoryError: a text does not fit into the guest's address space.
         """
-        return self._take_turn(lambda instance: instance.attach(name, corpus))
+        return self._take_turn(lambda instance: instance.attach(name, corpus, listener))
 
     def _restored(self) -> Instance:
         return self._checkpoint.restore(self._program, self._limits, self._waiting)
@@ -82,20 +84,23 @@ class Session:
             if self._closed:
                 raise RuntimeError("the session is closed")
             self._running = True
+            if self._stop:
+                self._instance.interrupt()
+        undone = True
         try:
             self.take_checkpoint()
             self._change = Change()
             turn = run(self._instance)
+            undone = turn.status is Status.ROLLED_BACK
+            self._ahead = not undone
         finally:
             with self._lock:
-                self._running = False
-        self._note_seen()
-        undone = turn.status is Status.ROLLED_BACK
-        self._ahead = not undone
-        if undone or self._instance.interrupted:  # an interrupt may come as the turn ends
-            self.take_checkpoint()
-            self._instance.close()
-            self._instance = self._restored()
+                self._running = self._announced = self._stop = False
+            self._note_seen()
+            if undone or self._instance.interrupted:  # an interrupt may come as the turn ends
+                self.take_checkpoint()
+                self._instance.close()
+                self._instance = self._restored()
         return turn
 
     def _note_seen(self) -> None:
@@ -104,11 +109,18 @@ class Session:
                 self.seen.append(0)
             self.seen[number] |= seen
 
+    def announce(self) -> None:
+        """Say that a turn is about to begin: an interrupt stops it from now on."""
+        with self._lock:
+            self._announced = True
+
     def interrupt(self) -> None:
-        """Stop the running turn, from any thread; does nothing between turns."""
+        """Stop the turn that runs or was announced, from any thread; does nothing between turns."""
         with self._lock:
             if self._running:
                 self._instance.interrupt()
+            else:
+                self._stop = self._announced
 
     def close(self) -> None:
         """Free the session's memory; it runs nothing more.

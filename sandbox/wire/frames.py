@@ -16,9 +16,9 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, NoReturn
 
-_HEADER = struct.Struct("<BIIIQ")
+_HEADER = struct.Struct("<BIIIIQ")
 _DESCRIPTOR = struct.Struct("<I")
 
 MAX_JSON = 16 << 20
@@ -57,18 +57,22 @@ class WireError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """`session` is the number of the session it is about, `number` that of the request it belongs to."""
+    """`session` is the number of the session it is about, and `turn` that of the turn, outside which it means nothing.
+
+    `number` is that of the request a reply belongs to, or of the stream output was printed to.
+    """
 
     kind: Kind
     session: int = 0
     number: int = 0
     header: dict[str, Any] = field(default_factory=dict)
     data: bytes = b""
+    turn: int = 0
 
     def encode(self) -> list[bytes]:
         """Write the frame as parts to send one after another."""
         header = json.dumps(self.header, separators=(",", ":")).encode() if self.header else b""
-        prefix = _HEADER.pack(self.kind, self.session, self.number, len(header), len(self.data))
+        prefix = _HEADER.pack(self.kind, self.session, self.turn, self.number, len(header), len(self.data))
         return [prefix + header, self.data] if self.data else [prefix + header]
 
 
@@ -90,7 +94,7 @@ class Parser:
         frames = []
         at = 0
         while len(buffer) - at >= _HEADER.size:
-            kind, session, number, header_bytes, data_bytes = _HEADER.unpack_from(buffer, at)
+            kind, session, turn, number, header_bytes, data_bytes = _HEADER.unpack_from(buffer, at)
             if header_bytes > MAX_JSON or data_bytes > self._most_bytes:
                 raise WireError(f"a frame of {header_bytes} + {data_bytes} bytes")
             start = at + _HEADER.size
@@ -98,7 +102,8 @@ class Parser:
             if end > len(buffer):
                 break
             header = _header(bytes(buffer[start : start + header_bytes]))
-            frames.append(Frame(_kind(kind), session, number, header, bytes(buffer[start + header_bytes : end])))
+            data = bytes(buffer[start + header_bytes : end])
+            frames.append(Frame(_kind(kind), session, number, header, data, turn))
             at = end
         del buffer[:at]
         return frames
@@ -111,11 +116,15 @@ def _kind(value: int) -> Kind:
         raise WireError(f"a frame of kind {value}") from None
 
 
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _header(text: bytes) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        header = json.loads(text)
+        header = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise WireError("a frame whose JSON cannot be read") from None
     if not isinstance(header, dict):

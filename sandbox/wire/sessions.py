@@ -14,8 +14,8 @@ from sandbox.corpora.corpus import BLOCK, Corpus
 from sandbox.corpora.coverage import of_runs, runs
 from sandbox.limits import Limits
 from sandbox.memory.memory import PAGE
-from sandbox.memory.pages import Change, PageFile
-from sandbox.turn import Status, Turn, read_turn, write_turn
+from sandbox.memory.pages import EXTENT_BYTES, Change, PageFile
+from sandbox.turn import Status, Turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.files import Files
 from sandbox.vm.guest_memory import ADDRESSES
@@ -23,6 +23,7 @@ from sandbox.vm.instance import Image
 from sandbox.vm.mappings import MAX_MAPPED, REGION, Layout, Mapped
 from sandbox.wire.files import read_files, write_files
 from sandbox.wire.frames import Frame, Kind, WireError
+from sandbox.wire.turns import Observed, read_turn, write_turn
 
 HandOver = Callable[[int], int]
 """Gives a descriptor to the other side, and returns the number it goes by there."""
@@ -119,8 +120,11 @@ class SentState:
     """Of each corpus, the blocks that code has looked at."""
 
 
-def write_end(number: int, request: int, turn: Turn, now: Checkpoint, change: Change, sent: SentState) -> Frame:
-    """Write how a turn ended and what is different from what the server knows. Of `sent.seen`, only what is new."""
+def write_end(session: int, number: int, turn: Turn, now: Checkpoint, change: Change, sent: SentState) -> Frame:
+    """Write how the turn of a number ended and what is different from what the server knows.
+
+    Of `sent.seen`, only what is new.
+    """
     written = change.encode()
     header: dict[str, Any] = {
         "turn": write_turn(turn),
@@ -135,24 +139,33 @@ def write_end(number: int, request: int, turn: Turn, now: Checkpoint, change: Ch
     if now.files is not sent.files:
         header["files"], contents = write_files(now.files)
         written += contents
-    return Frame(Kind.DONE, number, request, header, written)
+    return Frame(Kind.DONE, session, header=header, data=written, turn=number)
 
 
-def take_end(frame: Frame, checkpoint: Checkpoint, attached: Corpus | None) -> tuple[Turn, list[int]]:
-    """Take in the server how a turn ended and what it changed; `attached` is the corpus it was to attach.
+def take_end(
+    frame: Frame,
+    checkpoint: Checkpoint,
+    limits: Limits,
+    observed: Observed,
+    attached: Corpus | None = None,
+    *,
+    keep: bool = True,
+) -> tuple[Turn, list[int]]:
+    """Take in the server how a turn ended and, to `keep` it, what it changed; `attached` is the corpus to be attached.
 
+    What the worker claims must agree with the session's limits and with what was observed of the turn.
     Returns the turn, and the blocks of each corpus that code has looked at, even if the turn was undone.
 
     Raises:
         WireError: it is nothing a turn can have done; nothing of it is taken.
     """
     header, data = frame.header, frame.data
-    corpora_sent = checkpoint.layout.corpora + ((attached,) if attached else ())
+    corpora_sent = checkpoint.layout.corpora + ((attached,) if attached is not None else ())
     try:
-        turn = read_turn(header["turn"])
-        written = _whole(header["written"], len(data))
-        change = Change.decode(data[:written], whole=header["whole"] is True)
+        turn = read_turn(header["turn"], observed)
         size = _offset(header["size"])
+        written = _whole(header["written"], min(len(data), size // PAGE * EXTENT_BYTES))
+        change = Change.decode(data[:written], whole=header["whole"] is True)
         corpora = (
             corpora_sent[: _whole(header["corpora"], len(corpora_sent))]
             if "layout" in header
@@ -163,20 +176,35 @@ def take_end(frame: Frame, checkpoint: Checkpoint, attached: Corpus | None) -> t
             of_runs(blocks, corpus.blocks) for blocks, corpus in zip(header.get("seen", ()), corpora_sent, strict=False)
         ]
         files = read_files(header["files"], data[written:], checkpoint.files) if "files" in header else None
+        if files is not None:
+            _check_files(files, checkpoint.files, limits)
     except (KeyError, TypeError, ValueError, OverflowError, IndexError, AttributeError) as error:
-        raise WireError(f"a turn that cannot be read: {error!r}") from None
+        raise WireError(f"a turn that cannot be read: {error!r:.200}") from None
     if size < checkpoint.size:
         raise WireError("a turn whose memory has shrunk")
     if len(corpora) < len(checkpoint.layout.corpora):
         raise WireError("a turn that has lost a corpus")
     if change.written and (change.written[-1].page + change.written[-1].length) * PAGE > size:
         raise WireError("a turn with pages outside its memory")
-    if turn.status is not Status.ROLLED_BACK:
+    if not checkpoint.pages.holds(change):
+        raise WireError("a turn with pages that were not written")
+    if keep and turn.status is not Status.ROLLED_BACK:
         checkpoint.pages.take(change)
         checkpoint.size, checkpoint.layout = size, layout
         if files is not None:
             checkpoint.files = files
     return turn, seen
+
+
+def _check_files(files: Files, before: Files, limits: Limits) -> None:
+    """Refuse more files than may be; what an image came with may be more than that."""
+    for what, value, had, limit in (
+        ("files", len(files.writable), len(before.writable), limits.files),
+        ("descriptors", len(files.open), len(before.open), limits.open_files),
+        ("bytes of files", files.used_bytes, before.used_bytes, limits.file_bytes),
+    ):
+        if value > max(had, limit):
+            raise ValueError(f"{value} {what}, the limit is {limit}")
 
 
 def _whole(value: object, most: int) -> int:

@@ -2,9 +2,9 @@
 
 A process puts itself into the jail once everything it needs is loaded. From then on it can compute, map memory without
 making it executable, wait, and use the descriptors it has. It cannot open a file, make a socket, start a process, or
-look at another one. Three layers of the kernel hold this: no_new_privs, Landlock without a single path
-(Documentation/userspace-api/landlock.rst), and a seccomp filter that answers EPERM to all but a short list of calls
-(Documentation/userspace-api/seccomp_filter.rst). Linux on x86-64 and aarch64.
+look at another one. Layers of the kernel hold this: no_new_privs, no capability and no root (`privileges`), Landlock
+without a single path (Documentation/userspace-api/landlock.rst), and a seccomp filter that answers EPERM to all but a
+short list of calls (Documentation/userspace-api/seccomp_filter.rst). Linux on x86-64 and aarch64.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from sandbox.memory import pagetable
+from sandbox.worker import privileges
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4
 _LANDLOCK_CREATE_RULESET, _LANDLOCK_RESTRICT_SELF = 444, 446
@@ -58,8 +60,19 @@ class JailError(Exception):
     """This machine cannot hold a layer of the jail, or a layer does not hold; the message names it."""
 
 
-def confine() -> None:
-    """Put this process into the jail, for good. To be called before it starts a second thread.
+@dataclass(frozen=True, slots=True)
+class Confined:
+    """What the self-test needs from before: a descriptor of /proc/self/status, and which capabilities are to be empty.
+
+    The descriptor is -1 where there is none to look at.
+    """
+
+    status: int = -1
+    empty: frozenset[str] = frozenset()
+
+
+def confine() -> Confined:
+    """Put this process into the jail, for good. To be called while it has a single thread.
 
     Raises:
         JailError: a layer cannot be had here; the process may be half confined and must not go on.
@@ -67,17 +80,22 @@ def confine() -> None:
     if sys.platform != "linux" or platform.machine() not in _ARCHITECTURES:
         raise JailError(f"there is no jail for {sys.platform} on {platform.machine()}")
     _limit_resources()
+    try:
+        confined = Confined(os.open(privileges.STATUS, os.O_RDONLY | os.O_CLOEXEC), privileges.give_up())
+    except OSError as error:
+        raise JailError(f"privileges cannot be given up: {error}") from None
     _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "PR_SET_DUMPABLE")
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
     _restrict_files()
     _filter_calls()
+    return confined
 
 
-def self_test() -> None:
-    """Try what the jail forbids.
+def self_test(confined: Confined) -> None:
+    """Try what the jail forbids, and look at which capabilities there are; closes the descriptor.
 
     Raises:
-        JailError: something of it worked.
+        JailError: something of it worked, or was kept.
     """
     for name, attempt in _FORBIDDEN.items():
         try:
@@ -87,6 +105,11 @@ def self_test() -> None:
         except OSError as error:
             raise JailError(f"{name} failed, but not because of the jail: {error}") from None
         raise JailError(f"{name} works inside the jail")
+    if confined.status >= 0:
+        kept = privileges.kept(os.pread(confined.status, 1 << 16, 0).decode(), confined.empty)
+        os.close(confined.status)
+        if kept:
+            raise JailError(f"capabilities were kept: {', '.join(kept)}")
 
 
 def _fork() -> None:

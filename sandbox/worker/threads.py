@@ -57,8 +57,10 @@ class LeaderFollowers:
             while True:
                 self._next()()
         except BaseException:
-            traceback.print_exc()
-            os._exit(1)
+            try:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
 
     def _next(self) -> Work:
         """Return a turn to run: one that was left to others, or the next that is read of."""

@@ -23,7 +23,7 @@ from sandbox.corpora.corpus import Kind as CorpusKind
 from sandbox.door import HostCall, Reply
 from sandbox.limits import Limits
 from sandbox.memory import memory, pagetable
-from sandbox.turn import Turn
+from sandbox.turn import OutputListener, Turn
 from sandbox.vm import instance, wasi
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.engine import THREAD_STACK_BYTES, Program
@@ -33,6 +33,7 @@ from sandbox.vm.session import Session
 from sandbox.wire.files import read_files, write_files
 from sandbox.wire.frames import Channel, Frame, Kind
 from sandbox.wire.sessions import SentState, read_corpus, read_session, write_end, write_layout
+from sandbox.wire.turns import write_failure
 from sandbox.worker import jail
 from sandbox.worker.threads import LeaderFollowers, Work
 
@@ -62,18 +63,19 @@ class _Served:
         self._output: list[Frame] = []
         self._output_bytes = 0
         self._lock = threading.Lock()  # of the two below
-        self._running = False
+        self._turn = 0  # the number of the one that runs, or is about to; 0 between turns
         self._closing = False
         self.session = Session(program, start, limits, self)
 
-    def turn(self, request: int, take: Callable[[], Turn]) -> Work:
-        """Return the work of running a turn and telling how it ended."""
-        self._running = True
+    def turn(self, number: int, take: Callable[[], Turn]) -> Work:
+        """Return the work of running the turn of a number and telling how it ended."""
+        self._turn = number
+        self.session.announce()
 
         def work() -> None:
-            ended = self._ended(request, take)
+            ended = self._ended(number, take)
             with self._lock:
-                self._running = False
+                self._turn = 0
                 closing = self._closing
             self._send(ended)
             if closing:
@@ -81,17 +83,17 @@ class _Served:
 
         return work
 
-    def _ended(self, request: int, take: Callable[[], Turn]) -> Frame:
+    def _ended(self, number: int, take: Callable[[], Turn]) -> Frame:
         try:
             turn = take()
         except MemoryError as error:
-            return Frame(Kind.FAILED, self._number, request, {"message": str(error)})
+            return write_failure(self._number, number, error)
         change = self.session.take_checkpoint()
         now, sent, seen = self.session.checkpoint, self._sent, list(self.session.seen)
         self._told += [0] * (len(seen) - len(self._told))
         sent.seen = [blocks & ~told for blocks, told in zip(seen, self._told, strict=True)]
         self._sent, self._told = SentState(now.files, now.layout), seen
-        return write_end(self._number, request, turn, now, change, sent)
+        return write_end(self._number, number, turn, now, change, sent)
 
     def ask(self, call: HostCall) -> Future[Reply]:
         """Send a request of the guest's to the server."""
@@ -100,18 +102,24 @@ class _Served:
         number = self._last_call
         self._calls[number] = future
         future.add_done_callback(lambda _: self._calls.pop(number, None))
-        self._send(Frame(Kind.CALL, self._number, number, data=call.frame))
+        self._send(Frame(Kind.CALL, self._number, number, data=call.frame, turn=self._turn))
         return future
 
-    def answered(self, number: int, reply: bytes) -> None:
-        """Take the server's reply to a request."""
-        future = self._calls.get(number)
+    def answered(self, frame: Frame) -> None:
+        """Take the server's reply to a request of the turn that runs; one of an earlier turn means nothing now."""
+        future = self._calls.get(frame.number) if frame.turn == self._turn else None
         if future is not None and future.set_running_or_notify_cancel():
-            future.set_result(Reply(reply))
+            future.set_result(Reply(frame.data))
+
+    def interrupt(self, number: int) -> None:
+        """Stop the turn of this number if it runs or is about to; another turn goes on."""
+        with self._lock:
+            if self._turn == number:
+                self.session.interrupt()
 
     def printed(self, stream: int, data: bytes) -> None:
         """Send on what the guest printed, soon."""
-        self._output.append(Frame(Kind.OUTPUT, self._number, stream, data=data))
+        self._output.append(Frame(Kind.OUTPUT, self._number, stream, data=data, turn=self._turn))
         self._output_bytes += len(data)
         if self._output_bytes > MAX_OUTPUT:
             self._send()
@@ -141,7 +149,7 @@ class _Served:
         self.session.interrupt()
         with self._lock:
             self._closing = True
-            if self._running:
+            if self._turn:
                 return
         self._free()
 
@@ -178,17 +186,17 @@ class Worker:
             case Kind.OPEN:
                 self._open(frame)
             case Kind.ATTACH if served:
-                session, name = served.session, frame.header["name"]
+                session, printed, name = served.session, served.printed, frame.header["name"]
                 corpus = read_corpus(frame.header["corpus"], self._channel.descriptor)
-                return served.turn(frame.number, lambda: _attached(session, name, corpus))
+                return served.turn(frame.turn, lambda: _attached(session, name, corpus, printed))
             case Kind.EXECUTE if served:
                 code = frame.data.decode("utf-8", "surrogatepass")
                 ask, printed, session = served.ask, served.printed, served.session
-                return served.turn(frame.number, lambda: session.execute(code, ask, printed))
+                return served.turn(frame.turn, lambda: session.execute(code, ask, printed))
             case Kind.REPLY if served:
-                served.answered(frame.number, frame.data)
+                served.answered(frame)
             case Kind.INTERRUPT if served:
-                served.session.interrupt()
+                served.interrupt(frame.turn)
             case Kind.CLOSE if served:
                 del self._served[frame.session]
                 served.close()
@@ -206,11 +214,10 @@ class Worker:
         problem = ""
         try:
             _warm_up(self._program, next(iter(self._images.values())))
-            jail.confine()
-            jail.self_test()
+            jail.self_test(jail.confine())
         except jail.JailError as error:
             problem = str(error)
-        self._channel.send(Frame(Kind.READY, header={"unconfined": problem}))
+        self._channel.send(Frame(Kind.READY, header={"unconfined": problem[:1000]}))
 
     def _open(self, frame: Frame) -> None:
         start, limits = read_session(frame, self._images, self._channel.descriptor)
@@ -218,10 +225,10 @@ class Worker:
         self._served[frame.session] = served
 
 
-def _attached(session: Session, name: str, corpus: Corpus) -> Turn:
+def _attached(session: Session, name: str, corpus: Corpus, printed: OutputListener) -> Turn:
     """Attach a corpus, whose descriptor goes with the session from then on, or at once where that fails."""
     try:
-        return session.attach(name, corpus)
+        return session.attach(name, corpus, printed)
     finally:
         if corpus not in session.checkpoint.layout.corpora:
             _close(corpus)
@@ -258,7 +265,7 @@ def _warm_up(program: Program, image: Image) -> None:
         write_layout(session.checkpoint.layout)
         read_files(*write_files(session.checkpoint.files), image.files)
         pagetable.can_watch()
-        served.turn(0, lambda: session.execute("x = 1"))()
+        served.turn(1, lambda: session.execute("x = 1"))()
         session.execute("x = 2")
         session.checkpoint.fork().close()
 

@@ -187,6 +187,14 @@ def test_exec_tells_why_code_stopped(
     assert told in result.stderr
 
 
+def test_exec_says_that_the_code_began_again(rlm: Rlm, fake: FakeServer) -> None:
+    restarted = session_pb2.ExecuteResponse(turn_restarted=session_pb2.TurnRestarted(reason="the process died"))
+    fake.responses = [*execution(output="lost\n")[:1], restarted, *execution(output="9\n")]
+    result = rlm("exec", "print(9)")
+    assert (result.exit_code, result.stdout) == (0, "lost\n9\n")
+    assert "the code began again, and what it printed until here is void: the process died" in result.stderr
+
+
 def test_exec_can_give_json(rlm: Rlm, fake: FakeServer) -> None:
     fake.responses = execution(output="9\n")
     lines = rlm("exec", "--json", "print(9)").stdout.splitlines()

@@ -66,6 +66,36 @@ def test_the_key_of_a_development_server_on_this_machine_is_found(
     assert fake.metadata[0]["authorization"] == "Bearer rlm_dev"
 
 
+def test_an_empty_key_or_address_is_not_taken_for_none(
+    fake: FakeServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RLM_SERVER", fake.target)
+    monkeypatch.setenv("RLM_API_KEY", "rlm_from-the-environment")
+    monkeypatch.setenv("RLM_DATA_DIR", str(tmp_path))
+    (tmp_path / "development-key").write_text("rlm_dev")
+    for key in ("", " "):
+        with pytest.raises(NoKey, match="no key"):
+            Client(key=key)
+    with pytest.raises(ValueError, match="address is empty"):
+        Client("")
+    monkeypatch.setenv("RLM_API_KEY", "")  # an empty variable is one that is not set
+    with Client() as client:
+        client.get_run("run-1")
+    assert fake.metadata[0]["authorization"] == "Bearer rlm_dev"
+
+
+def test_an_empty_request_id_is_refused_as_a_repeated_call_would_be_another(client: Client, fake: FakeServer) -> None:
+    for call in (
+        lambda: client.upload("text", request_id=""),
+        lambda: client.create_run("?", request_id=""),
+        lambda: client.create_session(request_id=""),
+        lambda: list(client.execute("session-1", "1", request_id="")),
+    ):
+        with pytest.raises(ValueError, match="request_id is empty"):
+            call()
+    assert fake.requests == []
+
+
 def test_a_development_key_is_for_this_machine_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RLM_DATA_DIR", str(tmp_path))
     (tmp_path / "development-key").write_text("rlm_dev")

@@ -151,6 +151,23 @@ def test_an_endless_line_is_cut() -> None:
     assert len(line) < 1000
 
 
+def test_output_of_a_turn_that_began_again_is_not_mixed_with_what_comes_after() -> None:
+    story = (
+        Story()
+        .tell(turn=0, run_started=run_pb2.RunStarted(model="m"))
+        .tell(turn_started=run_pb2.TurnStarted(max_turns=5))
+        .tell(code_started=run_pb2.CodeStarted(code="print(x)", block=1))
+        .tell(output=session_pb2.Output(text="".join(f"{n}\n" for n in range(40)) + "cut sh"))
+        .tell(turn_restarted=session_pb2.TurnRestarted(reason="the process died"))
+        .tell(output=session_pb2.Output(text="anew\n"))
+        .tell(code_finished=run_pb2.CodeFinished(result=OK))
+    )
+    lines = drawn(story).splitlines()
+    began = next(number for number, line in enumerate(lines) if "began again" in line)
+    assert "the process died" in lines[began]
+    assert [line.strip() for line in lines[began + 1 :]] == ["┃ anew"]
+
+
 def test_an_error_in_the_code_is_named() -> None:
     error = session_pb2.TurnError(type="ValueError", message="bad\nvalue")
     failed = session_pb2.TurnResult(status=session_pb2.TURN_STATUS_ERROR, error=error)

@@ -162,6 +162,8 @@ class Caller:
             match response.WhichOneof("event"):
                 case "output":
                     printed += response.output.text
+                case "turn_restarted":
+                    printed = ""
                 case "call_finished":
                     calls.append(response.call_finished)
                 case "result":

@@ -46,8 +46,10 @@ def guards(ended: Ended) -> list[str]:
         (code("FINAL('x' * 5_000_000)"), "x" * 5_000_000),
         (code("FINAL('')"), ""),
         (code("FINAL('\\ud83d')"), None),
+        ("FINAL_VAR()", None),
+        ("FINAL_VAR('')", None),
     ],
-    ids=range(13),
+    ids=range(15),
 )
 async def test_every_form_of_answer_is_taken(server: Served, reply: str, answer: str | None) -> None:
     async with server(Play(reply, code("FINAL('another')"))) as served:
@@ -56,6 +58,21 @@ async def test_every_form_of_answer_is_taken(server: Served, reply: str, answer:
         assert ended.run.answer == (answer if answer is not None else "another")
         assert ended.bodies("answer")[-1].text == ended.run.answer
         check(served, ended)
+
+
+@pytest.mark.parametrize(
+    ("content", "draft"),
+    [
+        ("0", "0"), ("[]", "[]"), ("False", "False"), ("''", "before"), ("None", "before"),
+        ("__import__('numpy').arange(3)", "array([0, 1, 2])"),
+    ],
+)  # fmt: skip
+async def test_a_draft_is_what_the_answer_holds_whatever_that_is(server: Served, content: str, draft: str) -> None:
+    play = Play(code("answer['content'] = 'before'"), code(f"answer['content'] = {content}"), BAD_KEY)
+    async with server(play) as served:
+        ended = await served.caller.ask(image="data")
+        assert [one.result.error.type for one in ended.bodies("code_finished")] == ["", ""]
+        assert (ended.run.state, ended.run.answer) == (run_pb2.RUN_STATE_FAILED, draft)
 
 
 async def test_a_variable_of_an_earlier_turn_is_given_in_plain_text(server: Served) -> None:
@@ -311,12 +328,13 @@ async def test_below_the_last_level_a_child_is_one_call(server: Served) -> None:
         check(served, ended)
 
 
-async def test_a_child_with_a_model_that_is_not_there_is_an_error_in_the_code(server: Served) -> None:
-    ask = "try: rlm_query('a', model='nobody')\nexcept ValueError as error: print(error)"
+@pytest.mark.parametrize("model", ["nobody", ""])
+async def test_a_child_with_a_model_that_is_not_there_is_an_error_in_the_code(server: Served, model: str) -> None:
+    ask = f"try: rlm_query('a', model={model!r})\nexcept ValueError as error: print(error)"
     async with server(Play(code(ask, "FINAL('done')"))) as served:
         ended = await served.caller.ask()
         assert ended.run.state == SUCCEEDED
-        assert "there is no model 'nobody'; the models are: play" in ended.printed
+        assert f"there is no model {model!r}; the models are: play" in ended.printed
         assert len(ended.run.nodes) == 1
         check(served, ended)
 

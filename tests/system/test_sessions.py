@@ -74,6 +74,7 @@ async def test_output_is_seen_before_the_turn_ends(server: Served) -> None:
         ("llm_query('\\ud800')", ERROR, ""),
         ("rlm_query('a child')", ERROR, "RuntimeError"),
         ("llm_query('x', model='nobody')", ERROR, "RuntimeError"),
+        ("llm_query('x', model='')", ERROR, "RuntimeError"),
         ("llm_query_batched([])", ERROR, "LimitExceeded"),
     ],
 )

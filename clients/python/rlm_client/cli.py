@@ -184,6 +184,9 @@ def _turn(responses: Iterator[session_pb2.ExecuteResponse], console: Console, as
         match response.WhichOneof("event"):
             case "output" if not as_json:
                 write(response.output.text, err=response.output.stream == session_pb2.OUTPUT_STREAM_STDERR)
+            case "turn_restarted" if not as_json:
+                reason = response.turn_restarted.reason
+                say(console, f"the code began again, and what it printed until here is void: {reason}", "yellow")
             case "call_finished":
                 calls.add(response.call_finished)
             case "result":

@@ -155,14 +155,14 @@ class Client(Spending):
             ValueError: it is a `str` that names an existing file, where a path was surely meant.
         """
         reading = FileOptions(text_field, name_field, archive_limits or ArchiveLimits(), skip_binary, on_skip)
-        upload = measure(material(source, name, reading), request_id or str(uuid.uuid4()), reading)
+        upload = measure(material(source, name, reading), _named(request_id), reading)
         transfer = Transfer(
             lambda messages: self._contexts.UploadContext.future(messages, metadata=self._metadata),
             self._upload_status,
             self._watch_retry,
             progress,
         )
-        return transfer.upload(upload, begun=bool(request_id))
+        return transfer.upload(upload, begun=request_id is not None)
 
     def _upload_status(self, request_id: str) -> Status:
         request = context_pb2.GetUploadStatusRequest(request_id=request_id)
@@ -242,7 +242,7 @@ class Client(Spending):
             InvalidArgument: a limit is above the server's maximum, or a model or image is unknown.
         """
         request = run_pb2.CreateRunRequest(
-            request_id=request_id or str(uuid.uuid4()),
+            request_id=_named(request_id),
             question=question,
             context_id=context_id,
             model=model,
@@ -297,7 +297,7 @@ class Client(Spending):
             BudgetRefused: the tenant cannot cover the budget.
         """
         request = session_pb2.CreateSessionRequest(
-            request_id=request_id or str(uuid.uuid4()),
+            request_id=_named(request_id),
             image=image,
             context_id=context_id,
             sub_model=sub_model,
@@ -311,12 +311,12 @@ class Client(Spending):
     ) -> Iterator[session_pb2.ExecuteResponse]:
         """Run Python source as one turn, and give its output, calls and result as they come; the result is last.
 
+        Where `turn_restarted` comes the code runs again from its start, and the output before it is void.
+
         A connection that breaks midway is not resumed: the same call with the same `request_id` returns the first
         result, and runs nothing twice.
         """
-        request = session_pb2.ExecuteRequest(
-            request_id=request_id or str(uuid.uuid4()), session_id=session_id, code=code
-        )
+        request = session_pb2.ExecuteRequest(request_id=_named(request_id), session_id=session_id, code=code)
         call = self._sessions.Execute(request, metadata=self._metadata)
         try:
             with errors.typed():
@@ -387,6 +387,17 @@ class Client(Spending):
 
     def _repeatable(self, call: Callable[[], Result]) -> Result:
         return self._retry.call(errors.typed()(call))
+
+
+def _named(request_id: str | None) -> str:
+    """Give a request its id, a new one where the caller has none. A call is repeated only under the id it has.
+
+    Raises:
+        ValueError: it is empty, which the server would take for none.
+    """
+    if request_id == "":
+        raise ValueError("request_id is empty: leave it out, and one is made up")
+    return str(uuid.uuid4()) if request_id is None else request_id
 
 
 def _message(budget: Budget | None) -> types_pb2.Budget | None:

@@ -35,20 +35,26 @@ class Connection:
 
 
 def find_target(target: str | None, environment: Mapping[str, str] = os.environ) -> str:
-    """Choose the server's address: the one given, else `RLM_SERVER`, else 127.0.0.1:7400."""
-    return target or environment.get("RLM_SERVER") or DEFAULT_TARGET
+    """Choose the server's address: the one given, else `RLM_SERVER`, else 127.0.0.1:7400.
+
+    Raises:
+        ValueError: the one given is empty.
+    """
+    if target == "":
+        raise ValueError("the server's address is empty: leave it out, or pass host:port")
+    return environment.get("RLM_SERVER", "") or DEFAULT_TARGET if target is None else target
 
 
 def find_key(key: str | None, target: str, environment: Mapping[str, str] = os.environ) -> str:
     """Choose the key: the one given, else `RLM_API_KEY`, else the one a development server on this machine wrote.
 
     Raises:
-        NoKey: there is none.
+        NoKey: there is none, or the one given is empty.
         ValueError: it holds characters that no key has.
     """
-    found = (key or environment.get("RLM_API_KEY") or "").strip()
+    found = (environment.get("RLM_API_KEY", "") if key is None else key).strip()
     path = data_directory(environment) / KEY_FILE
-    if not found and is_local(target):
+    if not found and key is None and is_local(target):
         try:
             found = path.read_text("ascii").strip()
         except (FileNotFoundError, NotADirectoryError):
@@ -67,9 +73,9 @@ def find_key(key: str | None, target: str, environment: Mapping[str, str] = os.e
 
 def data_directory(environment: Mapping[str, str] = os.environ) -> Path:
     """Give a local server's data directory: `$RLM_DATA_DIR`, `$XDG_DATA_HOME/rlm-server`, ~/.local/share/rlm-server."""
-    if chosen := environment.get("RLM_DATA_DIR"):
+    if chosen := environment.get("RLM_DATA_DIR", ""):
         return Path(chosen)
-    shared = environment.get("XDG_DATA_HOME")
+    shared = environment.get("XDG_DATA_HOME", "")
     return (Path(shared) if shared else Path.home() / ".local" / "share") / "rlm-server"
 
 

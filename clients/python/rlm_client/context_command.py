@@ -38,11 +38,11 @@ def upload(access: Access, given: ContextOptions, name: str | None, request_id: 
 
     A single file is one text. A directory, a .jsonl or .zip file, or several paths are documents; - reads stdin.
     """
-    console, source = console_for(sys.stderr), given.source() or ""
-    chosen = request_id or str(uuid.uuid4())
+    console, source = console_for(sys.stderr), given.source()
+    chosen = str(uuid.uuid4()) if request_id is None else request_id
     with access.open() as (client, interrupts):
         try:
-            made = given.upload(source, client, interrupts, console, as_json, name, chosen)
+            made = given.upload("" if source is None else source, client, interrupts, console, as_json, name, chosen)
         except (Unavailable, Aborted, KeyboardInterrupt):
             say(console, f"what has arrived is kept for a while: the same again with --request-id {chosen} goes on")
             raise

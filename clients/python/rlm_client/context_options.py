@@ -75,7 +75,7 @@ class ContextOptions:
             Complaint: a source changed meanwhile.
             Misuse: a source cannot be used.
         """
-        shown = name or name_of(["stdin" if path == _STDIN else path for path in self.paths])
+        shown = name if name is not None else name_of(["stdin" if path == _STDIN else path for path in self.paths])
         skipped: list[str] = []
         with upload_bar(console, shown, quiet) as progress:
             try:

@@ -127,6 +127,10 @@ class Display:
             case "output":
                 excerpt = self._excerpts.setdefault(event.node_id, Excerpt())
                 self._output(event, node, excerpt.feed(event.output.stream, event.output.text))
+            case "turn_restarted":
+                self._excerpts.pop(event.node_id, None)  # what it printed is void, shown or not
+                began = f"! the code began again, and its output so far is void: {event.turn_restarted.reason}"
+                self._in_node(event, node, began, "yellow")
             case "code_finished":
                 self._code_finished(event, node)
             case "child_started" | "child_finished":

@@ -70,7 +70,7 @@ def in_memory(name: str, text: Text, origin: str | None = None) -> Document:
     Raises:
         TypeError: it is no text.
     """
-    origin = origin or f"document {name[:MAX_NAME]!r}"
+    origin = f"document {name[:MAX_NAME]!r}" if origin is None else origin
     if not isinstance(text, str | bytes):
         raise TypeError(f"{origin}: a text is a str or bytes, not {type(text).__name__}")
     return Document(name, origin, partial(_pieces_in_memory, text, origin))

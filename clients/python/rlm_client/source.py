@@ -61,7 +61,8 @@ def material(source: Source, name: str | None, reading: FileOptions) -> Material
             raise ValueError(f"{source!r} names a file: pass pathlib.Path({source!r}) for it, or bytes for this text")
         source = encoded(source, "the text")
     if isinstance(source, bytes):
-        return _text(name or "", partial(in_memory, "", source, name or "the text"))
+        named = "" if name is None else name
+        return _text(named, partial(in_memory, "", source, named or "the text"))
     if isinstance(source, PathLike):
         path = os.fspath(source)
         named = _name_of_one(path) if name is None else name

@@ -89,7 +89,7 @@ def usage(
     elif listed:
         _list(access, asked, as_json)
     else:
-        _sum_up(access, cast(Grouping, by or "day"), asked, as_json)
+        _sum_up(access, cast(Grouping, "day" if by is None else by), asked, as_json)
 
 
 def _sum_up(access: Access, by: Grouping, asked: Entries, as_json: bool) -> None:

@@ -434,6 +434,7 @@ class RunEvent(_message.Message):
     ANSWER_FIELD_NUMBER: _builtins.int
     RUN_FINISHED_FIELD_NUMBER: _builtins.int
     CALL_TRACED_FIELD_NUMBER: _builtins.int
+    TURN_RESTARTED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, … without gaps within a run."""
     node_id: _builtins.str
@@ -476,6 +477,8 @@ class RunEvent(_message.Message):
     def run_finished(self) -> Global___RunFinished: ...
     @_builtins.property
     def call_traced(self) -> _session_pb2.ModelCallTraced: ...
+    @_builtins.property
+    def turn_restarted(self) -> _session_pb2.TurnRestarted: ...
     def __init__(
         self,
         *,
@@ -501,12 +504,13 @@ class RunEvent(_message.Message):
         answer: Global___Answer | None = ...,
         run_finished: Global___RunFinished | None = ...,
         call_traced: _session_pb2.ModelCallTraced | None = ...,
+        turn_restarted: _session_pb2.TurnRestarted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_started", b"turn_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_started", b"turn_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

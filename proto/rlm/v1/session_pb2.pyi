@@ -240,6 +240,7 @@ class ExecuteResponse(_message.Message):
     CALL_FINISHED_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
     CALL_TRACED_FIELD_NUMBER: _builtins.int
+    TURN_RESTARTED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def output(self) -> Global___Output: ...
     @_builtins.property
@@ -248,6 +249,8 @@ class ExecuteResponse(_message.Message):
     def result(self) -> Global___TurnResult: ...
     @_builtins.property
     def call_traced(self) -> Global___ModelCallTraced: ...
+    @_builtins.property
+    def turn_restarted(self) -> Global___TurnRestarted: ...
     def __init__(
         self,
         *,
@@ -255,12 +258,13 @@ class ExecuteResponse(_message.Message):
         call_finished: Global___ModelCallFinished | None = ...,
         result: Global___TurnResult | None = ...,
         call_traced: Global___ModelCallTraced | None = ...,
+        turn_restarted: Global___TurnRestarted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "output", b"output", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "output", b"output", "result", b"result", "turn_restarted", b"turn_restarted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "output", b"output", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "output", b"output", "result", b"result", "turn_restarted", b"turn_restarted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["output", "call_finished", "result", "call_traced"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["output", "call_finished", "result", "call_traced", "turn_restarted"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -287,6 +291,29 @@ class Output(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Output: _TypeAlias = Output  # noqa: Y015
+
+@_typing.final
+class TurnRestarted(_message.Message):
+    """The process that ran the code was lost, and the code runs again from its start in another, as it had asked for nothing
+    yet. What it has printed so far is void: its output begins anew after this, and only that is counted in the result.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TurnRestarted: _TypeAlias = TurnRestarted  # noqa: Y015
 
 @_typing.final
 class ModelCallFinished(_message.Message):

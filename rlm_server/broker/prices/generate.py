@@ -54,7 +54,7 @@ def table(as_of: date) -> dict[str, Any]:
     for provider in providers:
         if provider.id in _FAMILIES:
             found = (_row(provider, model, as_of) for model in provider.models)
-            rows[provider.id] = sorted((row for row in found if row), key=lambda row: str(row["names"][0]))
+            rows[provider.id] = sorted((row for row in found if row is not None), key=lambda row: str(row["names"][0]))
     return {
         "unit": "nano-USD per 1,000,000 tokens",
         "source": f"genai-prices {genai_prices.__version__}",

@@ -213,7 +213,8 @@ class Prices:
 
     def context_window(self, provider: str, model: str) -> int | None:
         """The most input a model takes, in tokens, or None where the table does not say."""
-        return self._windows.get((provider, model)) or self._windows.get((provider, _DATE.sub("", model)))
+        window = self._windows.get((provider, model))
+        return window if window is not None else self._windows.get((provider, _DATE.sub("", model)))
 
     def _add(self, provider: str, row: Mapping[str, Any]) -> None:
         price = self._stated_for(provider, row["names"]) or _pinned(row)

@@ -123,7 +123,8 @@ def _given(name, context):
         return {"corpus": context._corpus, "documents": [numbers.start, numbers.stop, numbers.step]}
     if isinstance(context, list | tuple):
         return [_text(name, text) for text in context]
-    return located(_text(name, context)) or context
+    part = located(_text(name, context))
+    return context if part is None else part
 
 
 def _failure(error):
@@ -159,12 +160,11 @@ def _after():
     answer = namespace.get("answer")
     if not isinstance(answer, dict):
         answer = namespace["answer"] = {"content": "" if answer is None else answer, "ready": False}
-    if answer.get("ready") or answer.get("content"):
-        content = answer.get("content")
-        content = content if isinstance(content, str) else repr(content) if content is not None else ""
-        if (content, bool(answer.get("ready"))) != _said[0]:
-            _said[0] = (content, bool(answer.get("ready")))
-            _door.call("answer", content=content, ready=_said[0][1])
+    content, ready = answer.get("content"), bool(answer.get("ready"))
+    content = "" if content is None else content if isinstance(content, str) else repr(content)
+    if (ready or content) and (content, ready) != _said[0]:  # of anything else than a text, its truth says nothing
+        _said[0] = (content, ready)
+        _door.call("answer", content=content, ready=ready)
 
 
 _said = [None]

@@ -10,7 +10,8 @@ import pytest
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import MIB, Limits
 from sandbox.pool.pool import PoolFull, WorkerPool
-from sandbox.pool.worker_session import Answer, WorkerSession
+from sandbox.pool.worker_session import WorkerSession
+from sandbox.pool.worker_turn import Answer
 from sandbox.turn import Status, Stop, Turn
 from sandbox.vm.image import Loaded
 from tests.sandbox.conftest import MakeText

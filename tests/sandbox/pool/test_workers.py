@@ -14,10 +14,11 @@ import pytest
 from sandbox.door import HostCall, Json
 from sandbox.limits import MIB, Limits
 from sandbox.pool import process as processes
-from sandbox.pool import worker_session as live
+from sandbox.pool import worker_turn
 from sandbox.pool.pool import JailMissing, WorkerPool
 from sandbox.pool.process import Process, WorkerLost
-from sandbox.pool.worker_session import Answer, WorkerSession
+from sandbox.pool.worker_session import WorkerSession
+from sandbox.pool.worker_turn import Answer
 from sandbox.turn import Status, Stop, Turn
 from sandbox.vm.image import Loaded
 from sandbox.wire.frames import Frame, Kind
@@ -143,19 +144,63 @@ async def test_a_turn_that_asked_for_nothing_is_run_again(pool: WorkerPool) -> N
     assert killed != [pid_of(session)]
 
 
+@pytest.mark.parametrize("prints", ["", "print('go', flush=True)\n"])
+async def test_that_a_turn_begins_again_is_told_before_anything_it_prints_then(pool: WorkerPool, prints: str) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    told = list[bytes | str]()
+
+    def listen(_stream: int, data: bytes) -> None:
+        told.append(data)
+        if len(told) == 1:
+            send(session, signal.SIGKILL)
+
+    task = asyncio.create_task(
+        session.execute(f"{prints}import time\ntime.sleep(0.3)\nprint('end')", nobody, listen, told.append)
+    )
+    if not prints:
+        await asyncio.sleep(0)  # the turn is sent
+        send(session, signal.SIGKILL)
+    turn = await asyncio.wait_for(task, 30)
+    first = [b"go\n"] if prints else []
+    assert told[: len(first)] == first
+    assert "the process that ran the turn died" in str(told[len(first)])
+    rest = told[len(first) + 1 :]
+    assert b"".join(data for data in rest if isinstance(data, bytes)) == turn.stdout.encode()
+    assert turn.output_bytes == len(turn.stdout)
+
+
 async def test_a_turn_that_is_lost_twice_is_not_run_a_third_time(pool: WorkerPool) -> None:
     session = await pool.create("a", "core", LIMITS)
     await show(session, "n = 0")
-    killed = set[int]()
+    killed, restarts = set[int](), list[str]()
 
     def listen(_stream: int, _data: bytes) -> None:
         killed.add(pid_of(session))
         send(session, signal.SIGKILL)
 
     code = "n += 1\nprint('go', flush=True)\nwhile True: pass"
-    assert lost(await asyncio.wait_for(session.execute(code, nobody, listen), 30))
-    assert len(killed) == 2
+    turn = await asyncio.wait_for(session.execute(code, nobody, listen, restarts.append), 30)
+    assert lost(turn)
+    assert (len(killed), len(restarts)) == (2, 1)
     assert await show(session, "n") == "0"
+
+
+async def test_a_turn_that_is_lost_tells_what_was_heard_of_it(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    heard = list[bytes]()
+
+    async def answer(_: HostCall) -> Json:
+        send(session, signal.SIGKILL)
+        return None
+
+    prints = "import sys\nprint('ä', flush=True)\nprint('oh', file=sys.stderr)\nfor _ in range(10**6): pass\n"
+    code = f"{prints}{ASK}while True: pass"
+    turn = await asyncio.wait_for(session.execute(code, answer, lambda _, data: heard.append(data)), 30)
+    assert lost(turn)
+    assert (turn.stdout, turn.stderr) == ("ä\n", "oh\n")
+    assert turn.output_bytes == len(b"".join(heard)) == 6
+    assert turn.door_calls == 1
+    assert 0 < turn.running_seconds < 30
 
 
 async def test_a_turn_that_asked_is_lost_and_not_asked_again(pool: WorkerPool) -> None:
@@ -200,7 +245,7 @@ async def test_a_turn_that_hangs_is_ended_and_run_again_in_another_worker(
 ) -> None:
     session = await pool.create("a", "core", Limits(turn_seconds=5, memory_bytes=96 * MIB))
     await show(session, "n = 1")
-    monkeypatch.setattr(live, "TURN_SLACK_SECONDS", -4.0)
+    monkeypatch.setattr(worker_turn, "TURN_SLACK_SECONDS", -4.0)
     first = pid_of(session)
     halt(session)
     assert await show(session, "n") == "1"
@@ -210,7 +255,7 @@ async def test_a_turn_that_hangs_is_ended_and_run_again_in_another_worker(
 async def test_a_turn_that_hangs_after_it_asked_is_lost(pool: WorkerPool, monkeypatch: pytest.MonkeyPatch) -> None:
     session = await pool.create("a", "core", Limits(turn_seconds=5, memory_bytes=96 * MIB))
     await show(session, "n = 1")
-    monkeypatch.setattr(live, "TURN_SLACK_SECONDS", -4.0)
+    monkeypatch.setattr(worker_turn, "TURN_SLACK_SECONDS", -4.0)
     answer = replies_after(lambda: halt(session))
     turn = await asyncio.wait_for(session.execute("n = 2\n" + ASK, answer, ignore), 30)
     assert lost(turn)
@@ -224,7 +269,7 @@ async def test_cancelling_a_turn_whose_worker_hangs_kills_the_worker(
 ) -> None:
     session = await pool.create("a", "core", LIMITS)
     await show(session, "n = 1")
-    monkeypatch.setattr(live, "INTERRUPT_SECONDS", 0.2)
+    monkeypatch.setattr(worker_turn, "INTERRUPT_SECONDS", 0.2)
     stopped = asyncio.Event()
 
     def listen(_stream: int, _data: bytes) -> None:
@@ -243,7 +288,7 @@ GARBAGE = {
     "no frame": b"\xff" * 100,
     "text": b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
     "a frame too large": b"".join(Frame(Kind.DONE, 1).encode())[:-8] + b"\xff" * 8,
-    "broken JSON": b"\x21" + bytes(8) + b"\1\0\0\0" + bytes(8) + b"{",
+    "broken JSON": b"\x21" + bytes(12) + b"\1\0\0\0" + bytes(8) + b"{",
 }
 
 
@@ -263,7 +308,7 @@ async def test_a_worker_that_lies_about_how_a_turn_ended_is_killed(pool: WorkerP
     session = await pool.create("a", "core", LIMITS)
     await show(session, "n = 1")
     liar = process_of(session)
-    lie = b"".join(Frame(Kind.DONE, session.number, header=header).encode())
+    lie = b"".join(Frame(Kind.DONE, session.number, header=header, turn=2).encode())
     answer = replies_after(lambda: liar.data_received(lie))
     assert lost(await asyncio.wait_for(session.execute("n = 2\n" + ASK + "while True: pass", answer, ignore), 30))
     await asyncio.wait_for(liar._process.wait(), 20)

@@ -7,8 +7,11 @@ from concurrent.futures import Future
 
 import pytest
 
+from sandbox.corpora.corpus import Corpus
 from sandbox.door import HostCall, Json
-from sandbox.turn import Status, Stop
+from sandbox.turn import Status, Stop, Turn
+from sandbox.vm.instance import Instance
+from tests.sandbox.conftest import MakeText
 from tests.sandbox.repl import Repl, Repls, answering
 
 
@@ -149,3 +152,28 @@ class TestConcurrency:
             error = turn.result(20).error
             assert error is not None
             assert error.type is Stop.TURN_TIME
+
+
+def test_a_turn_that_was_announced_is_stopped_before_it_has_begun(repl: Repl) -> None:
+    repl.show("x = 1")
+    repl.session.announce()
+    repl.session.interrupt()
+    turn = repl.run("x = 2\nwhile True: pass")
+    assert turn.error is not None
+    assert turn.error.type is Stop.INTERRUPTED
+    assert repl.show("x") == "1"
+
+
+def test_an_interrupt_of_what_could_not_be_attached_reaches_no_later_turn(
+    repl: Repl, text: MakeText, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(instance: Instance, name: str, corpus: Corpus) -> Turn:
+        repl.session.interrupt()
+        raise MemoryError("it does not fit")
+
+    repl.show("x = 1")
+    with monkeypatch.context() as patched:
+        patched.setattr(Instance, "attach", full)
+        with pytest.raises(MemoryError):
+            repl.attach("context", text("abc"))
+    assert repl.show("x") == "1"

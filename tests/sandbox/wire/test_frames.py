@@ -19,7 +19,7 @@ from sandbox.corpora.corpus import Kind as CorpusKind
 from sandbox.limits import Limits
 from sandbox.memory.memory import PAGE, sealed
 from sandbox.memory.pages import PageFile
-from sandbox.turn import Status, Stop, Turn, TurnError, write_turn
+from sandbox.turn import Status, Stop, Turn, TurnError
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.files import CREATE, Files
 from sandbox.vm.instance import Image
@@ -27,10 +27,11 @@ from sandbox.vm.mappings import Layout, Mapped
 from sandbox.wire.files import write_files
 from sandbox.wire.frames import MAX_BYTES, MAX_JSON, Channel, Frame, Kind, Parser, WireError, send_descriptor
 from sandbox.wire.sessions import take_end
+from sandbox.wire.turns import Observed, write_turn
 
 NUMBERS = st.integers(0, (1 << 32) - 1)
 SAID = st.dictionaries(st.text(max_size=8), st.none() | st.integers() | st.text() | st.lists(st.integers()), max_size=4)
-FRAMES = st.builds(Frame, st.sampled_from(Kind), NUMBERS, NUMBERS, SAID, st.binary(max_size=200))
+FRAMES = st.builds(Frame, st.sampled_from(Kind), NUMBERS, NUMBERS, SAID, st.binary(max_size=200), NUMBERS)
 
 
 def written(frame: Frame) -> bytes:
@@ -38,7 +39,8 @@ def written(frame: Frame) -> bytes:
 
 
 def raw(kind: int = Kind.DONE, header: bytes = b"", data_bytes: int = 0, header_bytes: int | None = None) -> bytes:
-    return struct.pack("<BIIIQ", kind, 1, 1, len(header) if header_bytes is None else header_bytes, data_bytes) + header
+    said = len(header) if header_bytes is None else header_bytes
+    return struct.pack("<BIIIIQ", kind, 1, 1, 1, said, data_bytes) + header
 
 
 # ---- frames ----------------------------------------------------------------------------------------------------------
@@ -83,7 +85,8 @@ def test_the_largest_frame_is_no_error() -> None:
 @pytest.mark.parametrize(
     "header",
     [
-        b"{", b"{}}", b"\0\0", b"\xff\xff", b"{'a': 1}", b'{"a":}', b"[" * 100_000,
+        b"{", b"{}}", b"\0\0", b"\xff\xff", b"{'a': 1}", b'{"a":}', b"[" * 100_000, b'{"a":NaN}',
+        b'{"a":[-Infinity]}',
         b'{"a":' * 100_000, b'{"a":' + b"9" * 5000 + b"}",
     ],
 )  # fmt: skip
@@ -92,7 +95,7 @@ def test_json_that_cannot_be_read_is_an_error(header: bytes) -> None:
         Parser().feed(raw(header=header))
 
 
-@pytest.mark.parametrize("header", [b"1", b"null", b'"a"', b"[]", b"true", b"NaN"])
+@pytest.mark.parametrize("header", [b"1", b"null", b'"a"', b"[]", b"true"])
 def test_json_that_is_no_object_is_an_error(header: bytes) -> None:
     with pytest.raises(WireError, match="no object"):
         Parser().feed(raw(header=header))
@@ -158,6 +161,13 @@ def state() -> Iterator[Checkpoint]:
     made.close()
 
 
+def taken(
+    frame: Frame, state: Checkpoint, attached: Corpus | None = None, heard: bytes = b"out"
+) -> tuple[Turn, list[int]]:
+    """Take a turn of which so much was heard, and which took a second."""
+    return take_end(frame, state, Limits(), Observed(heard, b"", 1.0), attached)
+
+
 def extents(*numbers: int) -> bytes:
     return array("I", numbers).tobytes()
 
@@ -176,7 +186,7 @@ def test_the_end_of_a_turn_brings_pages_size_and_files(state: Checkpoint) -> Non
     made.write(made.at(made.open_path("/tmp/f", CREATE, 0)).inode, 0, b"xyz")
     files, contents = write_files(made)
     data = extents(1, 2, 1, 4, 3, 2)
-    turn, _ = take_end(done(data + contents, size=2 * SIZE, written=len(data), files=files), state, None)
+    turn, _ = taken(done(data + contents, size=2 * SIZE, written=len(data), files=files), state)
     assert turn == Turn(Status.OK, "out", "", 3, False, 0.5, 0)
     assert state.pages.table == [(0, 0, 1), (1, 2, 1), (4, 3, 2)]
     assert state.size == 2 * SIZE
@@ -184,14 +194,14 @@ def test_the_end_of_a_turn_brings_pages_size_and_files(state: Checkpoint) -> Non
 
 
 def test_where_all_pages_are_told_of_the_others_are_gone(state: Checkpoint) -> None:
-    take_end(done(extents(4, 2, 1), whole=True), state, None)
+    taken(done(extents(4, 2, 1), whole=True), state)
     assert list(state.pages.table) == [(4, 2, 1)]
 
 
 def test_a_turn_that_was_undone_changes_nothing(state: Checkpoint) -> None:
     before = seen(state)
     undone = write_turn(Turn(Status.ROLLED_BACK, "", "", 0, False, 0.5, 0, TurnError(Stop.EXIT, "x")))
-    turn, _ = take_end(done(extents(0, 2, 2), turn=undone, size=2 * SIZE), state, None)
+    turn, _ = taken(done(extents(0, 2, 2), turn=undone, size=2 * SIZE), state, heard=b"")
     assert turn.error is not None
     assert turn.error.type is Stop.EXIT
     assert seen(state) == before
@@ -211,18 +221,18 @@ LARGE = 8 * BLOCK
 
 
 def test_a_corpus_that_was_attached_is_kept_with_its_addresses(state: Checkpoint, corpus: Corpus) -> None:
-    take_end(done(size=LARGE, **laid([BLOCK, 0, 0], regions=[[PAGE, 7 * BLOCK]])), state, corpus)
+    taken(done(size=LARGE, **laid([BLOCK, 0, 0], regions=[[PAGE, 7 * BLOCK]])), state, corpus)
     assert state.layout == Layout((corpus,), ((PAGE, 7 * BLOCK),), (Mapped(BLOCK, 0, 0),))
 
 
 def test_an_attachment_that_failed_keeps_nothing(state: Checkpoint, corpus: Corpus) -> None:
-    take_end(done(), state, corpus)
+    taken(done(), state, corpus)
     assert state.layout == Layout()
 
 
 def test_what_was_looked_at_is_told_even_if_the_turn_was_undone(state: Checkpoint, corpus: Corpus) -> None:
     undone = write_turn(Turn(Status.ROLLED_BACK, "", "", 0, False, 0.5, 0, TurnError(Stop.EXIT, "x")))
-    _, blocks = take_end(done(turn=undone, seen=[[[0, 1], [3, 1]]]), state, corpus)
+    _, blocks = taken(done(turn=undone, seen=[[[0, 1], [3, 1]]]), state, corpus, b"")
     assert blocks == [0b1001]
     assert state.layout == Layout()
 
@@ -239,11 +249,11 @@ MALFORMED: dict[str, Frame] = {
     "turn is an object": done(turn={"status": "ok"}),
     "turn is nothing": done(turn=None),
     "a status that does not exist": done(turn=changed(0, "fine")),
-    "an error that is a text": done(turn=changed(7, "x")),
-    "an error without a message": done(turn=changed(7, ["a", ""])),
-    "variables that are none": done(turn=changed(8, [1])),
-    "infinitely much output": done(turn=changed(3, float("inf"))),
-    "output that is not a number": done(turn=changed(3, float("nan"))),
+    "an error that is a text": done(turn=changed(5, "x")),
+    "an error without a message": done(turn=changed(5, ["a", ""])),
+    "variables that are none": done(turn=changed(6, [1])),
+    "infinitely much output": done(turn=changed(1, float("inf"))),
+    "output that is not a number": done(turn=changed(1, float("nan"))),
     "a memory that has shrunk": done(size=SIZE - PAGE),
     "a size that is not aligned": done(size=SIZE + 1),
     "a negative size": done(size=-PAGE),
@@ -259,6 +269,8 @@ MALFORMED: dict[str, Frame] = {
     "an extent that ends beyond 4 GiB": done(extents((1 << 20) - 1, 2, 2), size=FOUR_GIB),
     "an extent of endless length": done(extents(1, 2, (1 << 32) - 1)),
     "a slot where no file is so long": done(extents(1, (1 << 32) - 1, 1)),
+    "a slot where the file has ended": done(extents(1, 1 << 20, 1)),
+    "more extents than there are pages": done(extents(*(0, 2, 1) * 17)),
     "pages out of order": done(extents(4, 2, 1, 1, 3, 1)),
     "pages told of twice": done(extents(1, 2, 2, 2, 4, 1)),
     "more extents than came": done(extents(1, 2, 1), written=24),
@@ -266,6 +278,9 @@ MALFORMED: dict[str, Frame] = {
     "a count that is true": done(extents(1, 2, 1), written=True),
     "a corpus nobody attached": done(size=LARGE, **laid([BLOCK, 0, 0])),
     "files that are no object": done(files=[1]),
+    "more files than there may be": done(files={"inodes": [[99, True, 0, 0, 0, 0, 1]],
+                                          "writable": [["/tmp", 0]], "next": 102,
+                                          "open": [[fd, "/tmp", 0, 0, 0, 0] for fd in range(65)]}),
     "files without contents": done(files={"inodes": [[101, False, 3, 0, 0, 0, 1]], "writable": [["/tmp/f", 0]],
                                           "open": [], "next": 102}),
 }  # fmt: skip
@@ -275,7 +290,7 @@ MALFORMED: dict[str, Frame] = {
 def test_a_malformed_turn_is_refused_and_changes_nothing(state: Checkpoint, case: str) -> None:
     before = seen(state)
     with pytest.raises(WireError):
-        take_end(MALFORMED[case], state, None)
+        taken(MALFORMED[case], state)
     assert seen(state) == before
 
 
@@ -302,6 +317,8 @@ LAID: dict[str, dict[str, Any]] = {
     "blocks before the first": {"seen": [[[-1, 1]]]},
     "no blocks at all": {"seen": [[[0, 0]]]},
     "blocks that are a text": {"seen": [["x"]]},
+    "blocks out of order": {"seen": [[[2, 1], [0, 1]]]},
+    "blocks told of twice": {"seen": [[[0, 2], [1, 1]]]},
     "endlessly many blocks": {"seen": [[[0, 1 << 60]]]},
 }
 
@@ -310,14 +327,14 @@ LAID: dict[str, dict[str, Any]] = {
 def test_a_malformed_layout_is_refused_and_changes_nothing(state: Checkpoint, corpus: Corpus, case: str) -> None:
     before = seen(state)
     with pytest.raises(WireError):
-        take_end(done(size=LARGE, **LAID[case]), state, corpus)
+        taken(done(size=LARGE, **LAID[case]), state, corpus)
     assert seen(state) == before
 
 
 def test_a_corpus_is_not_lost(state: Checkpoint, corpus: Corpus) -> None:
-    take_end(done(size=LARGE, **laid([BLOCK, 0, 0])), state, corpus)
+    taken(done(size=LARGE, **laid([BLOCK, 0, 0])), state, corpus)
     with pytest.raises(WireError, match="lost"):
-        take_end(done(size=LARGE, **laid(corpora=0)), state, None)
+        taken(done(size=LARGE, **laid(corpora=0)), state)
 
 
 SCALARS = st.none() | st.booleans() | st.integers(-PAGE, FOUR_GIB + PAGE) | st.floats() | st.text(max_size=5)
@@ -333,7 +350,7 @@ def test_whatever_a_worker_says_it_is_taken_or_refused(value: Any, key: str) -> 
     state = Checkpoint(Image("core", -1, SIZE, Files(Limits(), {})), SIZE, PageFile(), Files(Limits(), {}), Layout())
     before = seen(state)
     try:
-        take_end(frame, state, None)
+        taken(frame, state)
     except WireError:
         assert seen(state) == before
     assert all(extent.page + extent.length <= state.size // PAGE for extent in state.pages.table)

@@ -20,6 +20,7 @@ from sandbox.pool.pool import WorkerPool
 from sandbox.pool.worker_session import WorkerSession
 from sandbox.turn import Status
 from sandbox.vm.image import Loaded
+from sandbox.worker.privileges import kept
 from tests.sandbox.conftest import MakeText
 from tests.sandbox.pool.test_pool import run
 
@@ -220,7 +221,7 @@ if not X86_64:
 @pytest.fixture(scope="module")
 def inside() -> dict[str, int]:
     """What each attempt gives inside."""
-    program = "jail.confine()\njail.self_test()\nasked = json.loads(sys.argv[1])\n"
+    program = "jail.self_test(jail.confine())\nasked = json.loads(sys.argv[1])\n"
     program += "print(json.dumps({name: attempt(what) for name, what in asked.items()}), flush=True)\nos._exit(0)"
     asked = {name: what for name, (what, _) in FORBIDDEN.items()} | ALLOWED | {"clone3": "call(435, page, 88)"}
     answered: dict[str, int] = child(program, asked)
@@ -282,7 +283,7 @@ os._exit(0)
 def test_the_self_test_fails_outside_the_jail() -> None:
     program = """
 try:
-    jail.self_test()
+    jail.self_test(jail.Confined())
 except jail.JailError as error:
     print(json.dumps(str(error)))
 """
@@ -294,7 +295,7 @@ def test_the_self_test_does_not_take_another_error_for_the_jail() -> None:
 def refuse(): raise FileNotFoundError(2, "gone")
 jail._FORBIDDEN["opening a file"] = refuse
 try:
-    jail.self_test()
+    jail.self_test(jail.Confined())
 except jail.JailError as error:
     print(json.dumps(str(error)))
 """
@@ -317,6 +318,107 @@ def test_the_other_numbering_of_calls_ends_the_process(number: str) -> None:
     program = PRELUDE + f"jail.confine()\ncall({number}, 0, 0, 0)"
     done = subprocess.run([sys.executable, "-I", "-c", program], env={}, timeout=60, check=False)
     assert done.returncode == -signal.SIGSYS
+
+
+# ---- privileges ------------------------------------------------------------------------------------------------------
+
+ROOT = os.geteuid() == 0
+NO_CAPABILITIES = ("CapInh", "CapPrm", "CapEff", "CapAmb", *(("CapBnd",) if ROOT else ()))
+"""Who is not root has none to give up, and cannot lower the bounds of what it will never get."""
+
+GIVEN_UP = """
+status = os.open("/proc/self/status", os.O_RDONLY)
+{first}
+try:
+    jail.self_test(jail.confine())
+    problem = ""
+except jail.JailError as error:
+    problem = str(error)
+lines = (line.split(":\\t", 1) for line in os.pread(status, 1 << 16, 0).decode().splitlines())
+found = {{line[0]: line[1].split() for line in lines if len(line) == 2}}
+names = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "Uid", "Gid", "Groups")
+print(json.dumps({{name: found[name] for name in names}} | {{"problem": problem}}), flush=True)
+os._exit(0)
+"""
+CAPSET = """
+import struct, platform
+def lose(capability, *, inherit=0):
+    lines = open("/proc/self/status").read().splitlines()
+    held = int(next(line for line in lines if line.startswith("CapPrm")).split()[1], 16) & ~(1 << capability)
+    sets = [(bits & 0xFFFFFFFF, bits >> 32) for bits in (held, held, held & inherit)]
+    data = struct.pack("<6I", *(bits[half] for half in (0, 1) for bits in sets))
+    number = {"x86_64": 126, "aarch64": 91}[platform.machine()]
+    assert call(number, struct.pack("<Ii", 0x20080522, 0), data) == 0
+"""
+
+
+def given_up(first: str = "") -> dict[str, Any]:
+    """What a process has after it has confined itself, having done something before."""
+    found: dict[str, Any] = child(GIVEN_UP.format(first=first))
+    return found
+
+
+def test_all_capabilities_are_given_up_and_root_as_well() -> None:
+    found = given_up()
+    assert found["problem"] == ""
+    for name in NO_CAPABILITIES:
+        assert found[name] == ["0" * 16]
+    if ROOT:
+        assert found["Uid"] == found["Gid"] == ["65534"] * 4
+        assert found["Groups"] == []
+    else:
+        assert found["Uid"] == [str(os.getuid())] * 4
+
+
+if ROOT:  # nobody else has something to give up
+
+    def test_an_ordinary_user_stays_who_it_is() -> None:
+        found = given_up("os.setgroups([7])\nos.setresgid(6, 6, 6)\nos.setresuid(5, 5, 5)")
+        assert found["problem"] == ""
+        assert (found["Uid"], found["Gid"], found["Groups"]) == (["5"] * 4, ["6"] * 4, ["7"])
+        for name in ("CapInh", "CapPrm", "CapEff", "CapAmb"):
+            assert found[name] == ["0" * 16]
+
+    @pytest.mark.parametrize("without", [5, 6, 7])
+    def test_root_that_could_not_be_ended_as_another_user_stays_root_without_a_capability(without: int) -> None:
+        found = given_up(f"{CAPSET}\nlose({without})")
+        assert found["problem"] == ""
+        assert found["Uid"] == ["0"] * 4
+        for name in NO_CAPABILITIES:
+            assert found[name] == ["0" * 16]
+
+    def test_root_with_room_for_few_threads_stays_root_without_a_capability() -> None:
+        found = given_up("import resource\nresource.setrlimit(resource.RLIMIT_NPROC, (1000, 1000))")
+        assert (found["problem"], found["Uid"]) == ("", ["0"] * 4)
+        assert found["CapEff"] == found["CapBnd"] == ["0" * 16]
+
+    def test_ambient_and_inheritable_capabilities_are_given_up() -> None:
+        found = given_up(f"{CAPSET}\nlose(63, inherit=1 << 13)\nassert libc.prctl(47, 2, 13, 0, 0) == 0")
+        assert found["problem"] == ""
+        for name in NO_CAPABILITIES:
+            assert found[name] == ["0" * 16]
+
+    @pytest.mark.parametrize(
+        ("broken", "kept"),
+        [
+            ("jail.privileges._libc.syscall = lambda *_: 0\njail.privileges._become_nobody = lambda: None", "CapEff"),
+            ("jail.privileges._empty_bounding_set = lambda: None", "CapBnd"),
+        ],
+    )
+    def test_the_self_test_finds_capabilities_that_were_kept(broken: str, kept: str) -> None:
+        class_of_its_own = (
+            "class Library:\n    def __getattr__(self, name): return getattr(libc, name)\n"
+            "jail.privileges._libc = Library()\n"
+        )
+        problem = given_up(class_of_its_own + broken)["problem"]
+        assert problem.startswith("capabilities were kept: ")
+        assert kept in problem
+
+
+def test_a_set_of_capabilities_that_is_not_told_of_counts_as_kept() -> None:
+    status = "Name:\tpython\nCapInh:\t0000000000000000\nCapEff:\t0000000000000001\n"
+    assert kept(status, frozenset({"CapInh", "CapEff", "CapBnd"})) == ["CapBnd", "CapEff"]
+    assert kept(status, frozenset({"CapInh"})) == []
 
 
 # ---- a live worker ---------------------------------------------------------------------------------------------------
@@ -348,6 +450,8 @@ async def test_a_worker_is_in_the_jail(session: WorkerSession) -> None:
         status = dict(line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line)
         assert status["Seccomp"] == "2"
         assert status["NoNewPrivs"] == "1"
+        assert [status[name] for name in NO_CAPABILITIES] == ["0" * 16] * len(NO_CAPABILITIES)
+        assert os.geteuid() != 0 or set(status["Uid"].split()) == set(status["Gid"].split()) == {"65534"}
 
 
 async def test_a_worker_knows_nothing_of_the_servers_environment(session: WorkerSession) -> None:
@@ -368,7 +472,7 @@ async def test_a_worker_holds_only_the_descriptors_it_needs(session: WorkerSessi
         return
     assert held.pop(0) == "/dev/null"
     assert held.pop(1) == "/dev/null"
-    held.pop(2)  # what it logs goes where the server's goes
+    assert held.pop(2).startswith("pipe:")
     kinds = [
         "socket" if target.startswith("socket:")
         else "pagemap" if target.endswith("/pagemap")

@@ -1,0 +1,205 @@
+"""One turn of a session in a worker process, as the server sees it, from when it is asked for to its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+from sandbox.cancellation import run_to_completion
+from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
+from sandbox.limits import Limits
+from sandbox.pool.frame_limits import FrameLimits
+from sandbox.pool.process import Process, WorkerLost
+from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
+from sandbox.wire.frames import Frame, Kind
+from sandbox.wire.turns import Observed
+
+log = logging.getLogger(__name__)
+
+INTERRUPT_SECONDS = 5.0
+"""A worker that has not stopped a turn by then is killed."""
+TURN_SLACK_SECONDS = 10.0
+"""A worker that runs a turn for so much longer than it may is killed."""
+
+Answer = Callable[[HostCall], Awaitable[Json]]
+"""Answers the guest's requests; a `DoorRefusal` it raises is raised inside the guest."""
+
+
+class WorkerTurn:
+    """A turn in a worker: what it asks for is answered, what it prints is heard, and it ends or is ended.
+
+    Its end is its end. From then on no timer of it fires, nothing it asked for is answered, and no frame of it is heard
+    or sent; frames bear its number. So nothing of it can reach a later turn of the session.
+    """
+
+    def __init__(self, session: int, number: int, limits: Limits, answer: Answer, listener: OutputListener) -> None:
+        """`number` tells it from the session's other turns."""
+        self.number = number
+        self.asked = False
+        """Whether the turn has asked for anything, so that running it again would repeat that."""
+        self.stopped = False
+        """Whether it was to be stopped."""
+        self._session, self._limits, self._answer, self._listener = session, limits, answer, listener
+        self._loop = asyncio.get_running_loop()
+        self._answering: set[asyncio.Task[None]] = set()
+        self._process: Process | None = None
+        self._end: asyncio.Future[Frame] = self._loop.create_future()
+        self._hanging: asyncio.TimerHandle | None = None
+        self._stopping: asyncio.TimerHandle | None = None
+        self._allowed = FrameLimits(limits)
+        self._printed: list[tuple[int, bytes]] = []
+        self._began = self._ended_at = 0.0
+        self._ran = 0.0
+        self._running_since: float | None = None
+
+    async def run(self, process: Process, ask: Callable[[Process, int], Frame]) -> Frame:
+        """Have the process run the turn that `ask` asks for by its number, and return how it ended.
+
+        Cancelling stops the turn first, waits until it has stopped, and then goes on.
+
+        Raises:
+            WorkerLost: the process died, or was killed as it hung.
+            OSError: a file that is to be handed over cannot be opened.
+        """
+        self._process, self._began = process, self._loop.time()
+        try:
+            process.follow(self._session, self._heard)
+            process.send(ask(process, self.number))
+            self._time()
+            return await self._ended()
+        finally:
+            process.unfollow(self._session)
+            self._call_off()
+
+    @property
+    def end(self) -> Frame | None:
+        """How the turn ended; None while it has not, or where it was lost with its worker."""
+        return self._end.result() if self._end.done() and self._end.exception() is None else None
+
+    @property
+    def observed(self) -> Observed:
+        """What was heard of the turn, which has ended, and how long it took."""
+        stdout, stderr = (b"".join(data for s, data in self._printed if s == stream) for stream in (1, 2))
+        return Observed(stdout, stderr, self._ended_at - self._began)
+
+    def lost(self, message: str) -> Turn:
+        """Return the end of a turn whose worker was lost: it is undone, and what was observed of it is told."""
+        observed, error = self.observed, TurnError(Stop.WORKER_LOST, message)
+        return Turn(
+            Status.ROLLED_BACK, *observed.texts, observed.output_bytes, False, self._ran, self._allowed.calls, error
+        )  # fmt: skip
+
+    async def _ended(self) -> Frame:
+        """Wait for the end, and until nothing is being answered any more."""
+        try:
+            await asyncio.wait([self._end])
+        except asyncio.CancelledError:
+            self.stop()
+            await run_to_completion(asyncio.wait([self._end]))
+            raise
+        finally:
+            if self._answering:
+                await run_to_completion(asyncio.wait([*self._answering]))
+        return self._end.result()
+
+    # ---- what ends it --------------------------------------------------------------------------------------------
+
+    def stop(self) -> None:
+        """Stop the turn, if it has not ended; a worker that does not is killed."""
+        if self.stopped or self._end.done():
+            return
+        self.stopped = True
+        self._cancel_answers()
+        if self._process is not None:
+            self._process.send(Frame(Kind.INTERRUPT, self._session, turn=self.number))
+            self._stopping = self._loop.call_later(INTERRUPT_SECONDS, self._not_stopped)
+
+    def _not_stopped(self) -> None:
+        if self._process is not None and not self._end.done():
+            self._process.kill()
+
+    def _time(self) -> None:
+        """Begin the turn's time anew, or let it rest while something is being answered."""
+        now = self._loop.time()
+        if self._running_since is not None:
+            self._ran += now - self._running_since
+        if self._hanging is not None:
+            self._hanging.cancel()
+        self._running_since = None
+        if not (self._answering or self._end.done()):
+            self._running_since = now
+            self._hanging = self._loop.call_later(self._limits.turn_seconds + TURN_SLACK_SECONDS, self._hung)
+
+    def _hung(self) -> None:
+        if self._process is not None and not self._end.done():
+            self._process.kill()
+            self._over(WorkerLost("the process that ran the turn hung and was killed"))
+
+    def _over(self, end: Frame | WorkerLost) -> None:
+        """Note how the turn ended, once, and have nothing of it go on."""
+        if self._end.done():
+            return
+        self._ended_at = self._loop.time()
+        if isinstance(end, Frame):
+            self._end.set_result(end)
+        else:
+            self._end.set_exception(end)
+            self._end.exception()  # whoever has cancelled the turn does not ask
+        self._time()
+        self._call_off()
+
+    def _call_off(self) -> None:
+        for timer in (self._hanging, self._stopping):
+            if timer is not None:
+                timer.cancel()
+        self._cancel_answers()
+
+    def _cancel_answers(self) -> None:
+        for task in self._answering:
+            task.cancel()
+
+    # ---- what the worker says ------------------------------------------------------------------------------------
+
+    def _heard(self, frame: Frame | None) -> None:
+        """Take a frame. Raises `WireError` for one that a worker which keeps to its limits does not send."""
+        if frame is None:
+            self._over(WorkerLost("the process that ran the turn died"))
+        elif frame.turn == self.number and not self._end.done():
+            match frame.kind:
+                case Kind.OUTPUT:
+                    self._allowed.output(frame)
+                    self._printed.append((frame.number, frame.data))
+                    self._listener(frame.number, frame.data)
+                case Kind.CALL:
+                    self._called(frame)
+                case Kind.DONE | Kind.FAILED:
+                    self._over(frame)
+
+    def _called(self, frame: Frame) -> None:
+        self.asked = True
+        self._allowed.call(frame, len(self._answering))
+        if self.stopped:
+            return  # nobody waits for the answer
+        task = self._loop.create_task(self._reply(frame))
+        self._answering.add(task)
+        task.add_done_callback(self._answered)
+        self._time()
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        self._answering.discard(task)
+        self._time()
+
+    async def _reply(self, frame: Frame) -> None:
+        try:
+            reply = granted(await self._answer(parse(frame.data)))
+        except DoorRefusal as refusal:
+            reply = refused(refusal.type, str(refusal))
+        except asyncio.CancelledError:
+            self.stop()  # where somebody else cancelled it: the code would wait for its answer for ever
+            return
+        except Exception:
+            log.exception("a host call failed")
+            reply = refused("RuntimeError", "the host could not answer; this is a fault of the server's")
+        if self._process is not None and not self._end.done():
+            self._process.send(Frame(Kind.REPLY, self._session, frame.number, data=reply, turn=self.number))

@@ -1,0 +1,126 @@
+"""How a turn ended, between the worker that ran it and the server: what a worker claims is checked, all of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from sandbox.turn import (
+    GAP,
+    MAX_COUNT,
+    MAX_NAME,
+    MAX_TRACEBACK,
+    MAX_VARIABLES,
+    Status,
+    Stop,
+    Turn,
+    TurnError,
+    Variable,
+)  # fmt: skip
+from sandbox.wire.frames import Frame, Kind, WireError
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What was seen of a turn from outside the process that ran it: what it printed, and the seconds it took in all."""
+
+    stdout: bytes = b""
+    stderr: bytes = b""
+    seconds: float = 0.0
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes that were heard on both streams."""
+        return len(self.stdout) + len(self.stderr)
+
+    @property
+    def texts(self) -> tuple[str, str]:
+        """What was heard of stdout and of stderr."""
+        return self.stdout.decode("utf-8", "replace"), self.stderr.decode("utf-8", "replace")
+
+
+def write_turn(turn: Turn) -> list[Any]:
+    """Write a turn for another process, which has its output already."""
+    told = (turn.error.type, turn.error.message, turn.error.traceback) if turn.error is not None else None
+    error = [part[:MAX_TRACEBACK] for part in told] if told is not None else None
+    variables = [[variable.name, variable.type, variable.length] for variable in turn.variables]
+    return [
+        turn.status, turn.output_bytes, turn.truncated, turn.running_seconds, turn.door_calls, error, variables,
+    ]  # fmt: skip
+
+
+def read_turn(fields: object, observed: Observed) -> Turn:
+    """Read a turn that another process claims to have written with `write_turn`.
+
+    Raises:
+        TypeError, ValueError: it is none, or it is not what was observed.
+    """
+    status, output_bytes, truncated, running_seconds, door_calls, error, variables = _listed(fields, 7)
+    ended = Status(_text(status, MAX_NAME))
+    printed, heard = _whole(output_bytes, 0), observed.output_bytes
+    if type(truncated) is not bool or (printed <= heard - GAP if truncated else printed != heard):
+        raise ValueError(f"{printed} bytes of output, where {heard} came")
+    return Turn(
+        ended, *observed.texts, printed, truncated, _seconds(running_seconds, observed.seconds),
+        _whole(door_calls, 0), _error(error, ended), tuple(map(_variable, _listed(variables, None))),
+    )  # fmt: skip
+
+
+def write_failure(session: int, turn: int, error: MemoryError) -> Frame:
+    """Write that a turn could not begin, or not end, as memory is short: it has left no trace."""
+    return Frame(Kind.FAILED, session, header={"message": str(error)[:MAX_TRACEBACK]}, turn=turn)
+
+
+def read_failure(frame: Frame) -> str:
+    """Read the message of what `write_failure` wrote.
+
+    Raises:
+        WireError: it is none.
+    """
+    try:
+        return _text(frame.header.get("message"), MAX_TRACEBACK)
+    except (TypeError, ValueError) as error:
+        raise WireError(f"a failure that cannot be read: {error!r:.200}") from None
+
+
+def _error(error: object, ended: Status) -> TurnError | None:
+    if (error is None) is not (ended is Status.OK):
+        raise ValueError(f"a turn that ended {ended} and the error {error is not None}")
+    if error is None:
+        return None
+    kind, message, traceback = (_text(part, MAX_TRACEBACK) for part in _listed(error, 3))
+    if ended is Status.ROLLED_BACK:  # else the name is one the guest gave its exception
+        kind = Stop(kind)
+        if kind is Stop.WORKER_LOST:
+            raise ValueError("a process that says it was lost")
+    return TurnError(kind, message, traceback)
+
+
+def _variable(said: object) -> Variable:
+    name, kind, length = _listed(said, 3)
+    return Variable(_text(name, MAX_NAME), _text(kind, MAX_NAME), _whole(length, -1))
+
+
+def _listed(value: object, length: int | None) -> list[Any]:
+    if not isinstance(value, list) or len(value) > MAX_VARIABLES or (length is not None and len(value) != length):
+        raise TypeError("a list of something else, or none")
+    return value
+
+
+def _text(value: object, most: int) -> str:
+    if not isinstance(value, str) or len(value) > most:
+        raise TypeError(f"no text, or one of more than {most} characters")
+    value.encode()  # a ValueError where it has surrogates
+    return value
+
+
+def _whole(value: object, least: int) -> int:
+    if type(value) is not int or not least <= value <= MAX_COUNT:
+        raise ValueError("a number that counts nothing")
+    return value
+
+
+def _seconds(value: object, most: float) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= most:  # type: ignore[operator]
+        raise ValueError(f"a time that did not pass: there were {most:.6f} seconds")
+    return float(value)  # type: ignore[arg-type]

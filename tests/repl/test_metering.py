@@ -1,0 +1,102 @@
+"""A turn's hold is settled whatever becomes of the turn, and never for more than was held."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.ledger import Amounts, Ledger, Limit, Payer
+from rlm_server.repl.metering import metered
+from sandbox.limits import Limits
+from sandbox.pool.worker_turn import TURN_SLACK_SECONDS
+from sandbox.turn import Status, Turn
+
+LIMITS = Limits(turn_seconds=2)
+WORST = int((2 + TURN_SLACK_SECONDS) * 1000)
+PAYER = Payer("acme", "acme", "run", "node")
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
+    async with await Database.open(tmp_path / "rlm.sqlite", MIGRATIONS) as database:
+        made = Ledger(database)
+        await made.open_account("acme", tenant="acme", parent=None, limit=Limit(cpu_ms=100_000))
+        yield made
+
+
+async def check_settled(ledger: Ledger, least: int, most: int) -> None:
+    balance = await ledger.balance("acme")
+    assert (balance.pending, balance.overrun) == (Amounts(), Amounts())
+    assert least <= balance.posted.cpu_ms <= most
+
+
+def turn(seconds: Any) -> Turn:
+    return Turn(Status.OK, "", "", 0, False, seconds, 0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "posted"),
+    [
+        (0.0, 0), (0.0001, 1), (1.5, 1500), (11.9999, 12_000), (12.5, WORST), (1e300, WORST), (-1.0, WORST),
+        (float("nan"), WORST), (float("inf"), WORST), (float("-inf"), WORST), (-1e-300, WORST),
+    ],
+)  # fmt: skip
+async def test_a_turn_costs_what_it_ran_and_at_most_its_hold(ledger: Ledger, seconds: float, posted: int) -> None:
+    async def execute() -> Turn:
+        return turn(seconds)
+
+    _, spent = await metered(ledger, PAYER, LIMITS, execute, deadline=time.monotonic() + 30)
+    assert spent == Amounts(cpu_ms=posted)
+    await check_settled(ledger, posted, posted)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, MemoryError, asyncio.CancelledError, KeyboardInterrupt, SystemExit])
+async def test_a_turn_that_raises_costs_the_time_that_passed(ledger: Ledger, error: type[BaseException]) -> None:
+    async def execute() -> Turn:
+        raise error
+
+    with pytest.raises(error):
+        await metered(ledger, PAYER, LIMITS, execute, deadline=time.monotonic() + 30)
+    await check_settled(ledger, 0, WORST)
+
+
+@pytest.mark.parametrize("result", [None, turn("1"), turn(None), turn([])])
+async def test_what_is_no_turn_costs_the_time_that_passed(ledger: Ledger, result: Any) -> None:
+    async def execute() -> Turn:
+        return result  # type: ignore[no-any-return]
+
+    with pytest.raises((TypeError, AttributeError)):
+        await metered(ledger, PAYER, LIMITS, execute, deadline=time.monotonic() + 30)
+    await check_settled(ledger, 0, WORST)
+
+
+async def test_a_cancellation_while_it_is_settled_does_not_stop_that(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    posting, go_on, post = asyncio.Event(), asyncio.Event(), Ledger.post
+
+    async def slowly(*arguments: Any) -> None:
+        posting.set()
+        await go_on.wait()
+        await post(*arguments)
+
+    async def execute() -> Turn:
+        return turn(1.0)
+
+    monkeypatch.setattr(Ledger, "post", slowly)
+    task = asyncio.create_task(metered(ledger, PAYER, LIMITS, execute, deadline=time.monotonic() + 30))
+    await posting.wait()
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await check_settled(ledger, 1000, 1000)
