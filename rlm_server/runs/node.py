@@ -14,10 +14,10 @@ from rlm_server.broker.calls import Failure, Message, ModelRequest, Payer
 from rlm_server.ledger import BudgetError
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished
+from rlm_server.repl.functions import NodeRepl
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls, seconds_left
 from rlm_server.repl.output import OutputBatcher
-from rlm_server.repl.search_call import searched
 from rlm_server.runs import prompt, reply
 from rlm_server.runs.children import Children
 from rlm_server.runs.events import (
@@ -34,7 +34,7 @@ from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
-from sandbox.door import DoorRefusal, HostCall, Json
+from sandbox.door import Json
 from sandbox.pool.pool import JailMissing, LiveSession, PoolFull
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import SnapshotRefused
@@ -183,7 +183,7 @@ class Node:
 
     async def _ask(self, max_tokens: int) -> str:
         model = self.task.model
-        request = ModelRequest(model, tuple(self._messages), prompt.SYSTEM, max_tokens)
+        request = ModelRequest(model, tuple(self._messages), prompt.system(self.tree.services.functions), max_tokens)
         call_id = "call_" + secrets.token_hex(16)
         self.tree.tracer.trace(call_id, [message.content for message in self._messages], self._reported)
         try:
@@ -222,7 +222,9 @@ class Node:
         return results
 
     async def _turn(self, session: LiveSession, code: str, output: OutputBatcher) -> Turn:
-        execute = partial(session.execute, code, partial(self._answer, session), output.take)
+        repl = NodeRepl(session, self.calls, self._children.rlm_query, self._left, self._take_answer)
+        answer = partial(self.tree.services.functions.answer_run, repl)
+        execute = partial(session.execute, code, answer, output.take)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         try:
             turn, spent = await metered(ledger, self.payer, limits, execute, deadline=self.tree.deadline)
@@ -261,25 +263,12 @@ class Node:
             seconds_left(self.tree.deadline),
         )  # fmt: skip
 
-    # ---- the door ------------------------------------------------------------------------------------------------
+    # ---- what its code asks for ------------------------------------------------------------------------------------
 
-    async def _answer(self, session: LiveSession, call: HostCall) -> Json:
-        match call.op:
-            case "llm_query":
-                return await self.calls.llm_query(call)
-            case "rlm_query":
-                return await self._children.rlm_query(call)
-            case "search":
-                return await searched(session, call)
-            case "answer":
-                self._draft, self._ready = call.text("content"), call.arguments.get("ready") is True
-                return None
-            case "budget":
-                return await self._budget()
-            case _:
-                raise DoorRefusal("ValueError", f"there is nothing called {call.op[:100]!r} to ask for")
+    def _take_answer(self, content: str, ready: bool) -> None:
+        self._draft, self._ready = content, ready
 
-    async def _budget(self) -> Json:
+    async def _left(self) -> Json:
         left = await self.tree.services.ledger.left(self.task.id)
         return {
             "usd": None if left.nano_usd is None else left.nano_usd / 1e9,

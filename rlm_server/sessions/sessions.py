@@ -21,14 +21,13 @@ from rlm_server.contexts.contexts import Context, Contexts
 from rlm_server.ledger import Amounts, Ledger, Limit
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
+from rlm_server.repl.functions import Functions, Repl
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, Memo, ModelCalls
 from rlm_server.repl.output import OutputBatcher
-from rlm_server.repl.search_call import searched
 from rlm_server.repl.tracing import Tracer
 from sandbox.cancellation import cancel_and_wait, run_to_completion
-from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
 from sandbox.pool.pool import LiveSession, Pool
 
@@ -100,12 +99,14 @@ class Sessions:
         broker: Broker,
         ledger: Ledger,
         contexts: Contexts,
+        functions: Functions,
         *,
         idle_seconds: float,
         life_seconds: float,
         tenant_sessions: int,
     ) -> None:
         self._pool, self._broker, self._ledger, self._contexts = pool, broker, ledger, contexts
+        self._functions = functions
         self._idle_seconds, self._life_seconds, self._tenant_sessions = idle_seconds, life_seconds, tenant_sessions
         self._sessions: dict[str, ReplSession] = {}
         self._of_tenant: Counter[str] = Counter()
@@ -266,16 +267,7 @@ class Sessions:
         )
         payer = Payer(session.id, session.asked.tenant, session.id, session.id)
         calls = ModelCalls(self._broker, payer, options, session.memo, session.tracer, reported)
-
-        async def answer(call: HostCall) -> Json:
-            if call.op == "llm_query":
-                return await calls.llm_query(call)
-            if call.op == "search":
-                return await searched(session.live, call)
-            if call.op == "answer":
-                return None
-            raise DoorRefusal("RuntimeError", f"{call.op} is part of a run; a session has llm_query and search only")
-
+        answer = partial(self._functions.answer_session, Repl(session.live, calls))
         session.running += 1
         try:
             with OutputBatcher(tell) as output:
