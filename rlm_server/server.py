@@ -47,7 +47,9 @@ from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.supervisor import Supervisor
 from rlm_server.runs.tree import Services
+from rlm_server.sessions.ends import Ends
 from rlm_server.sessions.sessions import Sessions
+from rlm_server.sessions.turns import Turns
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
 from sandbox.pool.pool import WorkerPool
@@ -156,12 +158,10 @@ async def serving(
                 Supervisor(services, contexts, most=settings.runs) as supervisor,
                 Sessions(
                     pool,
-                    broker,
                     accounts,
                     contexts,
-                    functions,
-                    idle_seconds=settings.session_idle_seconds,
-                    life_seconds=settings.session_seconds,
+                    Turns(broker, accounts, functions),
+                    Ends(idle_seconds=settings.session_idle_seconds, life_seconds=settings.session_seconds),
                     tenant_sessions=settings.tenant_sessions,
                 ) as sessions,
             ):
