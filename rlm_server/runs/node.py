@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -30,7 +29,8 @@ from rlm_server.runs.events import (
     TurnCheckpointed,
     TurnStarted,
 )
-from rlm_server.runs.state import RunState
+from rlm_server.runs.guards import Guards
+from rlm_server.runs.state import NodeEnded, RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
@@ -41,12 +41,6 @@ from sandbox.pool.snapshots import SnapshotRefused
 from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)
-
-
-class _Ended(Exception):
-    def __init__(self, state: RunState, reason: str) -> None:
-        super().__init__(reason)
-        self.state = state
 
 
 class Node:
@@ -61,11 +55,10 @@ class Node:
         options = CallOptions(tree.run.sub_model, limits.sub_tokens, limits.batch, tree.deadline)
         self.calls = ModelCalls(tree.services.broker, self.payer, options, tree.memo, tree.tracer, self._reported)
         self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
+        self._guards = Guards(limits, self.emit)
         self._draft = ""
         self._ready = False
         self._messages: list[Message] = []
-        self._seen: Counter[tuple[object, ...]] = Counter()
-        self._errors = 0
         self._coverage = Coverage()
         self._seen_blocks = 0
 
@@ -110,7 +103,7 @@ class Node:
             return Outcome(RunState.EXHAUSTED, self._draft, self._out_of_time())
         try:
             return Outcome(RunState.SUCCEEDED, work.result())
-        except _Ended as ended:
+        except NodeEnded as ended:
             return Outcome(ended.state, self._draft, str(ended))
 
     def _out_of_time(self) -> str:
@@ -134,13 +127,13 @@ class Node:
                 self.tree.run.tenant, self.tree.image, self.tree.limits.sandbox
             )
         except (PoolFull, JailMissing, WorkerLost) as error:
-            raise _Ended(RunState.FAILED, str(error)) from None
+            raise NodeEnded(RunState.FAILED, str(error)) from None
         try:
             if self.task.node_context is not None:
                 await session.attach("context", self.task.node_context.corpus)
             return await self._converse(session)
         except (MemoryError, WorkerLost, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
-            raise _Ended(RunState.FAILED, str(error)) from None
+            raise NodeEnded(RunState.FAILED, str(error)) from None
         finally:
             await session.close()
 
@@ -152,21 +145,21 @@ class Node:
         for turn in range(1, limits.max_turns + 1):
             self.origin = replace(self.origin, turn=turn)
             self.emit(TurnStarted(limits.max_turns))
-            said = reply.read(await self._ask(limits.root_tokens))
-            if said.final is not None:
-                return self._answered(said.final)
-            blocks = said.blocks or ((f"FINAL_VAR({said.final_variable!r})",) if said.final_variable else ())
+            read = reply.read(await self._ask(limits.root_tokens))
+            if read.final is not None:
+                return self._answered(read.final)
+            blocks = read.blocks or ((f"FINAL_VAR({read.final_variable!r})",) if read.final_variable else ())
             results = await self._run_blocks(session, blocks)
             await self._look(session)
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
             if self._ready:
                 return self._answered(self._draft)
-            notes = self._guard(blocks, results)
+            notes = self._guards.look(blocks, results)
             environment = await self._environment(min(turn + 1, limits.max_turns))
-            told = prompt.feedback(results, len(blocks), environment)
-            self._messages.append(Message("user", "\n\n".join([*notes, told])))
+            feedback = prompt.feedback(results, len(blocks), environment)
+            self._messages.append(Message("user", "\n\n".join([*notes, feedback])))
         await self._last_word()
-        raise _Ended(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
+        raise NodeEnded(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
 
     async def _look(self, session: LiveSession) -> None:
         """Sum up what the session has looked at so far, where that is more than before."""
@@ -191,12 +184,12 @@ class Node:
                 request, self.payer, deadline=self.tree.deadline, call_id=call_id
             )
         except BudgetError as error:
-            raise _Ended(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
+            raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         except CallFailed as error:
             self.tree.count(self.origin, error.spent)
             if error.failure is Failure.TIMED_OUT and not seconds_left(self.tree.deadline):
-                raise _Ended(RunState.EXHAUSTED, self._out_of_time()) from None
-            raise _Ended(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
+                raise NodeEnded(RunState.EXHAUSTED, self._out_of_time()) from None
+            raise NodeEnded(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
         self.emit(ModelReplied(done.model, done.reply.text, done.spent, call_id))
         self.tree.count(self.origin, done.spent)
         self._messages.append(Message("assistant", done.reply.text or "(no text)"))
@@ -206,7 +199,7 @@ class Node:
         self._messages.append(Message("user", prompt.LAST_WORD))
         try:
             self._draft = (await self._ask(min(1024, self.tree.limits.root_tokens))).strip() or self._draft
-        except _Ended as ended:
+        except NodeEnded as ended:
             self.emit(Guard("last_word", f"no closing answer: {ended}"))
 
     async def _run_blocks(self, session: LiveSession, blocks: tuple[str, ...]) -> list[Turn]:
@@ -229,31 +222,9 @@ class Node:
         try:
             turn, spent = await metered(ledger, self.payer, limits, execute, deadline=self.tree.deadline)
         except BudgetError as error:
-            raise _Ended(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
+            raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         self.tree.count(self.origin, spent)
         return turn
-
-    def _guard(self, blocks: tuple[str, ...], results: list[Turn]) -> list[str]:
-        limits, notes = self.tree.limits, []
-        if not blocks:
-            self.emit(Guard("no_code", "the reply held no code to run"))
-            notes.append(prompt.NO_CODE)
-        else:
-            notes += self._guard_repeats(blocks, results)
-        self._errors = self._errors + 1 if not blocks or results[-1].error else 0
-        if self._errors >= limits.errors_in_a_row:
-            raise _Ended(RunState.EXHAUSTED, f"errors_in_a_row: {self._errors} turns in a row failed")
-        return notes
-
-    def _guard_repeats(self, blocks: tuple[str, ...], results: list[Turn]) -> list[str]:
-        did = (blocks, *((r.status, r.stdout, r.error and r.error.message) for r in results))
-        self._seen[did] += 1
-        if self._seen[did] == 1:
-            return []
-        self.emit(Guard("repeated", "the code and what came of it are those of an earlier turn"))
-        if self._seen[did] >= self.tree.limits.repeats:
-            raise _Ended(RunState.EXHAUSTED, f"no progress: the same code gave the same result {self._seen[did]} times")
-        return ["You have run this very code before, with the same result. Do something else, or answer."]
 
     async def _environment(self, turn: int) -> prompt.Environment:
         limits = self.tree.limits
@@ -263,7 +234,7 @@ class Node:
             seconds_left(self.tree.deadline),
         )  # fmt: skip
 
-    # ---- what its code asks for ------------------------------------------------------------------------------------
+    # ---- what its code asks for ----------------------------------------------------------------------------------
 
     def _take_answer(self, content: str, ready: bool) -> None:
         self._draft, self._ready = content, ready

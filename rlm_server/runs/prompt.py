@@ -127,6 +127,8 @@ NO_CODE = (
     'answer["ready"] = True in it.'
 )
 
+REPEATED = "You have run this very code before, with the same result. Do something else, or answer."
+
 LAST_WORD = (
     "This was the last turn: the limit is reached. Give your best answer to the question now, as plain text without "
     "code, from what you have seen so far. Say what is uncertain."
