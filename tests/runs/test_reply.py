@@ -108,7 +108,8 @@ def test_beside_code_final_is_no_answer() -> None:
 
 
 PARTS = (
-    "`", "~", "```", " ", "a", "(", "```repl", "``` ", "~~~a", "```\n", "````\n```\n", "FINAL(", "FINAL(\n", "FINAL()x\n",
+    "`", "~", "```", " ", "a", "(", "```repl", "``` ", "~~~a", "```\n", "````\n```\n",
+    "FINAL(", "FINAL(\n", "FINAL()x\n",
 )  # fmt: skip
 
 
