@@ -59,7 +59,7 @@ def _documents(asked: Any, parent: NodeContext) -> Making:
     if not (isinstance(asked, list) and len(asked) == 3 and all(type(n) is int for n in asked) and asked[2]):
         raise DoorRefusal("TypeError", "documents must be [start, stop, step]")
     numbers = range(*asked)
-    if len(numbers) and not (0 <= numbers[0] < len(corpus) and 0 <= numbers[-1] < len(corpus)):
+    if not all(0 <= outermost < len(corpus) for outermost in (*numbers[:1], *numbers[-1:])):
         raise DoorRefusal("IndexError", f"there are {len(corpus)} documents")
     make = lambda: part_of(corpus, [corpus[number] for number in numbers], Kind.DOCUMENTS)  # noqa: E731
     return make, _composed(parent, lambda document: (numbers[document], 0))
