@@ -74,8 +74,8 @@ async def test_a_call_is_told_with_what_of_the_context_its_prompt_holds(index: I
 async def test_several_prompts_are_one_text(index: Index) -> None:
     told: list[CallTraced] = []
     async with Tracer(index.open) as tracer:
-        tracer.trace("call", ["key", "", "no", "my key", "more"], told.append)
-    assert told == [CallTraced("call", (Passage(7, 0, 3, 0), Passage(7, 0, 3, 8)), more=True)]
+        tracer.trace("call", ["more key", "", "no", "my key"], told.append)
+    assert told == [CallTraced("call", (Passage(7, 0, 3, 5), Passage(7, 0, 3, 13)), more=True)]
 
 
 async def test_messages_that_come_again_with_each_turn_are_looked_at_once(index: Index) -> None:
