@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rlm_server.repl.model_calls import ModelCalls
-from rlm_server.repl.search_call import searched
+from rlm_server.repl.search_call import answer_search
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool.pool import LiveSession
 
@@ -127,7 +127,7 @@ async def _rlm_query(repl: NodeRepl, call: HostCall) -> Json:
 
 
 async def _search(repl: Repl, call: HostCall) -> Json:
-    return await searched(repl.live, call)
+    return await answer_search(repl.live, call)
 
 
 async def _budget(repl: NodeRepl, call: HostCall) -> Json:  # noqa: ARG001

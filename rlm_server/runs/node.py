@@ -91,8 +91,8 @@ class Node:
         return outcome
 
     async def _outcome(self) -> Outcome:
-        # The deadline and a cancellation may come at once, here and in every node above: the work is told only once,
-        # and is always waited for.
+        # The deadline and a cancellation may come at once, here and in every node above. So the work is cancelled
+        # once at most, and is always waited for.
         work = asyncio.create_task(self._work())
         try:
             await asyncio.wait([work], timeout=seconds_left(self.tree.deadline))

@@ -89,8 +89,8 @@ class Tree:
     def saw(self, node_context: NodeContext, blocks: int) -> None:
         """Note that a node has looked at blocks of what it reads."""
         if self.context is not None:
-            for found in traced_back(node_context, blocks):
-                self.seen |= of_range(self.context, found)
+            for part in traced_back(node_context, blocks):
+                self.seen |= of_range(self.context, part)
 
     async def coverage(self) -> Coverage:
         """Sum up how much of the run's context the whole tree has looked at."""
