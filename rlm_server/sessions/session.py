@@ -15,6 +15,7 @@ from rlm_server.repl.model_calls import Memo
 from rlm_server.repl.tracing import Tracer
 from sandbox.limits import Limits
 from sandbox.pool.pool import LiveSession
+from sandbox.turn import Turn
 
 REMEMBERED_RESULTS = 64
 """Of a session's turns, by request id."""
@@ -57,8 +58,9 @@ class ReplSession:
     results: OrderedDict[str, CodeFinished] = field(default_factory=OrderedDict)
     """Of the last turns that had a request id, by that."""
 
-    def remember(self, request_id: str, result: CodeFinished) -> None:
+    def remember(self, request_id: str | None, turn: Turn) -> None:
         """Keep the result of a turn, for a caller who repeats its request."""
-        self.results[request_id] = result
-        while len(self.results) > REMEMBERED_RESULTS:
-            self.results.popitem(last=False)
+        if request_id is not None:
+            self.results[request_id] = CodeFinished(turn)
+            while len(self.results) > REMEMBERED_RESULTS:
+                self.results.popitem(last=False)

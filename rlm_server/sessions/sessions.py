@@ -16,7 +16,6 @@ from rlm_server.clock import now
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Amounts, Ledger
 from rlm_server.repl.coverage import Coverage, summary
-from rlm_server.repl.events import CodeFinished
 from rlm_server.repl.tracing import Tracer
 from rlm_server.sessions.ends import Ends, SessionEnded
 from rlm_server.sessions.session import NewSession, ReplSession
@@ -154,13 +153,11 @@ class Sessions:
             SessionEnded: the session was ended while this waited for its turn.
         """
         async with session.one_turn:
-            if request_id and request_id in session.results:
+            if request_id is not None and request_id in session.results:
                 yield session.results[request_id]
                 return
             if session.id not in self._sessions:
                 raise SessionEnded(self._ends.reason(session.asked.tenant, session.id) or "the session was deleted")
-            async with aclosing(self._turns.run(session, code)) as happenings:
+            async with aclosing(self._turns.run(session, code, request_id)) as happenings:
                 async for happening in happenings:
-                    if request_id and isinstance(happening, CodeFinished):
-                        session.remember(request_id, happening)
                     yield happening

@@ -18,6 +18,7 @@ from rlm_server.repl.model_calls import CallOptions, ModelCalls
 from rlm_server.repl.output import OutputBatcher
 from rlm_server.sessions.session import ReplSession
 from sandbox.cancellation import cancel_and_wait
+from sandbox.turn import Turn
 
 BUDGET_WAIT_SECONDS = 60.0
 """How long a turn waits for room that other turns of its tenant hold."""
@@ -32,13 +33,15 @@ class Turns:
     def __init__(self, broker: Broker, ledger: Ledger, functions: Functions) -> None:
         self._broker, self._ledger, self._functions = broker, ledger, functions
 
-    async def run(self, session: ReplSession, code: str) -> AsyncGenerator[Happening, None]:
+    async def run(
+        self, session: ReplSession, code: str, request_id: str | None = None
+    ) -> AsyncGenerator[Happening, None]:
         """Run code as a turn and yield what happens. Closing the iterator stops the turn and rolls it back.
 
-        The turn goes on while nobody takes what happens.
+        The turn goes on while nobody takes what happens. Its result is remembered under the id of its request.
         """
         happenings: asyncio.Queue[Happening | None] = asyncio.Queue()
-        session.turn = task = asyncio.create_task(self._turn(session, code, happenings.put_nowait))
+        session.turn = task = asyncio.create_task(self._turn(session, code, request_id, happenings.put_nowait))
         task.add_done_callback(lambda _: happenings.put_nowait(None))
         try:
             while happening := await happenings.get():
@@ -47,12 +50,19 @@ class Turns:
         finally:
             await cancel_and_wait(task)
 
-    async def _turn(self, session: ReplSession, code: str, tell: Callable[[Happening], None]) -> None:
+    async def _turn(
+        self, session: ReplSession, code: str, request_id: str | None, tell: Callable[[Happening], None]
+    ) -> None:
         answer = partial(self._functions.answer_session, Repl(session.live, self._calls(session, tell)))
+
+        async def execute() -> Turn:
+            turn = await session.live.execute(code, answer, output.take)
+            session.remember(request_id, turn)  # at once: the session keeps it, whatever becomes of the caller
+            return turn
+
         session.running += 1
         try:
             with OutputBatcher(tell) as output:
-                execute = partial(session.live.execute, code, answer, output.take)
                 soon = time.monotonic() + BUDGET_WAIT_SECONDS
                 result, _ = await metered(self._ledger, _payer(session), session.asked.limits, execute, deadline=soon)
             await session.tracer.settle()

@@ -13,6 +13,7 @@ from rlm_server.broker.calls import ModelRequest
 from rlm_server.ledger import Amounts
 from rlm_server.repl.events import CallFinished, CodeFinished, Printed
 from rlm_server.repl.functions import FUNCTIONS
+from rlm_server.repl.tracing import Tracer
 from rlm_server.sessions import session as session_module
 from rlm_server.sessions.session import ReplSession
 from rlm_server.sessions.turns import Happening, Turns
@@ -115,11 +116,28 @@ async def test_what_goes_wrong_with_a_turn_is_raised_after_what_happened(books: 
         await anext(found)
 
 
+async def test_a_turn_that_ended_is_remembered_though_its_caller_went_away_before_it_was_told(books: Books) -> None:
+    async def act(code: str, answer: Answer, listener: OutputListener) -> Turn:
+        listener(1, b"begun\n")
+        return a_turn("begun\n")
+
+    class Endless(Tracer):
+        async def settle(self) -> None:
+            await asyncio.Event().wait()
+
+    session = session_of(act)
+    session.tracer = Endless()
+    async with asyncio.timeout(30), aclosing(turns_of(books).run(session, "code", "again")) as found:
+        assert await anext(found) == Printed("stdout", "begun\n")
+    assert session.results == {"again": CodeFinished(a_turn("begun\n"))}
+
+
 def test_the_last_results_of_a_session_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session_module, "REMEMBERED_RESULTS", 2)
     session = a_session()
     for number in (1, 2, 3):
-        session.remember(f"request {number}", CodeFinished(a_turn(str(number))))
+        session.remember(f"request {number}", a_turn(str(number)))
+    session.remember(None, a_turn("of a request without an id"))
     assert {request: result.result.stdout for request, result in session.results.items()} == {
         "request 2": "2",
         "request 3": "3",
