@@ -69,27 +69,23 @@ class Functions:
         Raises:
             ValueError: two entries have the same `op`, or their stubs the same name.
         """
-        self._entries = tuple(entries)
-        for names in ([entry.op for entry in self._entries], [entry.stub.stem for entry in self._entries]):
+        self.entries = tuple(entries)
+        for names in ([entry.op for entry in self.entries], [entry.stub.stem for entry in self.entries]):
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"there are two functions called {', '.join(twice)}")
-        self._in_runs = {entry.op: entry.in_runs for entry in self._entries}
-        self._in_sessions = {entry.op: entry.in_sessions for entry in self._entries}
-
-    def with_more(self, *entries: Function) -> Functions:
-        """Return a table that has these as well."""
-        return Functions((*self._entries, *entries))
+        self._in_runs = {entry.op: entry.in_runs for entry in self.entries}
+        self._in_sessions = {entry.op: entry.in_sessions for entry in self.entries}
 
     @property
     def prompt(self) -> str:
-        """The list of the functions, as a model is shown it."""
-        return "\n".join(entry.prompt for entry in self._entries)
+        """The list of the functions that there are in runs, as a model is shown it."""
+        return "\n".join(entry.prompt for entry in self.entries if not isinstance(entry.in_runs, str))
 
     @property
     def guest_modules(self) -> dict[str, Path]:
         """The modules a golden image needs, by name, in the order in which they are loaded."""
-        return {path.stem: path for path in (_GUEST / "_rlm.py", *(entry.stub for entry in self._entries))}
+        return {path.stem: path for path in (_GUEST / "_rlm.py", *(entry.stub for entry in self.entries))}
 
     async def answer_run(self, repl: NodeRepl, call: HostCall) -> Json:
         """Answer a request of code in a run.

@@ -50,13 +50,15 @@ async def shouted(repl: Repl, call: HostCall) -> Json:
     return f"{words.upper()}! ({repl.calls.options.model})"
 
 
+def with_more(entry: Function) -> Functions:
+    return Functions((*FUNCTIONS.entries, entry))
+
+
 @pytest.fixture(scope="module")
 def with_shout(tmp_path_factory: pytest.TempPathFactory) -> Functions:
     stub = tmp_path_factory.mktemp("guest") / "_shout.py"
     stub.write_text(STUB)
-    return FUNCTIONS.with_more(
-        Function(op="shout", in_runs=shouted, in_sessions=shouted, prompt=LINE, stub=stub),
-    )
+    return with_more(Function(op="shout", in_runs=shouted, in_sessions=shouted, prompt=LINE, stub=stub))
 
 
 @pytest.fixture(scope="module")
@@ -129,9 +131,10 @@ async def test_what_a_session_does_not_have_says_why_and_what_there_is() -> None
 
 async def test_what_a_run_does_not_have_says_why() -> None:
     anything: Any = None
-    entry = Function(op="wave", in_runs="nobody sees it", in_sessions=shouted, prompt="", stub=Path("_wave.py"))
+    entry = Function(op="wave", in_runs="nobody sees it", in_sessions=shouted, prompt="- wave", stub=Path("_wave.py"))
+    assert "wave" not in with_more(entry).prompt
     with pytest.raises(DoorRefusal, match=r"wave cannot be called in a run: nobody sees it. A run has llm_query, "):
-        await FUNCTIONS.with_more(entry).answer_run(anything, HostCall("wave", {}))
+        await with_more(entry).answer_run(anything, HostCall("wave", {}))
 
 
 async def test_an_unknown_name_is_cut_before_it_is_repeated() -> None:
@@ -144,10 +147,10 @@ async def test_an_unknown_name_is_cut_before_it_is_repeated() -> None:
 def test_two_functions_cannot_have_one_name() -> None:
     entry = Function(op="search", in_runs=shouted, in_sessions=shouted, prompt="", stub=Path("_other.py"))
     with pytest.raises(ValueError, match="two functions called search"):
-        FUNCTIONS.with_more(entry)
+        with_more(entry)
     entry = Function(op="find", in_runs=shouted, in_sessions=shouted, prompt="", stub=Path("elsewhere/_search.py"))
     with pytest.raises(ValueError, match="two functions called _search"):
-        FUNCTIONS.with_more(entry)
+        with_more(entry)
 
 
 def test_the_golden_images_change_with_the_stubs(with_shout: Functions) -> None:
