@@ -88,8 +88,9 @@ class ModelCalls:
             DoorRefusal: there are too many prompts, or none.
         """
         check_batch(len(prompts), self.options.most_prompts)
+        named = model if model is not None else self.options.model
         async with asyncio.TaskGroup() as group:
-            slots = [group.create_task(self._one(prompt, model or self.options.model)) for prompt in prompts]
+            slots = [group.create_task(self._one(prompt, named)) for prompt in prompts]
         return [slot.result() for slot in slots]
 
     async def _one(self, prompt: str, model: str) -> dict[str, Json]:

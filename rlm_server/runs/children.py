@@ -45,7 +45,7 @@ class Children:
             raise DoorRefusal("ValueError", f"{len(questions)} prompts but {len(contexts)} contexts")
         node_contexts = [child_context(context, self._parent.node_context) for context in contexts]
         try:
-            tree.services.broker.routes.route(model or tree.run.sub_model)
+            tree.services.broker.routes.route(model if model is not None else tree.run.sub_model)
         except UnknownModel as error:
             raise DoorRefusal("ValueError", str(error)) from None
         if depth >= tree.limits.max_depth:
@@ -126,7 +126,7 @@ class Children:
             await self._tell_end(child_id, Outcome(RunState.CANCELLED, reason="cancelled"))
 
     async def _run(self, child_id: str, question: str, node_context: NodeContext, model: str | None) -> dict[str, Json]:
-        depth, named = self._parent.depth + 1, model or self._tree.run.sub_model
+        depth, named = self._parent.depth + 1, model if model is not None else self._tree.run.sub_model
         outcome = Outcome(RunState.CANCELLED, reason="cancelled")
         try:
             outcome = await self._run_node(Task(child_id, self._parent.id, depth, question, node_context, named))

@@ -148,7 +148,8 @@ class Node:
             read = reply.read(await self._ask(limits.root_tokens))
             if read.final is not None:
                 return self._answered(read.final)
-            blocks = read.blocks or ((f"FINAL_VAR({read.final_variable!r})",) if read.final_variable else ())
+            named = read.final_variable
+            blocks = read.blocks or ((f"FINAL_VAR({named!r})",) if named is not None else ())
             results = await self._run_blocks(session, blocks)
             await self._look(session)
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))

@@ -41,4 +41,6 @@ def read(text: str) -> Reply:
     argument = prose[final.end() : -1].strip()
     if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "\"'":
         argument = argument[1:-1]
-    return Reply((), final=argument) if final[1] == "FINAL" else Reply((), final_variable=argument)
+    if final[1] == "FINAL":
+        return Reply((), final=argument)
+    return Reply((), final_variable=argument) if argument else Reply(())  # no variable has an empty name

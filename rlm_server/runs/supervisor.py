@@ -95,8 +95,10 @@ class Supervisor:
 
     async def _create(self, new: NewRun) -> RunRow:
         journal, ledger = self._services.journal, self._services.ledger
-        if new.request_id and (known := await journal.by_request(new.tenant, new.request_id)):
-            return known
+        if new.request_id is not None:
+            known = await journal.by_request(new.tenant, new.request_id)
+            if known is not None:
+                return known
         if len(self._live) >= self._most:
             raise TooManyRuns(f"this server runs at most {self._most} runs at once; try again when one has ended")
         check_affordable(new.tenant, new.budget, (await ledger.balance(new.tenant)).left)

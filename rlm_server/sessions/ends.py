@@ -49,6 +49,11 @@ class Ends:
         while len(self._reasons) > REMEMBERED_ENDS:
             self._reasons.popitem(last=False)
 
-    def reason(self, tenant: str, session_id: str) -> str | None:
-        """Return why a tenant's session ended; None where no limit ended it."""
-        return self._reasons.get((tenant, session_id))
+    def check(self, tenant: str, session_id: str) -> None:
+        """Tell a tenant why its session ended, where a limit ended it.
+
+        Raises:
+            SessionEnded: a limit did.
+        """
+        if (tenant, session_id) in self._reasons:
+            raise SessionEnded(self._reasons[tenant, session_id])

@@ -109,7 +109,7 @@ class Sessions:
             session.tracer = Tracer(partial(self._contexts.lineage, new.context))
         self._sessions[session_id] = session
         self._of_tenant[new.tenant] += 1
-        if new.request_id:
+        if new.request_id is not None:
             self._by_request[new.tenant, new.request_id] = session_id
         return session
 
@@ -125,8 +125,8 @@ class Sessions:
             SessionEnded: a limit ended it.
         """
         session = self._sessions.get(session_id)
-        if session is None and (reason := self._ends.reason(tenant, session_id)):
-            raise SessionEnded(reason)
+        if session is None:
+            self._ends.check(tenant, session_id)
         return session if session and session.asked.tenant == tenant else None
 
     async def delete(self, session: ReplSession) -> Amounts:
@@ -157,7 +157,8 @@ class Sessions:
                 yield session.results[request_id]
                 return
             if session.id not in self._sessions:
-                raise SessionEnded(self._ends.reason(session.asked.tenant, session.id) or "the session was deleted")
+                self._ends.check(session.asked.tenant, session.id)
+                raise SessionEnded("the session was deleted")
             async with aclosing(self._turns.run(session, code, request_id)) as happenings:
                 async for happening in happenings:
                     yield happening

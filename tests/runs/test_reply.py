@@ -92,6 +92,8 @@ def test_final_var_in_plain_text_names_the_variable() -> None:
         "I will call FINAL(42)",
         "FINAL(42) will be next.",
         "FINAL(42",
+        "FINAL_VAR()",
+        "FINAL_VAR('')",
         "FINAL 42",
         "FINALLY(42)",
         "```text\nFINAL(42)\n```",

@@ -34,12 +34,11 @@ def _tell():
     answer = namespace.get("answer")
     if not isinstance(answer, dict):
         answer = namespace["answer"] = {"content": "" if answer is None else answer, "ready": False}
-    if answer.get("ready") or answer.get("content"):
-        content, ready = answer.get("content"), bool(answer.get("ready"))
-        content = content if isinstance(content, str) else repr(content) if content is not None else ""
-        if (content, ready) != _last[0]:
-            _last[0] = (content, ready)
-            _door.call("answer", content=content, ready=ready)
+    content, ready = answer.get("content"), bool(answer.get("ready"))
+    content = "" if content is None else content if isinstance(content, str) else repr(content)
+    if (ready or content) and (content, ready) != _last[0]:  # of anything else than a text, its truth says nothing
+        _last[0] = (content, ready)
+        _door.call("answer", content=content, ready=ready)
 
 
 _last = [None]

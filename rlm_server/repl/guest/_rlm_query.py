@@ -39,4 +39,5 @@ def _as_sent(name, context):
         return {"corpus": context._corpus, "documents": [numbers.start, numbers.stop, numbers.step]}
     if isinstance(context, list | tuple):
         return [text(name, one) for one in context]
-    return located(text(name, context)) or context
+    part = located(text(name, context))
+    return context if part is None else part
