@@ -28,7 +28,7 @@ def gathered(history: list[tuple[int, str | bytes] | None]) -> list[Printed]:
     """Play a history and return what was told."""
 
     async def play() -> list[Printed]:
-        told: list[Printed] = []
+        told: list[Any] = []
         with OutputBatcher(told.append) as batcher:
             for act in history:
                 if act is FLUSH:
@@ -99,7 +99,7 @@ class Counted(list[tuple[int, str]]):
 
 
 def test_what_there_is_to_tell_is_looked_at_once_even_where_the_streams_take_turns() -> None:
-    told: list[Printed] = []
+    told: list[Any] = []
     batcher = OutputBatcher(told.append)
     batcher._parts = Counted([(STDOUT, "a"), (STDERR, "b")] * 1000)
     batcher._flush()
@@ -108,7 +108,7 @@ def test_what_there_is_to_tell_is_looked_at_once_even_where_the_streams_take_tur
 
 async def test_output_is_told_while_the_turn_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output, "EVERY_SECONDS", 0.001)
-    told: asyncio.Queue[Printed] = asyncio.Queue()
+    told: asyncio.Queue[Any] = asyncio.Queue()
     with OutputBatcher(told.put_nowait) as batcher:
         for text in ("one", "two"):
             batcher.take(STDOUT, text.encode())
@@ -118,7 +118,7 @@ async def test_output_is_told_while_the_turn_goes_on(monkeypatch: pytest.MonkeyP
 
 
 async def test_nothing_is_told_after_the_turn() -> None:
-    told: list[Printed] = []
+    told: list[Any] = []
     with OutputBatcher(told.append) as batcher:
         batcher.take(STDOUT, b"last")
         timer = batcher._timer

@@ -8,10 +8,11 @@ from typing import Any
 
 from rlm_server.ledger import Limit
 from rlm_server.sessions.session import NewSession, ReplSession
+from sandbox.door import HostCall, Json
 from sandbox.limits import Limits
-from sandbox.pool.worker_session import Answer
 from sandbox.turn import OutputListener, Turn
 
+Answer = Callable[[HostCall], Awaitable[Json]]
 Act = Callable[[str, Answer, OutputListener], Awaitable[Turn]]
 
 
@@ -19,7 +20,10 @@ class Acting:
     """Stands in for a live session."""
 
     def __init__(self, act: Act) -> None:
-        self.execute = act
+        self._act = act
+
+    async def execute(self, code: str, answer: Answer, listener: OutputListener, *_: Any) -> Turn:
+        return await self._act(code, answer, listener)
 
 
 async def idle(code: str, answer: Answer, listener: OutputListener) -> Turn:

@@ -18,12 +18,11 @@ from rlm_server.sessions import session as session_module
 from rlm_server.sessions.session import ReplSession
 from rlm_server.sessions.turns import Happening, Turns
 from sandbox.door import DoorRefusal, HostCall
-from sandbox.pool.worker_session import Answer
 from sandbox.turn import OutputListener, Turn
 from tests.broker.books import RUN, Books
 from tests.broker.stage import Play, broker_of
 from tests.runs.stage import a_turn
-from tests.sessions.stage import Act, a_session
+from tests.sessions.stage import Act, Answer, a_session
 
 
 @pytest.fixture
