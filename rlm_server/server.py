@@ -8,7 +8,6 @@ import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -24,7 +23,6 @@ from rlm.v1 import (
     session_pb2_grpc,
 )
 
-from rlm_server import repl
 from rlm_server.api.auth import AuthInterceptor
 from rlm_server.api.budget import BudgetServicer
 from rlm_server.api.context import ContextServicer
@@ -44,10 +42,13 @@ from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Ledger, Limit, LimitTooLow, Span
 from rlm_server.metrics import MetricsCollector, serve_metrics
+from rlm_server.repl.functions import FUNCTIONS, Functions
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.supervisor import Supervisor
 from rlm_server.runs.tree import Services
+from rlm_server.sessions.ends import Ends
 from rlm_server.sessions.sessions import Sessions
+from rlm_server.sessions.turns import Turns
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
 from sandbox.pool.pool import WorkerPool
@@ -59,7 +60,6 @@ log = logging.getLogger(__name__)
 DEVELOPMENT_TENANT = "development"
 BUSY_SECONDS = 5.0
 """How long a lock of a foreign connection on the database is waited for."""
-GUEST_MODULES = {"_rlm": Path(repl.__file__).parent / "guest" / "_rlm.py"}
 
 OPTIONS = (("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4 << 20))
 """The first, because a second server could take the same port, and half of the calls. The others, because a stream
@@ -81,10 +81,11 @@ class Running:
     metrics: str
 
 
-def image_specs(settings: Settings) -> tuple[ImageSpec, ...]:
-    """Return the golden images this server starts sessions from."""
-    others = (ImageSpec(name, tuple(imports), GUEST_MODULES) for name, imports in settings.images.items())
-    return (*standard_specs(GUEST_MODULES), *others)
+def image_specs(settings: Settings, functions: Functions = FUNCTIONS) -> tuple[ImageSpec, ...]:
+    """Return the golden images this server starts sessions from, with the stubs of the functions of their code."""
+    modules = functions.guest_modules
+    others = (ImageSpec(name, tuple(imports), modules) for name, imports in settings.images.items())
+    return (*standard_specs(modules), *others)
 
 
 @asynccontextmanager
@@ -93,11 +94,13 @@ async def serving(
     *,
     scripts: Mapping[str, Script] | None = None,
     loaded: Loaded | None = None,
+    functions: Functions = FUNCTIONS,
     progress: Progress = lambda _: None,
 ) -> AsyncIterator[Running]:
     """Serve until the context ends; then take nothing new, stop what runs, and settle it.
 
-    `loaded` are images of `image_specs` that the caller has, and keeps; without it they are loaded here.
+    `loaded` are images of `image_specs` that the caller has, and keeps; without it they are loaded here. `functions`
+    are those that the code of runs and sessions may call.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -109,7 +112,7 @@ async def serving(
     models = build_models(settings, SCRIPTS if scripts is None else scripts)
     async with await _database(settings) as database, AsyncExitStack() as owned:
         if loaded is None:
-            loaded = prepare(image_specs(settings), progress=progress)
+            loaded = prepare(image_specs(settings, functions), progress=progress)
             owned.callback(loaded.program.close)
         accounts, tenants, keys = Ledger(database), Tenants(database), Keys(database)
         key = await _development_key(settings, tenants, keys, accounts)
@@ -138,7 +141,7 @@ async def serving(
             unconfined=settings.unconfined,
         )
         pool.prepare()
-        services = Services(broker, accounts, pool, journal)
+        services = Services(broker, accounts, pool, journal, functions)
         try:
             async with (
                 contexts,
@@ -152,13 +155,11 @@ async def serving(
                 Supervisor(services, contexts, most=settings.runs) as supervisor,
                 Sessions(
                     pool,
-                    broker,
                     accounts,
                     contexts,
-                    idle_seconds=settings.session_idle_seconds,
-                    life_seconds=settings.session_seconds,
+                    Turns(broker, accounts, functions, budget_wait_seconds=settings.budget_wait_seconds),
+                    Ends(idle_seconds=settings.session_idle_seconds, life_seconds=settings.session_seconds),
                     tenant_sessions=settings.tenant_sessions,
-                    budget_wait_seconds=settings.budget_wait_seconds,
                 ) as sessions,
             ):
                 defaults = _defaults(settings, models, pool)

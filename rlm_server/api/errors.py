@@ -27,7 +27,8 @@ from rlm_server.contexts.uploads import UploadBusy, UploadStalled
 from rlm_server.database.engine import DatabaseBusyError, DatabaseClosedError, DatabaseFullError, DatabaseLostError
 from rlm_server.ledger import BudgetError, windows
 from rlm_server.runs.supervisor import TooManyRuns
-from rlm_server.sessions.sessions import SessionEnded, TooManySessions
+from rlm_server.sessions.ends import SessionEnded
+from rlm_server.sessions.sessions import TooManySessions
 from sandbox.pool.pool import JailMissing, PoolFull
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import SnapshotRefused

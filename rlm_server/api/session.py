@@ -19,7 +19,9 @@ from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Ledger
 from rlm_server.repl.events import CallFinished, CallTraced, Printed, TurnRestarted
 from rlm_server.runs.supervisor import check_affordable
-from rlm_server.sessions.sessions import Happening, NewSession, ReplSession, Sessions
+from rlm_server.sessions.session import NewSession, ReplSession
+from rlm_server.sessions.sessions import Sessions
+from rlm_server.sessions.turns import Happening
 
 MAX_CODE = 1 << 20
 """Characters of one turn's code."""

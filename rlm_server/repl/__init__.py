@@ -1,1 +1,1 @@
-"""What the code of runs and of sessions may use, and what comes of it."""
+"""What the code of runs and of sessions may call, and what comes of it."""

@@ -42,9 +42,10 @@ class CallStarted:
 
 @dataclass(frozen=True, slots=True)
 class FinishedCall:
-    """A model call of the code's ended; `memo`: it was answered from an identical one, free.
+    """What there is to say of a model call that has ended.
 
-    `model` is the one that answered, which is another than was asked where a fallback did.
+    `model` is the one that answered: another than the one asked where a fallback did. `memo` says that the answer is
+    that of an identical call, and free.
     """
 
     call_id: str
@@ -65,7 +66,7 @@ class CallFinished:
 
 @dataclass(frozen=True, slots=True)
 class CallTraced:
-    """Which parts of the run's context stand word for word in the prompt of a call; `more`: there may be others."""
+    """Parts of the run's context that stand word for word in the prompt of a call; `more` says there may be others."""
 
     call_id: str
     passages: tuple[Passage, ...]

@@ -25,7 +25,7 @@ Report = Callable[[CallStarted | CallFinished | CallTraced], None]
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """An answer, and the model that gave it, which is another than was asked where a fallback did."""
+    """An answer, and the model that gave it: another than the one asked where a fallback did."""
 
     text: str
     model: str
@@ -63,7 +63,7 @@ class CallOptions:
 
 
 class ModelCalls:
-    """Serves `llm_query` for one session."""
+    """Serves `llm_query` for one session, or one node of a run."""
 
     def __init__(
         self, broker: Broker, payer: Payer, options: CallOptions, memo: Memo, tracer: Tracer, report: Report
@@ -82,12 +82,16 @@ class ModelCalls:
         return list(await self.ask(prompts, model_named(call)))
 
     async def ask(self, prompts: list[str], model: str | None) -> list[dict[str, Json]]:
-        """Ask a model about every prompt in parallel."""
+        """Ask a model about every prompt in parallel, and return a slot for each, in order: `ok` or `error`.
+
+        Raises:
+            DoorRefusal: there are too many prompts, or none.
+        """
         check_batch(len(prompts), self.options.most_prompts)
         named = model if model is not None else self.options.model
         async with asyncio.TaskGroup() as group:
-            asked = [group.create_task(self._one(prompt, named)) for prompt in prompts]
-        return [task.result() for task in asked]
+            slots = [group.create_task(self._one(prompt, named)) for prompt in prompts]
+        return [slot.result() for slot in slots]
 
     async def _one(self, prompt: str, model: str) -> dict[str, Json]:
         key = hashlib.sha256(f"{model}\0{self.options.max_tokens}\0{prompt}".encode()).digest()

@@ -15,7 +15,7 @@ from sandbox.pool.pool import LiveSession
 MAX_MATCHES = 10_000
 
 
-async def searched(session: LiveSession, call: HostCall) -> Json:
+async def answer_search(session: LiveSession, call: HostCall) -> Json:
     """Answer a request `search(pattern, documents, limit)`: matches, each [document, start, end, text], and `more`.
 
     What it shows of the text counts as looked at.
@@ -32,7 +32,7 @@ async def searched(session: LiveSession, call: HostCall) -> Json:
         asyncio.to_thread(search, corpus, call.text("pattern"), documents, limit, cancelled=given_up.is_set)
     )
     try:
-        found = await asyncio.shield(looking)
+        result = await asyncio.shield(looking)
     except asyncio.CancelledError:
         given_up.set()
         await run_to_completion(asyncio.wait([looking]))
@@ -42,8 +42,8 @@ async def searched(session: LiveSession, call: HostCall) -> Json:
         raise DoorRefusal("ValueError" if isinstance(error, PatternRefused) else "IndexError", str(error)) from None
     except (OSError, CorpusDamaged) as error:
         raise DoorRefusal("RuntimeError", f"the context cannot be read: {error}") from None
-    session.saw([_shown(corpus, found.matches)])
-    return {"matches": [[m.document, m.start, m.end, m.text] for m in found.matches], "more": found.more}
+    session.saw([_shown(corpus, result.matches)])
+    return {"matches": [[m.document, m.start, m.end, m.text] for m in result.matches], "more": result.more}
 
 
 def _shown(corpus: Corpus, matches: tuple[Match, ...]) -> int:

@@ -58,22 +58,24 @@ class Tracer:
         try:
             passages, more, at = [], False, 0
             for prompt in prompts:
-                traced = await self._found(prompt, keep=len(prompts) > 1)
+                traced = await self._traced(prompt, keep=len(prompts) > 1)
                 passages += [replace(one, prompt_start=at + one.prompt_start) for one in traced.passages]
                 more, at = more or traced.more, at + len(prompt)
             tell(CallTraced(call_id, tuple(passages), more))
         except Exception:
             log.exception("call %s could not be traced", call_id)
 
-    async def _found(self, prompt: str, *, keep: bool) -> Traced:
+    async def _traced(self, prompt: str, *, keep: bool) -> Traced:
         if prompt in self._known:
             return self._known[prompt]
         async with self._one_at_a_time:
+            if prompt in self._known:  # another call had it looked at meanwhile
+                return self._known[prompt]
             if self._lineage is None and self._open is not None:
                 self._lineage = asyncio.ensure_future(self._open())
             assert self._lineage is not None  # noqa: S101
             lineage = await asyncio.shield(self._lineage)
             traced = await asyncio.to_thread(lineage.find, prompt)
-        if keep:
-            self._known[prompt] = traced
-        return traced
+            if keep:
+                self._known[prompt] = traced
+            return traced

@@ -67,8 +67,8 @@ class Children:
         most = self._tree.limits.max_depth
         self._emit(Guard("max_depth", f"at depth {most} rlm_query is answered by llm_query"))
         prompts, notes = [], []
-        for question, made in zip(questions, node_contexts, strict=True):
-            async with made as node_context:
+        for question, opening in zip(questions, node_contexts, strict=True):
+            async with opening as node_context:
                 text = beginning(node_context.corpus, AT_THE_CAP_CHARACTERS)
             prompts.append(question if text == question else f"{question}\n\nText:\n{text}")
             notes.append(f"the depth cap {most} is reached: llm_query answered, over {len(text)} characters")
@@ -81,21 +81,21 @@ class Children:
         """Return what each child may spend: what the code asks for, else an equal share; the parent keeps one."""
         left = await self._tree.services.ledger.left(self._parent.id)
         shares = {unit: None if (of := getattr(left, unit)) is None else of // (children + 1) for unit in UNITS}
-        asked = call.arguments.get("budget")
-        if asked is not None:
-            if isinstance(asked, bool) or not isinstance(asked, int | float) or not 0 < asked < 1e9:
+        dollars = call.arguments.get("budget")
+        if dollars is not None:
+            if isinstance(dollars, bool) or not isinstance(dollars, int | float) or not 0 < dollars < 1e9:
                 raise DoorRefusal("ValueError", "budget must be a positive number of US dollars")
-            shares["nano_usd"] = int(asked * NANO)
+            shares["nano_usd"] = int(dollars * NANO)
         for unit, share in shares.items():
             if share is not None and share <= 0:
                 raise DoorRefusal("LimitExceeded", f"too little {unit} is left to start a child RLM")
         return Limit(**shares)
 
     async def _child(
-        self, question: str, made: AbstractAsyncContextManager[NodeContext], model: str | None, budget: Limit
+        self, question: str, opening: AbstractAsyncContextManager[NodeContext], model: str | None, budget: Limit
     ) -> dict[str, Json]:
         child_id = CHILD + secrets.token_hex(16)
-        async with self._tree.level(self._parent.depth + 1), made as node_context:
+        async with self._tree.level(self._parent.depth + 1), opening as node_context:
             return await self._started(child_id, question, node_context, model, budget)
 
     async def _started(

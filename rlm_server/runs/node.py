@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import Counter
 from dataclasses import replace
 from functools import partial
 
@@ -14,10 +13,10 @@ from rlm_server.broker.provider import Failure, Message, ModelRequest
 from rlm_server.ledger import BudgetError, Payer
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished
+from rlm_server.repl.functions import NodeRepl
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls, seconds_left
 from rlm_server.repl.output import OutputBatcher
-from rlm_server.repl.search_call import searched
 from rlm_server.runs import prompt, reply
 from rlm_server.runs.children import Children
 from rlm_server.runs.events import (
@@ -30,23 +29,18 @@ from rlm_server.runs.events import (
     TurnCheckpointed,
     TurnStarted,
 )
-from rlm_server.runs.state import RunState
+from rlm_server.runs.guards import Guards
+from rlm_server.runs.state import NodeEnded, RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
-from sandbox.door import DoorRefusal, HostCall, Json
+from sandbox.door import Json
 from sandbox.pool.pool import JailMissing, LiveSession, PoolFull
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import SnapshotRefused
 from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)
-
-
-class _Ended(Exception):
-    def __init__(self, state: RunState, reason: str) -> None:
-        super().__init__(reason)
-        self.state = state
 
 
 class Node:
@@ -61,11 +55,10 @@ class Node:
         options = CallOptions(tree.run.sub_model, limits.sub_tokens, limits.batch, tree.deadline)
         self.calls = ModelCalls(tree.services.broker, self.payer, options, tree.memo, tree.tracer, self._reported)
         self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
+        self._guards = Guards(limits, self.emit)
         self._draft = ""
         self._ready = False
         self._messages: list[Message] = []
-        self._seen: Counter[tuple[object, ...]] = Counter()
-        self._errors = 0
         self._coverage = Coverage()
         self._seen_blocks: int | None = None
 
@@ -98,8 +91,8 @@ class Node:
         return outcome
 
     async def _outcome(self) -> Outcome:
-        # The deadline and a cancellation may come at once, here and in every node above: the work is told only once,
-        # and is always waited for.
+        # The deadline and a cancellation may come at once, here and in every node above. So the work is cancelled
+        # once at most, and is always waited for.
         work = asyncio.create_task(self._work())
         try:
             await asyncio.wait([work], timeout=seconds_left(self.tree.deadline))
@@ -110,7 +103,7 @@ class Node:
             return Outcome(RunState.EXHAUSTED, self._draft, self._out_of_time())
         try:
             return Outcome(RunState.SUCCEEDED, work.result())
-        except _Ended as ended:
+        except NodeEnded as ended:
             return Outcome(ended.state, self._draft, str(ended))
 
     def _out_of_time(self) -> str:
@@ -134,14 +127,14 @@ class Node:
                 self.tree.run.tenant, self.tree.image, self.tree.limits.sandbox
             )
         except (PoolFull, JailMissing, WorkerLost) as error:
-            raise _Ended(RunState.FAILED, str(error)) from None
+            raise NodeEnded(RunState.FAILED, str(error)) from None
         try:
             if self.task.node_context is not None:
                 await session.attach("context", self.task.node_context.corpus)
                 await self._look(session)  # of what is empty, everything has been looked at
             return await self._converse(session)
         except (MemoryError, WorkerLost, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
-            raise _Ended(RunState.FAILED, str(error)) from None
+            raise NodeEnded(RunState.FAILED, str(error)) from None
         finally:
             await session.close()
 
@@ -153,22 +146,22 @@ class Node:
         for turn in range(1, limits.max_turns + 1):
             self.origin = replace(self.origin, turn=turn)
             self.emit(TurnStarted(limits.max_turns))
-            said = reply.read(await self._ask(limits.root_tokens))
-            if said.final is not None:
-                return self._answered(said.final)
-            named = said.final_variable
-            blocks = said.blocks or ((f"FINAL_VAR({named!r})",) if named is not None else ())
+            read = reply.read(await self._ask(limits.root_tokens))
+            if read.final is not None:
+                return self._answered(read.final)
+            named = read.final_variable
+            blocks = read.blocks or ((f"FINAL_VAR({named!r})",) if named is not None else ())
             results = await self._run_blocks(session, blocks)
             await self._look(session)
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
             if self._ready:
                 return self._answered(self._draft)
-            notes = self._guard(blocks, results)
+            notes = self._guards.look(blocks, results)
             environment = await self._environment(min(turn + 1, limits.max_turns))
-            told = prompt.feedback(results, len(blocks), environment)
-            self._messages.append(Message("user", "\n\n".join([*notes, told])))
+            feedback = prompt.feedback(results, len(blocks), environment)
+            self._messages.append(Message("user", "\n\n".join([*notes, feedback])))
         await self._last_word()
-        raise _Ended(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
+        raise NodeEnded(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
 
     async def _look(self, session: LiveSession) -> None:
         """Sum up what the session has looked at so far, where that is more than before."""
@@ -185,7 +178,7 @@ class Node:
 
     async def _ask(self, max_tokens: int) -> str:
         model = self.task.model
-        request = ModelRequest(model, tuple(self._messages), prompt.SYSTEM, max_tokens)
+        request = ModelRequest(model, tuple(self._messages), prompt.system(self.tree.services.functions), max_tokens)
         call_id = "call_" + secrets.token_hex(16)
         self.tree.tracer.trace(call_id, [message.content for message in self._messages], self._reported)
         try:
@@ -193,12 +186,12 @@ class Node:
                 request, self.payer, deadline=self.tree.deadline, call_id=call_id
             )
         except BudgetError as error:
-            raise _Ended(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
+            raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         except CallFailed as error:
             self.tree.count(self.origin, error.spent)
             if error.failure is Failure.TIMED_OUT and not seconds_left(self.tree.deadline):
-                raise _Ended(RunState.EXHAUSTED, self._out_of_time()) from None
-            raise _Ended(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
+                raise NodeEnded(RunState.EXHAUSTED, self._out_of_time()) from None
+            raise NodeEnded(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
         self.emit(ModelReplied(done.model, done.reply.text, done.spent, call_id))
         self.tree.count(self.origin, done.spent)
         self._messages.append(Message("assistant", done.reply.text or "(no text)"))
@@ -208,7 +201,7 @@ class Node:
         self._messages.append(Message("user", prompt.LAST_WORD))
         try:
             self._draft = (await self._ask(min(1024, self.tree.limits.root_tokens))).strip() or self._draft
-        except _Ended as ended:
+        except NodeEnded as ended:
             self.emit(Guard("last_word", f"no closing answer: {ended}"))
 
     async def _run_blocks(self, session: LiveSession, blocks: tuple[str, ...]) -> list[Turn]:
@@ -224,36 +217,16 @@ class Node:
         return results
 
     async def _turn(self, session: LiveSession, code: str, output: OutputBatcher) -> Turn:
-        execute = partial(session.execute, code, partial(self._answer, session), output.take, output.restarted)
+        repl = NodeRepl(session, self.calls, self._children.rlm_query, self._left, self._take_answer)
+        answer = partial(self.tree.services.functions.answer_run, repl)
+        execute = partial(session.execute, code, answer, output.take, output.restarted)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         try:
             turn, spent = await metered(ledger, self.payer, limits, execute, deadline=self.tree.deadline)
         except BudgetError as error:
-            raise _Ended(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
+            raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         self.tree.count(self.origin, spent)
         return turn
-
-    def _guard(self, blocks: tuple[str, ...], results: list[Turn]) -> list[str]:
-        limits, notes = self.tree.limits, []
-        if not blocks:
-            self.emit(Guard("no_code", "the reply held no code to run"))
-            notes.append(prompt.NO_CODE)
-        else:
-            notes += self._guard_repeats(blocks, results)
-        self._errors = self._errors + 1 if not blocks or results[-1].error else 0
-        if self._errors >= limits.errors_in_a_row:
-            raise _Ended(RunState.EXHAUSTED, f"errors_in_a_row: {self._errors} turns in a row failed")
-        return notes
-
-    def _guard_repeats(self, blocks: tuple[str, ...], results: list[Turn]) -> list[str]:
-        did = (blocks, *((r.status, r.stdout, r.error and r.error.message) for r in results))
-        self._seen[did] += 1
-        if self._seen[did] == 1:
-            return []
-        self.emit(Guard("repeated", "the code and what came of it are those of an earlier turn"))
-        if self._seen[did] >= self.tree.limits.repeats:
-            raise _Ended(RunState.EXHAUSTED, f"no progress: the same code gave the same result {self._seen[did]} times")
-        return ["You have run this very code before, with the same result. Do something else, or answer."]
 
     async def _environment(self, turn: int) -> prompt.Environment:
         limits = self.tree.limits
@@ -263,25 +236,12 @@ class Node:
             seconds_left(self.tree.deadline),
         )  # fmt: skip
 
-    # ---- the door ------------------------------------------------------------------------------------------------
+    # ---- what its code asks for ----------------------------------------------------------------------------------
 
-    async def _answer(self, session: LiveSession, call: HostCall) -> Json:
-        match call.op:
-            case "llm_query":
-                return await self.calls.llm_query(call)
-            case "rlm_query":
-                return await self._children.rlm_query(call)
-            case "search":
-                return await searched(session, call)
-            case "answer":
-                self._draft, self._ready = call.text("content"), call.arguments.get("ready") is True
-                return None
-            case "budget":
-                return await self._budget()
-            case _:
-                raise DoorRefusal("ValueError", f"there is nothing called {call.op[:100]!r} to ask for")
+    def _take_answer(self, content: str, ready: bool) -> None:
+        self._draft, self._ready = content, ready
 
-    async def _budget(self) -> Json:
+    async def _left(self) -> Json:
         left = await self.tree.services.ledger.left(self.task.id)
         return {
             "usd": None if left.nano_usd is None else left.nano_usd / 1e9,

@@ -10,7 +10,7 @@ from sandbox.corpora.corpus import Corpus
 from sandbox.corpora.coverage import Range
 
 Origin = Callable[[int], tuple[int, int]]
-"""Of a document of a node's text: which document of the run's context it is part of, and from which character on."""
+"""Tells of a document of a node's text which document of the run's context it is part of, and where it begins there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,6 @@ def traced_back(node_context: NodeContext, blocks: int) -> Iterable[Range]:
     """Yield the ranges of the run's context that blocks of a node's text are."""
     if node_context.origin is None:
         return
-    for found in coverage.ranges(node_context.corpus, blocks):
-        document, start = node_context.origin(found.document)
-        yield Range(document, start + found.start, start + found.end)
+    for part in coverage.ranges(node_context.corpus, blocks):
+        document, start = node_context.origin(part.document)
+        yield Range(document, start + part.start, start + part.end)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rlm_server.ledger.amounts import Limit, usd
 from rlm_server.repl.coverage import Coverage
+from rlm_server.repl.functions import Functions
 from sandbox.corpora.corpus import Corpus, Kind
 from sandbox.turn import Status, Turn
 
@@ -15,7 +16,7 @@ SHOWN_RANGES = 8
 FEEDBACK_CHARACTERS = 8_000
 """Shown of one block's output; the middle of a longer one is cut out."""
 
-SYSTEM = """\
+_SYSTEM = """\
 You answer a question about a text that is too large to read. The text is the variable `context` in a Python REPL that
 you control: a Python str, or, for many documents, a read-only sequence of str (with `.names`; slices are sequences).
 You never see it except for what your code prints, so look at it with code.
@@ -30,18 +31,7 @@ The code runs in a sandbox without network or files; variables persist from turn
 you, cut to about 8,000 characters, so print little and keep results in variables. The standard library is there.
 
 Besides `context` the code may use:
-- llm_query(prompt, model=None) -> str: ask another model once. It sees only the prompt, so put the passage into it. It
-  can read about 100,000 characters at once.
-- llm_query_batched(prompts, model=None) -> list[str]: many at once, in parallel. Prefer this to a loop.
-- rlm_query(prompt, context=None, model=None, budget=None) -> str: give a sub-problem and its part of the text to a
-  child with a REPL of its own, for parts too large or too involved for one llm_query.
-- rlm_query_batched(prompts, contexts=None, ...) -> list[str]: many children at once.
-- llm_query_async, rlm_query_async: the same, to be awaited, at the top level too: `await asyncio.gather(...)` has many
-  run in parallel, and so has `ThreadPoolExecutor().map(llm_query, prompts)`. There are no other threads.
-- search(pattern, documents=None, limit=100) -> list: where a regular expression (RE2) matches, in linear time, of any
-  size: each match has .document, .start, .end (characters) and .text.
-- budget() -> dict: what is left. SHOW_VARS(): your variables.
-- answer: a dict. Put your answer in answer["content"] and set answer["ready"] = True to finish.
+{functions}
 
 Work in steps: look at how the text is built; plan; select, split or filter with code; ask models about meaning, many
 parts at once; combine the results with code; check; answer. Every call costs money; the budget is enforced. Do not set
@@ -94,6 +84,11 @@ class Environment:
         return f"`context` {what}. {seen}" + (f" (characters {shown}{rest})." if shown else ".")
 
 
+def system(functions: Functions) -> str:
+    """Compose the system prompt: the same for every turn of a run, so that providers can cache it."""
+    return _SYSTEM.format(functions=functions.prompt)
+
+
 def task(question: str, environment: Environment) -> str:
     """Compose the first message."""
     return f"Question:\n{question}\n\nEnvironment:\n{environment.describe()}"
@@ -131,6 +126,8 @@ NO_CODE = (
     'Your reply held no `repl` block, so nothing ran. Write one; to finish, set answer["content"] and '
     'answer["ready"] = True in it.'
 )
+
+REPEATED = "You have run this very code before, with the same result. Do something else, or answer."
 
 LAST_WORD = (
     "This was the last turn: the limit is reached. Give your best answer to the question now, as plain text without "

@@ -1,4 +1,7 @@
-"""Reads a model's reply: the code to run, and an answer given outside code."""
+"""Reads a model's reply: the code to run, and an answer given outside code.
+
+Patterns take what they can and never give it back (`*+`), so that reading takes time in proportion to the reply.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,9 @@ import re
 from dataclasses import dataclass
 
 _FENCE = re.compile(
-    r"^[ ]{0,3}(`{3,}|~{3,})[ \t]*(\w*)[^\n]*\n(.*?)(?:^[ ]{0,3}\1[`~]*[ \t]*$|\Z)", re.DOTALL | re.MULTILINE
+    r"^[ ]{0,3}(`{3,}+|~{3,}+)[ \t]*+(\w*+)[^\n]*+\n(.*?)(?:^[ ]{0,3}\1[`~]*+[ \t]*+$|\Z)", re.DOTALL | re.MULTILINE
 )
-_FINAL = re.compile(r"^[ \t]*(FINAL|FINAL_VAR)\((.*)\)[ \t]*\Z", re.DOTALL | re.MULTILINE)
+_FINAL = re.compile(r"^[ \t]*+(FINAL|FINAL_VAR)\(", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +30,17 @@ class Reply:
 def read(text: str) -> Reply:
     """Read a reply: its `repl` blocks, or where it has none its `python` blocks."""
     fenced = [(language.lower(), code) for _, language, code in _FENCE.findall(text)]
-    for wanted in (("repl",), ("python", "py")):
-        blocks = tuple(code for language, code in fenced if language in wanted and code.strip())
+    for languages in (("repl",), ("python", "py")):
+        blocks = tuple(code for language, code in fenced if language in languages and code.strip())
         if blocks:
             return Reply(blocks)
-    found = _FINAL.search(_FENCE.sub("", text))
-    if found is None:
+    prose = _FENCE.sub("", text).rstrip(" \t")
+    final = _FINAL.search(prose)
+    if final is None or not prose.endswith(")"):
         return Reply(())
-    given = found[2].strip()
-    unquoted = given[1:-1] if len(given) > 1 and given[0] == given[-1] and given[0] in "\"'" else given
-    if found[1] == "FINAL":
-        return Reply((), final=unquoted)
-    return Reply((), final_variable=unquoted) if unquoted else Reply(())  # no variable has an empty name
+    argument = prose[final.end() : -1].strip()
+    if len(argument) > 1 and argument[0] == argument[-1] and argument[0] in "\"'":
+        argument = argument[1:-1]
+    if final[1] == "FINAL":
+        return Reply((), final=argument)
+    return Reply((), final_variable=argument) if argument else Reply(())  # no variable has an empty name

@@ -30,6 +30,14 @@ MOVES: dict[RunState, frozenset[RunState]] = {
 }
 
 
+class NodeEnded(Exception):
+    """A node's work ends without an answer, in this state; the message is the reason."""
+
+    def __init__(self, state: RunState, reason: str) -> None:
+        super().__init__(reason)
+        self.state = state
+
+
 def move(now: RunState, then: RunState) -> RunState:
     """Return `then`.
 

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -16,17 +16,18 @@ from typing import Self
 from rlm_server.clock import now
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
-from rlm_server.ledger import UNITS, AccountUnknown, Amounts, BudgetExceeded, LedgerError, Limit
+from rlm_server.ledger import UNITS, BudgetExceeded, Limit
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import Tracer
 from rlm_server.runs.event_log import EventLog, replay
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
-from rlm_server.runs.journal import NodeRow, RunRow
+from rlm_server.runs.journal import RunRow
 from rlm_server.runs.node import Node
 from rlm_server.runs.node_context import whole_context
+from rlm_server.runs.recovery import recover
 from rlm_server.runs.state import RunState
-from rlm_server.runs.tree import CHILD, Outcome, Services, Task, Tree
+from rlm_server.runs.tree import Outcome, Services, Task, Tree
 from sandbox.cancellation import run_to_completion
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Supervisor:
         self._creating = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        await self._recover()
+        await recover(self._services.journal, self._services.ledger)
         await self._stack.enter_async_context(self._group)
         return self
 
@@ -182,33 +183,6 @@ class Supervisor:
         """Yield the run's events from a number on, until its last."""
         live = self._live.get(run_id)
         return live.event_log.watch(from_sequence) if live else replay(self._services.journal, run_id, from_sequence)
-
-    async def _recover(self) -> None:
-        """End what a former process left unfinished: its holds are settled, its runs say what happened."""
-        journal, ledger = self._services.journal, self._services.ledger
-        recovered = await ledger.recover()
-        log.info("recovered holds: %d voided, %d posted in full", recovered.voided, recovered.posted)
-        # Children first, and from their accounts: a child may have one already and be no node of the run's yet.
-        await ledger.close_left(CHILD)
-        reason = "the server stopped during the run"
-        for node in await journal.unfinished():
-            try:
-                spent = (await ledger.balance(node.id)).posted
-                await ledger.close_account(node.id)
-            except AccountUnknown:
-                spent = Amounts()
-            except LedgerError as error:
-                log.warning("the account of %s could not be closed: %s", node.id, error)
-            await journal.move(node.id, RunState.FAILED, reason=reason, turns=node.turns)
-            if node.parent is None:
-                await self._end(replace(node, state=RunState.FAILED, reason=reason), spent)
-        for node in await journal.unannounced():
-            await self._end(node, (await ledger.balance(node.id)).posted)
-
-    async def _end(self, root: NodeRow, spent: Amounts) -> None:
-        last = await self._services.journal.last_sequence(root.id)
-        body = RunFinished(root.state, root.reason, spent, root.answer)
-        await self._services.journal.append(root.id, [Event(last + 1, now(), EventOrigin(root.id, "", 0), body)])
 
 
 def check_affordable(tenant: str, budget: Limit, left: Limit) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from rlm_server.broker.broker import Broker
 from rlm_server.ledger import UNITS, Amounts, Ledger
 from rlm_server.repl.coverage import Coverage, summary
+from rlm_server.repl.functions import Functions
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.model_calls import Memo
 from rlm_server.repl.tracing import Tracer
@@ -29,12 +30,13 @@ CHILD = "node_"
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """The rooms of the server that a run works with."""
+    """What a run works with: rooms of the server, and the functions that its code may call."""
 
     broker: Broker
     ledger: Ledger
     pool: Pool
     journal: Journal
+    functions: Functions
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +89,8 @@ class Tree:
     def saw(self, node_context: NodeContext, blocks: int) -> None:
         """Note that a node has looked at blocks of what it reads."""
         if self.context is not None:
-            for found in traced_back(node_context, blocks):
-                self.seen |= of_range(self.context, found)
+            for part in traced_back(node_context, blocks):
+                self.seen |= of_range(self.context, part)
 
     async def coverage(self) -> Coverage:
         """Sum up how much of the run's context the whole tree has looked at."""

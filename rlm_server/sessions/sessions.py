@@ -5,90 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter, defaultdict
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Self
 
-from rlm_server.broker.broker import Broker
 from rlm_server.clock import now
-from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
-from rlm_server.ledger import Amounts, Ledger, Limit, Payer
+from rlm_server.ledger import Amounts, Ledger
 from rlm_server.repl.coverage import Coverage, summary
-from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed, TurnRestarted
-from rlm_server.repl.limits import RunLimits
-from rlm_server.repl.metering import metered
-from rlm_server.repl.model_calls import CallOptions, Memo, ModelCalls
-from rlm_server.repl.output import OutputBatcher
-from rlm_server.repl.search_call import searched
 from rlm_server.repl.tracing import Tracer
-from sandbox.cancellation import cancel_and_wait, run_to_completion
-from sandbox.door import DoorRefusal, HostCall, Json
-from sandbox.pool.pool import LiveSession, Pool
-from sandbox.turn import Turn
+from rlm_server.sessions.ends import Ends, SessionEnded
+from rlm_server.sessions.session import NewSession, ReplSession
+from rlm_server.sessions.turns import Happening, Turns
+from sandbox.cancellation import run_to_completion
+from sandbox.pool.pool import Pool
 
 log = logging.getLogger(__name__)
 
 PREFIX = "ses_"
 """Of the ids of sessions, and of their accounts."""
-
-REMEMBERED_RESULTS = 64
-"""Of a session's turns, by request id."""
-REMEMBERED_ENDS = 10_000
-"""Of sessions that a limit ended."""
-
-Happening = Printed | TurnRestarted | CallFinished | CallTraced | CodeFinished
-"""What a caller sees of a turn while it runs; `CodeFinished` is the last."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewSession:
-    """A session as a caller asks for it, checked."""
-
-    tenant: str
-    request_id: str | None
-    image: str
-    context: Context | None
-    sub_model: str
-    budget: Limit
-    limits: RunLimits
-
-
-@dataclass(slots=True)
-class ReplSession:
-    """A live session."""
-
-    id: str
-    asked: NewSession
-    live: LiveSession
-    held: AsyncExitStack
-    """Holds the context, for as long as the session lives."""
-    created_at: int
-    began_at: float = field(default_factory=time.monotonic)
-    used_at: float = field(default_factory=time.monotonic)
-    tracer: Tracer = field(default_factory=Tracer)
-    running: int = 0
-    turn: asyncio.Task[None] | None = None
-    """The newest one."""
-    one_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-    memo: Memo = field(default_factory=Memo)
-    results: OrderedDict[str, CodeFinished] = field(default_factory=OrderedDict)
-
-    def remember(self, request_id: str | None, turn: Turn) -> None:
-        """Keep the result of a turn for who asks for it again."""
-        if request_id is not None:
-            self.results[request_id] = CodeFinished(turn)
-            while len(self.results) > REMEMBERED_RESULTS:
-                self.results.popitem(last=False)
-
-
-class SessionEnded(Exception):
-    """The session is no longer there: it was deleted, or a limit ended it, which the message names."""
 
 
 class TooManySessions(Exception):
@@ -96,27 +34,18 @@ class TooManySessions(Exception):
 
 
 class Sessions:
-    """Owns the live sessions. An async context manager: leaving it ends them."""
+    """Owns the live sessions. An async context manager: leaving it ends them. `tenant_sessions` is each tenant's most.
+
+    Their limits of time are those of `ends`.
+    """
 
     def __init__(
-        self,
-        pool: Pool,
-        broker: Broker,
-        ledger: Ledger,
-        contexts: Contexts,
-        *,
-        idle_seconds: float,
-        life_seconds: float,
-        tenant_sessions: int,
-        budget_wait_seconds: float,
+        self, pool: Pool, ledger: Ledger, contexts: Contexts, turns: Turns, ends: Ends, *, tenant_sessions: int
     ) -> None:
-        """`budget_wait_seconds` is how long a turn waits for room that other turns of its tenant hold."""
-        self._pool, self._broker, self._ledger, self._contexts = pool, broker, ledger, contexts
-        self._idle_seconds, self._life_seconds, self._tenant_sessions = idle_seconds, life_seconds, tenant_sessions
-        self._budget_wait_seconds = budget_wait_seconds
+        self._pool, self._ledger, self._contexts, self._turns, self._ends = pool, ledger, contexts, turns, ends
+        self._tenant_sessions = tenant_sessions
         self._sessions: dict[str, ReplSession] = {}
         self._of_tenant: Counter[str] = Counter()
-        self._why_ended: OrderedDict[tuple[str, str], str] = OrderedDict()  # by tenant and session
         self._by_request: dict[tuple[str, str], str] = {}
         self._creating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by tenant
         self._reaper: asyncio.Task[None] | None = None
@@ -137,27 +66,15 @@ class Sessions:
 
     async def _end_the_old(self) -> None:
         while True:
-            await asyncio.sleep(min(30.0, self._idle_seconds, self._life_seconds))
+            await asyncio.sleep(self._ends.look_seconds)
             for session in list(self._sessions.values()):
-                why = self._over(session)
-                if why:
-                    self._why_ended[session.asked.tenant, session.id] = why
-                    while len(self._why_ended) > REMEMBERED_ENDS:
-                        self._why_ended.popitem(last=False)
+                reason = self._ends.due(session)
+                if reason:
+                    self._ends.remember(session, reason)
                     try:
                         await self.delete(session)
                     except Exception:  # the database's; the others are not to wait for it
                         log.exception("session %s could not be ended in order", session.id)
-
-    def _over(self, session: ReplSession) -> str:
-        """Name the limit that ends a session; nothing where none does."""
-        now = time.monotonic()
-        if now - session.began_at > self._life_seconds:
-            return f"the session was ended: it may exist for {self._life_seconds:g} s (session_seconds)"
-        if not session.running and now - session.used_at > self._idle_seconds:
-            limit = f"{self._idle_seconds:g} s (session_idle_seconds)"
-            return f"the session was ended: it may be without a turn for {limit}"
-        return ""
 
     async def create(self, new: NewSession) -> ReplSession:
         """Start a session; a repeated request id returns the one it started.
@@ -208,8 +125,8 @@ class Sessions:
             SessionEnded: a limit ended it.
         """
         session = self._sessions.get(session_id)
-        if session is None and (tenant, session_id) in self._why_ended:
-            raise SessionEnded(self._why_ended[tenant, session_id])
+        if session is None:
+            self._ends.check(tenant, session_id)
         return session if session and session.asked.tenant == tenant else None
 
     async def delete(self, session: ReplSession) -> Amounts:
@@ -240,59 +157,8 @@ class Sessions:
                 yield session.results[request_id]
                 return
             if session.id not in self._sessions:
-                raise SessionEnded(self._why_ended.get((session.asked.tenant, session.id), "the session was deleted"))
-            async with aclosing(self._happenings(session, code, request_id)) as happenings:
+                self._ends.check(session.asked.tenant, session.id)
+                raise SessionEnded("the session was deleted")
+            async with aclosing(self._turns.run(session, code, request_id)) as happenings:
                 async for happening in happenings:
                     yield happening
-
-    async def _happenings(
-        self, session: ReplSession, code: str, request_id: str | None
-    ) -> AsyncGenerator[Happening, None]:
-        happenings: asyncio.Queue[Happening | None] = asyncio.Queue()
-        session.turn = task = asyncio.create_task(self._turn(session, code, request_id, happenings.put_nowait))
-        task.add_done_callback(lambda _: happenings.put_nowait(None))
-        try:
-            while happening := await happenings.get():
-                yield happening
-            task.result()
-        finally:
-            await cancel_and_wait(task)
-
-    async def _turn(
-        self, session: ReplSession, code: str, request_id: str | None, tell: Callable[[Happening], None]
-    ) -> None:
-        def reported(body: CallStarted | CallFinished | CallTraced) -> None:
-            if not isinstance(body, CallStarted):
-                tell(body)
-
-        limits = session.asked.limits
-        options = CallOptions(
-            session.asked.sub_model, limits.sub_tokens, limits.batch, time.monotonic() + limits.wall_seconds
-        )
-        payer = Payer(session.id, session.asked.tenant, session.id, session.id)
-        calls = ModelCalls(self._broker, payer, options, session.memo, session.tracer, reported)
-
-        async def answer(call: HostCall) -> Json:
-            if call.op == "llm_query":
-                return await calls.llm_query(call)
-            if call.op == "search":
-                return await searched(session.live, call)
-            if call.op == "answer":
-                return None
-            raise DoorRefusal("RuntimeError", f"{call.op} is part of a run; a session has llm_query and search only")
-
-        async def execute() -> Turn:
-            turn = await session.live.execute(code, answer, output.take, output.restarted)
-            session.remember(request_id, turn)  # at once: the session keeps it, whatever becomes of the caller
-            return turn
-
-        session.running += 1
-        try:
-            with OutputBatcher(tell) as output:
-                soon = time.monotonic() + self._budget_wait_seconds
-                result, _ = await metered(self._ledger, payer, limits.sandbox, execute, deadline=soon)
-            await session.tracer.settle()
-        finally:
-            session.running -= 1
-            session.used_at = time.monotonic()
-        tell(CodeFinished(result))

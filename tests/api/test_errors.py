@@ -35,7 +35,8 @@ from rlm_server.database.engine import (
 )
 from rlm_server.ledger import AccountClosed, BudgetBusy, BudgetExceeded, HoldUnknown, Span, windows
 from rlm_server.runs.supervisor import TooManyRuns
-from rlm_server.sessions.sessions import SessionEnded, TooManySessions
+from rlm_server.sessions.ends import SessionEnded
+from rlm_server.sessions.sessions import TooManySessions
 from sandbox.pool.pool import JailMissing, PoolFull
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import SnapshotRefused

@@ -16,10 +16,6 @@ from rlm.v1 import budget_pb2, types_pb2
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Amounts, By, Hold, Ledger, Limit, Query, Span, Totals
-from rlm_server.repl.limits import RunLimits
-from rlm_server.runs.events import BudgetWarning, EventOrigin
-from rlm_server.runs.journal import RunRow
-from rlm_server.runs.tree import Tree
 from tests.servers import Served
 from tests.system.accountant import TALK, Accountant, entry_filter, spend, stamp, total
 from tests.system.books import UNITS, rows
@@ -306,29 +302,3 @@ async def test_both_databases_tell_the_same(database_at: str | Path) -> None:
         assert [row.key for row in rows] == ["", "B", "a", "b", "Ä"]
         assert [row.doubtful for row in rows] == [Amounts(), *[Amounts(100, 10, 1)] * 4]
         assert [await ledger.last_entry(tenant) for tenant in ("one", "two", "none")] == [5, 10, 0]
-
-
-# ---- warnings --------------------------------------------------------------------------------------------------------
-
-
-class Told:
-    """A feed that only listens."""
-
-    def __init__(self) -> None:
-        self.warnings: list[BudgetWarning] = []
-
-    def emit(self, place: EventOrigin, body: BudgetWarning) -> None:
-        self.warnings.append(body)
-
-
-@pytest.mark.parametrize("unit", UNITS)
-def test_a_run_is_warned_once_at_each_share_of_its_budget_in_every_unit(unit: str) -> None:
-    told: Any = Told()
-    run = RunRow("run", "tenant", None, None, "model", "model", Limit(**{unit: 1000}), 0)
-    anything: Any = None
-    tree = Tree(anything, run, RunLimits(), "core", 0.0, told, None, anything)
-    for _ in range(100):
-        tree.count(EventOrigin("run", "", 0), Amounts(**{unit: 10}))
-    assert [(warning.unit, warning.percent, warning.spent, warning.limit) for warning in told.warnings] == [
-        (unit, percent, percent * 10, 1000) for percent in (50, 80, 95)
-    ]

@@ -1,0 +1,53 @@
+"""The guards of a node: turns without code, turns that fail one after another, and turns that repeat an earlier one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from rlm_server.repl.limits import RunLimits
+from rlm_server.runs import prompt
+from rlm_server.runs.events import Guard
+from rlm_server.runs.state import NodeEnded, RunState
+from sandbox.turn import Turn
+
+
+class Guards:
+    """Looks at the turns of one node, one after another. `emit` is told of what the guards notice."""
+
+    def __init__(self, limits: RunLimits, emit: Callable[[Guard], None]) -> None:
+        self._limits = limits
+        self._emit = emit
+        self._errors = 0
+        """Turns that failed, since the last that did not."""
+        self._seen: Counter[tuple[object, ...]] = Counter()
+        """Turns with code, by that and by what came of it."""
+
+    def look(self, blocks: Sequence[str], results: Sequence[Turn]) -> list[str]:
+        """Look at a turn, its code blocks and what came of those that ran, and return what the model is to be told.
+
+        Raises:
+            NodeEnded: too many turns failed in a row, or were the same.
+        """
+        if blocks:
+            notes = self._repeats(blocks, results)
+        else:
+            self._emit(Guard("no_code", "the reply held no code to run"))
+            notes = [prompt.NO_CODE]
+        failed = not blocks or results[-1].error is not None
+        self._errors = self._errors + 1 if failed else 0
+        if self._errors >= self._limits.errors_in_a_row:
+            raise NodeEnded(RunState.EXHAUSTED, f"errors_in_a_row: {self._errors} turns in a row failed")
+        return notes
+
+    def _repeats(self, blocks: Sequence[str], results: Sequence[Turn]) -> list[str]:
+        outcomes = ((turn.status, turn.stdout, turn.error and turn.error.message) for turn in results)
+        turn = (tuple(blocks), *outcomes)
+        self._seen[turn] += 1
+        times = self._seen[turn]
+        if times == 1:
+            return []
+        self._emit(Guard("repeated", "the code and what came of it are those of an earlier turn"))
+        if times >= self._limits.repeats:
+            raise NodeEnded(RunState.EXHAUSTED, f"no progress: the same code gave the same result {times} times")
+        return [prompt.REPEATED]

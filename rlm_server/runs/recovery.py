@@ -1,0 +1,51 @@
+"""What a former process left unfinished, ended at the start: its holds are settled, its runs say what happened."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from rlm_server.clock import now
+from rlm_server.ledger import AccountUnknown, Amounts, Ledger, LedgerError
+from rlm_server.runs.events import Event, EventOrigin, RunFinished
+from rlm_server.runs.journal import Journal, NodeRow
+from rlm_server.runs.state import RunState
+from rlm_server.runs.tree import CHILD
+
+log = logging.getLogger(__name__)
+
+REASON = "the server stopped during the run"
+
+
+async def recover(journal: Journal, ledger: Ledger) -> None:
+    """Settle every hold, close every account of a run or a child, and give every run its last event."""
+    recovered = await ledger.recover()
+    log.info("recovered holds: %d voided, %d posted in full", recovered.voided, recovered.posted)
+    # Children first, and from their accounts: a child may have one already and be no node of the run's yet.
+    await ledger.close_left(CHILD)
+    for node in await journal.unfinished():
+        spent = await _closed(ledger, node.id)
+        await journal.move(node.id, RunState.FAILED, reason=REASON, turns=node.turns)
+        if node.parent is None:
+            await _finish(journal, replace(node, state=RunState.FAILED, reason=REASON), spent)
+    for root in await journal.unannounced():
+        await _finish(journal, root, (await ledger.balance(root.id)).posted)
+
+
+async def _closed(ledger: Ledger, account: str) -> Amounts:
+    """Close an account and return what had been spent from it; nothing where there is none."""
+    spent = Amounts()
+    try:
+        spent = (await ledger.balance(account)).posted
+        await ledger.close_account(account)
+    except AccountUnknown:
+        return Amounts()
+    except LedgerError as error:
+        log.warning("the account of %s could not be closed: %s", account, error)
+    return spent
+
+
+async def _finish(journal: Journal, root: NodeRow, spent: Amounts) -> None:
+    last = await journal.last_sequence(root.id)
+    body = RunFinished(root.state, root.reason, spent, root.answer)
+    await journal.append(root.id, [Event(last + 1, now(), EventOrigin(root.id, "", 0), body)])

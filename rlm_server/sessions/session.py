@@ -1,0 +1,66 @@
+"""A session as its caller asks for it, and as it lives."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+
+from rlm_server.contexts.context_table import Context
+from rlm_server.ledger import Limit
+from rlm_server.repl.events import CodeFinished
+from rlm_server.repl.limits import RunLimits
+from rlm_server.repl.model_calls import Memo
+from rlm_server.repl.tracing import Tracer
+from sandbox.pool.pool import LiveSession
+from sandbox.turn import Turn
+
+REMEMBERED_RESULTS = 64
+"""Of a session's turns, by request id."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """A session as a caller asks for it, checked."""
+
+    tenant: str
+    request_id: str | None
+    image: str
+    context: Context | None
+    sub_model: str
+    budget: Limit
+    limits: RunLimits
+
+
+@dataclass(slots=True)
+class ReplSession:
+    """A live session. `created_at` is in Unix milliseconds; `began_at` and `used_at` are on `time.monotonic()`."""
+
+    id: str
+    asked: NewSession
+    live: LiveSession
+    held: AsyncExitStack
+    """Holds the context, for as long as the session lives."""
+    created_at: int
+    began_at: float = field(default_factory=time.monotonic)
+    used_at: float = field(default_factory=time.monotonic)
+    """When its last turn ended."""
+    tracer: Tracer = field(default_factory=Tracer)
+    running: int = 0
+    """How many turns are running."""
+    turn: asyncio.Task[None] | None = None
+    """The newest one."""
+    one_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Is held by the turn that runs."""
+    memo: Memo = field(default_factory=Memo)
+    results: OrderedDict[str, CodeFinished] = field(default_factory=OrderedDict)
+    """Of the last turns that had a request id, by that."""
+
+    def remember(self, request_id: str | None, turn: Turn) -> None:
+        """Keep the result of a turn, for a caller who repeats its request."""
+        if request_id is not None:
+            self.results[request_id] = CodeFinished(turn)
+            while len(self.results) > REMEMBERED_RESULTS:
+                self.results.popitem(last=False)

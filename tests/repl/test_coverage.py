@@ -1,0 +1,60 @@
+"""How much of a text has been looked at, summed up from the blocks that were."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlm_server.repl import coverage
+from rlm_server.repl.coverage import Coverage, summary
+from sandbox.corpora.corpus import BLOCK, Kind, in_memory
+from sandbox.corpora.coverage import Range
+
+
+def test_of_a_text_the_blocks_that_were_looked_at_count_with_their_characters() -> None:
+    with in_memory(["x" * (2 * BLOCK + BLOCK // 2)], Kind.TEXT) as corpus:
+        assert summary(corpus, 0b000) == Coverage(0.0, 0, (), more=False)
+        assert summary(corpus, 0b001) == Coverage(0.4, 1, (Range(0, 0, BLOCK),))
+        assert summary(corpus, 0b101) == Coverage(0.6, 1, (Range(0, 0, BLOCK), Range(0, 2 * BLOCK, 163_840)))
+        assert summary(corpus, 0b111) == Coverage(1.0, 1, (Range(0, 0, 163_840),))
+
+
+def test_of_a_text_of_wide_characters_a_block_has_fewer() -> None:
+    with in_memory(["\U0001f600" * BLOCK], Kind.TEXT) as corpus:
+        assert summary(corpus, 0b0010) == Coverage(0.25, 1, (Range(0, BLOCK // 4, BLOCK // 2),))
+
+
+def test_of_documents_those_that_were_looked_at_count() -> None:
+    with in_memory(["one", "three", "", "x" * 2 * BLOCK], Kind.DOCUMENTS) as corpus:
+        characters = corpus.characters
+        assert summary(corpus, 0b10) == Coverage(5 / characters, 1, (Range(1, 0, 5),))
+        both = summary(corpus, 0b10 | 1 << corpus.first_block(3))
+        assert (both.documents, both.ranges) == (2, (Range(1, 0, 5), Range(3, 0, BLOCK)))
+
+
+@given(st.lists(st.text(max_size=5), max_size=8), st.data())
+def test_the_fraction_is_that_of_the_characters_and_everything_is_all_of_them(
+    texts: list[str], data: st.DataObject
+) -> None:
+    with in_memory(texts, Kind.DOCUMENTS) as corpus:
+        looked = data.draw(st.sets(st.sampled_from(range(len(texts))) if texts else st.nothing()))
+        blocks = sum(1 << corpus.first_block(number) for number in looked)
+        every = sum(map(len, texts))
+        found = summary(corpus, blocks)
+        if every:
+            assert found.fraction == sum(len(texts[number]) for number in looked) / every
+        assert found.documents == len([number for number in looked if texts[number]])
+        assert summary(corpus, (1 << corpus.blocks) - 1).fraction == 1.0
+
+
+def test_where_there_is_nothing_to_look_at_everything_has_been() -> None:
+    with in_memory([""], Kind.TEXT) as corpus:
+        assert summary(corpus, 0).fraction == 1.0
+
+
+def test_of_many_ranges_the_first_are_told_and_all_of_them_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "MAX_RANGES", 2)
+    with in_memory(["x"] * 8, Kind.DOCUMENTS) as corpus:
+        assert summary(corpus, 0b0000101) == Coverage(0.25, 2, (Range(0, 0, 1), Range(2, 0, 1)), more=False)
+        assert summary(corpus, 0b1010101) == Coverage(0.5, 4, (Range(0, 0, 1), Range(2, 0, 1)), more=True)

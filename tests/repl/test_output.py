@@ -1,0 +1,127 @@
+"""What code prints is told in its order, whole, and not a byte at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlm_server.repl import output
+from rlm_server.repl.events import Printed
+from rlm_server.repl.output import OutputBatcher
+
+STDOUT, STDERR = 1, 2
+FLUSH = None
+"""In a history of what is printed: so much time passes that what there is is told."""
+
+texts = st.text(st.sampled_from("ab\n\xe9\u4e2d\U0001f600"), max_size=8)
+printed = st.tuples(st.sampled_from([STDOUT, STDERR]), texts | st.binary(max_size=8))
+histories = st.lists(printed | st.just(FLUSH), max_size=40)
+
+
+def gathered(history: list[tuple[int, str | bytes] | None]) -> list[Printed]:
+    """Play a history and return what was told."""
+
+    async def play() -> list[Printed]:
+        told: list[Any] = []
+        with OutputBatcher(told.append) as batcher:
+            for act in history:
+                if act is FLUSH:
+                    batcher._flush()
+                else:
+                    stream, data = act
+                    batcher.take(stream, data if isinstance(data, bytes) else data.encode())
+        return told
+
+    return asyncio.run(play())
+
+
+def printed_to(stream: str, told: list[Printed]) -> str:
+    return "".join(part.text for part in told if part.stream == stream)
+
+
+@given(histories)
+def test_each_stream_is_told_whole_and_nothing_else_is(history: list[tuple[int, str | bytes] | None]) -> None:
+    told = gathered(history)
+    for stream, name in ((STDOUT, "stdout"), (STDERR, "stderr")):
+        data = b"".join(
+            act[1] if isinstance(act[1], bytes) else act[1].encode() for act in history if act and act[0] == stream
+        )
+        assert printed_to(name, told) == data.decode("utf-8", "replace")
+    assert all(part.text for part in told)
+
+
+@given(st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), texts) | st.just(FLUSH), max_size=40))
+def test_whole_characters_are_told_in_the_order_in_which_they_were_printed(
+    history: list[tuple[int, str] | None],
+) -> None:
+    told = gathered([*history])
+    names = {STDOUT: "stdout", STDERR: "stderr"}
+    in_order = [(names[act[0]], character) for act in history if act for character in act[1]]
+    assert [(part.stream, character) for part in told for character in part.text] == in_order
+
+
+@given(st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), texts), max_size=40))
+def test_what_one_stream_prints_without_the_other_is_told_as_one(history: list[tuple[int, str]]) -> None:
+    told = gathered([*history])
+    assert all(before.stream != after.stream for before, after in pairwise(told))
+
+
+def test_a_character_that_comes_in_pieces_is_told_once_it_is_whole() -> None:
+    head, tail = "\u4e2d".encode()[:1], "\u4e2d".encode()[1:]
+    told = gathered([(STDOUT, b"a" + head), FLUSH, (STDERR, b"!"), (STDOUT, tail), FLUSH])
+    assert told == [Printed("stdout", "a"), Printed("stderr", "!"), Printed("stdout", "\u4e2d")]
+
+
+def test_a_character_that_never_becomes_whole_is_told_as_one_that_is_none() -> None:
+    assert gathered([(STDOUT, b"a\xe4\xb8")]) == [Printed("stdout", "a\ufffd")]
+
+
+class Counted(list[tuple[int, str]]):
+    """A list that counts the items that are looked at, or copied, in it and in its slices."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        for item in super().__iter__():
+            Counted.looks += 1
+            yield item
+
+    def __getitem__(self, index: Any) -> Any:
+        Counted.looks += len(range(*index.indices(len(self)))) if isinstance(index, slice) else 1
+        found = super().__getitem__(index)
+        return Counted(found) if isinstance(index, slice) else found
+
+
+def test_what_there_is_to_tell_is_looked_at_once_even_where_the_streams_take_turns() -> None:
+    told: list[Any] = []
+    batcher = OutputBatcher(told.append)
+    batcher._parts = Counted([(STDOUT, "a"), (STDERR, "b")] * 1000)
+    batcher._flush()
+    assert (len(told), Counted.looks) == (2000, 2000)
+
+
+async def test_output_is_told_while_the_turn_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "EVERY_SECONDS", 0.001)
+    told: asyncio.Queue[Any] = asyncio.Queue()
+    with OutputBatcher(told.put_nowait) as batcher:
+        for text in ("one", "two"):
+            batcher.take(STDOUT, text.encode())
+            async with asyncio.timeout(30):
+                assert await told.get() == Printed("stdout", text)
+    assert told.empty()
+
+
+async def test_nothing_is_told_after_the_turn() -> None:
+    told: list[Any] = []
+    with OutputBatcher(told.append) as batcher:
+        batcher.take(STDOUT, b"last")
+        timer = batcher._timer
+    assert told == [Printed("stdout", "last")]
+    assert timer is not None
+    assert timer.cancelled()

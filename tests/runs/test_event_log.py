@@ -1,0 +1,230 @@
+"""Whoever watches a run, from whichever number and however slowly, gets every event once and in order."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlm_server.repl.events import Printed
+from rlm_server.runs import event_log
+from rlm_server.runs.event_log import EventLog, replay
+from rlm_server.runs.events import Event
+from rlm_server.runs.journal import Journal
+from tests.runs.stage import END, ROOT, a_run
+
+
+def printed(text: str = "text") -> Printed:
+    return Printed("stdout", text)
+
+
+async def numbers(events: AsyncIterator[Event]) -> list[int]:
+    return [event.sequence async for event in events]
+
+
+@dataclass
+class MemoryJournal:
+    """A journal in memory. Each order to it takes as many steps of the event loop as `pauses` says, in turn."""
+
+    pauses: Sequence[int] = (0,)
+    kept: list[Event] = field(default_factory=list)
+    orders: int = 0
+
+    async def append(self, run: str, events: Sequence[Event]) -> None:
+        await self._pause()
+        self.kept += events
+
+    async def events(self, run: str, from_sequence: int, most: int) -> list[Event]:
+        await self._pause()
+        return [event for event in self.kept if event.sequence >= from_sequence][:most]
+
+    async def _pause(self) -> None:
+        self.orders += 1
+        for _ in range(self.pauses[self.orders % len(self.pauses)]):
+            await asyncio.sleep(0)
+
+
+def a_log(journal: MemoryJournal) -> EventLog:
+    there: Any = journal
+    return EventLog(there, "run")
+
+
+@dataclass
+class Watcher:
+    """Takes an event whenever it is let."""
+
+    log: EventLog
+    from_sequence: int
+    may: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))
+    seen: list[int] = field(default_factory=list)
+
+    async def watch(self) -> None:
+        async for event in self.log.watch(self.from_sequence):
+            await self.may.acquire()
+            self.seen.append(event.sequence)
+
+
+EMIT, STEP = "emit", "step"
+acts = (
+    st.just(EMIT)
+    | st.just(STEP)
+    | st.tuples(st.just("watch"), st.integers(-1, 12))
+    | st.tuples(st.just("take"), st.integers(0, 3))
+)
+
+
+async def play(history: list[Any], journal: MemoryJournal) -> tuple[EventLog, list[Watcher]]:
+    """Let happen what a history says, and then the end of the run."""
+    log, watchers = a_log(journal), list[Watcher]()
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(log.serve())
+        for act in history:
+            match act:
+                case "emit":
+                    log.emit(ROOT, printed())
+                case "step":
+                    await asyncio.sleep(0)
+                case ("watch", from_sequence):
+                    watchers.append(Watcher(log, from_sequence))
+                    group.create_task(watchers[-1].watch())
+                case ("take", number) if watchers:
+                    watchers[number % len(watchers)].may.release()
+        log.emit(ROOT, END)
+        for watcher in watchers:
+            for _ in range(log.last):
+                watcher.may.release()
+    return log, watchers
+
+
+@given(st.lists(acts, max_size=40), st.lists(st.integers(0, 3), min_size=1, max_size=5))
+def test_every_watcher_gets_every_number_once_and_in_order(history: list[Any], pauses: list[int]) -> None:
+    async def check() -> None:
+        journal = MemoryJournal(pauses)
+        log, watchers = await play(history, journal)
+        everything = list(range(1, history.count(EMIT) + 2))
+        assert [event.sequence for event in journal.kept] == everything
+        assert log.last == everything[-1]
+        for watcher in watchers:
+            assert watcher.seen == everything[max(0, watcher.from_sequence - 1) :]
+        for from_sequence in range(-1, log.last + 3):
+            rest = everything[max(0, from_sequence - 1) :]
+            assert await numbers(log.watch(from_sequence)) == rest
+            there: Any = journal
+            assert await numbers(replay(there, "run", from_sequence)) == rest
+
+    with patch.object(event_log, "_MAX_AT_ONCE", 3):
+        asyncio.run(check())
+
+
+async def test_an_event_is_told_only_once_it_is_kept() -> None:
+    let = asyncio.Event()
+
+    class Slow(MemoryJournal):
+        async def append(self, run: str, events: Sequence[Event]) -> None:
+            await let.wait()
+            await super().append(run, events)
+
+    log = a_log(Slow())
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(log.serve())
+        watcher = Watcher(log, 1, asyncio.Semaphore(10))
+        group.create_task(watcher.watch())
+        log.emit(ROOT, printed())
+        log.emit(ROOT, END)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert (watcher.seen, log.last) == ([], 2)
+        let.set()
+    assert watcher.seen == [1, 2]
+
+
+async def test_events_that_happen_while_others_are_written_are_written_together_afterwards() -> None:
+    batches: list[int] = []
+
+    class Counting(MemoryJournal):
+        async def append(self, run: str, events: Sequence[Event]) -> None:
+            batches.append(len(events))
+            if len(batches) == 1:
+                for _ in range(5):
+                    log.emit(ROOT, printed())
+                log.emit(ROOT, END)
+            await super().append(run, events)
+
+    log = a_log(Counting())
+    log.emit(ROOT, printed())
+    async with asyncio.timeout(60):
+        await log.serve()
+    assert batches == [1, 6]
+
+
+async def test_a_watcher_who_takes_nothing_holds_up_nobody() -> None:
+    log = a_log(MemoryJournal())
+    idle, awake = Watcher(log, 1), Watcher(log, 1, asyncio.Semaphore(1000))
+    async with asyncio.timeout(60):
+        serving, waiting = asyncio.create_task(log.serve()), asyncio.create_task(idle.watch())
+        watching = asyncio.create_task(awake.watch())
+        for _ in range(999):
+            log.emit(ROOT, printed())
+        log.emit(ROOT, END)
+        await serving
+        await watching
+        assert (len(awake.seen), idle.seen) == (1000, [])
+        for _ in range(1000):
+            idle.may.release()
+        await waiting
+    assert idle.seen == awake.seen
+
+
+async def test_when_events_can_be_kept_no_more_watchers_get_those_that_are_and_do_not_wait() -> None:
+    first_kept = asyncio.Event()
+
+    class Failing(MemoryJournal):
+        async def append(self, run: str, events: Sequence[Event]) -> None:
+            if self.kept:
+                raise OSError("the disk is full")
+            await super().append(run, events)
+            first_kept.set()
+
+    log = a_log(Failing())
+    log.emit(ROOT, printed())
+    async with asyncio.timeout(60):
+        serving, watching = asyncio.create_task(log.serve()), asyncio.create_task(numbers(log.watch(1)))
+        await first_kept.wait()
+        log.emit(ROOT, printed("lost"))
+        with pytest.raises(OSError, match="the disk is full"):
+            await serving
+        assert await watching == [1]
+        assert await numbers(log.watch(1)) == [1]
+
+
+async def test_when_the_keeping_is_stopped_watchers_do_not_wait() -> None:
+    log = a_log(MemoryJournal())
+    async with asyncio.timeout(60):
+        serving, watching = asyncio.create_task(log.serve()), asyncio.create_task(numbers(log.watch(1)))
+        await asyncio.sleep(0)
+        serving.cancel()
+        assert await watching == []
+
+
+async def test_a_log_goes_on_counting_where_another_ended(journal: Journal) -> None:
+    await journal.create(a_run(), "What?")
+    first = EventLog(journal, "run")
+    first.emit(ROOT, printed("one"))
+    serving = asyncio.create_task(first.serve())
+    async with asyncio.timeout(60):
+        async for event in first.watch(1):
+            assert event.sequence == 1
+            break
+        serving.cancel()
+        await asyncio.wait([serving])
+        second = EventLog(journal, "run", await journal.last_sequence("run"))
+        second.emit(ROOT, END)
+        await second.serve()
+    assert second.last == 2
+    assert await numbers(second.watch(1)) == await numbers(replay(journal, "run", 1)) == [1, 2]

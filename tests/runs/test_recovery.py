@@ -1,0 +1,143 @@
+"""What a process that died left unfinished is ended by the next: nothing is held, and every run says what happened."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.ledger import Amounts, Hold, Ledger, Limit
+from rlm_server.runs.events import Event, RunFinished
+from rlm_server.runs.journal import Journal
+from rlm_server.runs.recovery import REASON, recover
+from rlm_server.runs.state import RunState
+from rlm_server.runs.tree import CHILD
+from rlm_server.tenants.tenants import Tenants
+from tests.runs.stage import END, a_node, a_run, an_event
+
+SPENT = Amounts(nano_usd=7, tokens=3, calls=1)
+
+
+@dataclass(frozen=True)
+class Process:
+    """What a process has of the database; its end is its death."""
+
+    journal: Journal
+    ledger: Ledger
+
+    async def begin(self, run: str = "run") -> None:
+        """Start a run that has spent something, as the supervisor does."""
+        await self.journal.create(a_run(run), "What?")
+        await self.ledger.open_account(run, tenant="acme", parent="acme", limit=Limit(nano_usd=100))
+        await self.journal.move(run, RunState.RUNNING)
+        await self.ledger.post(await self.send(run, SPENT), SPENT, None)
+
+    async def end(self, run: str) -> None:
+        """End a run but for its last event."""
+        await self.ledger.close_account(run)
+        await self.journal.move(run, RunState.SUCCEEDED, answer="42")
+
+    async def open_child(self, child: str) -> None:
+        await self.ledger.open_account(child, tenant="acme", parent="run", limit=Limit(nano_usd=50), carve=True)
+
+    async def send(self, account: str, amounts: Amounts) -> str:
+        """Send a model call, and return its hold."""
+        hold = Hold(f"hold of {account}", account, amounts, "model", "", "acme", "run", account)
+        await self.ledger.reserve(hold, deadline=0.0, dispatch=True)
+        return hold.id
+
+    async def recover(self) -> None:
+        await recover(self.journal, self.ledger)
+
+    async def events(self, run: str) -> list[Event]:
+        return await self.journal.events(run, 1, 100)
+
+    async def last(self, run: str) -> tuple[int, object]:
+        (*_, event) = await self.events(run)
+        return event.sequence, event.body
+
+    async def closed(self, account: str) -> bool:
+        statement = await self.ledger.statement("acme", account)
+        assert statement is not None
+        return statement.closed
+
+
+@asynccontextmanager
+async def process(folder: Path) -> AsyncIterator[Process]:
+    async with await Database.open(folder / "rlm.sqlite", MIGRATIONS) as database:
+        await Tenants(database).ensure("acme")
+        ledger = Ledger(database)
+        await ledger.open_account("acme", tenant="acme", parent=None, limit=Limit())
+        yield Process(Journal(database), ledger)
+
+
+async def test_a_run_that_was_going_on_has_failed_and_says_what_it_spent(tmp_path: Path) -> None:
+    async with process(tmp_path) as first:
+        await first.begin()
+        await first.journal.append("run", [an_event(1), an_event(2)])
+    async with process(tmp_path) as second:
+        await second.recover()
+        (root,) = await second.journal.nodes("run")
+        assert (root.state, root.reason) == (RunState.FAILED, REASON)
+        assert await second.last("run") == (3, RunFinished(RunState.FAILED, REASON, SPENT, ""))
+        assert await second.closed("run")
+
+
+async def test_what_may_have_been_sent_is_paid_for_in_full(tmp_path: Path) -> None:
+    sent = Amounts(nano_usd=20)
+    async with process(tmp_path) as first:
+        await first.begin()
+        await first.open_child(CHILD + "1")
+        await first.journal.add_node(a_node(CHILD + "1"))
+        await first.send(CHILD + "1", sent)
+    async with process(tmp_path) as second:
+        await second.recover()
+        assert {node.state for node in await second.journal.nodes("run")} == {RunState.FAILED}
+        assert await second.last("run") == (1, RunFinished(RunState.FAILED, REASON, SPENT + sent, ""))
+        balance = await second.ledger.balance("acme")
+        assert (balance.posted, balance.pending) == (SPENT + sent, Amounts())
+
+
+async def test_a_child_that_has_an_account_and_is_no_node_yet_gives_its_share_back(tmp_path: Path) -> None:
+    async with process(tmp_path) as first:
+        await first.begin()
+        await first.open_child(CHILD + "1")
+    async with process(tmp_path) as second:
+        await second.recover()
+        assert await second.closed(CHILD + "1")
+        assert await second.closed("run")
+
+
+async def test_a_run_that_had_no_account_yet_has_failed_too(tmp_path: Path) -> None:
+    async with process(tmp_path) as first:
+        await first.journal.create(a_run(), "What?")
+    async with process(tmp_path) as second:
+        await second.recover()
+        assert await second.last("run") == (1, RunFinished(RunState.FAILED, REASON, Amounts(), ""))
+
+
+async def test_a_run_whose_end_was_kept_but_not_told_tells_it(tmp_path: Path) -> None:
+    async with process(tmp_path) as first:
+        await first.begin()
+        await first.end("run")
+    async with process(tmp_path) as second:
+        await second.recover()
+        assert await second.last("run") == (1, RunFinished(RunState.SUCCEEDED, "", SPENT, "42"))
+
+
+async def test_runs_that_have_ended_stay_as_they_are_and_so_do_recovered_ones(tmp_path: Path) -> None:
+    async with process(tmp_path) as first:
+        await first.begin()
+        await first.begin("ended")
+        await first.end("ended")
+        await first.journal.append("ended", [an_event(1), an_event(2, END)])
+    async with process(tmp_path) as second:
+        await second.recover()
+        kept = [(await second.journal.nodes(run), await second.events(run)) for run in ("run", "ended")]
+        assert kept[1][1] == [an_event(1), an_event(2, END)]
+    async with process(tmp_path) as third:
+        await third.recover()
+        assert [(await third.journal.nodes(run), await third.events(run)) for run in ("run", "ended")] == kept

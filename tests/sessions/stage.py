@@ -1,0 +1,36 @@
+"""A session whose turns do what a test says, without a sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+from rlm_server.ledger import Limit
+from rlm_server.repl.limits import RunLimits
+from rlm_server.sessions.session import NewSession, ReplSession
+from sandbox.door import HostCall, Json
+from sandbox.turn import OutputListener, Turn
+
+Answer = Callable[[HostCall], Awaitable[Json]]
+Act = Callable[[str, Answer, OutputListener], Awaitable[Turn]]
+
+
+class Acting:
+    """Stands in for a live session."""
+
+    def __init__(self, act: Act) -> None:
+        self._act = act
+
+    async def execute(self, code: str, answer: Answer, listener: OutputListener, *_: Any) -> Turn:
+        return await self._act(code, answer, listener)
+
+
+async def idle(code: str, answer: Answer, listener: OutputListener) -> Turn:
+    raise AssertionError("no turn was to run")
+
+
+def a_session(id: str = "ses_1", act: Act = idle, *, tenant: str = "acme", **fields: Any) -> ReplSession:
+    live: Any = Acting(act)
+    new = NewSession(tenant, None, "core", None, "small", Limit(), RunLimits())
+    return ReplSession(id, new, live, AsyncExitStack(), 0, **fields)
