@@ -52,7 +52,8 @@ class Environment(EnvSettingsSource):
         """Return what the variables say."""
         values = super().__call__()
         for spec in with_keys():
-            if key := os.environ.get(spec.key_variable):
+            key = os.environ.get(spec.key_variable, "")
+            if key:
                 values.setdefault(spec.key_setting, key)
         return values
 
@@ -82,7 +83,7 @@ class File:
         Raises:
             SourceError: it is not there, or is not TOML.
         """
-        path = os.environ.get(FILE_VARIABLE)
+        path = os.environ.get(FILE_VARIABLE, "")
         if not path:
             return cls()
         if not Path(path).is_file():

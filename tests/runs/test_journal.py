@@ -9,7 +9,15 @@ import pytest
 from rlm_server.contexts.lineage import Passage
 from rlm_server.ledger import Amounts, Limit
 from rlm_server.repl.coverage import Coverage
-from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, FinishedCall, Printed
+from rlm_server.repl.events import (
+    CallFinished,
+    CallStarted,
+    CallTraced,
+    CodeFinished,
+    FinishedCall,
+    Printed,
+    TurnRestarted,
+)
 from rlm_server.runs import events
 from rlm_server.runs.events import Body, Event, EventOrigin, RunFinished, from_json, to_json
 from rlm_server.runs.journal import Journal
@@ -160,6 +168,7 @@ BODIES: list[Body] = [
     events.CodeStarted("x = '\x00'", 2),
     Printed("stdout", "a\nb"),
     Printed("stderr", "\U0001f600"),
+    TurnRestarted("the process died"),
     CallStarted("call_2", "sub-model", 100),
     CallFinished(FinishedCall("call_2", "sub-model", SPENT), 20),
     CallFinished(FinishedCall("call_2", "sub-model", Amounts(), memo=True), 20),

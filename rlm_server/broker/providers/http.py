@@ -117,7 +117,7 @@ class _Pool:
 def _proxy(url: httpx2.URL) -> str | None:
     """The proxy for an address, by `HTTPS_PROXY` and its like; None where there is none, or `NO_PROXY` rules it out."""
     proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
+    proxy = proxies.get(url.scheme, "") or proxies.get("all", "")
     if not proxy or proxy_bypass(url.netloc.decode("ascii")):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
