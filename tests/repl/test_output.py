@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_server.repl import output
-from rlm_server.repl.events import Printed
+from rlm_server.repl.events import Printed, TurnRestarted
 from rlm_server.repl.output import OutputBatcher
 
 STDOUT, STDERR = 1, 2
@@ -115,6 +115,22 @@ async def test_output_is_told_while_the_turn_goes_on(monkeypatch: pytest.MonkeyP
             async with asyncio.timeout(30):
                 assert await told.get() == Printed("stdout", text)
     assert told.empty()
+
+
+async def test_what_was_printed_before_a_turn_begins_again_is_void() -> None:
+    told: list[Any] = []
+    with OutputBatcher(told.append) as batcher:
+        batcher.take(STDOUT, b"told before")
+        batcher._flush()
+        batcher.take(STDERR, b"lost")
+        batcher.take(STDOUT, "\u4e2d".encode()[:1])
+        batcher.restarted("the worker was lost")
+        batcher.take(STDOUT, b"again")
+    assert told == [
+        Printed("stdout", "told before"),
+        TurnRestarted("the worker was lost"),
+        Printed("stdout", "again"),
+    ]
 
 
 async def test_nothing_is_told_after_the_turn() -> None:
