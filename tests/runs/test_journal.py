@@ -176,7 +176,6 @@ BODIES: list[Body] = [
     CallTraced("call_2", (Passage(1, 2, 3, 4), Passage(5, 6, 7, 8)), more=True),
     events.ChildStarted("node_1", "Which?", 100, LIMIT),
     events.ChildFinished("node_1", RunState.EXHAUSTED, "max_turns", SPENT),
-    TurnRestarted("the worker process was lost"),
     CodeFinished(TURN),
     CodeFinished(STOPPED),
     events.TurnCheckpointed(1 << 20, COVERAGE),
