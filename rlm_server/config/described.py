@@ -169,10 +169,16 @@ def _kind(annotation: Any) -> str:
     if annotation is bool:
         return "`true` or `false`"
     if typing.get_origin(annotation) is list:
-        return f"list of {_kind(typing.get_args(annotation)[0])}s"
+        return f"list of {_several(_kind(typing.get_args(annotation)[0]))}"
     if typing.get_origin(annotation) is dict:
-        return f"{TABLE} of {_kind(typing.get_args(annotation)[1])}s"
+        return f"{TABLE} of {_several(_kind(typing.get_args(annotation)[1]))}"
     return _KINDS.get(annotation, TABLE)
+
+
+def _several(kind: str) -> str:
+    """A type in the plural: `list of texts` becomes `lists of texts`."""
+    first, of, rest = kind.partition(" of ")
+    return f"{first}s{of}{rest}"
 
 
 def _bounds(marks: Sequence[Any], unit: str) -> str:
