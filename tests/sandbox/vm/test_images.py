@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sandbox.limits import Limits
-from sandbox.vm import engine, image
+from sandbox.vm import engine, file_hashes, image
 from sandbox.vm.image import ImageError, ImageSpec, Loaded, cache_folder, prepare
 from sandbox.vm.session import Session
 from tests.sandbox.repl import Repl
@@ -94,6 +94,36 @@ def flip(data: bytes) -> bytes:
 def test_what_is_intact_is_used_as_it_is(cache: Path, never_compile: list[Path]) -> None:
     assert load(cache) == []
     assert never_compile == []
+
+
+@pytest.fixture
+def remembering(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The memory of an image that was loaded, and whose hash is remembered."""
+    monkeypatch.setattr(file_hashes, "SETTLED_SECONDS", 0.0)
+    memory = entry(cache, "golden-tiny") / "memory"
+    replace(memory, bytes)  # a file of its own, which may be changed
+    assert load(cache) == []
+    assert str(memory) in json.loads((cache / "hashes.json").read_text())
+    return memory
+
+
+def test_what_is_remembered_to_be_intact_is_not_hashed_again(
+    cache: Path, remembering: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(file_hashes, "file_hash")
+    assert load(cache) == []
+
+
+def test_a_bit_that_is_flipped_is_noticed_where_the_files_time_is_put_back(cache: Path, remembering: Path) -> None:
+    status = remembering.stat()
+    with remembering.open("r+b") as file:
+        file.seek(status.st_size // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    os.utime(remembering, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert remembering.stat().st_mtime_ns == status.st_mtime_ns
+    assert "damaged" in load(cache)[0]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,111 @@
+"""Hashes of files, remembered: a file that is as it was when it was hashed need not be read again.
+
+A hash is remembered with what tells a file, as it is, from every other: its device, inode, size, owner and times.
+Whoever changes a file changes its `ctime`, which nothing but the kernel sets. There are three gaps. A change right
+after another can fall into the same tick of the clock, so a file that was changed just now is not remembered. A disk
+that rots changes no time, so a hash is believed for a day only. And whoever can write to this user's files can write to
+the memory too: against them no hash that lies beside the files helps.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+import time
+from contextlib import suppress
+from io import BufferedReader
+from pathlib import Path
+from typing import NamedTuple
+
+BELIEVED_SECONDS = 86_400.0
+SETTLED_SECONDS = 2.0
+"""A file is remembered if it was last changed so long ago. No file system in use has a coarser clock."""
+
+
+class Identity(NamedTuple):
+    """A file as it is: another file, or this one after any change, has another identity."""
+
+    device: int
+    inode: int
+    size: int
+    owner: int
+    modified: int
+    changed: int
+
+    @classmethod
+    def of(cls, file: BufferedReader) -> Identity:
+        """Return the identity of an open file."""
+        status = os.fstat(file.fileno())
+        return cls(
+            status.st_dev, status.st_ino, status.st_size, status.st_uid, status.st_mtime_ns, status.st_ctime_ns
+        )  # fmt: skip
+
+
+class _Remembered(NamedTuple):
+    identity: Identity
+    hash: str
+    at: float
+    """When the file was hashed, in Unix seconds."""
+
+
+def file_hash(file: BufferedReader) -> str:
+    """Return the BLAKE2b of an open file's bytes, in hexadecimal."""
+    return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+class FileHashes:
+    """The hashes of some files, remembered in another file. What is wrong with that is as if it were not there."""
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        self._known = _read(memory)
+        self._changed = False
+
+    def verify(self, path: Path, expected: str) -> bool:
+        """Return whether a file has this hash; it is read unless it is remembered to have it.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        with path.open("rb") as file:
+            identity, now = Identity.of(file), time.time()
+            known = self._known.get(str(path))
+            if known and known[:2] == (identity, expected) and 0 <= now - known.at < BELIEVED_SECONDS:
+                return True
+            found = file_hash(file)
+            if max(identity.modified, identity.changed) / 1e9 < now - SETTLED_SECONDS:
+                self._known[str(path)] = _Remembered(identity, found, now)
+                self._changed = True
+            return found == expected
+
+    def keep(self) -> None:
+        """Write down what is new, and forget what is too old. A memory that cannot be written is left as it is."""
+        if not self._changed:
+            return
+        now = time.time()
+        kept = {name: one for name, one in self._known.items() if 0 <= now - one.at < BELIEVED_SECONDS}
+        new = self._memory.with_name(self._memory.name + ".new")
+        with suppress(OSError):
+            new.unlink(missing_ok=True)
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                json.dump(kept, file)
+            new.rename(self._memory)
+            self._changed = False
+
+
+def _read(memory: Path) -> dict[str, _Remembered]:
+    """Return what a memory holds; nothing where it is damaged, or where another user wrote it or could have."""
+    try:
+        with os.fdopen(os.open(memory, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+            status = os.fstat(file.fileno())
+            if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+                return {}
+            held = json.load(file)
+        return {
+            name: _Remembered(Identity(*map(int, identity)), str(found), float(at))
+            for name, (identity, found, at) in held.items()
+        }
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}

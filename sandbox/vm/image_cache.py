@@ -1,0 +1,94 @@
+"""The cache of built images: a folder of entries, each a folder with a manifest of its files' hashes.
+
+An entry that is incomplete, altered, or not ours is never used: it is built anew.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sandbox.vm.file_hashes import FileHashes, file_hash
+
+Progress = Callable[[str], None]
+"""Called with what is being done, as each long step begins."""
+
+
+class NotOurs(Exception):
+    """A folder belongs to another user, or another can write to it."""
+
+
+class ImageCache:
+    """An open cache, which no other process has open. Made by `opened`."""
+
+    def __init__(self, folder: Path, hashes: FileHashes, progress: Progress) -> None:
+        self._folder = folder
+        self._hashes = hashes
+        self._progress = progress
+
+    @classmethod
+    @contextmanager
+    def opened(cls, folder: Path, progress: Progress) -> Iterator[ImageCache]:
+        """Open the cache in a folder, which is made where it is missing; waits until no other process has it open.
+
+        Raises:
+            NotOurs: another user can write to it: code is loaded from it.
+        """
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _check_ours(folder)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for abandoned in folder.glob("building-*"):
+                shutil.rmtree(abandoned)
+            hashes = FileHashes(folder / "hashes.json")
+            yield cls(folder, hashes, progress)
+            hashes.keep()
+
+    def entry(self, name: str, build: Callable[[Path], None]) -> Path:
+        """Return the folder of an entry, built anew unless it is exactly as it was built."""
+        entry = self._folder / name
+        if entry.exists():
+            if self._intact(entry):
+                return entry
+            self._progress(f"{name} in the cache is damaged: building it again")
+            shutil.rmtree(entry)
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix="building-") as temporary:
+            made = Path(temporary) / "entry"
+            made.mkdir()
+            build(made)
+            hashes = {path.name: _hash(path) for path in sorted(made.iterdir())}
+            (made / "manifest.json").write_text(json.dumps({"entry": name, "blake2b": hashes}, indent=1))
+            made.rename(entry)
+        return entry
+
+    def _intact(self, entry: Path) -> bool:
+        try:
+            _check_ours(entry)
+            manifest = json.loads((entry / "manifest.json").read_text())
+            present = {path.name for path in entry.iterdir()} - {"manifest.json"}
+            hashes: dict[str, str] = manifest["blake2b"]
+            return (
+                manifest["entry"] == entry.name
+                and present == set(hashes)
+                and all(self._hashes.verify(entry / name, expected) for name, expected in hashes.items())
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, NotOurs):
+            return False
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return file_hash(file)
+
+
+def _check_ours(folder: Path) -> None:
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise NotOurs(f"{folder} must belong to this user and be writable by nobody else: code is loaded from it")
