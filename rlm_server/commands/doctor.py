@@ -10,16 +10,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import click
+
 from rlm_server.broker.prices.table import table_hashes
 from rlm_server.broker.providers.registry import COMPATIBLE, with_keys
 from rlm_server.broker.providers.scripted_models import SCRIPTS
+from rlm_server.commands.console import explained, shown_progress
 from rlm_server.config.model_catalog import Models, build_models
 from rlm_server.config.price_list import PriceList, age
 from rlm_server.config.settings import Settings
 from rlm_server.server import image_specs
 from sandbox.memory import pagetable
 from sandbox.pool.process import WorkerLost, started
-from sandbox.vm.image import Loaded, Progress, prepare
+from sandbox.vm.image import Loaded, prepare
+from sandbox.vm.image_cache import Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,20 @@ class Finding:
     part: str
     holds: bool
     detail: str
+
+
+def report() -> bool:
+    """Print what is found, and return whether all of it holds.
+
+    Raises:
+        ClickException: there is no going on: a setting is wrong, or an image cannot be built.
+    """
+    holds = True
+    with explained(), shown_progress() as progress:
+        for finding in examine(Settings.load(), progress):
+            holds &= finding.holds
+            click.echo(f"{'ok ' if finding.holds else 'NO '} {finding.part}: {finding.detail}")
+    return holds
 
 
 def examine(settings: Settings, progress: Progress) -> Iterator[Finding]:

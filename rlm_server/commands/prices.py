@@ -43,9 +43,8 @@ class Finding:
     text: str
 
 
-@click.group()
-def prices() -> None:
-    """What models cost: the pinned table, and what you state beside it."""
+commands = click.Group()
+"""What `rlm-server prices` can be followed by."""
 
 
 def _data_dir(command: F) -> F:
@@ -53,7 +52,7 @@ def _data_dir(command: F) -> F:
     return click.option("--data-dir", type=click.Path(path_type=Path), help=told)(command)
 
 
-@prices.command()
+@commands.command()
 @click.argument("models", nargs=-1, metavar="[MODEL]...")
 @click.option("--json", "as_json", is_flag=True, help="For machines: rates in nano-USD for 1,000,000 tokens.")
 @_data_dir
@@ -70,7 +69,7 @@ def show(models: tuple[str, ...], as_json: bool, data_dir: Path | None) -> None:
     click.echo(f"pinned: {table.source} {age(table, _today())}; version of all prices: {table.version}")
 
 
-@prices.command()
+@commands.command()
 @click.option("--strict", is_flag=True, help="Fail too where genai-prices says something else, or is not there.")
 @_data_dir
 def check(strict: bool, data_dir: Path | None) -> None:
@@ -97,7 +96,7 @@ def _cache_write() -> str:
     return f"{told}."
 
 
-@prices.command(name="set", epilog=_providers())
+@commands.command(name="set", epilog=_providers())
 @click.argument("name", metavar="PROVIDER/MODEL")
 @click.option("--input", "paid_input", required=True, metavar="USD", help="For 1,000,000 tokens of input, 0 included.")
 @click.option("--output", "paid_output", required=True, metavar="USD", help="For 1,000,000 tokens of output.")
@@ -127,7 +126,7 @@ def set_(
     click.echo(f"the version of all prices is now {listed.prices.version}; {_LATER}")
 
 
-@prices.command()
+@commands.command()
 @click.argument("names", nargs=-1, required=True, metavar="PROVIDER/MODEL...")
 @_data_dir
 def unset(names: tuple[str, ...], data_dir: Path | None) -> None:

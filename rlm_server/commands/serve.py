@@ -1,0 +1,56 @@
+"""`rlm-server serve`: the server, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rlm_server.commands.console import explained, shown_progress
+from rlm_server.config.settings import Settings
+from rlm_server.server import serving
+
+
+def serve_until_stopped(listen: str | None, data_dir: Path | None, *, verbose: bool) -> None:
+    """Serve until SIGINT or SIGTERM. What is None is as the settings have it.
+
+    Raises:
+        ClickException: the server cannot start.
+    """
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)r"
+    )
+    given: dict[str, Any] = {}
+    if listen is not None:
+        given["listen"] = listen
+    if data_dir is not None:
+        given["data_dir"] = data_dir
+    with explained():
+        asyncio.run(_serve(Settings.load(**given)))
+
+
+async def _serve(settings: Settings) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # a live session takes one, and its worker's sockets
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    with shown_progress() as progress:
+        context = serving(settings, progress=progress)
+        running = await context.__aenter__()
+    try:
+        click.echo(f"serving on {running.address}")
+        click.echo(f"models: {running.models.model} (root), {running.models.sub_model} (sub-calls)")
+        click.echo(f"key of the development tenant: in {settings.data_dir / 'development-key'}")
+        sys.stdout.flush()
+        await stopped.wait()
+        click.echo("stopping")
+    finally:
+        await context.__aexit__(None, None, None)
