@@ -148,14 +148,11 @@ class _Scrape(WSGIRequestHandler):
 
 @asynccontextmanager
 async def serve_metrics(listen: str, collector: MetricsCollector) -> AsyncIterator[str]:
-    """Answer scrapes at `host:port` until the context ends, and say where; nowhere where `listen` is empty.
+    """Answer scrapes at `host:port` until the context ends, and say where.
 
     Raises:
         OSError: the address cannot be listened on.
     """
-    if not listen:
-        yield ""
-        return
     host, _, port = listen.rpartition(":")
     registry = CollectorRegistry()
     registry.register(Scraped(collector, asyncio.get_running_loop()))

@@ -41,7 +41,6 @@ from rlm_server.contexts.uploads import Uploads
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Ledger, Limit, LimitTooLow, Span
-from rlm_server.metrics import MetricsCollector, serve_metrics
 from rlm_server.repl.functions import FUNCTIONS, Functions
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.supervisor import Supervisor
@@ -53,7 +52,8 @@ from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
 from sandbox.pool.pool import WorkerPool
 from sandbox.pool.snapshots import SessionStore
-from sandbox.vm.image import ImageSpec, Loaded, Progress, prepare, standard_specs
+from sandbox.vm.image import ImageSpec, Loaded, prepare, standard_specs
+from sandbox.vm.image_cache import Progress
 
 log = logging.getLogger(__name__)
 
@@ -179,9 +179,8 @@ async def serving(
                     RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
                 )
                 budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts), server)
-                collector = MetricsCollector(broker, accounts, journal, pool)
                 async with (
-                    serve_metrics(settings.metrics_listen, collector) as metrics,
+                    _metrics(settings, broker, accounts, journal, pool) as metrics,
                     _listening(server, settings) as address,
                 ):
                     yield Running(address, key, models, accounts, tenants, keys, metrics)
@@ -240,6 +239,21 @@ async def _development_key(settings: Settings, tenants: Tenants, keys: Keys, acc
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(key + "\n")
     return key
+
+
+@asynccontextmanager
+async def _metrics(
+    settings: Settings, broker: Broker, accounts: Ledger, journal: Journal, pool: WorkerPool
+) -> AsyncIterator[str]:
+    """Serve metrics where that is asked for, and say where."""
+    if not settings.metrics_listen:
+        yield ""
+        return
+    # Imported here, because only a server that is asked for metrics needs their library.
+    from rlm_server.metrics import MetricsCollector, serve_metrics
+
+    async with serve_metrics(settings.metrics_listen, MetricsCollector(broker, accounts, journal, pool)) as address:
+        yield address
 
 
 @asynccontextmanager

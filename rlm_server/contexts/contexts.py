@@ -11,19 +11,21 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rlm_server.clock import now
 from rlm_server.contexts.background import UPKEEP_SECONDS, Background, keep_up
 from rlm_server.contexts.context_table import Context, ContextTable
 from rlm_server.contexts.files import ContextFiles
-from rlm_server.contexts.lineage import Lineage
 from rlm_server.contexts.local_files import LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore
 from rlm_server.contexts.pins import Pins
 from rlm_server.database.database import Database
 from sandbox.cancellation import run_to_completion
 from sandbox.corpora.corpus import Corpus
+
+if TYPE_CHECKING:
+    from rlm_server.contexts.lineage import Lineage
 
 log = logging.getLogger(__name__)
 

@@ -7,15 +7,19 @@ was used longest ago makes room.
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 from rlm_server.contexts.context_table import Context, ContextTable
-from rlm_server.contexts.lineage import Lineage
 from rlm_server.contexts.local_files import ContextDamaged, LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore
 from rlm_server.contexts.pins import Pins
 from sandbox.cancellation import run_to_completion
 from sandbox.corpora.corpus import Corpus
+
+if TYPE_CHECKING:
+    from rlm_server.contexts.lineage import Lineage
 
 
 class ContextFiles:
@@ -48,7 +52,7 @@ class ContextFiles:
         folder = self._local.path(context.id, "lineage")
         async with lock:
             await asyncio.to_thread(folder.mkdir, exist_ok=True)
-            return await asyncio.to_thread(Lineage.open, self.corpus(context), folder)
+            return await asyncio.to_thread(_open_lineage, self.corpus(context), folder)
 
     async def make_local(self, context: Context) -> None:
         """Make sure that a pinned context's files are local, and whole. Where they are not, the object store has them.
@@ -123,3 +127,10 @@ class ContextFiles:
             if over > 0 and not self._pins.users(size.context_id):
                 over -= size.size_bytes
                 await self.clear(size.context_id)
+
+
+def _open_lineage(corpus: Corpus, folder: Path) -> Lineage:
+    # Imported here, in a thread, because it comes with numpy: a quarter of a second of every start otherwise.
+    from rlm_server.contexts.lineage import Lineage
+
+    return Lineage.open(corpus, folder)

@@ -13,7 +13,6 @@ and extended as far as the texts agree.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +32,7 @@ from rlm_server.contexts.fingerprints import (
     hashes,
 )
 from rlm_server.contexts.parts import Flags, Parts
+from rlm_server.contexts.passages import Passage, Traced
 from sandbox.corpora.corpus import Corpus
 
 MAX_PASSAGES = 1_000
@@ -54,24 +54,6 @@ _CHUNK = 1 << 14
 
 _COMPARED_AT_ONCE = 1 << 20
 """Pairs of characters that are compared at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Passage:
-    """Characters `start` up to `end` of a document, by its number, which stand in the prompt from `prompt_start` on."""
-
-    document: int
-    start: int
-    end: int
-    prompt_start: int
-
-
-@dataclass(frozen=True, slots=True)
-class Traced:
-    """Passages in the order of the prompt, and whether there may be more than these."""
-
-    passages: tuple[Passage, ...]
-    more: bool
 
 
 class Lineage:

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from sandbox.corpora.corpus import BLOCK, Kind
 from sandbox.corpora.text import Form
 from sandbox.memory import memory
@@ -317,6 +315,8 @@ def _form(widest: int) -> Form:
 def _max(data: bytes) -> int:
     if len(data) <= _SMALL:
         return max(data, default=0)
+    import numpy as np  # here, because a server starts without it, and most uploads have only ASCII
+
     return int(np.frombuffer(data, np.uint8).max())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from rlm_server.contexts.lineage import Passage
+from rlm_server.contexts.passages import Passage
 from rlm_server.ledger.amounts import Amounts
 from sandbox.turn import Turn
 

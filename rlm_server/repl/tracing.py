@@ -7,10 +7,13 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rlm_server.contexts.lineage import Lineage, Traced
+from rlm_server.contexts.passages import Traced
 from rlm_server.repl.events import CallTraced
+
+if TYPE_CHECKING:  # it comes with numpy, which a server does without until a call is traced
+    from rlm_server.contexts.lineage import Lineage
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,8 @@ from rlm_server.contexts.fingerprints import (
     Places,
     build,
 )
-from rlm_server.contexts.lineage import Lineage, Passage, Traced
+from rlm_server.contexts.lineage import Lineage
+from rlm_server.contexts.passages import Passage, Traced
 from sandbox.corpora.corpus import Kind, in_memory, part_of
 
 ALPHABETS = {
