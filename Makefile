@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 BIN := .venv/bin
 RLM_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rlm-server
 
-.PHONY: help env demo serve test conformance compatible lint format generate breaking pin docs image bench-sandbox bench-contexts bench-money soak clean clean-image
+.PHONY: help env demo serve test conformance compatible lint format generate breaking pin docs image bench-start bench-sandbox bench-contexts bench-money soak clean clean-image
 .DEFAULT_GOAL := help
 
 help:  ## Explain the targets
@@ -58,6 +58,9 @@ pin: $(STAMP)  ## Write requirements/*.txt anew (ARGS=--upgrade takes the newest
 
 image: $(STAMP)  ## Build the guest image, if it is not in the cache (1 to 3 minutes, once)
 	$(BIN)/rlm-server image build
+
+bench-start: image  ## Measure how long commands take to start (ARGS="--beside PATH" measures another checkout too)
+	$(BIN)/python -m benchmarks.start $(ARGS)
 
 bench-sandbox: image  ## Measure the sandbox and its peers on this machine (ARGS="--peers none" does without them)
 	$(BIN)/python -m benchmarks.sandbox $(ARGS)

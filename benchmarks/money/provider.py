@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import os
 import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
@@ -79,12 +78,3 @@ async def bills(url: str) -> Bills:
         assert isinstance(usage, dict)
         found[str(entry["prompt"])].append(Bill(Usage(**usage), None if fault is None else str(fault)))
     return found
-
-
-def environment() -> dict[str, str]:
-    """Return this process's environment without any setting or provider's key that could change what is measured."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("RLM_") and name not in ("ANTHROPIC_API_KEY", "OPENAI_API_KEY")
-    }

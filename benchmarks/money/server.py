@@ -19,7 +19,8 @@ import openai
 from rlm.v1 import session_pb2, session_pb2_grpc, types_pb2
 
 from benchmarks.contestant import ROOT
-from benchmarks.money.provider import environment, provider
+from benchmarks.environment import environment
+from benchmarks.money.provider import provider
 from benchmarks.rounds import Progress
 from rlm_server.ledger import NANO
 
