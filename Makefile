@@ -23,8 +23,9 @@ demo: image  ## Show the whole thing working, with a scripted model and no key
 serve: image  ## Run the server on this machine (ARGS= adds options)
 	$(BIN)/rlm-server serve $(ARGS)
 
-test: image  ## Run every test (ARGS= adds pytest options)
-	$(BIN)/python -m pytest $(ARGS)
+# Each of the processes holds the images, some hundred megabytes: so many are enough.
+test: image  ## Run every test, on all cores (ARGS= adds pytest options, or names files and tests to run alone)
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist worksteal --durations 10 $(ARGS)
 
 conformance: image  ## Run CPython's own tests in the sandbox, in 2 minutes (ARGS=test_re runs one module)
 	$(BIN)/python -m tests.conformance $(ARGS)

@@ -14,6 +14,12 @@ from tests.servers import images, plain_environment, server
 __all__ = ["images", "plain_environment", "server"]
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, and asked for `-n logical`
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """Run in this process where only some files are named: others take longer to start than such tests to run."""
+    return 0 if all(Path(name.partition("::")[0]).is_file() for name in config.args) else None
+
+
 @pytest.fixture(scope="session")
 def loaded() -> Iterator[Loaded]:
     made = prepare(standard_specs({}))

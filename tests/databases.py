@@ -44,7 +44,7 @@ def postgres_database(server: str) -> Iterator[str]:
     """Make an empty database at a server; yields its URL."""
     name = f"test_{secrets.token_hex(8)}"
     with psycopg.connect(server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name} STRATEGY = file_copy")
+        connection.execute(f"CREATE DATABASE {name}")
         try:
             yield server.replace("/postgres?", f"/{name}?", 1)
         finally:

@@ -67,7 +67,7 @@ def opened(clock: Clock) -> Breaker:
     return breaker
 
 
-@pytest.mark.parametrize("failure", RECORDED)
+@pytest.mark.parametrize("failure", sorted(RECORDED))
 def test_failures_in_a_row_that_say_the_route_is_ill_open_it(failure: Failure) -> None:
     breaker = Breaker(3, CONFIG, Clock())
     for witness in "12":
@@ -83,7 +83,9 @@ def test_failures_in_a_row_that_say_the_route_is_ill_open_it(failure: Failure) -
     assert not tried(breaker.trial("4"))
 
 
-@pytest.mark.parametrize("answer", [None, *(failing(kind) for kind in set(Failure) - RECORDED - IGNORED)], ids=str)
+@pytest.mark.parametrize(
+    "answer", [None, *(failing(kind) for kind in sorted(set(Failure) - RECORDED - IGNORED))], ids=str
+)
 def test_any_answer_in_between_says_that_the_route_is_there(answer: ProviderError | None) -> None:
     breaker = Breaker(3, CONFIG, Clock())
     for witness, outcome in enumerate([failing(), failing(), answer, failing(), failing()]):
@@ -93,7 +95,7 @@ def test_any_answer_in_between_says_that_the_route_is_there(answer: ProviderErro
 
 UNTELLING = [
     DeadlinePassed("the caller was in a hurry", billed=True),
-    *(failing(kind) for kind in IGNORED),
+    *(failing(kind) for kind in sorted(IGNORED)),
     KeyboardInterrupt(),
     ZeroDivisionError(),
 ]

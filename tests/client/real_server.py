@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,13 +50,19 @@ class RealServer:
             self.process = None
 
 
+def free_port() -> int:
+    """Return a port that stays free while no server is there: the system gives out others (those from 32768 on)."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise OSError("none of 100 ports is free")
+
+
 @contextmanager
 def running(data: Path) -> Iterator[RealServer]:
     """A server on a free port, that is killed at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = RealServer(data, port)
+    server = RealServer(data, free_port())
     server.start()
     try:
         yield server

@@ -22,7 +22,7 @@ from tests.system.context_calls import ContextCalls, Documents, Message, header,
 from tests.system.stage import Caller, eventually
 from tests.system.test_process import address, process
 
-KILLS = int(os.environ.get("RLM_TEST_KILLS", "10"))
+KILLS = int(os.environ.get("RLM_TEST_KILLS", "5"))
 WORDS = ["plain ", "größer ", "東京 ", "🎉 ", "\n"]
 
 
@@ -188,6 +188,8 @@ async def test_a_server_that_is_killed_loses_no_finished_upload_and_leaves_nothi
                     acts = (work.upload, work.upload, work.upload, work.go_on, work.attach, work.delete)
                     workers = [asyncio.create_task(work.until_killed(act, caller)) for act in acts]
                     await asyncio.sleep(work.rng.uniform(0.01, 1.0))
+                    if life == KILLS - 1:
+                        await eventually(lambda: work.kept and work.deleted and work.attached)
                     work.killed = True
                     server.send_signal(signal.SIGKILL)
                     await server.wait()
