@@ -16,7 +16,7 @@ from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2, types_pb2
 
 from rlm_server.api import responses
 from rlm_server.contexts.context_table import Context
-from rlm_server.contexts.lineage import Passage
+from rlm_server.contexts.passages import Passage
 from rlm_server.ledger import UNITS, Amounts, Limit, Usage
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import CallTraced, FinishedCall, Printed

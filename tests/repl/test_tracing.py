@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from rlm_server.contexts.lineage import Lineage, Passage, Traced
+from rlm_server.contexts.lineage import Lineage
+from rlm_server.contexts.passages import Passage, Traced
 from rlm_server.repl.events import CallTraced
 from rlm_server.repl.tracing import Tracer
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rlm_server.contexts.lineage import Passage
+from rlm_server.contexts.passages import Passage
 from rlm_server.ledger import Amounts, Limit
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import (

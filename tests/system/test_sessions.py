@@ -80,7 +80,9 @@ async def test_output_is_seen_before_the_turn_ends(server: Served) -> None:
 )
 async def test_a_session_goes_on_after(server: Served, source: str, status: int | None, error: str) -> None:
     async with server(Play("")) as served:
-        limits = types_pb2.SandboxLimits(turn_milliseconds=1500, memory_bytes=200 * MIB)
+        limits = types_pb2.SandboxLimits(
+            turn_milliseconds=1_500 if error == "TURN_TIME" else 60_000, memory_bytes=200 * MIB
+        )
         session = await served.caller.open_session(limits=limits)
         await served.caller.turn(session, "kept = 1")
         result = (await served.caller.turn(session, source)).result

@@ -151,15 +151,14 @@ def test_every_request_gets_its_own_reply_in_whatever_order_they_come(asking: Re
     there: list[tuple[HostCall, Future[Json]]] = []
 
     def handler(call: HostCall) -> Future[Json]:
-        there.append((call, Future()))
-        return there[-1][1]
+        reply: Future[Json] = Future()
+        there.append((call, reply))
+        if len(there) == 100:
+            random.shuffle(there)
+            for asked, future in there:
+                future.set_result(asked.arguments["q"])
+        return reply
 
-    def answer() -> None:
-        random.shuffle(there)
-        for call, future in there:
-            future.set_result(call.arguments["q"])
-
-    threading.Timer(0.2, answer).start()
     assert asking.show("[int(n) for n in await asyncio.gather(*map(ask_async, range(100)))] == [*range(100)]", handler)
     assert len(there) == 100
 
