@@ -7,7 +7,6 @@ from concurrent.futures import Future
 
 import pytest
 
-from sandbox.corpora.corpus import Corpus
 from sandbox.door import HostCall, Json
 from sandbox.turn import Status, Stop, Turn
 from sandbox.vm.instance import Instance
@@ -167,7 +166,7 @@ def test_a_turn_that_was_announced_is_stopped_before_it_has_begun(repl: Repl) ->
 def test_an_interrupt_of_what_could_not_be_attached_reaches_no_later_turn(
     repl: Repl, text: MakeText, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(instance: Instance, name: str, corpus: Corpus) -> Turn:
+    def full(*_: object) -> Turn:
         repl.session.interrupt()
         raise MemoryError("it does not fit")
 
