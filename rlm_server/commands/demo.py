@@ -1,7 +1,7 @@
 """The main job, shown: a question over a large real text, through a server, its sandbox, its broker and a client.
 
 `python -m rlm_server.commands.demo`. The text is the Python sources installed here, or the file that DEMO_TEXT names.
-With ANTHROPIC_API_KEY or OPENAI_API_KEY set a real model answers, otherwise the scripted stand-in does, and says so.
+With the key of a provider set a real model answers, otherwise the scripted stand-in does, and says so.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 
 import click
 
+from rlm_server.broker.providers.registry import with_keys
 from rlm_server.broker.providers.scripted_models.census import QUESTION, declares_exception
 
 MIN_CHARACTERS = 20_000_000
@@ -39,7 +40,8 @@ def main() -> int:
             _say(models)
             if "scripted" in models:
                 _say("No key is set, so the SCRIPTED stand-in plays: a program, not a model; its prices are simulated.")
-                _say("Set ANTHROPIC_API_KEY or OPENAI_API_KEY to have a real model answer.\n")
+                keys = " or ".join(spec.key_variable for spec in with_keys())
+                _say(f"Set {keys} to have a real model answer.\n")
             answer = _ask(path, address, key)
         expected = _count(path)
     _say(f"\nAnswer:\n{answer}\n\nCounted independently, without any model:\n{expected}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import random
 import subprocess
 import sys
@@ -107,7 +108,7 @@ def test_every_priced_model_costs_what_the_source_says() -> None:
         said = genai_prices.calc_price(
             source_usage, name, provider_id=provider, genai_request_timestamp=when
         ).total_price
-        assert prices.price(provider, name).cost(usage) == -(-said * 10**9 // 1), name
+        assert prices.price(provider, name).cost(usage) == math.ceil(said * 10**9), name
 
 
 def test_a_call_is_priced_exactly_and_rounded_up_to_a_whole_nano_dollar() -> None:

@@ -10,6 +10,7 @@ from rlm_server.broker.providers.faults import STREAM_ABOVE
 from tests.broker.conftest import APIS
 from tests.broker.priced import ask
 from tests.fake_provider.server import FakeProvider, Fault
+from tests.fake_provider.speech import SPEECHES
 
 ON_THE_WAY = 16 * 1_048_576
 """No more than this is in the buffers between the fake and its client."""
@@ -19,7 +20,7 @@ MODES = pytest.mark.parametrize("max_tokens", [100, STREAM_ABOVE + 1], ids=["who
 
 @MODES
 @pytest.mark.parametrize("fault", [Fault.ENDLESS, Fault.ENDLESS_EVENT])
-@pytest.mark.parametrize("api", ["anthropic", "openai"])
+@pytest.mark.parametrize("api", SPEECHES)
 async def test_an_answer_without_end_is_cut_in_proportion_to_what_was_asked_for(
     api: str, fake: FakeProvider, fault: Fault, max_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,12 +17,12 @@ from tests.broker.conftest import APIS, KEY
 from tests.broker.law import LAWS, law
 from tests.broker.priced import PRICE, PROMPT, ask, billed, broker_of, soon
 from tests.fake_provider.server import PROVIDER_TEXT, FakeProvider, Fault
-from tests.fake_provider.speech import THOUGHT
+from tests.fake_provider.speech import SPEECHES, THOUGHT
 
 ENDED_BY_THE_DEADLINE = {Fault.STALL, Fault.STALL_INSIDE, Fault.LATE}
 
 
-@pytest.fixture(params=["anthropic", "openai"])
+@pytest.fixture(params=SPEECHES)
 def api(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from rlm_server.broker.providers.registry import with_keys
+
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # far more than any of this takes
 
@@ -34,7 +36,7 @@ class RealServer:
         return (self.data / "development-key").read_text().strip()
 
     def start(self) -> None:
-        keys = ("ANTHROPIC_API_KEY", "OPENAI_API_KEY")
+        keys = {spec.key_variable for spec in with_keys()}
         where = ["--listen", self.target, "--data-dir", str(self.data)]
         command = [sys.executable, "-m", "rlm_server.commands.cli", "serve", *where]
         environment = {name: value for name, value in os.environ.items() if name not in keys}

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 
 from rlm_server.broker.prices import generate as generate_prices
 from rlm_server.broker.prices.table import Price, Prices, Rates
+from rlm_server.broker.providers.registry import PROVIDERS
 from rlm_server.broker.providers.scripted_models import SCRIPTS
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.commands.cli import main
@@ -225,7 +226,7 @@ def test_an_amount_that_is_no_price_is_refused_by_name(data_dir: Path, option: s
         ("openai/", "is not PROVIDER/MODEL"),
         ("openai/a b", "is not PROVIDER/MODEL"),
         ("openai/a\x1b[2J", "is not PROVIDER/MODEL"),
-        ("opnai/gpt-6-sol", "there is no provider 'opnai': they are anthropic, openai, compatible; is it openai?"),
+        ("opnai/gpt-6-sol", f"there is no provider 'opnai': they are {', '.join(PROVIDERS)}; is it openai?"),
         ("scripted/scripted", "there is no provider 'scripted'"),
     ],
 )

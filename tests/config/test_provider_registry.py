@@ -64,7 +64,7 @@ def test_a_providers_models_are_priced_by_its_family_and_by_what_is_stated(tmp_p
     ]
     stated, unknown, shown, told = with_toys(SHOWN % words, tmp_path)
     assert "toy/toy-small costs $1.00 input, $2.00 output, $1.00 cache read, $1.50 cache write" in stated
-    assert "they are anthropic, openai, compatible, toy, resold; is it toy?" in unknown
+    assert f"they are {', '.join(PROVIDERS)}, toy, resold; is it toy?" in unknown
     toy, *resold = json.loads(shown)["models"]
     assert (toy["provider"], toy["price"], toy["cache_write"]) == ("toy", "stated", 1_500_000_000)
     pinned = Prices.load().price("anthropic", "claude-haiku-5-5").rates
@@ -101,7 +101,8 @@ def test_a_providers_models_are_offered_where_there_is_its_key(tmp_path: Path) -
 
 def test_the_doctor_and_the_page_show_a_provider(tmp_path: Path) -> None:
     (told,) = with_toys(SHOWN % [["doctor"]], tmp_path, RESOLD_KEY="b")
-    assert "providers: anthropic: no ANTHROPIC_API_KEY; openai: no OPENAI_API_KEY; toy: no TOY_KEY; resold: " in told
+    without = "; ".join(f"{spec.name}: no {spec.key_variable}" for spec in with_keys())
+    assert f"providers: {without}; toy: no TOY_KEY; resold: " in told
     rows = with_toys(
         "from rlm_server.config import page\n"
         "print(json.dumps([line for line in page.text().splitlines() if 'toy_api_key' in line]))",
@@ -143,7 +144,8 @@ def test_a_run_is_answered_by_a_provider_and_pays_its_price(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", PROVIDERS)
 async def test_every_provider_is_called_with_its_key_at_the_address_that_is_given(name: str) -> None:
     async with FakeProvider().serving() as fake:
-        provider = PROVIDERS[name].provider("the-key", fake.url if name == "anthropic" else f"{fake.url}/v1")
+        module, _, _ = PROVIDERS[name].implementation.partition(":")
+        provider = PROVIDERS[name].provider("the-key", fake.base_url(module.rpartition(".")[2]))
         reply = await provider.complete(ModelRequest("any", (Message("user", "a prompt"),)))
         assert (reply.text, fake.received.get_nowait().key) == (fake.answer, "the-key")
         await provider.close()

@@ -1,4 +1,4 @@
-"""A fake provider on loopback: Anthropic's Messages and OpenAI's chat completions, whole or streamed, and their faults.
+"""A fake provider on loopback: the interfaces that providers speak, whole or streamed, and their faults.
 
 By hand: `python -m tests.fake_provider.server --port 8400`, then point a provider's `base_url` at it (with `/v1` for
 OpenAI); `--help` lists the faults. `POST /faults` with `["429", null, "stall"]` says what happens to the next requests,
@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from rlm_server.ledger import Usage
 from tests.fake_provider.faults import BY_NAME, NOT_BILLED, STATUS, WAITING, Fault
-from tests.fake_provider.speech import PROVIDER_TEXT, Anthropic, OpenAI, Reply, Speech, in_events, in_one
+from tests.fake_provider.speech import PROVIDER_TEXT, SPEECHES, Reply, Speech, in_events, in_one
 from tests.fake_provider.wire import Answer, Received, cut, read, reset, spelled, without_end
 
 __all__ = ["NOT_BILLED", "PROVIDER_TEXT", "Bill", "FakeProvider", "Fault", "Received"]
@@ -33,6 +33,7 @@ _KINDS = {
     Fault.NO_CREDIT: "insufficient_quota",
     Fault.REFUSED: "content_filter",
 }
+_BY_PATH = {speech.base + speech.path: speech for speech in SPEECHES.values()}
 _CUTS = frozenset({Fault.CUT_HEAD, Fault.CUT, Fault.CUT_EVENT, Fault.CUT_BEFORE_USAGE, Fault.CUT_AFTER_USAGE})
 
 
@@ -95,6 +96,10 @@ class FakeProvider:
                 task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
 
+    def base_url(self, interface: str) -> str:
+        """The address of one of SPEECHES, as a provider is given it."""
+        return self.url + SPEECHES[interface].base
+
     async def idle(self) -> None:
         """Wait until every connection is closed."""
         while self._open:
@@ -122,11 +127,9 @@ class FakeProvider:
 
     async def _serve(self, request: Received, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one request; False ends the connection."""
+        if speech := _BY_PATH.get(request.path):
+            return await self._complete(request, speech, reader, writer)
         match request.path:
-            case "/v1/messages":
-                return await self._complete(request, Anthropic(), reader, writer)
-            case "/v1/chat/completions":
-                return await self._complete(request, OpenAI(), reader, writer)
             case "/faults":
                 self.faults.extend(BY_NAME[name] if name else None for name in request.body)
                 content: object = self.faults

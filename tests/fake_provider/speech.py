@@ -31,8 +31,13 @@ class Reply:
 
 
 class Speech(Protocol):
-    """How one interface puts a reply."""
+    """How one interface puts a reply.
 
+    Its requests go to `base` and then `path`; `base` is the part that a provider's `base_url` has.
+    """
+
+    base: str
+    path: str
     id_header: str
 
     def max_tokens(self, body: Json) -> int:
@@ -55,6 +60,8 @@ class Speech(Protocol):
 class Anthropic:
     """The Messages API."""
 
+    base = ""
+    path = "/v1/messages"
     id_header = "request-id"
 
     def max_tokens(self, body: Json) -> int:
@@ -111,6 +118,8 @@ class Anthropic:
 class OpenAI:
     """Chat completions."""
 
+    base = "/v1"
+    path = "/chat/completions"
     id_header = "x-request-id"
 
     def max_tokens(self, body: Json) -> int:
@@ -155,6 +164,9 @@ class OpenAI:
         }
         return _said(misreported(counts, "completion_tokens", reply))
 
+
+SPEECHES: dict[str, Speech] = {"anthropic": Anthropic(), "openai": OpenAI()}
+"""By the module of `rlm_server/broker/providers/` that speaks so."""
 
 _NONSENSE: dict[Fault, object] = {
     Fault.USAGE_NEGATIVE: -5,
