@@ -13,7 +13,8 @@ from rlm_client.cli import main as rlm
 from rlm_server.commands.cli import main as rlm_server
 from rlm_server.config.settings import Settings
 from rlm_server.config.sources import OTHER_VARIABLES
-from sandbox.limits import Limits
+from rlm_server.repl.limits import RunLimits
+from sandbox.limits import Limits, declared
 from sandbox.vm.image import Loaded
 from sandbox.vm.session import Session
 from tests.repository.arrows import ALLOWED
@@ -122,6 +123,13 @@ def test_the_functions_for_code_are_those_of_the_guest(images: Loaded) -> None:
         session.close()
     assert turn.error is None
     assert names(rows("docs/runs.md", "## What code may use")) == set(turn.stdout.split())
+
+
+def test_the_limits_of_a_run_are_those_that_are_declared() -> None:
+    operators = {
+        name for row in rows("docs/runs.md", "## The limits of a run") for name in re.findall(r"`(\w+)`", row[3])
+    }
+    assert operators - {"run_budget_usd", "default_depth"} == declared(RunLimits).keys()
 
 
 # ---- the laws ----------------------------------------------------------------------------------------------------
