@@ -121,7 +121,7 @@ def of_workers() -> int:
     return sum(resident(pid) for pid in children(os.getpid()))
 
 
-async def of_one_text(loaded: Loaded, folder: Path, size: int, found: Findings, progress: Progress) -> None:
+async def of_one_text(loaded: Loaded, folder: Path, size: int, findings: Findings, progress: Progress) -> None:
     """Measure attaching, scanning, searching and sharing one text."""
     progress(f"writing a text of {size // MIB:,} MiB")
     with text_of(folder, size) as corpus:
@@ -151,17 +151,17 @@ async def of_one_text(loaded: Loaded, folder: Path, size: int, found: Findings, 
                     raise RuntimeError(f"the search found {matches}")
                 await session.close()
             del native
-            found.figures["attach_1gib_ms"] = median(attach) * 1e3
-            found.figures["scan_ratio"] = median(scan) / median(own)
-            found.figures["scan_gb_s"] = size / median(scan) / 1e9
-            found.figures["search_gb_s"] = size / median(searched) / 1e9
+            findings.figures["attach_1gib_ms"] = median(attach) * 1e3
+            findings.figures["scan_ratio"] = median(scan) / median(own)
+            findings.figures["scan_gb_s"] = size / median(scan) / 1e9
+            findings.figures["search_gb_s"] = size / median(searched) / 1e9
             progress(f"{SHARING} sessions read the same text")
             before = of_workers()
             sessions = [await pool.create("a", "core", LIMITS) for _ in range(SHARING)]
             for session in sessions:
                 await session.attach("context", corpus)
                 await turn(session, f"assert context.find({NEEDLE!r}) == {size - len(NEEDLE)}")
-            found.figures["shared_rss_ratio"] = (of_workers() - before) / size
+            findings.figures["shared_rss_ratio"] = (of_workers() - before) / size
         finally:
             await pool.close()
 
@@ -172,7 +172,7 @@ def _native(corpus: Corpus) -> str:
 
 
 async def of_documents(
-    loaded: Loaded, folder: Path, count: int, size: int, found: Findings, progress: Progress
+    loaded: Loaded, folder: Path, count: int, size: int, findings: Findings, progress: Progress
 ) -> None:
     """Sample, search and aggregate a corpus of many documents, and see whether memory is steady."""
     progress(f"writing {count:,} documents, {size / GIB:.3g} GiB")
@@ -184,30 +184,30 @@ async def of_documents(
             session = await pool.create("a", "core", LIMITS)
             started = time.perf_counter()
             await session.attach("context", corpus)
-            found.figures["corpus_attach_ms"] = (time.perf_counter() - started) * 1e3
+            findings.figures["corpus_attach_ms"] = (time.perf_counter() - started) * 1e3
             sample = "import random, collections; random.seed(1)\n_ = [len(d) for d in random.sample(context, 1000)]"
-            found.figures["corpus_sample_1000_ms"] = await _seconds(session, sample) * 1e3
+            findings.figures["corpus_sample_1000_ms"] = await _seconds(session, sample) * 1e3
             aggregate = "kinds = collections.Counter(d[28 : d.index('.')] for d in context)"
             held = []
             for round_ in range(3):
                 progress(f"aggregating every document, {round_ + 1} of 3")
                 seconds = await _seconds(session, aggregate)
                 held.append(_private(next(children(os.getpid()))))
-            found.figures["corpus_aggregate_s"] = seconds
+            findings.figures["corpus_aggregate_s"] = seconds
             expected = {str(kind): len(range(kind, count, 7)) for kind in range(7)}
             if await turn(session, f"dict(kinds) == {expected!r}") != "True":
                 raise RuntimeError(f"the documents were counted as {await turn(session, 'kinds')}")
-            found.figures["corpus_memory_growth_mb"] = (held[-1] - held[0]) / 1e6
-            found.figures["corpus_memory_mb"] = held[-1] / 1e6
+            findings.figures["corpus_memory_growth_mb"] = (held[-1] - held[0]) / 1e6
+            findings.figures["corpus_memory_mb"] = held[-1] / 1e6
             progress("searching every document")
             started = time.perf_counter()
             matches = (await asyncio.to_thread(search, corpus, f"Document {count - 1:07d}", None, 10)).matches
-            found.figures["corpus_search_s"] = time.perf_counter() - started
+            findings.figures["corpus_search_s"] = time.perf_counter() - started
             if [match.document for match in matches] != [count - 1]:
                 raise RuntimeError(f"the search found {matches}")
         finally:
             await pool.close()
-    found.figures["corpus_documents"], found.figures["corpus_gib"] = count, size / GIB
+    findings.figures["corpus_documents"], findings.figures["corpus_gib"] = count, size / GIB
 
 
 async def _seconds(session: WorkerSession, code: str) -> float:
@@ -222,15 +222,15 @@ def _private(pid: int) -> int:
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("Pss_Anon:", "SwapPss:")))
 
 
-def uploads(size: int, together: int, each: int, found: Findings, progress: Progress) -> None:
+def uploads(size: int, together: int, each: int, findings: Findings, progress: Progress) -> None:
     """Measure uploads against an empty stream, and many at once."""
     taken: Uploaded = uploaded(size, together, each, progress)
-    found.figures["upload_mb_s"] = taken.mb_s
-    found.figures["empty_stream_mb_s"] = taken.empty_mb_s
-    found.figures["upload_ratio"] = taken.mb_s / taken.empty_mb_s
-    found.figures["uploads_together"] = together
-    found.figures["uploads_together_mb_s"] = taken.together_mb_s
-    found.figures["uploads_together_growth_mb"] = taken.growth_mb
+    findings.figures["upload_mb_s"] = taken.mb_s
+    findings.figures["empty_stream_mb_s"] = taken.empty_mb_s
+    findings.figures["upload_ratio"] = taken.mb_s / taken.empty_mb_s
+    findings.figures["uploads_together"] = together
+    findings.figures["uploads_together_mb_s"] = taken.together_mb_s
+    findings.figures["uploads_together_growth_mb"] = taken.growth_mb
 
 
 def main() -> None:
@@ -239,23 +239,23 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="a corpus of 10 GiB, and 8 uploads of 1 GiB each")
     parser.add_argument("--folder", type=Path, help="where the texts are written; a temporary folder otherwise")
     parser.add_argument("--small", action="store_true", help="everything small, to see whether it works")
-    asked = parser.parse_args()
-    one, corpus, each = (8 * MIB, 64 * MIB, 8 * MIB) if asked.small else (GIB, GIB, 256 * MIB)
-    if asked.large:
+    options = parser.parse_args()
+    one, corpus, each = (8 * MIB, 64 * MIB, 8 * MIB) if options.small else (GIB, GIB, 256 * MIB)
+    if options.large:
         corpus, each = 10 * GIB, GIB
-    started, found = time.perf_counter(), Findings()
+    started, findings = time.perf_counter(), Findings()
 
     def progress(text: str) -> None:
         print(f"• {time.perf_counter() - started:5.0f} s  {text}", file=sys.stderr, flush=True)
 
     loaded = prepare(standard_specs({}))
-    with TemporaryDirectory(dir=asked.folder, prefix="bench-contexts-") as folder:
-        asyncio.run(of_one_text(loaded, Path(folder), one, found, progress))
-        asyncio.run(of_documents(loaded, Path(folder), 2_000 if asked.small else 100_000, corpus, found, progress))
-    uploads(one, 8, each, found, progress)
+    with TemporaryDirectory(dir=options.folder, prefix="bench-contexts-") as folder:
+        asyncio.run(of_one_text(loaded, Path(folder), one, findings, progress))
+        asyncio.run(of_documents(loaded, Path(folder), 2_000 if options.small else 100_000, corpus, findings, progress))
+    uploads(one, 8, each, findings, progress)
     loaded.program.close()
-    print(found.table())
-    print(json.dumps({name: round(value, 4) for name, value in found.figures.items()}))
+    print(findings.table())
+    print(json.dumps({name: round(value, 4) for name, value in findings.figures.items()}))
 
 
 if __name__ == "__main__":

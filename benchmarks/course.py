@@ -61,7 +61,7 @@ class Course:
         """Return what was found, by name: times in milliseconds, memory in MB of a million bytes."""
         first, last = self.samples[0], self.samples[-1]
         start, end = first.held, last.held
-        found = {
+        figures = {
             "soak_turns": last.turns,
             "live_sessions": last.live,
             "hibernated_sessions": end.stored,
@@ -81,8 +81,8 @@ class Course:
             "stored_kb_per_session": 1e3 * end.stored_mb / max(1, end.stored),
         }
         for name, times in (("live_turn", self._all(False)), ("wake", self._all(True))):
-            found[f"{name}_ms_p50"], found[f"{name}_ms_p99"] = middle_and_tail(times)
-        return {name: round(value, 3) for name, value in found.items()}
+            figures[f"{name}_ms_p50"], figures[f"{name}_ms_p99"] = middle_and_tail(times)
+        return {name: round(value, 3) for name, value in figures.items()}
 
     def _all(self, woken: bool) -> list[float]:
         return [time for sample in self.samples for time in (sample.wake_seconds if woken else sample.live_seconds)]
@@ -94,8 +94,8 @@ class Course:
         rows = [["", *(f"{mark.turns:,} turns" for mark in marks), "second half"]]
         for name, of in ROWS:
             growth = self.growth(of)
-            said = "steady" if abs(growth) <= STEADY_PERCENT else "growing" if growth > 0 else "shrinking"
-            rows.append([name, *(shown(of(mark.held)) for mark in marks), f"{growth:+.1f} % {said}"])
+            trend = "steady" if abs(growth) <= STEADY_PERCENT else "growing" if growth > 0 else "shrinking"
+            rows.append([name, *(shown(of(mark.held)) for mark in marks), f"{growth:+.1f} % {trend}"])
         first, *others = (max(len(row[i]) for row in rows) for i in range(5))
         return "\n".join(
             row[0].ljust(first) + "".join(f"  {cell:>{width}}" for cell, width in zip(row[1:], others, strict=True))

@@ -130,7 +130,7 @@ def measured(checkouts: Sequence[tuple[str, Checkout]], rounds: int, progress: P
     Raises:
         CalledProcessError, RuntimeError: a command failed.
     """
-    found = Findings()
+    findings = Findings()
     for _, checkout in checkouts:
         progress(f"making sure of the images of {checkout.root}")
         checkout.run("image", "build")
@@ -140,8 +140,8 @@ def measured(checkouts: Sequence[tuple[str, Checkout]], rounds: int, progress: P
             for prefix, checkout in checkouts:
                 taken = measure(checkout)
                 if round_:
-                    found.seconds.setdefault(prefix + name, []).append(taken)
-    return found
+                    findings.seconds.setdefault(prefix + name, []).append(taken)
+    return findings
 
 
 def main() -> None:
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=Path, metavar="PATH", help="another checkout of the project, measured in turns"
     )
-    asked = parser.parse_args()
+    options = parser.parse_args()
     began = time.perf_counter()
 
     def progress(text: str) -> None:
@@ -160,11 +160,11 @@ def main() -> None:
     if os.getloadavg()[0] > BUSY:
         progress(f"this machine is busy already (load {os.getloadavg()[0]:.1f}): compare, and trust no single figure")
     checkouts = [("", Checkout(ROOT))]
-    if asked.beside:
-        checkouts.append(("beside_", Checkout(asked.beside.resolve())))
-    found = measured(checkouts, asked.rounds, progress)
-    print(found.table())
-    print(json.dumps(found.result()))
+    if options.beside:
+        checkouts.append(("beside_", Checkout(options.beside.resolve())))
+    findings = measured(checkouts, options.rounds, progress)
+    print(findings.table())
+    print(json.dumps(findings.result()))
 
 
 if __name__ == "__main__":

@@ -82,16 +82,16 @@ class MetricsCollector:
 
     async def _money(self) -> list[Metric]:
         totals = await self.ledger.totals()
-        found: list[Metric] = []
+        metrics: list[Metric] = []
         for unit in UNITS:
             words = _WORDS[unit]
             posted, pending = getattr(totals.posted, unit), getattr(totals.pending, unit)
-            found.append(_counter(f"rlm_spent_{unit}", f"{words} spent, since the database began.", posted))
-            found.append(_gauge(f"rlm_held_{unit}", f"{words} held for what is under way.", pending))
+            metrics.append(_counter(f"rlm_spent_{unit}", f"{words} spent, since the database began.", posted))
+            metrics.append(_gauge(f"rlm_held_{unit}", f"{words} held for what is under way.", pending))
         unresolved, overruns = await self.ledger.unresolved(), await self.ledger.overruns()
-        found.append(_gauge("rlm_unresolved_holds", "Holds neither posted nor void.", unresolved))
-        found.append(_counter("rlm_overruns", "Posted holds above what they held, ever: a defect.", overruns))
-        return found
+        metrics.append(_gauge("rlm_unresolved_holds", "Holds neither posted nor void.", unresolved))
+        metrics.append(_counter("rlm_overruns", "Posted holds above what they held, ever: a defect.", overruns))
+        return metrics
 
     async def _work(self) -> list[Metric]:
         nodes = await self.journal.unfinished()

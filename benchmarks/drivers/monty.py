@@ -27,14 +27,14 @@ class Monty:
 
     def fresh(self) -> float:
         """From no session to its first result."""
-        made: list[Any] = []
+        checkouts: list[Any] = []
 
         def work() -> None:
-            made.append(self._checkout())
-            expect(made[0].feed_run(TRIVIAL), 45)
+            checkouts.append(self._checkout())
+            expect(checkouts[0].feed_run(TRIVIAL), 45)
 
         taken = seconds(work)
-        made[0].__exit__(None, None, None)
+        checkouts[0].__exit__(None, None, None)
         return taken
 
     def trivial(self) -> float:

@@ -30,11 +30,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=usual.seed, help="which of the calls go wrong, and how")
     parser.add_argument("--databases", nargs="+", choices=KINDS, default=KINDS, help="only on these")
     parser.add_argument("--folder", type=Path, help="where SQLite's files are; a temporary folder otherwise")
-    asked = parser.parse_args()
-    sizes = Sizes(calls=asked.calls or (100_000 if asked.large else usual.calls), seed=asked.seed)
+    options = parser.parse_args()
+    sizes = Sizes(calls=options.calls or (100_000 if options.large else usual.calls), seed=options.seed)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    began, found = time.monotonic(), Findings()
+    began, findings = time.monotonic(), Findings()
 
     def progress(step: str) -> None:
         print(f"• {time.monotonic() - began:4.0f} s  {step}", file=sys.stderr, flush=True)
@@ -43,12 +43,12 @@ def main() -> int:
         progress(
             f"this machine is busy already (load {os.getloadavg()[0]:.1f}): trust what is counted, not what is timed"
         )
-    with TemporaryDirectory(dir=asked.folder, prefix="bench-money-") as folder, databases(Path(folder)) as places:
-        for kind in asked.databases:
-            asyncio.run(measure(places, kind, sizes, found, progress))
-    print(found.table())
-    print(json.dumps(found.result()))
-    return 0 if found.right else 1
+    with TemporaryDirectory(dir=options.folder, prefix="bench-money-") as folder, databases(Path(folder)) as places:
+        for kind in options.databases:
+            asyncio.run(measure(places, kind, sizes, findings, progress))
+    print(findings.table())
+    print(json.dumps(findings.result()))
+    return 0 if findings.right else 1
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ async def held(database: Database, holds: int) -> Held:
     Raises:
         RuntimeError: the accounts do not add up to what was posted.
     """
-    ledger, found, numbers = Ledger(database), Held(holds), iter(range(holds))
+    ledger, measured, numbers = Ledger(database), Held(holds), iter(range(holds))
     tenants = [f"tenant-{number}" for number in range(TENANTS)]
     for tenant in tenants:
         await ledger.open_account(tenant, tenant=tenant, parent=None, limit=Limit(nano_usd=1_000_000 * NANO))
@@ -61,14 +61,14 @@ async def held(database: Database, holds: int) -> Held:
         await ledger.post(hold.id, ACTUAL, USAGE)
         times.append(time.perf_counter())
         for step, before, after in zip(STEPS, times, times[1:], strict=False):
-            found.taken[step].append(after - before)
+            measured.taken[step].append(after - before)
 
     started = time.perf_counter()
     async with asyncio.TaskGroup() as group:
         for _ in range(TASKS):
             group.create_task(work())
-    found.seconds = time.perf_counter() - started
+    measured.seconds = time.perf_counter() - started
     posted = sum([(await ledger.balance(tenant)).posted.calls for tenant in tenants])
     if posted != holds or await ledger.unresolved():
         raise RuntimeError(f"{posted} of {holds} holds were posted")
-    return found
+    return measured

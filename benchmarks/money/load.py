@@ -47,12 +47,12 @@ AGAIN = "~"
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of the load. `patience` is after how many seconds it is cancelled, if it is."""
+    """One call of the load. It is cancelled after `cancel_after` seconds, or not at all where that is None."""
 
     id: str
     payer: Payer
     request: ModelRequest
-    patience: float | None
+    cancel_after: float | None
 
     @property
     def prompt(self) -> str:
@@ -126,10 +126,10 @@ async def _payers(ledger: Ledger, calls: int) -> list[Payer]:
 def _calls(payers: list[Payer], calls: int, rng: random.Random) -> Iterator[Call]:
     for number in range(calls):
         tokens = STREAMED_TOKENS if rng.random() < STREAMED else 256
-        patience = rng.uniform(0.0, 2.0) if rng.random() < CANCELLED else None
+        cancel_after = rng.uniform(0.0, 2.0) if rng.random() < CANCELLED else None
         # What each asks is its own, so that the provider's bill can be read by it.
         request = ask(f"the question of call {number}", rng.choice(MODELS), tokens)
-        yield Call(f"call-{number}", rng.choice(payers), request, patience)
+        yield Call(f"call-{number}", rng.choice(payers), request, cancel_after)
 
 
 async def _work(broker: Broker, line: Iterator[Call], load: Loaded) -> None:
@@ -139,13 +139,13 @@ async def _work(broker: Broker, line: Iterator[Call], load: Loaded) -> None:
 
 async def _ended(broker: Broker, call: Call, load: Loaded) -> str:
     """Make a call and return how it ended."""
-    made = asyncio.create_task(_answered(broker, call, load))
-    await asyncio.wait([made], timeout=call.patience)
-    made.cancel()
-    await asyncio.wait([made])
-    if made.cancelled():
+    task = asyncio.create_task(_answered(broker, call, load))
+    await asyncio.wait([task], timeout=call.cancel_after)
+    task.cancel()
+    await asyncio.wait([task])
+    if task.cancelled():
         return "cancelled"
-    match made.exception():
+    match task.exception():
         case None:
             return "answered"
         case BudgetExceeded():
@@ -175,14 +175,14 @@ async def _answered(broker: Broker, call: Call, load: Loaded) -> None:
 
 
 async def _watch(database: Database, broker: Broker, load: Loaded, progress: Progress) -> None:
-    told = 0
+    shown = 0
     while True:
         load.most_over = max(load.most_over, await database.read(most_over))
         in_flight = sum(provider.inside for provider in broker.loads().values())
         load.most_in_flight = max(load.most_in_flight, in_flight)
         tenths = 10 * len(load.ends) // len(load.calls)
-        if tenths >= told + 2:
-            told = tenths
+        if tenths >= shown + 2:
+            shown = tenths
             progress(f"{len(load.ends):,} of {len(load.calls):,} calls have ended")
         await asyncio.sleep(0.25)
 

@@ -32,7 +32,7 @@ class Sizes:
     """What a stalled attempt of the load costs: far more than an answer takes on a busy machine."""
 
 
-async def measure(places: Databases, kind: str, sizes: Sizes, found: Findings, progress: Progress) -> None:
+async def measure(places: Databases, kind: str, sizes: Sizes, findings: Findings, progress: Progress) -> None:
     """Measure everything on one kind of database.
 
     Raises:
@@ -44,15 +44,15 @@ async def measure(places: Databases, kind: str, sizes: Sizes, found: Findings, p
 
     step(f"{sizes.holds:,} holds")
     async with places.ledgers(kind) as database:
-        found.holds[kind] = await held(database, sizes.holds)
+        findings.holds[kind] = await held(database, sizes.holds)
     step(f"{sizes.calls:,} calls at a provider at which everything goes wrong")
     async with places.ledgers(kind) as database:
         began = time.perf_counter()
         load = await loaded(database, sizes.calls, sizes.seed, sizes.attempt_seconds, step)
-        found.loads[kind], found.load_seconds[kind] = load, time.perf_counter() - began
-        found.books[kind] = await reconciled(database, load)
+        findings.loads[kind], findings.load_seconds[kind] = load, time.perf_counter() - began
+        findings.books[kind] = await reconciled(database, load)
     async with places.ledgers(kind) as database:
-        found.fairness[kind] = await fairness(database, sizes.queue, sizes.tries, step)
+        findings.fairness[kind] = await fairness(database, sizes.queue, sizes.tries, step)
     with places.place(kind) as at:
         folder = at.parent if isinstance(at, Path) else places.folder / "server"
-        found.guests[kind] = await measured(folder, at, sizes.sequential, sizes.batch, step)
+        findings.guests[kind] = await measured(folder, at, sizes.sequential, sizes.batch, step)

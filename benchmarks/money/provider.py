@@ -65,16 +65,16 @@ async def bills(url: str) -> Bills:
     """Return all that was billed, once nothing more is."""
     # Without what the environment says of proxies: it is on loopback.
     async with httpx2.AsyncClient(base_url=url, timeout=60, trust_env=False) as client:
-        said: list[dict[str, object]] = []
+        entries: list[dict[str, object]] = []
         while True:
             now = (await client.get("/bill")).json()
-            if said and len(now) == len(said):
+            if entries and len(now) == len(entries):
                 break
-            said = now
+            entries = now
             await asyncio.sleep(SETTLING_SECONDS)
-    found: Bills = defaultdict(list)
-    for entry in said:
+    billed: Bills = defaultdict(list)
+    for entry in entries:
         usage, fault = entry["usage"], entry["fault"]
         assert isinstance(usage, dict)
-        found[str(entry["prompt"])].append(Bill(Usage(**usage), None if fault is None else str(fault)))
-    return found
+        billed[str(entry["prompt"])].append(Bill(Usage(**usage), None if fault is None else str(fault)))
+    return billed

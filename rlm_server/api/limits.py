@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 Declared = TypeVar("Declared", bound="DataclassInstance")
 
 
-def lowered(field: str, asked: Message, ceiling: Declared) -> Declared:
+def lowered(field: str, requested: Message, ceiling: Declared) -> Declared:
     """Return the limits: the tenant's, lowered where the request says so. It names them as they are declared.
 
     What a limit has in seconds a request may say in milliseconds. 0 means the tenant's, except where the request can
@@ -26,12 +26,12 @@ def lowered(field: str, asked: Message, ceiling: Declared) -> Declared:
     """
     limits = declared(ceiling)
     changes: dict[str, float] = {}
-    for one in asked.DESCRIPTOR.fields:
+    for one in requested.DESCRIPTOR.fields:
         if one.message_type is not None:
             continue
         name, a_second = re.sub("_milliseconds$", "_seconds", one.name), 1000 if "_milliseconds" in one.name else 1
-        value = getattr(asked, one.name)
-        if not (asked.HasField(one.name) if one.has_presence else value):
+        value = getattr(requested, one.name)
+        if not (requested.HasField(one.name) if one.has_presence else value):
             continue
         most = getattr(ceiling, name) * a_second
         least = min(math.ceil(limits[name].least * a_second), most)

@@ -85,15 +85,15 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         return session
 
     async def _message(self, session: ReplSession) -> session_pb2.Session:
-        asked = session.asked
+        options = session.asked
         return session_pb2.Session(
             session_id=session.id,
-            image=asked.image,
-            context_id=asked.context.id if asked.context else "",
-            sub_model=asked.sub_model,
-            budget=responses.budget(asked.budget),
+            image=options.image,
+            context_id=options.context.id if options.context else "",
+            sub_model=options.sub_model,
+            budget=responses.budget(options.budget),
             create_time=responses.time(session.created_at),
-            coverage=responses.coverage(await self._sessions.coverage(session)) if asked.context else None,
+            coverage=responses.coverage(await self._sessions.coverage(session)) if options.context else None,
         )
 
 

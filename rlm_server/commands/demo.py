@@ -56,9 +56,9 @@ def _say(text: str) -> None:
 
 def _text(folder: Path) -> Path:
     """Return the text to ask about: DEMO_TEXT, or the sources of the standard library and the installed packages."""
-    given = os.environ.get("DEMO_TEXT", "")
-    if given:
-        return Path(given)
+    named = os.environ.get("DEMO_TEXT", "")
+    if named:
+        return Path(named)
     path = folder / "python-sources.txt"
     written = 0
     with path.open("w", encoding="utf-8", newline="") as text:
@@ -118,11 +118,13 @@ def _server(folder: Path) -> Iterator[tuple[str, str, str]]:
         try:
             if server.stdout is None:
                 raise click.ClickException("the server has no output")
-            said = dict(line.strip().split(maxsplit=1) for line in (server.stdout.readline(), server.stdout.readline()))
-            if "serving" not in said:
+            output = dict(
+                line.strip().split(maxsplit=1) for line in (server.stdout.readline(), server.stdout.readline())
+            )
+            if "serving" not in output:
                 raise click.ClickException("the server did not start; what it said is above")
-            address = said["serving"].removeprefix("on ")
-            yield address, (folder / "development-key").read_text().strip(), f"Models: {said['models:']}"
+            address = output["serving"].removeprefix("on ")
+            yield address, (folder / "development-key").read_text().strip(), f"Models: {output['models:']}"
         finally:
             server.send_signal(signal.SIGTERM)
             server.wait(60)

@@ -60,11 +60,11 @@ def show(models: tuple[str, ...], as_json: bool, data_dir: Path | None) -> None:
     """Show what models cost, all or those named (MODEL or PROVIDER/MODEL), in USD for 1,000,000 tokens."""
     listed = _price_list(_settings(data_dir))
     table = listed.prices
-    found = _found(table, models) if models else table.listed()
+    shown = _found(table, models) if models else table.listed()
     if as_json:
-        click.echo(json.dumps(_as_json(listed, found), indent=2))
+        click.echo(json.dumps(_as_json(listed, shown), indent=2))
         return
-    for line in _aligned([COLUMNS, *(row for one in found for row in _rows(one, listed.origin(one)))]):
+    for line in _aligned([COLUMNS, *(row for one in shown for row in _rows(one, listed.origin(one)))]):
         click.echo(line)
     click.echo(f"pinned: {table.source} {age(table, _today())}; version of all prices: {table.version}")
 
@@ -135,8 +135,8 @@ def unset(names: tuple[str, ...], data_dir: Path | None) -> None:
     settings = _settings(data_dir)
     with _explained(), StatedPrices(settings.data_dir).changing() as kept:
         if unknown := [str(key) for key in keys if key not in kept]:
-            told = [f"no price is stated for {name}{_near(name, map(str, kept))}" for name in unknown]
-            raise click.ClickException("; ".join(told))
+            messages = [f"no price is stated for {name}{_near(name, map(str, kept))}" for name in unknown]
+            raise click.ClickException("; ".join(messages))
         for key in keys:
             del kept[key]
         listed = PriceList.of(settings, SCRIPTS, kept)
@@ -188,16 +188,16 @@ def _stated_price(**amounts: str | None) -> StatedPrice:
 def _found(table: Prices, names: Iterable[str]) -> list[Listed]:
     """The models of these names, the dated names of snapshots among them."""
     listed = table.listed()
-    found, unknown = [], []
+    matching, unknown = [], []
     for name in dict.fromkeys(names):
         hits = [one for one in listed if name in (one.model, f"{one.provider}/{one.model}")] or _snapshots(table, name)
-        found += hits
+        matching += hits
         if not hits:
             near = _near(name, [text for one in listed for text in (one.model, f"{one.provider}/{one.model}")])
             unknown.append(f"no price is known for {name[:250]!r}{near}")
     if unknown:
         raise click.ClickException("; ".join(unknown))
-    return found
+    return matching
 
 
 def _snapshots(table: Prices, name: str) -> list[Listed]:
@@ -235,7 +235,7 @@ def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield "  ".join(cell.ljust(w) if name in _WORDS else cell.rjust(w) for name, cell, w in cells).rstrip()
 
 
-def _as_json(listed: PriceList, found: Iterable[Listed]) -> dict[str, Any]:
+def _as_json(listed: PriceList, models: Iterable[Listed]) -> dict[str, Any]:
     table = listed.prices
     return {
         "unit": "nano-USD per 1,000,000 tokens",
@@ -251,7 +251,7 @@ def _as_json(listed: PriceList, found: Iterable[Listed]) -> dict[str, Any]:
                 "context_window": one.context_window,
                 "price": listed.origin(one),
             }
-            for one in found
+            for one in models
         ],
     }
 
@@ -339,9 +339,9 @@ def _source(strict: bool) -> Iterator[Finding]:
     except (ImportError, ValueError) as error:  # a newer one may have another form, or prices that are none here
         yield Finding(differs, f"source: {names} names cannot be compared with the genai-prices installed: {error}")
         return
-    found = list(drift.differences(pinned, today))
-    if not found:
+    differences = list(drift.differences(pinned, today))
+    if not differences:
         yield Finding(True, f"source: {today.source} has the same prices today, for {names} names")
-    for one in found:
+    for one in differences:
         models = f"{one.provider} {', '.join(one.models)}"
         yield Finding(differs, f"source: {models}: pinned {_told(one.pinned)}; {today.source} {_told(one.today)}")

@@ -26,13 +26,13 @@ def serve_until_stopped(listen: str | None, data_dir: Path | None, *, verbose: b
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)r"
     )
-    given: dict[str, Any] = {}
+    overrides: dict[str, Any] = {}
     if listen is not None:
-        given["listen"] = listen
+        overrides["listen"] = listen
     if data_dir is not None:
-        given["data_dir"] = data_dir
+        overrides["data_dir"] = data_dir
     with explained():
-        asyncio.run(_serve(Settings.load(**given)))
+        asyncio.run(_serve(Settings.load(**overrides)))
 
 
 async def _serve(settings: Settings) -> None:

@@ -54,11 +54,11 @@ class PriceList:
         file = StatedPrices(settings.data_dir)
         if kept is None:
             kept = file.read()
-        said = {Key(COMPATIBLE.name, name): price for name, m in settings.models.items() if (price := _stated(m))}
-        stated: dict[tuple[str, str], Price] = {key: p.price(key.provider) for key, p in {**kept, **said}.items()}
+        configured = {Key(COMPATIBLE.name, name): price for name, m in settings.models.items() if (price := _stated(m))}
+        stated: dict[tuple[str, str], Price] = {key: p.price(key.provider) for key, p in {**kept, **configured}.items()}
         stated |= {(scripted.NAME, name): SCRIPTED_PRICE for name in scripts}
         try:
-            return cls(Prices.load(stated), kept, said)
+            return cls(Prices.load(stated), kept, configured)
         except PricesConflict as error:
             raise ConfigError(f"{file.path}: {error}; unset one of them") from None
 

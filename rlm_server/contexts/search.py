@@ -115,9 +115,9 @@ def search(
     matches: list[Match] = []
     with corpus.names.opened() as fd:
         run = _Run(regexp, _Reader(fd), cancelled)
-        found = (Match(number, *place) for number in numbers for place in run.matches(corpus[number]))
+        matching = (Match(number, *place) for number in numbers for place in run.matches(corpus[number]))
         try:
-            matches.extend(islice(found, limit))
+            matches.extend(islice(matching, limit))
         except _Cancelled:
             return Found(tuple(matches), more=True)
     return Found(tuple(matches), more=len(matches) == limit)

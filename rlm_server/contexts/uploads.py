@@ -62,7 +62,7 @@ class Uploads:
         self._table, self._folder, self._contexts = UploadTable(database), folder, contexts
         self._quota, self._rest_seconds = quota, rest_seconds
         self._taken: dict[str, Spool | None] = {}
-        self._resting: dict[str, Spool] = {}  # those whose state need not be read again
+        self._idle: dict[str, Spool] = {}  # those whose state need not be read again
         self._finishing: dict[str, asyncio.Future[Context]] = {}
         self._threads = ThreadPoolExecutor(LONG_WORK_AT_ONCE, thread_name_prefix="uploads")
         self._background = Background()
@@ -117,13 +117,13 @@ class Uploads:
         if row.id in self._taken:
             raise UploadBusy(f"another stream is sending the upload {header.request_id!r}: wait until it has ended")
         self._taken[row.id] = None
-        rests = False
+        idle = False
         try:
-            rests = await self._table.is_unfinished(row.id)  # asked once it is taken: it may have ended since
+            idle = await self._table.is_unfinished(row.id)  # asked once it is taken: it may have ended since
         finally:
-            if not rests:
+            if not idle:
                 del self._taken[row.id]
-        return Upload(self, row) if rests else await self.begin(header)
+        return Upload(self, row) if idle else await self.begin(header)
 
     async def status(self, tenant: str, request_id: str) -> Progress | None:
         """Return how far an upload is; None where the tenant has none of this request id."""
@@ -133,7 +133,7 @@ class Uploads:
         if row.context is not None:
             context = await self._contexts.get(tenant, row.context)
             return Progress(row.header.size_bytes, row.header.documents, context) if context else None
-        spool = self._taken.get(row.id) or self._resting.get(row.id)
+        spool = self._taken.get(row.id) or self._idle.get(row.id)
         if spool is not None:
             return Progress(spool.received, spool.announced)
         try:
@@ -144,7 +144,7 @@ class Uploads:
 
     async def open(self, row: UploadRow) -> Spool:
         """Return the spool of an upload that is taken: the one in memory, or else read again from its folder."""
-        spool = self._resting.pop(row.id, None)
+        spool = self._idle.pop(row.id, None)
         if spool is None:
             folder = self._folder / row.id
             try:
@@ -202,7 +202,7 @@ class Uploads:
             if refused or row.header.request_id is None:
                 await self._remove(row)
             elif spool and isinstance(error, asyncio.CancelledError | UploadStalled | UploadShort):
-                self._resting[row.id] = spool
+                self._idle[row.id] = spool
         except Exception:
             log.exception("upload %s could not be removed; it is tried again later", row.id)
         finally:
@@ -252,7 +252,7 @@ class Uploads:
         self._taken[row.id] = None
         try:
             if await self._table.is_unfinished(row.id):  # asked once it is taken: it may have ended since
-                self._resting.pop(row.id, None)
+                self._idle.pop(row.id, None)
                 if await self._undo(row):
                     await self._remove(row)
         finally:

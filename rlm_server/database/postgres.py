@@ -71,10 +71,10 @@ def _typed(error: BaseException) -> DatabaseError | None:
     code = error.sqlstate
     if code is None:  # the connection is gone, or never came about
         code = "08" if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) else ""
-    found = _TYPED.get(code) or _TYPED_CLASSES.get(code[:2])
-    if found is None:
+    kind_and_text = _TYPED.get(code) or _TYPED_CLASSES.get(code[:2])
+    if kind_and_text is None:
         return None
-    kind, text = found
+    kind, text = kind_and_text
     typed = kind(f"{text} ({_line(error)})")
     typed.__cause__ = error
     return typed

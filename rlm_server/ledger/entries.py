@@ -124,18 +124,18 @@ def overruns(connection: Connection) -> int:
 
 
 def _where(query: Query) -> tuple[str, list[Any]]:
-    terms, values = ["entry > ?", "tenant = ?"], [query.after, query.tenant]
+    conditions, values = ["entry > ?", "tenant = ?"], [query.after, query.tenant]
     for name in ("run", "node", "model"):
         if getattr(query, name) is not None:
-            terms.append(f"{name} = ?")
+            conditions.append(f"{name} = ?")
             values.append(getattr(query, name))
     for sign, time in ((">=", query.since), ("<", query.until)):
         if time is not None:
-            terms.append(f"resolved_at {sign} ?")
+            conditions.append(f"resolved_at {sign} ?")
             values.append(time)
     if query.ambiguous:
-        terms.append(_AMBIGUOUS)
-    return " AND ".join(terms), values
+        conditions.append(_AMBIGUOUS)
+    return " AND ".join(conditions), values
 
 
 def _entry(row: Sequence[Any]) -> Entry:

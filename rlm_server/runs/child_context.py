@@ -65,8 +65,8 @@ def _documents(asked: Any, parent: NodeContext) -> Making:
     return make, _composed(parent, lambda document: (numbers[document], 0))
 
 
-def _part(asked: dict[str, Any], parent: NodeContext) -> Making:
-    document, start, end = (asked.get(name) for name in ("document", "start", "end"))
+def _part(fields: dict[str, Any], parent: NodeContext) -> Making:
+    document, start, end = (fields.get(name) for name in ("document", "start", "end"))
     if not (type(document) is int and type(start) is int and type(end) is int):
         raise DoorRefusal("TypeError", "document, start and end must be int")
     if not 0 <= document < len(parent.corpus):

@@ -29,14 +29,14 @@ def runs(blocks: int) -> Iterator[tuple[int, int]]:
         at = bits.find("1", end)
 
 
-def of_runs(given: list[list[int]], most: int) -> int:
+def of_runs(runs: list[list[int]], most: int) -> int:
     """Return the set of blocks that consists of these runs, in ascending order, all of which are below `most`.
 
     Raises:
         ValueError, TypeError: they are not.
     """
     bits, end = [], 0
-    for first, count in given:
+    for first, count in runs:
         if type(first) is not int or type(count) is not int or not end <= first < first + count <= most:
             raise ValueError(f"{count} blocks from {first} on are not among {most}, or not in order")
         bits.append("0" * (first - end) + "1" * count)
@@ -63,9 +63,9 @@ def ranges(corpus: Corpus, blocks: int) -> Iterator[Range]:
         while block < end:
             document = corpus.document_of(block)
             after = corpus.first_block(document + 1)
-            found = _characters(corpus, document, block, min(end, after))
-            if found.start < found.end:
-                yield found
+            characters = _characters(corpus, document, block, min(end, after))
+            if characters.start < characters.end:
+                yield characters
             block = after
 
 

@@ -162,9 +162,9 @@ def header(template: bytes, form: Form, characters: int, references: int = IMMOR
     """
     if len(template) != form.header_bytes:
         raise ValueError(f"a {form.name} string's header has {form.header_bytes} bytes, not {len(template)}")
-    made = bytearray(template)
-    struct.pack_into("<I", made, 0, references)
-    struct.pack_into("<Ii", made, 8, characters, -1)  # length; not hashed yet
+    header_bytes = bytearray(template)
+    struct.pack_into("<I", header_bytes, 0, references)
+    struct.pack_into("<Ii", header_bytes, 8, characters, -1)  # length; not hashed yet
     if form is not Form.ASCII:
-        struct.pack_into("<II", made, 20, 0, 0)  # no cached UTF-8
-    return bytes(made)
+        struct.pack_into("<II", header_bytes, 20, 0, 0)  # no cached UTF-8
+    return bytes(header_bytes)

@@ -29,16 +29,16 @@ def fetch(corpus, document, count=1):
     )  # fmt: skip
     reply = _host.call(request.encode())
     end = reply.find(b"\n")
-    given = _door.value(_door._decode((reply if end < 0 else reply[:end]).decode()))
-    if given is None:
-        found = [_box[0]]
+    header = _door.value(_door._decode((reply if end < 0 else reply[:end]).decode()))
+    if header is None:
+        documents = [_box[0]]
         _box[0] = None
-        return found
-    found, at, view = [], end + 1, memoryview(reply)
-    for codec, size in given:
-        found.append(str(view[at : at + size], codec))
+        return documents
+    documents, at, view = [], end + 1, memoryview(reply)
+    for codec, size in header:
+        documents.append(str(view[at : at + size], codec))
         at += size
-    return found
+    return documents
 
 
 class Documents(Sequence):

@@ -188,7 +188,7 @@ internal = {
 
 def variables():
     """List the program's own names: [name, type, length or -1], the newest last."""
-    found = []
+    listed = []
     for name, value in list(namespace.items())[-400:]:
         if name in first_names or name in reserved or name.startswith("_") or type(value).__name__ == "module":
             continue
@@ -196,8 +196,8 @@ def variables():
             length = len(value) if type(value).__module__ in _measurable else -1
         except Exception:
             length = -1
-        found.append([plain(name[:200]), plain(type(value).__name__[:200]), length])
-    return found[-200:]
+        listed.append([plain(name[:200]), plain(type(value).__name__[:200]), length])
+    return listed[-200:]
 
 
 _measurable = {"builtins", "collections", "numpy", "pandas"}

@@ -258,7 +258,7 @@ def _slot(extent: Extent) -> int:
 
 def _overlaid(old: Sequence[Extent], new: tuple[Extent, ...], freed: list[tuple[int, int]]) -> list[Extent]:
     """Return the new extents, and the old ones where these leave room; add the slots of the rest to `freed`."""
-    made: list[Extent] = []
+    extents: list[Extent] = []
     waiting = iter(old)
     extent = next(waiting, None)
     for page, slot, count in new:
@@ -266,20 +266,20 @@ def _overlaid(old: Sequence[Extent], new: tuple[Extent, ...], freed: list[tuple[
         while extent and extent.page < end:
             start, was, length = extent
             if start + length <= page:
-                made.append(extent)
+                extents.append(extent)
             else:
                 if start < page:
-                    made.append(Extent(start, was, page - start))
+                    extents.append(Extent(start, was, page - start))
                 first, last = max(start, page), min(start + length, end)
                 freed.append((was + first - start, last - first))
                 if start + length > end:
                     extent = Extent(end, was + end - start, start + length - end)
                     break
             extent = next(waiting, None)
-        made.append(Extent(page, slot, count))
+        extents.append(Extent(page, slot, count))
     if extent:
-        made.append(extent)
-    return [*made, *waiting]
+        extents.append(extent)
+    return [*extents, *waiting]
 
 
 def _joined(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
@@ -287,14 +287,14 @@ def _joined(pieces: list[tuple[int, int]]) -> list[tuple[int, int]]:
     if not pieces:
         return pieces
     pieces.sort()
-    made = [pieces[0]]
+    joined = [pieces[0]]
     for start, count in pieces[1:]:
-        last, length = made[-1]
+        last, length = joined[-1]
         if last + length == start:
-            made[-1] = (last, length + count)
+            joined[-1] = (last, length + count)
         else:
-            made.append((start, count))
-    return made
+            joined.append((start, count))
+    return joined
 
 
 _CUT = "the file of a session's pages is cut short"

@@ -146,7 +146,7 @@ def _scan(
 ) -> Runs:
     """Find pages of all categories in `mask`, or not of it where it is in `inverted`, and of one of `any_of`."""
     regions = _buffer.regions
-    found: Runs = []
+    runs: Runs = []
     at, end = address, address + size
     while at < end:
         scan = (ctypes.c_uint64 * 12)(
@@ -158,11 +158,11 @@ def _scan(
             number = ctypes.get_errno()
             raise OSError(number, f"PAGEMAP_SCAN: {os.strerror(number)}")
         values = regions[: 3 * count]
-        found += [(a - address, b - a) for a, b in zip(values[::3], values[1::3], strict=True)]
+        runs += [(a - address, b - a) for a, b in zip(values[::3], values[1::3], strict=True)]
         # It ends early only for want of room. Where it then says it came to (walk_end) may be where one of the shorter
         # walks ended that it is made of.
         at = values[-2] if count == _MAX_REGIONS else end
-    return found
+    return runs
 
 
 @functools.cache

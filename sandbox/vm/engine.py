@@ -238,7 +238,7 @@ class EpochClock:
     def __init__(self, engine: wasmtime.Engine) -> None:
         self._engine = engine
         self._running = 0
-        self._resting = False
+        self._idle = False
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -248,7 +248,7 @@ class EpochClock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._tick, name="epoch-clock", daemon=True)
                 self._thread.start()
-            if self._resting:
+            if self._idle:
                 self._changed.notify()
 
     def __exit__(self, *_: object) -> None:
@@ -264,9 +264,9 @@ class EpochClock:
             idle = 0 if self._running else idle + 1
             if idle > REST_TICKS:
                 with self._changed:
-                    self._resting = True
+                    self._idle = True
                     self._changed.wait_for(lambda: self._running or self._thread is not mine)
-                    self._resting = False
+                    self._idle = False
 
     def close(self) -> None:
         """Stop the thread."""

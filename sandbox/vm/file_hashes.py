@@ -74,11 +74,11 @@ class FileHashes:
             known = self._known.get(str(path))
             if known and known[:2] == (identity, expected) and 0 <= now - known.at < BELIEVED_SECONDS:
                 return True
-            found = file_hash(file)
+            digest = file_hash(file)
             if max(identity.modified, identity.changed) / 1e9 < now - SETTLED_SECONDS:
-                self._known[str(path)] = _Remembered(identity, found, now)
+                self._known[str(path)] = _Remembered(identity, digest, now)
                 self._changed = True
-            return found == expected
+            return digest == expected
 
     def keep(self) -> None:
         """Write down what is new, and forget what is too old. A memory that cannot be written is left as it is."""
@@ -104,8 +104,8 @@ def _read(memory: Path) -> dict[str, _Remembered]:
                 return {}
             held = json.load(file)
         return {
-            name: _Remembered(Identity(*map(int, identity)), str(found), float(at))
-            for name, (identity, found, at) in held.items()
+            name: _Remembered(Identity(*map(int, identity)), str(digest), float(at))
+            for name, (identity, digest, at) in held.items()
         }
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

@@ -131,12 +131,12 @@ class Files:
         if not directory.inode.directory:
             raise FileError(NOTDIR)
         joined = posixpath.join(directory.path, path.lstrip("/") if fd == 3 else path)
-        found = ROOT + posixpath.normpath(joined).lstrip("/")
-        if len(found.encode()) > MAX_PATH_BYTES:
+        resolved = ROOT + posixpath.normpath(joined).lstrip("/")
+        if len(resolved.encode()) > MAX_PATH_BYTES:
             raise FileError(NAMETOOLONG)
-        if path.endswith(("/", "/.")) and not making_directory and not self.lookup(found).directory:
+        if path.endswith(("/", "/.")) and not making_directory and not self.lookup(resolved).directory:
             raise FileError(NOTDIR)
-        return found
+        return resolved
 
     def find(self, path: str) -> Inode | None:
         """Return what there is at `path`; directories above the read-only files are there with them."""

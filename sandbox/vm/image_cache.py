@@ -60,12 +60,12 @@ class ImageCache:
             self._progress(f"{name} in the cache is damaged: building it again")
             shutil.rmtree(entry)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="building-") as temporary:
-            made = Path(temporary) / "entry"
-            made.mkdir()
-            build(made)
-            hashes = {path.name: _hash(path) for path in sorted(made.iterdir())}
-            (made / "manifest.json").write_text(json.dumps({"entry": name, "blake2b": hashes}, indent=1))
-            made.rename(entry)
+            folder = Path(temporary) / "entry"
+            folder.mkdir()
+            build(folder)
+            hashes = {path.name: _hash(path) for path in sorted(folder.iterdir())}
+            (folder / "manifest.json").write_text(json.dumps({"entry": name, "blake2b": hashes}, indent=1))
+            folder.rename(entry)
         return entry
 
     def _intact(self, entry: Path) -> bool:

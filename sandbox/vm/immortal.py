@@ -25,12 +25,12 @@ def immortalise(memory: bytearray, call: HostCall) -> int:
 
     The copy was taken before the guest looked for them: one that was not there yet is left alone.
     """
-    made = 0
+    immortal = 0
     for address, kind in call.arguments["found"]:
         if not 0 < address <= len(memory) - _HEAD.size:
             continue
         count, type_then = _HEAD.unpack_from(memory, address)
         if type_then == kind and 0 < count < _MORTAL_BELOW:
             struct.pack_into("<I", memory, address, _IMMORTAL)
-            made += 1
-    return made
+            immortal += 1
+    return immortal

@@ -199,13 +199,13 @@ def _read_report(report: HostCall | None) -> tuple[TurnError | None, tuple[Varia
         return _DAMAGED, ()
     error, variables = report.arguments.get("error"), report.arguments.get("variables")
     try:
-        said = None
+        raised = None
         if error is not None:
-            said = TurnError(*(str(error[key])[:MAX_TRACEBACK] for key in ("type", "message", "traceback")))
-        named = tuple(_variable(*told) for told in variables[:MAX_VARIABLES]) if variables is not None else ()
+            raised = TurnError(*(str(error[key])[:MAX_TRACEBACK] for key in ("type", "message", "traceback")))
+        named = tuple(_variable(*variable) for variable in variables[:MAX_VARIABLES]) if variables is not None else ()
     except (TypeError, KeyError, ValueError, OverflowError):
         return _DAMAGED, ()
-    return said, named
+    return raised, named
 
 
 def _variable(name: object, kind: object, length: object) -> Variable:

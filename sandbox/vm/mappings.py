@@ -194,11 +194,11 @@ class Mappings:
             tries = 0
             for start, end in ((hint, length), (0, min(length, hint + size))):
                 while end - start >= size and tries < _MAX_TRIES:
-                    found = libc.memmem(base + start, end - start, first, len(first))
-                    if found is None or found - base + size > end:
+                    match = libc.memmem(base + start, end - start, first, len(first))
+                    if match is None or match - base + size > end:
                         break
-                    offset, tries = int(found - base), tries + 1
-                    if offset % document.form.width == 0 and libc.memcmp(found, string, size) == 0:
+                    offset, tries = int(match - base), tries + 1
+                    if offset % document.form.width == 0 and libc.memcmp(match, string, size) == 0:
                         return offset
                     start = offset + 1
         return None
@@ -210,17 +210,17 @@ class Mappings:
         return number, self._corpora[number]
 
     def _copies(self, number: int, document: int, count: int) -> Reply:
-        corpus, given, data = self._corpora[number], [], bytearray()
+        corpus, described, data = self._corpora[number], [], bytearray()
         for one in range(document, max(document + 1, min(document + count, len(corpus)))):
             if not corpus.copied(one) or (data and len(data) + corpus.text(one).size > MAX_COPIED):
                 break
             content = corpus.text(one)
             characters = content.raw(0, content.characters)
             data += characters
-            given.append([content.form.codec, len(characters)])
+            described.append([content.form.codec, len(characters)])
             if one < len(corpus):
                 self.seen[number] |= 1 << corpus.first_block(one)
-        return Reply(granted(given) + b"\n" + data)
+        return Reply(granted(described) + b"\n" + data)
 
     # ---- mapping -------------------------------------------------------------------------------------------------
 
@@ -362,11 +362,11 @@ class Mappings:
         every = (1 << blocks) - 1
         if self.seen[mapped.corpus] >> first & every == every:
             return
-        found = 0
+        touched = 0
         for start, size in pagetable.touched(self._memory.base + mapped.address, self._length(mapped)):
             begin, end = start // BLOCK, -(-(start + size) // BLOCK)
-            found |= (1 << end) - (1 << begin)
-        self.seen[mapped.corpus] |= (found & every) << first
+            touched |= (1 << end) - (1 << begin)
+        self.seen[mapped.corpus] |= (touched & every) << first
 
 
 _NO_ROOM = "a document of {} bytes does not fit into what is left of the guest's 4 GiB of addresses; let go of others"

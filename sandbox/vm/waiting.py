@@ -106,20 +106,20 @@ class Requests:
             CancelledError: one was cancelled, or all were stopped.
         """
         self._waiting.until(lambda: bool(self._ended) or self.stopped, seconds)
-        found: list[bytes] = []
+        ended: list[bytes] = []
         size = 0
         while self._ended and not self.stopped:
             number = self._ended[0]
-            told = b"[%d,%b]" % (number, self._written(self._under_way[number]))
-            size += len(told) + 1
-            if found and size > min(TOLD_AT_ONCE, self._most_bytes - AROUND):
+            reply = b"[%d,%b]" % (number, self._written(self._under_way[number]))
+            size += len(reply) + 1
+            if ended and size > min(TOLD_AT_ONCE, self._most_bytes - AROUND):
                 break
             self._ended.popleft()
             self._remove(number)
-            found.append(told)
+            ended.append(reply)
         if self.stopped:
             raise CancelledError
-        return Reply(b'{"ok":[' + b",".join(found) + b"]}")
+        return Reply(b'{"ok":[' + b",".join(ended) + b"]}")
 
     def _written(self, pending: Pending) -> bytes:
         try:

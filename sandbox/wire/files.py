@@ -16,7 +16,7 @@ def write_files(files: Files) -> tuple[dict[str, Any], bytes]:
     """
     inodes = files.own_inodes()
     numbers = {id(inode): i for i, inode in enumerate(inodes)}
-    said = {
+    header = {
         "inodes": [
             [i.number, i.directory, len(i.data), i.accessed, i.modified, i.changed, i.links] for i in inodes
         ],
@@ -27,10 +27,10 @@ def write_files(files: Files) -> tuple[dict[str, Any], bytes]:
         ],
         "next": files.next_number,
     }  # fmt: skip
-    return said, b"".join(bytes(inode.data) for inode in inodes)
+    return header, b"".join(bytes(inode.data) for inode in inodes)
 
 
-def read_files(said: dict[str, Any], contents: bytes, known: Files) -> Files:
+def read_files(header: dict[str, Any], contents: bytes, known: Files) -> Files:
     """Read what `write_files` wrote, over the same read-only files as those of `known`.
 
     Raises:
@@ -38,22 +38,22 @@ def read_files(said: dict[str, Any], contents: bytes, known: Files) -> Files:
     """
     inodes: list[Inode] = []
     taken = 0
-    for number, directory, size, *rest in said["inodes"]:
+    for number, directory, size, *rest in header["inodes"]:
         data = bytearray(contents[taken : taken + _whole(size)])
         accessed, modified, changed, links = map(_whole, rest)
         inodes.append(Inode(_whole(number), data, directory is True, accessed, modified, changed, links))
         taken += size
     if taken != len(contents):
         raise ValueError(f"contents of {len(contents)} bytes for files of {taken}")
-    writable = {_path(path): inodes[_whole(held)] for path, held in said["writable"]}
-    made = replace(known, writable=writable, open={}, next_number=_whole(said["next"], 1 << 62))
-    for fd, path, held, *rest in said["open"]:
-        inode = made.find(_path(path)) if held is None else inodes[_whole(held)]
+    writable = {_path(path): inodes[_whole(held)] for path, held in header["writable"]}
+    files = replace(known, writable=writable, open={}, next_number=_whole(header["next"], 1 << 62))
+    for fd, path, held, *rest in header["open"]:
+        inode = files.find(_path(path)) if held is None else inodes[_whole(held)]
         if inode is None:
             raise ValueError(f"a descriptor of {path!r}, which is not there")
         rights, flags, position = map(_whole, rest)
-        made.open[_whole(fd)] = OpenFile(path, inode, rights, flags, position)
-    return made
+        files.open[_whole(fd)] = OpenFile(path, inode, rights, flags, position)
+    return files
 
 
 def _whole(value: object, most: int = (1 << 64) - 1) -> int:

@@ -177,25 +177,25 @@ def _filter_calls() -> None:
 def _filter(audit: int, column: int) -> list[bytes]:
     """Write the filter as BPF. `seccomp_data`: the call's number at 0, the machine at 4, argument n at 16 + 8 n."""
     denied = _ERRNO | errno.EPERM
-    made = [_step(_LOAD, 4), _step(_EQUAL, audit, 1, 0), _step(_RETURN, _KILL), _step(_LOAD, 0)]
+    program = [_step(_LOAD, 4), _step(_EQUAL, audit, 1, 0), _step(_RETURN, _KILL), _step(_LOAD, 0)]
     if column == 0:  # x86-64's other numbering, x32, has this bit
-        made += [_step(_ANY_BIT, 0x40000000, 0, 1), _step(_RETURN, _KILL)]
+        program += [_step(_ANY_BIT, 0x40000000, 0, 1), _step(_RETURN, _KILL)]
     for name in sorted(_ALLOWED):
         number = _ALLOWED[name][column]
         if number >= 0:
-            made += [_step(_EQUAL, number, 0, 1), _step(_RETURN, _ALLOW)]
-    made += [_step(_EQUAL, _CLONE3[column], 0, 1), _step(_RETURN, _ERRNO | errno.ENOSYS)]
+            program += [_step(_EQUAL, number, 0, 1), _step(_RETURN, _ALLOW)]
+    program += [_step(_EQUAL, _CLONE3[column], 0, 1), _step(_RETURN, _ERRNO | errno.ENOSYS)]
     # Memory without execution; threads, not processes; some ioctls; signals to this process only.
     for number in (_MMAP[column], _MPROTECT[column]):
-        made += _only(number, [_step(_LOAD, 32), _step(_ANY_BIT, _PROT_EXEC, 1, 0), _step(_RETURN, _ALLOW)], denied)
-    made += _only(
+        program += _only(number, [_step(_LOAD, 32), _step(_ANY_BIT, _PROT_EXEC, 1, 0), _step(_RETURN, _ALLOW)], denied)
+    program += _only(
         _CLONE[column], [_step(_LOAD, 16), _step(_ANY_BIT, _CLONE_THREAD, 0, 1), _step(_RETURN, _ALLOW)], denied
     )
     known = [step for ioctl in _IOCTLS for step in (_step(_EQUAL, ioctl, 0, 1), _step(_RETURN, _ALLOW))]
-    made += _only(_IOCTL[column], [_step(_LOAD, 24), *known], denied)
+    program += _only(_IOCTL[column], [_step(_LOAD, 24), *known], denied)
     itself = [_step(_LOAD, 16), _step(_EQUAL, os.getpid(), 0, 1), _step(_RETURN, _ALLOW)]
-    made += _only(_TGKILL[column], itself, denied)
-    return [*made, _step(_RETURN, denied)]
+    program += _only(_TGKILL[column], itself, denied)
+    return [*program, _step(_RETURN, denied)]
 
 
 def _only(number: int, checks: list[bytes], otherwise: int) -> list[bytes]:

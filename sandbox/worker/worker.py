@@ -91,7 +91,7 @@ class _Served:
         change = self.session.take_checkpoint()
         now, sent, seen = self.session.checkpoint, self._sent, list(self.session.seen)
         self._told += [0] * (len(seen) - len(self._told))
-        sent.seen = [blocks & ~told for blocks, told in zip(seen, self._told, strict=True)]
+        sent.seen = [blocks & ~sent_before for blocks, sent_before in zip(seen, self._told, strict=True)]
         self._sent, self._told = SentState(now.files, now.layout), seen
         return write_end(self._number, number, turn, now, change, sent)
 

@@ -44,8 +44,8 @@ def test_growth_is_that_of_the_second_half() -> None:
         return Vitals(megabytes, 0, 0, 0, 100, 0, 1, 0, 0)
 
     settled = Course([Sample(i, i, held(size), 1) for i, size in enumerate([1, 5, 50, 90, 99, 100, 102, 99, 102, 100])])
-    assert settled.growth(lambda vitals: vitals.memory_mb) == pytest.approx(0)
-    assert settled.growth(lambda vitals: vitals.descriptors) == 0
-    assert settled.growth(lambda vitals: vitals.stored) == 0
+    assert settled.growth(lambda sample: sample.memory_mb) == pytest.approx(0)
+    assert settled.growth(lambda sample: sample.descriptors) == 0
+    assert settled.growth(lambda sample: sample.stored) == 0
     grown = Course([Sample(i, i, held(100 + i), 1) for i in range(11)])
-    assert grown.growth(lambda vitals: vitals.memory_mb) == pytest.approx(100 * 5 / 107.5)
+    assert grown.growth(lambda sample: sample.memory_mb) == pytest.approx(100 * 5 / 107.5)

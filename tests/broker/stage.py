@@ -74,10 +74,10 @@ class Reporting:
 BACKOFF = Backoff(first=0.001)
 
 
-def broker_of(books: Books, play: Play, **terms: Any) -> Broker:
+def broker_of(books: Books, play: Play, **options: Any) -> Broker:
     """A broker whose one model, "small", is played."""
     routes = Routes({"small": Route(NAME, ScriptedProvider({"upstream": play}), "upstream", PRICE)})
-    return Broker(books, routes, Prices.load(), **({"backoff": BACKOFF} | terms))
+    return Broker(books, routes, Prices.load(), **({"backoff": BACKOFF} | options))
 
 
 def soon() -> float:

@@ -45,7 +45,7 @@ def broker_of(
     large: Play | None = None,
     huge: Play | None = None,
     policies: Mapping[str, Policy] | None = None,
-    **terms: Any,
+    **options: Any,
 ) -> Broker:
     """A broker whose "small" falls back to "large", then to "huge"; those are as dear as each other."""
     plays = {"small": small, "large": large or Play([answered]), "huge": huge or Play([answered])}
@@ -62,7 +62,7 @@ def broker_of(
         Prices.load(),
         backoff=Backoff(first=0.001, tries=3),
         policies={TENANT: ALL} if policies is None else policies,
-        **terms,
+        **options,
     )
 
 

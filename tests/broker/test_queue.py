@@ -62,9 +62,9 @@ def ask(who: str) -> ModelRequest:
     return ModelRequest("small", (Message("user", f"{who} asks"),), max_tokens=100)
 
 
-def broker_of(books: Books, desk: Desk, **terms: object) -> Broker:
+def broker_of(books: Books, desk: Desk, **options: object) -> Broker:
     routes = Routes({"small": Route("desk", desk, "upstream", PRICE)})
-    return Broker(books, routes, Prices.load(), **terms)  # type: ignore[arg-type]
+    return Broker(books, routes, Prices.load(), **options)  # type: ignore[arg-type]
 
 
 @asynccontextmanager

@@ -36,11 +36,11 @@ def main() -> int:
         report.write(report.tables(expected, inside, native))
     if arguments.prune:
         prune(expected.mended(modules, inside))
-    complaints = expected.complaints(modules, inside)
+    problems = expected.complaints(modules, inside)
     if native:
-        complaints += expected.native_complaints(inside, native)
-    print("\n".join(complaints) or "all as expected")
-    return 1 if complaints else 0
+        problems += expected.native_complaints(inside, native)
+    print("\n".join(problems) or "all as expected")
+    return 1 if problems else 0
 
 
 def run_inside(cpython: CPython, modules: list[str]) -> list[Outcome]:

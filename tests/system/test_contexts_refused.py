@@ -206,7 +206,7 @@ async def test_contexts_and_uploads_together_stay_within_the_quota(server: Serve
     async with server(Play(""), context_bytes=1_000, tenants={"rich": {"context_bytes": 2_000}}) as served:
         calls = ContextCalls(served.caller)
         kept = await calls.send(of_text("x" * 500))
-        await calls.send_part(of_text("y" * 300, chunk=100, request_id="resting")[:2])
+        await calls.send_part(of_text("y" * 300, chunk=100, request_id="idle")[:2])
         said = await refusal(calls.send(of_text("z" * 201)))
         assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "CONTEXT_QUOTA_EXCEEDED")
         assert said.said == {"unit": "context_bytes", "limit": "1000", "used": "800", "asked": "201"}

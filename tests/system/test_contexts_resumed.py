@@ -234,8 +234,8 @@ async def test_what_a_process_that_died_left_is_removed_at_the_start(server: Ser
         await calls.send_part(of_text("some text", chunk=4, request_id="mine")[:2])
         kept = await calls.send(of_text("kept"))
     data_dir = tmp_path / "data"
-    (resting,) = (data_dir / "uploads").iterdir()
-    with (resting / "documents").open("a") as file:
+    (upload,) = (data_dir / "uploads").iterdir()
+    with (upload / "documents").open("a") as file:
         file.write("12 half a li")
     (data_dir / "uploads" / "stray").mkdir()
     (data_dir / "contexts" / "ctx_stray").mkdir()

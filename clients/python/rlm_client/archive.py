@@ -52,7 +52,7 @@ def documents(path: str, prefix: str, limits: ArchiveLimits) -> Iterator[Documen
     stamp = stamp_of(path)
     with _Contents(path, limits.entries) as file, _opened(path, file) as opened:
         unpacking = _Unpacking(path, opened, os.fstat(file.fileno()).st_size, limits)
-        for place, entry in sorted(_files(path, opened), key=lambda found: found[0]):
+        for place, entry in sorted(_files(path, opened), key=lambda each: each[0]):
             name = "/".join([prefix, *place] if prefix else place)
             yield Document(name, f"{path}: {entry.filename!r}", partial(unpacking.pieces, entry), stamp)
 

@@ -87,7 +87,7 @@ def _budget_option(command: Command) -> Command:
 @click.pass_obj
 def run(
     access: Access,
-    given: ContextOptions,
+    options: ContextOptions,
     model: str,
     sub_model: str,
     budget: Budget | None,
@@ -99,9 +99,9 @@ def run(
     question: str,
 ) -> None:
     """Answer QUESTION over a text or documents. An interrupt (Ctrl-C) cancels the run on the server."""
-    console, source = console_for(sys.stderr), given.source()
+    console, source = console_for(sys.stderr), options.source()
     with access.open() as (client, interrupts):
-        context_id = given.context(source, client, interrupts, console, quiet=as_json)
+        context_id = options.context(source, client, interrupts, console, quiet=as_json)
         # Not interruptible: a run whose id is not known could not be cancelled.
         started = client.create_run(
             question,
@@ -161,12 +161,12 @@ def show(access: Access, run_id: str, as_json: bool) -> None:
 @click.argument("code")
 @click.pass_obj
 def execute(
-    access: Access, given: ContextOptions, image: str, sub_model: str, budget: Budget | None, as_json: bool, code: str
+    access: Access, options: ContextOptions, image: str, sub_model: str, budget: Budget | None, as_json: bool, code: str
 ) -> None:
     """Run CODE as one turn of a REPL made for it. Exit codes: 0 done, 1 it raised, 3 a limit stopped it."""
-    console, source = console_for(sys.stderr), given.source()
+    console, source = console_for(sys.stderr), options.source()
     with access.open() as (client, interrupts):
-        context_id = given.context(source, client, interrupts, console, quiet=True)
+        context_id = options.context(source, client, interrupts, console, quiet=True)
         session = client.create_session(context_id, image=image, sub_model=sub_model, budget=budget)
         try:
             responses = interrupts.stream(lambda: client.execute(session.session_id, code))

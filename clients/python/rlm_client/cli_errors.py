@@ -47,8 +47,8 @@ class ExplainingGroup(click.Group):
         try:
             return super().invoke(ctx)
         except RlmError as error:
-            complaint = UsageError if isinstance(error, InvalidArgument | PlaintextRefused) else CliError
-            raise complaint(describe(error, find_target(ctx.params.get("server")))) from None
+            kind = UsageError if isinstance(error, InvalidArgument | PlaintextRefused) else CliError
+            raise kind(describe(error, find_target(ctx.params.get("server")))) from None
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             ctx.exit(INTERRUPTED)

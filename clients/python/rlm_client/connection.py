@@ -52,23 +52,23 @@ def find_key(key: str | None, target: str, environment: Mapping[str, str] = os.e
         NoKey: there is none, or the one given is empty.
         ValueError: it holds characters that no key has.
     """
-    found = (environment.get("RLM_API_KEY", "") if key is None else key).strip()
+    api_key = (environment.get("RLM_API_KEY", "") if key is None else key).strip()
     path = data_directory(environment) / KEY_FILE
-    if not found and key is None and is_local(target):
+    if not api_key and key is None and is_local(target):
         try:
-            found = path.read_text("ascii").strip()
+            api_key = path.read_text("ascii").strip()
         except (FileNotFoundError, NotADirectoryError):
-            found = ""
+            api_key = ""
         except (OSError, UnicodeDecodeError) as error:
             raise NoKey(f"cannot read the development key in {path}: {error}") from None
-    if not found:
+    if not api_key:
         raise NoKey(
             f"no key for {target}: pass one, set RLM_API_KEY, or start a development server on this machine, "
             f"which writes {path}"
         )
-    if not all("!" <= character <= "~" for character in found):
+    if not all("!" <= character <= "~" for character in api_key):
         raise ValueError("the key holds spaces, control characters or non-ASCII characters; copy it again")
-    return found
+    return api_key
 
 
 def data_directory(environment: Mapping[str, str] = os.environ) -> Path:

@@ -33,23 +33,25 @@ def context() -> None:
 @reading_options
 @json_option
 @click.pass_obj
-def upload(access: Access, given: ContextOptions, name: str | None, request_id: str | None, as_json: bool) -> None:
+def upload(access: Access, options: ContextOptions, name: str | None, request_id: str | None, as_json: bool) -> None:
     """Store files as one context, and print its id.
 
     A single file is one text. A directory, a .jsonl or .zip file, or several paths are documents; - reads stdin.
     """
-    console, source = console_for(sys.stderr), given.source()
+    console, source = console_for(sys.stderr), options.source()
     chosen = str(uuid.uuid4()) if request_id is None else request_id
     with access.open() as (client, interrupts):
         try:
-            made = given.upload("" if source is None else source, client, interrupts, console, as_json, name, chosen)
+            stored = options.upload(
+                "" if source is None else source, client, interrupts, console, as_json, name, chosen
+            )
         except (Unavailable, Aborted, KeyboardInterrupt):
             say(console, f"what has arrived is kept for a while: the same again with --request-id {chosen} goes on")
             raise
     if as_json:
-        print_json(made)
+        print_json(stored)
     else:
-        write(made.context_id + "\n")
+        write(stored.context_id + "\n")
 
 
 @context.command(name="list")
@@ -75,12 +77,12 @@ def list_(access: Access, limit: int | None, as_json: bool) -> None:
 def show(access: Access, context_id: str, all_documents: bool, as_json: bool) -> None:
     """Show a context and its documents."""
     with access.open() as (client, interrupts):
-        found = interrupts.wait(lambda: client.get_context(context_id))
+        stored = interrupts.wait(lambda: client.get_context(context_id))
         if as_json:
-            print_json(found)
+            print_json(stored)
         else:
-            _write_context(found)
-        if found.kind != context_pb2.CONTEXT_KIND_DOCUMENTS or (as_json and not all_documents):
+            _write_context(stored)
+        if stored.kind != context_pb2.CONTEXT_KIND_DOCUMENTS or (as_json and not all_documents):
             return
         most = None if all_documents else _SHOWN_DOCUMENTS
         for one in interrupts.stream(lambda: islice(client.list_documents(context_id), most)):
@@ -88,8 +90,8 @@ def show(access: Access, context_id: str, all_documents: bool, as_json: bool) ->
                 print_json(one)
             else:
                 write(f"{one.number:>9,}  {one.characters:>13,} characters  {sanitize_line(one.name, 500)}\n")
-    if not all_documents and found.documents > _SHOWN_DOCUMENTS:
-        say(console_for(sys.stderr), f"… and {found.documents - _SHOWN_DOCUMENTS:,} more: --documents shows them")
+    if not all_documents and stored.documents > _SHOWN_DOCUMENTS:
+        say(console_for(sys.stderr), f"… and {stored.documents - _SHOWN_DOCUMENTS:,} more: --documents shows them")
 
 
 @context.command()
@@ -128,14 +130,14 @@ def search(
 ) -> None:
     """Print where PATTERN, a regular expression of RE2, matches: document:start-end: what matched."""
     with access.open() as (client, interrupts):
-        found = interrupts.wait(lambda: client.search_context(context_id, pattern, documents, limit))
-    for match in found.matches:
+        response = interrupts.wait(lambda: client.search_context(context_id, pattern, documents, limit))
+    for match in response.matches:
         if as_json:
             print_json(match)
         else:
             write(f"{match.document}:{match.start}-{match.end}: {sanitize_line(match.text)}\n")
-    if found.more and not as_json:
-        say(console_for(sys.stderr), f"there may be more than these {len(found.matches):,}: --limit, --document")
+    if response.more and not as_json:
+        say(console_for(sys.stderr), f"there may be more than these {len(response.matches):,}: --limit, --document")
 
 
 @context.command()
@@ -152,17 +154,17 @@ def delete(access: Access, context_id: str, as_json: bool) -> None:
         say(console_for(sys.stderr), f"deleted {context_id}")
 
 
-def _write_context(found: context_pb2.Context) -> None:
-    write(f"context {sanitize_line(found.context_id)}\n")
-    kind = "documents" if found.kind == context_pb2.CONTEXT_KIND_DOCUMENTS else "text"
+def _write_context(context: context_pb2.Context) -> None:
+    write(f"context {sanitize_line(context.context_id)}\n")
+    kind = "documents" if context.kind == context_pb2.CONTEXT_KIND_DOCUMENTS else "text"
     for field, value in (
-        ("name", sanitize_line(found.name, 200)),
-        ("created", _created(found)),
+        ("name", sanitize_line(context.name, 200)),
+        ("created", _created(context)),
         ("kind", kind),
-        ("documents", f"{found.documents:,}"),
-        ("characters", f"{found.characters:,}"),
-        ("bytes", f"{found.size_bytes:,}"),
-        ("sha256", sanitize_line(found.sha256)),
+        ("documents", f"{context.documents:,}"),
+        ("characters", f"{context.characters:,}"),
+        ("bytes", f"{context.size_bytes:,}"),
+        ("sha256", sanitize_line(context.sha256)),
     ):
         write(f"  {field}: {value}\n")
 

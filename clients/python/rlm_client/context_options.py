@@ -79,7 +79,7 @@ class ContextOptions:
         skipped: list[str] = []
         with upload_bar(console, shown, quiet) as progress:
             try:
-                made = interrupts.wait(
+                context = interrupts.wait(
                     lambda: client.upload(
                         source,
                         shown,
@@ -96,12 +96,12 @@ class ContextOptions:
             except (OSError, ValueError, TypeError) as error:
                 raise UsageError(f"cannot upload {shown}: {error}") from None
         if not quiet:
-            _say_what(console, shown, made, skipped)
-        return made
+            _say_what(console, shown, context, skipped)
+        return context
 
 
 def context_options(required: bool) -> Callable[[Command], Command]:
-    """Add `--context`, `--context-id` and how to read; the command gets them as one `ContextOptions` named `given`."""
+    """Add `--context`, `--context-id` and how to read. The command gets one `ContextOptions` named `options`."""
     several = "A file of UTF-8 text, a directory, or a .jsonl or .zip file; - reads stdin. Several are documents."
 
     def add(command: Command) -> Command:
@@ -109,13 +109,15 @@ def context_options(required: bool) -> Callable[[Command], Command]:
         @click.option("--context-id", default="", metavar="ID", help="A context that was uploaded before.")
         @reading_options
         @wraps(command)
-        def checked(*args: Any, given: ContextOptions, context_id: str, **options: Any) -> object:
-            if given.paths and context_id:
+        def checked(*args: Any, options: ContextOptions, context_id: str, **others: Any) -> object:
+            if options.paths and context_id:
                 raise click.UsageError("--context and --context-id exclude each other")
-            if required and not (given.paths or context_id):
+            if required and not (options.paths or context_id):
                 raise click.UsageError("Missing option '--context' (or '--context-id')")
-            whole = ContextOptions(given.paths, given.text_field, given.name_field, given.skip_binary, context_id)
-            return command(*args, given=whole, **options)
+            whole = ContextOptions(
+                options.paths, options.text_field, options.name_field, options.skip_binary, context_id
+            )
+            return command(*args, options=whole, **others)
 
         return checked
 
@@ -123,26 +125,26 @@ def context_options(required: bool) -> Callable[[Command], Command]:
 
 
 def reading_options(command: Command) -> Command:
-    """Add how to read; the command, which has `paths`, gets all as one `ContextOptions` named `given`."""
+    """Add how to read; the command, which has `paths`, gets all as one `ContextOptions` named `options`."""
 
     @click.option("--text-field", default="text", metavar="NAME", help="Of a .jsonl file's objects: the text.")
     @click.option("--name-field", metavar="NAME", help="Likewise: the name; else name, id or the line's number.")
     @click.option("--skip-binary", is_flag=True, help="Leave out files that are not UTF-8, of several.")
     @wraps(command)
     def gathered(
-        *args: Any, paths: tuple[str, ...], text_field: str, name_field: str | None, skip_binary: bool, **options: Any
+        *args: Any, paths: tuple[str, ...], text_field: str, name_field: str | None, skip_binary: bool, **others: Any
     ) -> object:
         if paths.count(_STDIN) > 1:
             raise click.UsageError("- can be given once: stdin can be read once")
-        return command(*args, given=ContextOptions(paths, text_field, name_field, skip_binary), **options)
+        return command(*args, options=ContextOptions(paths, text_field, name_field, skip_binary), **others)
 
     return gathered
 
 
-def _say_what(console: Console, name: str, made: context_pb2.Context, skipped: list[str]) -> None:
+def _say_what(console: Console, name: str, context: context_pb2.Context, skipped: list[str]) -> None:
     if skipped:
         more = f" and {len(skipped) - _MAX_NAMED:,} more" if len(skipped) > _MAX_NAMED else ""
         say(console, f"left out, as they are not UTF-8: {', '.join(skipped[:_MAX_NAMED])}{more}", "yellow")
-    is_text = made.kind != context_pb2.CONTEXT_KIND_DOCUMENTS
-    documents = "" if is_text else f"{made.documents:,} document{'s' if made.documents != 1 else ''}, "
-    say(console, f"uploaded {sanitize_line(name, 60)} ({documents}{made.size_bytes:,} bytes)")
+    is_text = context.kind != context_pb2.CONTEXT_KIND_DOCUMENTS
+    documents = "" if is_text else f"{context.documents:,} document{'s' if context.documents != 1 else ''}, "
+    say(console, f"uploaded {sanitize_line(name, 60)} ({documents}{context.size_bytes:,} bytes)")

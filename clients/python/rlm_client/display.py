@@ -79,7 +79,7 @@ class Display:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._tally = RunProgress()
+        self._progress = RunProgress()
         self._lock = threading.Lock()  # the footer is drawn from another thread
         self._arrived = time.monotonic()
         self._spinner = Spinner("dots")
@@ -107,9 +107,9 @@ class Display:
     def show(self, event: run_pb2.RunEvent) -> None:
         """Draw one event. A kind of event this version does not know is passed over."""
         with self._lock:
-            closed = self._tally.add(event)
+            closed = self._progress.add(event)
             self._arrived = time.monotonic()
-            node = self._tally.node(event)
+            node = self._progress.node(event)
         for turn in closed:
             self._line(turn.node, str(turn.calls), "cyan")
         match event.WhichOneof("body"):
@@ -120,8 +120,8 @@ class Display:
                 self._header(event.node_id, node, f"turn {event.turn}" + (f" of {limit}" if limit else ""))
             case "model_replied":
                 reply = event.model_replied
-                said = f"{sanitize_line(reply.model, 60)} replied · {cost(reply.spent.nano_usd)}"
-                self._in_node(event, node, f"{said} · {reply.spent.tokens:,} tokens", "dim")
+                summary = f"{sanitize_line(reply.model, 60)} replied · {cost(reply.spent.nano_usd)}"
+                self._in_node(event, node, f"{summary} · {reply.spent.tokens:,} tokens", "dim")
             case "code_started":
                 self._code(event, node)
             case "output":
@@ -179,23 +179,23 @@ class Display:
     def _child(self, event: run_pb2.RunEvent) -> None:
         if event.WhichOneof("body") == "child_started":
             started = event.child_started
-            child = self._tally.nodes[started.child_id]
+            child = self._progress.nodes[started.child_id]
             self._last_node = started.child_id
             size = f"{started.context_characters:,} characters"
             self._line(child, f"child {child.label} · {size}: {started.question}", "bold blue", branch="├─ ")
             return
         finished = event.child_finished
-        child = self._tally.nodes.get(finished.child_id) or NodeState(finished.child_id, event.depth + 1)
+        child = self._progress.nodes.get(finished.child_id) or NodeState(finished.child_id, event.depth + 1)
         state = state_name(finished.state)
-        said = f"child {child.label} {state} · {cost(finished.spent.nano_usd)} · {finished.spent.tokens:,} tokens"
+        summary = f"child {child.label} {state} · {cost(finished.spent.nano_usd)} · {finished.spent.tokens:,} tokens"
         reason = f" · {finished.reason}" if finished.reason else ""
         self._last_node = ""
-        self._line(child, said + reason, _STATE_STYLES.get(state, ""), branch="└─ ")
+        self._line(child, summary + reason, _STATE_STYLES.get(state, ""), branch="└─ ")
 
     def _run_finished(self, finished: run_pb2.RunFinished) -> None:
-        state, tally = state_name(finished.state), self._tally
-        spent = spending(finished.spent, tally.budget)
-        ended = f" · {spent} · depth {tally.deepest} · {tally.elapsed_seconds:.1f} s"
+        state, progress = state_name(finished.state), self._progress
+        spent = spending(finished.spent, progress.budget)
+        ended = f" · {spent} · depth {progress.deepest} · {progress.elapsed_seconds:.1f} s"
         line = Text().append(state, style=_STATE_STYLES.get(state, "")).append(ended)
         self._console.print(line)
         if finished.reason:
@@ -221,10 +221,10 @@ class Display:
 
     def _footer(self) -> Group:
         with self._lock:
-            open_turns = [_live_line(turn) for turn in self._tally.open_turns()]
-            spent = spending(self._tally.spent, self._tally.budget)
-            elapsed = self._tally.elapsed_seconds + time.monotonic() - self._arrived
-            since = f" since event {self._tally.first_sequence}" if self._tally.first_sequence > 1 else ""
+            open_turns = [_live_line(turn) for turn in self._progress.open_turns()]
+            spent = spending(self._progress.spent, self._progress.budget)
+            elapsed = self._progress.elapsed_seconds + time.monotonic() - self._arrived
+            since = f" since event {self._progress.first_sequence}" if self._progress.first_sequence > 1 else ""
         more = len(open_turns) - _MAX_LIVE_LINES
         lines = open_turns[:_MAX_LIVE_LINES] + ([Text(f"… and {more} more turns", style="dim")] if more > 0 else [])
         self._spinner.update(text=Text(f"{spent}{since} · {elapsed:.0f} s", no_wrap=True, overflow="ellipsis"))

@@ -50,8 +50,8 @@ class Document:
 
     def __post_init__(self) -> None:
         if len(self.name) > MAX_NAME:
-            said = f"{self.name[:40]!r}…"
-            raise SourceRefused(f"{self.origin}: a document's name may have {MAX_NAME} characters; {said} has more")
+            start = f"{self.name[:40]!r}…"
+            raise SourceRefused(f"{self.origin}: a document's name may have {MAX_NAME} characters; {start} has more")
         if self.name.isprintable():
             return
         if _CONTROLS.search(self.name):

@@ -57,12 +57,12 @@ class Interrupts:
         Raises:
             KeyboardInterrupt: Ctrl-C was pressed before the next one.
         """
-        given: SimpleQueue[_Given[Result]] = SimpleQueue()
-        threading.Thread(target=_feed, args=(source, given), name="rlm-call", daemon=True).start()
+        queue: SimpleQueue[_Given[Result]] = SimpleQueue()
+        threading.Thread(target=_feed, args=(source, queue), name="rlm-call", daemon=True).start()
         while True:
             self._check()
             try:
-                items, error = given.get(timeout=_LOOK_SECONDS)
+                items, error = queue.get(timeout=_LOOK_SECONDS)
             except Empty:
                 continue
             self._check()

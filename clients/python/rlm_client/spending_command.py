@@ -36,18 +36,18 @@ _SPANS = {
 def budget(access: Access, account_id: str, as_json: bool) -> None:
     """Show what may be spent, was spent and is left: by you, or by the run, session or node named."""
     with access.open() as (client, interrupts):
-        found = interrupts.wait(lambda: client.get_budget(account_id))
+        response = interrupts.wait(lambda: client.get_budget(account_id))
     if as_json:
-        print_json(found)
+        print_json(response)
         return
-    account = found.account
+    account = response.account
     closed = " (ended)" if account.closed else ""
     write(f"account {sanitize_line(account.account_id)}{closed}\n")
     _write_account(account)
-    for window in found.windows:
+    for window in response.windows:
         write(f"\n{_window_name(window)}, ends {window.end_time.ToDatetime():%Y-%m-%d %H:%MZ}\n")
         _write_account(window)
-    for warning in _nearly_used(found):
+    for warning in _nearly_used(response):
         say(console_for(sys.stderr), warning, "yellow")
 
 
@@ -81,15 +81,15 @@ def usage(
     """Show what was spent: summed up by day, model or run, or entry by entry."""
     if (by is not None) + listed + (format is not None) > 1:
         raise click.UsageError("--by, --entries and --export exclude each other")
-    asked = Entries(run_id, node_id, model, since, until, ambiguous, after)
+    entries = Entries(run_id, node_id, model, since, until, ambiguous, after)
     if format is not None:
         if as_json:
             raise click.UsageError("--json does not go with --export: --export jsonl is JSON")
-        _export(access, cast(Format, format), asked)
+        _export(access, cast(Format, format), entries)
     elif listed:
-        _list(access, asked, as_json)
+        _list(access, entries, as_json)
     else:
-        _sum_up(access, cast(Grouping, "day" if by is None else by), asked, as_json)
+        _sum_up(access, cast(Grouping, "day" if by is None else by), entries, as_json)
 
 
 def _sum_up(access: Access, by: Grouping, asked: Entries, as_json: bool) -> None:
@@ -121,9 +121,9 @@ def _sum(rows: Iterable[budget_pb2.UsageRow]) -> budget_pb2.UsageRow:
     return total
 
 
-def _list(access: Access, asked: Entries, as_json: bool) -> None:
+def _list(access: Access, entries: Entries, as_json: bool) -> None:
     with access.open() as (client, interrupts):
-        for entry in interrupts.stream(lambda: client.list_entries(asked)):
+        for entry in interrupts.stream(lambda: client.list_entries(entries)):
             if as_json:
                 print_json(entry)
                 continue
@@ -158,10 +158,10 @@ def _spent(of: budget_pb2.Account | budget_pb2.BudgetWindow) -> types_pb2.Amount
     return types_pb2.Amounts(**{unit: _part(unit, of.posted) + _part(unit, of.overrun) for unit in _UNITS})
 
 
-def _nearly_used(found: budget_pb2.GetBudgetResponse) -> Iterator[str]:
+def _nearly_used(response: budget_pb2.GetBudgetResponse) -> Iterator[str]:
     named: list[tuple[str, budget_pb2.Account | budget_pb2.BudgetWindow]] = [
-        (f"account {found.account.account_id}", found.account),
-        *((_window_name(window), window) for window in found.windows),
+        (f"account {response.account.account_id}", response.account),
+        *((_window_name(window), window) for window in response.windows),
     ]
     for name, of in named:
         for unit, words in _UNITS.items():

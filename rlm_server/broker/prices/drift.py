@@ -30,13 +30,13 @@ def source_today(today: date) -> Prices:
 def differences(pinned: Prices, today: Prices) -> Iterator[Difference]:
     """Yield what two tables price differently, names with the same two prices together."""
     before, after = _by_name(pinned.listed()), _by_name(today.listed())
-    found = defaultdict(list)
+    moved = defaultdict(list)
     for key in sorted(before.keys() | after.keys()):
         provider, model = key
         pair = before.get(key), after.get(key)
         if _numbers(pair[0]) != _numbers(pair[1]):
-            found[provider, *pair].append(model)
-    for (provider, old, new), models in found.items():
+            moved[provider, *pair].append(model)
+    for (provider, old, new), models in moved.items():
         yield Difference(provider, tuple(models), old, new)
 
 

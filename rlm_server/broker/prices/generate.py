@@ -53,8 +53,10 @@ def table(as_of: date) -> dict[str, Any]:
     rows: dict[str, list[dict[str, Any]]] = {}
     for provider in providers:
         if provider.id in _FAMILIES:
-            found = (_row(provider, model, as_of) for model in provider.models)
-            rows[provider.id] = sorted((row for row in found if row is not None), key=lambda row: str(row["names"][0]))
+            converted = (_row(provider, model, as_of) for model in provider.models)
+            rows[provider.id] = sorted(
+                (row for row in converted if row is not None), key=lambda row: str(row["names"][0])
+            )
     return {
         "unit": "nano-USD per 1,000,000 tokens",
         "source": f"genai-prices {genai_prices.__version__}",

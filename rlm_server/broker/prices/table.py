@@ -192,12 +192,12 @@ class Prices:
             NoPrice: it has no such model.
         """
         window, of = self.context_window(provider, model), (provider, model)
-        if (found := self._exact.get(of)) is None:
+        if (price := self._exact.get(of)) is None:
             of = (provider, _DATE.sub("", model))
-            found = self._dated.get(of) if of[1] != model else None
-        if found is None:
+            price = self._dated.get(of) if of[1] != model else None
+        if price is None:
             raise NoPrice(provider, model)
-        return Listed(provider, model, found, of in self._stated, window)
+        return Listed(provider, model, price, of in self._stated, window)
 
     def models(self, provider: str) -> tuple[str, ...]:
         """The names of a provider's models that have a price, sorted."""

@@ -117,8 +117,8 @@ def _usage(*reports: object) -> Usage | None:
     try:
         for report in reports:
             for name in _COUNTS:
-                if (said := count(report, name)) is not None:
-                    counts[name] = said
+                if (tokens := count(report, name)) is not None:
+                    counts[name] = tokens
         output = count(reports[-1], "output_tokens")
         thinking = count(field(reports[-1], "output_tokens_details"), "thinking_tokens")
     except ValueError:

@@ -91,12 +91,12 @@ def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> floa
     """
     if (milliseconds := _number(headers.get("retry-after-ms"))) is not None:
         return milliseconds / 1_000
-    if (said := headers.get("retry-after")) is None:
+    if (header := headers.get("retry-after")) is None:
         return None
-    if (seconds := _number(said)) is not None:
+    if (seconds := _number(header)) is not None:
         return seconds
     try:
-        until = parsedate_to_datetime(said).timestamp()
+        until = parsedate_to_datetime(header).timestamp()
     except (ValueError, TypeError, OverflowError):
         return None
     return max(0.0, until - (time.time() if now is None else now))

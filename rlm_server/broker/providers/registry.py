@@ -62,10 +62,10 @@ class ProviderSpec:
         url = base_url or self.base_url
 
         def make() -> Provider:
-            made: Provider = pkgutil.resolve_name(self.implementation)(
+            provider: Provider = pkgutil.resolve_name(self.implementation)(
                 api_key=api_key, **({"base_url": url} if url else {})
             )
-            return made
+            return provider
 
         return LazyProvider(self.name, make)
 
