@@ -1,4 +1,4 @@
-"""What a worker may send during one turn: the limits it enforces itself, enforced again on this side of the wall."""
+"""The limits on what a worker may send during one turn. The worker enforces them itself; the server does so again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from sandbox.wire.frames import Frame, WireError
 
 
 class FrameLimits:
-    """Counts the frames of one turn against the session's limits. Each method raises `WireError` for one beyond them.
+    """Counts the frames of one turn against the session's limits.
 
-    A worker that keeps to its limits sends no such frame.
+    Each method raises `WireError` for a frame beyond them. A worker that keeps to its limits sends no such frame.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -29,7 +29,7 @@ class FrameLimits:
             raise WireError(f"{self._printed} bytes of output, where {self._limits.output_bytes} may be kept")
 
     def call(self, frame: Frame, under_way: int) -> None:
-        """Count a request, which comes while so many others are being answered."""
+        """Count a request. `under_way` is how many others are being answered."""
         limits = self._limits
         self.calls += 1
         self._called += len(frame.data)

@@ -1,7 +1,7 @@
-"""What a worker writes to its standard error: kept away from the server's own, bounded, and told in the log at its end.
+"""What a worker writes to its standard error. It is kept apart from the server's own, bounded, and logged at the end.
 
-A worker in good order writes nothing there. One that fails leaves a traceback, or what the runtime below it says. One
-that was taken over may write anything: it is never shown but as one escaped line.
+A healthy worker writes nothing there. A worker that fails leaves a traceback, or a message of the runtime below it. A
+worker that was taken over may write anything, so the text is only ever shown as one escaped line.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ MAX_BYTES = 16 << 10
 
 
 class LastWords:
-    """The reading end of a worker's standard error. `writing` is the other, to be closed once the worker has it."""
+    """The reading end of a worker's standard error. `writing` is the other end, to be closed once the worker has it."""
 
     def __init__(self) -> None:
-        """Make the pipe, and read what comes from now on.
+        """Make the pipe, and start reading from it.
 
         Raises:
             OSError: no descriptors are left.
@@ -36,7 +36,7 @@ class LastWords:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the end that is the worker's; this process must not have it."""
+        """Close the worker's end in this process, which must not keep it."""
         os.close(self.writing)
 
     def _read(self) -> None:
@@ -55,7 +55,7 @@ class LastWords:
             self._reading = -1
 
     def finish(self) -> str:
-        """Return what was written, as it is now that the worker is gone, and read no more; empty the second time."""
+        """Return what the worker wrote, and stop reading. Call it once the worker is gone; a second call returns ""."""
         if self._reading >= 0:
             self._read()
         self._close()

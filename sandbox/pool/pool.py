@@ -1,8 +1,8 @@
-"""Sessions for an asyncio program, in confined worker processes: one owner's sessions share a worker, nobody else's.
+"""Sessions for an asyncio program, in confined worker processes. Only sessions of the same owner share a worker.
 
-A worker holds nothing that cannot be lost: after every turn this process has the pages that changed. When a worker
-dies, its sessions go on in another from their last finished turn. A session that is idle for long, or whose place is
-wanted, hibernates: it is written to a file, and comes back when it is used.
+A worker can be lost at any time: after every turn this process has the pages that changed. When a worker dies, its
+sessions continue in another worker from their last finished turn. A session hibernates when it has been idle for long,
+or when another needs its slot: it is written to a file, and is read back when it is next used.
 """
 
 from __future__ import annotations
@@ -33,42 +33,44 @@ class PoolFull(Exception):
 
 
 class JailMissing(Exception):
-    """Workers cannot be confined on this machine, and there would be several owners; the message says why."""
+    """Workers cannot be confined on this machine, so it cannot serve several owners; the message says why."""
 
 
 class LiveSession(Protocol):
-    """A session somewhere."""
+    """A session, wherever it lives."""
 
     async def execute(
         self, code: str, answer: Answer, listener: OutputListener, restarted: RestartListener = ...
     ) -> Turn:
         """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on.
 
-        Where its worker is lost before it asked for anything, `restarted` is told, and the turn runs once more.
+        If the worker is lost before the turn made a request, `restarted` is called and the turn runs once more.
         """
         ...
 
     async def attach(self, name: str, corpus: Corpus) -> None:
-        """Make `name` in the session a `str`, or a sequence of them, with the characters of a corpus, which must stay.
+        """Make `name` in the session a `str`, or a sequence of them, with the characters of a corpus.
+
+        The files of the corpus must stay as long as the session.
 
         Raises:
             MemoryError: a text does not fit into the guest's memory.
-            WorkerLost: the process was lost, and so was the one after it.
+            WorkerLost: the worker was lost, and so was the one that replaced it.
         """
         ...
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:
-        """What was attached, in order."""
+        """The attached corpora, in order."""
         ...
 
     @property
     def seen(self) -> list[int]:
-        """Of each corpus, the blocks code has looked at: see `sandbox.corpora.coverage`."""
+        """For each corpus, the blocks that code has looked at: see `sandbox.corpora.coverage`."""
         ...
 
     def saw(self, seen: list[int]) -> None:
-        """Note that code was shown blocks of each corpus otherwise than by reading them itself."""
+        """Note, for each corpus, blocks that were shown to code without its reading them itself."""
         ...
 
     @property
@@ -82,7 +84,7 @@ class LiveSession(Protocol):
 
 
 class Pool(Protocol):
-    """A place where sessions live."""
+    """What creates sessions and ends them."""
 
     async def create(self, owner: str, image: str, limits: Limits) -> LiveSession:
         """Start a session from the golden image of this name.
@@ -105,11 +107,11 @@ class Pool(Protocol):
 
 
 class WorkerPool:
-    """Sessions in worker processes. `spares` workers wait, loaded, so that a new owner need not wait for one.
+    """Sessions in worker processes. `spares` workers are kept loaded, so that a new owner need not wait for one.
 
-    At most `sessions` are live at once. With a `store` others hibernate: those that rest when a place is wanted, and
-    those that have rested for `rest_seconds`; without one there are no others. A worker may hold `worker_bytes` of
-    memory. Without a jail only one owner at a time is served, unless `unconfined` allows it.
+    At most `sessions` are live at once. With a `store`, more sessions exist: an idle session hibernates when another
+    needs its slot, or after `rest_seconds`. Without a store, a session beyond the limit is refused. A worker may hold
+    `worker_bytes` of memory. Without a jail, only one owner at a time is served, unless `unconfined` is set.
     """
 
     def __init__(
@@ -134,7 +136,7 @@ class WorkerPool:
         self.store = store
         self._rest_seconds = rest_seconds
         self._sessions: set[WorkerSession] = set()
-        self._live: dict[WorkerSession, float] = {}  # since when each is idle, the longest first
+        self._live: dict[WorkerSession, float] = {}  # when each was last used, the longest idle first
         self._last_session = 0
         self._hibernator: asyncio.Task[None] | None = None
 
@@ -166,20 +168,20 @@ class WorkerPool:
             raise
         return session
 
-    # ---- what sessions ask of it ---------------------------------------------------------------------------------
+    # ---- for sessions --------------------------------------------------------------------------------------------
 
     async def admit(self, session: WorkerSession) -> None:
-        """Give a session a place among the live ones; where there is none, one that is idle hibernates.
+        """Give a session a slot among the live ones. Where all slots are taken, an idle session hibernates.
 
         Raises:
-            PoolFull: none is idle.
+            PoolFull: no session is idle, there is no store, or the idle session could not be written.
         """
         while session not in self._live and len(self._live) >= self._most:
-            resting = next((other for other in self._live if other.idle), None)
-            if resting is None or self.store is None:
+            idle = next((other for other in self._live if other.idle), None)
+            if idle is None or self.store is None:
                 raise PoolFull(f"this server runs at most {self._most} sessions at once")
             try:
-                await resting.hibernate()
+                await idle.hibernate()
             except OSError as error:
                 log.exception("an idle session could not be written")
                 raise PoolFull(
@@ -190,12 +192,12 @@ class WorkerPool:
             self._hibernator = asyncio.create_task(self._hibernate_idle_sessions())
 
     def used(self, session: WorkerSession) -> None:
-        """Note that a session is in use: of the live ones it is the last to hibernate."""
+        """Note that a session is in use, so that it is the last of the live ones to hibernate."""
         self._live.pop(session, None)
         self._live[session] = time.monotonic()
 
     async def worker(self, owner: str) -> Process:
-        """Return the owner's worker, a new one where it has none that lives."""
+        """Return the owner's worker. Where the owner has no live worker, a new one is taken."""
         task = self._workers.get(owner)
         if task is None or _is_lost(task):
             lost = [task] if task else []
@@ -215,7 +217,7 @@ class WorkerPool:
         return asyncio.create_task(started(self._loaded, self._worker_bytes))
 
     async def left(self, session: WorkerSession) -> None:
-        """Take away a session's place; a worker without sessions is ended, never given to another owner."""
+        """Free a session's slot. A worker left without sessions is ended, never given to another owner."""
         self._live.pop(session, None)
         if not any(other.owner == session.owner for other in self._live):
             task = self._workers.pop(session.owner, None)
@@ -227,14 +229,14 @@ class WorkerPool:
         self._sessions.discard(session)
         await self.left(session)
 
-    # ---- rest ----------------------------------------------------------------------------------------------------
+    # ---- hibernation and the end ---------------------------------------------------------------------------------
 
     async def _hibernate_idle_sessions(self) -> None:
         while True:
             await asyncio.sleep(self._rest_seconds / 4)
             now = time.monotonic()
-            resting = [(session, now - since) for session, since in self._live.items() if session.idle]
-            for session, seconds in resting:
+            idle = [(session, now - since) for session, since in self._live.items() if session.idle]
+            for session, seconds in idle:
                 if seconds > self._rest_seconds:
                     try:
                         await session.hibernate()
@@ -256,7 +258,7 @@ class WorkerPool:
             await asyncio.wait(self._ending)
 
     def _end(self, worker: asyncio.Task[Process]) -> asyncio.Task[None]:
-        """End a worker, once it has started. Whoever waits for that may stop waiting; `close` does wait."""
+        """End a worker once it has started. A caller may stop waiting for that; `close` waits for all of them."""
         ending = asyncio.create_task(_ended(worker))
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)

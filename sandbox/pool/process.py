@@ -1,4 +1,4 @@
-"""The server's side of one worker process: starting it, speaking with it, noticing that it hangs or died."""
+"""The server's side of one worker process: starts it, exchanges frames with it, and notices when it hangs or dies."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ Listener = Callable[[Frame | None], None]
 
 
 class WorkerLost(Exception):
-    """The worker died or was killed; its sessions can go on in another."""
+    """The worker died or was killed; its sessions can continue in another worker."""
 
 
 async def started(loaded: Loaded, most_bytes: int = PoolLimits().worker_bytes) -> Process:
-    """Start a worker, which may hold so much memory, and wait until it is loaded and confined.
+    """Start a worker that may hold `most_bytes` of memory, and wait until it is loaded and confined.
 
     Raises:
         WorkerLost: it did not start.
@@ -82,7 +82,7 @@ async def started(loaded: Loaded, most_bytes: int = PoolLimits().worker_bytes) -
 
 
 class Process(asyncio.Protocol):
-    """A worker process. Frames from it are told to whoever follows their session."""
+    """A worker process. Its frames are passed to the listener of the session they belong to."""
 
     def __init__(
         self, process: asyncio.subprocess.Process, descriptors: socket.socket, words: LastWords, most_bytes: int
@@ -113,7 +113,7 @@ class Process(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Take what arrived. A worker that sends no frames is killed."""
+        """Take bytes that arrived. A worker that sends anything but frames is killed."""
         self._last_heard = asyncio.get_running_loop().time()
         try:
             for frame in self._parser.feed(data):
@@ -135,7 +135,7 @@ class Process(asyncio.Protocol):
             listener(frame)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Note that the worker is gone, and tell everyone who waits for it."""
+        """Note that the worker is gone, and notify all who wait for it."""
         if self.alive:
             log.error("worker %d died", self._process.pid)
         self.alive = False
@@ -143,17 +143,17 @@ class Process(asyncio.Protocol):
         self._drop_descriptors()
         if not self._ready.done():
             self._ready.set_exception(WorkerLost("a worker process did not start"))
-            self._ready.exception()  # it may be that nobody asks
+            self._ready.exception()  # marks it as retrieved, as nobody may be waiting
         for listener in list(self._listeners.values()):
             listener(None)
 
     def send(self, frame: Frame) -> None:
-        """Send a frame; to a worker that has died it goes nowhere."""
+        """Send a frame. A frame to a dead worker is dropped."""
         if self._transport and self.alive:
             self._transport.writelines(frame.encode())
 
     def hand_over(self, fd: int) -> int:
-        """Give the worker a descriptor and return the number it goes by."""
+        """Give the worker a descriptor, and return the number by which frames name it."""
         if not self.alive:
             raise WorkerLost("the process that was to run the turn died")
         self._last_descriptor += 1
@@ -163,7 +163,10 @@ class Process(asyncio.Protocol):
         return self._last_descriptor
 
     def _send_descriptors(self) -> None:
-        """Send what the socket takes now and the rest later: the worker takes one only when a frame names it."""
+        """Send as many descriptors as the socket takes now, and the rest later.
+
+        The worker takes a descriptor from the socket only when a frame names it.
+        """
         loop = asyncio.get_running_loop()
         try:
             while self._unsent:
@@ -208,7 +211,7 @@ class Process(asyncio.Protocol):
 
         Raises:
             WorkerLost: the worker has died.
-            OSError: a text cannot be opened.
+            OSError: a file of a corpus cannot be opened.
         """
         self.send(write_session(session, checkpoint, limits, self.hand_over))
         self._pages[session] = checkpoint.pages
@@ -219,13 +222,13 @@ class Process(asyncio.Protocol):
         self.send(Frame(Kind.CLOSE, session))
 
     def follow(self, session: int, listener: Listener) -> None:
-        """Tell `listener` of every frame about a session, until `unfollow`."""
+        """Pass every frame about a session to `listener`, until `unfollow`."""
         if not self.alive:
             raise WorkerLost("the process that was to run the turn died")
         self._listeners[session] = listener
 
     def unfollow(self, session: int) -> None:
-        """Tell of the session's frames no longer."""
+        """Stop passing on the session's frames."""
         self._listeners.pop(session, None)
 
     # ---- the end -------------------------------------------------------------------------------------------------
@@ -249,9 +252,10 @@ class Process(asyncio.Protocol):
                 self.kill()
 
     def _held_bytes(self) -> int:
-        """Return the memory the worker holds: its own, and in the files of its sessions' pages.
+        """Return the bytes of memory the worker holds: its own, and those in the files of its sessions' pages.
 
-        Pages of files, such as texts, are the page cache's, and are resident once for each session that reads them.
+        Pages of other files, such as texts, are not counted: they belong to the page cache, and would be counted once
+        for each session that reads them.
         """
         files = sum(os.fstat(pages.fd).st_blocks for pages in self._pages.values() if pages.fd >= 0) * 512
         try:
@@ -261,10 +265,10 @@ class Process(asyncio.Protocol):
         return files + (resident - shared) * PAGE
 
     def kill(self) -> None:
-        """End the process at once; nothing more is asked of it."""
+        """End the process at once."""
         self.alive = False
         with suppress(ProcessLookupError):
-            if self._handle >= 0:  # asyncio's way would take the process's end from whoever waits for it
+            if self._handle >= 0:  # asyncio's own kill may reap the process before its waiter does
                 signal.pidfd_send_signal(self._handle, signal.SIGKILL)
             elif not hasattr(os, "pidfd_open"):
                 self._process.kill()

@@ -1,9 +1,8 @@
-"""The stored form of a session: what is written when it hibernates, and read when it wakes.
+"""The stored form of a session: it is written when the session hibernates, and read when it wakes.
 
-A header names the version, the owner and the image; the state follows, compressed (zstd), in chunks that each carry a
-tag. The key of the tags is made from a secret of the server's, the owner and the image: so a stored session that was
-altered, cut, put together from several, or belongs to somebody else or to another image is refused before anything of
-it is used.
+A header names the version, the owner and the image. The state follows, compressed (zstd), in chunks that each carry a
+tag. The key of the tags is derived from a secret of the server, the owner and the image. So a stored session is refused
+before any of it is used if it was altered, cut, put together from several, or belongs to another owner or image.
 
 Layout, little-endian: `RLMS`, version (2 bytes), owner's mark (16), image's mark (16), nonce (16); then chunks: length
 (4; its top bit marks the last), bytes, tag (16). Within, as one zstd frame: length (4) of a JSON object, the object,
@@ -49,7 +48,7 @@ class SnapshotRefused(Exception):
 
 
 class Sealer:
-    """Keeps stored sessions whole, and each with its owner and image. `secret` has at least 32 bytes."""
+    """Binds each stored session to its owner and image, and detects any change. `secret` has at least 32 bytes."""
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) < 32:
@@ -63,14 +62,14 @@ class Sealer:
         return made.digest()
 
     def header(self, owner: str, image: Image) -> bytes:
-        """Return the header of a session of this owner and image; no two are the same."""
+        """Return a header for a session of this owner and image. No two headers are the same."""
         return _HEADER.pack(_MARK, VERSION, *self._marks(owner, image), secrets.token_bytes(16))
 
     def _marks(self, owner: str, image: Image) -> tuple[bytes, bytes]:
         return self._keyed(b"owner", owner.encode())[:16], self._keyed(b"image", image.key.encode())[:16]
 
     def key(self, header: bytes, owner: str, image: Image) -> bytes:
-        """Return the key of a session's tags.
+        """Return the key of the tags that follow a header.
 
         Raises:
             SnapshotRefused: the header is of another version, owner or image.
@@ -98,31 +97,31 @@ class Sealer:
         sealed.finish()
 
     def read(self, source: BinaryIO, owner: str, image: Image, corpora: Sequence[Corpus] = ()) -> Checkpoint:
-        """Read what `write` wrote; `corpora` are those that were attached, in their order.
+        """Read what `write` wrote. `corpora` are the attached ones, in their order.
 
         Raises:
-            SnapshotRefused: it is altered, cut, or of another version, owner or image; or the corpora are others.
+            SnapshotRefused: it is altered, cut, or of another version, owner or image; or other corpora were attached.
         """
         header = source.read(_HEADER.size)
         opened = io.BufferedReader(_Opened(source, self.key(header, owner, image)), _CHUNK)
         try:
             with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(opened, closefd=False) as unpacked:
-                made = _read(unpacked.read, image, corpora)
+                checkpoint = _read(unpacked.read, image, corpora)
                 try:
                     rest = unpacked.read(1) or opened.read(1)
                 except BaseException:
-                    made.close()
+                    checkpoint.close()
                     raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, zstandard.ZstdError, EOFError) as error:
             raise SnapshotRefused("the stored session cannot be read") from error
         if rest:
-            made.close()
+            checkpoint.close()
             raise SnapshotRefused("the stored session was added to")
-        return made
+        return checkpoint
 
 
 class SessionStore:
-    """Stored sessions in a folder, a file each. They last as long as the server: what a former one left is removed."""
+    """Stored sessions, one file each in a folder. They last as long as the server: those of a former one are removed."""
 
     def __init__(self, folder: Path, secret: bytes) -> None:
         self._folder = folder
@@ -135,7 +134,7 @@ class SessionStore:
         """Write a session's state and return the file.
 
         Raises:
-            OSError: it cannot be written; nothing is left of it.
+            OSError: it cannot be written; no part of it stays.
         """
         path = self._folder / f"{secrets.token_hex(16)}.session"
         try:
@@ -150,7 +149,7 @@ class SessionStore:
         """Read what `put` wrote.
 
         Raises:
-            SnapshotRefused: it is not as it was written, or somebody else's.
+            SnapshotRefused: it is not as it was written, or belongs to another owner.
             OSError: it cannot be read.
         """
         with path.open("rb") as source:
@@ -188,7 +187,7 @@ class _Sealed(io.RawIOBase):
 
 
 class _Opened(io.RawIOBase):
-    """Reads chunks, and gives nothing of one whose tag is wrong."""
+    """Reads chunks, and returns no byte of a chunk whose tag is wrong."""
 
     def __init__(self, source: BinaryIO, key: bytes) -> None:
         self._chunks = _chunks(source, key)
@@ -242,7 +241,7 @@ def _pieces(checkpoint: Checkpoint) -> Iterator[bytes]:
 
 
 def _described(corpus: Corpus) -> list[Any]:
-    """Say what tells a corpus from others; how its files are kept whole is not known here."""
+    """Return what tells a corpus from others. It does not cover changes to the corpus's files."""
     some = [corpus.text(number) for number in sorted({0, len(corpus) // 2, len(corpus)})]
     return [corpus.kind, len(corpus), corpus.blocks, *([t.form.name, t.characters, t.offset] for t in some)]
 

@@ -1,4 +1,4 @@
-"""A session of a pool: it lives in a worker process, and outlives it, since the pool has its checkpoint."""
+"""A session of a pool. It lives in a worker process, and outlives it because the pool has its checkpoint."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ Ask = Callable[[Process, int], Frame]
 
 
 class SessionHost(Protocol):
-    """Where sessions live: what one needs of its pool."""
+    """What a session needs of its pool."""
 
     store: SessionStore | None
 
     async def admit(self, session: WorkerSession) -> None:
-        """Give a session a place among the live ones."""
+        """Give a session a slot among the live ones."""
         ...
 
     def used(self, session: WorkerSession) -> None:
@@ -42,11 +42,11 @@ class SessionHost(Protocol):
         ...
 
     async def worker(self, owner: str) -> Process:
-        """Return the owner's worker, a new one where it has none that lives."""
+        """Return the owner's worker. Where the owner has no live worker, a new one is taken."""
         ...
 
     async def left(self, session: WorkerSession) -> None:
-        """Take away a session's place."""
+        """Free a session's slot."""
         ...
 
     async def ended(self, session: WorkerSession) -> None:
@@ -55,9 +55,9 @@ class SessionHost(Protocol):
 
 
 class WorkerSession:
-    """A session of a `WorkerPool`; one turn at a time, others wait. It outlives its worker."""
+    """A session of a `WorkerPool`. It runs one turn at a time, and others wait. It outlives its worker."""
 
-    def __init__(self, home: SessionHost, owner: str, number: int, checkpoint: Checkpoint, limits: Limits) -> None:
+    def __init__(self, host: SessionHost, owner: str, number: int, checkpoint: Checkpoint, limits: Limits) -> None:
         self.owner = owner
         self.number = number
         self.limits = limits
@@ -68,58 +68,58 @@ class WorkerSession:
         """The state after the last finished turn; None while it hibernates."""
         self._corpora: tuple[Corpus, ...] = ()  # while it hibernates
         self.seen: list[int] = []
-        """Of each corpus, the blocks code has looked at, in undone turns too: see `sandbox.corpora.coverage`."""
+        """For each corpus, the blocks code has looked at, in undone turns too: see `sandbox.corpora.coverage`."""
         self._stored: Path | None = None
-        self._home = home
+        self._host = host
         self._process: Process | None = None
         self._one_at_a_time = asyncio.Lock()
         self._closed = False
         self._trimmed = False  # since the last turn
         self._turn: WorkerTurn | None = None
-        self._turns = 0  # that have begun: each has a number, and what is said of one means no other
+        self._turns = 0  # how many have begun; a turn's frames carry its number, so none is taken for another turn's
 
     @property
     def corpora(self) -> tuple[Corpus, ...]:
-        """What was attached, in order."""
+        """The attached corpora, in order."""
         return self.checkpoint.layout.corpora if self.checkpoint else self._corpora
 
     @property
     def idle(self) -> bool:
-        """Whether no turn is running or waiting to."""
+        """Whether no turn is running or waiting to run."""
         return not self._one_at_a_time.locked()
 
     async def begin(self) -> None:
-        """Bring the session, which is new, into a worker."""
+        """Bring a new session into a worker."""
         async with self._one_at_a_time:
             await self.wake()
 
     async def wake(self) -> tuple[Process, Checkpoint]:
-        """Return the process the session lives in and its state, after bringing it there where it is in none.
+        """Return the process the session lives in and its state. A session that is in no process is brought into one.
 
         Raises:
-            PoolFull, JailMissing, WorkerLost: there is no place for it.
+            PoolFull, JailMissing, WorkerLost: there is no process for it.
             SnapshotRefused: its stored form is not as it was written.
             OSError: its stored form, or a file of a corpus, cannot be read.
         """
         process, checkpoint = self._process, self.checkpoint
         if process is not None and process.alive and checkpoint is not None:
-            self._home.used(self)
+            self._host.used(self)
             return process, checkpoint
-        await self._home.admit(self)
+        await self._host.admit(self)
         try:
             if checkpoint is None:
                 checkpoint = await self._read()
-            process = await self._home.worker(self.owner)
+            process = await self._host.worker(self.owner)
             process.open(self.number, checkpoint, self.limits)
         except BaseException:
-            if self.checkpoint is None:  # it has not come back, and takes no place
-                await self._home.left(self)
+            if self.checkpoint is None:  # it did not wake, so it needs no slot
+                await self._host.left(self)
             raise
         self._process = process
         return process, checkpoint
 
     async def _read(self) -> Checkpoint:
-        store, path = self._home.store, self._stored
+        store, path = self._host.store, self._stored
         if store is None or path is None:
             raise RuntimeError("the session is closed")
 
@@ -131,13 +131,13 @@ class WorkerSession:
         return await run_to_completion(asyncio.to_thread(read))
 
     async def hibernate(self) -> None:
-        """Write the session to a file and free all it holds; the next turn brings it back. A running turn ends first.
+        """Write the session to a file, and free all it holds. A running turn ends first; the next turn wakes it.
 
         Raises:
-            OSError: it cannot be written; the session stays as it is.
+            OSError: it cannot be written; the session stays live.
         """
         async with self._one_at_a_time:
-            store, checkpoint = self._home.store, self.checkpoint
+            store, checkpoint = self._host.store, self.checkpoint
             if self._closed or store is None or checkpoint is None:
                 return
 
@@ -157,7 +157,7 @@ class WorkerSession:
                 self._process.leave(self.number)
             self._process = None
             checkpoint.close()
-            await self._home.left(self)
+            await self._host.left(self)
 
     async def attach(self, name: str, corpus: Corpus) -> None:
         """Make `name` in the session a `str`, or a sequence of them, with the characters of a corpus.
@@ -165,7 +165,7 @@ class WorkerSession:
         Raises:
             MemoryError: a text does not fit into the guest's memory.
             CorpusDamaged: it cannot be mapped.
-            WorkerLost: the process was lost, and so was the one after it.
+            WorkerLost: the worker was lost, and so was the one that replaced it.
             OSError: a file of the corpus cannot be opened.
         """
 
@@ -187,8 +187,8 @@ class WorkerSession:
     ) -> Turn:
         """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on.
 
-        A turn that was cancelled has left no trace, however late the cancellation came; one that was returned is kept.
-        Where its worker is lost before it asked for anything, `restarted` is told, and the turn runs once more.
+        A cancelled turn leaves no trace, however late the cancellation came. A turn that was returned is kept. If the
+        worker is lost before the turn made a request, `restarted` is called and the turn runs once more.
         """
         data = code.encode("utf-8", "surrogatepass")
 
@@ -200,7 +200,7 @@ class WorkerSession:
     async def _run(
         self, ask: Ask, answer: Answer, listener: OutputListener, restarted: RestartListener, corpus: Corpus | None
     ) -> Turn:
-        """Run a turn. One that is lost with its worker before it asked for anything is run once more."""
+        """Run a turn. If its worker is lost before it made a request, it runs once more."""
         async with self._one_at_a_time:
             turn = self._next_turn(answer, listener)
             ended = await self._take(turn, ask, corpus)
@@ -243,10 +243,10 @@ class WorkerSession:
         *,
         keep: bool = True,
     ) -> Turn:
-        """Take how a turn ended, and what it changed if that is to be kept. A worker that lies about it is killed.
+        """Read how a turn ended and, to `keep` it, apply what it changed. A worker that lies about either is killed.
 
         Raises:
-            WorkerLost: it was.
+            WorkerLost: the worker was killed.
         """
         try:
             if end.kind is Kind.FAILED:
@@ -256,16 +256,16 @@ class WorkerSession:
             log.error("a worker was killed: it sent %s", error)  # noqa: TRY400
             process.kill()
             raise WorkerLost("the process that ran the turn was killed") from None
-        self.saw(seen[: len(checkpoint.layout.corpora)])  # not of one that was not attached in the end
+        self.saw(seen[: len(checkpoint.layout.corpora)])  # a corpus whose attaching failed does not count
         self.private_bytes = checkpoint.private_bytes
         return turn
 
     def _give_up(
         self, end: Frame, observed: Observed, process: Process, checkpoint: Checkpoint, corpus: Corpus | None
     ) -> None:
-        """Have a turn that was cancelled leave no trace, also where it came to its end before it was stopped.
+        """Drop what a cancelled turn changed, even if the turn ended before it could be stopped.
 
-        Then the worker is ahead of the checkpoint: it forgets the session, which the next turn brings there anew.
+        In that case the worker is ahead of the checkpoint. So it forgets the session, and the next turn brings it anew.
         """
         with suppress(WorkerLost):
             turn = self._kept(end, observed, process, checkpoint, corpus, keep=False)
@@ -274,19 +274,19 @@ class WorkerSession:
                 self._process = None
 
     def saw(self, seen: list[int]) -> None:
-        """Note which blocks of each corpus a turn has looked at."""
+        """Note the blocks of each corpus that a turn has looked at."""
         self.seen += [0] * (len(seen) - len(self.seen))
         for number, blocks in enumerate(seen):
             self.seen[number] |= blocks
 
     def trim(self) -> None:
-        """Free memory that is held only so that the next turn is quick; does nothing while a turn runs."""
+        """Free memory that is held only to make the next turn fast. Does nothing while a turn runs."""
         if self.idle and self.checkpoint and not self._trimmed:
             self.checkpoint.pages.trim()
             self._trimmed = True
 
     def interrupt(self) -> None:
-        """Stop the running turn and roll it back; does nothing between turns."""
+        """Stop the running turn and roll it back. Does nothing between turns."""
         if self._turn:
             self._turn.stop()
 
@@ -303,14 +303,14 @@ class WorkerSession:
                 self.checkpoint.close()
             if self._stored:
                 self._stored.unlink(missing_ok=True)
-            await self._home.ended(self)
+            await self._host.ended(self)
 
 
 _FAILURES: dict[str, type[Exception]] = {"MemoryError": MemoryError, **dict.fromkeys(Stop, WorkerLost)}
 
 
 def undone(type: str, message: str) -> Turn:
-    """Return the end of a turn that left no trace."""
+    """Return the result of a turn that left no trace."""
     return Turn(Status.ROLLED_BACK, "", "", 0, False, 0.0, 0, TurnError(type, message))
 
 

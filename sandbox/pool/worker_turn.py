@@ -1,4 +1,4 @@
-"""One turn of a session in a worker process, as the server sees it, from when it is asked for to its end."""
+"""One turn of a session in a worker process, as the server sees it: from its request to its end."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Answer = Callable[[HostCall], Awaitable[Json]]
 
 
 class WorkerTurn:
-    """A turn in a worker: what it asks for is answered, what it prints is heard, and it ends or is ended.
+    """A turn in a worker: its requests are answered, its output is received, and it ends or is stopped.
 
-    Its end is its end. From then on no timer of it fires, nothing it asked for is answered, and no frame of it is heard
-    or sent; frames bear its number. So nothing of it can reach a later turn of the session.
+    Nothing of a turn can reach a later turn of the session. Once it has ended, none of its timers fires, none of its
+    requests is answered, and no frame with its number is taken or sent.
     """
 
     def __init__(self, session: int, number: int, limits: Limits, answer: Answer, listener: OutputListener) -> None:
-        """`number` tells it from the session's other turns."""
+        """`number` tells the turn from the session's other turns."""
         self.number = number
         self.asked = False
         """Whether the turn has asked for anything, so that running it again would repeat that."""
@@ -54,13 +54,13 @@ class WorkerTurn:
         self._running_since: float | None = None
 
     async def run(self, process: Process, ask: Callable[[Process, int], Frame]) -> Frame:
-        """Have the process run the turn that `ask` asks for by its number, and return how it ended.
+        """Send the process the frame that `ask` makes for this turn, and return the frame with which the turn ended.
 
-        Cancelling stops the turn first, waits until it has stopped, and then goes on.
+        A cancellation first stops the turn and waits until it has stopped.
 
         Raises:
-            WorkerLost: the process died, or was killed as it hung.
-            OSError: a file that is to be handed over cannot be opened.
+            WorkerLost: the process died, or was killed because it hung.
+            OSError: a file that must be handed over cannot be opened.
         """
         self._process, self._began = process, self._loop.time()
         try:
@@ -74,24 +74,24 @@ class WorkerTurn:
 
     @property
     def end(self) -> Frame | None:
-        """How the turn ended; None while it has not, or where it was lost with its worker."""
+        """The frame with which the turn ended. None while it runs, and if it was lost with its worker."""
         return self._end.result() if self._end.done() and self._end.exception() is None else None
 
     @property
     def observed(self) -> Observed:
-        """What was heard of the turn, which has ended, and how long it took."""
+        """What the turn printed, and how long it took. To be used once it has ended."""
         stdout, stderr = (b"".join(data for s, data in self._printed if s == stream) for stream in (1, 2))
         return Observed(stdout, stderr, self._ended_at - self._began)
 
     def lost(self, message: str) -> Turn:
-        """Return the end of a turn whose worker was lost: it is undone, and what was observed of it is told."""
+        """Return the result of a turn whose worker was lost: it is undone, with the output that was received."""
         observed, error = self.observed, TurnError(Stop.WORKER_LOST, message)
         return Turn(
             Status.ROLLED_BACK, *observed.texts, observed.output_bytes, False, self._ran, self._allowed.calls, error
         )  # fmt: skip
 
     async def _ended(self) -> Frame:
-        """Wait for the end, and until nothing is being answered any more."""
+        """Wait until the turn has ended and none of its requests is being answered."""
         try:
             await asyncio.wait([self._end])
         except asyncio.CancelledError:
@@ -106,7 +106,7 @@ class WorkerTurn:
     # ---- what ends it --------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Stop the turn, if it has not ended; a worker that does not is killed."""
+        """Stop the turn if it has not ended. A worker that does not stop it is killed."""
         if self.stopped or self._end.done():
             return
         self.stopped = True
@@ -120,7 +120,7 @@ class WorkerTurn:
             self._process.kill()
 
     def _time(self) -> None:
-        """Begin the turn's time anew, or let it rest while something is being answered."""
+        """Start the turn's timer anew, or suspend it while a request is being answered."""
         now = self._loop.time()
         if self._running_since is not None:
             self._ran += now - self._running_since
@@ -137,7 +137,7 @@ class WorkerTurn:
             self._over(WorkerLost("the process that ran the turn hung and was killed"))
 
     def _over(self, end: Frame | WorkerLost) -> None:
-        """Note how the turn ended, once, and have nothing of it go on."""
+        """Note how the turn ended, once, and cancel all of it that is still going on."""
         if self._end.done():
             return
         self._ended_at = self._loop.time()
@@ -145,7 +145,7 @@ class WorkerTurn:
             self._end.set_result(end)
         else:
             self._end.set_exception(end)
-            self._end.exception()  # whoever has cancelled the turn does not ask
+            self._end.exception()  # marks it as retrieved: a caller that cancelled the turn does not read it
         self._time()
         self._call_off()
 
@@ -162,7 +162,7 @@ class WorkerTurn:
     # ---- what the worker says ------------------------------------------------------------------------------------
 
     def _heard(self, frame: Frame | None) -> None:
-        """Take a frame. Raises `WireError` for one that a worker which keeps to its limits does not send."""
+        """Take a frame. Raises `WireError` for a frame that a worker within its limits does not send."""
         if frame is None:
             self._over(WorkerLost("the process that ran the turn died"))
         elif frame.turn == self.number and not self._end.done():
@@ -196,7 +196,7 @@ class WorkerTurn:
         except DoorRefusal as refusal:
             reply = refused(refusal.type, str(refusal))
         except asyncio.CancelledError:
-            self.stop()  # where somebody else cancelled it: the code would wait for its answer for ever
+            self.stop()  # somebody else cancelled the answer, for which the code would wait for ever
             return
         except Exception:
             log.exception("a host call failed")
