@@ -1,4 +1,4 @@
-"""A session's files as they are written for another process, or to be stored: what there is, and the contents."""
+"""A session's files, written for another process or to be stored: a description in JSON, and the contents."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sandbox.vm.files import Files, Inode, OpenFile
 
 
 def write_files(files: Files) -> tuple[dict[str, Any], bytes]:
-    """Write files: what there is as JSON, and the contents one after another.
+    """Write files: their description as a JSON object, and their contents one after another.
 
-    A directory's listing that has begun is not in it; it is continued with what there is then.
+    The listing of an open directory is not written. Where one had begun, it continues with the entries there are then.
     """
     inodes = files.own_inodes()
     numbers = {id(inode): i for i, inode in enumerate(inodes)}
@@ -31,10 +31,10 @@ def write_files(files: Files) -> tuple[dict[str, Any], bytes]:
 
 
 def read_files(header: dict[str, Any], contents: bytes, known: Files) -> Files:
-    """Read what `write_files` wrote, over the same read-only files as those of `known`.
+    """Read what `write_files` wrote. The read-only files are those of `known`.
 
     Raises:
-        KeyError, TypeError, ValueError, IndexError, AttributeError: somebody else wrote it.
+        KeyError, TypeError, ValueError, IndexError, AttributeError: `write_files` cannot have written it.
     """
     inodes: list[Inode] = []
     taken = 0

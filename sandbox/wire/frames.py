@@ -1,8 +1,8 @@
 """Frames between the server and a worker process, over a pair of sockets: one for frames, one for descriptors.
 
-A frame is a prefix, a JSON object, and bytes: turns, requests through the door, pages of memory. Descriptors only go to
-the worker, each under a number that a frame then names. The server takes nothing a worker sends on trust: a frame that
-is malformed, too large or out of place ends the worker.
+A frame is a prefix, a JSON object, and bytes. Frames carry turns, requests through the door, and which pages changed.
+Descriptors go only to the worker, each under a number that a frame then names. The server trusts nothing that a worker
+sends: a frame that is malformed, too large or out of place ends the worker.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TOGETHER = 1 << 16
 
 
 class Kind(IntEnum):
-    """What a frame is about; the first group goes to the worker, the second comes from it."""
+    """What a frame is about. Frames of the first group go to the worker; those of the second come from it."""
 
     LOAD = 1
     OPEN = 2
@@ -52,14 +52,15 @@ class Kind(IntEnum):
 
 
 class WireError(Exception):
-    """The other side sent something that is no frame."""
+    """The other side sent something that is not a valid frame."""
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """`session` is the number of the session it is about, and `turn` that of the turn, outside which it means nothing.
+    """A message between server and worker.
 
-    `number` is that of the request a reply belongs to, or of the stream output was printed to.
+    `session` is the number of its session. `turn` is the number of its turn: outside that turn it is ignored. `number`
+    is the request a reply belongs to, or the stream that output was printed to.
     """
 
     kind: Kind
@@ -70,14 +71,14 @@ class Frame:
     turn: int = 0
 
     def encode(self) -> list[bytes]:
-        """Write the frame as parts to send one after another."""
+        """Return the frame as bytes, in parts to be sent one after another."""
         header = json.dumps(self.header, separators=(",", ":")).encode() if self.header else b""
         prefix = _HEADER.pack(self.kind, self.session, self.turn, self.number, len(header), len(self.data))
         return [prefix + header, self.data] if self.data else [prefix + header]
 
 
 class Parser:
-    """Puts frames together from the pieces in which they arrive."""
+    """Assembles frames from the pieces in which they arrive."""
 
     def __init__(self, most_bytes: int = MAX_BYTES) -> None:
         self._most_bytes = most_bytes
@@ -87,7 +88,7 @@ class Parser:
         """Take a piece and return the frames it completes.
 
         Raises:
-            WireError: it cannot belong to a frame.
+            WireError: the piece cannot belong to a frame.
         """
         buffer = self._buffer
         buffer += piece
@@ -133,7 +134,7 @@ def _header(text: bytes) -> dict[str, Any]:
 
 
 class Channel:
-    """The worker's end of the frames: blocking, any thread may send, one receives."""
+    """The worker's end of the frames. Calls block. Any thread may send; one at a time may receive."""
 
     def __init__(self, frames: socket.socket, descriptors: socket.socket) -> None:
         self._frames = frames
@@ -155,7 +156,7 @@ class Channel:
                 self._frames.sendall(part)
 
     def receive(self, seconds: float | None = None) -> Frame | None:
-        """Wait for the next frame; None where none came in so many seconds.
+        """Return the next frame, or None where none came in so many seconds.
 
         Raises:
             EOFError, ConnectionResetError: the other side is gone.
@@ -171,7 +172,7 @@ class Channel:
         return self._arrived.popleft()
 
     def descriptor(self, number: int) -> int:
-        """Take the descriptor that was sent under a number."""
+        """Return the descriptor that was sent under a number."""
         while number not in self._kept:
             message, descriptors, _, _ = socket.recv_fds(self._descriptors, _DESCRIPTOR.size, 1)
             if len(message) != _DESCRIPTOR.size or len(descriptors) != 1:

@@ -1,6 +1,6 @@
-"""Sessions between the server and a worker: how one is brought there, and what comes back after each turn.
+"""Sessions between the server and a worker: how a session is brought there, and what comes back after each turn.
 
-Both sides of each frame stand side by side here. Pages themselves are not sent: both have the file they are in.
+The writer and the reader of each frame stand side by side here. Pages are not sent: both sides have their file.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write_corpus(corpus: Corpus, hand_over: HandOver) -> list[int]:
 
 
 def read_corpus(header: list[int], descriptor: HandOver) -> Corpus:
-    """Read a corpus in the worker; `descriptor` takes the one of a number. Raises `CorpusDamaged`."""
+    """Read a corpus in the worker. `descriptor` returns the descriptor of a number. Raises `CorpusDamaged`."""
     source, index = map(descriptor, header)
     try:
         return Corpus(source, index)
@@ -52,16 +52,16 @@ def read_corpus(header: list[int], descriptor: HandOver) -> Corpus:
 
 
 def write_layout(layout: Layout) -> dict[str, Any]:
-    """Write what is laid over memory where, without the corpora."""
+    """Write which documents are mapped over memory, and where. The corpora are not included."""
     mapped = [[at.address, at.corpus, at.document] for at in layout.mapped]
     return {"regions": [list(region) for region in layout.regions], "mapped": mapped}
 
 
 def read_layout(header: dict[str, Any], corpora: tuple[Corpus, ...], size: int) -> Layout:
-    """Read what is laid over `size` bytes of memory.
+    """Read which documents are mapped over `size` bytes of memory.
 
     Raises:
-        ValueError, KeyError, TypeError, IndexError: it is nothing a guest can have.
+        ValueError, KeyError, TypeError, IndexError: no guest can have such a layout.
     """
     regions = tuple((_whole(address, size), _whole(length, size - address)) for address, length in header["regions"])
     mapped = []
@@ -112,7 +112,7 @@ def read_session(frame: Frame, images: Mapping[str, Image], descriptor: HandOver
 
 @dataclass(slots=True)
 class SentState:
-    """What the server knows of a session beside its pages: what has not changed is not sent again."""
+    """What was already sent to the server of a session, beside its pages. Only changes are sent again."""
 
     files: Files
     layout: Layout
@@ -121,9 +121,9 @@ class SentState:
 
 
 def write_end(session: int, number: int, turn: Turn, now: Checkpoint, change: Change, sent: SentState) -> Frame:
-    """Write how the turn of a number ended and what is different from what the server knows.
+    """Write how the turn of a number ended, and what differs from what was sent before.
 
-    Of `sent.seen`, only what is new.
+    `sent.seen` holds only the new blocks.
     """
     written = change.encode()
     header: dict[str, Any] = {
@@ -151,13 +151,14 @@ def take_end(
     *,
     keep: bool = True,
 ) -> tuple[Turn, list[int]]:
-    """Take in the server how a turn ended and, to `keep` it, what it changed; `attached` is the corpus to be attached.
+    """Read, in the server, how a turn ended and, to `keep` it, apply what it changed to the checkpoint.
 
-    What the worker claims must agree with the session's limits and with what was observed of the turn.
-    Returns the turn, and the blocks of each corpus that code has looked at, even if the turn was undone.
+    `attached` is the corpus that the turn was to attach. What the worker claims must agree with the session's limits
+    and with what was observed of the turn. Returns the turn, and for each corpus the blocks that code has looked at,
+    even if the turn was undone.
 
     Raises:
-        WireError: it is nothing a turn can have done; nothing of it is taken.
+        WireError: no turn can have ended like this; nothing of it is applied.
     """
     header, data = frame.header, frame.data
     corpora_sent = checkpoint.layout.corpora + ((attached,) if attached is not None else ())
@@ -197,7 +198,7 @@ def take_end(
 
 
 def _check_files(files: Files, before: Files, limits: Limits) -> None:
-    """Refuse more files than may be; what an image came with may be more than that."""
+    """Refuse files beyond the limits, unless there were as many before: an image may come with more."""
     for what, value, had, limit in (
         ("files", len(files.writable), len(before.writable), limits.files),
         ("descriptors", len(files.open), len(before.open), limits.open_files),

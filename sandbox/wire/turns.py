@@ -1,4 +1,4 @@
-"""How a turn ended, between the worker that ran it and the server: what a worker claims is checked, all of it."""
+"""How a turn ended: written by the worker that ran it, and read by the server, which checks every field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sandbox.wire.frames import Frame, Kind, WireError
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What was seen of a turn from outside the process that ran it: what it printed, and the seconds it took in all."""
+    """What the server observed of a turn: what it printed, and the seconds it took in all."""
 
     stdout: bytes = b""
     stderr: bytes = b""
@@ -30,17 +30,17 @@ class Observed:
 
     @property
     def output_bytes(self) -> int:
-        """Bytes that were heard on both streams."""
+        """Bytes received of both streams."""
         return len(self.stdout) + len(self.stderr)
 
     @property
     def texts(self) -> tuple[str, str]:
-        """What was heard of stdout and of stderr."""
+        """The text received of stdout, and that of stderr."""
         return self.stdout.decode("utf-8", "replace"), self.stderr.decode("utf-8", "replace")
 
 
 def write_turn(turn: Turn) -> list[Any]:
-    """Write a turn for another process, which has its output already."""
+    """Write a turn for another process. Its output is left out, because the process has it already."""
     told = (turn.error.type, turn.error.message, turn.error.traceback) if turn.error is not None else None
     error = [part[:MAX_TRACEBACK] for part in told] if told is not None else None
     variables = [[variable.name, variable.type, variable.length] for variable in turn.variables]
@@ -53,7 +53,7 @@ def read_turn(fields: object, observed: Observed) -> Turn:
     """Read a turn that another process claims to have written with `write_turn`.
 
     Raises:
-        TypeError, ValueError: it is none, or it is not what was observed.
+        TypeError, ValueError: it is not a turn, or contradicts what was observed.
     """
     status, output_bytes, truncated, running_seconds, door_calls, error, variables = _listed(fields, 7)
     ended = Status(_text(status, MAX_NAME))
@@ -67,7 +67,7 @@ def read_turn(fields: object, observed: Observed) -> Turn:
 
 
 def write_failure(session: int, turn: int, error: MemoryError) -> Frame:
-    """Write that a turn could not begin, or not end, as memory is short: it has left no trace."""
+    """Write that a turn could not begin or end because memory is short. The turn has left no trace."""
     return Frame(Kind.FAILED, session, header={"message": str(error)[:MAX_TRACEBACK]}, turn=turn)
 
 
@@ -75,7 +75,7 @@ def read_failure(frame: Frame) -> str:
     """Read the message of what `write_failure` wrote.
 
     Raises:
-        WireError: it is none.
+        WireError: `write_failure` cannot have written it.
     """
     try:
         return _text(frame.header.get("message"), MAX_TRACEBACK)
@@ -89,7 +89,7 @@ def _error(error: object, ended: Status) -> TurnError | None:
     if error is None:
         return None
     kind, message, traceback = (_text(part, MAX_TRACEBACK) for part in _listed(error, 3))
-    if ended is Status.ROLLED_BACK:  # else the name is one the guest gave its exception
+    if ended is Status.ROLLED_BACK:  # in any other case the guest chose the name of its exception
         kind = Stop(kind)
         if kind is Stop.WORKER_LOST:
             raise ValueError("a process that says it was lost")

@@ -2,7 +2,7 @@
 
 A process puts itself into the jail once everything it needs is loaded. From then on it can compute, map memory without
 making it executable, wait, and use the descriptors it has. It cannot open a file, make a socket, start a process, or
-look at another one. Layers of the kernel hold this: no_new_privs, no capability and no root (`privileges`), Landlock
+look at another one. The kernel enforces this in layers: no_new_privs, no capabilities, no root (`privileges`), Landlock
 without a single path (Documentation/userspace-api/landlock.rst), and a seccomp filter that answers EPERM to all but a
 short list of calls (Documentation/userspace-api/seccomp_filter.rst). Linux on x86-64 and aarch64.
 """
@@ -57,14 +57,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class JailError(Exception):
-    """This machine cannot hold a layer of the jail, or a layer does not hold; the message names it."""
+    """This machine lacks a layer of the jail, or a layer does not hold; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Confined:
-    """What the self-test needs from before: a descriptor of /proc/self/status, and which capabilities are to be empty.
+    """What the self-test needs: a descriptor of /proc/self/status, and the sets of capabilities that must be empty.
 
-    The descriptor is -1 where there is none to look at.
+    The descriptor is -1 where there is no such file.
     """
 
     status: int = -1
@@ -75,7 +75,7 @@ def confine() -> Confined:
     """Put this process into the jail, for good. To be called while it has a single thread.
 
     Raises:
-        JailError: a layer cannot be had here; the process may be half confined and must not go on.
+        JailError: this machine lacks a layer; the process may be half confined and must not go on.
     """
     if sys.platform != "linux" or platform.machine() not in _ARCHITECTURES:
         raise JailError(f"there is no jail for {sys.platform} on {platform.machine()}")
@@ -92,10 +92,10 @@ def confine() -> Confined:
 
 
 def self_test(confined: Confined) -> None:
-    """Try what the jail forbids, and look at which capabilities there are; closes the descriptor.
+    """Try what the jail forbids, and look for capabilities that are left. Closes the descriptor.
 
     Raises:
-        JailError: something of it worked, or was kept.
+        JailError: something forbidden worked, or a capability is left.
     """
     for name, attempt in _FORBIDDEN.items():
         try:
@@ -150,7 +150,7 @@ def _limit_resources() -> None:
 
 
 def _restrict_files() -> None:
-    """Forbid every way to files, and where the kernel can, TCP and signals to others: a rule set without a path."""
+    """Forbid all access to files and, where the kernel can, TCP and signals to others: a rule set without a path."""
     version = _check(_libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1), "Landlock")
     files = (1 << (13 if version < 2 else 14 if version < 3 else 15 if version < 5 else 16)) - 1
     attributes = struct.pack("<QQQ", files, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
@@ -199,7 +199,7 @@ def _filter(audit: int, column: int) -> list[bytes]:
 
 
 def _only(number: int, checks: list[bytes], otherwise: int) -> list[bytes]:
-    """For one call: its checks, of which those that fall through are answered `otherwise`."""
+    """Write the checks of one call. A call that passes none of them is answered `otherwise`."""
     return [_step(_EQUAL, number, 0, len(checks) + 1), *checks, _step(_RETURN, otherwise)]
 
 

@@ -1,6 +1,6 @@
-"""Gives up every privilege a process may have got from the user that started it: all capabilities, and root.
+"""Gives up every privilege a process may have from the user that started it: all capabilities, and root.
 
-See capabilities(7) and credentials(7). A process of an ordinary user has none of it, and loses nothing. Linux only.
+See capabilities(7) and credentials(7). A process of an ordinary user has no privileges and loses nothing. Linux only.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def give_up() -> frozenset[str]:
     """Give up all capabilities and, where this is root and can, become nobody. For good, and for this thread only.
 
     Returns:
-        the sets of capabilities, by their names in /proc/PID/status, that are empty now. Only who has CAP_SETPCAP can
-        empty the bounding set, which bounds what an exec may give; others keep it.
+        the sets of capabilities, by their names in /proc/PID/status, that are empty now. The bounding set limits what
+        an exec may gain. Emptying it takes CAP_SETPCAP; a process without that keeps it.
 
     Raises:
         OSError: the kernel refused something it must not refuse, or there is no /proc.
@@ -51,7 +51,7 @@ def give_up() -> frozenset[str]:
 
 
 def kept(status: str, empty: frozenset[str]) -> list[str]:
-    """Return which of these sets are not empty, by the content of /proc/PID/status; one that is not there counts."""
+    """Return which of these sets are not empty, by the content of /proc/PID/status. A set not listed there counts."""
     held = _held(status)
     return sorted(name for name in empty if held.get(name, 1) != 0)
 
@@ -70,14 +70,14 @@ def _empty_bounding_set() -> None:
 def _become_nobody() -> None:
     """Take the user and group that own nothing, where they exist here and may have enough threads.
 
-    Only root that may signal others' processes has one become somebody else: else it could not end this one.
+    This is done only where root may signal processes of others: otherwise the server could not end this one.
     """
     hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
     if hard != resource.RLIM_INFINITY and hard < MIN_PROCESSES:
         return
     resource.setrlimit(resource.RLIMIT_NPROC, (hard, hard))
     try:
-        os.setresuid(-1, NOBODY, -1)  # tried with the way back, as a user namespace may not have this user
+        os.setresuid(-1, NOBODY, -1)  # a trial that can be undone, as a user namespace may not have this user
         os.setresuid(-1, 0, -1)
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)

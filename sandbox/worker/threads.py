@@ -1,8 +1,8 @@
-"""The threads of a worker: they run turns, and one at a time reads what the server says.
+"""The threads of a worker. They run turns, and one thread at a time reads the frames from the server.
 
-Waking a thread on another processor costs more than many a turn takes. So whoever has nothing else to do reads: a
-thread without a turn, or one whose guest waits for a reply or sleeps. One that reads that a turn is to be run runs it
-itself, and wakes another to read only when the turn has lasted a tick.
+Waking a thread on another processor takes longer than many turns do. So the reader is a thread that has nothing else to
+do: one without a turn, or one whose guest waits for a reply or sleeps. A thread that reads a request for a turn runs
+the turn itself. It wakes another thread to read only when the turn has lasted a tick.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Work = Callable[[], None]
 
 
 class LeaderFollowers:
-    """Threads that serve a channel. `take` deals with a frame at once, or returns the turn it asks for."""
+    """Threads that serve a channel. `take` handles a frame at once, or returns the turn that the frame asks for."""
 
     def __init__(self, channel: Channel, take: Callable[[Frame], Work | None]) -> None:
         self._channel = channel
         self._take = take
         self._lock = threading.Lock()  # of all below
-        self._changed = threading.Condition(self._lock)  # for those who wait for something
-        self._wanted = threading.Condition(self._lock)  # for those without work
+        self._changed = threading.Condition(self._lock)  # for threads that wait in a turn
+        self._wanted = threading.Condition(self._lock)  # for threads without work
         self._reading = False
         self._waiting = 0
         self._idle = 0  # without work, and not called
         self._called = 0  # and not there yet
         self._queue: deque[Work] = deque()
-        self._started = False  # until then the channel is only a rehearsal's
+        self._started = False  # until then only the warm-up uses the channel
 
     def start(self) -> None:
         """Start serving."""
@@ -42,7 +42,7 @@ class LeaderFollowers:
             self._call_one()
 
     def _call_one(self) -> None:
-        """Call a thread that has no work, or a new one. Each call brings one, however late it comes."""
+        """Call a thread that has no work, or start one. Each call brings one thread, however late that comes."""
         self._called += 1
         if self._idle:
             self._idle -= 1
@@ -63,7 +63,7 @@ class LeaderFollowers:
                 os._exit(1)
 
     def _next(self) -> Work:
-        """Return a turn to run: one that was left to others, or the next that is read of."""
+        """Return a turn to run: one that another thread left, or the next that is read from the channel."""
         with self._lock:
             while self._reading and not self._queue:
                 self._idle += 1
@@ -81,7 +81,7 @@ class LeaderFollowers:
             self._read_no_more()
 
     def _read(self, seconds: float | None) -> Work | None:
-        """Wait for a frame, at most so long, and deal with it. Where the server is gone, so is the worker."""
+        """Wait for a frame, at most so many seconds, and handle it. If the server is gone, the worker ends."""
         try:
             frame = self._channel.receive(seconds)
         except (EOFError, ConnectionResetError):
@@ -94,16 +94,16 @@ class LeaderFollowers:
             if self._waiting:
                 self._changed.notify_all()
 
-    # ---- for those who run a turn --------------------------------------------------------------------------------
+    # ---- for threads that run a turn -----------------------------------------------------------------------------
 
     def tick(self) -> None:
-        """See that somebody reads while a turn goes on."""
+        """Make sure that another thread reads while a turn goes on."""
         with self._lock:
             if self._started and not (self._reading or self._waiting or self._called):
                 self._call_one()
 
     def until(self, done: Callable[[], bool], seconds: float | None) -> None:
-        """Wait until `done()`, or so long, and read meanwhile where nobody else does."""
+        """Wait until `done()`, or so many seconds. Meanwhile read frames where no other thread does."""
         end = None if seconds is None else time.monotonic() + seconds
         while self._may_read(done, end):
             try:
@@ -112,7 +112,7 @@ class LeaderFollowers:
                 self._read_no_more()
 
     def _may_read(self, done: Callable[[], bool], end: float | None) -> bool:
-        """Wait until this thread may read, which it then must; False where there is nothing to wait for any more."""
+        """Wait until this thread may read, and return True: then it must. Return False where the wait is over."""
         with self._lock:
             while True:
                 left = None if end is None else end - time.monotonic()
@@ -137,7 +137,7 @@ class LeaderFollowers:
                     self._call_one()
 
     def wake(self) -> None:
-        """Have those who wait look again."""
+        """Have the waiting threads check again whether they are done."""
         with self._lock:
             if self._waiting:
                 self._changed.notify_all()

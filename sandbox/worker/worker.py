@@ -1,8 +1,8 @@
-"""The process that runs one owner's guests; its arguments are the descriptors of its two sockets.
+"""The process that runs one owner's guests. Its arguments are the descriptors of its two sockets.
 
-It is started by exec with an empty environment and two sockets, loads what it is told to, and confines itself before it
-runs anything. It holds no secret and no state that cannot be lost: after every turn the pages that changed are in a
-file the server has too.
+It is started by exec with an empty environment and two sockets. It loads what the server names, and confines itself
+before it runs anything. It holds no secret, and no state that would be missed if the process died: after every turn the
+pages that changed are in a file that the server has too.
 
 Its threads are in `sandbox.worker.threads`.
 """
@@ -42,7 +42,7 @@ MAX_OUTPUT = 1 << 14
 
 
 class _Served:
-    """A session of this worker. It is how the session's guest waits: by reading what the server says."""
+    """A session of this worker. It is also how the session's guest waits: by reading frames from the server."""
 
     def __init__(
         self,
@@ -57,18 +57,18 @@ class _Served:
         self._channel = channel
         self._number = number
         self._sent = SentState(start.files, start.layout)
-        self._told: list[int] = []  # of each corpus, which blocks the server was told of
+        self._reported: list[int] = []  # for each corpus, the blocks that were reported to the server
         self._calls: dict[int, Future[Reply]] = {}
         self._last_call = 0
         self._output: list[Frame] = []
         self._output_bytes = 0
         self._lock = threading.Lock()  # of the two below
-        self._turn = 0  # the number of the one that runs, or is about to; 0 between turns
+        self._turn = 0  # the number of the turn that runs or is about to; 0 between turns
         self._closing = False
         self.session = Session(program, start, limits, self)
 
     def turn(self, number: int, take: Callable[[], Turn]) -> Work:
-        """Return the work of running the turn of a number and telling how it ended."""
+        """Return a function that runs the turn of this number and reports how it ended."""
         self._turn = number
         self.session.announce()
 
@@ -90,13 +90,13 @@ class _Served:
             return write_failure(self._number, number, error)
         change = self.session.take_checkpoint()
         now, sent, seen = self.session.checkpoint, self._sent, list(self.session.seen)
-        self._told += [0] * (len(seen) - len(self._told))
-        sent.seen = [blocks & ~sent_before for blocks, sent_before in zip(seen, self._told, strict=True)]
-        self._sent, self._told = SentState(now.files, now.layout), seen
+        self._reported += [0] * (len(seen) - len(self._reported))
+        sent.seen = [blocks & ~sent_before for blocks, sent_before in zip(seen, self._reported, strict=True)]
+        self._sent, self._reported = SentState(now.files, now.layout), seen
         return write_end(self._number, number, turn, now, change, sent)
 
     def ask(self, call: HostCall) -> Future[Reply]:
-        """Send a request of the guest's to the server."""
+        """Send a guest's request to the server."""
         self._last_call += 1
         future: Future[Reply] = Future()
         number = self._last_call
@@ -106,46 +106,46 @@ class _Served:
         return future
 
     def answered(self, frame: Frame) -> None:
-        """Take the server's reply to a request of the turn that runs; one of an earlier turn means nothing now."""
+        """Take the server's reply to a request of the running turn. A reply to an earlier turn's request is ignored."""
         future = self._calls.get(frame.number) if frame.turn == self._turn else None
         if future is not None and future.set_running_or_notify_cancel():
             future.set_result(Reply(frame.data))
 
     def interrupt(self, number: int) -> None:
-        """Stop the turn of this number if it runs or is about to; another turn goes on."""
+        """Stop the turn of this number if it runs or is about to. Any other turn goes on."""
         with self._lock:
             if self._turn == number:
                 self.session.interrupt()
 
     def printed(self, stream: int, data: bytes) -> None:
-        """Send on what the guest printed, soon."""
+        """Keep what the guest printed, to be sent to the server soon."""
         self._output.append(Frame(Kind.OUTPUT, self._number, stream, data=data, turn=self._turn))
         self._output_bytes += len(data)
         if self._output_bytes > MAX_OUTPUT:
             self._send()
 
     def _send(self, *frames: Frame) -> None:
-        """Send what was printed, and then frames."""
+        """Send the output kept so far, and then these frames."""
         output, self._output, self._output_bytes = self._output, [], 0
         self._channel.send(*output, *frames)
 
     def until(self, done: Callable[[], bool], seconds: float | None) -> None:
-        """Wait, and read meanwhile."""
+        """Wait until `done()`, or so many seconds, and read frames meanwhile."""
         self._send()
         self._threads.until(done, seconds)
 
     def wake(self) -> None:
-        """Have those who wait look again."""
+        """Have the waiting threads check again whether they are done."""
         self._threads.wake()
 
     def tick(self) -> None:
-        """Send what was printed, and see that somebody reads."""
+        """Send the output kept so far, and make sure that another thread reads."""
         if self._output:
             self._send()
         self._threads.tick()
 
     def close(self) -> None:
-        """End the session; a running turn is stopped first, and whoever runs it closes."""
+        """End the session. A running turn is stopped first, and the thread that runs it then closes the session."""
         self.session.interrupt()
         with self._lock:
             self._closing = True
@@ -171,7 +171,7 @@ class Worker:
         self._images: dict[str, Image] = {}
 
     def serve(self) -> None:
-        """Load, on the only thread there is, and then serve until the server is gone, which ends the process."""
+        """Load everything on the only thread there is, and then serve. The process ends when the server is gone."""
         frame = self._channel.receive()
         if frame is not None:
             self._load(frame)
@@ -203,7 +203,7 @@ class Worker:
         return None
 
     def _load(self, frame: Frame) -> None:
-        """Load the program and its images, use one so that nothing is left to be loaded, and go to jail."""
+        """Load the program and its images, run an image once so that nothing is left to load, and enter the jail."""
         header = frame.header
         stdlib = self._channel.descriptor(header["stdlib"])
         files = Files(Limits(), {STDLIB_PATH: Inode(2, mmap(stdlib, 0, access=ACCESS_READ))})
@@ -226,7 +226,7 @@ class Worker:
 
 
 def _attached(session: Session, name: str, corpus: Corpus, printed: OutputListener) -> Turn:
-    """Attach a corpus, whose descriptor goes with the session from then on, or at once where that fails."""
+    """Attach a corpus. Its descriptor is closed with the session, or at once where attaching fails."""
     try:
         return session.attach(name, corpus, printed)
     finally:
@@ -240,7 +240,7 @@ def _close(corpus: Corpus) -> None:
 
 
 def _warm_up(program: Program, image: Image) -> None:
-    """Go once through everything a turn may need, errors included, while modules can still be loaded."""
+    """Use everything that a turn may need once, errors included, while modules can still be loaded."""
     here, there = socket.socketpair()
     first, second = socket.socketpair()
     channel = Channel(here, first)
@@ -278,7 +278,7 @@ def _warm_up(program: Program, image: Image) -> None:
     thread = threading.Thread(target=run)
     thread.start()
     thread.join()
-    program.clock.close()  # the jail is for a single thread and those it starts later
+    program.clock.close()  # only a process with a single thread can enter the jail
     session.close()
     for closing in (here, there, first, second):
         closing.close()
@@ -297,7 +297,7 @@ _ENDLESS = "print(1, flush=True)\nwhile True: pass"
 
 
 def main() -> None:
-    """Serve on the two sockets whose descriptors are the arguments."""
+    """Serve on two sockets. The arguments are their descriptors."""
     frames, descriptors = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:3])
     threading.stack_size(THREAD_STACK_BYTES)
     memory.give_back_freed()
