@@ -22,7 +22,7 @@ LOCATED_FROM = 1 << 16
 
 
 def fetch(corpus, document, count=1):
-    """Return strings: the document of this number, and up to `count` of those after it, if all are small."""
+    """Return strings: the document of this number, and, if all are small, up to `count` documents from it on."""
     request = _door._encode(
         {"op": "sandbox.document", "corpus": corpus, "document": document, "count": count, "templates": _addresses,
          "box": id(_box)}
@@ -42,7 +42,7 @@ def fetch(corpus, document, count=1):
 
 
 class Documents(Sequence):
-    """The documents of a context, each a string: a sequence that cannot be changed, and reads what is used of it."""
+    """The documents of a context: an immutable sequence of strings that reads a document when it is used."""
 
     __slots__ = ("_corpus", "_numbers")
 

@@ -17,23 +17,23 @@ ERRORS = {"LimitExceeded": LimitExceeded}
 
 
 def call(op, **arguments):
-    """Ask the host for `op` and return its answer, or raise what it says."""
+    """Ask the host for `op`. Return its answer, or raise the error it replies with."""
     arguments["op"] = op
     return value(_decode(_host.call(_encode(arguments).encode()).decode()))
 
 
 def start(op, **arguments):
-    """Ask the host for `op` and return the number under which `wait` will tell of its reply."""
+    """Ask the host for `op` without waiting. Return the number under which `wait` returns the reply."""
     return call(op, later=True, **arguments)
 
 
 def wait(seconds=None):
-    """Wait until something that was started has ended, at most so long; return what has: [[number, reply], ...]."""
+    """Wait until a started request has ended, at most so many seconds. Return those ended: [[number, reply], ...]."""
     return call("sandbox.wait", seconds=seconds)
 
 
 def value(reply):
-    """Return what a reply grants, or raise what it says."""
+    """Return the value in a reply, or raise the error in it."""
     if "error" not in reply:
         return reply["ok"]
     name, message = reply["error"]["type"], reply["error"]["message"]

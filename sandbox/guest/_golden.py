@@ -23,7 +23,7 @@ def settle(_text):
 
 
 def fill_holes():
-    """Use up what is free between other things: a session's own then lie together, in pages where nothing else is."""
+    """Use up free memory between objects. A session's own objects then lie together, in pages without any others."""
     top, header = id(bytes(4 << 20)), sys.getsizeof(b"")
     for size in (*(1 << n for n in range(16, 9, -1)), *range(512, 20, -8)):
         while id(made := bytes(size - header)) < top:
@@ -33,12 +33,12 @@ def fill_holes():
 
 
 def tell(_text):
-    """Send the host the address of every object there is, and that of its type. To be called after `settle`."""
+    """Send the host the addresses of every object and of its type. To be called after `settle`."""
     _door.call("sandbox.objects", found=[[id(thing), id(type(thing))] for thing in _objects()])
 
 
 def _objects():
-    """Yield every object that can be reached from the modules and from what the collector knew, once."""
+    """Yield once every object that can be reached from the modules and from the objects that the collector knew."""
     waiting = [roots, sys.modules, *roots]
     seen = set()
     while waiting:
@@ -53,7 +53,7 @@ def _objects():
 
 
 def _unlisted(thing):
-    """Return what a thing refers to and does not tell the collector; nothing that is made only to be returned."""
+    """Return objects that `thing` refers to but does not show the collector. None is created only to be returned."""
     if isinstance(thing, types.CodeType):
         held = (thing.co_consts, thing.co_names, thing.co_linetable, thing.co_exceptiontable)
         named = (thing.co_filename, thing.co_name, thing.co_qualname)

@@ -15,7 +15,7 @@ class _Replies:
     """What the loop waits for: replies of the host, and time."""
 
     def select(self, seconds=None):
-        """Wait so long, or until there are replies; None is until there are. They are told at once: none is left."""
+        """Wait until there are replies, at most so many seconds (None: for ever), and deliver them all at once."""
         if seconds is None or seconds >= _requests.POLL_SECONDS:
             _requests.wait(seconds)
             return ()
@@ -44,14 +44,14 @@ class Loop(base_events.BaseEventLoop):
         super()._run_forever_setup()
 
     async def shutdown_default_executor(self, timeout=None):  # noqa: ARG002, ASYNC109
-        """Let the default executor take no more; what it has under way is not waited for."""
+        """Let the default executor take no more work. Work under way is not waited for."""
         self._executor_shutdown_called = True
         if self._default_executor is not None:
             self._default_executor.shutdown(wait=False)
 
 
 def _stop():
-    """Have no loop run: an earlier turn may have ended so badly that its loop was not left."""
+    """Make sure that no loop is running: an earlier turn may have been stopped before it left its loop."""
     events._set_running_loop(None)
 
 
@@ -72,7 +72,7 @@ async def answer(request):
 
 
 def awaitable(function):
-    """Return the twin of a function that asks the host, to be awaited."""
+    """Return the awaitable twin of a function that asks the host."""
 
     @functools.wraps(function)
     async def ask(*args, **named):
@@ -87,7 +87,7 @@ _main = [None]
 
 
 def main():
-    """Return the loop in which turns await: it stays from turn to turn, as tasks and queues belong to their loop."""
+    """Return the loop in which turns await. It is kept from turn to turn: tasks and queues belong to their loop."""
     loop = _main[0]
     if loop is None or loop.is_closed() or loop.is_running():  # one that runs has not been left
         loop = _main[0] = Loop()
@@ -95,7 +95,7 @@ def main():
 
 
 def run(coroutine):
-    """Run what a turn awaits, and return its value. Whatever stops that, it has ended then; other tasks may go on."""
+    """Run the coroutine a turn awaits, and return its value. It has ended afterwards in any case; other tasks go on."""
     loop = main()
     task = loop.create_task(coroutine)
     try:

@@ -1,6 +1,6 @@
-"""Requests that are under way at the host, and telling of their replies. Runs inside the sandbox.
+"""Requests that are under way at the host, and the delivery of their replies. Runs inside the sandbox.
 
-There are no threads here: whoever waits, an event loop or a pool or a plain condition, takes the replies for all.
+There are no threads here. Whatever waits (an event loop, a pool, a condition) takes the replies for all.
 """
 
 import collections
@@ -21,7 +21,7 @@ LONGEST_WAIT = 86_400.0
 
 
 class Request:
-    """What to ask the host for: `op` with its arguments, and `finish`, which makes the value of what it grants."""
+    """A request to the host: `op` with its arguments, and `finish`, which turns the host's answer into the value."""
 
     def __init__(self, op, finish, **arguments):
         self.op, self.finish, self.arguments = op, finish, arguments
@@ -31,12 +31,15 @@ class Request:
         return self.finish(_door.call(self.op, **self.arguments))
 
     def value(self, reply):
-        """Return the value of a reply, or raise what it says."""
+        """Return the value of a reply, or raise the error in it."""
         return self.finish(_door.value(reply))
 
 
 def asking(make):
-    """Have a function that makes a request ask for it and return the value. Pools can start it without waiting."""
+    """Turn a function that makes a request into one that asks it and returns the value.
+
+    Pools can start such a function without waiting.
+    """
 
     @functools.wraps(make)
     def ask(*args, **named):
@@ -47,7 +50,7 @@ def asking(make):
 
 
 def made(function, args, named):
-    """Return the request that a call would make, or None where the function does something else than ask."""
+    """Return the request that a call would make, or None where the function is not one that `asking` made."""
     while not hasattr(function, "__request__"):
         if isinstance(function, functools.partial):
             if functools.Placeholder in function.args:
@@ -62,7 +65,7 @@ def made(function, args, named):
 
 
 class Begun:
-    """A request that is under way or is held back; `ended` is to be called with its reply, unless it is forgotten."""
+    """A request that is under way or held back. `ended` is called with its reply, unless it is forgotten."""
 
     __slots__ = ("ended", "request")
 
@@ -70,7 +73,7 @@ class Begun:
         self.request, self.ended = request, ended
 
     def forget(self):
-        """Want the reply no more. What is held back is never asked for; the host may finish what is under way."""
+        """Drop the reply. A request that is held back is never sent; the host may finish one that is under way."""
         self.ended = None
 
 
@@ -88,7 +91,7 @@ NOTHING = "nothing is under way that could end this wait, and there are no other
 
 
 def begin(request, ended):
-    """Start a request, now or as soon as the host takes it, and return at once; `ended` is called with its reply."""
+    """Start a request now, or as soon as the host takes it. Returns at once; `ended` is called with the reply."""
     if lose not in _runner.leftovers:
         _runner.leftovers.append(lose)
     begun = Begun(request, ended)
@@ -105,17 +108,17 @@ def _start():
         try:
             under_way[_door.start(begun.request.op, **begun.request.arguments)] = begun
         except Exception as error:
-            if under_way and isinstance(error, _door.LimitExceeded):  # it may be taken when another has ended
+            if under_way and isinstance(error, _door.LimitExceeded):  # the host may take it when another has ended
                 held.appendleft(begun)
                 return
             arrived.append((begun, {"error": {"type": type(error).__name__, "message": str(error)}}))
 
 
 def wait(seconds=None):
-    """Take the replies there are; where there are none, wait until there are, or so long.
+    """Take the replies there are. Where there are none, wait for one, at most so many seconds.
 
     Raises:
-        RuntimeError: nothing is under way, so that without a time it would wait for ever.
+        RuntimeError: nothing is under way, so a wait without a time limit would never end.
     """
     if not arrived:
         if under_way:
@@ -128,7 +131,7 @@ def wait(seconds=None):
 
 
 def wait_until(done, seconds=None):
-    """Take replies until `done()`, or so long; return whether it is. Raises as `wait` does."""
+    """Take replies until `done()`, at most so many seconds. Return whether it is done. Raises as `wait` does."""
     end = None if seconds is None else time.monotonic() + seconds
     while not done():
         left = None if end is None else end - time.monotonic()
@@ -139,7 +142,7 @@ def wait_until(done, seconds=None):
 
 
 def poll():
-    """Take the replies there are, unless that was done just now or is being done."""
+    """Take the replies there are, unless that was done a moment ago or is being done."""
     if _telling or not (arrived or under_way):
         return
     now = time.monotonic()
@@ -172,7 +175,7 @@ def _tell():
 
 
 def lose():
-    """Give up what an earlier turn has left under way: it ended with the turn, which whoever waits for it is told."""
+    """Drop the requests that an earlier turn left under way. They ended with it; their waiters are told so."""
     arrived.extend((begun, LOST) for begun in (*under_way.values(), *held))
     under_way.clear()
     held.clear()

@@ -39,7 +39,7 @@ commands = {}
 
 
 def enter(frame):
-    """Do what the host wants: a frame is a line, the name of a command and words for it, and then text for it."""
+    """Carry out a command of the host's. A frame is a line with the command's name and words, and then its text."""
     head, _, text = frame.partition(b"\n")
     name, *words = head.decode().split()
     commands[name](text.decode("utf-8", "surrogatepass"), *words)
@@ -47,7 +47,7 @@ def enter(frame):
 
 
 def run(code, number, state):
-    """Run one turn's code; a `fresh` state was restored, so that entropy must be renewed."""
+    """Run one turn's code. If the state is `fresh`, it was just restored, and entropy is renewed first."""
     if state == "fresh":
         renew_entropy()
         told.clear()
@@ -66,7 +66,7 @@ def run(code, number, state):
         error = describe(raised)
     try:
         report(error)
-    except Exception:  # the program has broken what it takes to say so
+    except Exception:  # the program has broken what a report needs
         mend()
         report(error)
 
@@ -76,7 +76,7 @@ told = []
 
 
 def report(error):
-    """Print what still waits to be, and tell the host how the turn ended, where there is anything new to tell."""
+    """Flush the streams, and report to the host how the turn ended if that differs from the last report."""
     flush()
     now = variables()
     if error is None and told and told[0] == now:
@@ -100,7 +100,7 @@ def mend():
 
 
 def flush():
-    """Print what still waits to be; a stream that is broken or gone is made anew."""
+    """Flush the streams. A stream that is broken or gone is made anew."""
     for fd, name in ((1, "stdout"), (2, "stderr")):
         try:
             getattr(sys, name).flush()
@@ -134,10 +134,12 @@ def execute(code, filename):
 
 
 def parts_of(code, filename):
-    """Compile code to what is to be run, and, where it ends in an expression, that expression."""
+    """Compile code in two parts: the statements and, where it ends in an expression, that expression."""
     body, _, last = code.rpartition("\n")
     if last and not last[0].isspace():
-        with contextlib.suppress(SyntaxError):  # mostly the last line is one: that is found out in half the time
+        with contextlib.suppress(
+            SyntaxError
+        ):  # the last line mostly is an expression, and trying that takes half the time
             expression = compile("\n" * (body.count("\n") + 1) + last if body else last, filename, "eval", AWAIT)
             return [compile(body, filename, "exec", AWAIT), expression] if body else [expression]
     tree = compile(code, filename, "exec", ast.PyCF_ONLY_AST)
@@ -152,7 +154,7 @@ AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
 async def awaited(parts):
-    """Run the parts of code that awaits something, and return the value of the last."""
+    """Run the parts of code that uses `await`, and return the value of the last."""
     for part in parts:
         value = eval(part, namespace)
         if part.co_flags & inspect.CO_COROUTINE:
@@ -161,7 +163,7 @@ async def awaited(parts):
 
 
 def describe(raised):
-    """Say what was raised, with the frames of the program's own code only."""
+    """Format what was raised, with the frames of the program's own code only."""
     try:
         report = traceback.TracebackException.from_exception(raised, limit=-50)
         for part in [report, report.__cause__, report.__context__, *(report.exceptions or ())]:
@@ -176,7 +178,7 @@ def describe(raised):
 
 
 def plain(text):
-    """Return text that can be encoded: lone surrogates written as escapes."""
+    """Return text that can be encoded: lone surrogates are written as escapes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -204,7 +206,7 @@ _measurable = {"builtins", "collections", "numpy", "pandas"}
 
 
 def renew_entropy():
-    """Draw new seeds: two sessions restored from one state must not draw the same numbers."""
+    """Draw new seeds. Two sessions restored from one state must not draw the same random numbers."""
     random.seed()
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed()

@@ -1,7 +1,7 @@
 """Thread pools and conditions, without threads. Runs inside the sandbox.
 
-A pool starts what asks the host, so that many requests are under way at once; anything else it runs when that is
-submitted, in the caller.
+A pool starts functions that ask the host without waiting, so that many requests are under way at once. Any other
+function runs in the caller when it is submitted.
 """
 
 import collections
@@ -30,8 +30,9 @@ class Future(_base.Future):
 class ThreadPoolExecutor(_base.Executor):
     """A pool without threads.
 
-    A submitted function that asks the host, such as `_requests.asking` makes, is started at once, at most `max_workers`
-    of them at a time (as many as there may be, unless told). Any other runs when it is submitted, in the caller.
+    A submitted function that asks the host (one made by `_requests.asking`) is started without waiting. At most
+    `max_workers` are under way at a time; by default as many as the host allows. Any other function runs in the caller
+    when it is submitted.
     """
 
     def __init__(self, max_workers=None, thread_name_prefix="", initializer=None, initargs=()):  # noqa: ARG002
@@ -75,7 +76,7 @@ class ThreadPoolExecutor(_base.Executor):
 
     def _ended(self, future, request, reply):
         self._under_way -= 1
-        if reply is _requests.LOST:  # it ended with its turn, and so does what was to follow it
+        if reply is _requests.LOST:  # it ended with its turn, and so do the calls queued behind it
             lost, self._held = self._held, collections.deque()
             for other, _ in lost:
                 if other.set_running_or_notify_cancel():
@@ -86,7 +87,7 @@ class ThreadPoolExecutor(_base.Executor):
             self._start()
 
     def shutdown(self, wait=True, *, cancel_futures=False):
-        """Take no more calls; wait for those there are, or cancel those that have not begun."""
+        """Take no more calls. Wait for those under way, and cancel those not begun if that is asked for."""
         self._shutdown = True
         if cancel_futures:
             for future, _ in self._held:
@@ -106,14 +107,14 @@ def _settle(future, function, *args, **kwargs):
 
 
 class ProcessPoolExecutor(_base.Executor):
-    """What there is not."""
+    """There are no processes: making a pool of them fails."""
 
     def __init__(self, *args, **kwargs):  # noqa: ARG002
         raise RuntimeError("there are no processes here; a ThreadPoolExecutor has requests to the host run in parallel")
 
 
 def _wait(self, timeout=None):
-    """Wait until notified or until a timeout occurs; what may notify is told as the replies of the host come."""
+    """Wait until notified or until a timeout occurs. Replies of the host are taken meanwhile, and may notify."""
     if not self._is_owned():
         raise RuntimeError("cannot wait on un-acquired lock")
     waiter = threading.Lock()
@@ -128,8 +129,8 @@ def _wait(self, timeout=None):
             self._waiters.remove(waiter)
 
 
-# All that waits in `threading`, `queue` and `concurrent.futures` does so by a condition. The original one would block
-# the only thread there is, which ends the interpreter.
+# Everything that waits in `threading`, `queue` and `concurrent.futures` waits on a condition. The original would block
+# the only thread there is, which would end the interpreter.
 threading.Condition.wait = _wait
 
 concurrent.futures.thread.ThreadPoolExecutor = concurrent.futures.ThreadPoolExecutor = ThreadPoolExecutor
