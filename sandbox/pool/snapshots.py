@@ -121,7 +121,7 @@ class Sealer:
 
 
 class SessionStore:
-    """Stored sessions, one file each in a folder. They last as long as the server; it removes older ones at its start."""
+    """Stored sessions, a file each in a folder. They last as long as the server; older ones are removed."""
 
     def __init__(self, folder: Path, secret: bytes) -> None:
         self._folder = folder

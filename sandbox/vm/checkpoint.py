@@ -23,7 +23,7 @@ from sandbox.vm.waiting import Waiting
 
 @dataclass(slots=True)
 class Checkpoint:
-    """A session's state, `size` bytes of memory in all. It owns the file of its pages, not the corpora."""
+    """A session's state. Its memory has `size` bytes in all. It owns the file of its pages, but not the corpora."""
 
     image: Image
     size: int
@@ -55,7 +55,7 @@ class Checkpoint:
         return change
 
     def restore(self, program: Program, limits: Limits, waiting: Waiting | None = None) -> Instance:
-        """Make an instance in this state, whose guest waits as `waiting` does it.
+        """Make an instance in this state. Its guest waits by means of `waiting`.
 
         Raises:
             EOFError: the file of pages is cut short.
@@ -81,5 +81,5 @@ class Checkpoint:
         return replace(self, pages=self.pages.copy(), files=self.files.copy())
 
     def close(self) -> None:
-        """Give up the pages."""
+        """Free the pages."""
         self.pages.close()

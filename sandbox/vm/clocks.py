@@ -22,11 +22,11 @@ def time_of_day() -> int:
 
 
 def new_offset() -> int:
-    """Return what a session that begins now adds to the host's monotonic clock for its own.
+    """Return the offset that a session that begins now adds to the host's monotonic clock.
 
-    So a session learns how long there has been the session, and not for how long the host has run. All that comes of
-    the session keeps the offset, forks and what wakes in another process too: its clock goes on, also while it
-    hibernates or a turn is rolled back, and never backwards for as long as the host is up.
+    With it a session sees for how long it has existed, but not for how long the host has run. The session keeps its
+    offset in forks and when it wakes in another process. So its clock also runs while it hibernates or a turn is rolled
+    back, and never goes backwards for as long as the host is up.
     """
     return _BEGINS - time.monotonic_ns()
 

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 TICK_SECONDS = 0.01
 """How often a running guest is looked at: the resolution of its time limit and of an interrupt."""
 REST_TICKS = 100
-"""So many ticks after the last guest the clock rests."""
+"""The clock goes idle so many ticks after the last guest."""
 
 WASM_STACK_BYTES = 2 << 20
 """What Wasmtime allows at most without its asynchronous stacks."""
@@ -56,7 +56,7 @@ current = _OnThisThread()
 
 
 def settings() -> wasmtime.Config:
-    """Return the settings guests are compiled and run with: what the module needs is on, all else is off."""
+    """Return the settings that guests are compiled and run with. Only what the module needs is on."""
     config = wasmtime.Config()
     config.wasm_exceptions = True
     config.wasm_gc = True
@@ -76,8 +76,8 @@ HostFunction = Callable[..., int | None]
 class Program:
     """A compiled guest with its host functions: one in a process, shared by every instance.
 
-    `functions` maps (module, name) to the host functions the guest may import; every import it has and the mapping
-    lacks answers `ENOSYS`-like through `missing`.
+    `functions` maps (module, name) to the host functions that the guest may import. An import that is not in the
+    mapping is answered by `missing`, with an error like `ENOSYS`.
     """
 
     def __init__(self, compiled: Path, functions: Mapping[tuple[str, str], HostFunction], missing: HostFunction):
@@ -127,7 +127,7 @@ class Program:
         return Machine(self.engine, self._linker, self.module, memory_bytes)
 
     def close(self) -> None:
-        """Stop the clock: nothing must run any more."""
+        """Stop the clock. No guest must run afterwards."""
         self.clock.close()
 
 
@@ -229,7 +229,7 @@ class _Export:
 
 
 class EpochClock:
-    """Advances the engine's epoch while guests run, and rests when none has for a while.
+    """Advances the engine's epoch while guests run, and goes idle when none has run for a while.
 
     Its thread starts with the first guest that runs, and again with the first after `close`. It goes on for a second
     after a turn, so that a turn that follows need not wake it.

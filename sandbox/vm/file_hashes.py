@@ -1,10 +1,10 @@
-"""Hashes of files, remembered: a file that is as it was when it was hashed need not be read again.
+"""Remembered hashes of files: a file that has not changed since it was hashed need not be read again.
 
-A hash is remembered with what tells a file, as it is, from every other: its device, inode, size, owner and times.
-Whoever changes a file changes its `ctime`, which nothing but the kernel sets. There are three gaps. A change right
-after another can fall into the same tick of the clock, so a file that was changed just now is not remembered. A disk
-that rots changes no time, so a hash is believed for a day only. And whoever can write to this user's files can write to
-the memory too: against them no hash that lies beside the files helps.
+A hash is remembered with the file's identity: its device, inode, size, owner and times. Any change to a file changes
+its `ctime`, which only the kernel can set. There are three gaps. Two changes can fall into the same tick of the clock,
+so a file that was changed just now is not remembered. A decaying disk changes no time, so a hash is trusted for only a
+day. And a process that can write to this user's files can also write to the file of hashes: no hash kept beside the
+files helps against that.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SETTLED_SECONDS = 2.0
 
 
 class Identity(NamedTuple):
-    """A file as it is: another file, or this one after any change, has another identity."""
+    """The identity of an unchanged file. Another file, or this one after any change, has another identity."""
 
     device: int
     inode: int
@@ -56,7 +56,7 @@ def file_hash(file: BufferedReader) -> str:
 
 
 class FileHashes:
-    """The hashes of some files, remembered in another file. What is wrong with that is as if it were not there."""
+    """The hashes of some files, remembered in another file. If that is unusable, it is treated as missing."""
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
@@ -64,7 +64,7 @@ class FileHashes:
         self._changed = False
 
     def verify(self, path: Path, expected: str) -> bool:
-        """Return whether a file has this hash; it is read unless it is remembered to have it.
+        """Return whether a file has this hash. The file is read unless it is remembered to have it.
 
         Raises:
             OSError: it cannot be read.
@@ -81,7 +81,7 @@ class FileHashes:
             return digest == expected
 
     def keep(self) -> None:
-        """Write down what is new, and forget what is too old. A memory that cannot be written is left as it is."""
+        """Write new hashes down, and drop those that are too old. If the file cannot be written, it stays as it is."""
         if not self._changed:
             return
         now = time.time()
@@ -96,7 +96,7 @@ class FileHashes:
 
 
 def _read(memory: Path) -> dict[str, _Remembered]:
-    """Return what a memory holds; nothing where it is damaged, or where another user wrote it or could have."""
+    """Return the remembered hashes. There are none where the file is damaged, or another user can have written it."""
     try:
         with os.fdopen(os.open(memory, os.O_RDONLY | os.O_NOFOLLOW)) as file:
             status = os.fstat(file.fileno())

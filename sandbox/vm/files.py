@@ -1,4 +1,4 @@
-"""The files a guest sees: the standard library, read-only, and a small writable /tmp, all of it in memory."""
+"""The files a guest sees, all in memory: the standard library, which is read-only, and a small writable /tmp."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LONG_AGO = 315_532_800 * 10**9
 
 @dataclass(slots=True)
 class Inode:
-    """A file with its contents, or a directory. `number` is its identity; a session's own holds a `bytearray`."""
+    """A file with its contents, or a directory. `number` identifies it. A session's own file holds a `bytearray`."""
 
     number: int
     data: bytes | bytearray | mmap = b""
@@ -52,28 +52,28 @@ class Inode:
 
     @property
     def own(self) -> bool:
-        """Whether it is the session's, which may change it."""
+        """Whether it is the session's own, so that the session may change it."""
         return isinstance(self.data, bytearray)
 
     def touch(self) -> None:
-        """Note that what it holds is changed now."""
+        """Set the time of its last change to now."""
         self.modified = self.changed = clocks.time_of_day()
 
     def copy(self) -> Inode:
-        """Return an independent copy of a session's own."""
+        """Return an independent copy of a session's own file or directory."""
         return Inode(
             self.number, bytearray(self.data), self.directory, self.accessed, self.modified, self.changed, self.links
         )  # fmt: skip
 
 
 def _implied(path: str) -> Inode:
-    """Return a directory that is there for what is below it; its number goes by its path."""
+    """Return a directory that exists only because files lie below it. Its number is derived from its path."""
     return Inode(1 << 40 | crc32(path.encode()), directory=True)
 
 
 @dataclass(slots=True)
 class OpenFile:
-    """A descriptor: a file and a position in it, or a directory and what was in it when its listing began."""
+    """A descriptor: a file and a position in it, or a directory and its entries at the time its listing began."""
 
     path: str
     inode: Inode
@@ -85,7 +85,7 @@ class OpenFile:
 
 @dataclass(slots=True)
 class Files:
-    """A session's files and open descriptors. `writable` has, by path, the files and directories that are its own."""
+    """A session's files and open descriptors. `writable` maps paths to the session's own files and directories."""
 
     limits: Limits
     read_only: dict[str, Inode]
@@ -94,7 +94,7 @@ class Files:
     next_number: int = 100
 
     def copy(self) -> Files:
-        """Return an independent copy; descriptors of one file still share it."""
+        """Return an independent copy. Descriptors that share a file share its copy."""
         copies = {id(inode): inode.copy() for inode in self.own_inodes()}
         return replace(
             self,
@@ -105,13 +105,13 @@ class Files:
         )  # fmt: skip
 
     def own_inodes(self) -> list[Inode]:
-        """Return all that is the session's, each once, removed ones still open included."""
+        """Return all files and directories of the session's own, each once. Removed ones that are open are included."""
         opened = (file.inode for file in self.open.values() if file.inode.own)
         return list({id(inode): inode for inode in (*self.writable.values(), *opened)}.values())
 
     @property
     def used_bytes(self) -> int:
-        """Bytes all writable files hold, removed ones still open included."""
+        """Bytes in all writable files. Removed files that are open are included."""
         return sum(len(inode.data) for inode in self.own_inodes())
 
     # ---- what is there -------------------------------------------------------------------------------------------
@@ -123,9 +123,10 @@ class Files:
         return self.open[fd]
 
     def resolve(self, fd: int, path: str, *, making_directory: bool = False) -> str:
-        """Return the absolute path of `path` relative to the directory `fd`. There are no links, so `..` is textual.
+        """Return `path`, which is relative to the directory `fd`, as an absolute path.
 
-        A path that ends in a slash must lead to a directory, if it is not to one that is about to be made.
+        There are no links, so `..` is resolved in the text. A path with a slash at its end must lead to a directory, unless
+        that directory is about to be made.
         """
         directory = self.at(fd)
         if not directory.inode.directory:
@@ -139,14 +140,14 @@ class Files:
         return resolved
 
     def find(self, path: str) -> Inode | None:
-        """Return what there is at `path`; directories above the read-only files are there with them."""
+        """Return the file or directory at `path`, or None. The directories above the read-only files exist too."""
         found = self.writable.get(path) or self.read_only.get(path)
         if found is None and (path == ROOT or any(known.startswith(f"{path}/") for known in self.read_only)):
             return _implied(path)
         return found
 
     def lookup(self, path: str) -> Inode:
-        """Return what there is at `path`, or fail with NOENT, or NOTDIR where a file stands in its way."""
+        """Return the file or directory at `path`. Fail with NOENT, or NOTDIR where the path goes through a file."""
         found = self.find(path)
         if found is not None:
             return found
@@ -156,7 +157,7 @@ class Files:
         raise FileError(NOENT)
 
     def names(self, path: str) -> dict[str, Inode]:
-        """Return what is in a directory by its name, sorted."""
+        """Return the entries of a directory by their names, sorted."""
         prefix = path.rstrip("/") + "/"
         below = (known[len(prefix) :] for known in (*self.read_only, *self.writable) if known.startswith(prefix))
         return {name: self.lookup(prefix + name) for name in sorted({known.partition("/")[0] for known in below})}
@@ -164,7 +165,7 @@ class Files:
     # ---- making, changing and removing ---------------------------------------------------------------------------
 
     def open_path(self, path: str, oflags: int, fdflags: int, rights: int = READ | WRITE) -> int:
-        """Open a file or directory and return its descriptor, which may be read and written as `rights` say."""
+        """Open a file or directory, and return its descriptor. `rights` say whether it may be read and written."""
         if len(self.open) >= self.limits.open_files:
             raise FileError(MFILE)
         if oflags & CREATE and oflags & DIRECTORY:
@@ -215,7 +216,7 @@ class Files:
         removed.links, removed.changed = 0, parent.changed
 
     def write(self, inode: Inode, at: int, data: bytes) -> None:
-        """Write at a position; a gap before it is filled with zeros. Nothing written is no change."""
+        """Write at a position. A gap before it is filled with zeros. Writing no bytes changes nothing."""
         if not data:
             return
         self.resize(inode, max(len(inode.data), at + len(data)))
@@ -253,7 +254,7 @@ class Files:
         self._remove(path)
 
     def unlink(self, path: str) -> None:
-        """Remove a file; descriptors of it stay usable."""
+        """Remove a file. Descriptors of it stay usable."""
         inode = self.lookup(path)
         if inode.directory:
             raise FileError(ISDIR)
@@ -262,7 +263,7 @@ class Files:
         self._remove(path)
 
     def rename(self, old: str, new: str) -> None:
-        """Move a file, or a directory with all below it, within /tmp; what is at `new` is replaced."""
+        """Move a file, or a directory with all below it, within /tmp. Whatever is at `new` is replaced."""
         left, entered = self._parent(old), self._parent(new)
         moving, there = self.lookup(old), self.find(new)
         if new == old:

@@ -1,4 +1,4 @@
-"""The host's side of the door: a guest's requests are checked, metered, served, and answered into its memory."""
+"""The host's side of the door. A guest's requests are checked, metered and served; replies go into its memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class GuestDoor:
         """What the guest's runner said of the turn's end."""
 
     def begin(self, handler: Handler | None) -> None:
-        """Begin a turn, whose requests `handler` answers."""
+        """Begin a turn. `handler` answers its requests."""
         self._handler, self.report = handler, None
         self.calls = self._bytes = 0
         self._requests = Requests(self._waiting, self._limits.frame_bytes)
@@ -50,19 +50,19 @@ class GuestDoor:
             self._requests.stop()
 
     def end(self) -> None:
-        """End the turn: what is still under way is cancelled."""
+        """End the turn. Requests still under way are cancelled."""
         self._handler = None
         if len(self._requests):
             self._requests.stop()
 
     def stop(self) -> None:
-        """Cancel what is under way and all that comes."""
+        """Cancel the requests under way and all later ones."""
         self._requests.stop()
 
     def answer(self, address: int, size: int, out_address: int, out_size: int) -> int | None:
-        """Serve one request of the guest's; returns 0, -2 (as unsigned) for bad addresses, None to stop the guest."""
+        """Serve one request. Return 0, or -2 (as unsigned) for bad addresses, or None to stop the guest."""
         guard, memory = self._guard, self._memory
-        if self._answering:  # by the guest's allocator, which the host calls to place a reply
+        if self._answering:  # called by the guest's allocator, which the host called to place a reply
             guard.stop(TurnError(Stop.TRAP, "the guest called the host within a call of the host's"))
             return None
         self._answering = True
@@ -91,7 +91,7 @@ class GuestDoor:
         try:
             self._check_frame(size)
             call = parse(self._memory.read(address, size))
-            if call.op == "sandbox.report":  # how a turn ended must get through, whatever the turn has used
+            if call.op == "sandbox.report":  # the report of a turn's end must get through, whatever the turn has used
                 self.report = call
                 return granted(None)
             local = self._local.get(call.op)
@@ -133,7 +133,7 @@ class GuestDoor:
                 self.sleep(self._limits.turn_seconds if seconds is None else seconds)
                 return []
             replies = self._wait(lambda: requests.next(seconds))
-            if replies != NO_REPLIES:  # to tell of what was counted when it was asked for is not counted again
+            if replies != NO_REPLIES:  # those replies were counted when they were asked for
                 self.calls -= 1
             return replies
         if self._handler is None:
@@ -144,7 +144,7 @@ class GuestDoor:
         return requests.add(pending) if call.later else self._wait(lambda: requests.only(pending))
 
     def _wait(self, wait: Callable[[], Json | Reply]) -> Json | Reply:
-        """Wait, while the turn's time stands still."""
+        """Wait. The turn's time does not run meanwhile."""
         started = time.monotonic()
         try:
             return wait()
@@ -155,7 +155,7 @@ class GuestDoor:
             self._guard.waited += time.monotonic() - started
 
     def sleep(self, seconds: float) -> bool:
-        """Wait on the guest's behalf, which counts as running; return whether the turn may go on."""
+        """Wait on the guest's behalf, and return whether the turn may go on. This wait counts as running."""
         guard = self._guard
         longest = max(0.0, guard.turn_seconds - guard.running_seconds + 0.02)
         self._waiting.until(guard.interrupted, min(seconds, longest))

@@ -1,4 +1,4 @@
-"""A guest's linear memory as the host uses it: bytes in and out by checked addresses, growth, and what was written."""
+"""A guest's linear memory as the host uses it: copies at checked addresses, growth, and which pages were written."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class BadAddress(Exception):
 
 
 class GuestMemory:
-    """The memory of one guest, which may grow to `limit` bytes; what is reserved for documents counts apart.
+    """The memory of one guest. It may grow to `limit` bytes; memory reserved for documents is counted apart.
 
-    It begins as the `image_size` bytes of the golden image in the file `image_fd`; as the module's own where there is
-    none (-1). Not thread-safe.
+    It begins as the `image_size` bytes of the golden image in the file `image_fd`. Without a file (-1) it begins as the
+    module's own. Not thread-safe.
     """
 
     def __init__(self, machine: Machine, limit: int, image_fd: int = -1, image_size: int = 0) -> None:
@@ -33,8 +33,8 @@ class GuestMemory:
         self.base = machine.base
         """Where it begins in the host's memory, as long as it lives."""
         self._watched = False
-        self._own: Runs | None = None  # its own pages, where no turn has changed which these are
-        self._known_size = 0  # memory never shrinks: what is within this needs no asking
+        self._own: Runs | None = None  # its own pages; None once a turn may have changed which these are
+        self._known_size = 0  # memory never shrinks, so addresses within this need no new look
         if image_fd >= 0:
             machine.grow(image_size)
             memory.lay_over(self.base, image_size, image_fd)
@@ -57,9 +57,9 @@ class GuestMemory:
         self._machine.grow(size)
 
     def reserve(self, size: int, reserved: int) -> int | None:
-        """Return the address of `size` bytes from the guest's allocator that count apart, as `reserved` bytes do.
+        """Return the address of `size` bytes from the guest's allocator, or None where the guest has no room.
 
-        None where the guest has no room.
+        They are counted apart from the limit, as `reserved` bytes are already.
         """
         self._allow(self._limit + reserved + size)
         return self.allocate_or_none(size)
@@ -68,7 +68,7 @@ class GuestMemory:
         self._machine.limit_memory(min(size, ADDRESSES))
 
     def allocate_or_none(self, size: int) -> int | None:
-        """Return the address of `size` bytes from the guest's allocator; None where it has none, or lies."""
+        """Return the address of `size` bytes from the guest's allocator. None where it has none, or lies about it."""
         address = self._machine.call("host_alloc", size)
         return address if address and self._has(address + size) else None
 
@@ -76,7 +76,7 @@ class GuestMemory:
         """Return the address of `size` bytes from the guest's allocator.
 
         Raises:
-            GuestStopped: it has none, or trapped.
+            GuestStopped: the allocator has no such memory, or trapped.
         """
         address = self.allocate_or_none(size)
         if address is None:
@@ -111,20 +111,20 @@ class GuestMemory:
         ctypes.memmove(self.base + address, data, len(data))
 
     def view(self) -> memoryview:
-        """Return memory as it is sized now; the view must not be used after the guest is closed."""
+        """Return a view of the memory at its present size. It must not be used after the guest is closed."""
         return memoryview((ctypes.c_char * self.size).from_address(self.base)).cast("B")
 
     # ---- what was written ----------------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Watch writes from now on, where that is possible: what is the guest's own now is known to the caller."""
+        """Watch writes from now on, where that is possible. The caller knows the guest's own pages up to now."""
         if pagetable.can_watch():
             pagetable.watch(self.base, ADDRESSES)
             pagetable.written(self.base, self.size)
             self._watched = True
 
     def changed_pages(self) -> tuple[Runs, bool]:
-        """Return the pages that may have changed since this was last asked, and whether all others are the image's."""
+        """Return the pages that may have changed since the last call, and whether all others are the image's."""
         if self._watched:
             return pagetable.written(self.base, self.size), False
         if self._own is None:
@@ -134,9 +134,9 @@ class GuestMemory:
         return self._own, True
 
     def note_faults(self) -> None:
-        """Note that pages were touched for the first time: which are the guest's own is no longer known."""
+        """Note that pages were touched for the first time, so that it is no longer known which are the guest's own."""
         self._own = None
 
     def mappings_changed(self) -> None:
-        """Note that memory is mapped otherwise than before: what is mapped over a watched range is not watched."""
+        """Note that mappings changed. Pages that are mapped over a watched range are not watched."""
         self._watched, self._own = False, None

@@ -47,7 +47,7 @@ class ImageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """What a golden image has ready: `imports` done, and `modules` (name to Python source file) loaded in order."""
+    """What a golden image has ready. `imports` are done, and `modules` (name to Python source file) loaded in order."""
 
     name: str
     imports: tuple[str, ...]
@@ -75,7 +75,7 @@ DATA_IMPORTS = (*CORE_IMPORTS, "numpy", "pandas")
 
 
 def standard_specs(modules: Mapping[str, Path]) -> tuple[ImageSpec, ImageSpec]:
-    """Return the images every installation has, with an application's own guest modules loaded."""
+    """Return the images that every installation has, with the application's own guest modules loaded."""
     return ImageSpec("core", CORE_IMPORTS, modules), ImageSpec("data", DATA_IMPORTS, modules)
 
 
@@ -96,11 +96,11 @@ def cache_folder() -> Path:
 
 
 def prepare(specs: Sequence[ImageSpec], cache: Path | None = None, progress: Progress = lambda _: None) -> Loaded:
-    """Load the images, building whatever is missing or not as it was built.
+    """Load the images. Whatever is missing, or not as it was built, is built anew.
 
     Raises:
-        ImageError: the artifacts are missing or are not the pinned ones; the guest does not start; another user can
-            write to the cache.
+        ImageError: the artifacts are missing or are not the pinned ones; or the guest does not start; or another user
+            can write to the cache.
     """
     try:
         with ImageCache.opened(cache or cache_folder(), progress) as entries:
@@ -128,7 +128,7 @@ def _module_key() -> str:
 
 
 def _processor() -> str:
-    """Return what instructions this processor has: compiled code is not portable below that."""
+    """Return which instructions this processor has. Compiled code runs only on processors that have all of them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -197,7 +197,7 @@ WARM_UP_ROUNDS = 20
 
 
 def _warmed(guest: Instance, name: str) -> bytearray:
-    """Run some turns, and return the guest's memory as it is then, all its objects immortal."""
+    """Run some turns, and return the guest's memory after them, with all its objects made immortal."""
 
     for code in _WARM_UP * WARM_UP_ROUNDS:
         turn = guest.run(turn_frame(code, 0, fresh=False))
@@ -223,13 +223,13 @@ def _image(name: str, path: Path, files: Files, key: str = "") -> Image:
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """Map a whole file: so much need not be copied to be read."""
+    """Map a whole file, so that reading it copies nothing."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _check_text_layout(program: Program, image: Image) -> None:
-    """Make sure that mapped texts are real strings for this interpreter, in all four forms."""
+    """Make sure that this interpreter takes mapped texts for real strings, in all four forms."""
     for form in Form:
         sample = f"{form.sample} map\n" * 3000
         session = Session(program, image, Limits())

@@ -1,6 +1,6 @@
 """The cache of built images: a folder of entries, each a folder with a manifest of its files' hashes.
 
-An entry that is incomplete, altered, or not ours is never used: it is built anew.
+An entry that is incomplete, altered, or not this user's is never used: it is built anew.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NotOurs(Exception):
 
 
 class ImageCache:
-    """An open cache, which no other process has open. Made by `opened`."""
+    """An open cache. No other process has it open. Made by `opened`."""
 
     def __init__(self, folder: Path, hashes: FileHashes, progress: Progress) -> None:
         self._folder = folder
@@ -36,10 +36,10 @@ class ImageCache:
     @classmethod
     @contextmanager
     def opened(cls, folder: Path, progress: Progress) -> Iterator[ImageCache]:
-        """Open the cache in a folder, which is made where it is missing; waits until no other process has it open.
+        """Open the cache in a folder, which is made if it is missing. Waits until no other process has it open.
 
         Raises:
-            NotOurs: another user can write to it: code is loaded from it.
+            NotOurs: another user can write to it, which is refused because code is loaded from it.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_ours(folder)
@@ -52,7 +52,7 @@ class ImageCache:
             hashes.keep()
 
     def entry(self, name: str, build: Callable[[Path], None]) -> Path:
-        """Return the folder of an entry, built anew unless it is exactly as it was built."""
+        """Return the folder of an entry. It is built anew unless its files are exactly as they were built."""
         entry = self._folder / name
         if entry.exists():
             if self._intact(entry):

@@ -1,9 +1,9 @@
 """Makes the objects of a golden image immortal, so that using them writes nothing.
 
-CPython counts references in the objects themselves: merely calling a function of an imported module writes to the
-pages it lives in, and each session would soon have its own copy of them. An object whose count is immortal is never
-counted (PEP 683). In a golden image every object can be so, for none of them is ever to be freed: sessions then share
-nearly all of the image for good, and start, checkpoint and hibernate with a third of the pages.
+CPython counts references in the objects themselves. So merely calling a function of an imported module writes to the
+pages it lives in, and each session would soon have its own copy of them. References to an immortal object are not
+counted (PEP 683). Every object of a golden image can be immortal, because none is ever freed. Sessions share nearly
+all of the image for good, and start, checkpoint and hibernate with a third of the pages.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _HEAD = struct.Struct("<II")
 
 
 def immortalise(memory: bytearray, call: HostCall) -> int:
-    """Make the objects the guest told of immortal in a copy of its memory, and return how many these are.
+    """Make the objects that the guest listed immortal in a copy of its memory, and return how many these are.
 
-    The copy was taken before the guest looked for them: one that was not there yet is left alone.
+    The copy was taken before the guest listed them. Objects that did not exist then are left alone.
     """
     immortal = 0
     for address, kind in call.arguments["found"]:

@@ -33,9 +33,9 @@ from sandbox.vm.waiting import ThreadWaiter, Waiting
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A golden image: the memory of a started guest in `fd`, `size` bytes, and the files it had.
+    """A golden image: the memory of a started guest (`size` bytes in the file `fd`), and the files it had.
 
-    `key` changes with anything the image is made from.
+    `key` changes with anything that the image is made from.
     """
 
     name: str
@@ -46,15 +46,15 @@ class Image:
 
 
 def turn_frame(code: str, number: int, *, fresh: bool) -> bytes:
-    """Write what `_runner.enter` in the guest takes for a turn; `fresh` has it draw new entropy first."""
+    """Write the frame that `_runner.enter` in the guest takes for a turn. With `fresh` it first draws new entropy."""
     return f"turn {number} {'fresh' if fresh else 'going'}\n".encode() + code.encode("utf-8", "surrogatepass")
 
 
 class Instance:
     """A running guest.
 
-    Not thread-safe: one thread at a time; only `interrupt` may be called from another. After a turn that was stopped,
-    the instance must be closed and another restored in its place.
+    Not thread-safe: only `interrupt` may be called from another thread. After a turn that was stopped, the instance
+    must be closed and another restored in its place.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class Instance:
     # ---- turns ---------------------------------------------------------------------------------------------------
 
     def run(self, frame: bytes, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
-        """Have the guest do what a frame says, as a turn, and say how it ended. Blocks until it has."""
+        """Have the guest carry out a frame as a turn, and return how the turn ended. Blocks until then."""
         guard, door = self._guard, self.door
         guard.begin()
         door.begin(handler)
@@ -128,28 +128,28 @@ class Instance:
 
     @property
     def running_seconds(self) -> float:
-        """How long the turn has run, waiting in the door not counted."""
+        """For how many seconds the turn has run. Waiting in the door is not counted."""
         return self._guard.running_seconds
 
     def interrupt(self) -> None:
-        """Stop the running turn at once, from any thread, whatever it is doing; later turns stop as well."""
+        """Stop the running turn at once, whatever it is doing, and every later one. May be called from any thread."""
         self._guard.interrupt()
         self.door.stop()
 
     @property
     def interrupted(self) -> bool:
-        """Whether `interrupt` was called: this instance runs nothing more."""
+        """Whether `interrupt` was called, so that this instance runs nothing more."""
         return self._guard.interrupted()
 
-    # ---- what the engine and the guest's system ask --------------------------------------------------------------
+    # ---- for the engine and the guest's system -------------------------------------------------------------------
 
     def tick(self) -> str | None:
-        """Say why the guest must stop now; the engine asks every now and then while it runs."""
+        """Return why the guest must stop now, or None. The engine calls this at intervals while the guest runs."""
         self._waiting.tick()
         return self._guard.reason()
 
     def sleep(self, seconds: float) -> bool:
-        """Wait on the guest's behalf, which counts as running; return whether it may go on."""
+        """Wait on the guest's behalf, and return whether it may go on. This wait counts as running."""
         return self.door.sleep(seconds)
 
     def exited(self, code: int) -> None:
@@ -163,12 +163,12 @@ class Instance:
 
     @property
     def files(self) -> Files:
-        """The guest's files; whoever asks for them may change them."""
+        """The guest's files. The caller may change them."""
         self._files_asked_for = True
         return self._files
 
     def changed_files(self) -> Files | None:
-        """Return a copy of the files where they may have changed since this was last asked."""
+        """Return a copy of the files if they may have changed since the last call, else None."""
         asked, self._files_asked_for = self._files_asked_for, False
         return self._files.copy() if asked else None
 
@@ -194,7 +194,7 @@ _DAMAGED = TurnError(Stop.DAMAGED, "the code damaged the interpreter's own modul
 
 
 def _read_report(report: HostCall | None) -> tuple[TurnError | None, tuple[Variable, ...]]:
-    """Read what the guest's runner says of the turn."""
+    """Read the report of the guest's runner: the error that ended the turn, if any, and the variables."""
     if report is None:
         return _DAMAGED, ()
     error, variables = report.arguments.get("error"), report.arguments.get("variables")

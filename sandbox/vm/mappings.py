@@ -1,9 +1,9 @@
-"""Documents of corpora laid over a guest's memory, each as a real `str` there, without a copy.
+"""Documents of corpora mapped over a guest's memory, each as a real `str` there, without a copy.
 
-A document is laid over memory when the guest first asks for it. A document that the guest no longer holds makes room
-for others, so a corpus may be larger than a guest's addresses. The page table shows which blocks of a document the
-guest has looked at. The kernel brings a touched page of a file together with up to 64 KiB around it
-(`fault_around_bytes`). So 64 KiB is the granularity, and every document starts at a multiple of it.
+A document is mapped when the guest first asks for it. A document that the guest no longer holds makes room for others,
+so a corpus may be larger than a guest's address space. The page table shows which blocks of a document the guest has
+looked at. With each page of a file that is touched, the kernel brings up to 64 KiB around it (`fault_around_bytes`). So
+64 KiB is the granularity, and every document starts at a multiple of it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ memory.libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """A document laid over guest memory: its first page is at `address`, a multiple of `BLOCK`."""
+    """A document mapped over guest memory. Its first page is at `address`, a multiple of `BLOCK`."""
 
     address: int
     corpus: int
@@ -59,7 +59,7 @@ class Mapped:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """What a guest can read of which corpora, and where: part of its state."""
+    """The corpora that a guest can read, and where their documents are mapped. It is part of the guest's state."""
 
     corpora: tuple[Corpus, ...] = ()
     regions: tuple[tuple[int, int], ...] = ()
@@ -81,14 +81,14 @@ class Memory(Protocol):
         ...
 
     def reserve(self, size: int, reserved: int) -> int | None:
-        """Return the address of memory from the guest's allocator that counts apart, as `reserved` bytes do already.
+        """Return the address of `size` bytes from the guest's allocator, or None where it has none.
 
-        None where there is none.
+        They are counted apart from the guest's limit, as `reserved` bytes are already.
         """
         ...
 
     def mappings_changed(self) -> None:
-        """Note that memory is mapped otherwise than before."""
+        """Note that mappings over memory changed."""
         ...
 
 
@@ -102,28 +102,28 @@ class Mappings:
         self._mapped: dict[tuple[int, int], Mapped] = {}
         self._layout: Layout | None = Layout()
         self._free: list[tuple[int, int]] | None = None
-        self._found = (0, 0, 0)  # where `locate` has found something last: corpus, document, and the byte after it
+        self._found = (0, 0, 0)  # where `locate` last found a string: corpus, document, and the byte after it
         self.seen: list[int] = []
         """Of each corpus, a bit for each of its blocks the guest has looked at."""
 
     @property
     def layout(self) -> Layout:
-        """What there is now."""
+        """The present layout."""
         if self._layout is None:
             self._layout = Layout(tuple(self._corpora), tuple(self._regions), tuple(self._mapped.values()))
         return self._layout
 
     @property
     def reserved(self) -> int:
-        """Bytes of memory that are the mappings'."""
+        """Bytes of guest memory that are reserved for mappings."""
         return sum(size for _, size in self._regions)
 
     def restore(self, layout: Layout) -> None:
-        """Lay everything over memory that is as large as it was.
+        """Map everything anew, over memory that is as large as it was.
 
         Raises:
             OSError: a file cannot be opened or mapped.
-            CorpusDamaged, IndexError: a corpus is not what it was.
+            CorpusDamaged, IndexError: a corpus has changed.
         """
         self._corpora, self._regions = list(layout.corpora), list(layout.regions)
         self.seen = [0] * len(layout.corpora)
@@ -133,7 +133,7 @@ class Mappings:
         self._layout, self._free = layout, None
 
     def add(self, corpus: Corpus) -> int:
-        """Let the guest ask for the documents of a corpus, and return the number it goes by."""
+        """Let the guest ask for the documents of a corpus, and return the number by which it names the corpus."""
         self._corpora.append(corpus)
         self.seen.append(0)
         self._layout = None
@@ -144,8 +144,8 @@ class Mappings:
     def give(self, call: HostCall) -> Reply:
         """Answer `sandbox.document(corpus, document, count, templates, box)`.
 
-        A large document is mapped and put into the list `box`; small ones, up to `count` from `document` on, are in the
-        reply: `[codec, bytes]` of each, and after a line break the bytes.
+        A large document is mapped and put into the list `box`. Small ones, up to `count` from `document` on, are copied
+        into the reply: `[codec, size in bytes]` for each, and after a line break their bytes.
         """
         number, corpus = self._corpus(call)
         document = call.integer("document")
@@ -158,9 +158,9 @@ class Mappings:
         return Reply(granted(None))
 
     def locate(self, call: HostCall) -> Json:
-        """Answer `sandbox.locate(at, templates)`: which document, and which part of it, the string at an address is.
+        """Answer `sandbox.locate(at, templates)`: of which mapped document the string at an address is which part.
 
-        None where it is part of none that is mapped.
+        The answer is None where it is part of none.
         """
         at = call.integer("at")
         for mapped in self._mapped.values():
@@ -184,9 +184,9 @@ class Mappings:
         return None
 
     def _find(self, mapped: Mapped, document: Text, at: int, size: int, first: bytes) -> int | None:
-        """Return from which byte of a document on a string of the guest's stands in it.
+        """Return at which byte of a document a string of the guest's begins, or None where it is not in it.
 
-        The file is read by another mapping than the guest's, so that this does not count as looked at.
+        The file is read through a mapping of the host's own, so that its blocks do not count as looked at.
         """
         libc, string, length = memory.libc, self._memory.base + at, document.size - document.form.width
         hint = self._found[2] if self._found[:2] == (mapped.corpus, mapped.document) else 0
@@ -260,7 +260,9 @@ class Mappings:
             start, length = content.offset // PAGE * PAGE, _length(content)
             memory.lay_over(self._memory.base + address, length, fd, start)
             if length >= PROBED_FROM and pagetable.can_watch() and pagetable.brings_more(fd, start, length, BLOCK):
-                pagetable.watch(self._memory.base + address, length)  # pages of a watched range are brought one by one
+                pagetable.watch(
+                    self._memory.base + address, length
+                )  # in a watched range the kernel brings pages one by one
 
     def _string(self, mapped: Mapped) -> int:
         content = self._corpora[mapped.corpus].text(mapped.document)
@@ -286,10 +288,10 @@ class Mappings:
         return self._count(string) != _HELD_BY_HOST or self._state(string) & _INTERNED != 0
 
     def _room(self, length: int, kind: Kind) -> int:
-        """Return the address of `length` free bytes, before which there is a free page for a header.
+        """Return the address of `length` free bytes that follow a free page for a header.
 
         Raises:
-            DoorRefusal: there are none, as the guest holds too much.
+            DoorRefusal: there is no room, because the guest holds too much.
         """
         place = self._free_place(length)
         if len(self._mapped) >= MAX_MAPPED or (place is None and self.reserved + length > MAX_MAPPED_BYTES):
@@ -330,7 +332,7 @@ class Mappings:
         return None
 
     def _free_places(self) -> list[tuple[int, int]]:
-        """Return where nothing is, each as (first address, end); rebuilt when something was let go."""
+        """Return the free ranges as (first address, end). They are computed anew when a document was unmapped."""
         if self._free is None:
             taken = sorted((m.address - PAGE, m.address + self._length(m)) for m in self._mapped.values())
             self._free = []
@@ -356,7 +358,7 @@ class Mappings:
     def _look(self, mapped: Mapped) -> None:
         corpus = self._corpora[mapped.corpus]
         if mapped.document == len(corpus):
-            return  # the names are no document
+            return  # the list of names is not a document
         first = corpus.first_block(mapped.document)
         blocks = corpus.first_block(mapped.document + 1) - first
         every = (1 << blocks) - 1
@@ -377,10 +379,10 @@ def _part(mapped: Mapped, start: int, end: int) -> Json:
 
 
 def _length(content: Text) -> int:
-    """Return the bytes of the pages a text is in."""
+    """Return the bytes of all pages that hold part of a text."""
     return memory.pages(content.offset % PAGE + content.size - (0 if content.closed else content.form.width)) or PAGE
 
 
 def _aligned(address: int) -> int:
-    """Return where a document may start that has the addresses from here on: a page for its header comes before."""
+    """Return the first address, from this one on, where a document may start: a page for its header comes before."""
     return -(-(address + PAGE) // BLOCK) * BLOCK

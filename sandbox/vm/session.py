@@ -17,7 +17,7 @@ from sandbox.vm.waiting import Waiting
 
 
 class Session:
-    """Runs turns one at a time, from an image or from a checkpoint on. Not thread-safe, but for `interrupt`.
+    """Runs turns one at a time, starting from an image or a checkpoint. Only `interrupt` is thread-safe.
 
     The session owns its checkpoint; the files of attached corpora belong to the caller and must stay open as long as
     the session.
@@ -32,12 +32,12 @@ class Session:
         self._fresh = True  # entropy must be renewed before the next turn
         self._running = False
         self._announced = False
-        self._stop = False  # the turn that was announced
+        self._stop = False  # whether the announced turn is to be stopped
         self._closed = False
         self._lock = threading.Lock()  # of the four above
         self._checkpoint = start if isinstance(start, Checkpoint) else Checkpoint.of(start)
         self._change = Change()
-        self._ahead = False  # of the checkpoint: a turn has ended since it was taken
+        self._ahead = False  # whether a turn has ended since the checkpoint was taken
         self._instance = self._restored()
         self.turns = 0
         self.seen = [0] * len(self._checkpoint.layout.corpora)
@@ -45,19 +45,19 @@ class Session:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The state after the last turn that ended by itself."""
+        """The state after the last turn that was not stopped."""
         self.take_checkpoint()
         return self._checkpoint
 
     def take_checkpoint(self) -> Change:
-        """Bring the checkpoint up to date, which else the next turn does, and return what the last turn changed."""
+        """Bring the checkpoint up to date, and return what the last turn changed. Otherwise the next turn does it."""
         if self._ahead:
             self._change = self._checkpoint.capture(self._instance)
             self._ahead = False
         return self._change
 
     def execute(self, code: str, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
-        """Run Python source as one turn. Whatever happens in it, the session can run another afterwards."""
+        """Run Python source as one turn. Whatever happens in it, the session can run another turn afterwards."""
         self.turns += 1
         frame = turn_frame(code, self.turns, fresh=self._fresh)
         turn = self._take_turn(lambda instance: instance.run(frame, handler, listener))
@@ -76,7 +76,7 @@ class Session:
         return self._checkpoint.restore(self._program, self._limits, self._waiting)
 
     def fork(self) -> Session:
-        """Return a new session in this one's state."""
+        """Return a new session with a copy of this one's state."""
         return Session(self._program, self.checkpoint.fork(), self._limits)
 
     def _take_turn(self, run: Callable[[Instance], Turn]) -> Turn:
@@ -110,12 +110,12 @@ class Session:
             self.seen[number] |= seen
 
     def announce(self) -> None:
-        """Say that a turn is about to begin: an interrupt stops it from now on."""
+        """Note that a turn is about to begin. From now on an interrupt stops it."""
         with self._lock:
             self._announced = True
 
     def interrupt(self) -> None:
-        """Stop the turn that runs or was announced, from any thread; does nothing between turns."""
+        """Stop the turn that runs or was announced. Does nothing between turns. May be called from any thread."""
         with self._lock:
             if self._running:
                 self._instance.interrupt()
@@ -123,10 +123,10 @@ class Session:
                 self._stop = self._announced
 
     def close(self) -> None:
-        """Free the session's memory; it runs nothing more.
+        """Free the session's memory. It runs nothing afterwards.
 
         Raises:
-            RuntimeError: a turn is running; interrupt it first.
+            RuntimeError: a turn is running, and must be interrupted first.
         """
         with self._lock:
             if self._running:

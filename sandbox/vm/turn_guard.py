@@ -9,7 +9,7 @@ from sandbox.turn import Stop, TurnError
 
 
 class TurnGuard:
-    """Watches over a guest's turns, each of which may run for `turn_seconds`. The first reason to stop counts.
+    """Decides when a guest's turn must stop. A turn may run for `turn_seconds`. The first reason to stop counts.
 
     Only `interrupt` may be called from another thread than the turn's.
     """
@@ -30,16 +30,16 @@ class TurnGuard:
         self.error, self._running = None, True
 
     def end(self) -> None:
-        """End the turn: from now on only an interrupt is a reason to stop."""
+        """End the turn. From now on only an interrupt is a reason to stop."""
         self._running = False
 
     @property
     def running_seconds(self) -> float:
-        """How long the turn has run, waiting in the door not counted."""
+        """For how many seconds the turn has run. Waiting in the door is not counted."""
         return time.monotonic() - self._started - self.waited
 
     def stop(self, error: TurnError) -> None:
-        """Have the turn stopped."""
+        """Have the turn stopped, for this reason unless there was one before."""
         self.error = self.error or error
 
     def interrupt(self) -> None:
@@ -51,7 +51,7 @@ class TurnGuard:
         return self._interrupted.is_set()
 
     def reason(self) -> str | None:
-        """Name the limit, or the cause, for which the turn must stop now; None where it may go on."""
+        """Return the limit or other cause for which the turn must stop now, or None where it may go on."""
         if self.error is None and self._running:
             if self._interrupted.is_set():
                 self.error = TurnError(Stop.INTERRUPTED, "the turn was interrupted")

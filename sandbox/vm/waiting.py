@@ -1,4 +1,4 @@
-"""The requests of a turn that are under way: waiting for one, waiting for the next of many, and stopping all."""
+"""A turn's requests under way: waiting for one of them, waiting for whichever ends next, and stopping all."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Waiting(Protocol):
         ...
 
     def wake(self) -> None:
-        """Have those who wait look again, from any thread."""
+        """Have the waiting threads check again whether they are done. May be called from any thread."""
         ...
 
     def tick(self) -> None:
-        """Do what is to be done now and then while the guest runs."""
+        """Do what must be done at intervals while the guest runs."""
         ...
 
 
@@ -51,7 +51,7 @@ class ThreadWaiter:
             self._changed.wait_for(done, seconds)
 
     def wake(self) -> None:
-        """Have those who wait look again."""
+        """Have the waiting threads check again whether they are done."""
         with self._changed:
             self._changed.notify_all()
 
@@ -60,7 +60,7 @@ class ThreadWaiter:
 
 
 class Requests:
-    """Requests under way, the replies of which may have so many bytes each. One thread waits; any other may `stop`."""
+    """Requests under way. Each reply may have `most_bytes` bytes. One thread waits; any other may call `stop`."""
 
     def __init__(self, waiting: Waiting, most_bytes: int = 32 << 20) -> None:
         self._waiting = waiting
@@ -75,7 +75,7 @@ class Requests:
         return len(self._under_way)
 
     def add(self, pending: Pending) -> int:
-        """Take a request that is to be waited for later, and return its number."""
+        """Add a request that will be waited for later, and return its number."""
         number = self._take(pending)
 
         def ended(_: object) -> None:
@@ -100,7 +100,7 @@ class Requests:
         return pending.result()
 
     def next(self, seconds: float | None) -> Reply:
-        """Wait until a request has ended, or so long; return those that have, as a reply of [number, reply].
+        """Wait until a request has ended, at most so many seconds. Return those ended, as a reply of [number, reply].
 
         Raises:
             CancelledError: one was cancelled, or all were stopped.
@@ -150,7 +150,7 @@ class Requests:
             self._under_way.pop(number, None)
 
     def stop(self) -> None:
-        """Cancel all that are under way, and all that come."""
+        """Cancel all requests under way and all later ones."""
         self.stopped = True
         with self._lock:
             pending = list(self._under_way.values())

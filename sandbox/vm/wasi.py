@@ -1,4 +1,4 @@
-"""The system a guest sees: `wasi_snapshot_preview1`, answered from memory. It reaches no file or stream of the host's.
+"""The system a guest sees: `wasi_snapshot_preview1`, answered from memory. It reaches no file or stream of the host.
 
 Every function takes the `Guest` and unsigned integers, and returns a WASI errno. Addresses and lengths come
 from the guest and are checked against its memory before use. (WASI preview 1: `docs.md` of WebAssembly/WASI, `legacy`.)
@@ -67,12 +67,12 @@ class Guest(Protocol):
 
     @property
     def files(self) -> Files:
-        """The guest's files; whoever asks for them may change them."""
+        """The guest's files. The caller may change them."""
         ...
 
     @property
     def running_seconds(self) -> float:
-        """How long the turn has run."""
+        """For how many seconds the turn has run."""
         ...
 
     def printed(self, stream: int, data: bytes) -> None:
@@ -80,7 +80,7 @@ class Guest(Protocol):
         ...
 
     def sleep(self, seconds: float) -> bool:
-        """Wait, no longer than the turn may run; False where the guest must stop."""
+        """Wait, but no longer than the turn may run. Return False where the guest must stop."""
         ...
 
     def exited(self, code: int) -> None:
@@ -148,7 +148,7 @@ def clock_res_get(guest: Guest, clock: int, out: int) -> int:
 
 
 def _now(guest: Guest, clock: int) -> int:
-    """Read a clock: 0 the time of day, 1 the session's own, 2 and 3 (processor time) how long the turn has run."""
+    """Read a clock: 0 is the time of day, 1 the session's own, 2 and 3 (processor time) how long the turn has run."""
     if clock == 0:
         return clocks.time_of_day()
     if clock == 1:
@@ -330,7 +330,7 @@ def fd_pread(guest: Guest, fd: int, vectors: int, count: int, offset: int, out: 
 
 
 def _gather(guest: Guest, vectors: int, count: int) -> bytes:
-    """Copy what is to be written; of more than is done at once, the first part."""
+    """Copy the bytes to be written. Of more than is written at once, copy the first part."""
     parts, room = [], MAX_BYTES_AT_ONCE
     for address, size in _vectors(guest, vectors, count):
         parts.append(guest.memory.read(address, min(size, room)))
@@ -368,7 +368,7 @@ def fd_pwrite(guest: Guest, fd: int, vectors: int, count: int, offset: int, out:
 
 
 def _listing(files: Files, directory: OpenFile) -> tuple[bytes, ...]:
-    """Return a directory's entries as they are told, each with the cookie of the next."""
+    """Return a directory's entries as the guest receives them, each with the cookie of the next."""
     above = files.find(posixpath.dirname(directory.path)) or directory.inode
     names = {".": directory.inode, "..": above} | files.names(directory.path)
     encoded = [(name.encode(), inode) for name, inode in names.items()]
@@ -379,7 +379,7 @@ def _listing(files: Files, directory: OpenFile) -> tuple[bytes, ...]:
 
 
 def fd_readdir(guest: Guest, fd: int, buffer: int, size: int, cookie: int, out: int) -> int:
-    """Tell what was in a directory when its listing began: removing entries on the way makes it miss none."""
+    """Write the entries a directory had when its listing began, so that removing some meanwhile makes it miss none."""
     file = guest.files.at(fd)
     if not file.inode.directory:
         return NOTDIR
@@ -434,7 +434,7 @@ def _accepted(_guest: Guest, *_arguments: int) -> int:
 
 
 def missing(_guest: Guest, *_arguments: int) -> int:
-    """Answer what is not offered: sockets and anything unknown."""
+    """Answer calls that are not offered: sockets and anything unknown."""
     return NOSYS
 
 
