@@ -1,4 +1,4 @@
-"""What goes on beside the calls: tasks that end with the server, and work that is done again and again."""
+"""Work in the background of calls: tasks that end with the server, and work that is repeated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UPKEEP_SECONDS = 300.0
 
 
 class Background:
-    """Tasks beside the calls. An async context manager: the tasks left at its end are cancelled and waited for."""
+    """Background tasks. An async context manager: tasks that are left at its end are cancelled and waited for."""
 
     def __init__(self) -> None:
         self._group = asyncio.TaskGroup()
@@ -41,9 +41,9 @@ class Background:
 
 
 async def keep_up(what: str, work: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
-    """Do the work until cancelled, with a pause after each round. A round that fails is logged, and the next one comes.
+    """Repeat work until cancelled, pausing after each round. A round that fails is logged, and the next follows.
 
-    `what` names what is kept up, for the log.
+    `what` names the work in the log.
     """
     while True:
         try:

@@ -1,7 +1,8 @@
-"""Contexts: documents kept in the form the guest maps, a row and a folder for each, every tenant's its own.
+"""Contexts: documents kept in the form the guest maps. Each has a row and a folder, and belongs to one tenant.
 
-The order of steps keeps them whole: files are durable before their row is written, a deleted context is nobody's before
-its files go, and its row goes last. What a process that died left between two steps, the next start undoes.
+The order of steps keeps them whole. Files are durable before their row is written. A deleted context is out of every
+tenant's reach before its files are removed, and its row is removed last. If a process died between two steps, the next
+start undoes what it left.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ class ContextGone(Exception):
 
 
 class Contexts:
-    """The contexts of every tenant; each sees only its own.
+    """The contexts of every tenant. A tenant sees only its own.
 
-    An async context manager: it begins with what a former process left undone. All that pins a context must have let
-    go of it before the end.
+    An async context manager. It begins by cleaning up after a former process. Every pin must be released before its
+    end.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Contexts:
         cache_bytes: int = 1 << 62,
         retention_days: float = 0,
     ) -> None:
-        """`cache_bytes` is for the local files where `objects` keep the contexts. `retention_days` 0 means for ever."""
+        """`cache_bytes` bounds the local files where `objects` keeps the contexts. `retention_days` 0 is for ever."""
         self.local_files = local_files
         self._table, self._pins = ContextTable(database), Pins()
         self._files = ContextFiles(local_files, objects, self._table, self._pins, cache_bytes)
@@ -85,10 +86,10 @@ class Contexts:
         await self._background.__aexit__(None, None, None)
         await self._record_use()
 
-    # ---- what there is -------------------------------------------------------------------------------------------
+    # ---- looking up ----------------------------------------------------------------------------------------------
 
     async def get(self, tenant: str, context_id: str) -> Context | None:
-        """Return a tenant's context, or None: another tenant's does not exist for this one."""
+        """Return a tenant's context, or None. A context of another tenant counts as missing."""
         return await self._table.get(tenant, context_id)
 
     async def same(self, tenant: str, identity: str) -> Context | None:
@@ -102,12 +103,12 @@ class Contexts:
     # ---- reading -------------------------------------------------------------------------------------------------
 
     async def pin(self, context: Context) -> None:
-        """Keep a context's files until `unpin`, even where it is deleted meanwhile; they are here and whole.
+        """Make sure that a context's files are local and whole, and keep them until `unpin`, even if it is deleted.
 
         Raises:
             ContextGone: it was deleted before.
             ContextDamaged: a file is not what was written.
-            ObjectStoreUnavailable: the object store, where it is, failed.
+            ObjectStoreUnavailable: the object store that has it failed.
         """
         self._pins.pin(context.id)
         try:
@@ -144,7 +145,7 @@ class Contexts:
         return self._files.corpus(context)
 
     async def lineage(self, context: Context) -> Lineage:
-        """Return what finds parts of a pinned context in prompts; made when it is first wanted, and kept beside it.
+        """Return the lineage of a pinned context, which finds its parts in prompts. It is built once, and kept.
 
         Raises:
             ContextDamaged: as `corpus` does.
@@ -155,13 +156,13 @@ class Contexts:
     # ---- keeping -------------------------------------------------------------------------------------------------
 
     async def keep(self, context: Context, upload: str) -> Context:
-        """Keep a context whose files are local, as what an upload became.
+        """Keep a context whose files are local as the result of an upload.
 
         Returns:
-            the context, or the one of the same content that was there first.
+            the context, or an earlier one of the same content.
 
         Raises:
-            ObjectStoreUnavailable: the object store failed; `undo` takes away what it has of the context.
+            ObjectStoreUnavailable: the object store failed; `undo` removes what it has of the context.
         """
         try:
             await self._files.store(context.id)
@@ -177,7 +178,7 @@ class Contexts:
         return kept
 
     async def undo(self, context_id: str) -> None:
-        """Take away what there is of a context that was never kept; one that is kept stays.
+        """Remove all traces of a context that was never kept. A context that is kept stays.
 
         Raises:
             ObjectStoreUnavailable: the object store failed.
@@ -186,7 +187,7 @@ class Contexts:
             await self._files.erase(context_id)
 
     async def adopt(self, context: Context, upload: str) -> Context | None:
-        """Note that an upload became a context that was there; None where that was deleted meanwhile."""
+        """Note that an upload became an existing context. Return None if that was deleted meanwhile."""
         adopted = await self._table.adopt(context, upload)
         if adopted:
             self._pins.touch(adopted.id)
@@ -195,7 +196,7 @@ class Contexts:
     # ---- deleting ------------------------------------------------------------------------------------------------
 
     async def delete(self, tenant: str, context_id: str) -> bool:
-        """Take a tenant's context away from everybody; return whether it was there. Its files go when none pins it."""
+        """Delete a tenant's context, and return whether it existed. Its files are removed when nobody pins it."""
         return await run_to_completion(self._delete(self._table.delete(tenant, context_id))) > 0
 
     async def _delete(self, marking: Awaitable[list[str]]) -> int:
@@ -204,7 +205,7 @@ class Contexts:
         return len(deleted)
 
     def _begin_removal(self, deleted: Iterable[str] = ()) -> None:
-        """Begin to remove these contexts and what else is deleted, except what somebody pins."""
+        """Begin to remove the files of these contexts and of all that were deleted, except those that are pinned."""
         self._deleted.update(deleted)
         for context_id in self._deleted - self._removing:
             if not self._pins.users(context_id):

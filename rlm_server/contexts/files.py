@@ -1,7 +1,7 @@
 """The files of the contexts that are kept: local, and in the object store where there is one.
 
-With an object store, the local folder is a cache: a context that is missing or damaged there is fetched again, and what
-was used longest ago makes room.
+With an object store, the local folder is a cache. A context that is missing or damaged there is fetched again. The
+least recently used contexts make room.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class ContextFiles:
-    """The files. `cache_bytes` bounds the local ones where there is an object store; what is pinned always stays."""
+    """The files. With an object store, `cache_bytes` bounds the local ones, but pinned ones always stay."""
 
     def __init__(
         self, local: LocalContextFiles, objects: ObjectStore | None, table: ContextTable, pins: Pins, cache_bytes: int
@@ -42,7 +42,7 @@ class ContextFiles:
         return self._local.corpus(context.id, context.files)
 
     async def lineage(self, context: Context) -> Lineage:
-        """Open what finds parts of a context in prompts; its index is built when it is first wanted, and stays local.
+        """Open the lineage of a context, which finds its parts in prompts. Its index is built once, and stays local.
 
         Raises:
             ContextDamaged: as `corpus` does.
@@ -55,7 +55,7 @@ class ContextFiles:
             return await asyncio.to_thread(_open_lineage, self.corpus(context), folder)
 
     async def make_local(self, context: Context) -> None:
-        """Make sure that a pinned context's files are local, and whole. Where they are not, the object store has them.
+        """Make sure that a pinned context's files are local and whole. If not, they are fetched from the object store.
 
         Raises:
             ContextDamaged: a file is not what was written.
@@ -70,7 +70,7 @@ class ContextFiles:
 
     async def _fetch_if_needed(self, context: Context, objects: ObjectStore) -> None:
         if self._local.has(context.id):
-            # What another user has mapped is not taken away under it.
+            # Files that another user has mapped are not replaced.
             if self._pins.users(context.id) > 1 or self._is_whole(context):
                 return
             await self.clear(context.id)
@@ -116,7 +116,7 @@ class ContextFiles:
             await asyncio.to_thread(self._local.clear, name)
 
     async def trim(self) -> None:
-        """Where the object store has everything, keep at most `cache_bytes` here: what was used last."""
+        """With an object store, keep at most `cache_bytes` of local files: those that were used last."""
         if self._objects is None:
             return
         names = await asyncio.to_thread(self._local.names)

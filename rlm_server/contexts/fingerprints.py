@@ -13,7 +13,7 @@ Layout of the file, little-endian, in numbers of 8 bytes but for the header and 
     entries  n, ascending: the upper bits of a sample's hash above the sample's number, which has as many bits as n
     table    for each value of a hash's first `bits` bits, how many entries are below it; then n
 
-The checksum is of all but the entries. If those are damaged, then samples are not found, or found where they are not.
+The checksum covers all but the entries. If entries are damaged, samples are missed, or found in wrong places.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Codes = npt.NDArray[Any]
 
 
 class FingerprintsUnusable(Exception):
-    """There are no fingerprints of the corpus, or none that can be used: they must be built, or built anew."""
+    """The corpus has no usable fingerprints. They must be built anew."""
 
 
 class BuildCancelled(Exception):
@@ -121,7 +121,7 @@ class Characters:
         }
 
     def forget(self) -> None:
-        """Have what was read no longer count as memory of this process."""
+        """Release the pages that were read, so that they no longer count as memory of this process."""
         self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
@@ -136,7 +136,7 @@ class Documents:
         self.samples = int(first[-1])
 
     def places(self, samples: Integers) -> Places:
-        """Tell where samples stand, by their numbers."""
+        """Return where the samples of these numbers stand."""
         row = np.searchsorted(self.first, samples, "right") - 1
         return Places(row, (samples - self.first[row]) * STEP)
 
@@ -186,7 +186,7 @@ def build(corpus: Corpus, folder: Path, cancelled: Callable[[], bool] = lambda: 
             out.seek(0)
             out.write(_HEADER.pack(_MARK, _VERSION, *head, _checksum(head, first, rows, table)))
             out.flush()
-            os.fsync(out.fileno())  # else a file of the right size may be left that holds zeros
+            os.fsync(out.fileno())  # otherwise a crash may leave a file of the right size that holds zeros
         building.replace(folder / FILE)
     finally:
         building.unlink(missing_ok=True)
@@ -242,7 +242,7 @@ def _merged(written: BinaryIO, samples: int) -> Iterator[Hashes]:
         results = []
         for run in runs:
             results.append(read(run))
-            mapped.madvise(mmap.MADV_DONTNEED)  # else all of it would count as memory of this process
+            mapped.madvise(mmap.MADV_DONTNEED)  # otherwise all of it would count as memory of this process
         return results
 
     apart = max(1, SEGMENT // _CUTS)
@@ -257,7 +257,7 @@ def _merged(written: BinaryIO, samples: int) -> Iterator[Hashes]:
 
 
 def _identity(corpus: Corpus) -> tuple[int, int]:
-    """Return what tells a corpus from another at little cost: how many documents it has, and a checksum of a few."""
+    """Return a cheap identity of a corpus: how many documents it has, and a checksum of a few of them."""
     some = range(0, len(corpus), max(1, len(corpus) // _IDENTIFYING))
     texts = [*(corpus[number] for number in some), corpus.names]
     described = repr([(text.offset, text.characters, text.form.name) for text in texts])
@@ -302,7 +302,7 @@ class Fingerprints:
         self._table = np.frombuffer(mapped, "<i8", offset=starts[3])
         if checksum != _checksum(tuple(head), first, described, self._table) or first[-1] != samples:
             raise FingerprintsUnusable("the fingerprints are damaged")
-        mapped.madvise(mmap.MADV_RANDOM)  # else each page looked at brings 31 others
+        mapped.madvise(mmap.MADV_RANDOM)  # otherwise each page that is read brings 31 others
         self.documents = Documents(first, described)
         self._shift = np.uint64(64 - bits)
         self._lower = np.uint64((1 << samples.bit_length()) - 1)
@@ -340,7 +340,7 @@ class Fingerprints:
         return result
 
     def places(self, entries: Integers) -> tuple[Integers, Places]:
-        """Tell where the samples of entries stand.
+        """Return where the samples of entries stand.
 
         Returns:
             which of the entries are sound; of these, the places.

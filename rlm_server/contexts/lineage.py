@@ -59,7 +59,7 @@ _COMPARED_AT_ONCE = 1 << 20
 class Lineage:
     """Finds where a prompt's parts are from. Any number of threads may ask at once.
 
-    The files stay mapped until nothing refers to this any more; there is nothing to close.
+    The files stay mapped for as long as anything refers to this. There is nothing to close.
     """
 
     def __init__(self, corpus: Corpus, folder: Path) -> None:
@@ -87,11 +87,11 @@ class Lineage:
             return cls(corpus, folder)
 
     def find(self, prompt: str) -> Traced:
-        """Find what of the prompt stands in the corpus. This blocks for milliseconds, or seconds for a prompt of 10 MB.
+        """Find the parts of the prompt that stand in the corpus. Blocks for milliseconds, or seconds for 10 MB.
 
-        Each passage has at least `WINDOW` characters, was compared character by character, and could be longer at
-        neither end. The passages are as few as hold all windows that were found, none within another, and at most the
-        first `MAX_PASSAGES`. Where a part has several places, that in the first document is preferred.
+        Each passage has at least `WINDOW` characters and was compared character by character. It cannot be extended at
+        either end. The passages are the fewest that hold all windows found. None lies within another, and there are at
+        most the first `MAX_PASSAGES`. Where a part has several places, the one in the first document is preferred.
 
         Raises:
             FingerprintsUnusable: the fingerprints are of another corpus.
@@ -122,11 +122,11 @@ def _codes(prompt: str) -> Codes:
 
 
 class _Exhausted(Exception):
-    """A slice of the prompt has used up its share."""
+    """A slice of the prompt has used up its share of the work."""
 
 
 class _Allowance:
-    """How much work may be done for a prompt. What slices leave of their shares, those after them share."""
+    """How much work may be done for a prompt. What a slice leaves of its share goes to the slices after it."""
 
     def __init__(self, left: int) -> None:
         self._left = left
@@ -140,7 +140,7 @@ class _Allowance:
         """Take from the slice's share.
 
         Raises:
-            _Exhausted: there is not as much left of it.
+            _Exhausted: less than that is left.
         """
         if amount > self._share:
             raise _Exhausted
@@ -182,7 +182,7 @@ class _Search:
                 self.more = True
 
     def fewest(self) -> Parts:
-        """Return as few parts as hold all windows that are found, and at most as many as may be."""
+        """Return the fewest parts that hold all windows found, and at most `MAX_PASSAGES`."""
         start = self._found.prompt
         last = self._found.end - WINDOW
         chosen: list[int] = []
@@ -197,7 +197,7 @@ class _Search:
         return self._found.chosen(np.array(chosen, np.int64))
 
     def _look_up(self, start: int, end: int) -> None:
-        """Look up what begins in a slice of the prompt: first one place for each, then more and more."""
+        """Look up the windows that begin in a slice of the prompt: first one place for each, then more and more."""
         at = np.arange(start, end)
         wanted = self._wanted(at)
         if not len(wanted):
@@ -222,12 +222,12 @@ class _Search:
             at, entry, count = at[left], entry[left], count[left]
 
     def _wanted(self, at: Integers) -> Integers:
-        """Return which places in the prompt may be where a sample stands that is in a window not found yet."""
+        """Return the places in the prompt where a sample of a window that was not found yet may stand."""
         first, last = np.maximum(at - STEP + 1, 0), np.minimum(at, len(self._prompt) - WINDOW)
         return np.flatnonzero(~self._are_found(first, last))
 
     def _are_found(self, first: Integers, last: Integers) -> Flags:
-        """Tell of each range of windows whether all are found."""
+        """Tell for each range of windows whether all of them are found."""
         firsts, lasts = self._windows
         if not len(firsts):
             return np.zeros(len(first), np.bool_)
@@ -245,7 +245,7 @@ class _Search:
         self._extend(parts.chosen(np.flatnonzero(~known)).joined())
 
     def _extend(self, parts: Parts) -> None:
-        """Make parts as long as they can be: at first a few far from each other, as these may hold the others."""
+        """Extend parts as far as possible. A few that lie far apart come first, because these may hold the others."""
         extended, limit, several = Parts.none(), len(self._prompt), 1
         try:
             while len(parts):
@@ -272,7 +272,7 @@ class _Search:
         return Parts(row, start - back, prompt - back, size + back)
 
     def _same(self, row: Integers, start: Integers, prompt: Integers, limit: Integers, step: int) -> Integers:
-        """Count how many characters are the same, from some on, forwards (step 1) or backwards (-1), up to a limit."""
+        """Count how many characters agree from a start on, forwards (step 1) or backwards (-1), up to a limit."""
         same = np.zeros(len(row), np.int64)
         place, width_of = self._documents.at[row] + start, self._documents.width[row]
         for width, text in self._characters.width.items():

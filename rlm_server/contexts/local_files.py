@@ -70,7 +70,7 @@ class LocalContextFiles:
         return {entry.name for entry in os.scandir(self._folder)}
 
     def corpus(self, context: str, files: WrittenFiles) -> Corpus:
-        """Open a context, after a look at its files: their sizes and times must be those that were written.
+        """Open a context. Its files must have the sizes and times with which they were written.
 
         Raises:
             ContextDamaged: a file is missing, cut short or changed.
@@ -92,7 +92,7 @@ class LocalContextFiles:
             raise ContextDamaged(context, f"index: {error.strerror}") from None
 
     def write(self, context: str, spool: Spool, stopped: Callable[[], bool]) -> WrittenFiles:
-        """Write an upload that is whole as a context's folder, durably.
+        """Write a complete upload durably as a context's folder.
 
         Raises:
             Stopped: `stopped` said so; nothing is left.
@@ -112,20 +112,20 @@ class LocalContextFiles:
         return files
 
     def begin(self, context: str) -> Path:
-        """Make a folder to write a context's files in; `finish` puts it in its place."""
+        """Make a folder to write a context's files in. `finish` moves it into place."""
         making = self._making(context)
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(mode=0o700)
         return making
 
     def finish(self, context: str) -> None:
-        """Put the folder that `begin` made in its place, durably."""
+        """Move the folder that `begin` made into place, durably."""
         _sync(self._making(context))
         self._making(context).rename(self._folder / context)
         _sync(self._folder)
 
     def take_away(self, context: str) -> Path | None:
-        """Move a context's folder aside, which takes no time; return where it is now, to be cleared, or None."""
+        """Move a context's folder aside, which takes no time. Return where it is now, to be cleared, or None."""
         aside = self._folder / f"{context}.gone-{secrets.token_hex(4)}"
         try:
             (self._folder / context).rename(aside)
@@ -134,7 +134,7 @@ class LocalContextFiles:
         return aside
 
     def clear(self, name: str) -> None:
-        """Remove an entry of the folder that is no context's, or no longer."""
+        """Remove an entry of the folder that belongs to no context, or to one that is gone."""
         path = self._folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

@@ -73,7 +73,7 @@ class Parts:
         return joined.chosen(np.lexsort((start, prompt, row)))
 
     def spread(self, several: int) -> Integers:
-        """Choose about so many parts that lie far apart in the prompt; of those that overlap, the first of this table.
+        """Choose about `several` parts that lie far apart in the prompt. Of parts that overlap, the first is chosen.
 
         No two are on one diagonal, because they might become the same part when they are extended.
         """

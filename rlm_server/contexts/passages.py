@@ -1,4 +1,4 @@
-"""Passages: what was found of a prompt that stands word for word in a context."""
+"""Passages: the parts of a prompt that stand word for word in a context."""
 
 from __future__ import annotations
 

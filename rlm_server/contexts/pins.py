@@ -37,11 +37,11 @@ class Pins:
         self._used_at[context_id] = now()
 
     def used_at(self, context_id: str, recorded: int) -> int:
-        """Return when a context was last used: what is not recorded yet, else what its row says."""
+        """Return when a context was last used: the unrecorded time, or else the one in its row."""
         return self._used_at.get(context_id, recorded)
 
     def unrecorded(self) -> dict[str, int]:
-        """Return the times of use that rows do not have yet. What is pinned is used now."""
+        """Return the times of use that rows do not have yet. A pinned context counts as used now."""
         return {**self._used_at, **dict.fromkeys(self._users, now())}
 
     def recorded(self, used: dict[str, int]) -> None:
@@ -51,5 +51,5 @@ class Pins:
                 del self._used_at[context_id]
 
     def forget(self, context_id: str) -> None:
-        """Forget when a context was used that is gone."""
+        """Forget when a removed context was used."""
         self._used_at.pop(context_id, None)

@@ -1,11 +1,11 @@
-"""Search: where a pattern matches in the documents of a corpus. RE2 finds it on the host, in time linear in the text.
+"""Search: where a pattern matches in the documents of a corpus. RE2 runs on the host, in time linear in the text.
 
-RE2 is given a document as UTF-8, a piece at a time, with the character before the piece and the one after it, so that
-`^`, `$`, `\\b`, `\\A` and `\\z` mean the document's own. A piece overlaps the next by the longest match, so that none
-is cut where two meet. ASCII is UTF-8 as it stands; the other forms are rewritten, Latin-1 too: in RE2's own Latin-1
-mode `(?i)` knows only the letters of ASCII.
+RE2 is given a document as UTF-8, a piece at a time. Each piece comes with the character before it and the one after it,
+so that `^`, `$`, `\\b`, `\\A` and `\\z` refer to the whole document. A piece overlaps the next by the longest match, so
+that no match is cut between two. ASCII is UTF-8 as it stands. The other forms are rewritten, Latin-1 too, because in
+RE2's own Latin-1 mode `(?i)` knows only the letters of ASCII.
 
-Files are read, not mapped: that costs little, bounds the memory, and a disk that fails is an error, not a signal.
+Files are read, not mapped. That costs little and bounds the memory, and a failing disk is an error, not a signal.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ def search(
 ) -> Found:
     """Return the first matches of a pattern, at most `limit`, in these documents or, with None, in all.
 
-    A match goes on where the one before it ended, or a character later where that was empty. `cancelled` is asked
-    about every second or more often; once it says so, the matches found until then are returned.
+    Each search starts where the last match ended, or a character later if that was empty. `cancelled` is called about
+    every second or more often. Once it returns True, the matches so far are returned.
 
-    This blocks: it belongs in a thread. It uses up to 50 MB whatever the size of the corpus.
+    This blocks, so it belongs in a thread. It uses up to 50 MB whatever the size of the corpus.
 
     Raises:
         PatternRefused: the pattern is too long, or RE2 cannot compile it.
@@ -166,7 +166,7 @@ class _Spanned(Protocol):
 
 
 class _Regexp(Protocol):
-    """What is used of a pattern compiled by RE2, which has no types of its own. Positions are in bytes."""
+    """The part used here of a pattern compiled by RE2, which has no types of its own. Positions are in bytes."""
 
     @property
     def programsize(self) -> int: ...
@@ -183,7 +183,7 @@ class _Reader:
         self._buffer = memoryview(bytearray(READ_AHEAD))
 
     def utf8(self, text: Text, start: int, end: int) -> memoryview:
-        """Return characters of a text as UTF-8, which stay as they are until the next call.
+        """Return characters of a text as UTF-8. The view is valid until the next call.
 
         Raises:
             OSError: the file cannot be read.
@@ -220,7 +220,7 @@ class _Run:
         self._longest = min(LONGEST, self._piece // 4)
 
     def matches(self, text: Text) -> Iterator[tuple[int, int, str]]:
-        """Yield where the pattern matches in a text: first character, first no longer matched, what is shown.
+        """Yield where the pattern matches in a text: the first character, the first after the match, the text shown.
 
         Raises:
             _Cancelled: the caller said so.

@@ -1,7 +1,7 @@
-"""The spool: an upload as it came, its bytes in one file and the documents announced in another.
+"""The spool: an upload as it came. Its bytes are in one file, and the list of its documents in another.
 
-A folder holds `texts`, exactly the bytes received, and `documents`, a line `<bytes> <name>` for each one announced.
-Reading both again is all that it takes to go on after a restart.
+A folder holds `texts`, exactly the bytes received, and `documents`, with a line `<bytes> <name>` for each document
+announced. An upload continues after a restart once both files are read again.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _WRITERS = ThreadPoolExecutor(8, thread_name_prefix="upload-writer")
 
 
 class UploadRefused(Exception):
-    """An upload is not what its header says, or not allowed; `field` names what is wrong. Nothing of it is kept."""
+    """An upload contradicts its header, or is not allowed. `field` names what is wrong. Nothing of it is kept."""
 
     def __init__(self, field: str, message: str) -> None:
         super().__init__(message)
@@ -55,11 +55,11 @@ class UploadRefused(Exception):
 
 
 class UploadShort(UploadRefused):
-    """A stream ended before all of an upload was there. An upload that has a request id is kept, to be gone on with."""
+    """A stream ended before all of an upload had arrived. An upload with a request id is kept, to be continued."""
 
 
 class Stopped(Exception):
-    """The server stops; what was being done can be done again."""
+    """The server stops. The work it stopped can be done again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +107,10 @@ class Spool:
 
     @classmethod
     def open(cls, folder: Path, header: Header, stopped: Callable[[], bool] = lambda: False) -> Spool:
-        """Begin an upload in a folder, or go on with the one that is there.
+        """Begin an upload in a folder, or continue the one that is there.
 
         Raises:
-            OSError, ValueError, UploadRefused: what is there cannot be read as an upload.
+            OSError, ValueError, UploadRefused: the folder cannot be read as an upload.
             Stopped: `stopped` said so.
         """
         spool = cls(folder, header)
@@ -185,7 +185,7 @@ class Spool:
 
         Raises:
             UploadRefused: a gap, a chunk too long, more than announced, or not UTF-8 (the byte is named).
-            OSError: it cannot be written; the upload is then to be opened anew.
+            OSError: it cannot be written; the upload must then be opened anew.
         """
         if offset != self.received:
             raise UploadRefused("chunk.offset", f"the next chunk must start at {self.received}, not {offset}")
@@ -223,7 +223,7 @@ class Spool:
             self._left = None
 
     def _check(self, data: bytes) -> None:
-        """Count and check bytes, which are of documents announced."""
+        """Count and check bytes of announced documents."""
         plain, view, at = data.isascii(), memoryview(data), 0
         while at < len(data):
             left = self._left or 0
@@ -263,7 +263,7 @@ class Spool:
     # ---- as a whole ----------------------------------------------------------------------------------------------
 
     def check_complete(self) -> None:
-        """Refuse an upload of which something is still to come.
+        """Refuse an upload that is incomplete.
 
         Raises:
             UploadShort: bytes or documents are missing.
@@ -275,10 +275,10 @@ class Spool:
             raise UploadShort("header.documents", f"{header.documents} announced, {self.announced} arrived")
 
     def check_whole(self) -> None:
-        """Refuse an upload that is not what its header said.
+        """Refuse an upload that is incomplete, or not what its header said.
 
         Raises:
-            UploadShort, UploadRefused: as `check_complete` does; or another hash.
+            UploadShort, UploadRefused: as `check_complete` does; or it has another hash.
         """
         self.check_complete()
         size, sha256 = self.header.size_bytes, self.header.sha256
@@ -295,7 +295,7 @@ class Spool:
         return identity.hexdigest()
 
     def form(self, number: int) -> Form:
-        """Return the form of a document that is whole."""
+        """Return the form of a complete document."""
         return _FORMS[self._forms[number]]
 
     def names(self) -> Iterator[str]:
@@ -306,7 +306,7 @@ class Spool:
 
 
 def _form(widest: int) -> Form:
-    """Return the form of a text whose UTF-8 has this byte as its greatest: the bytes that begin a character tell."""
+    """Return the form of a text from the greatest byte of its UTF-8: the first byte of a character tells its width."""
     if widest < 0xC4:
         return Form.ASCII if widest < 0x80 else Form.LATIN1
     return Form.UCS2 if widest < 0xF0 else Form.UCS4
@@ -321,7 +321,7 @@ def _max(data: bytes) -> int:
 
 
 def _write(path: Path, data: bytes | bytearray, at: int) -> None:
-    """Write at a place, over what an attempt that failed may have left there."""
+    """Write at an offset, over what a failed attempt may have left there."""
     fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         view = memoryview(data)

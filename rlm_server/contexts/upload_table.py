@@ -1,4 +1,4 @@
-"""The rows of uploads in the database: what each said it would be, what it became, and what a tenant may have."""
+"""The rows of uploads in the database: each upload's header, the context it became, and the tenants' quotas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_UPLOADS = 1_000
 
 
 class ContextQuotaExceeded(Exception):
-    """A tenant would have more than it may; `unit` says of what."""
+    """A tenant would exceed its quota. `unit` says of what."""
 
     def __init__(self, unit: str, limit: int, used: int, asked: int) -> None:
         super().__init__(
@@ -25,7 +25,7 @@ class ContextQuotaExceeded(Exception):
 
 @dataclass(frozen=True, slots=True)
 class UploadRow:
-    """An upload. `changed_at`, in Unix milliseconds, is when it began, or was finished; `context` is what it became."""
+    """An upload. `changed_at` is when it began or was finished, in Unix milliseconds. `context` is what it became."""
 
     id: str
     header: Header
@@ -34,23 +34,23 @@ class UploadRow:
 
     @property
     def context_id(self) -> str:
-        """The id of the context to be: fixed from the start, so that a context half made can always be found."""
+        """The id that its context will have. It is fixed from the start, so that a half-made context can be found."""
         return "ctx_" + self.id
 
 
 class UploadTable:
-    """The rows. One that has a request id stays when the upload is finished, to answer who sends it again."""
+    """The rows. A row with a request id stays when the upload is finished, to answer a client that sends it again."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def begin(self, new_id: str, header: Header, at: int, quota: int) -> UploadRow:
-        """Return the row of this request id's upload; where there is none, insert one with the new id.
+        """Return the row of the upload with this request id. Where there is none, insert one with the new id.
 
-        `at` is when it begins, in Unix milliseconds, and `quota` the bytes that the tenant may have.
+        `at` is when it begins, in Unix milliseconds. `quota` is the bytes that the tenant may have.
 
         Raises:
-            ContextQuotaExceeded: a new one would be more than the tenant may have.
+            ContextQuotaExceeded: the tenant may not have a new one.
         """
         return await self._database.write(lambda db: _begin(db, new_id, header, at, quota))
 
@@ -63,11 +63,11 @@ class UploadTable:
         return await self._rows("1 = 1")
 
     async def resumable_ids(self) -> set[str]:
-        """Return the ids of uploads that a stream may go on with, also after a restart."""
+        """Return the ids of uploads that a stream may continue, also after a restart."""
         return {row.id for row in await self._rows("context IS NULL AND request_id IS NOT NULL")}
 
     async def is_unfinished(self, upload_id: str) -> bool:
-        """Whether an upload has a row, and became no context yet."""
+        """Whether an upload has a row, and has not become a context."""
         return bool(await self._rows("id = ? AND context IS NULL", upload_id))
 
     async def remove(self, upload_id: str) -> None:

@@ -1,7 +1,7 @@
-"""Uploads on their way to becoming contexts: a row and a folder for each, until it is finished, refused or too old.
+"""Uploads that become contexts. Each has a row and a folder until it is finished, refused or too old.
 
-At any time an upload is taken (received by one stream, being finished or being removed), or it rests until a stream
-goes on with it. Only one that has a request id ever rests.
+At any time an upload is either taken or idle. It is taken while one stream sends it, or while it is being finished or
+removed. It is idle until a stream continues it. Only an upload with a request id is ever idle.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class UploadBusy(Exception):
 
 
 class UploadStalled(Exception):
-    """Nothing more came of an upload."""
+    """A stream sent nothing more of its upload for too long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How much of an upload has arrived; `context` is what it became, once it is finished."""
+    """How much of an upload has arrived. `context` is what it became, once it is finished."""
 
     received_bytes: int
     received_documents: int
@@ -53,12 +53,12 @@ class Progress:
 
 
 class Uploads:
-    """The uploads of every tenant. An async context manager, to be left when no stream sends any more."""
+    """The uploads of every tenant. An async context manager, to be left once no stream sends any more."""
 
     def __init__(
         self, database: Database, folder: Path, contexts: Contexts, *, quota: Callable[[str], int], rest_seconds: float
     ) -> None:
-        """`quota` gives the bytes a tenant may have; an upload that rests for longer than `rest_seconds` is removed."""
+        """`quota` returns the bytes a tenant may have. An upload that is idle for over `rest_seconds` is removed."""
         self._table, self._folder, self._contexts = UploadTable(database), folder, contexts
         self._quota, self._rest_seconds = quota, rest_seconds
         self._taken: dict[str, Spool | None] = {}
@@ -86,14 +86,14 @@ class Uploads:
     # ---- from the first message to the last ----------------------------------------------------------------------
 
     async def begin(self, header: Header) -> Upload | Context:
-        """Begin an upload, or go on with the one of the same request id; one that is finished returns its context.
+        """Begin an upload, or continue the one with the same request id. If that is finished, return its context.
 
         The upload is an async context manager, and must be used as one.
 
         Raises:
             UploadRefused: the request id is that of an upload with another header.
             UploadBusy: another stream is sending it.
-            ContextQuotaExceeded: the tenant has too much.
+            ContextQuotaExceeded: the upload would exceed the tenant's quota.
         """
         new = secrets.token_hex(16)
         self._taken[new] = None
@@ -112,7 +112,7 @@ class Uploads:
         if row.id in self._finishing:
             return await asyncio.shield(self._finishing[row.id])
         if row.context is not None:
-            # One that was deleted meanwhile has taken the upload's row along, so that this is a new upload.
+            # If the context was deleted meanwhile, so was the upload's row, and this is a new upload.
             return await self._contexts.get(header.tenant, row.context) or await self.begin(header)
         if row.id in self._taken:
             raise UploadBusy(f"another stream is sending the upload {header.request_id!r}: wait until it has ended")
@@ -126,7 +126,7 @@ class Uploads:
         return Upload(self, row) if idle else await self.begin(header)
 
     async def status(self, tenant: str, request_id: str) -> Progress | None:
-        """Return how far an upload is; None where the tenant has none of this request id."""
+        """Return how far an upload is. None where the tenant has none with this request id."""
         row = await self._table.by_request(tenant, request_id)
         if row is None:
             return None
@@ -143,7 +143,7 @@ class Uploads:
         return Progress(min(received, row.header.size_bytes), announced)
 
     async def open(self, row: UploadRow) -> Spool:
-        """Return the spool of an upload that is taken: the one in memory, or else read again from its folder."""
+        """Return the spool of a taken upload: the one in memory, or else one read again from its folder."""
         spool = self._idle.pop(row.id, None)
         if spool is None:
             folder = self._folder / row.id
@@ -157,7 +157,7 @@ class Uploads:
         return spool
 
     def finish(self, row: UploadRow, spool: Spool) -> asyncio.Future[Context]:
-        """Begin to make an upload a context. The work goes on if the caller does not wait for it."""
+        """Begin to make an upload a context. The work goes on even if the caller does not wait for it."""
         ended: asyncio.Future[Context] = asyncio.get_running_loop().create_future()
         ended.add_done_callback(lambda future: future.cancelled() or future.exception())  # perhaps nobody waits
         self._finishing[row.id] = ended
@@ -196,7 +196,7 @@ class Uploads:
         return await self._contexts.keep(new, row.id)
 
     async def leave(self, row: UploadRow, spool: Spool | None, error: BaseException | None) -> None:
-        """Note that a stream ended before its upload did: the upload rests, or is removed."""
+        """Note that a stream ended before its upload did. The upload becomes idle, or is removed."""
         try:
             refused = isinstance(error, UploadRefused) and not isinstance(error, UploadShort)
             if refused or row.header.request_id is None:
@@ -209,7 +209,7 @@ class Uploads:
             self._taken.pop(row.id, None)
 
     async def _in_thread(self, work: Callable[[Callable[[], bool]], _T]) -> _T:
-        """Run long work in a thread, and wait until it ends. It gets a function that says whether to stop early."""
+        """Run long work in a thread, and wait until it ends. The work gets a function that tells it to stop early."""
         stop = threading.Event()
         future = asyncio.get_running_loop().run_in_executor(self._threads, work, stop.is_set)
         try:
@@ -238,7 +238,7 @@ class Uploads:
         return True
 
     async def _remove_the_old(self) -> None:
-        """Remove uploads that rest too long or that no stream can go on with, and finished ones of long ago."""
+        """Remove uploads that are idle for too long, those that no stream can continue, and old finished ones."""
         oldest = now() - round(self._rest_seconds * 1000)
         for row in await self._table.all():
             if row.context is not None and row.changed_at < oldest:
@@ -266,7 +266,7 @@ class Uploads:
 
 
 class Upload:
-    """An upload that one stream sends. If it is left before `finish`, it rests, or is removed where it was refused."""
+    """An upload that one stream sends. If it is left before `finish`, it becomes idle, or is removed if refused."""
 
     def __init__(self, uploads: Uploads, row: UploadRow) -> None:
         self.spool: Spool
@@ -292,7 +292,7 @@ class Upload:
 
         Raises:
             UploadRefused: something is missing, or it has another hash.
-            ObjectStoreUnavailable: the object store, where it is to be kept, failed.
+            ObjectStoreUnavailable: the object store that is to keep it failed.
             OSError: it cannot be written.
         """
         self.spool.check_complete()  # before others who send the same upload are told of how this ends

@@ -125,7 +125,7 @@ class Files:
     def resolve(self, fd: int, path: str, *, making_directory: bool = False) -> str:
         """Return `path`, which is relative to the directory `fd`, as an absolute path.
 
-        There are no links, so `..` is resolved in the text. A path with a slash at its end must lead to a directory, unless
+        There are no links, so `..` is resolved in the text. A path that ends in a slash must be a directory, unless
         that directory is about to be made.
         """
         directory = self.at(fd)

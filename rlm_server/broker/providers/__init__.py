@@ -1,1 +1,1 @@
-"""The ways to reach a model, one module each; and what they share: `http`, `fields` and `faults`."""
+"""The ways to reach a model, one module for each. They share `http`, `fields` and `faults`."""

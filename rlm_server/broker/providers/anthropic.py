@@ -26,8 +26,8 @@ _COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_cr
 class AnthropicProvider:
     """Reach Anthropic with one key.
 
-    Requests are pinned to the standard tier and the five-minute cache, which is what the price table prices. A
-    workspace whose default is a region with a surcharge needs a stated price.
+    Requests are pinned to the standard tier and the five-minute cache, because the price table has their prices. A
+    workspace whose default region has a surcharge needs a stated price.
     """
 
     def __init__(self, *, api_key: str, base_url: str = URL) -> None:
@@ -102,16 +102,16 @@ def _body(request: ModelRequest) -> MessageCreateParamsNonStreaming:
     }
     if request.system:
         body["system"] = request.system
-    # A conversation comes again, and longer. For a single use, writing the cache costs a quarter more.
+    # A conversation comes again, with more messages. A prompt used once is not cached: writing costs a quarter more.
     if len(messages) > 1:
         body["cache_control"] = CACHE
     return body
 
 
 def _usage(*reports: object) -> Usage | None:
-    """The last word on every count: a stream reports at its start and, cumulatively, at its end.
+    """Return the last report of every count. A stream reports at its start and, cumulatively, at its end.
 
-    The output is the last report's or nobody's, as the first of a stream counts hardly any of it.
+    Output is taken from the last report only, because the first report of a stream counts hardly any of it.
     """
     counts: dict[str, int] = {}
     try:

@@ -1,6 +1,6 @@
-"""What a provider's failures mean: which kind, whether it was billed, when to try again.
+"""What a provider's failures mean: their kind, whether they were billed, and when to try again.
 
-A provider's own words are read to tell the kinds apart and are never repeated: they may quote the prompt or the key.
+A provider's own words are read to tell the kinds apart. They are never repeated: they may quote the prompt or the key.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ _WORDS = {
 
 
 def unreadable() -> ProviderError:
-    """The failure of an answer that came and made no sense, or told of an error after it was accepted."""
+    """The failure of an answer that made no sense, or that reported an error after it was accepted."""
     return ProviderError(Failure.GONE, "the provider's answer was not a reply", billed=True)
 
 
@@ -85,7 +85,7 @@ async def reply_or_error(work: Awaitable[ModelReply], status_error: type[Excepti
 
 
 def retry_after(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """Seconds a provider asks to wait, from `retry-after-ms` or `retry-after` (seconds, or an HTTP date).
+    """Return the seconds a provider asks to wait, from `retry-after-ms` or `retry-after` (seconds, or an HTTP date).
 
     `now` is a Unix time, for dates. None where the provider does not say, or says nothing readable.
     """

@@ -1,6 +1,6 @@
-"""Reading the fields of an answer, as the JSON it is.
+"""Reads the fields of an answer from its JSON.
 
-An SDK does not check an answer against its types, and what it converts to them may be nonsense: `true` becomes 1 token.
+An SDK does not check an answer against its types, and its conversions may yield nonsense: `true` becomes 1 token.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The HTTP client under the SDKs: as many connections as there are calls, and no more of an answer than was asked for.
+"""The HTTP client under the SDKs. It has as many connections as there are calls, and bounds the size of an answer.
 
-An SDK reads an answer, an error's body or one event of a stream to its end, however far that is.
+The bound is needed because an SDK reads an answer, an error's body or an event of a stream to its end, however long.
 """
 
 from __future__ import annotations
@@ -52,16 +52,16 @@ _MOST = "x-rlm-most-bytes"
 
 
 class TooLarge(httpx2.RequestError):
-    """An answer went on beyond all that was asked for, or was compressed, though that was ruled out: to any size."""
+    """An answer was longer than its bound, or was compressed against the request and so could unpack to any size."""
 
 
 def bounded(max_tokens: int) -> dict[str, str]:
-    """Headers that bound the answer to a request. They are for `Client` alone, and do not leave with the request."""
+    """Return headers that bound the answer to a request. `Client` takes them off before it sends the request."""
     return {_MOST: str(ANSWER_BYTES + ANSWER_BYTES_PER_TOKEN * max_tokens)}
 
 
 class Client(httpx2.AsyncClient):
-    """What an SDK sends its requests to one address with, through the proxy that the environment names for it."""
+    """Sends an SDK's requests to one address, through the proxy that the environment names for that address."""
 
     def __init__(self, base_url: str) -> None:
         options: dict[str, Any] = {
@@ -74,7 +74,7 @@ class Client(httpx2.AsyncClient):
         self._pools = [_Pool(httpx2.AsyncClient(**options, transport=_transport(proxy))) for _ in range(POOLS)]
 
     async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
-        """Send a request; reading its answer, here or later, may raise TooLarge as well."""
+        """Send a request. Reading its answer, here or later, may also raise TooLarge."""
         most = int(request.headers.pop(_MOST, ANSWER_BYTES))
         pool = min(self._pools, key=lambda pool: pool.busy)
         response = await pool.send(request, options)
@@ -115,7 +115,7 @@ class _Pool:
 
 
 def _proxy(url: httpx2.URL) -> str | None:
-    """The proxy for an address, by `HTTPS_PROXY` and its like; None where there is none, or `NO_PROXY` rules it out."""
+    """Return the proxy of an address, by `HTTPS_PROXY` and its like. None without one or if `NO_PROXY` rules it out."""
     proxies = getproxies()
     proxy = proxies.get(url.scheme, "") or proxies.get("all", "")
     if not proxy or proxy_bypass(url.netloc.decode("ascii")):
@@ -124,7 +124,7 @@ def _proxy(url: httpx2.URL) -> str | None:
 
 
 def _transport(proxy: str | None) -> httpx2.AsyncHTTPTransport:
-    # How many calls go at once is the broker's to say: one that waited here would count as sent.
+    # The broker decides how many calls go at once. A call that waited here would count as sent.
     limits = httpx2.Limits(
         max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS
     )
@@ -133,12 +133,12 @@ def _transport(proxy: str | None) -> httpx2.AsyncHTTPTransport:
 
 @cache
 def _authorities() -> ssl.SSLContext:
-    """Whom to trust: read once for all providers."""
+    """Return the trusted authorities, read once for all providers."""
     return httpx2.create_ssl_context()
 
 
 class _Body(httpx2.AsyncByteStream):
-    """A body as httpx2 made it, to be read through another. Until it is closed, its request is under way."""
+    """Wraps a body that httpx2 made. Its request is under way until it is closed."""
 
     def __init__(self, body: object, pool: _Pool) -> None:
         assert isinstance(body, httpx2.AsyncByteStream)  # noqa: S101 (httpx2's type allows a synchronous one)
@@ -172,7 +172,7 @@ class _Answer(_Body):
 
 
 class _Error(_Body):
-    """The body of an error, as far as it comes: that it breaks off or drags on changes nothing of what is known."""
+    """The body of an error, as far as it comes. If it breaks off or drags on, the error is the same."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         read = bytearray()

@@ -1,4 +1,4 @@
-"""A provider that is made when the first call needs it: importing an SDK takes seconds, and no start waits for it."""
+"""A provider that is made when the first call needs it, because importing an SDK takes seconds at the start."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class LazyProvider:
-    """Stands for the provider that `make` returns. It is called in a thread, once, and again only where it failed."""
+    """Stands for the provider that `make` returns. `make` is called once, in a thread, and again only if it failed."""
 
     def __init__(self, name: str, make: Callable[[], Provider]) -> None:
         self._name = name
@@ -20,7 +20,9 @@ class LazyProvider:
         self._making: asyncio.Task[Provider] | None = None
 
     async def ready(self) -> Provider:
-        """Return the provider, made by now. Nothing is sent. All who wait share one making, which no caller cancels.
+        """Return the provider, which is made if it was not yet. Nothing is sent.
+
+        All callers that wait share one call of `make`. A cancelled caller does not cancel it.
 
         Raises:
             ProviderError: it could not be made (INTERNAL).

@@ -25,19 +25,19 @@ CACHED_CHARACTERS = 4_096
 class OpenAIProvider:
     """Reach OpenAI, or a compatible endpoint, with one key.
 
-    A `compatible` endpoint, which any `base_url` but OpenAI's own is taken for, is sent only what all of them know.
-    OpenAI proper is pinned to its default tier, which is what the price table prices, and asked to store nothing.
+    Any `base_url` but OpenAI's own counts as a `compatible` endpoint. It is sent only fields that all of them know.
+    Requests to OpenAI itself are pinned to its default tier, which the price table prices, and ask it to store nothing.
     """
 
     def __init__(self, *, api_key: str = "", base_url: str = URL, compatible: bool | None = None) -> None:
         self._compatible = base_url != URL if compatible is None else compatible
-        # The broker retries: every attempt needs a hold of its own. And the SDK insists on a key, where self-hosted
-        # endpoints do not.
+        # The broker retries: every attempt needs a hold of its own. The SDK insists on a key; self-hosted endpoints
+        # do not.
         self._client = openai.AsyncOpenAI(
             api_key=api_key or "none", base_url=base_url, max_retries=0, http_client=Client(base_url)
         )
         if self._compatible:
-            self._client.organization = self._client.project = None  # what the environment says of them is for OpenAI
+            self._client.organization = self._client.project = None  # the environment's values are for OpenAI
 
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Make one attempt, streaming where the answer may be long.
@@ -103,7 +103,7 @@ class OpenAIProvider:
 
 
 def _options(request: ModelRequest) -> openai.RequestOptions:
-    # Without the second, an administrator's key in the environment would do as well.
+    # Without `security`, an administrator's key in the environment would be accepted too.
     return {"headers": bounded(request.max_tokens), "security": {"bearer_auth": True}}
 
 
@@ -120,7 +120,7 @@ def _messages(request: ModelRequest) -> list[ChatCompletionMessageParam]:
 
 
 def _cache_key(request: ModelRequest) -> str:
-    """The same for prompts that begin alike: OpenAI sends them to where their beginning may be cached."""
+    """Return a key that prompts with the same beginning share: OpenAI routes them to where it may be cached."""
     beginnings = [request.system, *(message.content for message in request.messages[:1])]
     beginning = "\0".join(said[:CACHED_CHARACTERS] for said in beginnings)[:CACHED_CHARACTERS]
     return hashlib.sha256(beginning.encode("utf-8", "replace")).hexdigest()[:32]

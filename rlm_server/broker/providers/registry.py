@@ -1,7 +1,7 @@
-"""Every provider of models in one table: its name, its key, whose prices it has, its class, its default models.
+"""Every provider of models in one table: its name, key, price family, class and default models.
 
-To add one, write its class in a module beside this one, and its entry here. The setting of its key, its prices, what
-the catalog offers, and what `doctor`, `prices` and the settings page show, all follow from the entry.
+To add one, write its class in a module beside this one, and add its entry here. The entry determines the setting of its
+key, its prices, its models in the catalog, and what `doctor`, `prices` and the settings page show.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ OPENAI_CHAT = "rlm_server.broker.providers.openai:OpenAIProvider"
 
 @dataclass(frozen=True, slots=True)
 class PriceFamily:
-    """Whose prices a provider has.
+    """The prices of a provider. Providers with the same prices share one family.
 
     `name` is that of a family in the pinned table, as in genai-prices. Where it is empty nothing is pinned, and a model
     is offered once the operator states its price. `chat_models` are the beginnings of the names of models that a plain
     chat call reaches. `cache_write_percent` is the most that input written to the cache costs, in percent of other
-    input: it stands in where a stated price does not say. Providers with the same prices share one of these.
+    input. It is used where a stated price does not say.
     """
 
     name: str = ""
@@ -103,5 +103,5 @@ PROVIDERS = _by_name(
 
 
 def with_keys() -> list[ProviderSpec]:
-    """Return the providers that have a key of their own, in the table's order."""
+    """Return the providers with a key of their own, in the order of the table."""
     return [spec for spec in PROVIDERS.values() if spec.key_variable]

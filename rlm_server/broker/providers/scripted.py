@@ -15,7 +15,7 @@ BYTES_PER_TOKEN = 4
 
 
 class Script(Protocol):
-    """What stands in for one model: code that answers a request."""
+    """Code that answers requests in place of one model."""
 
     async def reply(self, request: ModelRequest) -> str:
         """Answer. May raise ProviderError, or wait, as a provider would."""
@@ -23,11 +23,11 @@ class Script(Protocol):
 
 
 class ScriptedProvider:
-    """A deterministic stand-in: it is **not a model**, and answers what its scripts say.
+    """A deterministic stand-in. It is **not a model**: its scripts answer.
 
-    Usage follows a stated rule: a text's tokens are its UTF-8 bytes, divided by four and rounded up; the input is the
-    system prompt and all messages as one text. An answer above `max_tokens` is cut and says `length`. `billed` lists
-    every answer given, as (model, usage), the way a provider's own bill would.
+    Usage follows a fixed rule. A text's tokens are its UTF-8 bytes, divided by four and rounded up. The input is the
+    system prompt and all messages as one text. An answer above `max_tokens` is cut, and its stop reason is `length`.
+    `billed` lists every answer as (model, usage), as a provider's own bill would.
     """
 
     def __init__(self, scripts: Mapping[str, Script]) -> None:
@@ -58,5 +58,5 @@ class ScriptedProvider:
 
 
 def tokens(text: str) -> int:
-    """How many tokens a text counts as here: its UTF-8 bytes, divided by four and rounded up."""
+    """Return how many tokens a text counts as here: its UTF-8 bytes, divided by four and rounded up."""
     return -(-len(text.encode("utf-8", "replace")) // BYTES_PER_TOKEN)

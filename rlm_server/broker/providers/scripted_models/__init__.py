@@ -1,6 +1,6 @@
 """Scripted stand-ins for models: deterministic programs, so that the system can be tried and tested without a key.
 
-They are no models. `census` knows one kind of question and answers it exactly; `excerpts` answers any other with the
+They are not models. `census` answers one kind of question exactly. `excerpts` answers any other question with the
 passages that share most words with it.
 """
 
@@ -12,10 +12,10 @@ from rlm_server.broker.providers.scripted_models import census, excerpts
 
 
 class Player:
-    """Plays the part of every model of a run: of the node that writes code, and of the sub-model that is asked."""
+    """Plays every model of a run: the one of a node, which writes code, and the sub-model that the code asks."""
 
     async def reply(self, request: ModelRequest) -> str:
-        """Answer as the play that knows this conversation."""
+        """Answer by the play that this conversation belongs to."""
         first = request.messages[0].content
         turn = sum(message.role == "assistant" for message in request.messages)
         if census.knows(first):

@@ -95,7 +95,7 @@ _EXCEPTION = re.compile(r"(Error|Exception)\s*(,|$)")
 
 
 def knows(first: str) -> bool:
-    """Whether this play is the one for a conversation that begins so."""
+    """Whether a conversation with this first message belongs to this play."""
     return any(known in first for known in (QUESTION, CHILD_QUESTION, SUB_PROMPT))
 
 
