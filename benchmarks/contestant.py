@@ -1,4 +1,4 @@
-"""A contestant: one thing that is measured, by a driver process that answers one-line requests."""
+"""A contestant: one thing that is measured. Its driver is a process that answers one-line requests."""
 
 from __future__ import annotations
 

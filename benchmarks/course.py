@@ -1,4 +1,4 @@
-"""The course of a soak: what was held and how long turns took, from sample to sample; as figures, table and picture."""
+"""The course of a soak, as figures, table and picture: in each sample, what was held and how long turns took."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ROWS: tuple[tuple[str, Of], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What is held after so many turns and seconds, and the turns since the sample before: how long each took."""
+    """What is held after so many turns and seconds, and how long each turn since the last sample took."""
 
     turns: int
     seconds: float
@@ -50,7 +50,7 @@ class Course:
     samples: list[Sample] = field(default_factory=list)
 
     def growth(self, of: Of) -> float:
-        """Return by how many percent something grows over the second half, by the line that fits its samples best."""
+        """Return by how many percent something grows over the second half, by the line that fits the samples best."""
         half = self.samples[len(self.samples) // 2 :]
         turns, values = [sample.turns for sample in half], [float(of(sample.held)) for sample in half]
         if len(half) < 2 or not any(values):

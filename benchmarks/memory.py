@@ -17,7 +17,7 @@ COUNTED = Path("/proc/self/smaps_rollup").exists()
 
 
 def bytes_per_session(contestant: Contestant, sessions: int) -> float:
-    """Hold so many idle sessions in a driver of their own, and return what each adds to its processes."""
+    """Hold so many idle sessions in a driver of their own, and return the bytes each adds to its processes."""
     with Driver(contestant) as driver:
         driver.ask("hold", count=1)  # what only the first needs is not counted
         before = held_bytes(driver.pid)

@@ -27,7 +27,7 @@ PEERS = {
 
 
 def prepared(names: Sequence[str], progress: Progress) -> list[Contestant]:
-    """Return the peers of these names whose environment could be made; why another is left out is told."""
+    """Return the peers of these names whose environment could be made. Say why any other is left out."""
     return [PEERS[name] for name in names if environment(name, progress)]
 
 

@@ -44,7 +44,7 @@ class _Samples:
 
 
 def alternate(drivers: Sequence[Driver], questions: Sequence[Question], rounds: int, progress: Progress) -> Answers:
-    """Ask all drivers all questions in turn, again and again. What a peer fails at is told and left out.
+    """Ask all drivers all questions in turn, again and again. A peer's failure is reported, and its figure left out.
 
     Raises:
         DriverError: ours failed.

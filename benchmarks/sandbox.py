@@ -91,7 +91,7 @@ def slowdowns(drivers: Sequence[Driver], pyperformance: Path, rounds: int, progr
 
 @contextmanager
 def failing_softly(contestant: Contestant, progress: Progress) -> Iterator[None]:
-    """Where a peer fails, say so and go on without what was to be measured; ours must not fail."""
+    """If a peer fails, say so, and go on without its figure. The project's own sandbox must not fail."""
     try:
         yield
     except DriverError as error:

@@ -14,7 +14,7 @@ from benchmarks.memory import GONE, children, files_in_memory
 class Vitals:
     """What is held at a moment. Memory in MB of a million bytes.
 
-    Of a process of another user, and a worker in its jail counts as such to all but root, only `resident_mb` is seen.
+    Of a process of another user only `resident_mb` is seen. To all but root, a worker in its jail is such a process.
     """
 
     server_mb: float

@@ -41,7 +41,7 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class MetricsCollector:
-    """The rooms whose state is told. Read on the server's event loop alone."""
+    """Collects metrics from the parts of the server. To be read on the server's event loop only."""
 
     broker: Broker
     ledger: Ledger
@@ -103,7 +103,7 @@ class MetricsCollector:
 
 
 class Scraped(Collector):
-    """Hands a scrape, which comes in a thread of its own, over to the event loop."""
+    """Hands a scrape over to the event loop. Each scrape comes in a thread of its own."""
 
     def __init__(self, collector: MetricsCollector, loop: asyncio.AbstractEventLoop) -> None:
         self._collector, self._loop = collector, loop
@@ -121,12 +121,12 @@ class Scraped(Collector):
             reading.cancel()
 
     def describe(self) -> list[Metric]:
-        """Return nothing: what there is is known when it is asked for."""
+        """Return nothing, because the metrics are known only when they are collected."""
         return []
 
 
 class _Listener(ThreadingMixIn, WSGIServer):
-    """A thread for each scrape; closing it waits for those under way."""
+    """Serves each scrape in a thread. Closing it waits for the scrapes under way."""
 
     daemon_threads = False
     block_on_close = True
@@ -148,7 +148,7 @@ class _Scrape(WSGIRequestHandler):
 
 @asynccontextmanager
 async def serve_metrics(listen: str, collector: MetricsCollector) -> AsyncIterator[str]:
-    """Answer scrapes at `host:port` until the context ends, and say where.
+    """Answer scrapes at `host:port` until the context ends, and yield its own `host:port`.
 
     Raises:
         OSError: the address cannot be listened on.

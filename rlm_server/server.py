@@ -70,7 +70,7 @@ _SERVICES = (context_pb2, session_pb2, run_pb2, budget_pb2)
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that is serving. `key` is the development tenant's; `metrics` is empty where they are not served."""
+    """A server that is serving. `key` is the development tenant's. `metrics` is empty where none are served."""
 
     address: str
     key: str
@@ -82,7 +82,7 @@ class Running:
 
 
 def image_specs(settings: Settings, functions: Functions = FUNCTIONS) -> tuple[ImageSpec, ...]:
-    """Return the golden images this server starts sessions from, with the stubs of the functions of their code."""
+    """Return the golden images that sessions start from, with the guest's stubs of these functions loaded."""
     modules = functions.guest_modules
     others = (ImageSpec(name, tuple(imports), modules) for name, imports in settings.images.items())
     return (*standard_specs(modules), *others)
@@ -97,10 +97,10 @@ async def serving(
     functions: Functions = FUNCTIONS,
     progress: Progress = lambda _: None,
 ) -> AsyncIterator[Running]:
-    """Serve until the context ends; then take nothing new, stop what runs, and settle it.
+    """Serve until the context ends. Then accept no new calls, stop all runs and sessions, and settle their accounts.
 
-    `loaded` are images of `image_specs` that the caller has, and keeps; without it they are loaded here. `functions`
-    are those that the code of runs and sessions may call.
+    `loaded` are images of `image_specs` that the caller has loaded, and keeps. Without it they are loaded here.
+    `functions` are those that the code of runs and sessions may call.
 
     Raises:
         ConfigError: a setting is wrong.
@@ -218,7 +218,7 @@ def _objects(settings: Settings) -> ObjectStore | None:
 
 
 async def _development_key(settings: Settings, tenants: Tenants, keys: Keys, accounts: Ledger) -> str:
-    """Return the development tenant's key, from the file a former start wrote it to, or made now."""
+    """Return the development tenant's key: the one in the file that a former start wrote, or a new one."""
     await tenants.ensure(DEVELOPMENT_TENANT)
     limit = Limit(nano_usd=nano(settings.tenant_budget_usd))
     await accounts.open_account(DEVELOPMENT_TENANT, tenant=DEVELOPMENT_TENANT, parent=None, limit=limit)
@@ -245,7 +245,7 @@ async def _development_key(settings: Settings, tenants: Tenants, keys: Keys, acc
 async def _metrics(
     settings: Settings, broker: Broker, accounts: Ledger, journal: Journal, pool: WorkerPool
 ) -> AsyncIterator[str]:
-    """Serve metrics where that is asked for, and say where."""
+    """Serve metrics if the settings ask for it, and yield their address, or "" without."""
     if not settings.metrics_listen:
         yield ""
         return

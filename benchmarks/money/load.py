@@ -159,7 +159,7 @@ async def _ended(broker: Broker, call: Call, load: Loaded) -> str:
 
 
 async def _answered(broker: Broker, call: Call, load: Loaded) -> None:
-    """Make a call, as another one each time that its model is left alone for a while and nothing was sent."""
+    """Make a call. Make it anew, as another call, while its model's breaker is open and nothing was sent."""
     deadline = within(CALL_SECONDS)
     for again in count():
         try:

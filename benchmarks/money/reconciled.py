@@ -89,7 +89,7 @@ def _holds(connection: Connection) -> tuple[Counter[str], dict[str, list[Posted]
 
 
 def _sums_that_disagree(connection: Connection) -> list[str]:
-    """Return the accounts that still promise or hold something, or have not what is under them."""
+    """Return the accounts that still promise or hold something, or differ from the sum of what is under them."""
     own = dict(connection.execute("SELECT account, sum(actual_nano_usd) FROM hold GROUP BY account").fetchall())
     rows = connection.execute(
         "SELECT id, parent, posted_nano_usd + overrun_nano_usd, pending_nano_usd + carved_nano_usd FROM account"

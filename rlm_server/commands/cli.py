@@ -1,6 +1,6 @@
 """The `rlm-server` command.
 
-What a command needs is imported where it begins: the server takes a second, for which `--help` need not wait.
+Each command imports what it needs when it begins: importing the server takes a second, too long for `--help`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What commands show of themselves: how far a long step is, and in one line why they failed."""
+"""What every command shows: the progress of a long step, and in one line why the command failed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def shown_progress() -> Iterator[Progress]:
 
 
 class _Spinner:
-    """Turns while a step is under way. It begins with the first one: most commands have none."""
+    """A spinner that turns while a step is under way. It starts with the first step, as most commands have none."""
 
     def __init__(self, shown: ExitStack) -> None:
         self._shown = shown
@@ -43,7 +43,7 @@ class _Spinner:
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Say why a command failed, without a traceback, where that is the operator's to put right.
+    """Say without a traceback why a command failed, where the operator can put it right.
 
     Raises:
         ClickException: the configuration, an image, the database, or the machine is not as it must be.

@@ -72,7 +72,7 @@ def _text(folder: Path) -> Path:
 
 
 def _sources() -> Iterator[tuple[str, str]]:
-    """Yield every Python file as (package/path, source): the installed packages' first, then the standard library's."""
+    """Yield every Python file as (package/path, source): those of installed packages, then the standard library's."""
     library, packages = Path(sysconfig.get_path("stdlib")), Path(sysconfig.get_path("purelib"))
     for root in (packages, library):
         for file in sorted(root.rglob("*.py")):
@@ -131,7 +131,7 @@ def _server(folder: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _ask(path: Path, address: str, key: str) -> str:
-    """Ask with the client's own command: the run is shown as it happens, the answer alone is its output."""
+    """Ask with the `rlm` command. It shows the run as it happens; only the answer goes to its stdout."""
     command = [sys.executable, "-m", "rlm_client.cli", "run", "--context", str(path), "--budget", BUDGET_USD, QUESTION]
     environment = {**os.environ, "RLM_SERVER": address, "RLM_API_KEY": key}
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=environment, check=False)  # noqa: S603

@@ -1,4 +1,4 @@
-"""Looks at this machine and this configuration, and says what holds."""
+"""Examines this machine and its configuration, and reports what works."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sandbox.vm.image_cache import Progress
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found of one part."""
+    """What was found about one part."""
 
     part: str
     holds: bool
@@ -39,7 +39,7 @@ def report() -> bool:
     """Print what is found, and return whether all of it holds.
 
     Raises:
-        ClickException: there is no going on: a setting is wrong, or an image cannot be built.
+        ClickException: the examination cannot go on: a setting is wrong, or an image cannot be built.
     """
     holds = True
     with explained(), shown_progress() as progress:
@@ -72,7 +72,7 @@ def examine(settings: Settings, progress: Progress) -> Iterator[Finding]:
 
 
 def _providers(settings: Settings, models: Models) -> Finding:
-    """Say which providers have a key, which is not tried, and how many models each has on offer."""
+    """Say which providers have a key, and how many models each offers. The keys are not tried."""
     of_provider = Counter(models.routes.route(model).provider_name for model in models.routes.models)
     keys = {spec: bool(settings.api_key(spec)) for spec in with_keys()}
     described = [
@@ -93,7 +93,7 @@ def _prices(settings: Settings) -> Finding:
 
 
 def _memory(settings: Settings) -> Finding:
-    """Say how checkpoints are made here; whatever it is, they are."""
+    """Say how checkpoints are made on this machine. They work in any case."""
     if pagetable.can_watch():
         how = "large sessions' writes are watched"
     else:

@@ -37,7 +37,7 @@ _MARKS = {True: "ok", False: "NO", None: "--"}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found; `holds` is None for what is worth knowing and no fault."""
+    """What was found. `holds` is None for something worth knowing that is not a fault."""
 
     holds: bool | None
     text: str
@@ -186,7 +186,7 @@ def _stated_price(**amounts: str | None) -> StatedPrice:
 
 
 def _found(table: Prices, names: Iterable[str]) -> list[Listed]:
-    """The models of these names, the dated names of snapshots among them."""
+    """Return the models of these names. Dated names of snapshots count."""
     listed = table.listed()
     matching, unknown = [], []
     for name in dict.fromkeys(names):
@@ -211,7 +211,7 @@ def _snapshots(table: Prices, name: str) -> list[Listed]:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    """What comes after a message about a name that is none."""
+    """Return the end of a message about an unknown name: the known names that are close to it."""
     near = difflib.get_close_matches(name.lower(), list(known), n=5)
     return f"; near names: {', '.join(near)}" if near else ""
 
@@ -228,7 +228,7 @@ def _amounts(rates: Rates) -> tuple[str, ...]:
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines in columns as wide as their widest cell, words to the left and numbers to the right."""
+    """Yield lines in columns as wide as their widest cell. Words are aligned left, numbers right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = zip(COLUMNS, row, widths, strict=True)
@@ -261,7 +261,7 @@ def _rates_as_json(rates: Rates) -> dict[str, int]:
 
 
 def _told(price: Price | None) -> str:
-    """A price in words."""
+    """Return a price in words."""
     if price is None:
         return "no price"
     parts = [_rates_told(price.rates), *(f"over {t.above:,} of input {_rates_told(t.rates)}" for t in price.tiers)]
@@ -273,7 +273,7 @@ def _rates_told(rates: Rates) -> str:
 
 
 def _notes(key: Key, settings: Settings) -> Iterator[str]:
-    """What else whoever states a price for a model must know."""
+    """Yield what else the operator must know who states a price for a model."""
     pinned = Prices.load()
     if key.provider == COMPATIBLE.name:
         if key.model not in settings.models:

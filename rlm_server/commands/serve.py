@@ -18,7 +18,7 @@ from rlm_server.server import serving
 
 
 def serve_until_stopped(listen: str | None, data_dir: Path | None, *, verbose: bool) -> None:
-    """Serve until SIGINT or SIGTERM. What is None is as the settings have it.
+    """Serve until SIGINT or SIGTERM. An argument that is None is left to the settings.
 
     Raises:
         ClickException: the server cannot start.

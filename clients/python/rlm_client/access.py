@@ -1,4 +1,4 @@
-"""How the command reaches the server, as the options of the group say."""
+"""How the command reaches the server, by the options of its group."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Access:
 
     @contextmanager
     def open(self) -> Iterator[tuple[Client, Interrupts]]:
-        """Open the connection, for as long as interrupts are taken care of."""
+        """Open the connection, and handle interrupts for as long as it is open."""
         try:
             client = Client(self.server, self.key, tls=self.tls, allow_plaintext=self.allow_plaintext)
         except ValueError as error:

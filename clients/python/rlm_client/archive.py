@@ -1,6 +1,6 @@
-"""The files in a .zip archive, as documents. Nothing is ever written to disk, and nothing believed that can be counted.
+"""The files in a .zip archive, as documents. Nothing is ever written to disk.
 
-An archive says of itself how much is in it; a hostile one lies. So what is unpacked is counted while it is unpacked.
+An archive states how much it contains, and a hostile one lies. So bytes and entries are counted while it is unpacked.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def documents(path: str, prefix: str, limits: ArchiveLimits) -> Iterator[Documen
 
 
 class _Contents(BufferedReader):
-    """An archive's file, that refuses to read a list of contents of too many entries before anything is made of it."""
+    """An archive's file. It refuses to read a list of contents with too many entries, before it parses any."""
 
     def __init__(self, path: str, entries: int) -> None:
         super().__init__(FileIO(path))
@@ -90,7 +90,7 @@ def _opened(path: str, file: _Contents) -> zipfile.ZipFile:
 
 
 def _files(path: str, opened: zipfile.ZipFile) -> Iterator[tuple[list[str], zipfile.ZipInfo]]:
-    """Give the archive's files with the parts of their paths; every entry is checked, also those left out."""
+    """Give the archive's files with the parts of their paths. Every entry is checked, also those that are left out."""
     for entry in opened.infolist():
         origin = f"{path}: {entry.orig_filename[:500]!r}"
         # Archives made on Windows may have its separators; zipfile cuts a name at a zero character.

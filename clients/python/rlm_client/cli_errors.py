@@ -34,7 +34,7 @@ class CliError(click.ClickException):
 
 
 class UsageError(CliError):
-    """A complaint about how the command was used."""
+    """The command was used wrongly."""
 
     exit_code = USAGE
 

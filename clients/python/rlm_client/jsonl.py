@@ -16,10 +16,10 @@ _BUFFER_BYTES = 1 << 20
 
 
 def documents(path: str, prefix: str, text_field: str, name_field: str | None) -> Iterator[Document]:
-    """Give each line as a document: a JSON string, or an object whose field `text_field` is one. Empty lines count not.
+    """Give each line as a document: a JSON string, or an object whose field `text_field` is one.
 
-    An object's name is that in its field `name_field`, a string or a whole number; without one that in `name` or
-    `id`; otherwise the line's number, from 1. All names stand after the prefix.
+    Empty lines are skipped. An object's name is in its field `name_field`, a string or a whole number. Without that
+    field it is in `name` or `id`. Otherwise the name is the line's number, from 1. The prefix precedes every name.
 
     Raises:
         OSError: the file cannot be read.

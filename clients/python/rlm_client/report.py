@@ -1,4 +1,4 @@
-"""A run at rest: its state, its tree and what it spent, as one printed report."""
+"""A run as it is now: its state, its tree and what it spent, as one printed report."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ def is_passing(error: RlmError) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Retry:
-    """How often, and after what waits, a call that found the server unavailable is repeated.
+    """How often, and after which waits, a call is repeated while the server is unavailable.
 
     `attempts` counts the first one. The waits start at `first_seconds` and double up to `longest_seconds`; a server
     that asks for a longer wait gets it, up to `longest_seconds`.

@@ -1,4 +1,4 @@
-"""What a run's events add up to: its tree, what it spent, and the calls of the turns going on."""
+"""The progress of a run, added up from its events: its tree, what it spent, and the calls of the turns under way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TEN_THOUSANDTH = 100_000  # nano-dollars in $0.0001
 
 
 def cost(nano: int) -> str:
-    """Write nano-US-dollars for a glance, to four decimals; an amount too small for them is not shown as nothing."""
+    """Write nano-US-dollars briefly, to four decimals. An amount too small for these is not shown as zero."""
     if 0 < nano < _TEN_THOUSANDTH:
         return "<$0.0001"
     return f"${nano // 1_000_000_000:,}.{nano % 1_000_000_000 // _TEN_THOUSANDTH:04d}"
@@ -89,13 +89,13 @@ class RunProgress:
         return max(self.newest_seconds - self.started_seconds, 0.0)
 
     def node(self, event: run_pb2.RunEvent) -> NodeState:
-        """Give the node an event happened in; one whose start was not seen is named by its id."""
+        """Give the node in which an event happened. A node whose start was not seen is named by its id."""
         if event.node_id not in self.nodes:
             self.nodes[event.node_id] = NodeState(event.node_id if event.depth else "", event.depth)
         return self.nodes[event.node_id]
 
     def add(self, event: run_pb2.RunEvent) -> list[ClosedTurn]:
-        """Count one event in; gives the calls of the turns it ended."""
+        """Count an event, and give the calls of the turns it ended."""
         seconds = event.time.seconds + event.time.nanos / 1e9
         if not self.first_sequence:
             self.first_sequence, self.started_seconds = event.sequence, seconds

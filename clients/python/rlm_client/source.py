@@ -1,4 +1,4 @@
-"""What the caller gave to upload, made into a text or a sequence of documents."""
+"""Turns the source of an upload into a text or a sequence of documents."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FileOptions:
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """One text or a sequence of documents, not yet read; `documents` gives them anew with each call."""
+    """One text or a sequence of documents, not yet read. Each call of `documents` gives them anew."""
 
     name: str
     is_text: bool
@@ -75,7 +75,7 @@ def material(source: Source, name: str | None, reading: FileOptions) -> Material
     if not isinstance(source, Iterable):
         raise TypeError(f"a text, paths, or (name, text) pairs can be uploaded, not {type(source).__name__}")
     items = list(source) if isinstance(source, Iterator) else source
-    # What is no collection may make its texts while it is iterated: it is not, only to look for paths.
+    # An iterable that is no collection may make its texts while it is iterated. So it is not searched for paths.
     paths = [os.fspath(item) for item in items if isinstance(item, PathLike)] if isinstance(items, Collection) else []
     named = name_of(paths) if name is None else name
     return Material(named, False, partial(_in_items, items, _folder_of_all(paths), reading))
@@ -139,7 +139,7 @@ def _names_a_file(text: str) -> bool:
 
 
 def _folder_of_all(paths: list[str]) -> str | None:
-    """Give the deepest place that all have in common; what holds documents is itself such a place."""
+    """Give the deepest folder that all paths have in common. A file that holds documents counts as a folder."""
     whole = [os.path.abspath(path) for path in paths]
     try:
         return os.path.commonpath([path if _holds_documents(path) else os.path.dirname(path) for path in whole])

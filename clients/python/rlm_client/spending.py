@@ -33,7 +33,7 @@ _FORMATS = {"csv": budget_pb2.EXPORT_FORMAT_CSV, "jsonl": budget_pb2.EXPORT_FORM
 
 @dataclass(frozen=True, slots=True)
 class Entries:
-    """Which entries of the ledger; all that is given must hold.
+    """Selects entries of the ledger. An entry must meet every condition that is given.
 
     `run_id` is a run's or a session's. `model` "" asks for turns of sandboxed code, which have none. Entries were
     posted at `since` or later and before `until`; a time without a zone is UTC. `ambiguous` ones were counted as their
@@ -101,8 +101,8 @@ class Spending(ABC):
     ) -> Iterator[budget_pb2.ExportLedgerEntriesResponse]:
         """Give the ledger's entries as one file, chunk by chunk: `data` of each holds whole lines.
 
-        It holds what had been posted when it began. One that breaks off is not taken up again: begin anew, or with
-        `after` the last number received. `last_number` is what to begin after the next time.
+        The file holds what had been posted when it began. A broken export is not resumed: begin anew, or set `after` to
+        the last number received. `last_number` is the `after` of the next export.
 
         Raises:
             InvalidArgument: `since` is after `until`.

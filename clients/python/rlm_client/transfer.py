@@ -49,10 +49,10 @@ class Transfer:
     progress: Progress | None = None
 
     def upload(self, upload: Upload, begun: bool = False) -> context_pb2.Context:
-        """Send an upload; where the stream breaks, go on in another from where the server says.
+        """Send an upload. If the stream breaks, continue in another from where the server says.
 
-        `begun` tells that a part may be there from before. The count of attempts starts over with every attempt that
-        brought the upload further than it ever was.
+        With `begun`, the server may have a part already. The count of attempts starts over with every attempt that
+        brings the upload further than it ever was.
 
         Raises:
             AlreadyExists: the request id is that of another upload.
@@ -77,7 +77,7 @@ class Transfer:
                 arrived = None
 
     def _arrived(self, upload: Upload) -> Status:
-        """Ask how much the server has: nothing, where it never knew or has forgotten the upload."""
+        """Ask how much the server has. It is nothing if the server does not know the upload, or no longer does."""
         header = upload.header
         try:
             arrived = self.ask(header.request_id)
@@ -133,7 +133,7 @@ class Transfer:
 
 def _is_curable(error: RlmError) -> bool:
     """Tell whether another stream, begun where the server then says, may bring the upload to its end."""
-    # A server gives up a stream that brought nothing for long: of a machine that slept, or from a source that stalled.
+    # A server ends a stream that sent nothing for long, because its machine slept or its source stalled.
     if is_passing(error) or error.error_reason == ErrorReason.ERROR_REASON_UPLOAD_STALLED:
         return True
     # It may have taken more of a broken stream after it was asked how much it has.

@@ -1,4 +1,4 @@
-"""Texts and documents on their way to the server: measured first, then sent in chunks, never whole in memory."""
+"""Uploads of texts and documents. They are measured first, then sent in chunks, and never whole in memory."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Message = context_pb2.UploadContextRequest
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A text or documents, measured: the header says how much they are. Made by `measure`.
+    """A measured text or sequence of documents. The header states its size. Made by `measure`.
 
-    `sizes` and `stamps` are the documents'; `left_out` counts those of the material that are not uploaded.
+    `sizes` and `stamps` are those of the documents. `left_out` counts documents that are not uploaded.
     """
 
     material: Material
@@ -147,7 +147,7 @@ def _measured(document: Document, digest: hashlib._Hash) -> int:
 
 
 def _from(start: int, pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Give the bytes from a place on."""
+    """Give the bytes from an offset on."""
     for piece in pieces:
         if start < len(piece):
             yield piece[start:] if start else piece
@@ -159,7 +159,7 @@ def _changed(origin: str) -> SourceChanged:
 
 
 class _Packing:
-    """Puts announcements together and cuts chunks; no chunk comes before its documents were announced."""
+    """Gathers announcements and cuts chunks. No chunk comes before its documents are announced."""
 
     def __init__(self, offset: int, first: int) -> None:
         self._offset = offset
