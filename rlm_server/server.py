@@ -159,7 +159,7 @@ async def serving(
                     contexts,
                     Turns(broker, accounts, functions, budget_wait_seconds=settings.budget_wait_seconds),
                     Ends(idle_seconds=settings.session_idle_seconds, life_seconds=settings.session_seconds),
-                    tenant_sessions=settings.tenant_sessions,
+                    tenant_sessions=lambda tenant: settings.tenant_limits(tenant).tenant_sessions,
                 ) as sessions,
             ):
                 defaults = _defaults(settings, models, pool)

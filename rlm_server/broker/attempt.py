@@ -5,22 +5,36 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
-from rlm_server.broker.concurrency import Gate
 from rlm_server.broker.counters import Counters
 from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.routes import Route
 from rlm_server.database.engine import DatabaseError, DatabaseLostError
 from rlm_server.ledger import Amounts, BudgetBusy, Hold, HoldUnknown, Ledger, Usage, settle
+from rlm_server.shares.gate import Gate, WaitedTooLong
 from sandbox.cancellation import run_to_completion
 
 log = logging.getLogger(__name__)
 
 MAX_TOKENS = 1_000_000_000
 """No report of more tokens than this is believed."""
+
+
+@asynccontextmanager
+async def in_turn(gate: Gate, tenant: str, run: str, deadline: float) -> AsyncIterator[None]:
+    """Hold a slot of a gate.
+
+    Raises:
+        DeadlinePassed: there was none until the deadline; not billed.
+    """
+    try:
+        async with gate.slot(tenant, run, deadline=deadline):
+            yield
+    except WaitedTooLong:
+        raise DeadlinePassed("other calls were ahead in the queue until the deadline", billed=False) from None
 
 
 @dataclass(slots=True)
@@ -100,7 +114,7 @@ class Attempt:
             return await self._charge(reply)
 
     def _slot(self, gate: Gate) -> AbstractAsyncContextManager[None]:
-        return gate.slot(self.hold.tenant, self.hold.run, deadline=self.deadline)
+        return in_turn(gate, self.hold.tenant, self.hold.run, self.deadline)
 
     async def _reserve(self, until: float, *, dispatch: bool = False) -> None:
         self._dispatched = dispatch

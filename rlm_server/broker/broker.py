@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
-from rlm_server.broker.attempt import Attempt
+from rlm_server.broker.attempt import Attempt, in_turn
 from rlm_server.broker.breaker import BreakerConfig, Breakers, RouteUnavailable, State
-from rlm_server.broker.concurrency import Gate, Load
 from rlm_server.broker.counters import Counters
 from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Prices
@@ -22,6 +21,7 @@ from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, Mode
 from rlm_server.broker.routes import Routes
 from rlm_server.broker.worst_case import bound, input_bound
 from rlm_server.ledger import Amounts, BudgetError, Hold, Ledger, Payer
+from rlm_server.shares.gate import Gate, Load
 from rlm_server.tenants.policy import Policy
 
 _random = secrets.SystemRandom()
@@ -164,7 +164,7 @@ class Broker:
         try:
             call.input_tokens = input_bound(request)
             self._refuse_at_once(call, models)
-            async with self._tenant_gate.slot(payer.tenant, payer.run, deadline=deadline):
+            async with in_turn(self._tenant_gate, payer.tenant, payer.run, deadline):
                 return await self._first_of(call, models)
         except ProviderError as error:
             self.counters.failures[error.failure] += 1

@@ -36,6 +36,7 @@ from rlm_server.config.declared import (
 from rlm_server.config.described import DELIMITER, PREFIX
 from rlm_server.ledger.amounts import NANO
 from rlm_server.repl.limits import RunLimits
+from rlm_server.shares.limits import TenantLimits
 from sandbox.limits import Limits, PoolLimits
 
 Usd = Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=16, decimal_places=9), Unit("US dollars")]
@@ -104,7 +105,11 @@ class SandboxLimits(_Strict):
     """
 
 
-@extended(own_limit_fields(RunLimits, "the server's"), own_limit_fields(Limits, "the `sandbox`'s"))
+@extended(
+    own_limit_fields(TenantLimits, "the server's"),
+    own_limit_fields(RunLimits, "the server's"),
+    own_limit_fields(Limits, "the `sandbox`'s"),
+)
 class TenantSettings(_Strict):
     """One tenant's settings.
 
@@ -236,8 +241,6 @@ class SessionSettings(_Strict):
     """A session without a turn for so long is ended."""
     session_seconds: Seconds = 7 * 86_400
     """A session that exists for so long is ended."""
-    tenant_sessions: Annotated[int, Field(ge=1), Unit("sessions")] = 10_000
-    """Sessions of one tenant, those that hibernate included."""
     budget_wait_seconds: Seconds = 60
     """How long a session's turn waits for room in budgets that other turns of its tenant hold."""
     unconfined: bool = False
@@ -278,6 +281,14 @@ class ContextSettings(_Strict):
     """An upload that broke off can be gone on with for so long."""
 
 
+@extended(limit_fields(TenantLimits))
+class ShareSettings(_Strict):
+    """Shares of the server.
+
+    What one tenant may have of the server itself at once, so that others find it as if they were alone.
+    """
+
+
 class TenantList(_Strict):
     """Tenants with settings of their own."""
 
@@ -292,6 +303,7 @@ class Settings(
     RunSettings,
     SessionSettings,
     ContextSettings,
+    ShareSettings,
     TenantList,
     BaseSettings,
 ):
@@ -305,6 +317,12 @@ class Settings(
         """Return how many bytes a tenant's contexts may have together."""
         own = self.tenants[tenant].context_bytes if tenant in self.tenants else None
         return self.context_bytes if own is None else own
+
+    def tenant_limits(self, tenant: str) -> TenantLimits:
+        """Return what a tenant may have of the server itself."""
+        limits = overlaid(TenantLimits(), self)
+        own = self.tenants.get(tenant)
+        return overlaid(limits, own) if own else limits
 
     def run_limits(self, tenant: str = "") -> RunLimits:
         """Return what a tenant's runs may use at most, those of one without settings of its own by default."""

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from types import TracebackType
@@ -34,13 +34,21 @@ class TooManySessions(Exception):
 
 
 class Sessions:
-    """Owns the live sessions. An async context manager: leaving it ends them. `tenant_sessions` is each tenant's most.
+    """Owns the live sessions. An async context manager: leaving it ends them. `tenant_sessions` returns a
+    tenant's most.
 
     Their limits of time are those of `ends`.
     """
 
     def __init__(
-        self, pool: Pool, ledger: Ledger, contexts: Contexts, turns: Turns, ends: Ends, *, tenant_sessions: int
+        self,
+        pool: Pool,
+        ledger: Ledger,
+        contexts: Contexts,
+        turns: Turns,
+        ends: Ends,
+        *,
+        tenant_sessions: Callable[[str], int],
     ) -> None:
         self._pool, self._ledger, self._contexts, self._turns, self._ends = pool, ledger, contexts, turns, ends
         self._tenant_sessions = tenant_sessions
@@ -92,8 +100,9 @@ class Sessions:
         known = self._by_request.get((new.tenant, new.request_id or ""))
         if known in self._sessions:
             return self._sessions[known]
-        if self._of_tenant[new.tenant] >= self._tenant_sessions:
-            raise TooManySessions(f"a tenant may have {self._tenant_sessions} sessions (tenant_sessions)")
+        most = self._tenant_sessions(new.tenant)
+        if self._of_tenant[new.tenant] >= most:
+            raise TooManySessions(f"a tenant may have {most} sessions (tenant_sessions)")
         live = await self._pool.create(new.tenant, new.image, new.limits.sandbox)
         session_id = PREFIX + secrets.token_hex(16)
         try:

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from rlm_server.broker.broker import LEDGER_WRITES, Broker
-from rlm_server.broker.concurrency import Load
 from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.provider import Message, ModelReply, ModelRequest
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.database.database import Database
 from rlm_server.ledger import Hold, Ledger, Limit, Payer, Usage
+from rlm_server.shares.gate import Load
 from rlm_server.tenants.policy import Policy
 from tests.broker.books import AT_ONCE, PAYER, RUN, TENANT, Books, reserving
 from tests.broker.stage import COST, HELD, PRICE, PROMPT, soon, until

@@ -31,6 +31,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     # ---- the server, from what is kept up to what is said ---------------------------------------------------------
     "rlm_server.clock": (),
     "rlm_server.database": (),
+    "rlm_server.shares": ("sandbox.cancellation", "sandbox.limits"),
     "rlm_server.ledger": ("rlm_server.clock", "rlm_server.database"),
     "rlm_server.tenants": ("rlm_server.clock", "rlm_server.database"),
     "rlm_server.contexts": (
@@ -41,6 +42,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.memory",
     ),
     "rlm_server.broker": (
+        "rlm_server.shares",
         "rlm_server.database",
         "rlm_server.ledger",
         "rlm_server.tenants",
@@ -76,6 +78,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.pool",
     ),
     "rlm_server.config": (
+        "rlm_server.shares",
         "rlm_server.broker",
         "rlm_server.ledger",
         "rlm_server.repl",

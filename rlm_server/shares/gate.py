@@ -1,14 +1,20 @@
-"""How many calls go at once, and which goes next. A call over a cap waits in a queue until its deadline."""
+"""How many go at once, and which goes next: calls, jobs, runs. One over a cap waits in a line until its deadline."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from rlm_server.broker.provider import DeadlinePassed
+
+class WaitedTooLong(Exception):
+    """The deadline passed before there was a slot."""
+
+
+class LineFull(Exception):
+    """A tenant has as many in the line as it may; the message says how many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,7 @@ class Gate:
 
     None is no cap. The tenant with the fewest calls inside for its weight goes next; among equals, they take turns in
     the proportion of their weights. A weight is 1 where `weights` has none. In the same way a tenant's runs share what
-    it gets; a run's calls enter in the order they came.
+    it gets; a run's calls enter in the order they came. `tenant_waiting` is how many of one tenant may be in the line.
     """
 
     def __init__(
@@ -33,6 +39,7 @@ class Gate:
         calls: int | None = None,
         tenant_calls: int | None = None,
         run_calls: int | None = None,
+        tenant_waiting: Callable[[str], int] | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         if any(cap is not None and cap < 1 for cap in (calls, tenant_calls, run_calls)):
@@ -41,6 +48,7 @@ class Gate:
         if any(weight <= 0 for weight in self._weights.values()):
             raise ValueError("a weight is above 0")
         self._tenant_calls, self._run_calls = tenant_calls, run_calls
+        self._tenant_waiting = tenant_waiting
         self._all = _Share(calls)
 
     @property
@@ -53,7 +61,8 @@ class Gate:
         """Hold a slot. `deadline` is on the clock of `time.monotonic()`; without one it is waited for for ever.
 
         Raises:
-            DeadlinePassed: it was still waiting in the queue; not billed.
+            WaitedTooLong: it was still waiting in the line.
+            LineFull: as many of the tenant's as may are in the line.
         """
         share = self._share(tenant, run)
         await self._enter(share, deadline)
@@ -71,6 +80,7 @@ class Gate:
         if not any(level.full for level in share.levels):
             share.let_in()
             return
+        self._refuse_if_full(share)
         waiter = asyncio.get_running_loop().create_future()
         share.enqueue(waiter)
         try:
@@ -82,8 +92,16 @@ class Gate:
             else:
                 share.dequeue(waiter)
             if isinstance(error, TimeoutError):
-                raise DeadlinePassed("other calls were ahead in the queue until the deadline", billed=False) from None
+                raise WaitedTooLong("others were ahead in the queue until the deadline") from None
             raise
+
+    def _refuse_if_full(self, share: _Share) -> None:
+        if self._tenant_waiting is None:
+            return
+        of_tenant = share.levels[1]
+        most = self._tenant_waiting(of_tenant.key)
+        if of_tenant.waiting >= most:
+            raise LineFull(f"{of_tenant.waiting} wait already; the limit is {most}")
 
     def _leave(self, share: _Share) -> None:
         share.let_out()

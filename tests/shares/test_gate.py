@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlm_server.broker.concurrency import Gate, Load
-from rlm_server.broker.provider import DeadlinePassed, Failure
+from rlm_server.shares.gate import Gate, LineFull, Load, WaitedTooLong
 
 
 def far() -> float:
@@ -170,10 +169,9 @@ async def test_who_waits_past_the_deadline_fails_and_takes_no_place() -> None:
     visitors = Visitors(Gate(calls=1))
     await visitors.arrive("a", "first")
     assert await visitors.next() == "first"
-    with pytest.raises(DeadlinePassed, match="queue") as caught:
+    with pytest.raises(WaitedTooLong, match="queue"):
         async with visitors.gate.slot("b", "run", deadline=time.monotonic() + 0.01):
             pytest.fail("the gate is full")
-    assert (caught.value.failure, caught.value.billed) == (Failure.TIMED_OUT, False)
     assert visitors.gate.load == Load(inside=1, waiting=0)
     await visitors.arrive("c", "last")
     await visitors.leave("first")
@@ -271,3 +269,14 @@ def test_a_gate_that_lets_nothing_through_is_refused(cap: str) -> None:
 def test_a_weight_that_is_none_is_refused(weight: float) -> None:
     with pytest.raises(ValueError, match="above 0"):
         Gate(weights={"tenant": weight})
+
+
+async def test_a_tenant_has_so_many_in_the_line_and_others_are_not_refused_for_it() -> None:
+    visitors = Visitors(Gate(calls=1, tenant_waiting={"a": 2, "b": 1}.__getitem__))
+    for name in ("a1", "a2", "a3"):
+        await visitors.arrive("a", name)
+    with pytest.raises(LineFull, match="2 wait already; the limit is 2"):
+        async with visitors.gate.slot("a", "run", deadline=far()):
+            pytest.fail("the line is full")
+    await visitors.arrive("b", "b1")
+    assert await visitors.order() == ["a1", "b1", "a2", "a3"]

@@ -1,0 +1,126 @@
+"""Processor time that this very process spends for somebody: a turn, or a tenant outside of turns.
+
+`charged` says for whom the work in its block is done. Tasks that are begun there, and the tasks that those begin, spend
+on the same account, because each step of theirs is measured: see `measured_tasks`. Work in threads is measured by
+`Threads`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from time import thread_time
+from types import TracebackType
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+class HostTime:
+    """Seconds that were spent. Any thread may add to them. Without a `limit` there may be any number."""
+
+    def __init__(self, limit: float | None = None) -> None:
+        self.limit = limit
+        self._seconds = 0.0
+        self._adding = threading.Lock()
+
+    @property
+    def seconds(self) -> float:
+        """What was spent so far."""
+        return self._seconds
+
+    def spend(self, seconds: float) -> None:
+        """Add to what was spent."""
+        with self._adding:
+            self._seconds += seconds
+
+    def take(self) -> float:
+        """Return what was spent, and begin at 0 again."""
+        with self._adding:
+            seconds, self._seconds = self._seconds, 0.0
+        return seconds
+
+    def over(self, more: float = 0.0) -> bool:
+        """Say whether it is above the limit, or would be with so many seconds more."""
+        return self.limit is not None and self._seconds + more > self.limit
+
+
+_charged: ContextVar[HostTime | None] = ContextVar("charged", default=None)
+
+
+def current() -> HostTime | None:
+    """Return what the present work is charged to, or None."""
+    return _charged.get()
+
+
+@contextmanager
+def charged(to: HostTime) -> Iterator[None]:
+    """Charge all tasks and jobs that are begun in this block, but not the block's own steps: see `measured`."""
+    before = _charged.set(to)
+    try:
+        yield
+    finally:
+        _charged.reset(before)
+
+
+def measured_tasks(
+    loop: asyncio.AbstractEventLoop, coroutine: Generator[Any, None, _T] | Coroutine[Any, Any, _T], **options: Any
+) -> asyncio.Task[_T]:
+    """Make a task whose steps are measured, where its work is charged to somebody. A task factory for a loop."""
+    context = options.get("context")
+    to = _charged.get() if context is None else context.get(_charged)
+    if to is not None and asyncio.iscoroutine(coroutine):
+        coroutine = _Measured(coroutine, to)
+    return asyncio.Task(coroutine, loop=loop, **options)
+
+
+def measured(work: Awaitable[_T], to: HostTime) -> Awaitable[_T]:
+    """Return work whose steps are charged, to be awaited in the present task."""
+    return _Measured(work if asyncio.iscoroutine(work) else _awaiting(work), to)
+
+
+async def _awaiting(work: Awaitable[_T]) -> _T:
+    return await work
+
+
+class _Measured(Coroutine[Any, Any, _T]):
+    """A coroutine whose steps are measured."""
+
+    def __init__(self, inner: Coroutine[Any, Any, _T], to: HostTime) -> None:
+        self._inner, self._to = inner, to
+        self.__name__ = getattr(inner, "__name__", "coroutine")
+        self.__qualname__ = getattr(inner, "__qualname__", "coroutine")
+
+    def send(self, value: Any) -> Any:
+        began = thread_time()
+        try:
+            return self._inner.send(value)
+        finally:
+            self._to.spend(thread_time() - began)
+
+    def throw(
+        self,
+        kind: type[BaseException] | BaseException,
+        error: BaseException | object = None,
+        trace: TracebackType | None = None,
+    ) -> Any:
+        began = thread_time()
+        try:
+            return self._inner.throw(kind) if error is None and trace is None else self._inner.throw(kind, error, trace)  # type: ignore[arg-type]
+        finally:
+            self._to.spend(thread_time() - began)
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __await__(self) -> Generator[Any, Any, _T]:
+        return self
+
+    def __iter__(self) -> Generator[Any, Any, _T]:
+        return self
+
+    def __next__(self) -> Any:
+        return self.send(None)

@@ -1,0 +1,59 @@
+"""What one tenant may have of the server itself at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sandbox.limits import MIB, limit
+
+
+@dataclass(frozen=True, slots=True)
+class TenantLimits:
+    """Limits of one tenant."""
+
+    tenant_sessions: int = limit(
+        10_000,
+        least=1,
+        most=1_000_000,
+        unit="sessions",
+        doc="Sessions of one tenant, those that hibernate included.",
+    )
+    tenant_runs: int = limit(
+        48, least=1, most=1_024, unit="runs", doc="Runs of one tenant at work at once. Its others wait."
+    )
+    tenant_waiting_runs: int = limit(
+        1_000,
+        least=0,
+        most=100_000,
+        unit="runs",
+        doc="Runs of one tenant that wait for their turn. More are refused.",
+    )
+    tenant_requests: int = limit(
+        256,
+        least=1,
+        most=10_000,
+        unit="requests",
+        doc="Calls of one tenant to this server under way at once, open streams included. More are refused.",
+    )
+    tenant_streams: int = limit(
+        128, least=1, most=10_000, unit="streams", doc="Open streams of one tenant. More are refused."
+    )
+    tenant_uploads: int = limit(
+        64, least=1, most=10_000, unit="uploads", doc="Uploads of one tenant that are not finished. More are refused."
+    )
+    tenant_held_bytes: int = limit(
+        256 * MIB,
+        least=MIB,
+        most=1 << 40,
+        unit="bytes",
+        doc="Memory of the server that one tenant has at once: requests, queues, remembered results and answers, texts "
+        "of children. What would take more is refused.",
+    )
+    tenant_kept_bytes: int = limit(
+        4096 * MIB,
+        least=MIB,
+        most=1 << 50,
+        unit="bytes",
+        doc="Events, questions and answers of one tenant's runs in the database. A run that would keep more ends, and "
+        "no more are started.",
+    )

@@ -1,0 +1,130 @@
+"""Work in threads that somebody outside can ask for: a pool for each purpose, in which tenants take turns.
+
+Nothing of this kind runs in asyncio's own pool, where one tenant's work would keep everybody else's waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from time import thread_time
+from typing import Generic, TypeVar
+
+from rlm_server.shares import host_time
+from rlm_server.shares.gate import Gate, Load
+from sandbox.cancellation import run_to_completion
+
+_T = TypeVar("_T")
+
+Cancelled = Callable[[], bool]
+"""Tells work that it is to end soon: it was given up, its deadline passed, or its host time is used up."""
+
+
+class Purpose(StrEnum):
+    """What a thread is for."""
+
+    SEARCH = "search"
+    LINEAGE = "lineage"
+    COVERAGE = "coverage"
+    READING = "reading"
+    UPLOADS = "uploads"
+    EXPORTS = "exports"
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSize:
+    """Threads of a purpose, and how many of them one tenant may have at once."""
+
+    threads: int
+    of_tenant: int
+
+
+SIZES: Mapping[Purpose, PoolSize] = {
+    Purpose.SEARCH: PoolSize(4, 2),
+    Purpose.LINEAGE: PoolSize(2, 1),
+    Purpose.COVERAGE: PoolSize(2, 1),
+    Purpose.READING: PoolSize(8, 4),
+    Purpose.UPLOADS: PoolSize(16, 8),
+    Purpose.EXPORTS: PoolSize(2, 1),
+}
+
+
+class Threads:
+    """The pools. `weights` are tenants' shares in the line before each, 1 where none is given."""
+
+    def __init__(
+        self, *, sizes: Mapping[Purpose, PoolSize] = SIZES, weights: Mapping[str, float] | None = None
+    ) -> None:
+        self._gates = {
+            purpose: Gate(calls=size.threads, tenant_calls=size.of_tenant, weights=weights)
+            for purpose, size in sizes.items()
+        }
+        self._executors = {
+            purpose: ThreadPoolExecutor(size.threads, thread_name_prefix=purpose) for purpose, size in sizes.items()
+        }
+
+    def close(self) -> None:
+        """End the threads. No work may be under way."""
+        for executor in self._executors.values():
+            executor.shutdown()
+
+    def loads(self) -> dict[Purpose, Load]:
+        """Return how much of each purpose is under way, and waits."""
+        return {purpose: gate.load for purpose, gate in self._gates.items()}
+
+    async def run(
+        self, purpose: Purpose, tenant: str, work: Callable[[Cancelled], _T], *, deadline: float | None = None
+    ) -> _T:
+        """Run work in a thread, in the tenant's turn, and return what it returns. Its processor time is charged.
+
+        `deadline` is on the clock of `time.monotonic()`. Where this is cancelled, the work is told so, and waited for.
+
+        Raises:
+            WaitedTooLong: the deadline passed in the line.
+            Exception: what the work raises.
+        """
+        async with self._gates[purpose].slot(tenant, tenant, deadline=deadline):
+            given_up = threading.Event()
+            job = _Job(work, given_up, host_time.current(), deadline)
+            future = asyncio.get_running_loop().run_in_executor(self._executors[purpose], job)
+            try:
+                return await asyncio.shield(future)
+            except asyncio.CancelledError:
+                given_up.set()
+                await run_to_completion(asyncio.wait([future]))
+                future.exception()  # marks it as retrieved
+                raise
+
+
+class _Job(Generic[_T]):
+    """Work as a thread runs it: measured, and told when it is to end."""
+
+    def __init__(
+        self,
+        work: Callable[[Cancelled], _T],
+        given_up: threading.Event,
+        charged_to: host_time.HostTime | None,
+        deadline: float | None,
+    ) -> None:
+        self._work, self._given_up, self._charged_to, self._deadline = work, given_up, charged_to, deadline
+        self._began = 0.0
+
+    def __call__(self) -> _T:
+        self._began = thread_time()
+        try:
+            return self._work(self._cancelled)
+        finally:
+            if self._charged_to is not None:
+                self._charged_to.spend(thread_time() - self._began)
+
+    def _cancelled(self) -> bool:
+        return (
+            self._given_up.is_set()
+            or (self._deadline is not None and time.monotonic() >= self._deadline)
+            or (self._charged_to is not None and self._charged_to.over(thread_time() - self._began))
+        )

@@ -1,0 +1,116 @@
+"""Processor time of the server's own process is charged to whom it is spent for, through tasks and threads."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from time import thread_time
+
+import pytest
+
+from rlm_server.shares.host_time import HostTime, charged, current, measured, measured_tasks
+from rlm_server.shares.threads import Cancelled, Purpose, Threads
+
+
+def work(seconds: float) -> None:
+    """Keep the processor busy for so many seconds of this thread's time."""
+    end = thread_time() + seconds
+    while thread_time() < end:
+        pass
+
+
+@asynccontextmanager
+async def measuring() -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(measured_tasks)
+    try:
+        yield
+    finally:
+        loop.set_task_factory(None)
+
+
+async def step(seconds: float) -> str:
+    work(seconds)
+    await asyncio.sleep(0)
+    work(seconds)
+    return "done"
+
+
+async def test_what_a_task_and_the_tasks_it_begins_spend_is_charged_and_waiting_is_not() -> None:
+    async def outer() -> str:
+        async with asyncio.TaskGroup() as group:
+            inner = group.create_task(step(0.01))
+        await asyncio.sleep(0.05)
+        return inner.result()
+
+    async with measuring():
+        spent = HostTime()
+        with charged(spent):
+            task = asyncio.create_task(outer())
+        assert await task == "done"
+        assert 0.02 <= spent.seconds < 0.05
+
+
+async def test_a_task_begun_outside_is_charged_to_nobody() -> None:
+    async with measuring():
+        spent = HostTime()
+        with charged(spent):
+            assert current() is spent
+        await asyncio.create_task(step(0.01))
+        assert current() is None
+        assert spent.seconds == 0
+
+
+async def test_a_cancelled_task_is_charged_for_what_it_does_at_its_end() -> None:
+    async def slow_to_end() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            work(0.01)
+
+    async with measuring():
+        spent = HostTime()
+        with charged(spent):
+            task = asyncio.create_task(slow_to_end())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert spent.seconds >= 0.01
+
+
+async def test_work_of_the_present_task_is_charged_where_it_is_measured() -> None:
+    spent = HostTime()
+    assert await measured(step(0.01), spent) == "done"
+    assert spent.seconds >= 0.02
+
+
+async def test_an_exception_passes_through_and_its_work_is_charged() -> None:
+    async def fails() -> None:
+        work(0.01)
+        raise ValueError("as it was")
+
+    spent = HostTime()
+    with pytest.raises(ValueError, match="as it was"):
+        await measured(fails(), spent)
+    assert spent.seconds >= 0.01
+
+
+async def test_work_in_a_thread_is_charged_and_ends_when_its_host_time_is_used_up() -> None:
+    def for_ever(cancelled: Cancelled) -> str:
+        while not cancelled():
+            work(0.001)
+        return "told to end"
+
+    threads, spent = Threads(), HostTime(limit=0.05)
+    with charged(spent):
+        assert await threads.run(Purpose.SEARCH, "tenant", for_ever) == "told to end"
+    assert spent.over()
+    threads.close()
+
+
+def test_taking_what_was_spent_begins_anew() -> None:
+    spent = HostTime()
+    spent.spend(1.5)
+    assert (spent.take(), spent.seconds) == (1.5, 0.0)
