@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import secrets
@@ -41,6 +42,7 @@ from rlm_server.contexts.uploads import Uploads
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Ledger, Limit, LimitTooLow, Span
+from rlm_server.ledger.host_bills import HostBills
 from rlm_server.repl.functions import FUNCTIONS, Functions
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.supervisor import Supervisor
@@ -48,6 +50,8 @@ from rlm_server.runs.tree import Services
 from rlm_server.sessions.ends import Ends
 from rlm_server.sessions.sessions import Sessions
 from rlm_server.sessions.turns import Turns
+from rlm_server.shares.host_time import measured_tasks
+from rlm_server.shares.shares import Shares
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
 from sandbox.pool.pool import WorkerPool
@@ -117,9 +121,12 @@ async def serving(
         accounts, tenants, keys = Ledger(database), Tenants(database), Keys(database)
         key = await _development_key(settings, tenants, keys, accounts)
         journal = Journal(database)
+        shares = Shares.of(settings.tenant_limits, {name: own.weight for name, own in settings.tenants.items()})
+        owned.callback(shares.close)
         contexts = Contexts(
             database,
             LocalContextFiles(settings.data_dir / "contexts"),
+            shares.threads,
             objects=_objects(settings),
             cache_bytes=settings.context_cache_bytes,
             retention_days=settings.context_retention_days,
@@ -141,14 +148,17 @@ async def serving(
             unconfined=settings.unconfined,
         )
         pool.prepare()
-        services = Services(broker, accounts, pool, journal, functions)
+        services = Services(broker, accounts, pool, journal, functions, shares)
         try:
             async with (
+                _measured_loop(),
+                HostBills(accounts, shares.host_times),
                 contexts,
                 Uploads(
                     database,
                     settings.data_dir / "uploads",
                     contexts,
+                    shares.threads,
                     quota=settings.context_quota,
                     rest_seconds=settings.upload_rest_seconds,
                 ) as uploads,
@@ -157,9 +167,9 @@ async def serving(
                     pool,
                     accounts,
                     contexts,
-                    Turns(broker, accounts, functions, budget_wait_seconds=settings.budget_wait_seconds),
+                    Turns(broker, accounts, functions, shares, budget_wait_seconds=settings.budget_wait_seconds),
                     Ends(idle_seconds=settings.session_idle_seconds, life_seconds=settings.session_seconds),
-                    tenant_sessions=lambda tenant: settings.tenant_limits(tenant).tenant_sessions,
+                    shares,
                 ) as sessions,
             ):
                 defaults = _defaults(settings, models, pool)
@@ -167,10 +177,10 @@ async def serving(
                 texts = ContextServicer(
                     contexts,
                     uploads,
+                    shares.threads,
                     most_bytes=settings.max_context_bytes,
                     idle_seconds=settings.upload_idle_seconds,
                 )
-                owned.callback(texts.close)
                 context_pb2_grpc.add_ContextServiceServicer_to_server(texts, server)
                 session_pb2_grpc.add_SessionServiceServicer_to_server(
                     SessionServicer(sessions, contexts, accounts, models.routes, defaults), server
@@ -178,7 +188,7 @@ async def serving(
                 run_pb2_grpc.add_RunServiceServicer_to_server(
                     RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
                 )
-                budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts), server)
+                budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts, shares.threads), server)
                 async with (
                     _metrics(settings, broker, accounts, journal, pool) as metrics,
                     _listening(server, settings) as address,
@@ -187,6 +197,18 @@ async def serving(
         finally:
             await pool.close()
             await broker.close()
+
+
+@asynccontextmanager
+async def _measured_loop() -> AsyncIterator[None]:
+    """Have the steps of tasks measured, as long as the server serves."""
+    loop = asyncio.get_running_loop()
+    before = loop.get_task_factory()
+    loop.set_task_factory(measured_tasks)
+    try:
+        yield
+    finally:
+        loop.set_task_factory(before)
 
 
 async def _database(settings: Settings) -> Database:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -15,6 +15,7 @@ from rlm_server.api import ledger_export, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.ledger import By, Entry, Ledger, Query, Span, Statement, UsageRow, Window
+from rlm_server.shares.threads import Cancelled, Purpose, Threads
 
 MAX_MODEL = 200
 """Characters of a model's name."""
@@ -42,8 +43,8 @@ _SPANS = {
 class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     """Shows a tenant its accounts and what was spent on them."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, threads: Threads) -> None:
+        self._ledger, self._threads = ledger, threads
 
     async def GetBudget(self, request: budget_pb2.GetBudgetRequest, context: Any) -> budget_pb2.GetBudgetResponse:
         """Describe an account."""
@@ -99,7 +100,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         while entries := await self._ledger.entries(query, most=EXPORT_PAGE):
             query = replace(query, after=entries[-1].number)
             wanted = [entry for entry in entries if entry.number <= last]
-            lines = await asyncio.to_thread(ledger_export.lines, wanted, line)
+            lines = await self._threads.run(Purpose.EXPORTS, tenant(), partial(_lines, wanted, line))
             for chunk in ledger_export.chunks(lines):
                 yield budget_pb2.ExportLedgerEntriesResponse(data=chunk, last_number=last)
             if entries[-1].number >= last:
@@ -126,6 +127,10 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
             ambiguous=entry_filter.ambiguous_only,
             after=entry_filter.after_number,
         )
+
+
+def _lines(entries: list[Entry], line: Callable[[Entry], str], _: Cancelled) -> list[bytes]:
+    return ledger_export.lines(entries, line)
 
 
 def _time(entry_filter: budget_pb2.EntryFilter, name: str) -> int | None:

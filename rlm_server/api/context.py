@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from rlm.v1 import context_pb2, context_pb2_grpc
 
@@ -18,38 +16,40 @@ from rlm_server.api.upload_stream import Messages, receive
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.local_files import ContextDamaged
-from rlm_server.contexts.search import LONGEST_PATTERN, Found, PatternRefused, search
+from rlm_server.contexts.search import (
+    LONGEST_PATTERN,
+    SEARCH_SECONDS,
+    Found,
+    PatternRefused,
+    SearchTooLong,
+    search,
+)
 from rlm_server.contexts.uploads import Uploads
-from sandbox.cancellation import run_to_completion
+from rlm_server.shares.gate import WaitedTooLong
+from rlm_server.shares.threads import Purpose, Threads
 from sandbox.corpora.corpus import Corpus, CorpusDamaged, Kind
 
 MAX_READ = 1 << 18
 """Characters of one answer."""
 MAX_ANSWER = 3 << 20
 """Bytes of a list's answer, after which it ends. A client of gRPC takes 4 MiB."""
-SEARCHES = 4
-"""Searches at once. Each has a thread."""
-
-_T = TypeVar("_T")
 
 
 class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     """Takes texts in, describes them, and shows what is in them."""
 
-    def __init__(self, contexts: Contexts, uploads: Uploads, *, most_bytes: int, idle_seconds: float) -> None:
+    def __init__(
+        self, contexts: Contexts, uploads: Uploads, threads: Threads, *, most_bytes: int, idle_seconds: float
+    ) -> None:
         """A context may have `most_bytes` of UTF-8. An upload of which nothing comes for `idle_seconds` is ended."""
-        self._contexts, self._uploads = contexts, uploads
+        self._contexts, self._uploads, self._threads = contexts, uploads, threads
         self._most_bytes, self._idle_seconds = most_bytes, idle_seconds
-        self._searches = ThreadPoolExecutor(SEARCHES, thread_name_prefix="searches")
-
-    def close(self) -> None:
-        """End the threads. No call may be under way."""
-        self._searches.shutdown()
 
     async def UploadContext(self, request_iterator: Messages, context: Any) -> context_pb2.UploadContextResponse:
         """Store a text or documents as they stream in."""
         stored = await receive(
             self._uploads,
+            self._threads,
             tenant(),
             aiter(request_iterator),
             most_bytes=self._most_bytes,
@@ -98,7 +98,9 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         async with self._reading(request.context_id) as (stored, corpus):
             if not (0 <= first < len(corpus) and 0 <= at <= corpus.names.characters):
                 raise InvalidField("page_token", "is not one of this list")
-            return await asyncio.to_thread(_documents, stored, corpus, first, at, size)
+            return await self._threads.run(
+                Purpose.READING, tenant(), lambda _: _documents(stored, corpus, first, at, size)
+            )
 
     async def ReadContext(
         self, request: context_pb2.ReadContextRequest, context: Any
@@ -112,7 +114,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         async with self._reading(request.context_id) as (_, corpus):
             _check_document("document", request.document, corpus)
             text = corpus[request.document]
-            part = await asyncio.to_thread(text.read, start, end)
+            part = await self._threads.run(Purpose.READING, tenant(), lambda _: text.read(start, end))
             return context_pb2.ReadContextResponse(text=part, characters=text.characters)
 
     async def SearchContext(
@@ -129,11 +131,18 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 _check_document(f"documents[{place}]", number, corpus)
             documents = list(request.documents) or None
             try:
-                result = await self._cancellable(
-                    lambda cancelled: search(corpus, request.pattern, documents, limit, cancelled=cancelled)
+                result = await self._threads.run(
+                    Purpose.SEARCH,
+                    tenant(),
+                    lambda cancelled: search(corpus, request.pattern, documents, limit, cancelled=cancelled),
+                    deadline=time.monotonic() + SEARCH_SECONDS,
                 )
             except PatternRefused as error:
                 raise InvalidField("pattern", str(error)) from None
+            except WaitedTooLong:
+                raise SearchTooLong from None
+            if result.stopped:
+                raise SearchTooLong
         return _search_response(result)
 
     async def DeleteContext(
@@ -164,19 +173,6 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 yield stored, corpus
             except (OSError, EOFError, CorpusDamaged) as error:
                 raise ContextDamaged(stored.id, getattr(error, "strerror", None) or str(error)) from error
-
-    async def _cancellable(self, work: Callable[[Callable[[], bool]], _T]) -> _T:
-        """Run work in a thread. Where this is cancelled, the work is told so, and waited for."""
-        cancelled = threading.Event()
-        submitted = self._searches.submit(work, cancelled.is_set)
-        future = asyncio.wrap_future(submitted)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            cancelled.set()
-            submitted.cancel()  # where it has not begun
-            await run_to_completion(asyncio.wait((future,)))
-            raise
 
 
 def _check_document(field: str, number: int, corpus: Corpus) -> None:

@@ -21,6 +21,7 @@ from rlm_server.clock import now
 from rlm_server.contexts.contexts import ContextGone
 from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.contexts.object_store import ObjectStoreUnavailable
+from rlm_server.contexts.search import SearchTooLong
 from rlm_server.contexts.spool import UploadRefused
 from rlm_server.contexts.upload_table import ContextQuotaExceeded
 from rlm_server.contexts.uploads import UploadBusy, UploadStalled
@@ -91,6 +92,8 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _invalid_field(error.reason, error.field, text)
         case UploadRefused():
             return _invalid_field(ErrorReason.ERROR_REASON_INVALID_FIELD, error.field, text)
+        case SearchTooLong():
+            return _status(ErrorReason.ERROR_REASON_SEARCH_TOO_LONG, text)
         case UploadBusy():
             return _status(ErrorReason.ERROR_REASON_UPLOAD_BUSY, text, retry_seconds=1)
         case UploadStalled():

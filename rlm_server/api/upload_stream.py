@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from rlm.v1 import context_pb2
@@ -18,6 +18,7 @@ from rlm_server.api.errors import InvalidField
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.spool import MAX_DOCUMENT, MAX_DOCUMENTS, Header, Spool, UploadRefused
 from rlm_server.contexts.uploads import Uploads, UploadStalled
+from rlm_server.shares.threads import Purpose, Threads
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 
 MAX_NAME = 200
@@ -30,7 +31,7 @@ Messages = AsyncIterator[context_pb2.UploadContextRequest]
 
 
 async def receive(
-    uploads: Uploads, tenant: str, messages: Messages, *, most_bytes: int, idle_seconds: float
+    uploads: Uploads, threads: Threads, tenant: str, messages: Messages, *, most_bytes: int, idle_seconds: float
 ) -> Context:
     """Receive an upload to its end and return what it became.
 
@@ -49,11 +50,20 @@ async def receive(
     if isinstance(upload, Context):  # it had ended well before
         return upload
     async with upload:
-        await _take_all(messages, upload.spool, idle_seconds)
+
+        async def take(waiting: list[context_pb2.UploadContextRequest]) -> None:
+            await threads.run(Purpose.UPLOADS, tenant, lambda _: _take(upload.spool, waiting))
+
+        await _take_all(messages, upload.spool, take, idle_seconds)
         return await upload.finish()
 
 
-async def _take_all(messages: Messages, spool: Spool, idle_seconds: float) -> None:
+async def _take_all(
+    messages: Messages,
+    spool: Spool,
+    take: Callable[[list[context_pb2.UploadContextRequest]], Coroutine[Any, Any, None]],
+    idle_seconds: float,
+) -> None:
     """Have the spool take every message. A message that it refuses ends this at once, whether or not another comes.
 
     Raises:
@@ -70,7 +80,7 @@ async def _take_all(messages: Messages, spool: Spool, idle_seconds: float) -> No
                 taking.result()
                 taking = None
             if taking is None and waiting:
-                taking, waiting = asyncio.create_task(asyncio.to_thread(_take, spool, waiting)), []
+                taking, waiting = asyncio.create_task(take(waiting)), []
             if taking is None and ended:
                 return
             awaited: list[asyncio.Future[Any]] = [taking] if taking is not None else []

@@ -22,6 +22,7 @@ from rlm_server.contexts.local_files import LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore
 from rlm_server.contexts.pins import Pins
 from rlm_server.database.database import Database
+from rlm_server.shares.threads import Threads
 from sandbox.cancellation import run_to_completion
 from sandbox.corpora.corpus import Corpus
 
@@ -54,6 +55,7 @@ class Contexts:
         self,
         database: Database,
         local_files: LocalContextFiles,
+        threads: Threads,
         *,
         objects: ObjectStore | None = None,
         cache_bytes: int = 1 << 62,
@@ -62,7 +64,7 @@ class Contexts:
         """`cache_bytes` bounds the local files where `objects` keeps the contexts. `retention_days` 0 is for ever."""
         self.local_files = local_files
         self._table, self._pins = ContextTable(database), Pins()
-        self._files = ContextFiles(local_files, objects, self._table, self._pins, cache_bytes)
+        self._files = ContextFiles(local_files, objects, self._table, self._pins, cache_bytes, threads)
         self._retention_ms = round(retention_days * _DAY)
         self._deleted: set[str] = set()  # their files are still there
         self._removing: set[str] = set()

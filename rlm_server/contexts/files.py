@@ -7,29 +7,41 @@ least recently used contexts make room.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from weakref import WeakValueDictionary
 
 from rlm_server.contexts.context_table import Context, ContextTable
 from rlm_server.contexts.local_files import ContextDamaged, LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore
 from rlm_server.contexts.pins import Pins
+from rlm_server.shares.threads import Cancelled, Purpose, Threads
 from sandbox.cancellation import run_to_completion
 from sandbox.corpora.corpus import Corpus
 
 if TYPE_CHECKING:
     from rlm_server.contexts.lineage import Lineage
 
+_T = TypeVar("_T")
+
 
 class ContextFiles:
     """The files. With an object store, `cache_bytes` bounds the local ones, but pinned ones always stay."""
 
     def __init__(
-        self, local: LocalContextFiles, objects: ObjectStore | None, table: ContextTable, pins: Pins, cache_bytes: int
+        self,
+        local: LocalContextFiles,
+        objects: ObjectStore | None,
+        table: ContextTable,
+        pins: Pins,
+        cache_bytes: int,
+        threads: Threads,
     ) -> None:
         self._local, self._objects, self._table, self._pins = local, objects, table, pins
         self._cache_bytes = cache_bytes
+        self._threads = threads
         self._fetching: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._indexing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -50,9 +62,12 @@ class ContextFiles:
         """
         lock = self._indexing.setdefault(context.id, asyncio.Lock())
         folder = self._local.path(context.id, "lineage")
+        corpus, tenant, run = self.corpus(context), context.tenant, self._threads.run
         async with lock:
-            await asyncio.to_thread(folder.mkdir, exist_ok=True)
-            return await asyncio.to_thread(_open_lineage, self.corpus(context), folder)
+            there = await run(Purpose.READING, tenant, lambda _: _opened_lineage(corpus, folder))
+            if there is not None:
+                return there
+            return await run(Purpose.INDEXING, tenant, lambda cancelled: _built_lineage(corpus, folder, cancelled))
 
     async def make_local(self, context: Context) -> None:
         """Make sure that a pinned context's files are local and whole. If not, they are fetched from the object store.
@@ -108,18 +123,18 @@ class ContextFiles:
         """Remove a context's local files."""
         aside = self._local.take_away(context_id)
         if aside:
-            await run_to_completion(asyncio.to_thread(self._local.clear, aside.name))
+            await run_to_completion(self._upkeep(partial(self._local.clear, aside.name)))
 
     async def clear_unknown(self, known: set[str]) -> None:
         """Remove what is in the local folder and belongs to no context that is known."""
-        for name in await asyncio.to_thread(self._local.names) - known:
-            await asyncio.to_thread(self._local.clear, name)
+        for name in await self._upkeep(self._local.names) - known:
+            await self._upkeep(partial(self._local.clear, name))
 
     async def trim(self) -> None:
         """With an object store, keep at most `cache_bytes` of local files: those that were used last."""
         if self._objects is None:
             return
-        names = await asyncio.to_thread(self._local.names)
+        names = await self._upkeep(self._local.names)
         sizes = [size for size in await self._table.sizes() if size.context_id in names]
         sizes.sort(key=lambda size: self._pins.used_at(size.context_id, size.used_at))
         over = sum(size.size_bytes for size in sizes) - self._cache_bytes
@@ -128,9 +143,25 @@ class ContextFiles:
                 over -= size.size_bytes
                 await self.clear(size.context_id)
 
+    async def _upkeep(self, work: Callable[[], _T]) -> _T:
+        return await self._threads.run(Purpose.READING, "", lambda _: work())
 
-def _open_lineage(corpus: Corpus, folder: Path) -> Lineage:
-    # Imported here, in a thread, because it comes with numpy: a quarter of a second of every start otherwise.
+
+# The module of lineage is imported in threads, as it comes with numpy: otherwise a quarter of a second of every start.
+
+
+def _opened_lineage(corpus: Corpus, folder: Path) -> Lineage | None:
+    from rlm_server.contexts.fingerprints import FingerprintsUnusable
     from rlm_server.contexts.lineage import Lineage
 
-    return Lineage.open(corpus, folder)
+    try:
+        return Lineage(corpus, folder)
+    except FingerprintsUnusable:
+        return None
+
+
+def _built_lineage(corpus: Corpus, folder: Path, cancelled: Cancelled) -> Lineage:
+    from rlm_server.contexts.lineage import Lineage
+
+    folder.mkdir(exist_ok=True)
+    return Lineage.open(corpus, folder, cancelled)

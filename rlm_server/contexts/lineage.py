@@ -86,8 +86,10 @@ class Lineage:
             build(corpus, folder, cancelled)
             return cls(corpus, folder)
 
-    def find(self, prompt: str) -> Traced:
+    def find(self, prompt: str, cancelled: Callable[[], bool] = lambda: False) -> Traced:
         """Find the parts of the prompt that stand in the corpus. Blocks for milliseconds, or seconds for 10 MB.
+
+        `cancelled` is called about every millisecond. Once it returns True, what was found so far is returned.
 
         Each passage has at least `WINDOW` characters and was compared character by character. It cannot be extended at
         either end. The passages are the fewest that hold all windows found. None lies within another, and there are at
@@ -96,7 +98,7 @@ class Lineage:
         Raises:
             FingerprintsUnusable: the fingerprints are of another corpus.
         """
-        search = _Search(_codes(prompt), self._fingerprints, self._characters)
+        search = _Search(_codes(prompt), self._fingerprints, self._characters, cancelled)
         search.run()
         return Traced(tuple(self._passages(search.fewest())), search.more)
 
@@ -126,10 +128,13 @@ class _Exhausted(Exception):
 
 
 class _Allowance:
-    """How much work may be done for a prompt. What a slice leaves of its share goes to the slices after it."""
+    """How much work may be done for a prompt. What a slice leaves of its share goes to the slices after it.
 
-    def __init__(self, left: int) -> None:
-        self._left = left
+    There is none left once `cancelled` says so.
+    """
+
+    def __init__(self, left: int, cancelled: Callable[[], bool]) -> None:
+        self._left, self._cancelled = left, cancelled
         self._share = 0
 
     def share(self, slices: int) -> None:
@@ -142,7 +147,7 @@ class _Allowance:
         Raises:
             _Exhausted: less than that is left.
         """
-        if amount > self._share:
+        if amount > self._share or self._cancelled():
             raise _Exhausted
         self._share -= amount
         self._left -= amount
@@ -151,14 +156,17 @@ class _Allowance:
 class _Search:
     """The search for one prompt's parts."""
 
-    def __init__(self, prompt: Codes, fingerprints: Fingerprints, characters: Characters) -> None:
+    def __init__(
+        self, prompt: Codes, fingerprints: Fingerprints, characters: Characters, cancelled: Callable[[], bool]
+    ) -> None:
         self.more = False
+        self._cancelled = cancelled
         self._prompt = prompt
         self._fingerprints = fingerprints
         self._documents: Documents = fingerprints.documents
         self._characters = characters
-        self._candidates = _Allowance(min(CANDIDATES + CANDIDATES_A_CHARACTER * len(prompt), MAX_CANDIDATES))
-        self._compared = _Allowance(COMPARED + COMPARED_A_CHARACTER * len(prompt))
+        self._candidates = _Allowance(min(CANDIDATES + CANDIDATES_A_CHARACTER * len(prompt), MAX_CANDIDATES), cancelled)
+        self._compared = _Allowance(COMPARED + COMPARED_A_CHARACTER * len(prompt), cancelled)
         self._found = Parts.none()
         """As long as they can be, none within another, in the order of the prompt."""
         self._windows = np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -171,7 +179,7 @@ class _Search:
         places = len(self._prompt) - GRAM + 1
         starts = range(0, places, SLICE)
         for number, start in enumerate(starts):
-            if len(self._found) > MAX_PASSAGES and len(self.fewest()) == MAX_PASSAGES:
+            if self._cancelled() or (len(self._found) > MAX_PASSAGES and len(self.fewest()) == MAX_PASSAGES):
                 self.more = True  # what is found from here on comes after these
                 return
             for allowance in (self._candidates, self._compared):

@@ -6,8 +6,10 @@ import asyncio
 import hashlib
 import io
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, ParamSpec, Self, TypeVar
 
 from obstore.exceptions import BaseError
 from obstore.store import ObjectStore as Store
@@ -31,6 +33,12 @@ PART = 8 << 20
 MAX_PARTS = 9_000
 """S3 takes 10,000: https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html"""
 PARTS_AT_ONCE = 3
+
+_FILES = ThreadPoolExecutor(4, thread_name_prefix="object-store")
+"""Threads that read and write the local files, while parts come over the network."""
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 class ObjectStoreUnavailable(Exception):
@@ -79,15 +87,15 @@ class ObjectStore:
             ObjectStoreUnavailable: the store failed.
             OSError: a file cannot be written.
         """
-        making = await run_to_completion(asyncio.to_thread(local.begin, context))
+        making = await run_to_completion(_in_thread(local.begin, context))
         try:
             for file, written in (("texts", files.texts), ("index", files.index)):
                 path, sha256 = making / file, written.sha256
                 await self._download(context, file, path, sha256)
-                await run_to_completion(asyncio.to_thread(make_durable, path, sha256, written.mtime_ns))
-            await run_to_completion(asyncio.to_thread(local.finish, context))
+                await run_to_completion(_in_thread(make_durable, path, sha256, written.mtime_ns))
+            await run_to_completion(_in_thread(local.finish, context))
         except BaseException:
-            await run_to_completion(asyncio.to_thread(local.clear, making.name))
+            await run_to_completion(_in_thread(local.clear, making.name))
             raise
 
     async def _download(self, context: str, file: str, path: Path, sha256: str) -> None:
@@ -96,7 +104,7 @@ class ObjectStore:
             coming = (await self._store.get_async(_key(context, file))).stream(min_chunk_size=PART)
             with io.BufferedWriter(InPieces(path, "x"), PIECE) as out:
                 async for data in coming:
-                    await run_to_completion(asyncio.to_thread(_take, out, digest, data))
+                    await run_to_completion(_in_thread(_take, out, digest, data))
         except FileNotFoundError:
             raise ContextDamaged(context, f"{file} is missing in the object store") from None
         except BaseError as error:
@@ -117,6 +125,10 @@ class ObjectStore:
                 pass
             except BaseError as error:
                 raise _unavailable("remove", context, error) from error
+
+
+async def _in_thread(work: Callable[_P, _T], *args: _P.args, **named: _P.kwargs) -> _T:
+    return await asyncio.wrap_future(_FILES.submit(work, *args, **named))
 
 
 def _take(out: BinaryIO, digest: hashlib._Hash, data: bytes) -> None:

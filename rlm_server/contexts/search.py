@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
 
@@ -34,6 +34,12 @@ at least 1,024, which no pattern without repetitions exceeds.
 
 SHOWN = 1_000
 """Characters of a match that are returned."""
+
+ALL_SHOWN = 2 << 20
+"""Characters of all matches that are returned; after the match that reaches it no more are looked for."""
+
+SEARCH_SECONDS = 30.0
+"""How long a search may take that somebody waits for, its place in the line included."""
 
 PIECE = 1 << 22
 """The most characters that RE2 searches at once."""
@@ -64,6 +70,13 @@ _LACKING = (
 _TOKEN = re.compile(r"\\Q.*?(?:\\E|\Z)|\\.", re.DOTALL)
 
 
+class SearchTooLong(Exception):
+    """A search was stopped before its end, at a limit that the message names."""
+
+    def __init__(self) -> None:
+        super().__init__(f"the search was stopped: it may take {SEARCH_SECONDS:g} s. Search fewer documents")
+
+
 class PatternRefused(Exception):
     """A pattern is too long, or RE2 cannot compile it; the message says why."""
 
@@ -80,10 +93,14 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Matches in the order of the text, none overlapping another, and whether there may be more."""
+    """Matches in the order of the text, none overlapping another, and whether there may be more.
+
+    `stopped` says that the search was, before its end and its limits.
+    """
 
     matches: tuple[Match, ...]
     more: bool
+    stopped: bool = field(default=False, compare=False)
 
 
 def search(
@@ -95,6 +112,8 @@ def search(
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Found:
     """Return the first matches of a pattern, at most `limit`, in these documents or, with None, in all.
+
+    Fewer come where their texts have `ALL_SHOWN` characters together.
 
     Each search starts where the last match ended, or a character later if that was empty. `cancelled` is called about
     every second or more often. Once it returns True, the matches so far are returned.
@@ -116,11 +135,16 @@ def search(
     with corpus.names.opened() as fd:
         run = _Run(regexp, _Reader(fd), cancelled)
         matching = (Match(number, *place) for number in numbers for place in run.matches(corpus[number]))
+        shown = 0
         try:
-            matches.extend(islice(matching, limit))
+            for match in islice(matching, limit):
+                matches.append(match)
+                shown += len(match.text)
+                if shown >= ALL_SHOWN:
+                    break
         except _Cancelled:
-            return Found(tuple(matches), more=True)
-    return Found(tuple(matches), more=len(matches) == limit)
+            return Found(tuple(matches), more=True, stopped=True)
+    return Found(tuple(matches), more=len(matches) == limit or shown >= ALL_SHOWN)
 
 
 def _compiled(pattern: str) -> _Regexp:

@@ -10,9 +10,7 @@ import asyncio
 import logging
 import secrets
 import shutil
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -25,12 +23,10 @@ from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.spool import Header, Spool, UploadRefused, UploadShort
 from rlm_server.contexts.upload_table import UploadRow, UploadTable
 from rlm_server.database.database import Database
+from rlm_server.shares.threads import Cancelled, Purpose, Threads
 from sandbox.cancellation import run_to_completion
 
 log = logging.getLogger(__name__)
-
-LONG_WORK_AT_ONCE = 8
-"""Uploads whose bytes are read again, to be gone on with or to be written as a context; each has a thread."""
 
 _T = TypeVar("_T")
 
@@ -56,7 +52,14 @@ class Uploads:
     """The uploads of every tenant. An async context manager, to be left once no stream sends any more."""
 
     def __init__(
-        self, database: Database, folder: Path, contexts: Contexts, *, quota: Callable[[str], int], rest_seconds: float
+        self,
+        database: Database,
+        folder: Path,
+        contexts: Contexts,
+        threads: Threads,
+        *,
+        quota: Callable[[str], int],
+        rest_seconds: float,
     ) -> None:
         """`quota` returns the bytes a tenant may have. An upload that is idle for over `rest_seconds` is removed."""
         self._table, self._folder, self._contexts = UploadTable(database), folder, contexts
@@ -64,7 +67,7 @@ class Uploads:
         self._taken: dict[str, Spool | None] = {}
         self._idle: dict[str, Spool] = {}  # those whose state need not be read again
         self._finishing: dict[str, asyncio.Future[Context]] = {}
-        self._threads = ThreadPoolExecutor(LONG_WORK_AT_ONCE, thread_name_prefix="uploads")
+        self._threads = threads
         self._background = Background()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -81,7 +84,6 @@ class Uploads:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._background.__aexit__(None, None, None)
-        self._threads.shutdown()
 
     # ---- from the first message to the last ----------------------------------------------------------------------
 
@@ -137,7 +139,7 @@ class Uploads:
         if spool is not None:
             return Progress(spool.received, spool.announced)
         try:
-            received, announced = await asyncio.to_thread(Spool.measure, self._folder / row.id)
+            received, announced = await self._in_thread(tenant, lambda _: Spool.measure(self._folder / row.id))
         except OSError:
             return Progress(0, 0)
         return Progress(min(received, row.header.size_bytes), announced)
@@ -146,13 +148,13 @@ class Uploads:
         """Return the spool of a taken upload: the one in memory, or else one read again from its folder."""
         spool = self._idle.pop(row.id, None)
         if spool is None:
-            folder = self._folder / row.id
+            folder, tenant = self._folder / row.id, row.header.tenant
             try:
-                spool = await self._in_thread(lambda stopped: Spool.open(folder, row.header, stopped))
+                spool = await self._in_thread(tenant, lambda stopped: Spool.open(folder, row.header, stopped))
             except (OSError, ValueError, UploadRefused) as error:
                 log.warning("upload %s begins anew: what there was of it cannot be read: %s", row.id, error)
                 await self._clear(row.id)
-                spool = await asyncio.to_thread(Spool.open, folder, row.header)
+                spool = await self._in_thread(tenant, lambda _: Spool.open(folder, row.header))
         self._taken[row.id] = spool
         return spool
 
@@ -181,14 +183,14 @@ class Uploads:
 
     async def _become(self, row: UploadRow, spool: Spool) -> Context:
         header = row.header
-        await asyncio.to_thread(spool.check_whole)
-        identity = await asyncio.to_thread(spool.identity)
+        await self._in_thread(header.tenant, lambda _: spool.check_whole())
+        identity = await self._in_thread(header.tenant, lambda _: spool.identity())
         known = await self._contexts.same(header.tenant, identity)
         adopted = await self._contexts.adopt(known, row.id) if known else None
         if adopted:
             return adopted
         local_files = self._contexts.local_files
-        files = await self._in_thread(lambda stopped: local_files.write(row.context_id, spool, stopped))
+        files = await self._in_thread(header.tenant, lambda stopped: local_files.write(row.context_id, spool, stopped))
         new = Context(
             row.context_id, header.tenant, identity, header.name, header.kind, header.sha256, header.size_bytes,
             sum(spool.characters), len(spool.characters), files, now(),
@@ -208,17 +210,8 @@ class Uploads:
         finally:
             self._taken.pop(row.id, None)
 
-    async def _in_thread(self, work: Callable[[Callable[[], bool]], _T]) -> _T:
-        """Run long work in a thread, and wait until it ends. The work gets a function that tells it to stop early."""
-        stop = threading.Event()
-        future = asyncio.get_running_loop().run_in_executor(self._threads, work, stop.is_set)
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            stop.set()
-            await run_to_completion(asyncio.wait([future]))
-            future.exception()
-            raise
+    async def _in_thread(self, tenant: str, work: Callable[[Cancelled], _T]) -> _T:
+        return await self._threads.run(Purpose.UPLOADS, tenant, work)
 
     # ---- removing ------------------------------------------------------------------------------------------------
 
@@ -227,7 +220,8 @@ class Uploads:
         await self._table.remove(row.id)
 
     async def _clear(self, upload_id: str) -> None:
-        await run_to_completion(asyncio.to_thread(shutil.rmtree, self._folder / upload_id, ignore_errors=True))
+        folder = self._folder / upload_id
+        await run_to_completion(self._in_thread("", lambda _: shutil.rmtree(folder, ignore_errors=True)))
 
     async def _undo(self, row: UploadRow) -> bool:
         try:

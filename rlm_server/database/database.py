@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rlm_server.database.engine import READERS, Connection, DatabaseClosedError, DatabaseError, Engine, Failed
+from rlm_server.shares.host_time import measured_function
 
 T = TypeVar("T")
 
@@ -72,7 +73,7 @@ class Database:
             DatabaseClosedError: `close()` was called.
         """
         self._refuse_if_closed()
-        write = _Write(function)
+        write = _Write(measured_function(function))
         self._writes.put(write)
         return asyncio.wrap_future(write.future, loop=asyncio.get_running_loop())
 
@@ -97,7 +98,9 @@ class Database:
             Exception: whatever the function raised.
         """
         self._refuse_if_closed()
-        return await asyncio.get_running_loop().run_in_executor(self._pool, self._engine.read, function)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._pool, measured_function(self._engine.read), function
+        )
 
     async def close(self) -> None:
         """Finish what is queued, then release the database. Closing again is harmless."""

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from rlm_server.repl.metering import check_host_time
 from rlm_server.repl.model_calls import ModelCalls
 from rlm_server.repl.search_call import answer_search
+from rlm_server.shares.shares import Shares
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool.pool import LiveSession
 
@@ -25,6 +27,8 @@ class Repl:
 
     live: LiveSession
     calls: ModelCalls
+    tenant: str
+    shares: Shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +115,7 @@ def _handler(handlers: Mapping[str, Handler[_R] | str], op: str, place: str) -> 
     if isinstance(handler, str):
         there = ", ".join(name for name, other in handlers.items() if not isinstance(other, str))
         raise DoorRefusal("RuntimeError", f"{op} cannot be called in a {place}: {handler}. A {place} has {there}")
+    check_host_time()
     return handler
 
 
@@ -123,7 +128,7 @@ async def _rlm_query(repl: NodeRepl, call: HostCall) -> Json:
 
 
 async def _search(repl: Repl, call: HostCall) -> Json:
-    return await answer_search(repl.live, call)
+    return await answer_search(repl.live, call, repl.tenant, repl.shares.threads)
 
 
 async def _budget(repl: NodeRepl, call: HostCall) -> Json:  # noqa: ARG001

@@ -45,4 +45,12 @@ class RunLimits:
         8_192, least=1, most=MAX_OUTPUT_TOKENS, unit="tokens", doc="Output of one call of a node's own model."
     )
     sub_tokens: int = limit(4_096, least=1, most=MAX_OUTPUT_TOKENS, unit="tokens", doc="Output of one `llm_query`.")
+    host_seconds: float = limit(
+        10.0,
+        least=0.1,
+        most=3_600,
+        unit="seconds",
+        doc="Processor time of the server itself for one turn: searches, tracing, the handling of requests. More "
+        "requests are refused.",
+    )
     sandbox: Limits = field(default_factory=Limits)

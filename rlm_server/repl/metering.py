@@ -1,4 +1,7 @@
-"""A turn of sandboxed code and its hold: the most it may run is reserved before, and what it ran is posted after."""
+"""A turn of sandboxed code and its hold: the most it may take is reserved before, and what it took is posted after.
+
+A turn takes the time that its code runs, and the processor time that this process works for it meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +11,69 @@ import time
 from collections.abc import Awaitable, Callable
 
 from rlm_server.ledger import Amounts, Hold, Ledger, Payer, settle
+from rlm_server.shares.host_time import HostTime, HostTimes, charged, current, measured
 from sandbox.cancellation import run_to_completion
+from sandbox.door import DoorRefusal
 from sandbox.limits import Limits
 from sandbox.pool.worker_turn import TURN_SLACK_SECONDS
 from sandbox.turn import Turn
 
 
 async def metered(
-    ledger: Ledger, payer: Payer, limits: Limits, execute: Callable[[], Awaitable[Turn]], *, deadline: float
+    ledger: Ledger,
+    payer: Payer,
+    limits: Limits,
+    execute: Callable[[], Awaitable[Turn]],
+    *,
+    deadline: float,
+    host_seconds: float,
+    host_times: HostTimes,
 ) -> tuple[Turn, Amounts]:
     """Execute a turn under a hold for its longest, and return it with what it cost.
 
     Waiting in the door is not counted. Where the turn ends without a result, as when it is cancelled, the time that
     passed stands for the time it ran, which cannot have been more. Whatever happens, the hold is settled, and for no
-    more than it is. `deadline` is on `time.monotonic()`.
+    more than it is. `deadline` is on `time.monotonic()`. This process may work `host_seconds` for the turn: see
+    `check_host_time`. What it works beyond the hold goes on the tenant's bill.
 
     Raises:
         BudgetExceeded: what is left is less than a turn may take.
         BudgetBusy: other turns' holds left too little until the deadline.
         Exception: what `execute` raised.
     """
-    worst = Amounts(cpu_ms=math.ceil((limits.turn_seconds + TURN_SLACK_SECONDS) * 1000))
+    worst = Amounts(cpu_ms=math.ceil((limits.turn_seconds + max(TURN_SLACK_SECONDS, host_seconds)) * 1000))
     hold = Hold("turn_" + secrets.token_hex(16), payer.account, worst, "", "", payer.tenant, payer.run, payer.node)
     await ledger.reserve(hold, deadline=deadline, dispatch=True)
-    started = time.monotonic()
+    started, host_time = time.monotonic(), HostTime(host_seconds)
+
+    def spent(seconds: float) -> Amounts:
+        code, host = _within(worst, seconds), int(host_time.seconds * 1000)
+        over = max(0, code.cpu_ms + host - worst.cpu_ms)
+        host_times.of(payer.tenant).spend(over / 1000)
+        return Amounts(cpu_ms=code.cpu_ms + host - over)
+
     try:
-        turn = await execute()
-        spent = _within(worst, turn.running_seconds)
+        with charged(host_time):
+            turn = await measured(execute(), host_time)
+        cost = spent(turn.running_seconds)
     except BaseException:
-        await run_to_completion(_post(ledger, hold, _within(worst, time.monotonic() - started)))
+        await run_to_completion(_post(ledger, hold, spent(time.monotonic() - started)))
         raise
-    return turn, await run_to_completion(_post(ledger, hold, spent))
+    return turn, await run_to_completion(_post(ledger, hold, cost))
+
+
+def check_host_time() -> None:
+    """Refuse a request of a turn for which this process has worked as long as it may.
+
+    Raises:
+        DoorRefusal: it has.
+    """
+    host_time = current()
+    if host_time is not None and host_time.over():
+        raise DoorRefusal(
+            "LimitExceeded",
+            f"the server has worked {host_time.limit:g} s for this turn, the limit (host_seconds)",
+        )
 
 
 def _within(worst: Amounts, seconds: float) -> Amounts:

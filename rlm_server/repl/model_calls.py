@@ -98,7 +98,6 @@ class ModelCalls:
         self.count += 1
         call_id = "call_" + secrets.token_hex(16)
         self._report(CallStarted(call_id, model, len(prompt)))
-        self._tracer.trace(call_id, [prompt], self._report)
         try:
             async with self._memo.lock(key):
                 known = self._memo.get(key)
@@ -122,8 +121,11 @@ class ModelCalls:
         except (CallFailed, BudgetError, UnknownModel) as error:
             spent = error.spent if isinstance(error, CallFailed) else Amounts()
             self._report(CallFinished(FinishedCall(call_id, model, spent, error=str(error)), 0))
+            if isinstance(error, CallFailed) and error.billed:
+                self._tracer.trace(call_id, [prompt], self._report)
             kind = "LimitExceeded" if isinstance(error, BudgetError) else "RuntimeError"
             return failed(kind, f"{model}: {error}")
+        self._tracer.trace(call_id, [prompt], self._report)
         self._memo.put(key, CachedAnswer(done.reply.text, done.model))
         self._report(CallFinished(FinishedCall(call_id, done.model, done.spent), len(done.reply.text)))
         return {"ok": done.reply.text}

@@ -1,37 +1,56 @@
-"""Lineage: which parts of a context stand in the prompts of model calls, found while the calls are under way."""
+"""Lineage: which parts of a context stand in the prompts of model calls that were sent."""
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from rlm_server.contexts.passages import Traced
 from rlm_server.repl.events import CallTraced
+from rlm_server.shares.host_time import charged
+from rlm_server.shares.shares import Shares
+from rlm_server.shares.threads import Purpose
+from sandbox.cancellation import run_to_completion
 
 if TYPE_CHECKING:  # it comes with numpy, which a server does without until a call is traced
     from rlm_server.contexts.lineage import Lineage
 
 log = logging.getLogger(__name__)
 
+KNOWN = 1_000
+"""Prompts whose passages are remembered: those that came last."""
+
 Tell = Callable[[CallTraced], None]
 
 
-class Tracer:
-    """Traces the prompts of one run's, or session's, calls. An async context manager: leaving it waits for the last.
+@dataclass(frozen=True, slots=True)
+class TracedContext:
+    """A context of a tenant's. `open_lineage` gives its index, which may have to be built: on the tenant's bill."""
 
-    `open_lineage` gives the index of the context; None where there is no context.
+    tenant: str
+    shares: Shares
+    open_lineage: Callable[[], Awaitable[Lineage]]
+
+
+class Tracer:
+    """Traces the prompts of one run's, or session's, calls. An async context manager.
+
+    Leaving it waits for the last, or, where it is left by an exception, gives them up. Without a context there is
+    nothing to trace.
     """
 
-    def __init__(self, open_lineage: Callable[[], Awaitable[Lineage]] | None = None) -> None:
-        self._open = open_lineage
+    def __init__(self, context: TracedContext | None = None) -> None:
+        self._context = context
         self._lineage: asyncio.Task[Lineage] | None = None
         self._under_way: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
-        self._known: dict[str, Traced] = {}
+        self._known: OrderedDict[bytes, Traced] = OrderedDict()
 
     async def __aenter__(self) -> Self:
         return self
@@ -39,46 +58,77 @@ class Tracer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.settle()
-        if self._lineage is not None and not self._lineage.done():
-            self._lineage.cancel()
-            await asyncio.wait([self._lineage])
+        if kind is None:
+            await self.settle()
+        await self.give_up()
 
     async def settle(self) -> None:
-        """Wait until every call so far is traced."""
-        while self._under_way:
-            await asyncio.wait(self._under_way)
+        """Wait until every call so far is traced; where this is cancelled, give them up."""
+        try:
+            while self._under_way:
+                await asyncio.wait(self._under_way)
+        except asyncio.CancelledError:
+            await self._end(self._under_way)
+            raise
+
+    async def give_up(self) -> None:
+        """Stop all tracing, and wait until it has stopped."""
+        await self._end(self._under_way)
+        if self._lineage is not None and not self._lineage.done():
+            await self._end({self._lineage})
+
+    async def _end(self, tasks: set[asyncio.Task[None]] | set[asyncio.Task[Lineage]]) -> None:
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await run_to_completion(asyncio.wait([*tasks]))
 
     def trace(self, call_id: str, prompts: Sequence[str], tell: Tell) -> None:
-        """Begin to trace a call; `tell` is told when it is done. Prompts that come again are looked at once."""
-        if self._open is None:
+        """Begin to trace a call that was sent; `tell` is told when it is done.
+
+        Prompts that come again are looked at once. Where the turn's host time is used up, `more` says that not all was
+        looked at.
+        """
+        if self._context is None:
             return
-        task = asyncio.create_task(self._trace(call_id, prompts, tell))
+        task = asyncio.create_task(self._trace(self._context, call_id, prompts, tell))
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
 
-    async def _trace(self, call_id: str, prompts: Sequence[str], tell: Tell) -> None:
+    async def _trace(self, context: TracedContext, call_id: str, prompts: Sequence[str], tell: Tell) -> None:
         try:
             passages, more, at = [], False, 0
             for prompt in prompts:
-                traced = await self._traced(prompt, keep=len(prompts) > 1)
+                traced = await self._traced(context, prompt, keep=len(prompts) > 1)
                 passages += [replace(one, prompt_start=at + one.prompt_start) for one in traced.passages]
                 more, at = more or traced.more, at + len(prompt)
             tell(CallTraced(call_id, tuple(passages), more))
         except Exception:
             log.exception("call %s could not be traced", call_id)
 
-    async def _traced(self, prompt: str, *, keep: bool) -> Traced:
-        if prompt in self._known:
-            return self._known[prompt]
+    async def _traced(self, context: TracedContext, prompt: str, *, keep: bool) -> Traced:
+        key = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+        if key in self._known:
+            return self._known[key]
         async with self._one_at_a_time:
-            if prompt in self._known:  # another call had it looked at meanwhile
-                return self._known[prompt]
-            if self._lineage is None and self._open is not None:
-                self._lineage = asyncio.ensure_future(self._open())
-            assert self._lineage is not None  # noqa: S101
-            lineage = await asyncio.shield(self._lineage)
-            traced = await asyncio.to_thread(lineage.find, prompt)
-            if keep:
-                self._known[prompt] = traced
+            if key in self._known:  # another call had it looked at meanwhile
+                return self._known[key]
+            lineage = await asyncio.shield(self._opened(context))
+            traced = await context.shares.threads.run(
+                Purpose.LINEAGE, context.tenant, lambda cancelled: lineage.find(prompt, cancelled)
+            )
+            if keep and not traced.more:
+                self._known[key] = traced
+                while len(self._known) > KNOWN:
+                    self._known.popitem(last=False)
             return traced
+
+    def _opened(self, context: TracedContext) -> asyncio.Task[Lineage]:
+        if self._lineage is None:
+            with charged(context.shares.host_times.of(context.tenant)):
+                self._lineage = asyncio.create_task(_awaiting(context.open_lineage()))
+        return self._lineage
+
+
+async def _awaiting(lineage: Awaitable[Lineage]) -> Lineage:
+    return await lineage

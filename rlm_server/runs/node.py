@@ -11,7 +11,7 @@ from functools import partial
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.provider import Failure, Message, ModelRequest
 from rlm_server.ledger import BudgetError, Payer
-from rlm_server.repl.coverage import Coverage, summary
+from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished
 from rlm_server.repl.functions import NodeRepl
 from rlm_server.repl.metering import metered
@@ -168,7 +168,7 @@ class Node:
         node_context, blocks = self.task.node_context, session.seen[0] if session.seen else 0
         if node_context is not None and blocks != self._seen_blocks:
             self._seen_blocks = blocks
-            self._coverage = await asyncio.to_thread(summary, node_context.corpus, blocks)
+            self._coverage = await self.tree.summary(node_context.corpus, blocks)
             self.tree.saw(node_context, blocks)
 
     def _answered(self, text: str) -> str:
@@ -180,7 +180,6 @@ class Node:
         model = self.task.model
         request = ModelRequest(model, tuple(self._messages), prompt.system(self.tree.services.functions), max_tokens)
         call_id = "call_" + secrets.token_hex(16)
-        self.tree.tracer.trace(call_id, [message.content for message in self._messages], self._reported)
         try:
             done = await self.tree.services.broker.complete(
                 request, self.payer, deadline=self.tree.deadline, call_id=call_id
@@ -192,6 +191,7 @@ class Node:
             if error.failure is Failure.TIMED_OUT and not seconds_left(self.tree.deadline):
                 raise NodeEnded(RunState.EXHAUSTED, self._out_of_time()) from None
             raise NodeEnded(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
+        self.tree.tracer.trace(call_id, [message.content for message in self._messages], self._reported)
         self.emit(ModelReplied(done.model, done.reply.text, done.spent, call_id))
         self.tree.count(self.origin, done.spent)
         self._messages.append(Message("assistant", done.reply.text or "(no text)"))
@@ -217,12 +217,28 @@ class Node:
         return results
 
     async def _turn(self, session: LiveSession, code: str, output: OutputBatcher) -> Turn:
-        repl = NodeRepl(session, self.calls, self._children.rlm_query, self._left, self._take_answer)
+        repl = NodeRepl(
+            session,
+            self.calls,
+            self.tree.run.tenant,
+            self.tree.services.shares,
+            self._children.rlm_query,
+            self._left,
+            self._take_answer,
+        )
         answer = partial(self.tree.services.functions.answer_run, repl)
         execute = partial(session.execute, code, answer, output.take, output.restarted)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         try:
-            turn, spent = await metered(ledger, self.payer, limits, execute, deadline=self.tree.deadline)
+            turn, spent = await metered(
+                ledger,
+                self.payer,
+                limits,
+                execute,
+                deadline=self.tree.deadline,
+                host_seconds=self.tree.limits.host_seconds,
+                host_times=self.tree.services.shares.host_times,
+            )
         except BudgetError as error:
             raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         self.tree.count(self.origin, spent)

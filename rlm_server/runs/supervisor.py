@@ -19,7 +19,7 @@ from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import UNITS, BudgetExceeded, Limit
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.limits import RunLimits
-from rlm_server.repl.tracing import Tracer
+from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.runs.event_log import EventLog, replay
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
 from rlm_server.runs.journal import RunRow
@@ -140,7 +140,12 @@ class Supervisor:
             deadline = time.monotonic() + new.limits.wall_seconds
             node_context = whole_context(self._contexts.corpus(new.context)) if new.context else None
             corpus = node_context.corpus if node_context else None
-            async with Tracer(partial(self._contexts.lineage, new.context) if new.context else None) as tracer:
+            traced = (
+                TracedContext(new.tenant, self._services.shares, partial(self._contexts.lineage, new.context))
+                if new.context
+                else None
+            )
+            async with Tracer(traced) as tracer:
                 live.tree = Tree(self._services, row, new.limits, new.image, deadline, event_log, corpus, tracer)
                 outcome = await Node(live.tree, Task(row.id, "", 0, new.question, node_context, row.model)).run()
         except asyncio.CancelledError:

@@ -18,6 +18,8 @@ from rlm_server.runs.events import BudgetWarning, EventOrigin
 from rlm_server.runs.journal import Journal, RunRow
 from rlm_server.runs.node_context import NodeContext, traced_back
 from rlm_server.runs.state import RunState
+from rlm_server.shares.shares import Shares
+from rlm_server.shares.threads import Purpose
 from sandbox.corpora.corpus import Corpus
 from sandbox.corpora.coverage import of_range
 from sandbox.pool.pool import Pool
@@ -37,6 +39,7 @@ class Services:
     pool: Pool
     journal: Journal
     functions: Functions
+    shares: Shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,14 @@ class Tree:
 
     async def coverage(self) -> Coverage:
         """Sum up how much of the run's context the whole tree has looked at."""
-        return Coverage() if self.context is None else await asyncio.to_thread(summary, self.context, self.seen)
+        if self.context is None:
+            return Coverage()
+        return await self.summary(self.context, self.seen)
+
+    async def summary(self, corpus: Corpus, blocks: int) -> Coverage:
+        """Sum up how much of a corpus blocks are."""
+        threads = self.services.shares.threads
+        return await threads.run(Purpose.COVERAGE, self.run.tenant, lambda _: summary(corpus, blocks))
 
     def count(self, origin: EventOrigin, spent: Amounts) -> None:
         """Add to what the run has spent, and warn where it passes a share of its budget."""

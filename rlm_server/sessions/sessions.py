@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
 from functools import partial
 from types import TracebackType
@@ -16,10 +16,12 @@ from rlm_server.clock import now
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Amounts, Ledger
 from rlm_server.repl.coverage import Coverage, summary
-from rlm_server.repl.tracing import Tracer
+from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.sessions.ends import Ends, SessionEnded
 from rlm_server.sessions.session import NewSession, ReplSession
 from rlm_server.sessions.turns import Happening, Turns
+from rlm_server.shares.shares import Shares
+from rlm_server.shares.threads import Purpose
 from sandbox.cancellation import run_to_completion
 from sandbox.pool.pool import Pool
 
@@ -34,8 +36,7 @@ class TooManySessions(Exception):
 
 
 class Sessions:
-    """Owns the live sessions. An async context manager: leaving it ends them. `tenant_sessions` returns a
-    tenant's most.
+    """Owns the live sessions. An async context manager: leaving it ends them.
 
     Their limits of time are those of `ends`.
     """
@@ -47,11 +48,10 @@ class Sessions:
         contexts: Contexts,
         turns: Turns,
         ends: Ends,
-        *,
-        tenant_sessions: Callable[[str], int],
+        shares: Shares,
     ) -> None:
         self._pool, self._ledger, self._contexts, self._turns, self._ends = pool, ledger, contexts, turns, ends
-        self._tenant_sessions = tenant_sessions
+        self._shares = shares
         self._sessions: dict[str, ReplSession] = {}
         self._of_tenant: Counter[str] = Counter()
         self._by_request: dict[tuple[str, str], str] = {}
@@ -100,7 +100,7 @@ class Sessions:
         known = self._by_request.get((new.tenant, new.request_id or ""))
         if known in self._sessions:
             return self._sessions[known]
-        most = self._tenant_sessions(new.tenant)
+        most = self._shares.limits(new.tenant).tenant_sessions
         if self._of_tenant[new.tenant] >= most:
             raise TooManySessions(f"a tenant may have {most} sessions (tenant_sessions)")
         live = await self._pool.create(new.tenant, new.image, new.limits.sandbox)
@@ -115,7 +115,9 @@ class Sessions:
             await live.close()
             raise
         if new.context:
-            session.tracer = Tracer(partial(self._contexts.lineage, new.context))
+            session.tracer = Tracer(
+                TracedContext(new.tenant, self._shares, partial(self._contexts.lineage, new.context))
+            )
         self._sessions[session_id] = session
         self._of_tenant[new.tenant] += 1
         if new.request_id is not None:
@@ -125,7 +127,12 @@ class Sessions:
     async def coverage(self, session: ReplSession) -> Coverage:
         """Return how much of its context a session has looked at."""
         corpora, seen = session.live.corpora, session.live.seen
-        return await asyncio.to_thread(summary, corpora[0], seen[0] if seen else 0) if corpora else Coverage()
+        if not corpora:
+            return Coverage()
+        blocks = seen[0] if seen else 0
+        return await self._shares.threads.run(
+            Purpose.COVERAGE, session.asked.tenant, lambda _: summary(corpora[0], blocks)
+        )
 
     def get(self, tenant: str, session_id: str) -> ReplSession | None:
         """Return a tenant's session, or None: another tenant's does not exist for this one.
@@ -149,7 +156,7 @@ class Sessions:
         await session.live.close()
         if session.turn:
             await asyncio.wait([session.turn])  # it is over by now but for its hold
-        await session.tracer.settle()
+        await session.tracer.give_up()
         await session.held.aclose()
         return (await self._ledger.close_account(session.id)).posted
 

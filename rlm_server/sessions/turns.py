@@ -15,6 +15,7 @@ from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls
 from rlm_server.repl.output import OutputBatcher
 from rlm_server.sessions.session import ReplSession
+from rlm_server.shares.shares import Shares
 from sandbox.cancellation import cancel_and_wait
 from sandbox.turn import Turn
 
@@ -25,8 +26,10 @@ Happening = Printed | TurnRestarted | CallFinished | CallTraced | CodeFinished
 class Turns:
     """Runs turns of sessions. A turn waits `budget_wait_seconds` for room that other turns of its tenant hold."""
 
-    def __init__(self, broker: Broker, ledger: Ledger, functions: Functions, *, budget_wait_seconds: float) -> None:
-        self._broker, self._ledger, self._functions = broker, ledger, functions
+    def __init__(
+        self, broker: Broker, ledger: Ledger, functions: Functions, shares: Shares, *, budget_wait_seconds: float
+    ) -> None:
+        self._broker, self._ledger, self._functions, self._shares = broker, ledger, functions, shares
         self._budget_wait_seconds = budget_wait_seconds
 
     async def run(
@@ -49,7 +52,10 @@ class Turns:
     async def _turn(
         self, session: ReplSession, code: str, request_id: str | None, tell: Callable[[Happening], None]
     ) -> None:
-        answer = partial(self._functions.answer_session, Repl(session.live, self._calls(session, tell)))
+        answer = partial(
+            self._functions.answer_session,
+            Repl(session.live, self._calls(session, tell), session.asked.tenant, self._shares),
+        )
 
         async def execute() -> Turn:
             turn = await session.live.execute(code, answer, output.take, output.restarted)
@@ -61,7 +67,15 @@ class Turns:
         try:
             with OutputBatcher(tell) as output:
                 soon = time.monotonic() + self._budget_wait_seconds
-                result, _ = await metered(self._ledger, _payer(session), limits, execute, deadline=soon)
+                result, _ = await metered(
+                    self._ledger,
+                    _payer(session),
+                    limits,
+                    execute,
+                    deadline=soon,
+                    host_seconds=session.asked.limits.host_seconds,
+                    host_times=self._shares.host_times,
+                )
             await session.tracer.settle()
         finally:
             session.running -= 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from time import thread_time
@@ -46,6 +46,21 @@ class HostTime:
     def over(self, more: float = 0.0) -> bool:
         """Say whether it is above the limit, or would be with so many seconds more."""
         return self.limit is not None and self._seconds + more > self.limit
+
+
+class HostTimes:
+    """What each tenant's work outside of turns has spent, and is not billed yet."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, HostTime] = {}
+
+    def of(self, tenant: str) -> HostTime:
+        """Return what a tenant's work is charged to."""
+        return self._of.setdefault(tenant, HostTime())
+
+    def tenants(self) -> list[str]:
+        """Return the tenants for whom anything was spent."""
+        return list(self._of)
 
 
 _charged: ContextVar[HostTime | None] = ContextVar("charged", default=None)
@@ -86,6 +101,31 @@ async def _awaiting(work: Awaitable[_T]) -> _T:
     return await work
 
 
+def measured_function(function: Callable[..., _T]) -> Callable[..., _T]:
+    """Return a function that charges to whom the present work is charged, in whichever thread it runs."""
+    to = _charged.get()
+    if to is None:
+        return function
+
+    def run(*arguments: Any) -> _T:
+        began = thread_time()
+        try:
+            return function(*arguments)
+        finally:
+            to.spend(thread_time() - began)
+
+    return run
+
+
+class _Nested(threading.local):
+    """What work within the step under way was charged to others."""
+
+    seconds = 0.0
+
+
+_nested = _Nested()
+
+
 class _Measured(Coroutine[Any, Any, _T]):
     """A coroutine whose steps are measured."""
 
@@ -95,11 +135,11 @@ class _Measured(Coroutine[Any, Any, _T]):
         self.__qualname__ = getattr(inner, "__qualname__", "coroutine")
 
     def send(self, value: Any) -> Any:
-        began = thread_time()
+        around, _nested.seconds, began = _nested.seconds, 0.0, thread_time()
         try:
             return self._inner.send(value)
         finally:
-            self._to.spend(thread_time() - began)
+            self._spend(around, began)
 
     def throw(
         self,
@@ -107,11 +147,17 @@ class _Measured(Coroutine[Any, Any, _T]):
         error: BaseException | object = None,
         trace: TracebackType | None = None,
     ) -> Any:
-        began = thread_time()
+        around, _nested.seconds, began = _nested.seconds, 0.0, thread_time()
         try:
             return self._inner.throw(kind) if error is None and trace is None else self._inner.throw(kind, error, trace)  # type: ignore[arg-type]
         finally:
-            self._to.spend(thread_time() - began)
+            self._spend(around, began)
+
+    def _spend(self, around: float, began: float) -> None:
+        """Charge a step, without what within it was charged already."""
+        seconds = thread_time() - began
+        self._to.spend(seconds - _nested.seconds)
+        _nested.seconds = around + seconds
 
     def close(self) -> None:
         self._inner.close()

@@ -30,6 +30,7 @@ class Purpose(StrEnum):
 
     SEARCH = "search"
     LINEAGE = "lineage"
+    INDEXING = "indexing"
     COVERAGE = "coverage"
     READING = "reading"
     UPLOADS = "uploads"
@@ -47,6 +48,7 @@ class PoolSize:
 SIZES: Mapping[Purpose, PoolSize] = {
     Purpose.SEARCH: PoolSize(4, 2),
     Purpose.LINEAGE: PoolSize(2, 1),
+    Purpose.INDEXING: PoolSize(2, 1),  # 200 MiB of memory each
     Purpose.COVERAGE: PoolSize(2, 1),
     Purpose.READING: PoolSize(8, 4),
     Purpose.UPLOADS: PoolSize(16, 8),
@@ -55,7 +57,7 @@ SIZES: Mapping[Purpose, PoolSize] = {
 
 
 class Threads:
-    """The pools. `weights` are tenants' shares in the line before each, 1 where none is given."""
+    """The pools. `weights` are tenants' shares in the lines, or 1. The server's own upkeep is the work of tenant ""."""
 
     def __init__(
         self, *, sizes: Mapping[Purpose, PoolSize] = SIZES, weights: Mapping[str, float] | None = None

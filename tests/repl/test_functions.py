@@ -123,7 +123,7 @@ async def test_what_a_session_does_not_have_says_why_and_what_there_is() -> None
     anything: Any = None
     for op, why in (("rlm_query", "a child RLM is part of a run"), ("budget", "turns and depth are a run's")):
         with pytest.raises(DoorRefusal) as refusal:
-            await FUNCTIONS.answer_session(Repl(anything, anything), HostCall(op, {}))
+            await FUNCTIONS.answer_session(Repl(anything, anything, "acme", anything), HostCall(op, {}))
         assert refusal.value.type == "RuntimeError"
         there = ", ".join(entry.op for entry in FUNCTIONS.entries if not isinstance(entry.in_sessions, str))
         assert str(refusal.value) == f"{op} cannot be called in a session: {why}. A session has {there}"

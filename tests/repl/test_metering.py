@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ import pytest
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Amounts, Ledger, Limit, Payer
-from rlm_server.repl.metering import metered
+from rlm_server.repl.metering import check_host_time, metered
+from rlm_server.shares.host_time import HostTimes, current
+from sandbox.door import DoorRefusal
 from sandbox.limits import Limits
 from sandbox.pool.worker_turn import TURN_SLACK_SECONDS
 from sandbox.turn import Status, Turn
@@ -37,6 +39,20 @@ async def check_settled(ledger: Ledger, least: int, most: int) -> None:
     assert least <= balance.posted.cpu_ms <= most
 
 
+async def of_a_turn(
+    ledger: Ledger, execute: Callable[[], Awaitable[Turn]], bills: HostTimes | None = None
+) -> tuple[Turn, Amounts]:
+    return await metered(
+        ledger,
+        PAYER,
+        LIMITS,
+        execute,
+        deadline=time.monotonic() + 30,
+        host_seconds=1.0,
+        host_times=bills or HostTimes(),
+    )
+
+
 def turn(seconds: Any) -> Turn:
     return Turn(Status.OK, "", "", 0, False, seconds, 0)
 
@@ -52,7 +68,7 @@ async def test_a_turn_costs_what_it_ran_and_at_most_its_hold(ledger: Ledger, sec
     async def execute() -> Turn:
         return turn(seconds)
 
-    _, spent = await metered(ledger, PAYER, LIMITS, execute, deadline=time.monotonic() + 30)
+    _, spent = await of_a_turn(ledger, execute)
     assert spent == Amounts(cpu_ms=posted)
     await check_settled(ledger, posted, posted)
 
@@ -63,7 +79,7 @@ async def test_a_turn_that_raises_costs_the_time_that_passed(ledger: Ledger, err
         raise error
 
     with pytest.raises(error):
-        await metered(ledger, PAYER, LIMITS, execute, deadline=time.monotonic() + 30)
+        await of_a_turn(ledger, execute)
     await check_settled(ledger, 0, WORST)
 
 
@@ -73,7 +89,7 @@ async def test_what_is_no_turn_costs_the_time_that_passed(ledger: Ledger, result
         return result  # type: ignore[no-any-return]
 
     with pytest.raises((TypeError, AttributeError)):
-        await metered(ledger, PAYER, LIMITS, execute, deadline=time.monotonic() + 30)
+        await of_a_turn(ledger, execute)
     await check_settled(ledger, 0, WORST)
 
 
@@ -91,7 +107,7 @@ async def test_a_cancellation_while_it_is_settled_does_not_stop_that(
         return turn(1.0)
 
     monkeypatch.setattr(Ledger, "post", slowly)
-    task = asyncio.create_task(metered(ledger, PAYER, LIMITS, execute, deadline=time.monotonic() + 30))
+    task = asyncio.create_task(of_a_turn(ledger, execute))
     await posting.wait()
     for _ in range(3):
         task.cancel()
@@ -100,3 +116,41 @@ async def test_a_cancellation_while_it_is_settled_does_not_stop_that(
     with pytest.raises(asyncio.CancelledError):
         await task
     await check_settled(ledger, 1000, 1000)
+
+
+async def test_what_the_server_works_for_a_turn_is_paid_with_it(ledger: Ledger) -> None:
+    async def execute() -> Turn:
+        host_time = current()
+        assert host_time is not None
+        host_time.spend(0.5)
+        check_host_time()
+        return turn(1.0)
+
+    _, spent = await of_a_turn(ledger, execute)
+    assert 1500 <= spent.cpu_ms < 2000
+    await check_settled(ledger, 1500, 2000)
+
+
+async def test_a_turn_for_which_the_server_worked_as_long_as_it_may_is_refused_more(ledger: Ledger) -> None:
+    async def execute() -> Turn:
+        host_time = current()
+        assert host_time is not None
+        host_time.spend(1.001)
+        with pytest.raises(DoorRefusal, match=r"1 s for this turn, the limit \(host_seconds\)"):
+            check_host_time()
+        return turn(0.0)
+
+    await of_a_turn(ledger, execute)
+
+
+async def test_what_the_server_worked_beyond_the_hold_is_on_the_tenants_bill(ledger: Ledger) -> None:
+    async def execute() -> Turn:
+        host_time = current()
+        assert host_time is not None
+        host_time.spend(WORST / 1000)
+        return turn(2.0)
+
+    bills = HostTimes()
+    await of_a_turn(ledger, execute, bills)
+    await check_settled(ledger, WORST, WORST)
+    assert bills.of("acme").seconds >= 2.0

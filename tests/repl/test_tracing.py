@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,8 @@ import pytest
 from rlm_server.contexts.lineage import Lineage
 from rlm_server.contexts.passages import Passage, Traced
 from rlm_server.repl.events import CallTraced
-from rlm_server.repl.tracing import Tracer
+from rlm_server.repl.tracing import TracedContext, Tracer
+from rlm_server.shares.shares import Shares
 
 
 @dataclass
@@ -28,7 +30,7 @@ class Index:
     busy: int = 0
     most_busy: int = 0
 
-    def find(self, prompt: str) -> Traced:
+    def find(self, prompt: str, _: Callable[[], bool]) -> Traced:
         self.asked.append(prompt)
         self.busy += 1
         self.most_busy = max(self.most_busy, self.busy)
@@ -58,9 +60,13 @@ def passages(told: list[CallTraced]) -> dict[str, list[int]]:
     return {body.call_id: [passage.prompt_start for passage in body.passages] for body in told}
 
 
+def of_index(open_lineage: Callable[[], Awaitable[Lineage]]) -> TracedContext:
+    return TracedContext("acme", Shares.of(), open_lineage)
+
+
 async def test_a_call_is_told_with_what_of_the_context_its_prompt_holds(index: Index) -> None:
     told: list[CallTraced] = []
-    async with Tracer(index.open) as tracer:
+    async with Tracer(of_index(index.open)) as tracer:
         tracer.trace("one", ["a key"], told.append)
         tracer.trace("none", ["nothing of it"], told.append)
         tracer.trace("many", ["more of it"], told.append)
@@ -74,7 +80,7 @@ async def test_a_call_is_told_with_what_of_the_context_its_prompt_holds(index: I
 
 async def test_several_prompts_are_one_text(index: Index) -> None:
     told: list[CallTraced] = []
-    async with Tracer(index.open) as tracer:
+    async with Tracer(of_index(index.open)) as tracer:
         tracer.trace("call", ["more key", "", "no", "my key"], told.append)
     assert told == [CallTraced("call", (Passage(7, 0, 3, 5), Passage(7, 0, 3, 13)), more=True)]
 
@@ -82,7 +88,7 @@ async def test_several_prompts_are_one_text(index: Index) -> None:
 async def test_messages_that_come_again_with_each_turn_are_looked_at_once(index: Index) -> None:
     told: list[CallTraced] = []
     conversation = ["the task", "a reply"]
-    async with Tracer(index.open) as tracer:
+    async with Tracer(of_index(index.open)) as tracer:
         for turn in range(5):
             conversation += [f"feedback {turn} key", f"reply {turn}"]
             tracer.trace(f"turn {turn}", conversation[:], told.append)
@@ -93,14 +99,14 @@ async def test_messages_that_come_again_with_each_turn_are_looked_at_once(index:
 
 
 async def test_single_prompts_are_not_kept(index: Index) -> None:
-    async with Tracer(index.open) as tracer:
+    async with Tracer(of_index(index.open)) as tracer:
         for call in ("one", "two"):
             tracer.trace(call, ["a large passage"], lambda _: None)
     assert index.asked == ["a large passage"] * 2
 
 
 async def test_the_index_is_asked_by_one_call_at_a_time(index: Index) -> None:
-    async with Tracer(index.open) as tracer:
+    async with Tracer(of_index(index.open)) as tracer:
         for number in range(20):
             tracer.trace(str(number), [f"prompt {number}"], lambda _: None)
     assert (len(index.asked), index.most_busy) == (20, 1)
@@ -109,7 +115,7 @@ async def test_the_index_is_asked_by_one_call_at_a_time(index: Index) -> None:
 async def test_to_settle_waits_for_every_call_so_far(index: Index) -> None:
     index.free.clear()
     told: list[CallTraced] = []
-    tracer = Tracer(index.open)
+    tracer = Tracer(of_index(index.open))
     for call in ("one", "two", "three"):
         tracer.trace(call, ["key"], told.append)
     settling = asyncio.create_task(tracer.settle())
@@ -126,7 +132,7 @@ async def test_a_call_that_cannot_be_traced_is_logged_and_the_next_is_traced(
     index: Index, caplog: pytest.LogCaptureFixture
 ) -> None:
     told: list[CallTraced] = []
-    async with Tracer(index.open) as tracer:
+    async with Tracer(of_index(index.open)) as tracer:
         index.broken = True
         with caplog.at_level(logging.ERROR):
             tracer.trace("broken", ["key"], told.append)
@@ -145,7 +151,7 @@ async def test_an_index_that_cannot_be_opened_hurts_no_call(caplog: pytest.LogCa
 
     told: list[CallTraced] = []
     with caplog.at_level(logging.ERROR):
-        async with Tracer(gone) as tracer:
+        async with Tracer(of_index(gone)) as tracer:
             tracer.trace("one", ["key"], told.append)
             tracer.trace("two", ["key"], told.append)
     assert told == []

@@ -30,11 +30,12 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "sandbox.pool": (*_SANDBOX, "sandbox.memory", "sandbox.corpora", "sandbox.vm", "sandbox.wire"),
     # ---- the server, from what is kept up to what is said ---------------------------------------------------------
     "rlm_server.clock": (),
-    "rlm_server.database": (),
+    "rlm_server.database": ("rlm_server.shares",),
     "rlm_server.shares": ("sandbox.cancellation", "sandbox.limits"),
-    "rlm_server.ledger": ("rlm_server.clock", "rlm_server.database"),
+    "rlm_server.ledger": ("rlm_server.clock", "rlm_server.database", "rlm_server.shares", "sandbox.cancellation"),
     "rlm_server.tenants": ("rlm_server.clock", "rlm_server.database"),
     "rlm_server.contexts": (
+        "rlm_server.shares",
         "rlm_server.clock",
         "rlm_server.database",
         "sandbox.cancellation",
@@ -50,6 +51,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.limits",
     ),
     "rlm_server.repl": (
+        "rlm_server.shares",
         "rlm_server.broker",
         "rlm_server.contexts",
         "rlm_server.ledger",
@@ -58,6 +60,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.pool",
     ),
     "rlm_server.runs": (
+        "rlm_server.shares",
         "rlm_server.broker",
         "rlm_server.clock",
         "rlm_server.contexts",
@@ -69,6 +72,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.pool",
     ),
     "rlm_server.sessions": (
+        "rlm_server.shares",
         "rlm_server.broker",
         "rlm_server.clock",
         "rlm_server.contexts",
@@ -87,6 +91,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     ),
     "rlm_server.metrics": ("rlm_server.broker", "rlm_server.ledger", "rlm_server.runs", "sandbox.pool"),
     "rlm_server.api": (
+        "rlm_server.shares",
         "rlm_server.broker",
         "rlm_server.clock",
         "rlm_server.config",
@@ -102,6 +107,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.pool",
     ),
     "rlm_server.server": (
+        "rlm_server.shares",
         "rlm_server.api",
         "rlm_server.broker",
         "rlm_server.config",

@@ -17,6 +17,7 @@ from rlm_server.repl.tracing import Tracer
 from rlm_server.sessions import session as session_module
 from rlm_server.sessions.session import ReplSession
 from rlm_server.sessions.turns import Happening, Turns
+from rlm_server.shares.shares import Shares
 from sandbox.door import DoorRefusal, HostCall
 from sandbox.turn import OutputListener, Turn
 from tests.broker.books import RUN, Books
@@ -36,7 +37,7 @@ async def ask(request: ModelRequest) -> str:
 
 
 def turns_of(books: Books) -> Turns:
-    return Turns(broker_of(books, Play([ask])), books, FUNCTIONS, budget_wait_seconds=60.0)
+    return Turns(broker_of(books, Play([ask])), books, FUNCTIONS, Shares.of(), budget_wait_seconds=60.0)
 
 
 def session_of(act: Act) -> ReplSession:

@@ -183,6 +183,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: try again, with the same request id where the request has one.
     """
+    ERROR_REASON_SEARCH_TOO_LONG: _ErrorReason.ValueType  # 22
+    """A search took longer than one may, its place in the line of the tenant's searches included.
+
+    Metadata: none.
+
+    To do: search fewer documents, or for a simpler pattern.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every call that fails ends with a google.rpc.Status. Its message is for people. Its first detail is a
@@ -352,6 +359,13 @@ ERROR_REASON_DATABASE_UNAVAILABLE: ErrorReason.ValueType  # 21
 Metadata: none. A RetryInfo says when to try again.
 
 To do: try again, with the same request id where the request has one.
+"""
+ERROR_REASON_SEARCH_TOO_LONG: ErrorReason.ValueType  # 22
+"""A search took longer than one may, its place in the line of the tenant's searches included.
+
+Metadata: none.
+
+To do: search fewer documents, or for a simpler pattern.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
