@@ -73,12 +73,19 @@ class Limits:
         unit="bytes",
         doc="One request or reply through the door. The guest gets an exception.",
     )
+    frame_nodes: int = limit(
+        50_000,
+        least=100,
+        most=1_000_000,
+        unit="values and keys",
+        doc="Values and keys of one request through the door, a text being one. The guest gets an exception.",
+    )
     door_bytes: int = limit(
         256 * MIB,
         least=1,
         most=4096 * MIB,
         unit="bytes",
-        doc="All requests of one turn through the door. The guest gets an exception.",
+        doc="All requests and replies of one turn through the door. The guest gets an exception.",
     )
     door_calls: int = limit(
         10_000,
@@ -134,6 +141,13 @@ class PoolLimits:
         most=1 << 40,
         unit="bytes",
         doc="Memory of one worker process. One that holds more is killed, and its sessions go on in another.",
+    )
+    held_bytes: int = limit(
+        256 * MIB,
+        least=MIB,
+        most=1 << 40,
+        unit="bytes",
+        doc="Requests and replies of one owner that the server holds at once. The guest gets an exception.",
     )
     rest_seconds: float = limit(
         300.0,

@@ -15,7 +15,7 @@ from rlm_server.repl.metering import check_host_time
 from rlm_server.repl.model_calls import ModelCalls
 from rlm_server.repl.search_call import answer_search
 from rlm_server.shares.shares import Shares
-from sandbox.door import DoorRefusal, HostCall, Json
+from sandbox.door import FLAG, INTEGER, ITEMS, NUMBER, TEXT, TEXTS, Arguments, DoorRefusal, HostCall, Json, optional
 from sandbox.pool.pool import LiveSession
 
 _GUEST = Path(__file__).parent / "guest"
@@ -54,6 +54,8 @@ class Function:
 
     op: str
     """The `op` of its requests. Several names in the guest may ask for one, as a single call and its batch do."""
+    arguments: Arguments
+    """What its requests may hold. Anything else is refused before it is answered."""
     in_runs: Handler[NodeRepl] | str
     """What answers in a run. A text says why it is not there."""
     in_sessions: Handler[Repl] | str
@@ -78,6 +80,7 @@ class Functions:
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice:
                 raise ValueError(f"there are two functions called {', '.join(twice)}")
+        self._arguments = {entry.op: entry.arguments for entry in self.entries}
         self._in_runs = {entry.op: entry.in_runs for entry in self.entries}
         self._in_sessions = {entry.op: entry.in_sessions for entry in self.entries}
 
@@ -95,17 +98,23 @@ class Functions:
         """Answer a request of code in a run.
 
         Raises:
-            DoorRefusal: there is no such function, or not in runs; or what its handler refuses.
+            DoorRefusal: there is no such function, or not in runs; it takes no such arguments; or what its handler
+                refuses.
         """
-        return await _handler(self._in_runs, call.op, "run")(repl, call)
+        handler = _handler(self._in_runs, call.op, "run")
+        call.check(self._arguments[call.op])
+        return await handler(repl, call)
 
     async def answer_session(self, repl: Repl, call: HostCall) -> Json:
         """Answer a request of code in a session.
 
         Raises:
-            DoorRefusal: there is no such function, or not in sessions; or what its handler refuses.
+            DoorRefusal: there is no such function, or not in sessions; it takes no such arguments; or what its handler
+                refuses.
         """
-        return await _handler(self._in_sessions, call.op, "session")(repl, call)
+        handler = _handler(self._in_sessions, call.op, "session")
+        call.check(self._arguments[call.op])
+        return await handler(repl, call)
 
 
 def _handler(handlers: Mapping[str, Handler[_R] | str], op: str, place: str) -> Handler[_R]:
@@ -149,6 +158,7 @@ FUNCTIONS = Functions(
     (
         Function(
             op="llm_query",
+            arguments={"prompts": TEXTS, "model": optional(TEXT)},
             in_runs=_llm_query,
             in_sessions=_llm_query,
             prompt="""\
@@ -159,6 +169,7 @@ FUNCTIONS = Functions(
         ),
         Function(
             op="rlm_query",
+            arguments={"prompts": TEXTS, "contexts": ITEMS, "model": optional(TEXT), "budget": optional(NUMBER)},
             in_runs=_rlm_query,
             in_sessions="a child RLM is part of a run",
             prompt="""\
@@ -171,6 +182,7 @@ FUNCTIONS = Functions(
         ),
         Function(
             op="search",
+            arguments={"pattern": TEXT, "documents": optional(ITEMS), "limit": INTEGER},
             in_runs=_search,
             in_sessions=_search,
             prompt="""\
@@ -180,6 +192,7 @@ FUNCTIONS = Functions(
         ),
         Function(
             op="budget",
+            arguments={},
             in_runs=_budget,
             in_sessions="turns and depth are a run's",
             prompt="- budget() -> dict: what is left. SHOW_VARS(): your variables.",
@@ -187,6 +200,7 @@ FUNCTIONS = Functions(
         ),
         Function(
             op="answer",
+            arguments={"content": TEXT, "ready": FLAG},
             in_runs=_answer,
             in_sessions=_no_answer,
             prompt='- answer: a dict. Put your answer in answer["content"] and set answer["ready"] = True to finish.',

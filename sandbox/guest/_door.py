@@ -10,7 +10,7 @@ class LimitExceeded(Exception):
     """A limit of the sandbox or of the budget was reached; the message names it."""
 
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
 
 ERRORS = {"LimitExceeded": LimitExceeded}
@@ -19,7 +19,45 @@ ERRORS = {"LimitExceeded": LimitExceeded}
 def call(op, **arguments):
     """Ask the host for `op`. Return its answer, or raise the error it replies with."""
     arguments["op"] = op
-    return value(_decode(_host.call(_encode(arguments).encode()).decode()))
+    return value(_decode(_host.call(_frame(arguments)).decode()))
+
+
+LONG = 256
+"""Characters from which on a text stands behind the head of its request."""
+
+SHORT = 16
+"""The same, where the head would be too large otherwise."""
+
+HEAD = 1 << 20
+"""Bytes that the host takes as a head."""
+
+
+def _frame(arguments):
+    for argument in arguments.values():
+        if type(argument) is list or (type(argument) is str and len(argument) >= LONG):
+            break
+    else:
+        return _bytes(_encode(arguments))
+    for long in LONG, SHORT:
+        texts = []
+        head = _encode({name: _apart(argument, long, texts) for name, argument in arguments.items()})
+        if head.count('{"":') != len(texts):  # an argument looks like the place of a text
+            return _bytes(_encode(arguments))
+        head = _bytes(head)
+        if len(head) <= HEAD:
+            break
+    return b"".join([head, b"\0", *texts]) if texts else head
+
+
+def _apart(argument, long, texts):
+    if type(argument) is str and len(argument) >= long:
+        texts.append(_bytes(argument))
+        return {"": len(texts[-1])}
+    return [_apart(item, long, texts) for item in argument] if type(argument) is list else argument
+
+
+def _bytes(text):
+    return text.encode("utf-8", "surrogatepass")  # the host refuses surrogates
 
 
 def start(op, **arguments):

@@ -8,7 +8,21 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 
-from sandbox.door import DoorRefusal, HostCall, Json, Reply, granted, parse, refused
+from sandbox.door import (
+    INTEGER,
+    ITEMS,
+    SECONDS,
+    Arguments,
+    DoorRefusal,
+    HostCall,
+    Json,
+    Reply,
+    check_reply,
+    granted,
+    optional,
+    parse,
+    refused,
+)
 from sandbox.limits import Limits
 from sandbox.turn import Stop, TurnError
 from sandbox.vm.engine import GuestStopped
@@ -22,6 +36,15 @@ MAX_REPORT_BYTES = 1 << 20
 
 Handler = Callable[[HostCall], Pending]
 """Starts answering a request; the future's exception, a `DoorRefusal`, is raised inside the guest."""
+
+OWN: Mapping[str, Arguments] = {
+    "sandbox.wait": {"seconds": optional(SECONDS)},
+    "sandbox.document": {
+        "corpus": INTEGER, "document": INTEGER, "count": INTEGER, "templates": optional(ITEMS), "box": INTEGER,
+    },
+    "sandbox.locate": {"at": INTEGER, "templates": optional(ITEMS)},
+}  # fmt: skip
+"""The requests that are answered here, beside the guest, and their arguments."""
 
 Local = Mapping[str, Callable[[HostCall], Json | Reply]]
 """Requests that are answered at once, by what is beside the guest, and are not metered."""
@@ -90,15 +113,20 @@ class GuestDoor:
         limits = self._limits
         try:
             self._check_frame(size)
-            call = parse(self._memory.read(address, size))
+            call = parse(self._memory.read(address, size), limits.frame_nodes, keep=True)
             if call.op == "sandbox.report":  # the report of a turn's end must get through, whatever the turn has used
                 self.report = call
                 return granted(None)
+            if call.op in OWN:
+                call.check(OWN[call.op])
             local = self._local.get(call.op)
             if local is None:
                 self._meter(size)
             served = local(call) if local is not None else self._serve(call)
             reply = served if isinstance(served, Reply) else granted(served)
+            check_reply(len(reply), limits.frame_bytes)
+            if local is None:
+                self._count(len(reply))
         except DoorRefusal as refusal:
             return refused(refusal.type, str(refusal))
         except (BadAddress, GuestStopped):
@@ -106,8 +134,6 @@ class GuestDoor:
         except Exception:
             log.exception("a host call failed")
             return refused("RuntimeError", "the host could not answer; this is a fault of the server's")
-        if len(reply) > limits.frame_bytes:
-            return refused("LimitExceeded", f"the reply has {len(reply)} bytes, the limit is {limits.frame_bytes}")
         return reply
 
     def _check_frame(self, size: int) -> None:
@@ -116,14 +142,21 @@ class GuestDoor:
 
     def _meter(self, size: int) -> None:
         self.calls += 1
-        self._bytes += size
         for name, used, limit in (
             ("bytes in one request", size, self._limits.frame_bytes),
-            ("bytes in requests of one turn", self._bytes, self._limits.door_bytes),
             ("requests in one turn", self.calls, self._limits.door_calls),
         ):
             if used > limit:
                 raise DoorRefusal("LimitExceeded", f"{used} {name}, the limit is {limit}")
+        self._count(size)
+
+    def _count(self, size: int) -> None:
+        self._bytes += size
+        if self._bytes > self._limits.door_bytes:
+            raise DoorRefusal(
+                "LimitExceeded",
+                f"{self._bytes} bytes in requests and replies of one turn, the limit is {self._limits.door_bytes}",
+            )
 
     def _serve(self, call: HostCall) -> Json | Reply:
         requests = self._requests

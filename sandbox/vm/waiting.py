@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Protocol
 
-from sandbox.door import DoorRefusal, Json, Reply, granted, refused
+from sandbox.door import DoorRefusal, Json, Reply, check_reply, granted, refused
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +125,7 @@ class Requests:
         try:
             value = pending.result()
             reply = value if isinstance(value, Reply) else granted(value)
+            check_reply(len(reply), self._most_bytes, AROUND)
         except CancelledError:
             raise
         except DoorRefusal as refusal:
@@ -132,8 +133,6 @@ class Requests:
         except Exception:
             log.exception("a host call failed")
             return refused("RuntimeError", "the host could not answer; this is a fault of the server's")
-        if len(reply) > self._most_bytes - AROUND:
-            return refused("LimitExceeded", f"the reply has {len(reply)} bytes, the limit is {self._most_bytes}")
         return reply
 
     def _take(self, pending: Pending) -> int:

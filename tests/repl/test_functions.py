@@ -14,7 +14,7 @@ from rlm.v1 import session_pb2
 from rlm_server.config.settings import Settings
 from rlm_server.repl.functions import FUNCTIONS, Function, Functions, Repl
 from rlm_server.server import image_specs, serving
-from sandbox.door import DoorRefusal, HostCall, Json
+from sandbox.door import TEXT, DoorRefusal, HostCall, Json
 from sandbox.vm.image import CORE_IMPORTS, ImageSpec, Loaded, prepare
 from tests.servers import Served
 from tests.system.stage import Caller, Play, code
@@ -58,7 +58,9 @@ def with_more(entry: Function) -> Functions:
 def with_shout(tmp_path_factory: pytest.TempPathFactory) -> Functions:
     stub = tmp_path_factory.mktemp("guest") / "_shout.py"
     stub.write_text(STUB)
-    return with_more(Function(op="shout", in_runs=shouted, in_sessions=shouted, prompt=LINE, stub=stub))
+    return with_more(
+        Function(op="shout", arguments={"words": TEXT}, in_runs=shouted, in_sessions=shouted, prompt=LINE, stub=stub)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +133,9 @@ async def test_what_a_session_does_not_have_says_why_and_what_there_is() -> None
 
 async def test_what_a_run_does_not_have_says_why() -> None:
     anything: Any = None
-    entry = Function(op="wave", in_runs="nobody sees it", in_sessions=shouted, prompt="- wave", stub=Path("_wave.py"))
+    entry = Function(
+        op="wave", arguments={}, in_runs="nobody sees it", in_sessions=shouted, prompt="- wave", stub=Path("_wave.py")
+    )
     assert "wave" not in with_more(entry).prompt
     with pytest.raises(DoorRefusal, match=r"wave cannot be called in a run: nobody sees it. A run has llm_query, "):
         await with_more(entry).answer_run(anything, HostCall("wave", {}))
@@ -145,10 +149,12 @@ async def test_an_unknown_name_is_cut_before_it_is_repeated() -> None:
 
 
 def test_two_functions_cannot_have_one_name() -> None:
-    entry = Function(op="search", in_runs=shouted, in_sessions=shouted, prompt="", stub=Path("_other.py"))
+    entry = Function(op="search", arguments={}, in_runs=shouted, in_sessions=shouted, prompt="", stub=Path("_other.py"))
     with pytest.raises(ValueError, match="two functions called search"):
         with_more(entry)
-    entry = Function(op="find", in_runs=shouted, in_sessions=shouted, prompt="", stub=Path("elsewhere/_search.py"))
+    entry = Function(
+        op="find", arguments={}, in_runs=shouted, in_sessions=shouted, prompt="", stub=Path("elsewhere/_search.py")
+    )
     with pytest.raises(ValueError, match="two functions called _search"):
         with_more(entry)
 

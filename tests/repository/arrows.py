@@ -17,7 +17,8 @@ _SANDBOX = ("sandbox.door", "sandbox.turn", "sandbox.limits", "sandbox.cancellat
 
 ALLOWED: Mapping[str, tuple[str, ...]] = {
     # ---- the sandbox: alone, and in two halves that meet in `wire` only ------------------------------------------
-    "sandbox.door": (),
+    "sandbox.bounded_json": (),
+    "sandbox.door": ("sandbox.bounded_json",),
     "sandbox.turn": (),
     "sandbox.limits": (),
     "sandbox.cancellation": (),
@@ -25,7 +26,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "sandbox.memory": (),
     "sandbox.corpora": ("sandbox.memory",),
     "sandbox.vm": (*_SANDBOX, "sandbox.memory", "sandbox.corpora"),
-    "sandbox.wire": (*_SANDBOX, "sandbox.memory", "sandbox.corpora", "sandbox.vm"),
+    "sandbox.wire": (*_SANDBOX, "sandbox.bounded_json", "sandbox.memory", "sandbox.corpora", "sandbox.vm"),
     "sandbox.worker": (*_SANDBOX, "sandbox.memory", "sandbox.corpora", "sandbox.vm", "sandbox.wire"),
     "sandbox.pool": (*_SANDBOX, "sandbox.memory", "sandbox.corpora", "sandbox.vm", "sandbox.wire"),
     # ---- the server, from what is kept up to what is said ---------------------------------------------------------

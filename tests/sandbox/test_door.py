@@ -162,7 +162,7 @@ def test_code_cannot_ask_for_a_text_to_be_mapped(repl: Repl) -> None:
 
 def test_arguments_are_checked_for_their_type() -> None:
     call = parse(b'{"op":"a","s":"x","l":["x"],"m":["x",1],"n":5,"big":4294967296,"neg":-1,"t":true}')
-    assert (call.text("s"), call.texts("l"), call.integer("n"), call.text("none", "d")) == ("x", ["x"], 5, "d")
+    assert (call.text("s"), call.texts("l"), call.integer("n"), call.seconds("n")) == ("x", ["x"], 5, 5)
     for wrong in (
         lambda: call.text("n"),
         lambda: call.text("none"),

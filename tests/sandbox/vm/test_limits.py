@@ -168,7 +168,7 @@ class TestDoor:
         repl = start(door_bytes=5000)
         turn = repl.run("import _door\nfor i in range(9): _door.call('a', x='y' * 900)", answering(lambda _: None))
         assert turn.error is not None
-        assert "bytes in requests of one turn, the limit is 5000" in turn.error.message
+        assert "bytes in requests and replies of one turn, the limit is 5000" in turn.error.message
 
     def test_too_large_a_reply(self, start: Repls) -> None:
         repl = start(frame_bytes=1000)
