@@ -29,21 +29,6 @@ def runs(blocks: int) -> Iterator[tuple[int, int]]:
         at = bits.find("1", end)
 
 
-def of_runs(runs: list[list[int]], most: int) -> int:
-    """Return the set of blocks that consists of these runs, in ascending order, all of which are below `most`.
-
-    Raises:
-        ValueError, TypeError: they are not.
-    """
-    bits, end = [], 0
-    for first, count in runs:
-        if type(first) is not int or type(count) is not int or not end <= first < first + count <= most:
-            raise ValueError(f"{count} blocks from {first} on are not among {most}, or not in order")
-        bits.append("0" * (first - end) + "1" * count)
-        end = first + count
-    return int("".join(bits)[::-1] or "0", 2)
-
-
 def of_range(corpus: Corpus, found: Range) -> int:
     """Return the set of blocks that a range is in, wholly or in part."""
     text, first = corpus[found.document], corpus.first_block(found.document)

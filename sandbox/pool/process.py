@@ -16,6 +16,8 @@ from pathlib import Path
 from sandbox.limits import Limits, PoolLimits
 from sandbox.memory.memory import PAGE
 from sandbox.memory.pages import PageFile
+from sandbox.pool.frame_limits import MAX_STRAY, FrameBounds
+from sandbox.pool.held import Held
 from sandbox.pool.last_words import LastWords
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
@@ -28,6 +30,9 @@ START_SECONDS = 60.0
 PING_SECONDS = 2.0
 SILENCE_SECONDS = 30.0
 """A worker that does not answer for so long is killed."""
+
+WRITTEN_AT_ONCE = 1 << 18
+"""Bytes given to the socket at a time: the loop copies what the socket does not take."""
 
 MAX_REASON = 1000
 """Characters of why a worker is not in a jail."""
@@ -93,7 +98,16 @@ class Process(asyncio.Protocol):
         self._pages: dict[int, PageFile] = {}
         descriptors.setblocking(False)
         self._descriptors = descriptors
-        self._parser = Parser()
+        self._bounds: dict[int, FrameBounds] = {}
+        self._loosest = FrameBounds()  # of all sessions there were: their frames may come late
+        self._stray = 0
+        self._pings = 0  # that are not answered yet
+        self._parser = Parser(self._allow)
+        self._waiting: deque[bytes | memoryview] = deque()
+        self._waiting_bytes = 0
+        self._full = False  # whether the socket takes no more at present
+        self.held = Held()
+        """What is held of its owner's requests and replies."""
         self._transport: asyncio.Transport | None = None
         self._listeners: dict[int, Listener] = {}
         self._ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -113,7 +127,7 @@ class Process(asyncio.Protocol):
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes that arrived. A worker that sends anything but frames is killed."""
+        """Take bytes that arrived. A worker that sends anything but frames within its limits is killed."""
         self._last_heard = asyncio.get_running_loop().time()
         try:
             for frame in self._parser.feed(data):
@@ -121,11 +135,17 @@ class Process(asyncio.Protocol):
         except WireError as error:
             log.error("worker %d was killed: it sent %s", self._process.pid, error)  # noqa: TRY400
             self.kill()
+            if self._transport is not None:
+                self._transport.abort()  # nothing else of it is read
+
+    def _allow(self, kind: Kind, session: int, header_bytes: int, data_bytes: int) -> int:
+        return self._bounds.get(session, self._loosest).allow(kind, header_bytes, data_bytes)
 
     def _take(self, frame: Frame) -> None:
-        if frame.kind < Kind.READY:
-            raise WireError(f"a frame of kind {frame.kind}, which only the server sends")
         if frame.kind is Kind.READY:
+            self._pings -= self._ready.done()
+            if self._pings < 0:
+                raise WireError("an answer to nothing")
             unconfined = frame.header.get("unconfined", "")
             if not isinstance(unconfined, str) or len(unconfined) > MAX_REASON:
                 raise WireError("a reason that is no text, or too long")
@@ -133,12 +153,18 @@ class Process(asyncio.Protocol):
                 self._ready.set_result(unconfined)
         elif listener := self._listeners.get(frame.session):
             listener(frame)
+        else:
+            self._stray += 1
+            if self._stray > MAX_STRAY:
+                raise WireError(f"{self._stray} frames of no turn that runs")
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Note that the worker is gone, and notify all who wait for it."""
         if self.alive:
             log.error("worker %d died", self._process.pid)
         self.alive = False
+        self._waiting.clear()
+        self._waiting_bytes = 0
         self._tell_last_words()
         self._drop_descriptors()
         if not self._ready.done():
@@ -148,9 +174,39 @@ class Process(asyncio.Protocol):
             listener(None)
 
     def send(self, frame: Frame) -> None:
-        """Send a frame. A frame to a dead worker is dropped."""
-        if self._transport and self.alive:
-            self._transport.writelines(frame.encode())
+        """Send a frame, as soon as the socket takes it. A frame to a dead worker is dropped."""
+        if self._transport is None or not self.alive:
+            return
+        self._pings += frame.kind is Kind.PING
+        parts = frame.encode()
+        size = sum(map(len, parts))
+        self._waiting += parts if size > WRITTEN_AT_ONCE else [b"".join(parts)]
+        self._waiting_bytes += size
+        self._write()
+
+    def _write(self) -> None:
+        while self._waiting and self._transport is not None and not self._full:
+            part = self._waiting.popleft()
+            if len(part) > WRITTEN_AT_ONCE:
+                rest = memoryview(part)
+                part = rest[:WRITTEN_AT_ONCE]
+                self._waiting.appendleft(rest[WRITTEN_AT_ONCE:])
+            self._waiting_bytes -= len(part)
+            self._transport.write(part)
+
+    def pause_writing(self) -> None:
+        """Note that the socket takes no more at present."""
+        self._full = True
+
+    def resume_writing(self) -> None:
+        """Go on writing."""
+        self._full = False
+        self._write()
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the worker has not taken from the socket yet."""
+        return self._waiting_bytes + (self._transport.get_write_buffer_size() if self._transport is not None else 0)
 
     def hand_over(self, fd: int) -> int:
         """Give the worker a descriptor, and return the number by which frames name it."""
@@ -215,10 +271,13 @@ class Process(asyncio.Protocol):
         """
         self.send(write_session(session, checkpoint, limits, self.hand_over))
         self._pages[session] = checkpoint.pages
+        self._bounds[session] = bounds = FrameBounds.of(checkpoint, limits)
+        self._loosest = self._loosest.with_(bounds)
 
     def leave(self, session: int) -> None:
         """Have the worker forget a session."""
         self._pages.pop(session, None)
+        self._bounds.pop(session, None)
         self.send(Frame(Kind.CLOSE, session))
 
     def follow(self, session: int, listener: Listener) -> None:

@@ -7,9 +7,20 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from sandbox.cancellation import run_to_completion
-from sandbox.door import DoorRefusal, HostCall, Json, granted, parse, refused
+from sandbox.door import (
+    DoorRefusal,
+    HostCall,
+    Json,
+    check_reply,
+    granted,
+    granted_in_pieces,
+    is_small,
+    parse,
+    refused,
+)
 from sandbox.limits import Limits
 from sandbox.pool.frame_limits import FrameLimits
+from sandbox.pool.held import Share
 from sandbox.pool.process import Process, WorkerLost
 from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
 from sandbox.wire.frames import Frame, Kind
@@ -21,6 +32,13 @@ INTERRUPT_SECONDS = 5.0
 """A worker that has not stopped a turn by then is killed."""
 TURN_SLACK_SECONDS = 10.0
 """A worker that runs a turn for so much longer than it may is killed."""
+
+ANSWER_SECONDS = 10.0
+"""An answer that goes on for so much longer than its turn is not waited for."""
+AT_ONCE = 1 << 18
+"""Bytes of a request or a reply that are read or written at once, on the loop: that takes less than a millisecond."""
+HEAD_AT_ONCE = 1 << 14
+"""The same, of a request's head."""
 
 Answer = Callable[[HostCall], Awaitable[Json]]
 """Answers the guest's requests; a `DoorRefusal` it raises is raised inside the guest."""
@@ -100,7 +118,9 @@ class WorkerTurn:
             raise
         finally:
             if self._answering:
-                await run_to_completion(asyncio.wait([*self._answering]))
+                await run_to_completion(asyncio.wait([*self._answering], timeout=ANSWER_SECONDS))
+            if self._answering:
+                log.error("%d answers go on although their turn has ended", len(self._answering))
         return self._end.result()
 
     # ---- what ends it --------------------------------------------------------------------------------------------
@@ -165,7 +185,9 @@ class WorkerTurn:
         """Take a frame. Raises `WireError` for a frame that a worker within its limits does not send."""
         if frame is None:
             self._over(WorkerLost("the process that ran the turn died"))
-        elif frame.turn == self.number and not self._end.done():
+        elif frame.turn != self.number or self._end.done():
+            self._allowed.stray()
+        else:
             match frame.kind:
                 case Kind.OUTPUT:
                     self._allowed.output(frame)
@@ -179,27 +201,65 @@ class WorkerTurn:
     def _called(self, frame: Frame) -> None:
         self.asked = True
         self._allowed.call(frame, len(self._answering))
-        if self.stopped:
+        process = self._process
+        if self.stopped or process is None:
             return  # nobody waits for the answer
-        task = self._loop.create_task(self._reply(frame))
+        share = Share(process.held, lambda: process.unsent)
+        try:
+            share.count(len(frame.data))
+        except DoorRefusal as refusal:
+            self._send(frame.number, refused(refusal.type, str(refusal)))
+            return
+        task = self._loop.create_task(self._answered(frame.number, frame.data, share))
         self._answering.add(task)
-        task.add_done_callback(self._answered)
+        task.add_done_callback(self._ended_answer)
         self._time()
 
-    def _answered(self, task: asyncio.Task[None]) -> None:
+    def _ended_answer(self, task: asyncio.Task[None]) -> None:
         self._answering.discard(task)
         self._time()
 
-    async def _reply(self, frame: Frame) -> None:
-        try:
-            reply = granted(await self._answer(parse(frame.data)))
-        except DoorRefusal as refusal:
-            reply = refused(refusal.type, str(refusal))
-        except asyncio.CancelledError:
-            self.stop()  # somebody else cancelled the answer, for which the code would wait for ever
-            return
-        except Exception:
-            log.exception("a host call failed")
-            reply = refused("RuntimeError", "the host could not answer; this is a fault of the server's")
+    def _send(self, number: int, reply: bytes) -> None:
         if self._process is not None and not self._end.done():
-            self._process.send(Frame(Kind.REPLY, self._session, frame.number, data=reply, turn=self.number))
+            self._process.send(Frame(Kind.REPLY, self._session, number, data=reply, turn=self.number))
+
+    async def _answered(self, number: int, frame: bytes, share: Share) -> None:
+        with share:
+            try:
+                call = await self._read(frame, share)
+                share.count(-len(frame))
+                del frame  # what was read of it stays counted until the reply is sent
+                reply = await self._written(await self._answer(call), share)
+                self._allowed.reply(len(reply))
+            except asyncio.CancelledError:
+                self.stop()  # somebody else cancelled the answer, for which the code would wait for ever
+                return
+            except Exception as error:
+                reply = _refusal(error)
+            self._send(number, reply)
+
+    async def _read(self, frame: bytes, share: Share) -> HostCall:
+        most = self._limits.frame_nodes
+        if len(frame) <= HEAD_AT_ONCE or (len(frame) <= AT_ONCE and 0 < frame.find(b"\0") <= HEAD_AT_ONCE):
+            return parse(frame, most, share.count)
+        return await share.in_pieces(lambda step: parse(frame, most, step))
+
+    async def _written(self, value: Json, share: Share) -> bytes:
+        most = self._limits.frame_bytes
+        if is_small(value, AT_ONCE):
+            reply = granted(value)
+            check_reply(len(reply), most)
+            share.count(len(reply))
+            return reply
+        return await share.in_pieces(lambda step: granted_in_pieces(value, most, step))
+
+
+def _refusal(error: Exception) -> bytes:
+    """Return the reply to a request that failed. A refusal within a group of tasks is one all the same."""
+    while isinstance(error, ExceptionGroup):
+        refusals = error.subgroup(DoorRefusal)
+        error = (refusals if refusals is not None else error).exceptions[0]
+    if isinstance(error, DoorRefusal):
+        return refused(error.type, str(error))
+    log.error("a host call failed", exc_info=error)
+    return refused("RuntimeError", "the host could not answer; this is a fault of the server's")

@@ -14,9 +14,13 @@ import struct
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, NoReturn
+from itertools import groupby
+from typing import Any
+
+from sandbox.bounded_json import decoded, nodes_of
 
 _HEADER = struct.Struct("<BIIIIQ")
 _DESCRIPTOR = struct.Struct("<I")
@@ -30,6 +34,8 @@ _PIECE = 1 << 16
 """Bytes received at once: less than what malloc makes a mapping of its own for, which costs more than it brings."""
 _TOGETHER = 1 << 16
 """Frames smaller than this are sent at once."""
+_PRINTED_TOGETHER = 16
+"""Bytes of output that a change of the stream is worth, so that it is told in the order in which it was printed."""
 
 
 class Kind(IntEnum):
@@ -77,11 +83,25 @@ class Frame:
         return [prefix + header, self.data] if self.data else [prefix + header]
 
 
-class Parser:
-    """Assembles frames from the pieces in which they arrive."""
+Allow = Callable[[Kind, int, int, int], int]
+"""Told of a frame that begins: its kind, its session, and how many bytes of JSON and of data it is to have.
 
-    def __init__(self, most_bytes: int = MAX_BYTES) -> None:
-        self._most_bytes = most_bytes
+It returns how many values and keys its JSON may have, and raises `WireError` for a frame that may not come.
+"""
+
+
+def anything(kind: Kind, session: int, header_bytes: int, data_bytes: int) -> int:  # noqa: ARG001
+    """Allow whatever is not too large for any frame."""
+    if header_bytes > MAX_JSON or data_bytes > MAX_BYTES:
+        raise WireError(f"a frame of {header_bytes} + {data_bytes} bytes")
+    return header_bytes
+
+
+class Parser:
+    """Assembles frames from the pieces in which they arrive. Of a frame that is not allowed, nothing is kept."""
+
+    def __init__(self, allow: Allow = anything) -> None:
+        self._allow = allow
         self._buffer = bytearray()
 
     def feed(self, piece: bytes) -> list[Frame]:
@@ -90,23 +110,22 @@ class Parser:
         Raises:
             WireError: the piece cannot belong to a frame.
         """
-        buffer = self._buffer
-        buffer += piece
+        self._buffer += piece
         frames = []
         at = 0
-        while len(buffer) - at >= _HEADER.size:
-            kind, session, turn, number, header_bytes, data_bytes = _HEADER.unpack_from(buffer, at)
-            if header_bytes > MAX_JSON or data_bytes > self._most_bytes:
-                raise WireError(f"a frame of {header_bytes} + {data_bytes} bytes")
-            start = at + _HEADER.size
-            end = start + header_bytes + data_bytes
-            if end > len(buffer):
-                break
-            header = _header(bytes(buffer[start : start + header_bytes]))
-            data = bytes(buffer[start + header_bytes : end])
-            frames.append(Frame(_kind(kind), session, number, header, data, turn))
-            at = end
-        del buffer[:at]
+        with memoryview(self._buffer) as view:
+            while len(view) - at >= _HEADER.size:
+                number_of_kind, session, turn, number, header_bytes, data_bytes = _HEADER.unpack_from(view, at)
+                kind = _kind(number_of_kind)
+                most_nodes = self._allow(kind, session, header_bytes, data_bytes)
+                start = at + _HEADER.size
+                split = start + header_bytes
+                if split + data_bytes > len(view):
+                    break
+                at = split + data_bytes
+                header = _header(bytes(view[start:split]), most_nodes)
+                frames.append(Frame(kind, session, number, header, bytes(view[split:at]), turn))
+        del self._buffer[:at]
         return frames
 
 
@@ -117,20 +136,33 @@ def _kind(value: int) -> Kind:
         raise WireError(f"a frame of kind {value}") from None
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _header(text: bytes) -> dict[str, Any]:
+def _header(text: bytes, most_nodes: int) -> dict[str, Any]:
     if not text:
         return {}
     try:
-        header = json.loads(text, parse_constant=_no_constant)
+        nodes_of(text, most_nodes)
+        header = decoded(text)
     except (ValueError, RecursionError):
         raise WireError("a frame whose JSON cannot be read") from None
     if not isinstance(header, dict):
         raise WireError("a frame whose JSON is no object")
     return header
+
+
+def _together(frames: Iterable[Frame]) -> Iterator[Frame]:
+    """Put together output of one stream that follows each other; and where the streams change often, all of each."""
+    for (kind, session, turn), same in groupby(frames, lambda frame: (frame.kind, frame.session, frame.turn)):
+        if kind is not Kind.OUTPUT:
+            yield from same
+            continue
+        parts = [
+            (stream, b"".join(frame.data for frame in adjacent))
+            for stream, adjacent in groupby(same, lambda frame: frame.number)
+        ]
+        if len(parts) > 2 + sum(len(data) for _, data in parts) // _PRINTED_TOGETHER:
+            parts = [(stream, b"".join(data for s, data in parts if s == stream)) for stream in (1, 2)]
+        for stream, data in parts:
+            yield Frame(kind, session, stream, data=data, turn=turn)
 
 
 class Channel:
@@ -147,8 +179,8 @@ class Channel:
         self._kept: dict[int, int] = {}
 
     def send(self, *frames: Frame) -> None:
-        """Send frames, one after another."""
-        parts = [part for frame in frames for part in frame.encode()]
+        """Send frames, one after another. Output that comes in many small frames is put together."""
+        parts = [part for frame in _together(frames) for part in frame.encode()]
         if len(parts) > 1 and sum(map(len, parts)) < _TOGETHER:
             parts = [b"".join(parts)]
         with self._sending:

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sandbox.corpora.corpus import BLOCK, Corpus
-from sandbox.corpora.coverage import of_runs, runs
 from sandbox.limits import Limits
 from sandbox.memory.memory import PAGE
 from sandbox.memory.pages import EXTENT_BYTES, Change, PageFile
@@ -135,7 +134,7 @@ def write_end(session: int, number: int, turn: Turn, now: Checkpoint, change: Ch
     if now.layout is not sent.layout:
         header["corpora"], header["layout"] = len(now.layout.corpora), write_layout(now.layout)
     if any(sent.seen):
-        header["seen"] = [list(runs(blocks)) for blocks in sent.seen]
+        header["seen"] = [f"{blocks:x}" for blocks in sent.seen]
     if now.files is not sent.files:
         header["files"], contents = write_files(now.files)
         written += contents
@@ -174,7 +173,7 @@ def take_end(
         )
         layout = read_layout(header["layout"], corpora, size) if "layout" in header else checkpoint.layout
         seen = [
-            of_runs(blocks, corpus.blocks) for blocks, corpus in zip(header.get("seen", ()), corpora_sent, strict=False)
+            _blocks(blocks, corpus.blocks) for blocks, corpus in zip(header.get("seen", ()), corpora_sent, strict=False)
         ]
         files = read_files(header["files"], data[written:], checkpoint.files) if "files" in header else None
         if files is not None:
@@ -212,6 +211,16 @@ def _whole(value: object, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"{value!r} is not within {most}")
     return value
+
+
+def _blocks(value: object, most: int) -> int:
+    """Read a set of blocks: the bits of a number in base 16."""
+    if not isinstance(value, str) or len(value) > most // 4 + 1:
+        raise TypeError(f"blocks that are no text, or are not among {most}")
+    blocks = int(value, 16)
+    if not 0 <= blocks < 1 << most:
+        raise ValueError(f"blocks that are not among {most}")
+    return blocks
 
 
 def _offset(value: object) -> int:

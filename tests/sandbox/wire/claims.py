@@ -36,7 +36,7 @@ def header(turn: Turn) -> dict[str, Any]:
         "written": 24,
         "corpora": 1,
         "layout": {"regions": [[PAGE, 7 * BLOCK]], "mapped": [[BLOCK, 0, 0]]},
-        "seen": [[[0, 1], [2, 1]]],
+        "seen": ["5"],
         "files": {
             "inodes": [[99, True, 0, 0, 0, 0, 1], inode],
             "writable": [["/tmp", 0], ["/tmp/f", 1]],
