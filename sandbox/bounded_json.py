@@ -87,7 +87,7 @@ def nodes_of(text: bytes, most: int) -> int:
     text, strings = _STRING.subn(b"", text, most + 1)
     nodes, _ = _counted(text)
     if strings > most or nodes > most:
-        raise ValueError(f"it has more than {most} values and keys")
+        raise ValueError(f"it has more than {most} values and keys (frame_nodes)")
     _check_nesting(text)
     return nodes
 

@@ -193,10 +193,11 @@ class _Texts:
         decoder = codecs.getincrementaldecoder("utf-8")("strict")
         pieces = []
         for at in range(0, size, PIECE):
-            part = text[at : at + PIECE]
-            self._step(WIDEST * len(part))
+            part = bytes(text[at : at + PIECE])
+            most = len(part) if part.isascii() else WIDEST * len(part)
+            self._step(most)
             pieces.append(decoder.decode(part, at + PIECE >= size))
-            self._step(sys.getsizeof(pieces[-1]) - WIDEST * len(part))
+            self._step(sys.getsizeof(pieces[-1]) - most)
         if len(pieces) < 2:
             return "".join(pieces)
         self._step(sum(map(len, pieces)) * max(map(_width, pieces)))
@@ -211,8 +212,11 @@ class _Texts:
 
 
 def _width(piece: str) -> int:
-    """Return how many bytes each character takes: a str has 1, 2 or 4 for all of them."""
-    return 1 if piece.isascii() else (sys.getsizeof(piece) - sys.getsizeof("")) // len(piece)
+    """Return how many bytes each character takes: a str has 1, 2 or 4 for all of them, and for a zero at its end."""
+    return 1 if piece.isascii() else (sys.getsizeof(piece) - _HEADER) // (len(piece) + 1)
+
+
+_HEADER = sys.getsizeof("\xe9") - 2
 
 
 # ---- replies ---------------------------------------------------------------------------------------------------------

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator
 
 import pytest
 
-from sandbox.door import HostCall, Json
+from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import MIB, Limits
-from sandbox.pool.frame_limits import FrameLimits
+from sandbox.pool.frame_limits import MAX_STRAY, FrameBounds, FrameLimits
 from sandbox.pool.pool import WorkerPool
 from sandbox.turn import GAP, Status
 from sandbox.vm.image import Loaded
-from sandbox.wire.frames import Frame, Kind, WireError
+from sandbox.wire.frames import MAX_JSON, Frame, Kind, WireError
 from tests.sandbox.pool.test_turn_ends import hear
 from tests.sandbox.pool.test_workers import ASK, lost, process_of, show
 
@@ -121,3 +122,132 @@ async def test_what_a_worker_sends_by_itself_keeps_to_the_limits(pool: WorkerPoo
         assert not lost(turn), turn
     assert worker.alive
     assert (await session.execute("1", answer, lambda *_: None)).status is Status.OK
+
+
+def test_the_replies_of_a_turn_count_with_its_requests() -> None:
+    limits = FrameLimits(LIMITS)
+    limits.call(call(1, 400), 0)
+    limits.reply(600)
+    with pytest.raises(DoorRefusal, match="1001 bytes in requests and replies of one turn, the limit is 1000"):
+        limits.reply(1)
+
+
+# ---- before a frame is kept ------------------------------------------------------------------------------------------
+
+
+def beginning(kind: int, header_bytes: int, data_bytes: int, session: int) -> bytes:
+    return struct.pack("<BIIIIQ", kind, session, 1, 1, header_bytes, data_bytes)
+
+
+TOO_LARGE = {
+    "a request beyond a frame": (Kind.CALL, 0, LIMITS.frame_bytes + 1),
+    "a request with JSON": (Kind.CALL, 1, 10),
+    "output beyond what is kept": (Kind.OUTPUT, 0, LIMITS.output_bytes + GAP + 1),
+    "output with JSON": (Kind.OUTPUT, 1, 10),
+    "an end with endless JSON": (Kind.DONE, MAX_JSON + 1, 0),
+    "an end with endless files": (Kind.DONE, 100, 1 << 30),
+    "a failure with data": (Kind.FAILED, 100, 1),
+    "a failure with endless words": (Kind.FAILED, 1 << 20, 0),
+    "an answer with data": (Kind.READY, 0, 1),
+    "an answer with endless words": (Kind.READY, 1 << 20, 0),
+    "a frame of the server's": (Kind.EXECUTE, 0, 10),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+@pytest.mark.parametrize("known", [True, False], ids=["its session", "no session"])
+async def test_a_frame_that_may_not_come_ends_the_worker_before_any_of_it_is_kept(
+    pool: WorkerPool, case: str, known: bool
+) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    worker = process_of(session)
+    kind, header_bytes, data_bytes = TOO_LARGE[case]
+    worker.data_received(beginning(kind, header_bytes, data_bytes, session.number if known else 77))
+    assert not worker.alive
+    assert await show(session, "1") == "1"
+
+
+def test_what_no_session_of_a_worker_may_send_nobody_may() -> None:
+    none = FrameBounds()
+    assert none.allow(Kind.READY, 50, 0) > 0
+    for kind in (Kind.CALL, Kind.OUTPUT, Kind.DONE):
+        with pytest.raises(WireError, match=f"a frame of kind {kind}"):
+            none.allow(kind, 0, 1)
+    both = FrameBounds(call_bytes=5).with_(FrameBounds(call_bytes=3, output_bytes=7))
+    assert both == FrameBounds(call_bytes=5, output_bytes=7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "header"),
+    [
+        (Kind.READY, b"[" * 5000),
+        (Kind.READY, b'{"unconfined":' + b"[1," * 100 + b"1" + b"]" * 100 + b"}"),
+        (Kind.FAILED, b'{"message":[' + b"1," * 100 + b"1]}"),
+        (Kind.DONE, b'{"turn":[' + b"[]," * 60_000 + b"1]}"),
+    ],
+)
+async def test_json_with_too_many_values_ends_the_worker(pool: WorkerPool, kind: Kind, header: bytes) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    worker = process_of(session)
+    worker.data_received(beginning(kind, len(header), 0, session.number) + header)
+    assert not worker.alive
+    assert await show(session, "1") == "1"
+
+
+@pytest.mark.parametrize("of", ["no session", "a turn that has ended", "nobody's question"])
+async def test_a_worker_that_goes_on_and_on_is_killed(pool: WorkerPool, of: str) -> None:
+    session = await pool.create("a", "core", LIMITS)
+    await show(session, "n = 1")
+    worker = process_of(session)
+    stray = {
+        "no session": Frame(Kind.OUTPUT, 77, 1, data=b"x"),
+        "a turn that has ended": Frame(Kind.OUTPUT, session.number, 1, data=b"x", turn=1),
+        "nobody's question": Frame(Kind.READY),
+    }[of]
+
+    async def answer(_: HostCall) -> Json:
+        hear(session, *[stray] * (MAX_STRAY + 1))
+        return None
+
+    turn = await asyncio.wait_for(session.execute(f"n = 2\n{ASK}while True: pass", answer, lambda *_: None), 30)
+    assert lost(turn)
+    assert not worker.alive
+    assert await show(session, "n") == "1"
+
+
+async def test_output_of_two_streams_in_turn_comes_in_few_frames(pool: WorkerPool) -> None:
+    session = await pool.create("a", "core", Limits(turn_seconds=20, memory_bytes=96 * MIB))
+    heard: list[tuple[int, bytes]] = []
+
+    async def answer(_: HostCall) -> Json:
+        return None
+
+    code = "import os\nfor _ in range(5000):\n    os.write(1, b'x')\n    os.write(2, b'y')"
+    turn = await asyncio.wait_for(session.execute(code, answer, lambda *said: heard.append(said)), 60)
+    assert (turn.stdout, turn.stderr) == ("x" * 5000, "y" * 5000)
+    assert len(heard) < 1000
+
+
+async def test_the_largest_end_a_session_can_have_is_taken(pool: WorkerPool) -> None:
+    limits = Limits(turn_seconds=60, memory_bytes=256 * MIB, files=50, file_bytes=4 * MIB, output_bytes=10_000)
+    session = await pool.create("a", "core", limits)
+    worker = process_of(session)
+
+    async def answer(_: HostCall) -> Json:
+        return None
+
+    code = """\
+import os
+folder = '/tmp'
+for n in range(15):
+    folder += '/' + chr(1) * 250
+    os.mkdir(folder)
+for n in range(30): open(f'{folder}/{n}', 'wb').write(bytes(100_000))
+held = [open(f'{folder}/{n}') for n in range(30)]
+for n in range(300): globals()[chr(0x1d49c) * 150 + str(n)] = type(chr(0x1d49c) * 200, (), {})()
+raise ValueError(chr(0x1f600) * 20_000)"""
+    turn = await asyncio.wait_for(session.execute(code, answer, lambda *_: None), 60)
+    assert turn.error is not None
+    assert turn.error.type == "ValueError"
+    assert (worker.alive, process_of(session)) == (True, worker)
+    assert await show(session, "len(os.listdir(folder)), held[29].read(2)") == "(30, '\\x00\\x00')"

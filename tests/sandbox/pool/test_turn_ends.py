@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,33 @@ async def test_what_is_left_under_way_ends_with_its_turn_and_leaves_the_worker_a
     assert worker.alive
     assert process_of(session) is process_of(neighbour) is worker
     assert [frame for frame in sent if frame.kind is Kind.INTERRUPT] == []
+
+
+async def test_an_answer_that_ignores_its_turns_end_holds_it_up_for_a_while_only(
+    pool: WorkerPool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(worker_turn, "ANSWER_SECONDS", 0.05)
+    session = await pool.create("a", "core", LIMITS)
+    worker, end, ended = process_of(session), asyncio.Event(), asyncio.Event()
+
+    async def answer(call: HostCall) -> Json:
+        if call.op == "all begun":
+            return None
+        while not end.is_set():
+            with suppress(asyncio.CancelledError):
+                await end.wait()
+        ended.set()
+        return "late"
+
+    turn = await asyncio.wait_for(session.execute(f"{START}{ALL_BEGUN}x = 1", answer, ignore), 30)
+    assert turn.status is Status.OK
+    (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert (record.message, record.exc_info) == ("1 answers go on although their turn has ended", None)
+    assert await show(session, "x") == "1"
+    end.set()
+    await asyncio.wait_for(ended.wait(), 30)
+    assert await show(session, "x") == "1"
+    assert (worker.alive, worker.held.bytes) == (True, 0)
 
 
 async def test_a_session_hibernates_right_after_a_turn_that_left_something_under_way(pool: WorkerPool) -> None:
