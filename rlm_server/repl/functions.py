@@ -182,7 +182,7 @@ FUNCTIONS = Functions(
         ),
         Function(
             op="search",
-            arguments={"pattern": TEXT, "documents": optional(ITEMS), "limit": INTEGER},
+            arguments={"pattern": TEXT, "documents": optional(ITEMS), "part": optional(ITEMS), "limit": INTEGER},
             in_runs=_search,
             in_sessions=_search,
             prompt="""\

@@ -17,17 +17,16 @@ MAX_MATCHES = 10_000
 
 
 async def answer_search(session: LiveSession, call: HostCall, tenant: str, threads: Threads) -> Json:
-    """Answer a request `search(pattern, documents, limit)`: matches, each [document, start, end, text], and `more`.
+    """Answer a request `search(pattern, documents, part, limit)`: matches and `more`.
 
-    What it shows of the text counts as looked at.
+    A match is [document, start, end, text]. What it shows of the text counts as looked at.
     """
     if not session.corpora:
         raise DoorRefusal("RuntimeError", "there is no context to search")
-    corpus, limit, documents = session.corpora[0], call.integer("limit"), call.arguments.get("documents")
+    corpus, limit = session.corpora[0], call.integer("limit")
+    documents = _numbers(call, len(corpus))
     if not 1 <= limit <= MAX_MATCHES:
         raise DoorRefusal("ValueError", f"limit must be from 1 to {MAX_MATCHES}, not {limit}")
-    if documents is not None and not (isinstance(documents, list) and all(type(one) is int for one in documents)):
-        raise DoorRefusal("TypeError", "documents must be None or numbers of documents")
     pattern = call.text("pattern")
 
     def look(cancelled: Cancelled) -> tuple[Found, int]:
@@ -47,6 +46,21 @@ async def answer_search(session: LiveSession, call: HostCall, tenant: str, threa
         check_host_time()
         raise DoorRefusal("LimitExceeded", str(SearchTooLong()))
     return {"matches": [[m.document, m.start, m.end, m.text] for m in found.matches], "more": found.more}
+
+
+def _numbers(call: HostCall, count: int) -> list[int] | range | None:
+    """Return the numbers of the documents to search: a list, or a part, [start, stop, step]; None means all."""
+    listed, part = call.arguments.get("documents"), call.arguments.get("part")
+    if part is None:
+        if listed is not None and not (isinstance(listed, list) and all(type(one) is int for one in listed)):
+            raise DoorRefusal("TypeError", "documents must be None or numbers of documents")
+        return listed
+    if not (isinstance(part, list) and len(part) == 3 and all(type(one) is int for one in part) and part[2]):
+        raise DoorRefusal("TypeError", "part must be [start, stop, step]")
+    numbers = range(*part)
+    if not all(0 <= outermost < count for outermost in (*numbers[:1], *numbers[-1:])):
+        raise DoorRefusal("IndexError", f"there are {count} documents")
+    return numbers
 
 
 def _shown(corpus: Corpus, matches: tuple[Match, ...]) -> int:

@@ -25,11 +25,13 @@ def search(pattern, documents=None, limit=100):
 
     documents: only in these, by their numbers, or a part of the context such as context[10:20].
     """
+    part = None
     if isinstance(documents, _documents.Documents):
-        documents = documents._numbers
-    if documents is not None:
+        numbers, documents = documents._numbers, None
+        part = [numbers.start, numbers.stop, numbers.step]
+    elif documents is not None:
         documents = [documents] if isinstance(documents, int) else [int(number) for number in documents]
-    reply = _door.call("search", pattern=text("pattern", pattern), documents=documents, limit=limit)
+    reply = _door.call("search", pattern=text("pattern", pattern), documents=documents, part=part, limit=limit)
     matches = Matches(Match(*match) for match in reply["matches"])
     matches.more = reply["more"]
     return matches
