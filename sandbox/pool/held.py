@@ -21,7 +21,9 @@ from sandbox.limits import PoolLimits
 THREADS = ThreadPoolExecutor(2, "door")
 """The door's, for the whole process. No owner has more than one of them at a time."""
 PAUSE_SECONDS = 50e-6
-"""After each piece, so that a thread that waits to run does."""
+"""After so much work, so that a thread that waits to run does."""
+PAUSE_EVERY = 1 << 17
+"""Bytes."""
 
 _T = TypeVar("_T")
 
@@ -80,12 +82,17 @@ class Share:
         """
         async with self._held.turn:
             given_up = threading.Event()
+            worked = 0
 
             def step(change: int) -> None:
+                nonlocal worked
                 if given_up.is_set():
                     raise _GivenUp
                 self.count(change)
-                time.sleep(PAUSE_SECONDS)
+                worked += abs(change)
+                if worked >= PAUSE_EVERY or not change:
+                    worked = 0
+                    time.sleep(PAUSE_SECONDS)
 
             began = THREADS.submit(work, step)
             done = asyncio.wrap_future(began)

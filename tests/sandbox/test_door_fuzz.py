@@ -37,7 +37,7 @@ SEED = int(os.environ.get("RLM_FUZZ_SEED", "1"))
 TRACED = 40
 """Of so many cases, the memory of one is looked at: that takes long."""
 
-LIMITS = Limits(frame_nodes=2_000, frame_bytes=4 << 20, door_calls=10**6, door_bytes=4 << 30, door_waiting=10_000)
+LIMITS = Limits(frame_nodes=2_000, frame_bytes=4 << 20, door_calls=10**6, door_bytes=1 << 60, door_waiting=10_000)
 OPS = [*(entry.op for entry in FUNCTIONS.entries), *OWN, "sandbox.report", "sandbox.map", "no such thing", "__class__"]
 TAKEN = {**{entry.op: entry.arguments for entry in FUNCTIONS.entries}, **OWN}
 NAMES = sorted({name for taken in TAKEN.values() for name in taken} | {"later", "op", "", "x", "__init__", "self"})
