@@ -116,7 +116,14 @@ def decoded(text: bytes, decoder: Decoder = _DECODER) -> Json:
     Raises:
         ValueError: it is no JSON in UTF-8, or holds a key twice, not-a-number or a lone surrogate.
     """
-    value: Json = decoder.decode(text.decode("utf-8", "strict"))
-    if b"\\ud" in text or b"\\uD" in text:
+    value: Json
+    characters = text.decode()
+    if characters.startswith("{"):
+        value, end = decoder.raw_decode(characters)
+    else:
+        value, end = None, -1
+    if end != len(characters):  # there is space around it, or more
+        value = decoder.decode(characters)
+    if b"\\u" in text and (b"\\ud" in text or b"\\uD" in text):
         json.dumps(value, ensure_ascii=False).encode()
     return value

@@ -18,8 +18,8 @@ ERRORS = {"LimitExceeded": LimitExceeded}
 
 def call(op, **arguments):
     """Ask the host for `op`. Return its answer, or raise the error it replies with."""
-    arguments["op"] = op
-    return value(_decode(_host.call(_frame(arguments)).decode()))
+    frame = _frame(op, arguments) if arguments else _encode({"op": op}).encode()
+    return value(_decode(_host.call(frame).decode()))
 
 
 LONG = 256
@@ -32,7 +32,8 @@ HEAD = 1 << 20
 """Bytes that the host takes as a head."""
 
 
-def _frame(arguments):
+def _frame(op, arguments):
+    arguments["op"] = op
     for argument in arguments.values():
         if type(argument) is list or (type(argument) is str and len(argument) >= LONG):
             break

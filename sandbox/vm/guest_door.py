@@ -142,12 +142,11 @@ class GuestDoor:
 
     def _meter(self, size: int) -> None:
         self.calls += 1
-        for name, used, limit in (
-            ("bytes in one request", size, self._limits.frame_bytes),
-            ("requests in one turn", self.calls, self._limits.door_calls),
-        ):
-            if used > limit:
-                raise DoorRefusal("LimitExceeded", f"{used} {name}, the limit is {limit}")
+        limits = self._limits
+        if size > limits.frame_bytes:
+            raise DoorRefusal("LimitExceeded", f"{size} bytes in one request, the limit is {limits.frame_bytes}")
+        if self.calls > limits.door_calls:
+            raise DoorRefusal("LimitExceeded", f"{self.calls} requests in one turn, the limit is {limits.door_calls}")
         self._count(size)
 
     def _count(self, size: int) -> None:
