@@ -149,6 +149,41 @@ class PoolLimits:
         unit="bytes",
         doc="Requests and replies of one owner that the server holds at once. The guest gets an exception.",
     )
+    worker_turns: int = limit(
+        0,
+        least=0,
+        most=1_024,
+        unit="turns",
+        doc="Turns of one worker that run at once; others wait in line. 0: as many as the machine has processors.",
+    )
+    reserved_sessions: int = limit(
+        16,
+        least=0,
+        most=4_096,
+        unit="sessions",
+        doc="Of `sessions`, those kept for owners that have few live ones; never more than an eighth of all.",
+    )
+    slot_seconds: float = limit(
+        10.0,
+        least=0.001,
+        most=3_600,
+        unit="seconds",
+        doc="A session that finds no place among the live ones waits so long for one, and is then refused.",
+    )
+    stored_bytes: int = limit(
+        4096 * MIB,
+        least=0,
+        most=1 << 50,
+        unit="bytes",
+        doc="Files of one owner's sessions that hibernate. One that does not fit stays live.",
+    )
+    waiting_turns: int = limit(
+        64,
+        least=1,
+        most=10_000,
+        unit="turns",
+        doc="Turns that wait in line for one session. Another is refused.",
+    )
     rest_seconds: float = limit(
         300.0,
         least=0.001,

@@ -92,16 +92,17 @@ _search = [None]
 """What finds patterns, where the host can."""
 
 
-def attach(_text, name, corpus, count, kind):
-    """Make `name` the text, or the documents, of a corpus."""
+def attach(_text, name, corpus, count, kind, proof):
+    """Make `name` the text, or the documents, of a corpus. Return `proof` once it is."""
     corpus, count = int(corpus), int(count)
     _counts[corpus] = count
     try:
         value = fetch(corpus, 0)[0] if kind == "TEXT" else Documents(corpus, range(count))
     except Exception as error:
         _runner.report(_runner.describe(error))
-    else:
-        _runner.namespace[name] = _runner.reserved[name] = value
+        return 0
+    _runner.namespace[name] = _runner.reserved[name] = value
+    return int(proof)
 
 
 def located(text):

@@ -39,15 +39,20 @@ commands = {}
 
 
 def enter(frame):
-    """Carry out a command of the host's. A frame is a line with the command's name and words, and then its text."""
+    """Carry out a command of the host's, and return what it returns, or 0.
+
+    A frame is a line with the command's name and words, and then its text.
+    """
     head, _, text = frame.partition(b"\n")
     name, *words = head.decode().split()
-    commands[name](text.decode("utf-8", "surrogatepass"), *words)
-    return 0
+    return commands[name](text.decode("utf-8", "surrogatepass"), *words) or 0
 
 
-def run(code, number, state):
-    """Run one turn's code. If the state is `fresh`, it was just restored, and entropy is renewed first."""
+def run(code, number, state, proof):
+    """Run one turn's code. If the state is `fresh`, it was just restored, and entropy is renewed first.
+
+    The number `proof` is returned only where the code ran to its end. Without it, the host takes the turn for damaged.
+    """
     if state == "fresh":
         renew_entropy()
         told.clear()
@@ -55,9 +60,9 @@ def run(code, number, state):
     if not spare:
         with contextlib.suppress(MemoryError):
             spare.append(bytearray(1 << 18))
-    error = None
+    error = ran = None
     try:
-        execute(code, f"<turn {number}>")
+        ran = execute(code, f"<turn {number}>", proof)
         for function in after:
             function()
     except BaseException as raised:
@@ -69,6 +74,7 @@ def run(code, number, state):
     except Exception:  # the program has broken what a report needs
         mend()
         report(error)
+    return int(ran) if error is None and ran is not None else 0
 
 
 told = []
@@ -86,7 +92,8 @@ def report(error):
 
 
 def mend():
-    """Put back what a careless program may have replaced: built-ins, modules, reserved names."""
+    """Put back what a careless program may have replaced: built-ins, modules, reserved names, what runs code."""
+    globals().update(own)
     if builtins.__dict__ != first_builtins:
         builtins.__dict__.update(first_builtins)
     if not first_modules.keys() <= modules.keys():
@@ -113,24 +120,31 @@ sources = {}
 """Turns whose code can be shown in a traceback."""
 
 
-def execute(code, filename):
-    """Run code as the REPL does: the value of a last expression is shown."""
+def execute(code, filename, proof):
+    """Run code as the REPL does: the value of a last expression is shown. Return `proof` once all of it has run."""
     sources[filename] = linecache.cache[filename] = (len(code), None, code.splitlines(True), filename)
     if len(sources) > 100:
         oldest = next(iter(sources))
         del sources[oldest]
         linecache.cache.pop(oldest, None)
     parts = parts_of(code, filename)
+    left = list(parts)  # what is yet to run
     value = None
     for part in parts:
         if part.co_flags & inspect.CO_COROUTINE:
-            value = complete(awaited(parts))
+            value = complete(awaited(left))
             break
     else:
-        for part in parts:
-            value = eval(part, namespace)
+        while left:
+            value = eval(left.pop(0), namespace)
+    if left or not parts:
+        raise RuntimeError(NOT_RUN)
     if value is not None:
         print(repr(value))
+    return proof
+
+
+NOT_RUN = "the code did not run to its end: an earlier turn has replaced what runs it"
 
 
 def parts_of(code, filename):
@@ -144,7 +158,7 @@ def parts_of(code, filename):
             return [compile(body, filename, "exec", AWAIT), expression] if body else [expression]
     tree = compile(code, filename, "exec", ast.PyCF_ONLY_AST)
     end = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-    parts = [compile(tree, filename, "exec", AWAIT)] if tree.body else []
+    parts = [compile(tree, filename, "exec", AWAIT)] if tree.body or end is None else []
     if end is not None:
         parts.append(compile(ast.Expression(end.value), filename, "eval", AWAIT))
     return parts
@@ -153,9 +167,11 @@ def parts_of(code, filename):
 AWAIT = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
-async def awaited(parts):
-    """Run the parts of code that uses `await`, and return the value of the last."""
-    for part in parts:
+async def awaited(left):
+    """Run the parts of code that uses `await`, taking each from the list, and return the value of the last."""
+    value = None
+    while left:
+        part = left.pop(0)
         value = eval(part, namespace)
         if part.co_flags & inspect.CO_COROUTINE:
             value = await value
@@ -215,6 +231,10 @@ def renew_entropy():
 
 
 commands["turn"] = run
+own = {
+    "execute": execute, "parts_of": parts_of, "awaited": awaited, "eval": eval, "compile": compile, "print": print,
+}  # fmt: skip
+"""What runs code, built-ins among it: a name of this module would hide one."""
 
 
 def _entry(source, environ):  # noqa: ARG001

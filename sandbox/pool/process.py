@@ -19,6 +19,7 @@ from sandbox.memory.pages import PageFile
 from sandbox.pool.frame_limits import MAX_STRAY, FrameBounds
 from sandbox.pool.held import Held
 from sandbox.pool.last_words import LastWords
+from sandbox.pool.turn_clock import TurnClock
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
 from sandbox.wire.frames import Frame, Kind, Parser, WireError, send_descriptor
@@ -49,8 +50,12 @@ class WorkerLost(Exception):
     """The worker died or was killed; its sessions can continue in another worker."""
 
 
-async def started(loaded: Loaded, most_bytes: int = PoolLimits().worker_bytes) -> Process:
+async def started(
+    loaded: Loaded, most_bytes: int = PoolLimits().worker_bytes, turns: int = PoolLimits().worker_turns
+) -> Process:
     """Start a worker that may hold `most_bytes` of memory, and wait until it is loaded and confined.
+
+    At most `turns` turns run in it at once; 0 stands for as many as this process has processors.
 
     Raises:
         WorkerLost: it did not start.
@@ -65,7 +70,7 @@ async def started(loaded: Loaded, most_bytes: int = PoolLimits().worker_bytes) -
                 sys.executable, "-I", "-c", _PROGRAM, *map(str, handed), pass_fds=handed, env={}, cwd="/",
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=words.writing,
             )  # fmt: skip
-        worker = Process(process, our_descriptors, words, most_bytes)
+        worker = Process(process, our_descriptors, words, most_bytes, turns or len(os.sched_getaffinity(0)))
     except BaseException as error:
         ours.close()
         our_descriptors.close()
@@ -90,8 +95,16 @@ class Process(asyncio.Protocol):
     """A worker process. Its frames are passed to the listener of the session they belong to."""
 
     def __init__(
-        self, process: asyncio.subprocess.Process, descriptors: socket.socket, words: LastWords, most_bytes: int
+        self,
+        process: asyncio.subprocess.Process,
+        descriptors: socket.socket,
+        words: LastWords,
+        most_bytes: int,
+        turns: int,
     ) -> None:
+        self._turns = turns
+        self.clock = TurnClock(turns)
+        """For how long a turn could have run."""
         self._process, self._words = process, words
         self._handle = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1
         self._most_bytes = most_bytes
@@ -255,6 +268,7 @@ class Process(asyncio.Protocol):
                 for name, image in loaded.images.items()
             }
             header = {"compiled": str(Path(loaded.compiled)), "stdlib": self.hand_over(stdlib), "images": images}
+            header["turns"] = self._turns
         finally:
             os.close(stdlib)
         self.send(Frame(Kind.LOAD, header=header))

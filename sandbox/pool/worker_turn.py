@@ -31,7 +31,9 @@ log = logging.getLogger(__name__)
 INTERRUPT_SECONDS = 5.0
 """A worker that has not stopped a turn by then is killed."""
 TURN_SLACK_SECONDS = 10.0
-"""A worker that runs a turn for so much longer than it may is killed."""
+"""A worker that runs a turn for so much longer than it may is killed. Waiting for other turns there is not counted."""
+CLOCK_SECONDS = 0.001
+"""A timer may be early by so much."""
 
 ANSWER_SECONDS = 10.0
 """An answer that goes on for so much longer than its turn is not waited for."""
@@ -70,6 +72,7 @@ class WorkerTurn:
         self._began = self._ended_at = 0.0
         self._ran = 0.0
         self._running_since: float | None = None
+        self._hangs_at = 0.0  # on the process's clock of turns
 
     async def run(self, process: Process, ask: Callable[[Process, int], Frame]) -> Frame:
         """Send the process the frame that `ask` makes for this turn, and return the frame with which the turn ended.
@@ -82,12 +85,14 @@ class WorkerTurn:
         """
         self._process, self._began = process, self._loop.time()
         try:
+            process.clock.begin()
             process.follow(self._session, self._heard)
             process.send(ask(process, self.number))
             self._time()
             return await self._ended()
         finally:
             process.unfollow(self._session)
+            process.clock.end()
             self._call_off()
 
     @property
@@ -147,14 +152,20 @@ class WorkerTurn:
         if self._hanging is not None:
             self._hanging.cancel()
         self._running_since = None
-        if not (self._answering or self._end.done()):
+        if self._process is not None and not (self._answering or self._end.done()):
             self._running_since = now
-            self._hanging = self._loop.call_later(self._limits.turn_seconds + TURN_SLACK_SECONDS, self._hung)
+            self._hangs_at = self._process.clock.seconds + self._limits.turn_seconds + TURN_SLACK_SECONDS
+            self._hanging = self._loop.call_later(self._process.clock.until(self._hangs_at), self._hung)
 
     def _hung(self) -> None:
-        if self._process is not None and not self._end.done():
-            self._process.kill()
-            self._over(WorkerLost("the process that ran the turn hung and was killed"))
+        if self._process is None or self._end.done():
+            return
+        left = self._process.clock.until(self._hangs_at)
+        if left > CLOCK_SECONDS:  # other turns came, and this one could run for less of the time
+            self._hanging = self._loop.call_later(left, self._hung)
+            return
+        self._process.kill()
+        self._over(WorkerLost("the process that ran the turn hung and was killed"))
 
     def _over(self, end: Frame | WorkerLost) -> None:
         """Note how the turn ended, once, and cancel all of it that is still going on."""

@@ -187,8 +187,11 @@ class GuestDoor:
             self._guard.waited += time.monotonic() - started
 
     def sleep(self, seconds: float) -> bool:
-        """Wait on the guest's behalf, and return whether the turn may go on. This wait counts as running."""
+        """Wait on the guest's behalf, and return whether the turn may go on.
+
+        This wait counts as running. A wait in line after it does not.
+        """
         guard = self._guard
         longest = max(0.0, guard.turn_seconds - guard.running_seconds + 0.02)
-        self._waiting.until(guard.interrupted, min(seconds, longest))
+        guard.waited += self._waiting.until(guard.interrupted, min(seconds, longest))
         return guard.reason() is None

@@ -28,7 +28,7 @@ from sandbox.vm import engine, immortal, instance, wasi
 from sandbox.vm.engine import Program
 from sandbox.vm.files import STDLIB_PATH, TMP, Files, Inode
 from sandbox.vm.image_cache import ImageCache, NotOurs, Progress
-from sandbox.vm.instance import Image, Instance, turn_frame
+from sandbox.vm.instance import Image, Instance, new_proof, turn_frame
 from sandbox.vm.session import Session
 
 WASM_SHA256 = "879bdb628a1a799dc3a6d1a645fee0f88944bf4cdf5e1628e0e1d2b4b33d28d3"
@@ -200,7 +200,8 @@ def _warmed(guest: Instance, name: str) -> bytearray:
     """Run some turns, and return the guest's memory after them, with all its objects made immortal."""
 
     for code in _WARM_UP * WARM_UP_ROUNDS:
-        turn = guest.run(turn_frame(code, 0, fresh=False))
+        proof = new_proof()
+        turn = guest.run(turn_frame(code, 0, proof, fresh=False), proof=proof)
         if turn.status is Status.ROLLED_BACK:
             raise ImageError(f"the image {name!r} does not run a turn: {turn.error}\n{turn.stderr}")
     guest.run(b"settle\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass, replace
 
 from sandbox.corpora.corpus import BLOCK, Corpus, Kind
@@ -45,9 +46,18 @@ class Image:
     key: str = ""
 
 
-def turn_frame(code: str, number: int, *, fresh: bool) -> bytes:
+def new_proof() -> int:
+    """Return a number that a guest returns only where it carried out what it was told to.
+
+    The interpreter returns a byte. What a function that does nothing returns, such as 0 or 1, is no such number.
+    """
+    return 16 + secrets.randbelow(224)
+
+
+def turn_frame(code: str, number: int, proof: int, *, fresh: bool) -> bytes:
     """Write the frame that `_runner.enter` in the guest takes for a turn. With `fresh` it first draws new entropy."""
-    return f"turn {number} {'fresh' if fresh else 'going'}\n".encode() + code.encode("utf-8", "surrogatepass")
+    head = f"turn {number} {'fresh' if fresh else 'going'} {proof}\n"
+    return head.encode() + code.encode("utf-8", "surrogatepass")
 
 
 class Instance:
@@ -78,8 +88,13 @@ class Instance:
 
     # ---- turns ---------------------------------------------------------------------------------------------------
 
-    def run(self, frame: bytes, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
-        """Have the guest carry out a frame as a turn, and return how the turn ended. Blocks until then."""
+    def run(
+        self, frame: bytes, handler: Handler | None = None, listener: OutputListener | None = None, proof: int = 0
+    ) -> Turn:
+        """Have the guest carry out a frame as a turn, and return how the turn ended. Blocks until then.
+
+        A guest that neither reports an error nor returns `proof` has not done it: the turn ends as damaged.
+        """
         guard, door = self._guard, self.door
         guard.begin()
         door.begin(handler)
@@ -88,7 +103,8 @@ class Instance:
         code, faults = -1, pagetable.faults()
         try:
             with self._program.clock:
-                code = self._call_turn(frame)
+                if guard.reason() is None:  # a turn that was stopped before it began runs nothing
+                    code = self._call_turn(frame)
         except GuestStopped as stopped:
             overflow = stopped.stack_overflow
             message = "the code overflowed its stack" if overflow else str(stopped)
@@ -100,23 +116,22 @@ class Instance:
             if pagetable.faults() != faults:
                 self.memory.note_faults()
                 self.mappings.look()
-        return self._result(code)
+        return self._result(code == proof)
 
     def _call_turn(self, frame: bytes) -> int:
         address = self.memory.allocate(len(frame))
         self.memory.write(address, frame)
         return self._machine.call("turn", address, len(frame))
 
-    def _result(self, code: int) -> Turn:
+    def _result(self, proved: bool) -> Turn:
         stdout, stderr = self._output.finish()
         report, error = self.door.report, self._guard.error
         variables: tuple[Variable, ...] = ()
         if error is None:
-            if report is None and code == 0:  # nothing has changed since the last report
-                variables = self._variables
-            else:
-                error, variables = _read_report(report)
-                self._variables = variables
+            if report is not None:
+                error, self._variables = _read_report(report)
+            error = error or (None if proved else _DAMAGED)
+            variables = self._variables  # without a report they are as in the last one
         if error and error.type == "MemoryError":
             error = replace(error, message=f"{error.message} (the limit is {self.limits.memory_bytes} bytes)".strip())
         stopped = error is not None and isinstance(error.type, Stop)
@@ -145,7 +160,7 @@ class Instance:
 
     def tick(self) -> str | None:
         """Return why the guest must stop now, or None. The engine calls this at intervals while the guest runs."""
-        self._waiting.tick()
+        self._guard.waited += self._waiting.tick()
         return self._guard.reason()
 
     def sleep(self, seconds: float) -> bool:
@@ -182,8 +197,9 @@ class Instance:
         """
         if corpus.kind is Kind.TEXT and self.memory.size + corpus[0].size + 3 * BLOCK > ADDRESSES:
             raise MemoryError(f"a text of {corpus[0].size} bytes does not fit into the guest's 4 GiB of addresses")
-        number = self.mappings.add(corpus)
-        return self.run(f"attach {name} {number} {len(corpus)} {corpus.kind.name}\n".encode(), None, listener)
+        number, proof = self.mappings.add(corpus), new_proof()
+        frame = f"attach {name} {number} {len(corpus)} {corpus.kind.name} {proof}\n"
+        return self.run(frame.encode(), None, listener, proof)
 
     def close(self) -> None:
         """Free the guest's memory."""
@@ -193,10 +209,8 @@ class Instance:
 _DAMAGED = TurnError(Stop.DAMAGED, "the code damaged the interpreter's own modules")
 
 
-def _read_report(report: HostCall | None) -> tuple[TurnError | None, tuple[Variable, ...]]:
+def _read_report(report: HostCall) -> tuple[TurnError | None, tuple[Variable, ...]]:
     """Read the report of the guest's runner: the error that ended the turn, if any, and the variables."""
-    if report is None:
-        return _DAMAGED, ()
     error, variables = report.arguments.get("error"), report.arguments.get("variables")
     try:
         raised = None

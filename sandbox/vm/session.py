@@ -12,7 +12,7 @@ from sandbox.turn import OutputListener, Status, Turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.engine import Program
 from sandbox.vm.guest_door import Handler
-from sandbox.vm.instance import Image, Instance, turn_frame
+from sandbox.vm.instance import Image, Instance, new_proof, turn_frame
 from sandbox.vm.waiting import Waiting
 
 
@@ -59,8 +59,9 @@ class Session:
     def execute(self, code: str, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
         """Run Python source as one turn. Whatever happens in it, the session can run another turn afterwards."""
         self.turns += 1
-        frame = turn_frame(code, self.turns, fresh=self._fresh)
-        turn = self._take_turn(lambda instance: instance.run(frame, handler, listener))
+        proof = new_proof()
+        frame = turn_frame(code, self.turns, proof, fresh=self._fresh)
+        turn = self._take_turn(lambda instance: instance.run(frame, handler, listener, proof))
         self._fresh = turn.status is Status.ROLLED_BACK
         return turn
 

@@ -19,7 +19,7 @@ class TurnGuard:
         self.error: TurnError | None = None
         """Why the turn must stop, or was stopped."""
         self.waited = 0.0
-        """Seconds that the turn has waited in the door, which do not count as running."""
+        """Seconds that the turn has waited in the door, or in line for the processor, which do not count as running."""
         self._started = time.monotonic()
         self._running = False
         self._interrupted = threading.Event()

@@ -26,16 +26,16 @@ AROUND = 64
 class Waiting(Protocol):
     """How a guest waits."""
 
-    def until(self, done: Callable[[], bool], seconds: float | None) -> None:
-        """Wait until `done()`, or so long."""
+    def until(self, done: Callable[[], bool], seconds: float | None) -> float:
+        """Wait until `done()`, or so long. Return for how many seconds the guest then waited in line to go on."""
         ...
 
     def wake(self) -> None:
         """Have the waiting threads check again whether they are done. May be called from any thread."""
         ...
 
-    def tick(self) -> None:
-        """Do what must be done at intervals while the guest runs."""
+    def tick(self) -> float:
+        """Do what must be done at intervals while the guest runs. Return for how many seconds it waited meanwhile."""
         ...
 
 
@@ -45,18 +45,20 @@ class ThreadWaiter:
     def __init__(self) -> None:
         self._changed = threading.Condition()
 
-    def until(self, done: Callable[[], bool], seconds: float | None) -> None:
+    def until(self, done: Callable[[], bool], seconds: float | None) -> float:
         """Wait until `done()`, or so long."""
         with self._changed:
             self._changed.wait_for(done, seconds)
+        return 0.0
 
     def wake(self) -> None:
         """Have the waiting threads check again whether they are done."""
         with self._changed:
             self._changed.notify_all()
 
-    def tick(self) -> None:
+    def tick(self) -> float:
         """Do nothing."""
+        return 0.0
 
 
 class Requests:

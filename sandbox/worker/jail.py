@@ -149,6 +149,12 @@ def _limit_resources() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
+def raise_addresses() -> None:
+    """Raise the soft limit of addresses, which the server may have for itself: each guest reserves 4 GiB of them."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
 def _restrict_files() -> None:
     """Forbid all access to files and, where the kernel can, TCP and signals to others: a rule set without a path."""
     version = _check(_libc.syscall(_LANDLOCK_CREATE_RULESET, None, 0, 1), "Landlock")

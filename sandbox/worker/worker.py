@@ -35,6 +35,7 @@ from sandbox.wire.frames import Channel, Frame, Kind
 from sandbox.wire.sessions import SentState, read_corpus, read_session, write_end, write_layout
 from sandbox.wire.turns import write_failure
 from sandbox.worker import jail
+from sandbox.worker.places import Place, Places
 from sandbox.worker.threads import LeaderFollowers, Work
 
 MAX_OUTPUT = 1 << 14
@@ -50,10 +51,12 @@ class _Served:
         limits: Limits,
         program: Program,
         threads: LeaderFollowers,
+        places: Places,
         channel: Channel,
         number: int,
     ):
         self._threads = threads
+        self._place = Place(places)
         self._channel = channel
         self._number = number
         self._sent = SentState(start.files, start.layout)
@@ -71,9 +74,14 @@ class _Served:
         """Return a function that runs the turn of this number and reports how it ended."""
         self._turn = number
         self.session.announce()
+        self._place.begin()
 
         def work() -> None:
-            ended = self._ended(number, take)
+            self._place.take()
+            try:
+                ended = self._ended(number, take)
+            finally:
+                self._place.give()
             with self._lock:
                 self._turn = 0
                 closing = self._closing
@@ -116,6 +124,7 @@ class _Served:
         with self._lock:
             if self._turn == number:
                 self.session.interrupt()
+                self._place.stop()
 
     def printed(self, stream: int, data: bytes) -> None:
         """Keep what the guest printed, to be sent to the server soon."""
@@ -129,24 +138,28 @@ class _Served:
         output, self._output, self._output_bytes = self._output, [], 0
         self._channel.send(*output, *frames)
 
-    def until(self, done: Callable[[], bool], seconds: float | None) -> None:
-        """Wait until `done()`, or so many seconds, and read frames meanwhile."""
+    def until(self, done: Callable[[], bool], seconds: float | None) -> float:
+        """Wait until `done()`, or so many seconds, and read frames meanwhile. The turn's place is free meanwhile."""
         self._send()
+        self._place.give()
         self._threads.until(done, seconds)
+        return self._place.take()
 
     def wake(self) -> None:
         """Have the waiting threads check again whether they are done."""
         self._threads.wake()
 
-    def tick(self) -> None:
-        """Send the output kept so far, and make sure that another thread reads."""
+    def tick(self) -> float:
+        """Send the output kept so far, make sure that another thread reads, and let others in line run."""
         if self._output:
             self._send()
         self._threads.tick()
+        return self._place.pass_on()
 
     def close(self) -> None:
         """End the session. A running turn is stopped first, and the thread that runs it then closes the session."""
         self.session.interrupt()
+        self._place.stop()
         with self._lock:
             self._closing = True
             if self._turn:
@@ -168,6 +181,7 @@ class Worker:
         self._threads = LeaderFollowers(channel, self._take)
         self._served: dict[int, _Served] = {}
         self._program: Program
+        self._places: Places
         self._images: dict[str, Image] = {}
 
     def serve(self) -> None:
@@ -205,6 +219,7 @@ class Worker:
     def _load(self, frame: Frame) -> None:
         """Load the program and its images, run an image once so that nothing is left to load, and enter the jail."""
         header = frame.header
+        self._places = Places(header["turns"], self._threads.tick)
         stdlib = self._channel.descriptor(header["stdlib"])
         files = Files(Limits(), {STDLIB_PATH: Inode(2, mmap(stdlib, 0, access=ACCESS_READ))})
         self._program = Program(Path(header["compiled"]), instance.FUNCTIONS, wasi.missing)
@@ -221,7 +236,7 @@ class Worker:
 
     def _open(self, frame: Frame) -> None:
         start, limits = read_session(frame, self._images, self._channel.descriptor)
-        served = _Served(start, limits, self._program, self._threads, self._channel, frame.session)
+        served = _Served(start, limits, self._program, self._threads, self._places, self._channel, frame.session)
         self._served[frame.session] = served
 
 
@@ -245,7 +260,8 @@ def _warm_up(program: Program, image: Image) -> None:
     first, second = socket.socketpair()
     channel = Channel(here, first)
     limits = Limits()
-    served = _Served(Checkpoint.of(image), limits, program, LeaderFollowers(channel, lambda _: None), channel, 0)
+    threads = LeaderFollowers(channel, lambda _: None)
+    served = _Served(Checkpoint.of(image), limits, program, threads, Places(1, threads.tick), channel, 0)
     session = served.session
     problems: list[Exception] = []
 
@@ -296,8 +312,14 @@ _WARM_UP_TURNS = (
 _ENDLESS = "print(1, flush=True)\nwhile True: pass"
 
 
+NICENESS = 5
+"""Added to the server's own: what serves everybody goes before what runs one owner's code."""
+
+
 def main() -> None:
     """Serve on two sockets. The arguments are their descriptors."""
+    os.nice(NICENESS)
+    jail.raise_addresses()
     frames, descriptors = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:3])
     threading.stack_size(THREAD_STACK_BYTES)
     memory.give_back_freed()

@@ -61,6 +61,8 @@ ATTACKS = [
         ]
     ],
     Attack("variables replaced", "import _runner; _runner.variables = lambda: [['x', 'y', 'z']]", ("ok", Stop.DAMAGED)),
+    Attack("runner that does nothing", "import _runner; _runner.commands['turn'] = lambda *_: None", ("ok",)),
+    Attack("entry that does nothing", "import _reactor; _reactor._enter = lambda *_: 0", ("ok",)),
     stopped("process exit", "import os; os._exit(0)", Stop.EXIT, turn_seconds=10),
     stopped("abort", "import os; os.abort()", Stop.EXIT, Stop.TRAP, turn_seconds=10),
     Attack(
