@@ -142,8 +142,12 @@ async def serving(
         pool = WorkerPool(
             loaded,
             sessions=of_pool.sessions,
+            reserved=of_pool.reserved_sessions,
+            slot_seconds=of_pool.slot_seconds,
             worker_bytes=of_pool.worker_bytes,
-            store=SessionStore(settings.data_dir / "sessions", secrets.token_bytes(32)),
+            worker_turns=of_pool.worker_turns,
+            waiting_turns=of_pool.waiting_turns,
+            store=SessionStore(settings.data_dir / "sessions", secrets.token_bytes(32), of_pool.stored_bytes),
             rest_seconds=of_pool.rest_seconds,
             unconfined=settings.unconfined,
         )

@@ -30,9 +30,11 @@ from rlm_server.ledger import BudgetError, windows
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.sessions import TooManySessions
-from sandbox.pool.pool import JailMissing, PoolFull
+from sandbox.pool.live_sessions import OwnerFull, PoolFull
+from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import SnapshotRefused
+from sandbox.pool.worker_session import TooManyTurns
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +117,9 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_TOO_MANY_SESSIONS, text, quota="sessions")
         case SnapshotRefused():
             return _status(ErrorReason.ERROR_REASON_SNAPSHOT_REFUSED, text)
-        case PoolFull() | TooManyRuns():
+        case OwnerFull():
+            return _status(ErrorReason.ERROR_REASON_TOO_MANY_SESSIONS, text, quota="stored_bytes")
+        case PoolFull() | TooManyRuns() | TooManyTurns():
             return _status(ErrorReason.ERROR_REASON_SERVER_FULL, text, retry_seconds=1)
         case JailMissing():
             return _status(ErrorReason.ERROR_REASON_JAIL_MISSING, text)

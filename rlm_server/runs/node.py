@@ -35,7 +35,8 @@ from rlm_server.runs.tree import Outcome, Task, Tree
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
 from sandbox.door import Json
-from sandbox.pool.pool import JailMissing, LiveSession, PoolFull
+from sandbox.pool.live_sessions import PoolFull
+from sandbox.pool.pool import JailMissing, LiveSession
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import SnapshotRefused
 from sandbox.turn import Turn

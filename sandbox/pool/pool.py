@@ -8,28 +8,23 @@ or when another needs its slot: it is written to a file, and is read back when i
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from contextlib import suppress
 from typing import Protocol
 
 from sandbox.corpora.corpus import Corpus
 from sandbox.limits import Limits, PoolLimits
+from sandbox.pool.live_sessions import LiveSessions
 from sandbox.pool.process import Process, WorkerLost, started
+from sandbox.pool.slots import Slots
 from sandbox.pool.snapshots import SessionStore
+from sandbox.pool.store_threads import StoreThreads
 from sandbox.pool.worker_session import WorkerSession
 from sandbox.pool.worker_turn import Answer
 from sandbox.turn import OutputListener, RestartListener, Turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
 
-log = logging.getLogger(__name__)
-
 DEFAULT = PoolLimits()
-
-
-class PoolFull(Exception):
-    """No more sessions fit; the message names the limit."""
 
 
 class JailMissing(Exception):
@@ -109,9 +104,11 @@ class Pool(Protocol):
 class WorkerPool:
     """Sessions in worker processes. `spares` workers are kept loaded, so that a new owner need not wait for one.
 
-    At most `sessions` are live at once. With a `store`, more sessions exist: an idle session hibernates when another
-    needs its slot, or after `rest_seconds`. Without a store, a session beyond the limit is refused. A worker may hold
-    `worker_bytes` of memory. Without a jail, only one owner at a time is served, unless `unconfined` is set.
+    At most `sessions` are live at once, shared between owners as `sandbox.pool.slots` says, with a reserve of up to
+    `reserved`. With a `store`, more sessions exist: an idle session hibernates when another needs its slot, or after
+    `rest_seconds`. A session that finds no slot within `slot_seconds` is refused. A worker may hold `worker_bytes` of
+    memory and runs `worker_turns` turns at once, or as many as there are processors; for one session, `waiting_turns`
+    wait in line. Without a jail, only one owner at a time is served, unless `unconfined` is set.
     """
 
     def __init__(
@@ -120,14 +117,17 @@ class WorkerPool:
         *,
         sessions: int,
         spares: int = 1,
+        reserved: int = 0,
+        slot_seconds: float = DEFAULT.slot_seconds,
         worker_bytes: int = DEFAULT.worker_bytes,
+        worker_turns: int = DEFAULT.worker_turns,
+        waiting_turns: int = DEFAULT.waiting_turns,
         store: SessionStore | None = None,
         rest_seconds: float = DEFAULT.rest_seconds,
         unconfined: bool = False,
     ) -> None:
         self._loaded = loaded
-        self._most = sessions
-        self._worker_bytes = worker_bytes
+        self._worker_bytes, self._worker_turns = worker_bytes, worker_turns
         self._unconfined = unconfined
         self._spares_wanted = spares
         self._spares: list[asyncio.Task[Process]] = []
@@ -136,7 +136,9 @@ class WorkerPool:
         self.store = store
         self._rest_seconds = rest_seconds
         self._sessions: set[WorkerSession] = set()
-        self._live: dict[WorkerSession, float] = {}  # when each was last used, the longest idle first
+        self._live = LiveSessions(Slots(sessions, reserved), slot_seconds, stores=store is not None)
+        self.threads = StoreThreads()
+        self.waiting_turns = waiting_turns
         self._last_session = 0
         self._hibernator: asyncio.Task[None] | None = None
 
@@ -149,6 +151,11 @@ class WorkerPool:
     def live(self) -> int:
         """How many sessions are live, not hibernating."""
         return len(self._live)
+
+    def take_host_seconds(self, owner: str) -> float:
+        """Return the seconds of processor time that writing and reading an owner's stored sessions took since the last
+        call."""
+        return self.threads.take_host_seconds(owner)
 
     def prepare(self) -> None:
         """Start the spare workers, in the background."""
@@ -171,30 +178,31 @@ class WorkerPool:
     # ---- for sessions --------------------------------------------------------------------------------------------
 
     async def admit(self, session: WorkerSession) -> None:
-        """Give a session a slot among the live ones. Where all slots are taken, an idle session hibernates.
+        """Give a session a slot among the live ones. Where there is none for its owner, it waits for one.
 
         Raises:
-            PoolFull: no session is idle, there is no store, or the idle session could not be written.
+            PoolFull: there was no room in time.
+            Abandoned: `give_up` was called.
         """
-        while session not in self._live and len(self._live) >= self._most:
-            idle = next((other for other in self._live if other.idle), None)
-            if idle is None or self.store is None:
-                raise PoolFull(f"this server runs at most {self._most} sessions at once")
-            try:
-                await idle.hibernate()
-            except OSError as error:
-                log.exception("an idle session could not be written")
-                raise PoolFull(
-                    f"no place could be made: an idle session could not be written: {error.strerror}"
-                ) from None
-        self.used(session)
+        try:
+            await self._live.enter(session)
+        except BaseException:
+            await self._end_unused(session.owner)
+            raise
         if self.store and self._hibernator is None:
             self._hibernator = asyncio.create_task(self._hibernate_idle_sessions())
 
     def used(self, session: WorkerSession) -> None:
-        """Note that a session is in use, so that it is the last of the live ones to hibernate."""
-        self._live.pop(session, None)
-        self._live[session] = time.monotonic()
+        """Note that a session is in use, so that it is the last of its owner's to hibernate."""
+        self._live.used(session)
+
+    def rested(self) -> None:
+        """Note that a turn has ended, so that its session may make room for others."""
+        self._live.make_room()
+
+    def give_up(self, session: WorkerSession) -> None:
+        """Have a session that waits for a slot wait no longer."""
+        self._live.give_up(session)
 
     async def worker(self, owner: str) -> Process:
         """Return the owner's worker. Where the owner has no live worker, a new one is taken."""
@@ -214,13 +222,17 @@ class WorkerPool:
         return process
 
     def _start(self) -> asyncio.Task[Process]:
-        return asyncio.create_task(started(self._loaded, self._worker_bytes))
+        return asyncio.create_task(started(self._loaded, self._worker_bytes, self._worker_turns))
 
     async def left(self, session: WorkerSession) -> None:
-        """Free a session's slot. A worker left without sessions is ended, never given to another owner."""
-        self._live.pop(session, None)
-        if not any(other.owner == session.owner for other in self._live):
-            task = self._workers.pop(session.owner, None)
+        """Free a session's slot."""
+        self._live.left(session)
+        await self._end_unused(session.owner)
+
+    async def _end_unused(self, owner: str) -> None:
+        """End an owner's worker that has no sessions left. It is never given to another owner."""
+        if not self._live.any_of(owner):
+            task = self._workers.pop(owner, None)
             if task is not None:
                 await asyncio.shield(self._end(task))
 
@@ -234,14 +246,9 @@ class WorkerPool:
     async def _hibernate_idle_sessions(self) -> None:
         while True:
             await asyncio.sleep(self._rest_seconds / 4)
-            now = time.monotonic()
-            idle = [(session, now - since) for session, since in self._live.items() if session.idle]
-            for session, seconds in idle:
+            for session, seconds in self._live.idle_seconds():
                 if seconds > self._rest_seconds:
-                    try:
-                        await session.hibernate()
-                    except OSError:
-                        log.exception("an idle session could not be written")
+                    await self._live.have_leave(session)
                 elif seconds > self._rest_seconds / 4:
                     session.trim()
 
@@ -250,12 +257,16 @@ class WorkerPool:
         if self._hibernator:
             self._hibernator.cancel()
             await asyncio.wait([self._hibernator])
+        for session in self._sessions:
+            session.give_up()
         for session in list(self._sessions):
             await session.close()
+        await self._live.close()
         for task in [*self._spares, *self._workers.values()]:
             self._end(task)
         if self._ending:
             await asyncio.wait(self._ending)
+        self.threads.close()
 
     def _end(self, worker: asyncio.Task[Process]) -> asyncio.Task[None]:
         """End a worker once it has started. A caller may stop waiting for that; `close` waits for all of them."""

@@ -16,6 +16,8 @@ import io
 import json
 import secrets
 import struct
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +26,7 @@ from typing import Any, BinaryIO, cast
 import zstandard
 
 from sandbox.corpora.corpus import Corpus
+from sandbox.limits import PoolLimits
 from sandbox.memory.memory import PAGE, Runs
 from sandbox.memory.pages import ADDRESSABLE, PageFile
 from sandbox.vm.checkpoint import Checkpoint
@@ -39,12 +42,22 @@ _HEADER = struct.Struct("<4sH16s16s16s")
 _LENGTH = struct.Struct("<I")
 _LAST = 1 << 31
 _CHUNK, _TAG = 1 << 18, 16
+_PIECE = 1 << 20
+"""Bytes that are compressed at once."""
 _MAX_JSON = 16 << 20
 _MARK = b"RLMS"
 
 
 class SnapshotRefused(Exception):
     """A stored session cannot be used here; the message says why."""
+
+
+class StoreFull(Exception):
+    """The owner's stored sessions have no room for another; the message names the limit."""
+
+
+def _always() -> None:
+    pass
 
 
 class Sealer:
@@ -86,18 +99,29 @@ class Sealer:
             raise SnapshotRefused(f"the stored session was made from another image than {image.name!r} is now")
         return self._keyed(b"tags", owner.encode(), image.key.encode(), header)
 
-    def write(self, checkpoint: Checkpoint, owner: str, out: BinaryIO) -> None:
-        """Write a session's state."""
+    def write(
+        self, checkpoint: Checkpoint, owner: str, out: BinaryIO, go_on: Callable[[], None] = _always
+    ) -> None:  # fmt: skip
+        """Write a session's state. What `go_on`, which is called before each piece, raises ends that."""
         header = self.header(owner, checkpoint.image)
         out.write(header)
         sealed = _Sealed(out, self.key(header, owner, checkpoint.image))
         with zstandard.ZstdCompressor(level=LEVEL).stream_writer(cast("BinaryIO", sealed), closefd=False) as packed:
             for piece in _pieces(checkpoint):
-                packed.write(piece)
+                for at in range(0, len(piece), _PIECE):
+                    go_on()
+                    packed.write(piece[at : at + _PIECE])
         sealed.finish()
 
-    def read(self, source: BinaryIO, owner: str, image: Image, corpora: Sequence[Corpus] = ()) -> Checkpoint:
-        """Read what `write` wrote. `corpora` are the attached ones, in their order.
+    def read(
+        self,
+        source: BinaryIO,
+        owner: str,
+        image: Image,
+        corpora: Sequence[Corpus] = (),
+        go_on: Callable[[], None] = _always,
+    ) -> Checkpoint:
+        """Read what `write` wrote. `corpora` are the attached ones, in their order. `go_on` is as for `write`.
 
         Raises:
             SnapshotRefused: it is altered, cut, or of another version, owner or image; or other corpora were attached.
@@ -106,7 +130,7 @@ class Sealer:
         opened = io.BufferedReader(_Opened(source, self.key(header, owner, image)), _CHUNK)
         try:
             with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(opened, closefd=False) as unpacked:
-                checkpoint = _read(unpacked.read, image, corpora)
+                checkpoint = _read(unpacked.read, image, corpora, go_on)
                 try:
                     rest = unpacked.read(1) or opened.read(1)
                 except BaseException:
@@ -121,39 +145,93 @@ class Sealer:
 
 
 class SessionStore:
-    """Stored sessions, a file each in a folder. They last as long as the server; older ones are removed."""
+    """Stored sessions, a file each in a folder. They last as long as the server; older ones are removed.
 
-    def __init__(self, folder: Path, secret: bytes) -> None:
+    Those of one owner have at most `owner_bytes` bytes. Its methods may be called from any thread.
+    """
+
+    def __init__(self, folder: Path, secret: bytes, owner_bytes: int = PoolLimits().stored_bytes) -> None:
         self._folder = folder
         self._sealer = Sealer(secret)
+        self._owner_bytes = owner_bytes
+        self._lock = threading.Lock()  # of the two below
+        self._stored: Counter[str] = Counter()  # bytes, by owner
+        self._sizes: dict[Path, int] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for left in folder.glob("*.session*"):
             left.unlink()
 
-    def put(self, checkpoint: Checkpoint, owner: str) -> Path:
-        """Write a session's state and return the file.
+    def put(self, checkpoint: Checkpoint, owner: str, go_on: Callable[[], None] = _always) -> Path:
+        """Write a session's state and return the file. `go_on` is as for `Sealer.write`.
 
         Raises:
+            StoreFull: it does not fit beside the owner's others; no part of it stays.
             OSError: it cannot be written; no part of it stays.
         """
         path = self._folder / f"{secrets.token_hex(16)}.session"
         try:
-            with path.open("xb") as out:
-                self._sealer.write(checkpoint, owner, out)
+            with path.open("xb", buffering=0) as out:
+                self._sealer.write(checkpoint, owner, cast("BinaryIO", _Counted(self, out, path, owner)), go_on)
         except BaseException:
-            path.unlink(missing_ok=True)
+            self.remove(path, owner)
             raise
         return path
 
-    def get(self, path: Path, owner: str, image: Image, corpora: Sequence[Corpus]) -> Checkpoint:
-        """Read what `put` wrote.
+    def remove(self, path: Path, owner: str) -> None:
+        """Remove what `put` wrote for this owner. Does nothing where it was removed already."""
+        path.unlink(missing_ok=True)
+        with self._lock:
+            self._stored[owner] -= self._sizes.pop(path, 0)
+            if not self._stored[owner]:
+                del self._stored[owner]
+
+    def count(self, path: Path, owner: str, size: int) -> None:
+        """Count bytes of an owner's file before they are written.
+
+        Raises:
+            StoreFull: they do not fit.
+        """
+        with self._lock:
+            stored = self._stored[owner] + size
+            if stored > self._owner_bytes:
+                raise StoreFull(
+                    f"sessions that hibernate may have {self._owner_bytes} bytes in all (stored_bytes), "
+                    "and this one does not fit beside the others"
+                )
+            self._stored[owner] = stored
+            self._sizes[path] = self._sizes.get(path, 0) + size
+
+    def stored_bytes(self, owner: str) -> int:
+        """Return how many bytes an owner's stored sessions have."""
+        with self._lock:
+            return self._stored[owner]
+
+    def get(
+        self, path: Path, owner: str, image: Image, corpora: Sequence[Corpus], go_on: Callable[[], None] = _always
+    ) -> Checkpoint:
+        """Read what `put` wrote. `go_on` is as for `Sealer.read`.
 
         Raises:
             SnapshotRefused: it is not as it was written, or belongs to another owner.
             OSError: it cannot be read.
         """
         with path.open("rb") as source:
-            return self._sealer.read(source, owner, image, corpora)
+            return self._sealer.read(source, owner, image, corpora, go_on)
+
+
+class _Counted:
+    """A file of a store. What is written to it is counted first."""
+
+    def __init__(self, store: SessionStore, out: io.FileIO, path: Path, owner: str) -> None:
+        self._store, self._out, self._path, self._owner = store, out, path, owner
+
+    def write(self, data: bytes) -> int:
+        """Write all of it."""
+        self._store.count(self._path, self._owner, len(data))
+        left = memoryview(data)
+        while left:
+            left = left[self._out.write(left) :]
+        return len(data)
 
 
 def _tag(key: bytes, number: int, length: int, chunk: bytes) -> bytes:
@@ -246,7 +324,9 @@ def _described(corpus: Corpus) -> list[Any]:
     return [corpus.kind, len(corpus), corpus.blocks, *([t.form.name, t.characters, t.offset] for t in some)]
 
 
-def _read(read: Callable[[int], bytes], image: Image, corpora: Sequence[Corpus]) -> Checkpoint:
+def _read(
+    read: Callable[[int], bytes], image: Image, corpora: Sequence[Corpus], go_on: Callable[[], None]
+) -> Checkpoint:
     (length,) = _LENGTH.unpack(_exactly(read, _LENGTH.size))
     if length > _MAX_JSON:
         raise ValueError(f"{length} bytes of JSON")
@@ -257,7 +337,7 @@ def _read(read: Callable[[int], bytes], image: Image, corpora: Sequence[Corpus])
     runs: Runs = [(at, size) for at, size in header["runs"]]
     pages = PageFile()
     try:
-        pages.fill(runs, _in_parts(read, sum(size for _, size in runs)))
+        pages.fill(runs, _in_parts(read, sum(size for _, size in runs), go_on))
         files = read_files(header["files"], _exactly(read, header["contents"]), image.files)
     except BaseException:
         pages.close()
@@ -265,11 +345,12 @@ def _read(read: Callable[[int], bytes], image: Image, corpora: Sequence[Corpus])
     return Checkpoint(image, header["size"], pages, files, layout, header["clock"])
 
 
-def _in_parts(read: Callable[[int], bytes], size: int) -> Iterable[bytes]:
+def _in_parts(read: Callable[[int], bytes], size: int, go_on: Callable[[], None]) -> Iterable[bytes]:
     if not 0 <= size <= ADDRESSABLE * PAGE:
         raise ValueError(f"{size} bytes of pages")
-    for at in range(0, size, 1 << 20):
-        yield _exactly(read, min(1 << 20, size - at))
+    for at in range(0, size, _PIECE):
+        go_on()
+        yield _exactly(read, min(_PIECE, size - at))
 
 
 def _exactly(read: Callable[[int], bytes], size: int) -> bytes:

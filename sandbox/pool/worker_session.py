@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
-from sandbox.cancellation import run_to_completion
 from sandbox.corpora.corpus import Corpus, CorpusDamaged
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
 from sandbox.pool.process import Process, WorkerLost
 from sandbox.pool.snapshots import SessionStore
+from sandbox.pool.store_threads import Abandoned, Going, StoreThreads
 from sandbox.pool.worker_turn import Answer, WorkerTurn
 from sandbox.turn import OutputListener, RestartListener, Status, Stop, Turn, TurnError
 from sandbox.vm.checkpoint import Checkpoint
@@ -32,6 +32,9 @@ class SessionHost(Protocol):
     """What a session needs of its pool."""
 
     store: SessionStore | None
+    threads: StoreThreads
+    waiting_turns: int
+    """How many turns may wait in line for one session."""
 
     async def admit(self, session: WorkerSession) -> None:
         """Give a session a slot among the live ones."""
@@ -39,6 +42,14 @@ class SessionHost(Protocol):
 
     def used(self, session: WorkerSession) -> None:
         """Note that a session is in use."""
+        ...
+
+    def rested(self) -> None:
+        """Note that a turn has ended."""
+        ...
+
+    def give_up(self, session: WorkerSession) -> None:
+        """Have a session that waits for a slot wait no longer."""
         ...
 
     async def worker(self, owner: str) -> Process:
@@ -52,6 +63,10 @@ class SessionHost(Protocol):
     async def ended(self, session: WorkerSession) -> None:
         """Forget a session."""
         ...
+
+
+class TooManyTurns(Exception):
+    """As many turns wait for the session as may; the message names the limit."""
 
 
 class WorkerSession:
@@ -73,6 +88,9 @@ class WorkerSession:
         self._host = host
         self._process: Process | None = None
         self._one_at_a_time = asyncio.Lock()
+        self._in_line = 0  # turns that wait for the one that runs
+        self._going: Going | None = None  # while it is written or read
+        self._forfeited: Exception | None = None  # why it was ended
         self._closed = False
         self._trimmed = False  # since the last turn
         self._turn: WorkerTurn | None = None
@@ -86,21 +104,27 @@ class WorkerSession:
     @property
     def idle(self) -> bool:
         """Whether no turn is running or waiting to run."""
-        return not self._one_at_a_time.locked()
+        return not (self._in_line or self._one_at_a_time.locked())
 
     async def begin(self) -> None:
         """Bring a new session into a worker."""
-        async with self._one_at_a_time:
-            await self.wake()
+        async with self._own_turn():
+            try:
+                await self.wake()
+            except Abandoned:
+                raise RuntimeError("the session is closed") from None
 
     async def wake(self) -> tuple[Process, Checkpoint]:
         """Return the process the session lives in and its state. A session that is in no process is brought into one.
 
         Raises:
             PoolFull, JailMissing, WorkerLost: there is no process for it.
+            Abandoned: it is no longer wanted.
             SnapshotRefused: its stored form is not as it was written.
             OSError: its stored form, or a file of a corpus, cannot be read.
         """
+        if self._forfeited is not None:
+            raise self._forfeited
         process, checkpoint = self._process, self.checkpoint
         if process is not None and process.alive and checkpoint is not None:
             self._host.used(self)
@@ -123,41 +147,66 @@ class WorkerSession:
         if store is None or path is None:
             raise RuntimeError("the session is closed")
 
+        going = self._going = Going()
+
         def read() -> Checkpoint:
-            self.checkpoint, self._stored = store.get(path, self.owner, self.image, self._corpora), None
-            path.unlink(missing_ok=True)
+            self.checkpoint = store.get(path, self.owner, self.image, self._corpora, going.check)
+            self._stored = None
+            store.remove(path, self.owner)
             return self.checkpoint
 
-        return await run_to_completion(asyncio.to_thread(read))
+        try:
+            return await self._host.threads.run(self.owner, going, read)
+        finally:
+            self._going = None
 
     async def hibernate(self) -> None:
         """Write the session to a file, and free all it holds. A running turn ends first; the next turn wakes it.
 
         Raises:
             OSError: it cannot be written; the session stays live.
+            StoreFull: it does not fit beside the owner's other stored sessions; it stays live.
         """
         async with self._one_at_a_time:
             store, checkpoint = self._host.store, self.checkpoint
             if self._closed or store is None or checkpoint is None:
                 return
 
+            going = self._going = Going()
+
             def write() -> None:
-                self._stored = store.put(checkpoint, self.owner)
+                self._stored = store.put(checkpoint, self.owner, going.check)
 
             try:
-                await run_to_completion(asyncio.to_thread(write))
+                await self._host.threads.run(self.owner, going, write)
+            except Abandoned:  # it is being closed
+                return
             except asyncio.CancelledError:
                 if self._stored:
-                    self._stored.unlink(missing_ok=True)
+                    store.remove(self._stored, self.owner)
                     self._stored = None
                 raise
+            finally:
+                self._going = None
             self._corpora = checkpoint.layout.corpora
-            self.checkpoint = None
-            if self._process and self._process.alive:
-                self._process.leave(self.number)
-            self._process = None
+            await self._let_go()
+
+    async def forfeit(self, reason: Exception) -> None:
+        """End the session for its owner's fault. Whoever uses it again is told the reason."""
+        async with self._one_at_a_time:
+            if not self._closed and self.checkpoint is not None:
+                self._forfeited = reason
+                await self._let_go()
+
+    async def _let_go(self) -> None:
+        """Free all that a live session holds."""
+        checkpoint, self.checkpoint = self.checkpoint, None
+        if self._process and self._process.alive:
+            self._process.leave(self.number)
+        self._process = None
+        if checkpoint is not None:
             checkpoint.close()
-            await self._host.left(self)
+        await self._host.left(self)
 
     async def attach(self, name: str, corpus: Corpus) -> None:
         """Make `name` in the session a `str`, or a sequence of them, with the characters of a corpus.
@@ -200,14 +249,34 @@ class WorkerSession:
     async def _run(
         self, ask: Ask, answer: Answer, listener: OutputListener, restarted: RestartListener, corpus: Corpus | None
     ) -> Turn:
-        """Run a turn. If its worker is lost before it made a request, it runs once more."""
-        async with self._one_at_a_time:
+        """Run a turn. If its worker is lost before it made a request, it runs once more.
+
+        Raises:
+            TooManyTurns: too many others wait already.
+        """
+        async with self._own_turn():
             turn = self._next_turn(answer, listener)
             ended = await self._take(turn, ask, corpus)
             if ended.error and ended.error.type is Stop.WORKER_LOST and not (turn.asked or turn.stopped):
                 restarted(ended.error.message)
                 ended = await self._take(self._next_turn(answer, listener), ask, corpus)
             return ended
+
+    @asynccontextmanager
+    async def _own_turn(self) -> AsyncIterator[None]:
+        """Wait until no other turn runs, and let others run afterwards."""
+        if self._in_line >= self._host.waiting_turns:
+            raise TooManyTurns(f"at most {self._host.waiting_turns} turns may wait for one session (waiting_turns)")
+        self._in_line += 1
+        try:
+            await self._one_at_a_time.acquire()
+        finally:
+            self._in_line -= 1
+        try:
+            yield
+        finally:
+            self._one_at_a_time.release()
+            self._host.rested()
 
     def _next_turn(self, answer: Answer, listener: OutputListener) -> WorkerTurn:
         self._turns += 1
@@ -228,6 +297,8 @@ class WorkerSession:
                     self._give_up(turn.end, turn.observed, process, checkpoint, corpus)
                 raise
             return self._kept(end, turn.observed, process, checkpoint, corpus)
+        except Abandoned:
+            return undone(Stop.INTERRUPTED, "the turn was interrupted")
         except WorkerLost as lost:
             return turn.lost(f"{lost}; the session is as it was before this turn")
         finally:
@@ -289,6 +360,13 @@ class WorkerSession:
         """Stop the running turn and roll it back. Does nothing between turns."""
         if self._turn:
             self._turn.stop()
+            self._host.give_up(self)
+
+    def give_up(self) -> None:
+        """Have the session wait for no slot, and be written or read no further. To be called before `close`."""
+        self._host.give_up(self)
+        if self._going is not None:
+            self._going.give_up()
 
     async def close(self) -> None:
         """End the session; a running turn is stopped first."""
@@ -296,13 +374,14 @@ class WorkerSession:
             return
         self._closed = True
         self.interrupt()
+        self.give_up()
         async with self._one_at_a_time:
             if self._process and self._process.alive:
                 self._process.leave(self.number)
             if self.checkpoint:
                 self.checkpoint.close()
-            if self._stored:
-                self._stored.unlink(missing_ok=True)
+            if self._stored and self._host.store is not None:
+                self._host.store.remove(self._stored, self.owner)
             await self._host.ended(self)
 
 

@@ -37,7 +37,8 @@ from rlm_server.ledger import AccountClosed, BudgetBusy, BudgetExceeded, HoldUnk
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.sessions import TooManySessions
-from sandbox.pool.pool import JailMissing, PoolFull
+from sandbox.pool.live_sessions import PoolFull
+from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import SnapshotRefused
 from tests.api.offers import routes

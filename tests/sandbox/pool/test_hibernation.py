@@ -15,7 +15,8 @@ import pytest
 
 from sandbox.corpora.corpus import Corpus
 from sandbox.limits import MIB, Limits
-from sandbox.pool.pool import PoolFull, WorkerPool
+from sandbox.pool.live_sessions import PoolFull
+from sandbox.pool.pool import WorkerPool
 from sandbox.pool.snapshots import VERSION, Sealer, SessionStore, SnapshotRefused
 from sandbox.pool.worker_session import WorkerSession
 from sandbox.vm.checkpoint import Checkpoint
@@ -37,7 +38,7 @@ async def show(session: WorkerSession, code: str) -> str:
 
 @pytest.fixture
 async def pool(loaded: Loaded, tmp_path: Path) -> AsyncIterator[WorkerPool]:
-    made = WorkerPool(loaded, sessions=3, spares=0, store=SessionStore(tmp_path / "sessions", SECRET))
+    made = WorkerPool(loaded, sessions=3, spares=0, store=SessionStore(tmp_path / "sessions", SECRET), slot_seconds=1)
     yield made
     await asyncio.wait_for(made.close(), 30)
     assert list((tmp_path / "sessions").iterdir()) == []

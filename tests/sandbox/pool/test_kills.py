@@ -23,7 +23,8 @@ import pytest
 from sandbox.corpora.corpus import Corpus
 from sandbox.door import HostCall, Json
 from sandbox.limits import MIB, Limits
-from sandbox.pool.pool import PoolFull, WorkerPool
+from sandbox.pool.live_sessions import PoolFull
+from sandbox.pool.pool import WorkerPool
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import SessionStore
 from sandbox.pool.worker_session import WorkerSession

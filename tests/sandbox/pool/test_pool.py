@@ -9,7 +9,8 @@ import pytest
 
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import MIB, Limits
-from sandbox.pool.pool import PoolFull, WorkerPool
+from sandbox.pool.live_sessions import PoolFull
+from sandbox.pool.pool import WorkerPool
 from sandbox.pool.worker_session import WorkerSession
 from sandbox.pool.worker_turn import Answer
 from sandbox.turn import Status, Stop, Turn
@@ -22,7 +23,7 @@ ASK = "import _door\nprint(_door.call('ask'))"
 
 @pytest.fixture
 async def pool(loaded: Loaded) -> AsyncIterator[WorkerPool]:
-    made = WorkerPool(loaded, sessions=4)
+    made = WorkerPool(loaded, sessions=4, slot_seconds=1)
     yield made
     await made.close()
 
