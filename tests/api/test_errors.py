@@ -37,10 +37,11 @@ from rlm_server.ledger import AccountClosed, BudgetBusy, BudgetExceeded, HoldUnk
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.sessions import TooManySessions
-from sandbox.pool.live_sessions import PoolFull
+from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import SnapshotRefused
+from sandbox.pool.worker_session import TooManyTurns
 from tests.api.offers import routes
 from tests.system.stage import Refusal, refusal
 
@@ -109,6 +110,8 @@ CASES: dict[str, Expected] = {
     "too many sessions": Expected(TooManySessions("no"), "TOO_MANY_SESSIONS", details=("QuotaFailure",)),
     "a stored session": Expected(SnapshotRefused("no"), "SNAPSHOT_REFUSED"),
     "a full pool": Expected(PoolFull("no"), "SERVER_FULL", details=("RetryInfo",)),
+    "too many waiting turns": Expected(TooManyTurns("no"), "SERVER_FULL", details=("RetryInfo",)),
+    "too large stored sessions": Expected(OwnerFull("no"), "TOO_MANY_SESSIONS", details=("QuotaFailure",)),
     "too many runs": Expected(TooManyRuns("no"), "SERVER_FULL", details=("RetryInfo",)),
     "no jail": Expected(JailMissing("no"), "JAIL_MISSING"),
     "a lost worker": Expected(WorkerLost("no"), "WORKER_LOST"),

@@ -74,14 +74,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     To do: create another.
     """
     ERROR_REASON_TOO_MANY_SESSIONS: _ErrorReason.ValueType  # 7
-    """The tenant has as many sessions as it may.
+    """The tenant has as many sessions as it may, or as many bytes of sessions that hibernate.
 
-    Metadata: none. A QuotaFailure about "sessions" has the limit.
+    Metadata: none. A QuotaFailure about "sessions" or "stored_bytes" has the limit.
 
     To do: delete a session, or wait until one ends.
     """
     ERROR_REASON_SERVER_FULL: _ErrorReason.ValueType  # 8
-    """The server has as many sessions or runs as it takes at once.
+    """The server has as many sessions or runs as it takes at once, or as many turns wait for one session.
 
     Metadata: none. A RetryInfo says when to try again.
 
@@ -251,14 +251,14 @@ Metadata: none.
 To do: create another.
 """
 ERROR_REASON_TOO_MANY_SESSIONS: ErrorReason.ValueType  # 7
-"""The tenant has as many sessions as it may.
+"""The tenant has as many sessions as it may, or as many bytes of sessions that hibernate.
 
-Metadata: none. A QuotaFailure about "sessions" has the limit.
+Metadata: none. A QuotaFailure about "sessions" or "stored_bytes" has the limit.
 
 To do: delete a session, or wait until one ends.
 """
 ERROR_REASON_SERVER_FULL: ErrorReason.ValueType  # 8
-"""The server has as many sessions or runs as it takes at once.
+"""The server has as many sessions or runs as it takes at once, or as many turns wait for one session.
 
 Metadata: none. A RetryInfo says when to try again.
 
