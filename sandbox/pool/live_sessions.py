@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 
-from sandbox.pool.slots import Asking, Slots
+from sandbox.pool.disk_threads import Abandoned
+from sandbox.pool.live_slots import Asking, Slots
 from sandbox.pool.snapshots import StoreFull
-from sandbox.pool.store_threads import Abandoned
 from sandbox.pool.worker_session import WorkerSession
 
 log = logging.getLogger(__name__)

@@ -13,11 +13,11 @@ from typing import Protocol
 
 from sandbox.corpora.corpus import Corpus
 from sandbox.limits import Limits, PoolLimits
+from sandbox.pool.disk_threads import DiskThreads
 from sandbox.pool.live_sessions import LiveSessions
+from sandbox.pool.live_slots import Slots
 from sandbox.pool.process import Process, WorkerLost, started
-from sandbox.pool.slots import Slots
 from sandbox.pool.snapshots import SessionStore
-from sandbox.pool.store_threads import StoreThreads
 from sandbox.pool.worker_session import WorkerSession
 from sandbox.pool.worker_turn import Answer
 from sandbox.turn import OutputListener, RestartListener, Turn
@@ -104,7 +104,7 @@ class Pool(Protocol):
 class WorkerPool:
     """Sessions in worker processes. `spares` workers are kept loaded, so that a new owner need not wait for one.
 
-    At most `sessions` are live at once, shared between owners as `sandbox.pool.slots` says, with a reserve of up to
+    At most `sessions` are live at once, shared between owners as `sandbox.pool.live_slots` says, with a reserve of up to
     `reserved`. With a `store`, more sessions exist: an idle session hibernates when another needs its slot, or after
     `rest_seconds`. A session that finds no slot within `slot_seconds` is refused. A worker may hold `worker_bytes` of
     memory and runs `worker_turns` turns at once, or as many as there are processors; for one session, `waiting_turns`
@@ -137,7 +137,7 @@ class WorkerPool:
         self._rest_seconds = rest_seconds
         self._sessions: set[WorkerSession] = set()
         self._live = LiveSessions(Slots(sessions, reserved), slot_seconds, stores=store is not None)
-        self.threads = StoreThreads()
+        self.threads = DiskThreads()
         self.waiting_turns = waiting_turns
         self._last_session = 0
         self._hibernator: asyncio.Task[None] | None = None

@@ -18,8 +18,8 @@ from sandbox.memory.memory import PAGE
 from sandbox.memory.pages import PageFile
 from sandbox.pool.frame_limits import MAX_STRAY, FrameBounds
 from sandbox.pool.held import Held
+from sandbox.pool.fair_clock import FairClock
 from sandbox.pool.last_words import LastWords
-from sandbox.pool.turn_clock import TurnClock
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
 from sandbox.wire.frames import Frame, Kind, Parser, WireError, send_descriptor
@@ -103,7 +103,7 @@ class Process(asyncio.Protocol):
         turns: int,
     ) -> None:
         self._turns = turns
-        self.clock = TurnClock(turns)
+        self.clock = FairClock(turns)
         """For how long a turn could have run."""
         self._process, self._words = process, words
         self._handle = os.pidfd_open(process.pid) if hasattr(os, "pidfd_open") else -1

@@ -12,9 +12,9 @@ from typing import Protocol
 from sandbox.corpora.corpus import Corpus, CorpusDamaged
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
+from sandbox.pool.disk_threads import Abandoned, DiskThreads, Going
 from sandbox.pool.process import Process, WorkerLost
 from sandbox.pool.snapshots import SessionStore
-from sandbox.pool.store_threads import Abandoned, Going, StoreThreads
 from sandbox.pool.worker_turn import Answer, WorkerTurn
 from sandbox.turn import OutputListener, RestartListener, Status, Stop, Turn, TurnError
 from sandbox.vm.checkpoint import Checkpoint
@@ -32,7 +32,7 @@ class SessionHost(Protocol):
     """What a session needs of its pool."""
 
     store: SessionStore | None
-    threads: StoreThreads
+    threads: DiskThreads
     waiting_turns: int
     """How many turns may wait in line for one session."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -16,10 +15,10 @@ import pytest
 from sandbox.door import HostCall, Json
 from sandbox.limits import MIB, Limits
 from sandbox.pool import worker_turn
+from sandbox.pool.disk_threads import OF_ONE_OWNER, Abandoned, DiskThreads, Going
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import WorkerPool
 from sandbox.pool.snapshots import SessionStore
-from sandbox.pool.store_threads import OF_ONE_OWNER, Abandoned, Going, StoreThreads
 from sandbox.pool.worker_session import TooManyTurns, WorkerSession
 from sandbox.turn import Status, Stop, Turn
 from sandbox.vm.checkpoint import Checkpoint
@@ -79,6 +78,12 @@ async def endless(session: WorkerSession) -> asyncio.Task[Turn]:
     task = asyncio.create_task(session.execute(ENDLESS, nobody, lambda *_: begun.set()))
     await asyncio.wait_for(begun.wait(), 60)
     return task
+
+
+def addresses_of(pid: int) -> list[str]:
+    """The soft and the hard limit of a process's addresses."""
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    return next(line for line in limits if line.startswith("Max address space")).split()[3:5]
 
 
 # ---- places in a worker ----------------------------------------------------------------------------------------------
@@ -159,7 +164,8 @@ async def test_a_worker_goes_behind_its_server_and_has_all_addresses(loaded: Loa
         assert session._process is not None
         pid = session._process._process.pid
         assert os.getpriority(os.PRIO_PROCESS, pid) == min(19, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
-        assert resource.prlimit(pid, resource.RLIMIT_AS)[0] == resource.getrlimit(resource.RLIMIT_AS)[1]
+        soft, hard = addresses_of(pid)
+        assert soft == hard
 
 
 # ---- live sessions ---------------------------------------------------------------------------------------------------
@@ -269,10 +275,8 @@ async def test_a_full_disk_refuses_to_write_and_never_to_read(
 
         def full(store: SessionStore, checkpoint: Checkpoint, owner: str, *_: object) -> Path:
             def stop() -> None:
-                if next(rest, None) is None:
-                    raise OSError(28, "No space left on device")
+                raise OSError(28, "No space left on device")
 
-            rest = iter(range(1))
             return put(store, checkpoint, owner, stop)
 
         with monkeypatch.context() as patched:
@@ -337,7 +341,7 @@ async def test_what_is_stored_is_counted_for_its_owner(loaded: Loaded, tmp_path:
 
 
 async def test_owners_take_turns_in_the_threads_of_the_store() -> None:
-    threads, order, release = StoreThreads(), list[str](), Going()
+    threads, order, release = DiskThreads(), list[str](), Going()
 
     def work(owner: str) -> None:
         while not release._given_up.is_set():

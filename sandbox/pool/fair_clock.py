@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-class TurnClock:
+class FairClock:
     """The clock of a worker's turns. It goes at full speed while every turn can run, and slower where they take turns.
 
     A turn that waits for its place in the worker has not run, so no deadline of its running may pass meanwhile.

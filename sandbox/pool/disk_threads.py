@@ -56,7 +56,7 @@ class _Work:
     ended: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
-class StoreThreads:
+class DiskThreads:
     """Runs the work of many owners in `THREADS` threads. To be used from one event loop."""
 
     def __init__(self) -> None:

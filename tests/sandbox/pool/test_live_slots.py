@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sandbox.pool.disk_threads import Abandoned
 from sandbox.pool.live_sessions import LiveSessions, PoolFull
-from sandbox.pool.slots import Slots
-from sandbox.pool.store_threads import Abandoned
+from sandbox.pool.live_slots import Slots
 from sandbox.pool.worker_session import WorkerSession
 
 
