@@ -161,7 +161,7 @@ class PoolLimits:
         least=0,
         most=4_096,
         unit="sessions",
-        doc="Of `sessions`, those kept for owners that have few live ones; never more than an eighth of all.",
+        doc="Of `sessions`, those kept for owners that have few live ones; never more than a sixteenth of all.",
     )
     slot_seconds: float = limit(
         10.0,

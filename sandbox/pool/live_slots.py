@@ -13,7 +13,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Collection, Iterator
 
-RESERVED_PART = 8
+RESERVED_PART = 16
 """At most one of so many slots is reserved: a pool of few slots has no reserve."""
 FEW_OF_RESERVE = 4
 """An owner has few live sessions while it has less than the reserve divided by this."""

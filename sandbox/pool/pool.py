@@ -104,8 +104,8 @@ class Pool(Protocol):
 class WorkerPool:
     """Sessions in worker processes. `spares` workers are kept loaded, so that a new owner need not wait for one.
 
-    At most `sessions` are live at once, shared between owners as `sandbox.pool.live_slots` says, with a reserve of up to
-    `reserved`. With a `store`, more sessions exist: an idle session hibernates when another needs its slot, or after
+    At most `sessions` are live at once, shared between owners as `sandbox.pool.live_slots` says, with a reserve of up
+    to `reserved`. With a `store`, more sessions exist: an idle session hibernates when another needs its slot, or after
     `rest_seconds`. A session that finds no slot within `slot_seconds` is refused. A worker may hold `worker_bytes` of
     memory and runs `worker_turns` turns at once, or as many as there are processors; for one session, `waiting_turns`
     wait in line. Without a jail, only one owner at a time is served, unless `unconfined` is set.

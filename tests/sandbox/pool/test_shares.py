@@ -172,12 +172,12 @@ async def test_a_worker_goes_behind_its_server_and_has_all_addresses(loaded: Loa
 
 
 async def test_an_owner_whose_turns_are_all_busy_does_not_keep_others_out(loaded: Loaded, tmp_path: Path) -> None:
-    async with pool_of(loaded, tmp_path, 8, reserved=1, slot_seconds=0.2) as pool:
+    async with pool_of(loaded, tmp_path, 16, reserved=1, slot_seconds=0.2) as pool:
         busy = Busy()
         tasks = []
-        for _ in range(7):
+        for _ in range(15):
             tasks.append(await busy.begin(await pool.create("a", "core", LIMITS)))
-        with pytest.raises(PoolFull, match="at most 8 sessions at once"):
+        with pytest.raises(PoolFull, match="at most 16 sessions at once"):
             await pool.create("a", "core", LIMITS)
         other = await pool.create("b", "core", LIMITS)
         assert await show(other, "1") == "1"
