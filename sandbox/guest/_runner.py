@@ -93,7 +93,8 @@ def report(error):
 
 def mend():
     """Put back what a careless program may have replaced: built-ins, modules, reserved names, what runs code."""
-    globals().update(own)
+    if not own.items() <= globals().items():
+        globals().update(own)
     if builtins.__dict__ != first_builtins:
         builtins.__dict__.update(first_builtins)
     if not first_modules.keys() <= modules.keys():
@@ -128,17 +129,19 @@ def execute(code, filename, proof):
         del sources[oldest]
         linecache.cache.pop(oldest, None)
     parts = parts_of(code, filename)
-    left = list(parts)  # what is yet to run
+    if not parts:
+        raise RuntimeError(NOT_RUN)
     value = None
     for part in parts:
         if part.co_flags & inspect.CO_COROUTINE:
+            left = list(parts)
             value = complete(awaited(left))
+            if left:
+                raise RuntimeError(NOT_RUN)
             break
     else:
-        while left:
-            value = eval(left.pop(0), namespace)
-    if left or not parts:
-        raise RuntimeError(NOT_RUN)
+        for part in parts:
+            value = eval(part, namespace)
     if value is not None:
         print(repr(value))
     return proof

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -108,11 +108,13 @@ class WorkerSession:
 
     async def begin(self) -> None:
         """Bring a new session into a worker."""
-        async with self._own_turn():
-            try:
-                await self.wake()
-            except Abandoned:
-                raise RuntimeError("the session is closed") from None
+        await self._turn_comes()
+        try:
+            await self.wake()
+        except Abandoned:
+            raise RuntimeError("the session is closed") from None
+        finally:
+            self._turn_ends()
 
     async def wake(self) -> tuple[Process, Checkpoint]:
         """Return the process the session lives in and its state. A session that is in no process is brought into one.
@@ -254,17 +256,19 @@ class WorkerSession:
         Raises:
             TooManyTurns: too many others wait already.
         """
-        async with self._own_turn():
+        await self._turn_comes()
+        try:
             turn = self._next_turn(answer, listener)
             ended = await self._take(turn, ask, corpus)
             if ended.error and ended.error.type is Stop.WORKER_LOST and not (turn.asked or turn.stopped):
                 restarted(ended.error.message)
                 ended = await self._take(self._next_turn(answer, listener), ask, corpus)
             return ended
+        finally:
+            self._turn_ends()
 
-    @asynccontextmanager
-    async def _own_turn(self) -> AsyncIterator[None]:
-        """Wait until no other turn runs, and let others run afterwards."""
+    async def _turn_comes(self) -> None:
+        """Wait until no other turn runs. `_turn_ends` must follow."""
         if self._in_line >= self._host.waiting_turns:
             raise TooManyTurns(f"at most {self._host.waiting_turns} turns may wait for one session (waiting_turns)")
         self._in_line += 1
@@ -272,11 +276,10 @@ class WorkerSession:
             await self._one_at_a_time.acquire()
         finally:
             self._in_line -= 1
-        try:
-            yield
-        finally:
-            self._one_at_a_time.release()
-            self._host.rested()
+
+    def _turn_ends(self) -> None:
+        self._one_at_a_time.release()
+        self._host.rested()
 
     def _next_turn(self, answer: Answer, listener: OutputListener) -> WorkerTurn:
         self._turns += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import os
 from dataclasses import dataclass, replace
 
 from sandbox.corpora.corpus import BLOCK, Corpus, Kind
@@ -51,7 +51,7 @@ def new_proof() -> int:
 
     The interpreter returns a byte. What a function that does nothing returns, such as 0 or 1, is no such number.
     """
-    return 16 + secrets.randbelow(224)
+    return 16 + os.urandom(1)[0] % 224
 
 
 def turn_frame(code: str, number: int, proof: int, *, fresh: bool) -> bytes:
