@@ -16,9 +16,9 @@ from pathlib import Path
 from sandbox.limits import Limits, PoolLimits
 from sandbox.memory.memory import PAGE
 from sandbox.memory.pages import PageFile
+from sandbox.pool.fair_clock import FairClock
 from sandbox.pool.frame_limits import MAX_STRAY, FrameBounds
 from sandbox.pool.held import Held
-from sandbox.pool.fair_clock import FairClock
 from sandbox.pool.last_words import LastWords
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
