@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 BIN := .venv/bin
 RLM_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rlm-server
 
-.PHONY: help env demo serve test conformance compatible lint format generate breaking pin docs image bench-start bench-sandbox bench-contexts bench-money soak clean clean-image
+.PHONY: help env demo serve test conformance compatible lint format generate breaking pin docs image bench-start bench-sandbox bench-contexts bench-money bench-neighbours soak clean clean-image
 .DEFAULT_GOAL := help
 
 help:  ## Explain the targets
@@ -71,6 +71,9 @@ bench-contexts: image  ## Measure contexts on this machine, in 2 minutes (ARGS=-
 
 bench-money: image  ## Measure money on this machine, on SQLite and Postgres, in 6 minutes (ARGS=--large: 100,000 calls)
 	$(BIN)/python -m benchmarks.money $(ARGS)
+
+bench-neighbours: image  ## Measure what tenants can do to each other, in 12 minutes (ARGS="--only NAME,NAME --seconds 4")
+	$(BIN)/python -m benchmarks.neighbours $(ARGS)
 
 soak: image  ## Keep 11,000 sessions busy for 66,000 turns, 1,000 of them live (ARGS="--turns 5000" ends sooner)
 	$(BIN)/python -m benchmarks.soak $(ARGS)

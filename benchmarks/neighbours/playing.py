@@ -1,0 +1,204 @@
+"""The course of one scenario: the victim alone, then beside the attacker, with things stopped in between."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+from rlm.v1 import types_pb2
+
+from benchmarks.neighbours.client import Client
+from benchmarks.neighbours.findings import Findings, Found, disk_unpaid_mb
+from benchmarks.neighbours.memory_limit import MemoryLimit
+from benchmarks.neighbours.processes import Gone, Spoken
+from benchmarks.neighbours.scenario import Scenario
+from benchmarks.neighbours.server import ATTACKER, CONTEXT_QUOTA, VICTIM, Database, Looked, NotHere, Server, serving
+from benchmarks.neighbours.victim import LONGEST_CALL
+
+VICTIM_MODULE, ATTACKER_MODULE = "benchmarks.neighbours.victim", "benchmarks.neighbours.attacker"
+THINGS = ("run", "session")
+"""What an attacker tells of, and what can be stopped."""
+PATIENCE = 40.0
+"""For what answers within a second where all is well; the victim gives up a call after half of it."""
+SETTLING_SECONDS = 1.0
+"""After an attack, until what stays is looked at."""
+STOPPED_AT = 0.6
+"""Of an attack, when one of its things is stopped."""
+AGAIN_SECONDS = 10.0
+STOPPED_AFTER = 0.7
+"""Of an attack that is begun again, until the server is stopped."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """Where scenarios are played."""
+
+    database: Database
+    limit: MemoryLimit
+    seconds: float
+    """The length of an attack."""
+    alone_seconds: float
+    findings: Findings
+    folder: Path | None = None
+    victim: Spoken | None = None
+
+    async def play(self, scenario: Scenario) -> Found:
+        """Play a scenario on a new server; what it does to the server ends with that."""
+        found = Found(scenario.name)
+        self.findings.found.append(found)
+        attacker = await Spoken.started(ATTACKER_MODULE)
+        try:
+            async with serving(scenario, self.database, self.limit, self.folder) as server:
+                try:
+                    await self._course(scenario, server, attacker, found)
+                except Gone as error:
+                    found.note = str(error)
+                if server.process.ended:
+                    found.deaths = 1
+                else:
+                    found.stops["server"] = await server.stop()
+                found.tracebacks = server.tracebacks()
+        except NotHere as error:
+            found.note = f"not played: {error}"
+        finally:
+            await asyncio.shield(attacker.kill())
+        return found
+
+    async def _course(self, scenario: Scenario, server: Server, attacker: Spoken, found: Found) -> None:
+        victim = await self._victim()
+        victim.tell(address=server.address, key=server.keys[VICTIM])
+        await victim.heard(PATIENCE)
+        empty = server.look()
+        alone = await _mixed(victim, self.alone_seconds)
+        self.findings.add_alone(alone["seconds"])
+        found.errors += alone["errors"]
+        quiet = server.look()
+        server.sampler.forget_peak()
+        attacker.tell(scenario=scenario.name, address=server.address, key=server.keys[ATTACKER])
+        said = await _until(attacker, "ready", PATIENCE)
+        before, posted_before = server.look(), await _posted(server)
+        attacker.tell(seconds=self.seconds)
+        beside, (said, stop_s) = await asyncio.gather(
+            _mixed(victim, self.seconds), self._attacked(server, attacker, said)
+        )
+        found.beside = beside["seconds"]
+        found.errors += [error for error in beside["errors"] if not error.startswith(scenario.refusable)]
+        if stop_s is not None:
+            found.stops["thing"] = stop_s
+        found.calls, found.refused = said["calls"], said["refused"]
+        await asyncio.sleep(SETTLING_SECONDS)
+        found.rss_mb = server.sampler.peak_mb - quiet.rss_mb
+        after, posted_after = server.look(), await _posted(server)
+        found.rss_left_mb = after.rss_mb - quiet.rss_mb
+        victims = list(empty.workers)[:1]  # the first there was, as the victim came first
+        found.worker_deaths = sum(pid in victims for pid in server.lost_workers()) + beside["restarts"]
+        posted = types_pb2.Amounts(
+            calls=posted_after.calls - posted_before.calls, cpu_ms=posted_after.cpu_ms - posted_before.cpu_ms
+        )
+        rounds = beside["rounds"] / max(alone["rounds"], 1e-9)
+        _count_cpu(found, (empty, quiet, before, after), rounds, posted, victims)
+        _count_disk(found, (empty, quiet, after), rounds, posted_after)
+        attacker.tell(seconds=AGAIN_SECONDS)
+        await asyncio.sleep(STOPPED_AFTER)
+
+    async def _victim(self) -> Spoken:
+        if self.victim is None or self.victim.ended:
+            self.victim = await Spoken.started(VICTIM_MODULE)
+        return self.victim
+
+    async def _attacked(
+        self, server: Server, attacker: Spoken, said: dict[str, Any]
+    ) -> tuple[dict[str, Any], float | None]:
+        """Wait until the attack is over. In its middle, stop something of the attacker's; return what that took."""
+        things: dict[str, str] = {kind: said[kind] for kind in THINGS if kind in said}
+        middle = asyncio.create_task(self._stopped(server, things))
+        try:
+            while "calls" not in said:
+                said = await attacker.heard(self.seconds + PATIENCE)
+                things |= {kind: said[kind] for kind in THINGS if kind in said}
+            return said, await middle
+        finally:
+            middle.cancel()
+
+    async def _stopped(self, server: Server, things: dict[str, str]) -> float | None:
+        await asyncio.sleep(self.seconds * STOPPED_AT)
+        if not things:
+            return None
+        client = server.client(ATTACKER)
+        started = time.monotonic()
+        with suppress(grpc.RpcError, TimeoutError):
+            async with asyncio.timeout(LONGEST_CALL):
+                await _stop_one(client, things)
+        taken = time.monotonic() - started
+        await client.channel.close()
+        return taken
+
+    async def close(self) -> None:
+        """End the victim's process."""
+        if self.victim is not None:
+            await self.victim.kill()
+
+
+async def _stop_one(client: Client, things: dict[str, str]) -> None:
+    if "run" in things:
+        await client.cancel(things["run"])
+    else:
+        await client.delete(things["session"])
+
+
+async def _mixed(victim: Spoken, seconds: float) -> dict[str, Any]:
+    victim.tell(seconds=seconds)
+    return await victim.heard(seconds + PATIENCE + 5 * LONGEST_CALL)
+
+
+async def _until(process: Spoken, key: str, seconds: float) -> dict[str, Any]:
+    """Return all that a process says up to a line with this key."""
+    said: dict[str, Any] = {}
+    while key not in said:
+        said |= await process.heard(seconds)
+    return said
+
+
+async def _posted(server: Server) -> types_pb2.Amounts:
+    """Return what was posted to the attacker's account; nothing where the server does not say."""
+    client = server.client(ATTACKER)
+    try:
+        async with asyncio.timeout(LONGEST_CALL):
+            return await client.posted()
+    except (grpc.RpcError, TimeoutError):
+        return types_pb2.Amounts()
+    finally:
+        await client.channel.close()
+
+
+def _count_cpu(
+    found: Found,
+    looks: tuple[Looked, Looked, Looked, Looked],
+    rounds: float,
+    posted: types_pb2.Amounts,
+    victims: list[int],
+) -> None:
+    """Count the processor time that the attack took. `rounds` is how often the victim did what it did alone."""
+    empty, quiet, before, after = looks
+    of_victim = (quiet.cpu_s - empty.cpu_s) * rounds
+    starting = min((cpu for pid, cpu in quiet.workers.items() if pid not in victims), default=0.0)
+    workers = sum(
+        max(0.0, cpu - before.workers.get(pid, starting)) for pid, cpu in after.workers.items() if pid not in victims
+    )
+    found.cpu_s = max(0.0, after.cpu_s - before.cpu_s - of_victim) + workers
+    found.paid_cpu_s = max(0, posted.cpu_ms) / 1e3
+
+
+def _count_disk(found: Found, looks: tuple[Looked, Looked, Looked], rounds: float, posted: types_pb2.Amounts) -> None:
+    """Count what the disk grew by since the attacker came."""
+    empty, quiet, after = looks
+    of_victim = max(0.0, quiet.disk_mb - empty.disk_mb) * rounds
+    texts = after.texts_mb - quiet.texts_mb
+    found.disk_mb = texts + after.disk_mb - quiet.disk_mb
+    grown = after.disk_mb - quiet.disk_mb - of_victim + max(0.0, texts - CONTEXT_QUOTA / 1e6)
+    found.disk_unpaid_mb = disk_unpaid_mb(grown, posted.calls, posted.cpu_ms / 1e3)
