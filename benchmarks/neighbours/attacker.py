@@ -28,6 +28,7 @@ PAUSE = 0.02
 """After a refusal, and between two plays."""
 PREPARING_SECONDS = 25.0
 TOLD_EVERY = 0.1
+SHARES = 1_000
 LAST_SECONDS = 2.0
 """How long calls may take to end once they are cancelled."""
 
@@ -40,10 +41,10 @@ class Attacker:
     """A tenant's client that does not mind errors, and counts."""
 
     def __init__(self, address: str, key: str, limit: Mapping[str, int]) -> None:
-        """`limit` is that of its account, and so the most that its sessions and runs may have."""
+        """`limit` is that of its account, of which each of its sessions and runs has a share."""
         self.address, self.key = address, key
         self.client = Client(address, key)
-        self.budget = types_pb2.Budget(**limit)
+        self.budget = types_pb2.Budget(**{unit: max(1, amount // SHARES) for unit, amount in limit.items()})
         self.calls = 0
         self.refused: Counter[str] = Counter()
         self._told = 0.0

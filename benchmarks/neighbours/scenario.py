@@ -14,7 +14,7 @@ Prepare = Callable[["Attacker"], Awaitable["Play"]]
 """Makes what the attack needs, and returns what plays it."""
 
 USD = 1_000_000_000
-RICH: Mapping[str, int] = MappingProxyType({"nano_usd": 10 * USD})
+RICH: Mapping[str, int] = MappingProxyType({"nano_usd": 1_000 * USD})
 POOR: Mapping[str, int] = MappingProxyType({"nano_usd": 1})
 """What cannot pay for a single call."""
 

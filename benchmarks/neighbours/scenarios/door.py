@@ -40,14 +40,23 @@ async def deep_json(attacker: Attacker) -> Play:
 
 @TABLE.of(POOR)
 async def wide_json(attacker: Attacker) -> Play:
-    """A list of 10 million empty lists."""
-    return await _frames(attacker, f"""b'{{"op":"x","a":[' + b'[],' * {10 * MB} + b'1]}}'""")
+    """A list of 2 million empty lists."""
+    return await _frames(attacker, f"""b'{{"op":"x","a":[' + b'[],' * {2 * MB} + b'1]}}'""", times=40)
+
+
+@TABLE.of(POOR)
+async def deep_and_wide_json(attacker: Attacker) -> Play:
+    """A hundred thousand lists within lists, each 30 deep."""
+    deep = "(b'[' * 30 + b']' * 30 + b',')"
+    return await _frames(attacker, f"""b'{{"op":"x","a":[' + {deep} * 100_000 + b'1]}}'""", times=40)
 
 
 @TABLE.of(POOR)
 async def wide_objects(attacker: Attacker) -> Play:
-    """A list of 8 million empty objects, in the place of prompts."""
-    return await _frames(attacker, f"""b'{{"op":"llm_query","prompts":[' + b'{{}},' * {8 * MB} + b'1]}}'""")
+    """A list of 1.5 million empty objects, in the place of prompts."""
+    return await _frames(
+        attacker, f"""b'{{"op":"llm_query","prompts":[' + b'{{}},' * {3 * MB // 2} + b'1]}}'""", times=50
+    )
 
 
 @TABLE.of(POOR)
@@ -59,8 +68,8 @@ async def million_keys(attacker: Attacker) -> Play:
 
 @TABLE.of(POOR)
 async def duplicate_keys(attacker: Attacker) -> Play:
-    """An object in which one key stands 4 million times."""
-    return await _frames(attacker, f"""b'{{"op":"x"' + b',"a":1' * {4 * MB} + b'}}'""", times=10)
+    """An object in which one key stands a million times."""
+    return await _frames(attacker, f"""b'{{"op":"x"' + b',"a":1' * {MB} + b'}}'""", times=40)
 
 
 @TABLE.of(POOR)
@@ -71,8 +80,8 @@ async def huge_numbers(attacker: Attacker) -> Play:
 
 @TABLE.of(POOR)
 async def many_numbers(attacker: Attacker) -> Play:
-    """Five million fractions."""
-    return await _frames(attacker, f"""b'{{"op":"x","a":[' + b'1.5e3,' * {5 * MB} + b'1]}}'""")
+    """A million fractions."""
+    return await _frames(attacker, f"""b'{{"op":"x","a":[' + b'1.5e3,' * {MB} + b'1]}}'""", times=40)
 
 
 @TABLE.of(POOR)
@@ -92,7 +101,7 @@ async def small_requests(attacker: Attacker) -> Play:
 async def held_requests(attacker: Attacker) -> Play:
     """Six wide requests that wait for a slow model, and are held meanwhile."""
     asked = """b'{"op":"llm_query","later":true,"prompts":["wait 20"],"a":['"""
-    frame = f"""{asked} + b'[],' * {10 * MB} + b'1]}}'"""
+    frame = f"""{asked} + b'[],' * {3 * MB} + b'1]}}'"""
     sessions = await attacker.sessions(2)
     for session in sessions:
         await attacker.turn(session, f"{SENDER}\nframe = {frame}")
