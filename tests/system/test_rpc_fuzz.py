@@ -1,0 +1,127 @@
+"""Whatever is sent to whichever call, the server answers in its own words, and nothing in it breaks or grows."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.descriptor import MethodDescriptor
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+from rlm.v1.errors_pb2 import ErrorReason
+
+from tests.servers import Served
+from tests.system.hostile_messages import Hostile, methods
+from tests.system.stage import Caller, Play, code
+
+CASES = int(os.environ.get("RLM_FUZZ_CASES", "1500"))
+SEED = int(os.environ.get("RLM_FUZZ_SEED", "11"))
+LONGEST = 10.0
+"""Seconds after which a call that goes on is left, as one that watches or loops may be."""
+READ = 30
+"""Messages read of a stream before it is left."""
+TRAILERS = 8 << 10
+OF_GRPC = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
+"""What a client's own leaving is told as."""
+REASONS = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118
+RENEWED = 40
+"""Cases from one making of things to the next."""
+COLLECTED = 50
+"""Cases from one collection of garbage to the next."""
+GROWTH = 200 << 20
+"""Bytes of memory by which this process, client and server, may grow."""
+
+
+def _untyped(caller: Caller) -> Any:
+    """Return the channel, which takes bytes for messages."""
+    return caller.channel
+
+
+async def call(caller: Caller, method: MethodDescriptor, sent: list[bytes]) -> None:
+    """Send bytes to a method and read what comes, up to a point."""
+    path, channel = f"/{method.containing_service.full_name}/{method.name}", _untyped(caller)
+    options: dict[str, Any] = {"metadata": caller.metadata, "timeout": LONGEST}
+    if method.client_streaming:
+        await channel.stream_unary(path)(iter(sent), **options)
+    elif method.server_streaming:
+        stream = channel.unary_stream(path)(sent[0], **options)
+        for _ in range(READ):
+            if await stream.read() is grpc.aio.EOF:
+                return
+        stream.cancel()
+    else:
+        await channel.unary_unary(path)(sent[0], **options)
+
+
+def wrong_with(error: grpc.aio.AioRpcError) -> str:
+    """Say what is wrong with a refusal; empty where nothing is."""
+    if error.code() in OF_GRPC:
+        return ""
+    if error.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}:
+        return f"{error.code()}: {error.details()}"
+    size = sum(len(name) + len(value) for name, value in error.trailing_metadata() or ())
+    if size >= TRAILERS:
+        return f"{size} bytes of trailers"
+    status: Any = rpc_status.from_call(error)  # type: ignore[arg-type]
+    info = error_details_pb2.ErrorInfo()
+    if status is None or not status.details or not status.details[0].Unpack(info):
+        return f"no ErrorInfo: {error.code()}: {error.details()}"
+    return "" if info.domain == "rlm.v1" and info.reason in REASONS else f"an unknown reason {info.reason}"
+
+
+async def things(caller: Caller, number: int) -> dict[str, str]:
+    """Make one of everything, and return their names by kind."""
+    context = (await caller.upload(f"{number} is some text, and more of it\n" * 200)).context_id
+    session = await caller.open_session(context_id=context)
+    return {"context": context, "session": session, "run": (await caller.ask(context_id=context)).run.run_id}
+
+
+def memory() -> int:
+    """Return the bytes of memory of this process."""
+    gc.collect()
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_no_request_whatever_it_holds_ends_in_an_internal_error_or_a_traceback(
+    server: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    chosen, calls = random.Random(SEED), methods()
+    faults: list[str] = []
+    async with server(Play(code("FINAL(1)")), tenant_sessions=1_000, grace_seconds=0.1) as served:
+        others, known = await things(await served.tenant("other"), 0), dict[str, list[str]]()
+        hostile = Hostile(chosen, known)
+        for number in range(CASES):
+            if number % RENEWED == 0:  # what was made before may have been taken away
+                mine = await things(served.caller, number)
+                known.update({kind: [name, name, name, others[kind]] for kind, name in mine.items()})
+            method = calls[number % len(calls)]
+            sent = hostile.sent(method)
+            wrong = ""
+            try:
+                async with asyncio.timeout(2 * LONGEST):
+                    await call(served.caller, method, sent)
+            except grpc.aio.AioRpcError as error:
+                wrong = wrong_with(error)
+            except TimeoutError:
+                wrong = "no answer"
+            if number % COLLECTED == 0:
+                gc.collect()  # what nobody has waited for is told of then
+            logged = [record for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
+            told = [f"{record.getMessage()}: {record.exc_info}" for record in logged]
+            caplog.clear()
+            if wrong or told:
+                faults.append(f"case {number}, {method.full_name} {[part[:300] for part in sent][:5]}: {wrong} {told}")
+            if number == CASES // 10:
+                before = memory()
+        assert faults == []
+        assert memory() - before < GROWTH
+        session = await served.caller.open_session()
+        assert (await served.caller.turn(session, "1+1")).printed == "2\n"
+        assert (await served.caller.ask()).run.answer == "1"
