@@ -36,13 +36,13 @@ ALONE_SECONDS = 1.0
 
 async def measured(
     names: Sequence[str], *, seconds: float, alone_seconds: float, minutes: float, database: Database,
-    folder: Path | None, progress: Progress,
+    folder: Path | None, logs: Path | None, progress: Progress,
 ) -> Findings:  # fmt: skip
     """Play the scenarios of these names, as many as begin within so many minutes."""
     end = time.monotonic() + minutes * 60
     with memory_limit(MEMORY_BYTES) as limit:
         findings = Findings(limit.name)
-        stage = Stage(database, limit, seconds, alone_seconds, findings, folder)
+        stage = Stage(database, limit, seconds, alone_seconds, findings, folder, logs)
         progress(f"the server's memory is limited by {limit.name}")
         try:
             for number, name in enumerate(names, start=1):
@@ -65,10 +65,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.neighbours", description=__doc__)
     parser.add_argument("--only", help="only these scenarios, with commas between them")
     parser.add_argument("--list", action="store_true", help="tell the scenarios and end")
-    parser.add_argument("--seconds", type=float, default=5.0, help="the length of each attack (5)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="the length of each attack (4)")
     parser.add_argument("--minutes", type=float, default=11.5, help="no scenario begins later than this (11.5)")
     parser.add_argument("--database", choices=KINDS, default="sqlite", help="what the servers keep all in (sqlite)")
     parser.add_argument("--folder", type=Path, help="where data directories are made; a temporary folder otherwise")
+    parser.add_argument("--logs", type=Path, help="a folder where the log of each server is kept")
     options = parser.parse_args()
     if options.list:
         print("\n".join(f"{name:26} {one.prepare.__doc__}" for name, one in SCENARIOS.items()))
@@ -97,6 +98,7 @@ def main() -> int:
                 minutes=options.minutes,
                 database=Database(postgres),
                 folder=options.folder,
+                logs=options.logs,
                 progress=progress,
             )
         )

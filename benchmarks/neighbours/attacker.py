@@ -28,6 +28,10 @@ PAUSE = 0.02
 """After a refusal, and between two plays."""
 PREPARING_SECONDS = 25.0
 TOLD_EVERY = 0.1
+OF_CORE = "Internal error from Core"
+"""What gRPC says where a server has ended a stream that is still being sent."""
+FAULTS = ("INTERNAL", "UNKNOWN")
+"""What no server of ours should answer."""
 SHARES = 1_000
 LAST_SECONDS = 2.0
 """How long calls may take to end once they are cancelled."""
@@ -55,7 +59,10 @@ class Attacker:
         try:
             return await call
         except grpc.aio.AioRpcError as error:
-            self.refused[error.code().name] += 1
+            name = error.code().name if error.details() != OF_CORE else "ended early"
+            self.refused[name] += 1
+            if name in FAULTS and self.refused[name] == 1:
+                print(f"the attacker was answered {name}: {error.details()}", file=sys.stderr, flush=True)
         except (grpc.RpcError, OSError) as error:
             self.refused[type(error).__name__] += 1
         await asyncio.sleep(PAUSE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Stage:
     alone_seconds: float
     findings: Findings
     folder: Path | None = None
+    logs: Path | None = None
+    """Where the servers' logs are kept."""
     victim: Spoken | None = None
 
     async def play(self, scenario: Scenario) -> Found:
@@ -63,6 +66,8 @@ class Stage:
                 else:
                     found.stops["server"] = await server.stop()
                 found.tracebacks = server.tracebacks()
+                if self.logs is not None:
+                    shutil.copy(server.log, self.logs / f"{scenario.name}.log")
         except NotHere as error:
             found.note = f"not played: {error}"
         finally:

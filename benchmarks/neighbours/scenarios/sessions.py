@@ -11,7 +11,13 @@ from benchmarks.neighbours.scenario import POOR, Table
 
 TABLE = Table()
 
-FOREVER = 600.0
+RANDOM = """
+import os
+block = os.urandom(1_000_000)
+tables = (bytes((byte + at) % 256 for byte in range(256)) for at in range({megabytes}))
+held = b"".join(block.translate(table) for table in tables)
+"""
+"""New bytes that no compression helps, made faster than the system gives random ones."""
 
 
 @TABLE.of(POOR)
@@ -42,8 +48,8 @@ async def incompressible_snapshots(attacker: Attacker) -> Play:
     sessions = await attacker.sessions(6)
 
     async def once(session: str) -> None:
-        await attacker.turn(session, "import os\nheld = os.urandom(200_000_000)")
-        await asyncio.sleep(1)
+        await attacker.turn(session, RANDOM.format(megabytes=200))
+        await asyncio.sleep(0.5)
 
     async def play() -> None:
         for session in sessions:
@@ -56,7 +62,7 @@ async def incompressible_snapshots(attacker: Attacker) -> Play:
 async def thrashed_sessions(attacker: Attacker) -> Play:
     """Forty sessions of 10 MB for eight places, whose turns come in turn."""
     sessions = await attacker.sessions(40)
-    code = "import os\nheld = os.urandom(10_000_000)"
+    code = RANDOM.format(megabytes=10)
 
     async def play() -> None:
         await attacker.at_once(6, lambda number: _each(attacker, sessions[number::6], code))
