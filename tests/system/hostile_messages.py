@@ -63,7 +63,7 @@ class Hostile:
             "memory_bytes": lambda: pick([0, 128 << 20]),
             **dict.fromkeys(("max_depth", "files", "door_calls", "output_bytes"), lambda: pick([0, 1, 3])),
             "turn_milliseconds": lambda: pick([0, 1, 300]),
-            **dict.fromkeys(("documents", "document"), lambda: 0),
+            **dict.fromkeys(("documents", "document"), lambda: pick([0, 0, 0, 1, 4])),
             **dict.fromkeys(("start", "end"), lambda: pick([0, 1, 7, 500, 100_000])),
         }
 
@@ -170,7 +170,7 @@ class Hostile:
         return self.random.choice([b"", b"text", b"\xff", self.random.randbytes(100), b"x" * 100_000])
 
     def _page_token(self) -> str:
-        name = self.random.choice(["contexts", "entries", "usage", "day", *self.known["context"]])
+        name = self.random.choice(["contexts", "entries", "usage", "day", "documents"])
         numbers = [self._number(63) for _ in range(self.random.randrange(3))]
         forged: list[object] = [[name, *numbers], [name, "key"], [name, 1.5, None], {"a": 1}, [[name]], name]
         return base64.b64encode(json.dumps(self.random.choice(forged)).encode(), altchars=b"-_").decode()

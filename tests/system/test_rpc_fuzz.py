@@ -18,6 +18,7 @@ from grpc_status import rpc_status
 from rlm.v1.errors_pb2 import ErrorReason
 
 from tests.servers import Served
+from tests.system.context_calls import of_documents, of_text
 from tests.system.hostile_messages import Hostile, methods
 from tests.system.stage import Caller, Play, code
 
@@ -77,8 +78,10 @@ def wrong_with(error: grpc.aio.AioRpcError) -> str:
 
 
 async def things(caller: Caller, number: int) -> dict[str, str]:
-    """Make one of everything, and return their names by kind."""
-    context = (await caller.upload(f"{number} is some text, and more of it\n" * 200)).context_id
+    """Make one of everything, and return their names by kind: every other context is of documents."""
+    text = f"{number} is some text, and more of it\n"
+    sent = of_documents([(str(n), text * n) for n in range(5)]) if number // RENEWED % 2 else of_text(text * 200)
+    context = (await caller.send_parts(sent)).context_id
     session = await caller.open_session(context_id=context)
     return {"context": context, "session": session, "run": (await caller.ask(context_id=context)).run.run_id}
 
