@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from benchmarks.neighbours.findings import HEADING, Findings
+from benchmarks.neighbours.findings import HEADING, Findings, Found
 from benchmarks.neighbours.memory_limit import memory_limit
 from benchmarks.neighbours.playing import Stage
 from benchmarks.neighbours.processes import Gone
@@ -47,8 +47,9 @@ async def measured(
         try:
             for number, name in enumerate(names, start=1):
                 if time.monotonic() > end:
-                    progress(f"time is up: {', '.join(names[number - 1 :])} not played")
-                    break
+                    findings.found.append(Found(name, note="not played: time was up"))
+                    progress(f"{number:2} of {len(names)} {findings.line(findings.found[-1])}")
+                    continue
                 try:
                     found = await stage.play(SCENARIOS[name])
                 except Gone as error:

@@ -106,8 +106,8 @@ class Stage:
             calls=posted_after.calls - posted_before.calls, cpu_ms=posted_after.cpu_ms - posted_before.cpu_ms
         )
         rounds = beside["rounds"] / max(alone["rounds"], 1e-9)
-        _count_cpu(found, (empty, quiet, before, after), rounds, posted, victims)
-        _count_disk(found, (empty, quiet, after), rounds, posted_after)
+        count_cpu(found, (empty, quiet, before, after), rounds, posted, victims)
+        count_disk(found, (empty, quiet, after), rounds, posted_after)
         attacker.tell(seconds=AGAIN_SECONDS)
         await asyncio.sleep(STOPPED_AFTER)
 
@@ -181,14 +181,18 @@ async def _posted(server: Server) -> types_pb2.Amounts:
         await client.channel.close()
 
 
-def _count_cpu(
+def count_cpu(
     found: Found,
     looks: tuple[Looked, Looked, Looked, Looked],
     rounds: float,
     posted: types_pb2.Amounts,
     victims: list[int],
 ) -> None:
-    """Count the processor time that the attack took. `rounds` is how often the victim did what it did alone."""
+    """Count the processor time that the attack took.
+
+    The looks are before and after the victim was alone, and before and after it was beside the attacker. There it did
+    `rounds` times what it did alone. `victims` are its workers. What other workers take to start is not counted.
+    """
     empty, quiet, before, after = looks
     of_victim = (quiet.cpu_s - empty.cpu_s) * rounds
     starting = min((cpu for pid, cpu in quiet.workers.items() if pid not in victims), default=0.0)
@@ -199,8 +203,8 @@ def _count_cpu(
     found.paid_cpu_s = max(0, posted.cpu_ms) / 1e3
 
 
-def _count_disk(found: Found, looks: tuple[Looked, Looked, Looked], rounds: float, posted: types_pb2.Amounts) -> None:
-    """Count what the disk grew by since the attacker came."""
+def count_disk(found: Found, looks: tuple[Looked, Looked, Looked], rounds: float, posted: types_pb2.Amounts) -> None:
+    """Count what the disk grew by since the attacker came. The looks are those of `count_cpu` but for the third."""
     empty, quiet, after = looks
     of_victim = max(0.0, quiet.disk_mb - empty.disk_mb) * rounds
     texts = after.texts_mb - quiet.texts_mb

@@ -8,13 +8,14 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from rlm.v1 import types_pb2
 
 from benchmarks.neighbours import __main__ as neighbours
 from benchmarks.neighbours import memory_limit as memory_limits
 from benchmarks.neighbours.findings import Findings, Found, disk_unpaid_mb, p99, times_alone
-from benchmarks.neighbours.playing import Stage
+from benchmarks.neighbours.playing import Stage, count_cpu, count_disk
 from benchmarks.neighbours.scenarios import SCENARIOS
-from benchmarks.neighbours.server import Database, Server
+from benchmarks.neighbours.server import CONTEXT_QUOTA, Database, Looked, Server
 from benchmarks.neighbours.victim import MIX
 
 FIGURES = [
@@ -119,6 +120,28 @@ def test_what_is_paid_for_may_be_written() -> None:
     assert disk_unpaid_mb(8, 0, 0) == 0
     assert disk_unpaid_mb(100, 0, 0) == 92
     assert disk_unpaid_mb(100, 1_000, 10) == 66
+
+
+def looked(*, cpu_s: float = 0, workers: dict[int, float] | None = None, texts: float = 0, disk: float = 0) -> Looked:
+    return Looked(100, cpu_s, {1: 0} if workers is None else workers, texts, disk)
+
+
+def test_processor_time_is_the_attackers_unless_the_victim_takes_as_much_alone_or_it_was_paid() -> None:
+    empty, quiet = looked(cpu_s=1, workers={1: 1, 2: 0.5}), looked(cpu_s=2, workers={1: 2, 2: 0.5})
+    before, after = looked(cpu_s=3, workers={1: 2, 2: 1}), looked(cpu_s=10, workers={1: 5, 2: 4, 3: 1.5})
+    found = Found("")
+    count_cpu(found, (empty, quiet, before, after), 2.0, types_pb2.Amounts(cpu_ms=1_500), [1])
+    assert found.cpu_s == (10 - 3) - 2 * (2 - 1) + (4 - 1) + (1.5 - 0.5)
+    assert found.unpaid_cpu_s == found.cpu_s - 1.5
+
+
+def test_the_disk_is_the_attackers_unless_the_victim_writes_as_much_alone_or_a_quota_is_for_it() -> None:
+    quota = CONTEXT_QUOTA / 1e6
+    found = Found("")
+    looks = (looked(), looked(disk=10), looked(disk=100, texts=quota + 5))
+    count_disk(found, looks, 2.0, types_pb2.Amounts())
+    assert found.disk_mb == pytest.approx(quota + 5 + 90)
+    assert found.disk_unpaid_mb == pytest.approx(90 - 2 * 10 + 5 - 8)
 
 
 def test_the_result_is_the_worst_of_all_scenarios_and_the_sum_of_what_must_not_be() -> None:
