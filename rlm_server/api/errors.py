@@ -27,6 +27,7 @@ from rlm_server.contexts.upload_table import ContextQuotaExceeded
 from rlm_server.contexts.uploads import UploadBusy, UploadStalled
 from rlm_server.database.engine import DatabaseBusyError, DatabaseClosedError, DatabaseFullError, DatabaseLostError
 from rlm_server.ledger import BudgetError, windows
+from rlm_server.repl.bounds import cut
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.sessions import TooManySessions
@@ -181,36 +182,28 @@ def _status(
     """
     value = ErrorReason.DESCRIPTOR.values_by_number[reason]
     name = value.name.removeprefix("ERROR_REASON_")
-    particulars = {key: _cut(text, MAX_VALUE) for key, text in (metadata or {}).items()}
+    particulars = {key: cut(text, MAX_VALUE) for key, text in (metadata or {}).items()}
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=name, domain=DOMAIN, metadata=particulars)]
     if violation is not None:
         request, (field, text) = error_details_pb2.BadRequest(), violation
-        request.field_violations.add(field=_cut(field, MAX_VALUE), description=_cut(text, MAX_TEXT))
+        request.field_violations.add(field=cut(field, MAX_VALUE), description=cut(text, MAX_TEXT))
         details.append(request)
     if quota is not None:
         failure = error_details_pb2.QuotaFailure()
-        failure.violations.add(subject=_cut(quota, MAX_VALUE), description=_cut(message, MAX_TEXT))
+        failure.violations.add(subject=cut(quota, MAX_VALUE), description=cut(message, MAX_TEXT))
         details.append(failure)
     if resource is not None:
         kind, thing = resource
-        details.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=_cut(thing, MAX_VALUE)))
+        details.append(error_details_pb2.ResourceInfo(resource_type=kind, resource_name=cut(thing, MAX_VALUE)))
     if retry_seconds is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromSeconds(retry_seconds)
         details.append(retry)
     code = code_pb2.Code.Value(value.GetOptions().Extensions[errors_pb2.status_code])
-    status = status_pb2.Status(code=code, message=_cut(message, MAX_TEXT))
+    status = status_pb2.Status(code=code, message=cut(message, MAX_TEXT))
     for detail in details:
         status.details.add().Pack(detail)
     return status
-
-
-def _cut(text: str, most: int) -> str:
-    """Return a text of at most so many bytes of UTF-8, without surrogates, which no message may hold."""
-    encoded = text.encode("utf-8", "replace")
-    if len(encoded) <= most:
-        return encoded.decode()
-    return encoded[: most - len("…".encode())].decode("utf-8", "ignore") + "…"
 
 
 @asynccontextmanager
