@@ -30,6 +30,7 @@ from rlm_server.ledger import BudgetError, windows
 from rlm_server.repl.bounds import cut
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
+from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import TooManySessions
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
@@ -114,6 +115,8 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _budget_exceeded(error)
         case SessionEnded():
             return _status(ErrorReason.ERROR_REASON_SESSION_ENDED, text)
+        case ResultForgotten():
+            return _status(ErrorReason.ERROR_REASON_RESULT_FORGOTTEN, text)
         case TooManySessions():
             return _status(ErrorReason.ERROR_REASON_TOO_MANY_SESSIONS, text, quota="sessions")
         case SnapshotRefused():

@@ -15,9 +15,16 @@ from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2, types_pb2
 from rlm_server.contexts.context_table import Context
 from rlm_server.ledger import Amounts, Limit, Usage
 from rlm_server.repl.coverage import Coverage
-from rlm_server.repl.events import CallTraced, FinishedCall, Printed, TurnRestarted
+from rlm_server.repl.events import (
+    CallTraced,
+    FinishedCall,
+    Printed,
+    TurnRestarted,
+    UntoldCalls,
+)
 from rlm_server.runs.events import Body, Event
 from rlm_server.runs.state import RunState
+from rlm_server.sessions.happenings import LeftOut
 from sandbox.corpora.corpus import Kind
 from sandbox.turn import Status, Turn
 
@@ -114,6 +121,16 @@ def finished_call(value: FinishedCall) -> session_pb2.ModelCallFinished:
     )
 
 
+def untold_calls(value: UntoldCalls) -> session_pb2.UntoldCalls:
+    """Write how many calls of a turn have no events of their own."""
+    return session_pb2.UntoldCalls(from_memory=value.from_memory, failed=value.failed)
+
+
+def left_out(value: LeftOut) -> session_pb2.LeftOut:
+    """Write how much of a turn is not told."""
+    return session_pb2.LeftOut(events=value.events, characters=value.characters)
+
+
 def coverage(value: Coverage) -> context_pb2.Coverage:
     """Write how much of a context was looked at."""
     ranges = [context_pb2.Range(document=one.document, start=one.start, end=one.end) for one in value.ranges]
@@ -151,6 +168,7 @@ _WRITERS: dict[type, Callable[[Any], object]] = {
     RunState: state,
     FinishedCall: finished_call,
     Turn: turn_result,
+    UntoldCalls: untold_calls,
     Coverage: coverage,
 }
 

@@ -17,11 +17,11 @@ from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Ledger
-from rlm_server.repl.events import CallFinished, CallTraced, Printed, TurnRestarted
+from rlm_server.repl.events import CallFinished, CallTraced, Printed, TurnRestarted, UntoldCalls
 from rlm_server.runs.supervisor import check_affordable
+from rlm_server.sessions.happenings import Happening, LeftOut
 from rlm_server.sessions.session import NewSession, ReplSession
 from rlm_server.sessions.sessions import Sessions
-from rlm_server.sessions.turns import Happening
 
 MAX_CODE = 1 << 20
 """Characters of one turn's code."""
@@ -104,6 +104,10 @@ def _response(happening: Happening) -> session_pb2.ExecuteResponse:
         return session_pb2.ExecuteResponse(turn_restarted=responses.turn_restarted(happening))
     if isinstance(happening, CallFinished):
         return session_pb2.ExecuteResponse(call_finished=responses.finished_call(happening.call))
+    if isinstance(happening, UntoldCalls):
+        return session_pb2.ExecuteResponse(untold_calls=responses.untold_calls(happening))
+    if isinstance(happening, LeftOut):
+        return session_pb2.ExecuteResponse(left_out=responses.left_out(happening))
     if isinstance(happening, CallTraced):
         return session_pb2.ExecuteResponse(call_traced=responses.traced_call(happening))
     return session_pb2.ExecuteResponse(result=responses.turn_result(happening.result))

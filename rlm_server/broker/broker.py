@@ -110,6 +110,8 @@ class Broker:
         self._backoff = backoff or Backoff()
         limits = limits or CallLimits()
         self._attempt_seconds = limits.call_seconds
+        self.run_calls = limits.run_calls
+        """Calls of one run that go on at once."""
         self._policies = dict(policies or {})
         self._breakers = Breakers(breaker or BreakerConfig())
         self._tenant_gate = Gate(tenant_calls=limits.tenant_calls, run_calls=limits.run_calls)
@@ -141,6 +143,24 @@ class Broker:
         """Close the providers."""
         await self._routes.close()
 
+    async def check(self, request: ModelRequest, payer: Payer) -> None:
+        """Refuse a call that would be refused now whatever became of the calls in flight. Nothing is held or sent.
+
+        Raises:
+            UnknownModel: no route has that name.
+            RouteUnavailable: the model, and whichever may answer for it, is left alone.
+            BudgetExceeded: what is already spent leaves too little for this call's worst case.
+            ProviderError: the request cannot be sent as it is (BAD_REQUEST).
+        """
+        self._refuse_at_once(payer.tenant, self._models(request, payer))
+        most = bound(input_bound(request), request.max_tokens, self._routes.route(request.model).price)
+        await self._ledger.check(payer.account, most)
+
+    def _models(self, request: ModelRequest, payer: Payer) -> tuple[str, ...]:
+        """The model asked, and those that may answer in its place."""
+        policy = self._policies.get(payer.tenant, Policy())
+        return (request.model, *filter(policy.allows, self._routes.route(request.model).fallbacks))
+
     async def complete(
         self, request: ModelRequest, payer: Payer, *, deadline: float, call_id: str | None = None
     ) -> Completion:
@@ -156,14 +176,12 @@ class Broker:
             BudgetBusy: other calls' holds left too little until the deadline.
             CallFailed: the ProviderError of a call that got no answer.
         """
-        fallbacks = self._routes.route(request.model).fallbacks
-        policy = self._policies.get(payer.tenant, Policy())
-        models = (request.model, *filter(policy.allows, fallbacks))
+        models = self._models(request, payer)
         call = _Call(secrets.token_hex(16) if call_id is None else call_id, request, payer, deadline)
         self.counters.calls += 1
         try:
             call.input_tokens = input_bound(request)
-            self._refuse_at_once(call, models)
+            self._refuse_at_once(payer.tenant, models)
             async with in_turn(self._tenant_gate, payer.tenant, payer.run, deadline):
                 return await self._first_of(call, models)
         except ProviderError as error:
@@ -175,12 +193,12 @@ class Broker:
         """Return what all attempts at a call have cost."""
         return await self._ledger.posted(f"{call_id}.")
 
-    def _refuse_at_once(self, call: _Call, models: tuple[str, ...]) -> None:
+    def _refuse_at_once(self, tenant: str, models: tuple[str, ...]) -> None:
         """Refuse a call that would wait its turn only to be refused then."""
         refusals = []
         for model in models:
             try:
-                self._breakers.check(model, call.payer.tenant)
+                self._breakers.check(model, tenant)
             except RouteUnavailable as refusal:
                 refusals.append(refusal)
         if len(refusals) == len(models) and not any(map(_may_try_again, refusals)):

@@ -120,11 +120,7 @@ class Pass:
         """
         nearest: Shortage | None = None
         for account, part in taking(path, amounts):
-            short = shortage(account, part, account.used)
-            if short is not None:
-                lasting = shortage(account, part, self.tree.lasting(account))
-                if lasting is not None:
-                    raise _error(BudgetExceeded, lasting)
+            short = _shortage(self.tree, account, part)
             nearest = nearest or short or self._blocked_by_earlier(account, part)
         return nearest
 
@@ -137,6 +133,32 @@ class Pass:
             if limit is not None and wanted > 0:
                 return Shortage(account.id, unit, limit, getattr(account.used, unit), wanted)
         return None
+
+
+def check(connection: Connection, account: str, amounts: Amounts, at: int) -> None:
+    """Look whether amounts would be refused at once, at a time in Unix milliseconds.
+
+    Raises:
+        BudgetExceeded: they do not fit even beside no pending hold at all.
+        AccountUnknown: there is no such account.
+    """
+    tree = Tree(connection)
+    for one, part in taking(tree.path(account, at), amounts):
+        _shortage(tree, one, part)
+
+
+def _shortage(tree: Tree, account: Account, asked: Amounts) -> Shortage | None:
+    """What an account lacks now for what is asked.
+
+    Raises:
+        BudgetExceeded: it would lack it beside no pending hold at all.
+    """
+    short = shortage(account, asked, account.used)
+    if short is not None:
+        lasting = shortage(account, asked, tree.lasting(account))
+        if lasting is not None:
+            raise _error(BudgetExceeded, lasting)
+    return short
 
 
 def _repeated(kept: StoredHold, hold: Hold, state: HoldState) -> Verdict:

@@ -10,7 +10,7 @@ from typing import TypeVar
 from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
-from rlm_server.ledger import account_lifecycle, entries, holds, statements
+from rlm_server.ledger import account_lifecycle, admission, entries, holds, statements
 from rlm_server.ledger.accounts import Account, Balance, Tree, left, refuse_uncountable
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.ledger.entries import By, Entry, Query, UsageRow
@@ -143,6 +143,16 @@ class Ledger:
         refuse_uncountable(amounts=hold.amounts)
         queue = self._wait_queues.setdefault(hold.tenant, WaitQueue(self._database, self._clock))
         await queue.reserve(hold, HoldState.DISPATCHED if dispatch else HoldState.PENDING, deadline)
+
+    async def check(self, account: str, amounts: Amounts) -> None:
+        """Look whether a hold of these amounts would be refused at once; nothing is held.
+
+        Raises:
+            BudgetExceeded: it does not fit even when every call in flight turns out to cost nothing.
+            AccountUnknown: there is no such account.
+        """
+        at = self._clock()
+        await self._database.read(lambda connection: admission.check(connection, account, amounts, at))
 
     async def dispatch(self, hold_id: str) -> None:
         """Record that the request is about to leave. Only after this returned may it be sent, and only once.

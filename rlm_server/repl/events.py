@@ -75,8 +75,23 @@ class CallTraced:
 
 
 @dataclass(frozen=True, slots=True)
+class UntoldCalls:
+    """Model calls of a turn that have no events of their own, and cost nothing.
+
+    `from_memory` had the answers of identical calls. `failed` failed, or were not made for what became of others.
+    """
+
+    from_memory: int = 0
+    failed: int = 0
+
+
+NONE_UNTOLD = UntoldCalls()
+
+
+@dataclass(frozen=True, slots=True)
 class CodeFinished:
     """A code block ended."""
 
     result: Turn
+    untold: UntoldCalls = NONE_UNTOLD
     kind: Literal["code_finished"] = "code_finished"

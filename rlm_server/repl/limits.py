@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rlm_server.broker.limits import MAX_OUTPUT_TOKENS
-from sandbox.limits import Limits, limit
+from sandbox.limits import MIB, Limits, limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,23 @@ class RunLimits:
         doc="The whole run; in a session, the model calls of one turn.",
     )
     batch: int = limit(2_000, least=1, most=100_000, unit="prompts", doc="Prompts of one batched call.")
+    failed_calls: int = limit(
+        100,
+        least=1,
+        most=100_000,
+        unit="calls",
+        doc="Model calls of one turn that may fail. Code that asks for more gets `LimitExceeded`.",
+    )
+    run_failed_calls: int = limit(
+        1_000, least=1, most=1_000_000, unit="calls", doc="The same of a whole run, or of a session."
+    )
+    memo_bytes: int = limit(
+        16 * MIB,
+        least=0,
+        most=1024 * MIB,
+        unit="bytes",
+        doc="Answers of a run, or session, kept so that an identical call is free. The oldest are forgotten.",
+    )
     children: int = limit(
         16, least=1, most=1_000, unit="nodes", doc="Child RLMs of a run at work at once, at each depth. Others wait."
     )

@@ -7,9 +7,8 @@ import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 
-from rlm_server.broker.routes import UnknownModel
 from rlm_server.ledger import NANO, UNITS, AccountUnknown, BudgetError, BudgetExceeded, Limit
-from rlm_server.repl.model_calls import ModelCalls, check_batch, failed, model_named
+from rlm_server.repl.model_calls import ModelCalls, check_batch, check_model, failed, model_named
 from rlm_server.runs.child_context import beginning, child_context
 from rlm_server.runs.events import Body, ChildFinished, ChildStarted, Guard
 from rlm_server.runs.journal import NodeRow
@@ -38,16 +37,13 @@ class Children:
 
     async def rlm_query(self, call: HostCall) -> Json:
         """Answer a request `rlm_query(prompts, contexts, model, budget)`: a slot for each prompt, in order."""
-        questions, contexts, model = call.texts("prompts"), call.items("contexts"), model_named(call)
-        tree, depth = self._tree, self._parent.depth
+        tree, depth, model = self._tree, self._parent.depth, model_named(call)
+        check_model(tree.services.broker.routes, model if model is not None else tree.run.sub_model)
+        questions, contexts = call.texts("prompts"), call.items("contexts")
         check_batch(len(questions), tree.limits.batch)
         if len(questions) != len(contexts):
             raise DoorRefusal("ValueError", f"{len(questions)} prompts but {len(contexts)} contexts")
         node_contexts = [child_context(context, self._parent.node_context) for context in contexts]
-        try:
-            tree.services.broker.routes.route(model if model is not None else tree.run.sub_model)
-        except UnknownModel as error:
-            raise DoorRefusal("ValueError", str(error)) from None
         if depth >= tree.limits.max_depth:
             return list(await self._without_children(questions, node_contexts, model))
         try:

@@ -53,8 +53,10 @@ class Node:
         self.origin = EventOrigin(task.id, task.parent, task.depth)
         self.payer = Payer(task.id, tree.run.tenant, tree.run.id, task.id)
         limits = tree.limits
-        options = CallOptions(tree.run.sub_model, limits.sub_tokens, limits.batch, tree.deadline)
-        self.calls = ModelCalls(tree.services.broker, self.payer, options, tree.memo, tree.tracer, self._reported)
+        options = CallOptions.of(limits, tree.run.sub_model, tree.deadline)
+        self.calls = ModelCalls(
+            tree.services.broker, self.payer, options, tree.memo, tree.failures, tree.tracer, self._reported
+        )
         self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
         self._guards = Guards(limits, self.emit)
         self._draft = ""
@@ -209,9 +211,10 @@ class Node:
         results: list[Turn] = []
         for number, code in enumerate(blocks, start=1):
             self.emit(CodeStarted(code, number))
+            tally = self.calls.begin_turn()
             with OutputBatcher(self.emit) as output:
                 result = await self._turn(session, code, output)
-            self.emit(CodeFinished(result))
+            self.emit(CodeFinished(result, tally.untold))
             results.append(result)
             if result.error or self._ready:
                 break

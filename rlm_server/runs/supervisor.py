@@ -161,6 +161,7 @@ class Supervisor:
         event_log = live.event_log
         try:
             if live.tree:
+                live.tree.memo.close()
                 await self._services.journal.cover(run_id, await live.tree.coverage())
             spent = (await self._services.ledger.balance(run_id)).posted
             event_log.emit(

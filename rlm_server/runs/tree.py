@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 
 from rlm_server.broker.broker import Broker
 from rlm_server.ledger import UNITS, Amounts, Ledger
+from rlm_server.repl.call_tally import Failures
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.functions import Functions
 from rlm_server.repl.limits import RunLimits
-from rlm_server.repl.model_calls import Memo
+from rlm_server.repl.memo import Memo
 from rlm_server.repl.tracing import Tracer
 from rlm_server.runs.event_log import EventLog
 from rlm_server.runs.events import BudgetWarning, EventOrigin
@@ -77,12 +78,14 @@ class Tree:
     tracer: Tracer
     seen: int = 0
     """The blocks of the run's context that its whole tree has looked at."""
-    memo: Memo = field(default_factory=Memo)
+    memo: Memo = field(init=False)
+    failures: Failures = field(default_factory=Failures)
     spent: Amounts = field(default_factory=Amounts)
     _warned: dict[str, int] = field(default_factory=dict)
     _levels: defaultdict[int, asyncio.Semaphore] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.memo = Memo(self.run.tenant, self.limits.memo_bytes, self.services.shares.held)
         self._levels = defaultdict(lambda: asyncio.Semaphore(self.limits.children))
 
     def level(self, depth: int) -> asyncio.Semaphore:

@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from rlm_server.contexts.context_table import Context
 from rlm_server.ledger import Limit
-from rlm_server.repl.events import CodeFinished
+from rlm_server.repl.call_tally import Failures
 from rlm_server.repl.limits import RunLimits
-from rlm_server.repl.model_calls import Memo
+from rlm_server.repl.memo import Memo
 from rlm_server.repl.tracing import Tracer
 from sandbox.pool.pool import LiveSession
-from sandbox.turn import Turn
-
-REMEMBERED_RESULTS = 64
-"""Of a session's turns, by request id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +39,7 @@ class ReplSession:
     held: AsyncExitStack
     """Holds the context, for as long as the session lives."""
     created_at: int
+    memo: Memo
     began_at: float = field(default_factory=time.monotonic)
     used_at: float = field(default_factory=time.monotonic)
     """When its last turn ended."""
@@ -54,13 +50,4 @@ class ReplSession:
     """The newest one."""
     one_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Is held by the turn that runs."""
-    memo: Memo = field(default_factory=Memo)
-    results: OrderedDict[str, CodeFinished] = field(default_factory=OrderedDict)
-    """Of the last turns that had a request id, by that."""
-
-    def remember(self, request_id: str | None, turn: Turn) -> None:
-        """Keep the result of a turn, for a caller who repeats its request."""
-        if request_id is not None:
-            self.results[request_id] = CodeFinished(turn)
-            while len(self.results) > REMEMBERED_RESULTS:
-                self.results.popitem(last=False)
+    failures: Failures = field(default_factory=Failures)

@@ -18,8 +18,9 @@ from rlm_server.ledger import Amounts, Ledger
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.sessions.ends import Ends, SessionEnded
+from rlm_server.sessions.happenings import Happening
 from rlm_server.sessions.session import NewSession, ReplSession
-from rlm_server.sessions.turns import Happening, Turns
+from rlm_server.sessions.turns import Turns
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
 from sandbox.cancellation import run_to_completion
@@ -110,7 +111,8 @@ class Sessions:
                 if new.context:
                     await live.attach("context", await held.enter_async_context(self._contexts.pinned(new.context)))
                 await self._ledger.open_account(session_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
-                session = ReplSession(session_id, new, live, held.pop_all(), now())
+                memo = self._turns.memo(new)
+                session = ReplSession(session_id, new, live, held.pop_all(), now(), memo)
         except BaseException:
             await live.close()
             raise
@@ -156,6 +158,7 @@ class Sessions:
         await session.live.close()
         if session.turn:
             await asyncio.wait([session.turn])  # it is over by now but for its hold
+        self._turns.forget(session)
         await session.tracer.give_up()
         await session.held.aclose()
         return (await self._ledger.close_account(session.id)).posted
@@ -167,10 +170,12 @@ class Sessions:
 
         Raises:
             SessionEnded: the session was ended while this waited for its turn.
+            ResultForgotten: the request has run, and its result is no longer remembered.
         """
         async with session.one_turn:
-            if request_id is not None and request_id in session.results:
-                yield session.results[request_id]
+            known = self._turns.result(session, request_id)
+            if known is not None:
+                yield known
                 return
             if session.id not in self._sessions:
                 self._ends.check(session.asked.tenant, session.id)

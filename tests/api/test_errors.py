@@ -36,6 +36,7 @@ from rlm_server.database.engine import (
 from rlm_server.ledger import AccountClosed, BudgetBusy, BudgetExceeded, HoldUnknown, Span, windows
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
+from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import TooManySessions
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
@@ -107,6 +108,7 @@ CASES: dict[str, Expected] = {
         ("QuotaFailure", "RetryInfo"),
     ),
     "a session that ended": Expected(SessionEnded("no"), "SESSION_ENDED"),
+    "a forgotten result": Expected(ResultForgotten(), "RESULT_FORGOTTEN"),
     "too many sessions": Expected(TooManySessions("no"), "TOO_MANY_SESSIONS", details=("QuotaFailure",)),
     "a stored session": Expected(SnapshotRefused("no"), "SNAPSHOT_REFUSED"),
     "a full pool": Expected(PoolFull("no"), "SERVER_FULL", details=("RetryInfo",)),

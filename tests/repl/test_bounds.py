@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rlm_server.repl.bounds import cut
 
-texts = st.text(st.characters() | st.sampled_from("a\xe9\u4e2d\U0001f600"), max_size=60)
+texts = st.text(st.characters(codec="utf-8") | st.sampled_from("a\xe9\u4e2d\U0001f600"), max_size=60)
 
 
 @given(texts, st.integers(3, 60))

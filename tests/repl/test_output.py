@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_server.repl import output
+from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from rlm_server.repl.events import Printed, TurnRestarted
-from rlm_server.repl.output import OutputBatcher
+from rlm_server.repl.output import CHANGES, OutputBatcher
 
 STDOUT, STDERR = 1, 2
 FLUSH = None
@@ -72,6 +73,29 @@ def test_what_one_stream_prints_without_the_other_is_told_as_one(history: list[t
     assert all(before.stream != after.stream for before, after in pairwise(told))
 
 
+async def test_output_is_told_less_often_the_more_of_it_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "SLOWER_AFTER", 4)
+    with OutputBatcher(lambda _: None) as batcher:
+        pauses = []
+        for _ in range(12):
+            before = asyncio.get_running_loop().time()
+            batcher.take(STDOUT, b"x")
+            assert batcher._timer is not None
+            pauses.append(batcher._timer.when() - before)
+            batcher._timer.cancel()
+            batcher._flush()
+    seconds = output.EVERY_SECONDS
+    assert pauses == pytest.approx([seconds] * 4 + [2 * seconds] * 4 + [4 * seconds] * 4, abs=seconds / 2)
+
+
+def test_a_long_text_is_told_in_pieces_that_fit_into_an_event() -> None:
+    text = "\U0001f600" * 40_000
+    told = gathered([(STDOUT, text)])
+    assert "".join(part.text for part in told) == text
+    assert len(told) == 3
+    assert all(len(part.text.encode()) <= MAX_EVENT_TEXT for part in told)
+
+
 def test_a_character_that_comes_in_pieces_is_told_once_it_is_whole() -> None:
     head, tail = "\u4e2d".encode()[:1], "\u4e2d".encode()[1:]
     told = gathered([(STDOUT, b"a" + head), FLUSH, (STDERR, b"!"), (STDOUT, tail), FLUSH])
@@ -103,7 +127,9 @@ def test_what_there_is_to_tell_is_looked_at_once_even_where_the_streams_take_tur
     batcher = OutputBatcher(told.append)
     batcher._parts = Counted([(STDOUT, "a"), (STDERR, "b")] * 1000)
     batcher._flush()
-    assert (len(told), Counted.looks) == (2000, 2000)
+    assert Counted.looks == 2000
+    assert len(told) == CHANGES + 2
+    assert (printed_to("stdout", told), printed_to("stderr", told)) == ("a" * 1000, "b" * 1000)
 
 
 async def test_output_is_told_while_the_turn_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.events import BudgetWarning, EventOrigin
 from rlm_server.runs.node_context import NodeContext, whole_context
 from rlm_server.runs.tree import Tree
+from rlm_server.shares.shares import Shares
 from sandbox.corpora.corpus import BLOCK, Corpus, Kind, in_memory, part_of
 from sandbox.corpora.coverage import Range
 from tests.runs.stage import ROOT, a_run
@@ -31,9 +33,10 @@ class Warnings:
 
 def a_tree(budget: Limit | None = None, context: Corpus | None = None, children: int = 16) -> tuple[Tree, Warnings]:
     anything: Any = None
+    services: Any = SimpleNamespace(shares=Shares.of())
     log: Any = Warnings()
     run = a_run(budget=budget or Limit())
-    return Tree(anything, run, RunLimits(children=children), "core", 0.0, log, context, anything), log
+    return Tree(services, run, RunLimits(children=children), "core", 0.0, log, context, anything), log
 
 
 # ---- warnings --------------------------------------------------------------------------------------------------------

@@ -8,9 +8,13 @@ from typing import Any
 
 from rlm_server.ledger import Limit
 from rlm_server.repl.limits import RunLimits
+from rlm_server.repl.memo import Memo
 from rlm_server.sessions.session import NewSession, ReplSession
+from rlm_server.shares.held import Held
 from sandbox.door import HostCall, Json
 from sandbox.turn import OutputListener, Turn
+
+HELD = Held(lambda _: 1 << 40)
 
 Answer = Callable[[HostCall], Awaitable[Json]]
 Act = Callable[[str, Answer, OutputListener], Awaitable[Turn]]
@@ -33,4 +37,5 @@ async def idle(code: str, answer: Answer, listener: OutputListener) -> Turn:
 def a_session(id: str = "ses_1", act: Act = idle, *, tenant: str = "acme", **fields: Any) -> ReplSession:
     live: Any = Acting(act)
     new = NewSession(tenant, None, "core", None, "small", Limit(), RunLimits())
-    return ReplSession(id, new, live, AsyncExitStack(), 0, **fields)
+    memo = Memo(tenant, new.limits.memo_bytes, HELD)
+    return ReplSession(id, new, live, AsyncExitStack(), 0, memo, **fields)

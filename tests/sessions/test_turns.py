@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,9 @@ from rlm_server.ledger import Amounts
 from rlm_server.repl.events import CallFinished, CodeFinished, Printed
 from rlm_server.repl.functions import FUNCTIONS
 from rlm_server.repl.tracing import Tracer
-from rlm_server.sessions import session as session_module
+from rlm_server.sessions.happenings import Happening
 from rlm_server.sessions.session import ReplSession
-from rlm_server.sessions.turns import Happening, Turns
+from rlm_server.sessions.turns import Turns
 from rlm_server.shares.shares import Shares
 from sandbox.door import DoorRefusal, HostCall
 from sandbox.turn import OutputListener, Turn
@@ -68,7 +69,8 @@ async def test_a_turn_is_seen_as_it_prints_calls_and_ends(books: Books) -> None:
     assert [one.call.error for one in seen if isinstance(one, CallFinished)] == [""]
     assert (session.running, session.used_at >= before) == (0, True)
     spent = (await books.balance(RUN)).posted
-    assert (spent.cpu_ms, spent.calls) == (250, 1)
+    assert spent.calls == 1
+    assert spent.cpu_ms >= 250, "and what the server worked for it"
 
 
 async def test_what_a_session_has_not_is_refused_and_what_it_answers_is_taken(books: Books) -> None:
@@ -125,20 +127,10 @@ async def test_a_turn_that_ended_is_remembered_though_its_caller_went_away_befor
         async def settle(self) -> None:
             await asyncio.Event().wait()
 
-    session = session_of(act)
+    session, turns = session_of(act), turns_of(books)
     session.tracer = Endless()
-    async with asyncio.timeout(30), aclosing(turns_of(books).run(session, "code", "again")) as found:
+    async with asyncio.timeout(30), aclosing(turns.run(session, "code", "again")) as found:
         assert await anext(found) == Printed("stdout", "begun\n")
-    assert session.results == {"again": CodeFinished(a_turn("begun\n"))}
-
-
-def test_the_last_results_of_a_session_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session_module, "REMEMBERED_RESULTS", 2)
-    session = a_session()
-    for number in (1, 2, 3):
-        session.remember(f"request {number}", a_turn(str(number)))
-    session.remember(None, a_turn("of a request without an id"))
-    assert {request: result.result.stdout for request, result in session.results.items()} == {
-        "request 2": "2",
-        "request 3": "3",
-    }
+    assert turns.result(session, "again") == CodeFinished(replace(a_turn("begun\n"), stdout=""))
+    assert turns.result(session, "another") is None
+    assert turns.result(session, None) is None

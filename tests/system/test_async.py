@@ -82,7 +82,7 @@ async def test_a_sub_call_that_fails_raises_where_it_was_awaited(server: Served)
     )
     async with server(Play(code(ask))) as served:
         ended = await served.caller.ask()
-        assert ended.run.answer.startswith("['ok', RuntimeError(")
+        assert ended.run.answer.startswith("['ok', ValueError(")
         check_settled(served.data_dir)
 
 

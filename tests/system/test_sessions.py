@@ -73,8 +73,9 @@ async def test_output_is_seen_before_the_turn_ends(server: Served) -> None:
         ("llm_query(7)", ERROR, "TypeError"),
         ("llm_query('\\ud800')", ERROR, ""),
         ("rlm_query('a child')", ERROR, "RuntimeError"),
-        ("llm_query('x', model='nobody')", ERROR, "RuntimeError"),
-        ("llm_query('x', model='')", ERROR, "RuntimeError"),
+        ("llm_query('x', model='nobody')", ERROR, "ValueError"),
+        ("llm_query('x', model='n' * 1_000_000)", ERROR, "ValueError"),
+        ("llm_query('x', model='')", ERROR, "ValueError"),
         ("llm_query_batched([])", ERROR, "LimitExceeded"),
     ],
 )

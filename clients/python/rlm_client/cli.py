@@ -187,8 +187,13 @@ def _turn(responses: Iterator[session_pb2.ExecuteResponse], console: Console, as
             case "turn_restarted" if not as_json:
                 reason = response.turn_restarted.reason
                 say(console, f"the code began again, and what it printed until here is void: {reason}", "yellow")
+            case "left_out" if not as_json:
+                left = response.left_out
+                say(console, f"left out: {left.events:,} calls and {left.characters:,} characters of output", "yellow")
             case "call_finished":
                 calls.add(response.call_finished)
+            case "untold_calls":
+                calls.add_untold(response.untold_calls)
             case "result":
                 result = response.result
     if calls.finished and not as_json:

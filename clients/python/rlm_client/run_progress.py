@@ -43,6 +43,12 @@ class Calls:
         self.failed += bool(call.error)
         self.nano_usd += call.spent.nano_usd
 
+    def add_untold(self, calls: session_pb2.UntoldCalls) -> None:
+        """Count calls that were not told by themselves."""
+        self.finished += calls.from_memory + calls.failed
+        self.memo += calls.from_memory
+        self.failed += calls.failed
+
     def __str__(self) -> str:
         parts = [f"llm_query ×{max(self.started, self.finished)}", f"{self.finished} done"]  # noqa: RUF001 - a times sign
         if self.memo:
@@ -116,6 +122,8 @@ class RunProgress:
                 self._spend(event.call_finished.call.spent)
                 if node.calls is not None:
                     node.calls.add(event.call_finished.call)
+            case "code_finished" if node.calls is not None:
+                node.calls.add_untold(event.code_finished.untold)
             case "child_started":
                 self._add_child(event.child_started.child_id, node)
             case "run_finished" if not event.depth:

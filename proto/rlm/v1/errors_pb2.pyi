@@ -190,6 +190,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: search fewer documents, or for a simpler pattern.
     """
+    ERROR_REASON_RESULT_FORGOTTEN: _ErrorReason.ValueType  # 30
+    """The request has run, and its result is no longer remembered. It does not run again.
+
+    Metadata: none.
+
+    To do: look at the session's variables, or send the code with a new request id to have it run again.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every call that fails ends with a google.rpc.Status. Its message is for people. Its first detail is a
@@ -366,6 +373,13 @@ ERROR_REASON_SEARCH_TOO_LONG: ErrorReason.ValueType  # 22
 Metadata: none.
 
 To do: search fewer documents, or for a simpler pattern.
+"""
+ERROR_REASON_RESULT_FORGOTTEN: ErrorReason.ValueType  # 30
+"""The request has run, and its result is no longer remembered. It does not run again.
+
+Metadata: none.
+
+To do: look at the session's variables, or send the code with a new request id to have it run again.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

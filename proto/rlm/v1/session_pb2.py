@@ -27,17 +27,17 @@ from rlm.v1 import context_pb2 as rlm_dot_v1_dot_context__pb2
 from rlm.v1 import types_pb2 as rlm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14rlm/v1/session.proto\x12\x06rlm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14rlm/v1/context.proto\x1a\x12rlm/v1/types.proto\"\xa7\x01\n\x14\x43reateSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x12\n\ncontext_id\x18\x03 \x01(\t\x12\x11\n\tsub_model\x18\x04 \x01(\t\x12\x1e\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12%\n\x06limits\x18\x06 \x01(\x0b\x32\x15.rlm.v1.SandboxLimits\"9\n\x15\x43reateSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Session\"\xc8\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x12\n\ncontext_id\x18\x03 \x01(\t\x12\x11\n\tsub_model\x18\x04 \x01(\t\x12\x1e\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x08\x63overage\x18\x07 \x01(\x0b\x32\x10.rlm.v1.Coverage\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"6\n\x12GetSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Session\"F\n\x0e\x45xecuteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"\xf7\x01\n\x0f\x45xecuteResponse\x12 \n\x06output\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.OutputH\x00\x12\x32\n\rcall_finished\x18\x02 \x01(\x0b\x32\x19.rlm.v1.ModelCallFinishedH\x00\x12$\n\x06result\x18\x03 \x01(\x0b\x32\x12.rlm.v1.TurnResultH\x00\x12.\n\x0b\x63\x61ll_traced\x18\x04 \x01(\x0b\x32\x17.rlm.v1.ModelCallTracedH\x00\x12/\n\x0eturn_restarted\x18\x05 \x01(\x0b\x32\x15.rlm.v1.TurnRestartedH\x00\x42\x07\n\x05\x65vent\"<\n\x06Output\x12$\n\x06stream\x18\x01 \x01(\x0e\x32\x14.rlm.v1.OutputStream\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1f\n\rTurnRestarted\x12\x0e\n\x06reason\x18\x01 \x01(\t\"p\n\x11ModelCallFinished\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1e\n\x05spent\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12\x0c\n\x04memo\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"S\n\x0fModelCallTraced\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12!\n\x08passages\x18\x02 \x03(\x0b\x32\x0f.rlm.v1.Passage\x12\x0c\n\x04more\x18\x03 \x01(\x08\"\xbe\x01\n\nTurnResult\x12\"\n\x06status\x18\x01 \x01(\x0e\x32\x12.rlm.v1.TurnStatus\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.rlm.v1.TurnError\x12\x14\n\x0coutput_bytes\x18\x03 \x01(\x03\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x1c\n\x14running_milliseconds\x18\x05 \x01(\x01\x12#\n\tvariables\x18\x06 \x03(\x0b\x32\x10.rlm.v1.Variable\"=\n\tTurnError\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"6\n\x08Variable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\x03\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"7\n\x15\x44\x65leteSessionResponse\x12\x1e\n\x05spent\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Amounts*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02*q\n\nTurnStatus\x12\x1b\n\x17TURN_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eTURN_STATUS_OK\x10\x01\x12\x15\n\x11TURN_STATUS_ERROR\x10\x02\x12\x1b\n\x17TURN_STATUS_ROLLED_BACK\x10\x03\x32\xaf\x02\n\x0eSessionService\x12L\n\rCreateSession\x12\x1c.rlm.v1.CreateSessionRequest\x1a\x1d.rlm.v1.CreateSessionResponse\x12<\n\x07\x45xecute\x12\x16.rlm.v1.ExecuteRequest\x1a\x17.rlm.v1.ExecuteResponse0\x01\x12\x43\n\nGetSession\x12\x19.rlm.v1.GetSessionRequest\x1a\x1a.rlm.v1.GetSessionResponse\x12L\n\rDeleteSession\x12\x1c.rlm.v1.DeleteSessionRequest\x1a\x1d.rlm.v1.DeleteSessionResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14rlm/v1/session.proto\x12\x06rlm.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14rlm/v1/context.proto\x1a\x12rlm/v1/types.proto\"\xa7\x01\n\x14\x43reateSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x12\n\ncontext_id\x18\x03 \x01(\t\x12\x11\n\tsub_model\x18\x04 \x01(\t\x12\x1e\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12%\n\x06limits\x18\x06 \x01(\x0b\x32\x15.rlm.v1.SandboxLimits\"9\n\x15\x43reateSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Session\"\xc8\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x12\n\ncontext_id\x18\x03 \x01(\t\x12\x11\n\tsub_model\x18\x04 \x01(\t\x12\x1e\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x08\x63overage\x18\x07 \x01(\x0b\x32\x10.rlm.v1.Coverage\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"6\n\x12GetSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Session\"F\n\x0e\x45xecuteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x0c\n\x04\x63ode\x18\x03 \x01(\t\"\xc9\x02\n\x0f\x45xecuteResponse\x12 \n\x06output\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.OutputH\x00\x12\x32\n\rcall_finished\x18\x02 \x01(\x0b\x32\x19.rlm.v1.ModelCallFinishedH\x00\x12$\n\x06result\x18\x03 \x01(\x0b\x32\x12.rlm.v1.TurnResultH\x00\x12.\n\x0b\x63\x61ll_traced\x18\x04 \x01(\x0b\x32\x17.rlm.v1.ModelCallTracedH\x00\x12/\n\x0eturn_restarted\x18\x05 \x01(\x0b\x32\x15.rlm.v1.TurnRestartedH\x00\x12#\n\x08left_out\x18\x06 \x01(\x0b\x32\x0f.rlm.v1.LeftOutH\x00\x12+\n\x0cuntold_calls\x18\x07 \x01(\x0b\x32\x13.rlm.v1.UntoldCallsH\x00\x42\x07\n\x05\x65vent\"<\n\x06Output\x12$\n\x06stream\x18\x01 \x01(\x0e\x32\x14.rlm.v1.OutputStream\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1f\n\rTurnRestarted\x12\x0e\n\x06reason\x18\x01 \x01(\t\"p\n\x11ModelCallFinished\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1e\n\x05spent\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12\x0c\n\x04memo\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"S\n\x0fModelCallTraced\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12!\n\x08passages\x18\x02 \x03(\x0b\x32\x0f.rlm.v1.Passage\x12\x0c\n\x04more\x18\x03 \x01(\x08\"2\n\x0bUntoldCalls\x12\x13\n\x0b\x66rom_memory\x18\x01 \x01(\x03\x12\x0e\n\x06\x66\x61iled\x18\x02 \x01(\x03\"-\n\x07LeftOut\x12\x0e\n\x06\x65vents\x18\x01 \x01(\x03\x12\x12\n\ncharacters\x18\x02 \x01(\x03\"\xbe\x01\n\nTurnResult\x12\"\n\x06status\x18\x01 \x01(\x0e\x32\x12.rlm.v1.TurnStatus\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.rlm.v1.TurnError\x12\x14\n\x0coutput_bytes\x18\x03 \x01(\x03\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12\x1c\n\x14running_milliseconds\x18\x05 \x01(\x01\x12#\n\tvariables\x18\x06 \x03(\x0b\x32\x10.rlm.v1.Variable\"=\n\tTurnError\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"6\n\x08Variable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x0e\n\x06length\x18\x03 \x01(\x03\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"7\n\x15\x44\x65leteSessionResponse\x12\x1e\n\x05spent\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Amounts*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02*q\n\nTurnStatus\x12\x1b\n\x17TURN_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eTURN_STATUS_OK\x10\x01\x12\x15\n\x11TURN_STATUS_ERROR\x10\x02\x12\x1b\n\x17TURN_STATUS_ROLLED_BACK\x10\x03\x32\xaf\x02\n\x0eSessionService\x12L\n\rCreateSession\x12\x1c.rlm.v1.CreateSessionRequest\x1a\x1d.rlm.v1.CreateSessionResponse\x12<\n\x07\x45xecute\x12\x16.rlm.v1.ExecuteRequest\x1a\x17.rlm.v1.ExecuteResponse0\x01\x12\x43\n\nGetSession\x12\x19.rlm.v1.GetSessionRequest\x1a\x1a.rlm.v1.GetSessionResponse\x12L\n\rDeleteSession\x12\x1c.rlm.v1.DeleteSessionRequest\x1a\x1d.rlm.v1.DeleteSessionResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlm.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_OUTPUTSTREAM']._serialized_start=1665
-  _globals['_OUTPUTSTREAM']._serialized_end=1762
-  _globals['_TURNSTATUS']._serialized_start=1764
-  _globals['_TURNSTATUS']._serialized_end=1877
+  _globals['_OUTPUTSTREAM']._serialized_start=1846
+  _globals['_OUTPUTSTREAM']._serialized_end=1943
+  _globals['_TURNSTATUS']._serialized_start=1945
+  _globals['_TURNSTATUS']._serialized_end=2058
   _globals['_CREATESESSIONREQUEST']._serialized_start=108
   _globals['_CREATESESSIONREQUEST']._serialized_end=275
   _globals['_CREATESESSIONRESPONSE']._serialized_start=277
@@ -51,25 +51,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXECUTEREQUEST']._serialized_start=636
   _globals['_EXECUTEREQUEST']._serialized_end=706
   _globals['_EXECUTERESPONSE']._serialized_start=709
-  _globals['_EXECUTERESPONSE']._serialized_end=956
-  _globals['_OUTPUT']._serialized_start=958
-  _globals['_OUTPUT']._serialized_end=1018
-  _globals['_TURNRESTARTED']._serialized_start=1020
-  _globals['_TURNRESTARTED']._serialized_end=1051
-  _globals['_MODELCALLFINISHED']._serialized_start=1053
-  _globals['_MODELCALLFINISHED']._serialized_end=1165
-  _globals['_MODELCALLTRACED']._serialized_start=1167
-  _globals['_MODELCALLTRACED']._serialized_end=1250
-  _globals['_TURNRESULT']._serialized_start=1253
-  _globals['_TURNRESULT']._serialized_end=1443
-  _globals['_TURNERROR']._serialized_start=1445
-  _globals['_TURNERROR']._serialized_end=1506
-  _globals['_VARIABLE']._serialized_start=1508
-  _globals['_VARIABLE']._serialized_end=1562
-  _globals['_DELETESESSIONREQUEST']._serialized_start=1564
-  _globals['_DELETESESSIONREQUEST']._serialized_end=1606
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=1608
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=1663
-  _globals['_SESSIONSERVICE']._serialized_start=1880
-  _globals['_SESSIONSERVICE']._serialized_end=2183
+  _globals['_EXECUTERESPONSE']._serialized_end=1038
+  _globals['_OUTPUT']._serialized_start=1040
+  _globals['_OUTPUT']._serialized_end=1100
+  _globals['_TURNRESTARTED']._serialized_start=1102
+  _globals['_TURNRESTARTED']._serialized_end=1133
+  _globals['_MODELCALLFINISHED']._serialized_start=1135
+  _globals['_MODELCALLFINISHED']._serialized_end=1247
+  _globals['_MODELCALLTRACED']._serialized_start=1249
+  _globals['_MODELCALLTRACED']._serialized_end=1332
+  _globals['_UNTOLDCALLS']._serialized_start=1334
+  _globals['_UNTOLDCALLS']._serialized_end=1384
+  _globals['_LEFTOUT']._serialized_start=1386
+  _globals['_LEFTOUT']._serialized_end=1431
+  _globals['_TURNRESULT']._serialized_start=1434
+  _globals['_TURNRESULT']._serialized_end=1624
+  _globals['_TURNERROR']._serialized_start=1626
+  _globals['_TURNERROR']._serialized_end=1687
+  _globals['_VARIABLE']._serialized_start=1689
+  _globals['_VARIABLE']._serialized_end=1743
+  _globals['_DELETESESSIONREQUEST']._serialized_start=1745
+  _globals['_DELETESESSIONREQUEST']._serialized_end=1787
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=1789
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=1844
+  _globals['_SESSIONSERVICE']._serialized_start=2061
+  _globals['_SESSIONSERVICE']._serialized_end=2364
 # @@protoc_insertion_point(module_scope)

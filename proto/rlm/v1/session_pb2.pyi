@@ -213,7 +213,10 @@ class ExecuteRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Chosen by the caller; repeating one returns the first result and runs nothing."""
+    """Chosen by the caller; repeating one returns the first result and runs nothing. The last 64 results of a session are
+    remembered, and the ids of its last 1,000 requests: one whose result is forgotten fails as RESULT_FORGOTTEN. Where the
+    tenant may have no more of the server's memory, its oldest are forgotten before.
+    """
     session_id: _builtins.str
     code: _builtins.str
     """Python source."""
@@ -241,6 +244,8 @@ class ExecuteResponse(_message.Message):
     RESULT_FIELD_NUMBER: _builtins.int
     CALL_TRACED_FIELD_NUMBER: _builtins.int
     TURN_RESTARTED_FIELD_NUMBER: _builtins.int
+    LEFT_OUT_FIELD_NUMBER: _builtins.int
+    UNTOLD_CALLS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def output(self) -> Global___Output: ...
     @_builtins.property
@@ -251,6 +256,10 @@ class ExecuteResponse(_message.Message):
     def call_traced(self) -> Global___ModelCallTraced: ...
     @_builtins.property
     def turn_restarted(self) -> Global___TurnRestarted: ...
+    @_builtins.property
+    def left_out(self) -> Global___LeftOut: ...
+    @_builtins.property
+    def untold_calls(self) -> Global___UntoldCalls: ...
     def __init__(
         self,
         *,
@@ -259,12 +268,14 @@ class ExecuteResponse(_message.Message):
         result: Global___TurnResult | None = ...,
         call_traced: Global___ModelCallTraced | None = ...,
         turn_restarted: Global___TurnRestarted | None = ...,
+        left_out: Global___LeftOut | None = ...,
+        untold_calls: Global___UntoldCalls | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "output", b"output", "result", b"result", "turn_restarted", b"turn_restarted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "left_out", b"left_out", "output", b"output", "result", b"result", "turn_restarted", b"turn_restarted", "untold_calls", b"untold_calls"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "output", b"output", "result", b"result", "turn_restarted", b"turn_restarted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "left_out", b"left_out", "output", b"output", "result", b"result", "turn_restarted", b"turn_restarted", "untold_calls", b"untold_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["output", "call_finished", "result", "call_traced", "turn_restarted"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["output", "call_finished", "result", "call_traced", "turn_restarted", "left_out", "untold_calls"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -317,6 +328,10 @@ Global___TurnRestarted: _TypeAlias = TurnRestarted  # noqa: Y015
 
 @_typing.final
 class ModelCallFinished(_message.Message):
+    """The end of a call. Of the calls of a turn that were answered from memory, and of those that failed and cost nothing, the
+    first 100 are told. UntoldCalls says how many others there were.
+    """
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CALL_ID_FIELD_NUMBER: _builtins.int
@@ -330,7 +345,7 @@ class ModelCallFinished(_message.Message):
     memo: _builtins.bool
     """Answered from the memo of identical calls, free."""
     error: _builtins.str
-    """Empty where the call succeeded."""
+    """Empty where the call succeeded; at most 500 bytes."""
     @_builtins.property
     def spent(self) -> _types_pb2.Amounts: ...
     def __init__(
@@ -380,6 +395,58 @@ class ModelCallTraced(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelCallTraced: _TypeAlias = ModelCallTraced  # noqa: Y015
+
+@_typing.final
+class UntoldCalls(_message.Message):
+    """Model calls of a turn that have no ModelCallFinished of their own. They cost nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_MEMORY_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    from_memory: _builtins.int
+    """Answered from the memo of identical calls."""
+    failed: _builtins.int
+    """Failed, or not made because of what became of others of their batch."""
+    def __init__(
+        self,
+        *,
+        from_memory: _builtins.int = ...,
+        failed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failed", b"failed", "from_memory", b"from_memory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UntoldCalls: _TypeAlias = UntoldCalls  # noqa: Y015
+
+@_typing.final
+class LeftOut(_message.Message):
+    """Comes before the result where the caller read too slowly, and some of what happened is not told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    CHARACTERS_FIELD_NUMBER: _builtins.int
+    events: _builtins.int
+    """Calls, and tracings of calls."""
+    characters: _builtins.int
+    """Of output. It is left out only where the tenant may have no more of the server's memory."""
+    def __init__(
+        self,
+        *,
+        events: _builtins.int = ...,
+        characters: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["characters", b"characters", "events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeftOut: _TypeAlias = LeftOut  # noqa: Y015
 
 @_typing.final
 class TurnResult(_message.Message):

@@ -1,0 +1,120 @@
+"""What happens in a turn, on its way to a caller who may be slow to read: a queue that is bounded in bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from rlm_server.repl.events import CallFinished, CallTraced, CodeFinished, Printed, TurnRestarted, UntoldCalls
+from rlm_server.shares.held import Held, TooMuchHeld
+
+WAITING_BYTES = 4 << 20
+"""Of a turn's calls, and what was traced of them, that have happened and were not read. More are left out."""
+
+EVENT_BYTES = 512
+"""Counted for a happening besides its texts."""
+
+PASSAGE_BYTES = 256
+"""Counted for a passage that was traced."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """The caller read too slowly: so many calls and tracings, and so many characters of output, are not told."""
+
+    events: int
+    characters: int
+
+
+Happening = Printed | TurnRestarted | CallFinished | CallTraced | UntoldCalls | LeftOut | CodeFinished
+"""What a caller sees of a turn while it runs; `CodeFinished` is the last."""
+
+
+class Happenings:
+    """Happenings of one turn, in their order, until `end`. What waits to be read is counted in `held`.
+
+    Output is bounded by the turn's own limit, and left out only where the tenant may have no more of the server's
+    memory. The result always comes, and before it how much was left out.
+    """
+
+    def __init__(self, tenant: str, held: Held) -> None:
+        self._tenant, self._held = tenant, held
+        self._waiting: deque[tuple[Happening, int]] = deque()
+        self._size = 0
+        """Bytes that wait, output not counted."""
+        self._left_out = LeftOut(0, 0)
+        self._news = asyncio.Event()
+        self._ended = False
+
+    def put(self, happening: Happening) -> None:
+        """Take what has happened."""
+        if isinstance(happening, UntoldCalls):
+            self._waiting.append((happening, 0))
+        elif isinstance(happening, CodeFinished):
+            if self._left_out != LeftOut(0, 0):
+                self._waiting.append((self._left_out, 0))
+            self._waiting.append((happening, 0))
+        elif not self._ended:
+            self._take(happening, _size(happening))
+        self._news.set()
+
+    def end(self) -> None:
+        """Say that no more happens."""
+        self._ended = True
+        self._news.set()
+
+    def close(self) -> None:
+        """Let go of what nobody is going to read."""
+        self._ended = True
+        while self._waiting:
+            self._pop()
+
+    async def each(self) -> AsyncIterator[Happening]:
+        """Yield what happens, until the end."""
+        while self._waiting or not self._ended:
+            if self._waiting:
+                yield self._pop()
+            else:
+                self._news.clear()
+                await self._news.wait()
+
+    def _take(self, happening: Happening, size: int) -> None:
+        bounded = 0 if isinstance(happening, Printed) else size
+        if self._size + bounded > WAITING_BYTES:
+            self._leave_out(happening)
+            return
+        try:
+            self._held.take(self._tenant, size, "what happened in a turn")
+        except TooMuchHeld:
+            self._leave_out(happening)
+            return
+        self._size += bounded
+        self._waiting.append((happening, size))
+
+    def _leave_out(self, happening: Happening) -> None:
+        events, characters = self._left_out.events, self._left_out.characters
+        if isinstance(happening, Printed):
+            self._left_out = LeftOut(events, characters + len(happening.text))
+        else:
+            self._left_out = LeftOut(events + 1, characters)
+
+    def _pop(self) -> Happening:
+        happening, size = self._waiting.popleft()
+        self._size -= 0 if isinstance(happening, Printed) else size
+        self._held.give_back(self._tenant, size)
+        return happening
+
+
+def _size(happening: Happening) -> int:
+    """Return the bytes of memory that a happening takes."""
+    match happening:
+        case Printed() as printed:
+            return EVENT_BYTES + sys.getsizeof(printed.text)
+        case CallTraced() as traced:
+            return EVENT_BYTES + PASSAGE_BYTES * len(traced.passages)
+        case CallFinished() as finished:
+            return EVENT_BYTES + sys.getsizeof(finished.call.error)
+    return EVENT_BYTES
