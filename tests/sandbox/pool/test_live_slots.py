@@ -42,6 +42,7 @@ class Stage:
         await self.live.enter(cast("WorkerSession", member))
         self.inside.add(member)
         del self.waiting[member]
+        self.live.make_room()  # as at the end of every turn
 
     async def ask(self, owner: str, *, busy: bool) -> Member:
         member = Member(self, owner)
