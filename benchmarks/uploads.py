@@ -146,7 +146,7 @@ _EMPTY = f"""
 import asyncio
 import grpc
 from rlm.v1 import context_pb2, context_pb2_grpc
-from rlm_server.server import OPTIONS
+from rlm_server.api.transport import OPTIONS
 
 class Nothing(context_pb2_grpc.ContextServiceServicer):
     async def UploadContext(self, request_iterator, context):

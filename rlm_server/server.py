@@ -24,11 +24,13 @@ from rlm.v1 import (
     session_pb2_grpc,
 )
 
+from rlm_server.api.admission import Admission
 from rlm_server.api.auth import AuthInterceptor
 from rlm_server.api.budget import BudgetServicer
 from rlm_server.api.context import ContextServicer
 from rlm_server.api.run import RunServicer
 from rlm_server.api.session import SessionServicer
+from rlm_server.api.transport import OPTIONS
 from rlm_server.broker.broker import Broker
 from rlm_server.broker.providers.scripted import Script
 from rlm_server.broker.providers.scripted_models import SCRIPTS
@@ -64,10 +66,6 @@ log = logging.getLogger(__name__)
 DEVELOPMENT_TENANT = "development"
 BUSY_SECONDS = 5.0
 """How long a lock of a foreign connection on the database is waited for."""
-
-OPTIONS = (("grpc.so_reuseport", 0), ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 4 << 20))
-"""The first, because a second server could take the same port, and half of the calls. The others, because a stream
-whose server is busy would else be read ahead without a limit: by up to 400 MB of an upload, as measured."""
 
 _SERVICES = (context_pb2, session_pb2, run_pb2, budget_pb2)
 
@@ -177,7 +175,8 @@ async def serving(
                 ) as sessions,
             ):
                 defaults = _defaults(settings, models, pool)
-                server = grpc.aio.server(interceptors=[AuthInterceptor(keys)], options=OPTIONS)
+                admission = Admission(shares.limits, shares.held)
+                server = grpc.aio.server(interceptors=[AuthInterceptor(keys, admission)], options=OPTIONS)
                 texts = ContextServicer(
                     contexts,
                     uploads,

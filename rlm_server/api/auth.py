@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import ExitStack, aclosing
 from contextvars import ContextVar
+from dataclasses import dataclass
+from inspect import isawaitable
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
+from rlm_server.api.admission import Admission
 from rlm_server.api.errors import MalformedRequest, Unauthenticated, mapped
 from rlm_server.tenants.keys import Keys
 
@@ -22,41 +25,67 @@ def tenant() -> str:
 
 
 class AuthInterceptor(grpc.aio.ServerInterceptor):
-    """Resolves the bearer key of every `rlm` call once, and maps every error. Health and reflection are open.
+    """Resolves the bearer key of every `rlm` call once, counts the call, and maps every error.
 
-    A request is decoded after its key was checked, so that a stranger learns nothing of what it sends.
+    A request is received after its key was checked and the call was counted, and decoded after its bytes were counted:
+    a stranger learns nothing of what it sends, and has the server keep nothing of it. Health and reflection are open.
     """
 
-    def __init__(self, keys: Keys) -> None:
-        self._keys = keys
+    def __init__(self, keys: Keys, admission: Admission) -> None:
+        self._keys, self._admission = keys, admission
 
     async def intercept_service(
         self,
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
-        """Wrap the method's handler, of whichever of the four kinds it is."""
+        """Wrap the method's handler, of whichever of the four kinds it is.
+
+        To gRPC every method takes a stream: the message of any other would be received before the handler is called.
+        """
         handler: Any = await continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith("/rlm."):
-            return handler
-        make, inner = {
-            (False, False): (grpc.unary_unary_rpc_method_handler, handler.unary_unary),
-            (False, True): (grpc.unary_stream_rpc_method_handler, handler.unary_stream),
-            (True, False): (grpc.stream_unary_rpc_method_handler, handler.stream_unary),
-            (True, True): (grpc.stream_stream_rpc_method_handler, handler.stream_stream),
-        }[handler.request_streaming, handler.response_streaming]
+        if handler is None:
+            return None
+        if not handler_call_details.method.startswith("/rlm."):
+            return self._open(handler)
         metadata = handler_call_details.invocation_metadata or ()
         authorizations = [value for name, value in metadata if name == "authorization"]
-        received = _Messages if handler.request_streaming else _decoded
-        wrap = self._streaming if handler.response_streaming else self._single
+        method = _Method(handler)
+        make, wrap = (
+            (grpc.stream_stream_rpc_method_handler, self._streaming)
+            if handler.response_streaming
+            else (grpc.stream_unary_rpc_method_handler, self._single)
+        )
         return make(
-            wrap(inner, authorizations, lambda sent: received(sent, handler.request_deserializer)),
+            wrap(method, authorizations),
             request_deserializer=None,  # the handler gets bytes, and decodes them itself
             response_serializer=handler.response_serializer,
         )
 
-    async def _admit(self, authorizations: list[Any]) -> None:
-        """Find out whose call this is.
+    def _open(self, handler: Any) -> Any:
+        """Count the streams of a method that needs no key. Any other of its calls ends at once."""
+        if not handler.response_streaming:
+            return handler
+        method = _Method(handler)
+
+        async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            async with mapped(context):
+                with self._admission.open_stream():
+                    answered = method.inner(sent, context)
+                    if isawaitable(answered):  # it writes by itself
+                        await answered
+                        return
+                    async with aclosing(answered):
+                        async for response in answered:
+                            await context.write(response)
+
+        make = grpc.stream_stream_rpc_method_handler if method.takes_stream else grpc.unary_stream_rpc_method_handler
+        return make(
+            call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
+        )
+
+    async def _admit(self, authorizations: list[Any]) -> str:
+        """Return whose call this is.
 
         Raises:
             Unauthenticated: it carries no key, more than one, or one that is not valid.
@@ -69,25 +98,68 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         owner = await self._keys.tenant_of(key)
         if owner is None:
             raise Unauthenticated("the key is not valid")
+        return owner
+
+    def _single(self, method: _Method, authorizations: list[Any]) -> Any:
+        async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            with ExitStack() as counted:
+                async with mapped(context):
+                    request = await self._enter(method, authorizations, sent, counted)
+                    return await method.inner(request, context)
+
+        return call
+
+    def _streaming(self, method: _Method, authorizations: list[Any]) -> Any:
+        async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            with ExitStack() as counted:
+                async with mapped(context):
+                    request = await self._enter(method, authorizations, sent, counted)
+                    async with aclosing(method.inner(request, context)) as responses:
+                        async for response in responses:
+                            yield response
+
+        return call
+
+    async def _enter(
+        self, method: _Method, authorizations: list[Any], sent: AsyncIterator[bytes], counted: ExitStack
+    ) -> Any:
+        """Check the key, count the call until `counted` is closed, and return its request, or the stream of them."""
+        owner = await self._admit(authorizations)
+        counted.enter_context(self._admission.call(owner, is_stream=method.is_stream))
         _tenant.set(owner)
+        if method.takes_stream:
+            return _Messages(sent, method.decode)
+        message = await anext(aiter(sent), None)
+        if message is None:
+            raise MalformedRequest
+        counted.enter_context(self._admission.request(owner, len(message)))
+        return _decoded(message, method.decode)
 
-    def _single(self, inner: Any, authorizations: list[Any], read: Callable[[Any], Any]) -> Any:
-        async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            async with mapped(context):
-                await self._admit(authorizations)
-                return await inner(read(sent), context)
 
-        return call
+@dataclass(frozen=True, slots=True)
+class _Method:
+    """A method's handler, of whichever kind."""
 
-    def _streaming(self, inner: Any, authorizations: list[Any], read: Callable[[Any], Any]) -> Any:
-        async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            async with mapped(context):
-                await self._admit(authorizations)
-                async with aclosing(inner(read(sent), context)) as responses:
-                    async for response in responses:
-                        yield response
+    handler: Any
 
-        return call
+    @property
+    def takes_stream(self) -> bool:
+        return bool(self.handler.request_streaming)
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether requests or responses are a stream."""
+        return bool(self.handler.request_streaming or self.handler.response_streaming)
+
+    @property
+    def inner(self) -> Any:
+        kinds = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+        return getattr(self.handler, kinds[2 * self.handler.request_streaming + self.handler.response_streaming])
+
+    @property
+    def decode(self) -> Callable[[bytes], Any]:
+        decode: Callable[[bytes], Any] = self.handler.request_deserializer
+        return decode
 
 
 class _Messages:

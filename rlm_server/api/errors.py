@@ -17,6 +17,7 @@ from grpc_status import rpc_status
 from rlm.v1 import errors_pb2
 from rlm.v1.errors_pb2 import ErrorReason
 
+from rlm_server.api.admission import RequestTooLarge, TooManyCalls, TooManyRequests
 from rlm_server.clock import now
 from rlm_server.contexts.contexts import ContextGone
 from rlm_server.contexts.local_files import ContextDamaged
@@ -32,6 +33,8 @@ from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import TooManySessions
+from rlm_server.shares.held import TooMuchHeld
+from rlm_server.tenants.keys import TooManyChecks
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
@@ -90,6 +93,14 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_UNAUTHENTICATED, text)
         case MalformedRequest():
             return _status(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, text)
+        case RequestTooLarge():
+            sizes = {"limit": str(error.limit), "asked": str(error.asked)}
+            return _status(ErrorReason.ERROR_REASON_REQUEST_TOO_LARGE, text, metadata=sizes)
+        case TooManyCalls():
+            return _too_many(error)
+        case TooMuchHeld():
+            reason, unit = ErrorReason.ERROR_REASON_TOO_MUCH_HELD, "tenant_held_bytes"
+            return _status(reason, text, quota=unit, retry_seconds=1, metadata=_limit_hit(error) | {"unit": unit})
         case NotFound():
             return _status(ErrorReason.ERROR_REASON_NOT_FOUND, text, resource=(error.kind, error.name))
         case InvalidField():
@@ -123,7 +134,7 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_SNAPSHOT_REFUSED, text)
         case OwnerFull():
             return _status(ErrorReason.ERROR_REASON_TOO_MANY_SESSIONS, text, quota="stored_bytes")
-        case PoolFull() | TooManyRuns() | TooManyTurns():
+        case PoolFull() | TooManyRuns() | TooManyTurns() | TooManyChecks():
             return _status(ErrorReason.ERROR_REASON_SERVER_FULL, text, retry_seconds=1)
         case JailMissing():
             return _status(ErrorReason.ERROR_REASON_JAIL_MISSING, text)
@@ -159,7 +170,17 @@ def _budget_exceeded(error: BudgetError) -> status_pb2.Status:
     return _status(reason, text, quota=error.unit, retry_seconds=wait, metadata=metadata | {"window_end": window_end})
 
 
-def _limit_hit(error: BudgetError | ContextQuotaExceeded) -> dict[str, str]:
+def _too_many(error: TooManyCalls) -> status_pb2.Status:
+    reason = (
+        ErrorReason.ERROR_REASON_TOO_MANY_REQUESTS
+        if isinstance(error, TooManyRequests)
+        else ErrorReason.ERROR_REASON_TOO_MANY_STREAMS
+    )
+    counts = {"unit": error.unit, "limit": str(error.limit), "used": str(error.used)}
+    return _status(reason, str(error), quota=error.unit, retry_seconds=1, metadata=counts)
+
+
+def _limit_hit(error: BudgetError | ContextQuotaExceeded | TooMuchHeld) -> dict[str, str]:
     """Return what was asked of which limit, and what of it is used."""
     return {name: str(getattr(error, name)) for name in ("unit", "limit", "used", "asked")}
 

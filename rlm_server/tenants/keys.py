@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+import re
 import secrets
 
 from rlm_server.clock import now
@@ -10,14 +12,29 @@ from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
 
 KEY_PREFIX = "rlm_"
+MAX_WAITING_CHECKS = 256
+"""Keys never seen before that wait to be looked up."""
 _SHOWN = 10
+_KEY = re.compile(KEY_PREFIX + "[A-Za-z0-9_-]{43}")
+
+
+class TooManyChecks(Exception):
+    """As many keys never seen before wait to be looked up as may. Those that were valid before wait for none."""
 
 
 class Keys:
-    """The keys by which tenants may call."""
+    """The keys by which tenants may call.
+
+    A key that was valid before is looked up at once. Others are looked up one at a time, so that strangers who guess
+    keys have one of the database's readers at most, and keep no tenant waiting.
+    """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._known: set[str] = set()
+        """Hashes of keys that were valid when they were looked up last."""
+        self._one_stranger = asyncio.Lock()
+        self._waiting = 0
 
     async def create(self, tenant: str) -> str:
         """Make a key for a tenant and return it: the only time it is seen."""
@@ -31,15 +48,38 @@ class Keys:
         return key
 
     async def tenant_of(self, key: str) -> str | None:
-        """Return whose key this is, or None for an unknown or revoked one."""
+        """Return whose key this is, or None for an unknown or revoked one.
 
+        Raises:
+            TooManyChecks: too many unknown ones are being looked up.
+        """
+        if not _KEY.fullmatch(key):
+            return None
+        sha256 = _sha256(key)
+        if sha256 in self._known:
+            return await self._look_up(sha256)
+        if self._waiting >= MAX_WAITING_CHECKS:
+            raise TooManyChecks(f"{self._waiting} keys wait to be looked up; try again")
+        self._waiting += 1
+        try:
+            async with self._one_stranger:
+                return await self._look_up(sha256)
+        finally:
+            self._waiting -= 1
+
+    async def _look_up(self, sha256: str) -> str | None:
         def read(connection: Connection) -> str | None:
             row = connection.execute(
-                "SELECT tenant FROM api_key WHERE sha256 = ? AND revoked_at IS NULL", (_sha256(key),)
+                "SELECT tenant FROM api_key WHERE sha256 = ? AND revoked_at IS NULL", (sha256,)
             ).fetchone()
             return None if row is None else str(row[0])
 
-        return await self._database.read(read)
+        owner = await self._database.read(read)
+        if owner is None:
+            self._known.discard(sha256)
+        else:
+            self._known.add(sha256)
+        return owner
 
 
 def _sha256(key: str) -> str:

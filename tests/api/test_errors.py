@@ -19,6 +19,7 @@ from rlm.v1 import errors_pb2
 from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_server.api import errors, requests
+from rlm_server.api.admission import MAX_REQUEST, RequestTooLarge, TooManyRequests, TooManyStreams
 from rlm_server.api.errors import MAX_TEXT, InvalidField, MalformedRequest, NotFound, Unauthenticated, status_of
 from rlm_server.contexts.contexts import ContextGone
 from rlm_server.contexts.local_files import ContextDamaged
@@ -38,6 +39,8 @@ from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import TooManySessions
+from rlm_server.shares.held import TooMuchHeld
+from rlm_server.tenants.keys import TooManyChecks
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
@@ -74,6 +77,28 @@ def window(span: Span, at: int) -> str:
 CASES: dict[str, Expected] = {
     "no key": Expected(Unauthenticated("no"), "UNAUTHENTICATED"),
     "malformed": Expected(MalformedRequest(), "MALFORMED_REQUEST"),
+    "a key that waits": Expected(TooManyChecks("no"), "SERVER_FULL", details=("RetryInfo",)),
+    "too many calls": Expected(
+        TooManyRequests("tenant_requests", 3, 3, "calls"),
+        "TOO_MANY_REQUESTS",
+        {"unit": "tenant_requests", "limit": "3", "used": "3"},
+        ("QuotaFailure", "RetryInfo"),
+    ),
+    "too many streams": Expected(
+        TooManyStreams("tenant_streams", 3, 3, "streams"),
+        "TOO_MANY_STREAMS",
+        {"unit": "tenant_streams", "limit": "3", "used": "3"},
+        ("QuotaFailure", "RetryInfo"),
+    ),
+    "too much held": Expected(
+        TooMuchHeld("a request", 10, 9, 2),
+        "TOO_MUCH_HELD",
+        {"unit": "tenant_held_bytes", "limit": "10", "used": "9", "asked": "2"},
+        ("QuotaFailure", "RetryInfo"),
+    ),
+    "a request too large": Expected(
+        RequestTooLarge(5_000_000), "REQUEST_TOO_LARGE", {"limit": str(MAX_REQUEST), "asked": "5000000"}
+    ),
     "not found": Expected(NotFound("run", "run_1"), "NOT_FOUND", details=("ResourceInfo",)),
     "a context that is gone": Expected(ContextGone("ctx_1"), "NOT_FOUND", details=("ResourceInfo",)),
     "a field": Expected(InvalidField("a.b", "no"), "INVALID_FIELD", {"field": "a.b"}, ("BadRequest",)),

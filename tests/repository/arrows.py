@@ -105,6 +105,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.repl",
         "rlm_server.runs",
         "rlm_server.sessions",
+        "rlm_server.shares",
         "rlm_server.tenants",
         *_SANDBOX,
         "sandbox.corpora",

@@ -190,6 +190,39 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: search fewer documents, or for a simpler pattern.
     """
+    ERROR_REASON_TOO_MANY_REQUESTS: _ErrorReason.ValueType  # 23
+    """The tenant has as many calls under way as it may, or as many turns of one session that wait for each other.
+
+    Metadata: `unit` ("tenant_requests" or "session_turns"), its `limit`, and what of it is `used`. A QuotaFailure about
+    the unit says the same. A RetryInfo says when to try again.
+
+    To do: wait until one of the calls has ended, or have the limit raised.
+    """
+    ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 24
+    """The tenant has as many open streams as it may: watches, turns, uploads, exports. Callers without a key have few
+    together.
+
+    Metadata: `unit` ("tenant_streams" or "open_streams"), its `limit`, and what of it is `used`. A QuotaFailure about
+    the unit says the same. A RetryInfo says when to try again.
+
+    To do: wait until one of the streams has ended, or have the limit raised.
+    """
+    ERROR_REASON_REQUEST_TOO_LARGE: _ErrorReason.ValueType  # 25
+    """The request has more bytes than any request needs. It was not read.
+
+    Metadata: `limit`, the bytes that a request may have, and `asked`, those that it has.
+
+    To do: upload what is large as a context.
+    """
+    ERROR_REASON_TOO_MUCH_HELD: _ErrorReason.ValueType  # 26
+    """The server would hold more in its memory for the tenant than it may: requests, queues, remembered results, texts of
+    children.
+
+    Metadata: `unit` ("tenant_held_bytes"), and in bytes its `limit`, what of it is `used`, and what was `asked`. A
+    QuotaFailure about the unit says the same. A RetryInfo says when to try again.
+
+    To do: wait until some calls or runs have ended, have smaller ones, or have the limit raised.
+    """
     ERROR_REASON_RESULT_FORGOTTEN: _ErrorReason.ValueType  # 30
     """The request has run, and its result is no longer remembered. It does not run again.
 
@@ -373,6 +406,39 @@ ERROR_REASON_SEARCH_TOO_LONG: ErrorReason.ValueType  # 22
 Metadata: none.
 
 To do: search fewer documents, or for a simpler pattern.
+"""
+ERROR_REASON_TOO_MANY_REQUESTS: ErrorReason.ValueType  # 23
+"""The tenant has as many calls under way as it may, or as many turns of one session that wait for each other.
+
+Metadata: `unit` ("tenant_requests" or "session_turns"), its `limit`, and what of it is `used`. A QuotaFailure about
+the unit says the same. A RetryInfo says when to try again.
+
+To do: wait until one of the calls has ended, or have the limit raised.
+"""
+ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 24
+"""The tenant has as many open streams as it may: watches, turns, uploads, exports. Callers without a key have few
+together.
+
+Metadata: `unit` ("tenant_streams" or "open_streams"), its `limit`, and what of it is `used`. A QuotaFailure about
+the unit says the same. A RetryInfo says when to try again.
+
+To do: wait until one of the streams has ended, or have the limit raised.
+"""
+ERROR_REASON_REQUEST_TOO_LARGE: ErrorReason.ValueType  # 25
+"""The request has more bytes than any request needs. It was not read.
+
+Metadata: `limit`, the bytes that a request may have, and `asked`, those that it has.
+
+To do: upload what is large as a context.
+"""
+ERROR_REASON_TOO_MUCH_HELD: ErrorReason.ValueType  # 26
+"""The server would hold more in its memory for the tenant than it may: requests, queues, remembered results, texts of
+children.
+
+Metadata: `unit` ("tenant_held_bytes"), and in bytes its `limit`, what of it is `used`, and what was `asked`. A
+QuotaFailure about the unit says the same. A RetryInfo says when to try again.
+
+To do: wait until some calls or runs have ended, have smaller ones, or have the limit raised.
 """
 ERROR_REASON_RESULT_FORGOTTEN: ErrorReason.ValueType  # 30
 """The request has run, and its result is no longer remembered. It does not run again.

@@ -1,0 +1,112 @@
+"""How much of the server a tenant's calls may take at once: calls under way, open streams, bytes of requests.
+
+A call is counted once its key was checked, and before any of its messages is received.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rlm_server.shares.held import Held
+from rlm_server.shares.limits import TenantLimits
+
+MAX_REQUEST = (1 << 20) + (64 << 10)
+"""Bytes of a request: a turn's code, and room for what else there is. Messages of uploads have bounds of their own."""
+MAX_OPEN_STREAMS = 64
+"""Streams of those calls that need no key, such as a watch of the server's health, of all callers together."""
+
+
+class TooManyCalls(Exception):
+    """There are as many calls under way as may be, or as many open streams. `unit` is the name of that limit."""
+
+    def __init__(self, unit: str, limit: int, used: int, what: str) -> None:
+        super().__init__(f"{what}: {used} of them; the limit is {limit} ({unit})")
+        self.unit, self.limit, self.used = unit, limit, used
+
+
+class TooManyRequests(TooManyCalls):
+    """A tenant has as many calls under way as it may."""
+
+
+class TooManyStreams(TooManyCalls):
+    """A tenant has as many open streams as it may."""
+
+
+class RequestTooLarge(Exception):
+    """A request has more bytes than any request needs."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"a request may have {MAX_REQUEST} bytes, not {size}; a text belongs into a context")
+        self.limit, self.asked = MAX_REQUEST, size
+
+
+class Admission:
+    """Counts each tenant's calls and what their requests take. `limits` returns what a tenant may have."""
+
+    def __init__(self, limits: Callable[[str], TenantLimits], held: Held) -> None:
+        self._limits, self._held = limits, held
+        self._requests: Counter[str] = Counter()
+        self._streams: Counter[str] = Counter()
+        self._open_streams = 0
+
+    def requests(self, tenant: str) -> int:
+        """Return how many calls of a tenant are under way, open streams included."""
+        return self._requests.get(tenant, 0)
+
+    def streams(self, tenant: str) -> int:
+        """Return how many streams of a tenant are open."""
+        return self._streams.get(tenant, 0)
+
+    @contextmanager
+    def call(self, tenant: str, *, is_stream: bool) -> Iterator[None]:
+        """Count a call for as long as the context is open.
+
+        Raises:
+            TooManyRequests, TooManyStreams: the tenant has as many as it may. Nothing is counted.
+        """
+        limits = self._limits(tenant)
+        if (used := self.requests(tenant)) >= limits.tenant_requests:
+            raise TooManyRequests("tenant_requests", limits.tenant_requests, used, "the tenant's calls under way")
+        if is_stream and (used := self.streams(tenant)) >= limits.tenant_streams:
+            raise TooManyStreams("tenant_streams", limits.tenant_streams, used, "the tenant's open streams")
+        counts = (self._requests, self._streams) if is_stream else (self._requests,)
+        for count in counts:
+            count[tenant] += 1
+        try:
+            yield
+        finally:
+            for count in counts:
+                count[tenant] -= 1
+                if not count[tenant]:
+                    del count[tenant]
+
+    @contextmanager
+    def open_stream(self) -> Iterator[None]:
+        """Count a stream that needs no key for as long as the context is open.
+
+        Raises:
+            TooManyStreams: there are as many as there may be. Nothing is counted.
+        """
+        if self._open_streams >= MAX_OPEN_STREAMS:
+            used = self._open_streams
+            raise TooManyStreams("open_streams", MAX_OPEN_STREAMS, used, "open streams of callers without a key")
+        self._open_streams += 1
+        try:
+            yield
+        finally:
+            self._open_streams -= 1
+
+    @contextmanager
+    def request(self, tenant: str, size: int) -> Iterator[None]:
+        """Count the bytes of a request that is being served.
+
+        Raises:
+            RequestTooLarge: no request is that large.
+            TooMuchHeld: the tenant's requests and whatever else is held for it are as much as may be.
+        """
+        if size > MAX_REQUEST:
+            raise RequestTooLarge(size)
+        with self._held.holding(tenant, size, "a request"):
+            yield
