@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from rlm.v1 import errors_pb2
 from rlm.v1.errors_pb2 import ErrorReason
 
-from rlm_server.api.admission import RequestTooLarge, TooManyCalls, TooManyRequests
+from rlm_server.api.admission import RequestTooLarge, TooManyCalls, TooManyStreams
 from rlm_server.clock import now
 from rlm_server.contexts.contexts import ContextGone
 from rlm_server.contexts.local_files import ContextDamaged
@@ -32,7 +32,7 @@ from rlm_server.repl.bounds import cut
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
-from rlm_server.sessions.sessions import TooManySessions
+from rlm_server.sessions.sessions import SessionLineFull, TooManySessions
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.tenants.keys import TooManyChecks
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
@@ -96,7 +96,7 @@ def status_of(error: Exception) -> status_pb2.Status:
         case RequestTooLarge():
             sizes = {"limit": str(error.limit), "asked": str(error.asked)}
             return _status(ErrorReason.ERROR_REASON_REQUEST_TOO_LARGE, text, metadata=sizes)
-        case TooManyCalls():
+        case TooManyCalls() | SessionLineFull():
             return _too_many(error)
         case TooMuchHeld():
             reason, unit = ErrorReason.ERROR_REASON_TOO_MUCH_HELD, "tenant_held_bytes"
@@ -170,11 +170,11 @@ def _budget_exceeded(error: BudgetError) -> status_pb2.Status:
     return _status(reason, text, quota=error.unit, retry_seconds=wait, metadata=metadata | {"window_end": window_end})
 
 
-def _too_many(error: TooManyCalls) -> status_pb2.Status:
+def _too_many(error: TooManyCalls | SessionLineFull) -> status_pb2.Status:
     reason = (
-        ErrorReason.ERROR_REASON_TOO_MANY_REQUESTS
-        if isinstance(error, TooManyRequests)
-        else ErrorReason.ERROR_REASON_TOO_MANY_STREAMS
+        ErrorReason.ERROR_REASON_TOO_MANY_STREAMS
+        if isinstance(error, TooManyStreams)
+        else ErrorReason.ERROR_REASON_TOO_MANY_REQUESTS
     )
     counts = {"unit": error.unit, "limit": str(error.limit), "used": str(error.used)}
     return _status(reason, str(error), quota=error.unit, retry_seconds=1, metadata=counts)

@@ -31,9 +31,20 @@ log = logging.getLogger(__name__)
 PREFIX = "ses_"
 """Of the ids of sessions, and of their accounts."""
 
+SESSION_TURNS = 64
+"""Turns of one session that are asked for and have not ended: one runs, the others wait for it."""
+
 
 class TooManySessions(Exception):
     """The tenant has as many sessions as it may; the message names the limit."""
+
+
+class SessionLineFull(Exception):
+    """As many turns of the session wait for each other as may."""
+
+    def __init__(self, used: int) -> None:
+        super().__init__(f"{used} turns of this session have not ended; the limit is {SESSION_TURNS} (session_turns)")
+        self.unit, self.limit, self.used = "session_turns", SESSION_TURNS, used
 
 
 class Sessions:
@@ -55,6 +66,7 @@ class Sessions:
         self._shares = shares
         self._sessions: dict[str, ReplSession] = {}
         self._of_tenant: Counter[str] = Counter()
+        self._turns_asked_for: Counter[str] = Counter()  # by session
         self._by_request: dict[tuple[str, str], str] = {}
         self._creating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by tenant
         self._reaper: asyncio.Task[None] | None = None
@@ -171,15 +183,29 @@ class Sessions:
         Raises:
             SessionEnded: the session was ended while this waited for its turn.
             ResultForgotten: the request has run, and its result is no longer remembered.
+            SessionLineFull: too many wait already.
         """
-        async with session.one_turn:
-            known = self._turns.result(session, request_id)
-            if known is not None:
-                yield known
-                return
-            if session.id not in self._sessions:
-                self._ends.check(session.asked.tenant, session.id)
-                raise SessionEnded("the session was deleted")
-            async with aclosing(self._turns.run(session, code, request_id)) as happenings:
+        asked_for = self._turns_asked_for.get(session.id, 0)
+        if asked_for >= SESSION_TURNS:
+            raise SessionLineFull(asked_for)
+        self._turns_asked_for[session.id] += 1
+        try:
+            async with session.one_turn, aclosing(self._turn(session, code, request_id)) as happenings:
                 async for happening in happenings:
                     yield happening
+        finally:
+            self._turns_asked_for[session.id] -= 1
+            if not self._turns_asked_for[session.id]:
+                del self._turns_asked_for[session.id]
+
+    async def _turn(self, session: ReplSession, code: str, request_id: str | None) -> AsyncGenerator[Happening, None]:
+        known = self._turns.result(session, request_id)
+        if known is not None:
+            yield known
+            return
+        if session.id not in self._sessions:
+            self._ends.check(session.asked.tenant, session.id)
+            raise SessionEnded("the session was deleted")
+        async with aclosing(self._turns.run(session, code, request_id)) as happenings:
+            async for happening in happenings:
+                yield happening

@@ -38,7 +38,7 @@ from rlm_server.ledger import AccountClosed, BudgetBusy, BudgetExceeded, HoldUnk
 from rlm_server.runs.supervisor import TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
-from rlm_server.sessions.sessions import TooManySessions
+from rlm_server.sessions.sessions import SessionLineFull, TooManySessions
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.tenants.keys import TooManyChecks
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
@@ -82,6 +82,12 @@ CASES: dict[str, Expected] = {
         TooManyRequests("tenant_requests", 3, 3, "calls"),
         "TOO_MANY_REQUESTS",
         {"unit": "tenant_requests", "limit": "3", "used": "3"},
+        ("QuotaFailure", "RetryInfo"),
+    ),
+    "too many turns": Expected(
+        SessionLineFull(64),
+        "TOO_MANY_REQUESTS",
+        {"unit": "session_turns", "limit": "64", "used": "64"},
         ("QuotaFailure", "RetryInfo"),
     ),
     "too many streams": Expected(
