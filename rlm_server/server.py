@@ -31,6 +31,7 @@ from rlm_server.api.context import ContextServicer
 from rlm_server.api.run import RunServicer
 from rlm_server.api.session import SessionServicer
 from rlm_server.api.transport import OPTIONS
+from rlm_server.api.upload_stream import Pace
 from rlm_server.broker.broker import Broker
 from rlm_server.broker.providers.scripted import Script
 from rlm_server.broker.providers.scripted_models import SCRIPTS
@@ -160,8 +161,9 @@ async def serving(
                     database,
                     settings.data_dir / "uploads",
                     contexts,
-                    shares.threads,
+                    shares,
                     quota=settings.context_quota,
+                    reserve_bytes=settings.disk_reserve_bytes,
                     rest_seconds=settings.upload_rest_seconds,
                 ) as uploads,
                 Supervisor(services, contexts, most=settings.runs) as supervisor,
@@ -180,9 +182,9 @@ async def serving(
                 texts = ContextServicer(
                     contexts,
                     uploads,
-                    shares.threads,
+                    shares,
                     most_bytes=settings.max_context_bytes,
-                    idle_seconds=settings.upload_idle_seconds,
+                    pace=Pace(settings.upload_idle_seconds, settings.upload_bytes_per_second),
                 )
                 context_pb2_grpc.add_ContextServiceServicer_to_server(texts, server)
                 session_pb2_grpc.add_SessionServiceServicer_to_server(

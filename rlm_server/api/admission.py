@@ -13,7 +13,8 @@ from rlm_server.shares.held import Held
 from rlm_server.shares.limits import TenantLimits
 
 MAX_REQUEST = (1 << 20) + (64 << 10)
-"""Bytes of a request: a turn's code, and room for what else there is. Messages of uploads have bounds of their own."""
+"""Bytes of a request, or of a message of its stream: a turn's code or an upload's chunk, and room for what else there
+is."""
 MAX_OPEN_STREAMS = 64
 """Streams of those calls that need no key, such as a watch of the server's health, of all callers together."""
 
@@ -40,6 +41,16 @@ class RequestTooLarge(Exception):
     def __init__(self, size: int) -> None:
         super().__init__(f"a request may have {MAX_REQUEST} bytes, not {size}; a text belongs into a context")
         self.limit, self.asked = MAX_REQUEST, size
+
+
+def check_size(size: int) -> None:
+    """Refuse a message that is longer than any needs to be.
+
+    Raises:
+        RequestTooLarge: it is.
+    """
+    if size > MAX_REQUEST:
+        raise RequestTooLarge(size)
 
 
 class Admission:
@@ -106,7 +117,6 @@ class Admission:
             RequestTooLarge: no request is that large.
             TooMuchHeld: the tenant's requests and whatever else is held for it are as much as may be.
         """
-        if size > MAX_REQUEST:
-            raise RequestTooLarge(size)
+        check_size(size)
         with self._held.holding(tenant, size, "a request"):
             yield

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from rlm_server.api.admission import Admission
+from rlm_server.api.admission import Admission, check_size
 from rlm_server.api.errors import MalformedRequest, Unauthenticated, mapped
 from rlm_server.tenants.keys import Keys
 
@@ -172,7 +172,9 @@ class _Messages:
         return self
 
     async def __anext__(self) -> Any:
-        return _decoded(await anext(self._sent), self._decode)
+        message = await anext(self._sent)
+        check_size(len(message))
+        return _decoded(message, self._decode)
 
 
 def _decoded(sent: bytes, decode: Callable[[bytes], Any]) -> Any:

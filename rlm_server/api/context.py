@@ -12,7 +12,7 @@ from rlm.v1 import context_pb2, context_pb2_grpc
 from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
-from rlm_server.api.upload_stream import Messages, receive
+from rlm_server.api.upload_stream import Messages, Pace, receive
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.local_files import ContextDamaged
@@ -26,7 +26,8 @@ from rlm_server.contexts.search import (
 )
 from rlm_server.contexts.uploads import Uploads
 from rlm_server.shares.gate import WaitedTooLong
-from rlm_server.shares.threads import Purpose, Threads
+from rlm_server.shares.shares import Shares
+from rlm_server.shares.threads import Purpose
 from sandbox.corpora.corpus import Corpus, CorpusDamaged, Kind
 
 MAX_READ = 1 << 18
@@ -38,22 +39,21 @@ MAX_ANSWER = 3 << 20
 class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     """Takes texts in, describes them, and shows what is in them."""
 
-    def __init__(
-        self, contexts: Contexts, uploads: Uploads, threads: Threads, *, most_bytes: int, idle_seconds: float
-    ) -> None:
-        """A context may have `most_bytes` of UTF-8. An upload of which nothing comes for `idle_seconds` is ended."""
-        self._contexts, self._uploads, self._threads = contexts, uploads, threads
-        self._most_bytes, self._idle_seconds = most_bytes, idle_seconds
+    def __init__(self, contexts: Contexts, uploads: Uploads, shares: Shares, *, most_bytes: int, pace: Pace) -> None:
+        """A context may have `most_bytes` of UTF-8. An upload that is slower than its `pace` is ended."""
+        self._contexts, self._uploads, self._shares = contexts, uploads, shares
+        self._threads = shares.threads
+        self._most_bytes, self._pace = most_bytes, pace
 
     async def UploadContext(self, request_iterator: Messages, context: Any) -> context_pb2.UploadContextResponse:
         """Store a text or documents as they stream in."""
         stored = await receive(
             self._uploads,
-            self._threads,
+            self._shares,
             tenant(),
             aiter(request_iterator),
             most_bytes=self._most_bytes,
-            idle_seconds=self._idle_seconds,
+            pace=self._pace,
         )
         return context_pb2.UploadContextResponse(context=responses.context(stored))
 

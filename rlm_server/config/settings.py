@@ -276,7 +276,14 @@ class ContextSettings(_Strict):
     context_cache_bytes: Bytes = 100 << 30
     """Contexts kept in the data directory beside `context_store`; those in use may be more."""
     upload_idle_seconds: Seconds = 300
-    """An upload's stream of which nothing comes for so long is ended."""
+    """An upload's stream of which nothing comes for so long is ended, and so is one that is slower than
+    `upload_bytes_per_second` for so long."""
+    upload_bytes_per_second: Annotated[int, Field(ge=0), Unit("bytes")] = 1_024
+    """What an upload's stream must bring each second, on average over `upload_idle_seconds`; what the server keeps it
+    waiting does not count."""
+    disk_reserve_bytes: Bytes = 1 << 30
+    """What uploads leave free on the disk of the data directory, for the database and for sessions. One that would not
+    is refused as on a full disk."""
     upload_rest_seconds: Seconds = 86_400
     """An upload that broke off can be gone on with for so long."""
 

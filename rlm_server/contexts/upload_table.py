@@ -9,9 +9,6 @@ from rlm_server.contexts.spool import Header
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
 
-MAX_UPLOADS = 1_000
-"""Unfinished ones of one tenant."""
-
 
 class ContextQuotaExceeded(Exception):
     """A tenant would exceed its quota. `unit` says of what."""
@@ -44,15 +41,16 @@ class UploadTable:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def begin(self, new_id: str, header: Header, at: int, quota: int) -> UploadRow:
+    async def begin(self, new_id: str, header: Header, at: int, *, quota: int, uploads: int) -> UploadRow:
         """Return the row of the upload with this request id. Where there is none, insert one with the new id.
 
-        `at` is when it begins, in Unix milliseconds. `quota` is the bytes that the tenant may have.
+        `at` is when it begins, in Unix milliseconds. `quota` is the bytes that the tenant may have, `uploads` how
+        many that are not finished.
 
         Raises:
             ContextQuotaExceeded: the tenant may not have a new one.
         """
-        return await self._database.write(lambda db: _begin(db, new_id, header, at, quota))
+        return await self._database.write(lambda db: _begin(db, new_id, header, at, quota, uploads))
 
     async def by_request(self, tenant: str, request_id: str) -> UploadRow | None:
         """Return the upload of a request id, finished or not; None where the tenant has none."""
@@ -90,15 +88,15 @@ def _row(row: tuple[Any, ...]) -> UploadRow:
     return UploadRow(upload_id, Header(*header), changed_at, context)
 
 
-def _begin(db: Connection, new_id: str, header: Header, at: int, quota: int) -> UploadRow:
+def _begin(db: Connection, new_id: str, header: Header, at: int, quota: int, most: int) -> UploadRow:
     known = db.execute(f"{_UPLOAD} tenant = ? AND request_id = ?", (header.tenant, header.request_id)).fetchone()
     if known:
         return _row(known)
     (stored, _), (announced, uploads) = db.execute(_IN_USE, (header.tenant, header.tenant)).fetchall()
     if stored + announced + header.size_bytes > quota:
         raise ContextQuotaExceeded("context_bytes", quota, stored + announced, header.size_bytes)
-    if uploads >= MAX_UPLOADS:
-        raise ContextQuotaExceeded("uploads", MAX_UPLOADS, uploads, 1)
+    if uploads >= most:
+        raise ContextQuotaExceeded("uploads", most, uploads, 1)
     db.execute(
         "INSERT INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
         (new_id, header.tenant, header.request_id, header.name, header.size_bytes, header.sha256, header.documents, at),

@@ -20,13 +20,20 @@ from rlm_server.clock import now
 from rlm_server.contexts.background import Background, keep_up
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
+from rlm_server.contexts.disk_room import DiskRoom
 from rlm_server.contexts.spool import Header, Spool, UploadRefused, UploadShort
 from rlm_server.contexts.upload_table import UploadRow, UploadTable
 from rlm_server.database.database import Database
-from rlm_server.shares.threads import Cancelled, Purpose, Threads
+from rlm_server.shares.shares import Shares
+from rlm_server.shares.threads import Cancelled, Purpose
 from sandbox.cancellation import run_to_completion
 
 log = logging.getLogger(__name__)
+
+DOCUMENT_BYTES = 16
+"""What an upload holds in memory of each of its documents."""
+MAX_IDLE_DOCUMENTS = 1_000_000
+"""Documents of one tenant's idle uploads that are kept in memory. Uploads with more are read again."""
 
 _T = TypeVar("_T")
 
@@ -56,18 +63,24 @@ class Uploads:
         database: Database,
         folder: Path,
         contexts: Contexts,
-        threads: Threads,
+        shares: Shares,
         *,
         quota: Callable[[str], int],
+        reserve_bytes: int,
         rest_seconds: float,
     ) -> None:
-        """`quota` returns the bytes a tenant may have. An upload that is idle for over `rest_seconds` is removed."""
+        """`quota` returns the bytes a tenant may have.
+
+        Uploads leave `reserve_bytes` of their disk free. One that is idle for over `rest_seconds` is removed.
+        """
         self._table, self._folder, self._contexts = UploadTable(database), folder, contexts
         self._quota, self._rest_seconds = quota, rest_seconds
+        self._shares, self._threads = shares, shares.threads
+        self._held, self._counted = shares.held, dict[str, int]()  # by upload: what is held of its list of documents
+        self.room = DiskRoom(folder, reserve_bytes)
         self._taken: dict[str, Spool | None] = {}
         self._idle: dict[str, Spool] = {}  # those whose state need not be read again
         self._finishing: dict[str, asyncio.Future[Context]] = {}
-        self._threads = threads
         self._background = Background()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
@@ -100,7 +113,8 @@ class Uploads:
         new = secrets.token_hex(16)
         self._taken[new] = None
         try:
-            row = await run_to_completion(self._table.begin(new, header, now(), self._quota(header.tenant)))
+            quota, most = self._quota(header.tenant), self._shares.limits(header.tenant).tenant_uploads
+            row = await run_to_completion(self._table.begin(new, header, now(), quota=quota, uploads=most))
         except BaseException:
             del self._taken[new]  # where there is a row, the upkeep removes it
             raise
@@ -145,7 +159,15 @@ class Uploads:
         return Progress(min(received, row.header.size_bytes), announced)
 
     async def open(self, row: UploadRow) -> Spool:
-        """Return the spool of a taken upload: the one in memory, or else one read again from its folder."""
+        """Return the spool of a taken upload: the one in memory, or else one read again from its folder.
+
+        Raises:
+            TooMuchHeld: there is no room in memory for its list of documents.
+            OSError: with ENOSPC, what is to come would leave too little of the disk free.
+        """
+        size = row.header.documents * DOCUMENT_BYTES
+        self._held.take(row.header.tenant, size, "the documents of an upload")
+        self._counted[row.id] = size
         spool = self._idle.pop(row.id, None)
         if spool is None:
             folder, tenant = self._folder / row.id, row.header.tenant
@@ -156,6 +178,7 @@ class Uploads:
                 await self._clear(row.id)
                 spool = await self._in_thread(tenant, lambda _: Spool.open(folder, row.header))
         self._taken[row.id] = spool
+        self.room.check(row.header.size_bytes - spool.received)
         return spool
 
     def finish(self, row: UploadRow, spool: Spool) -> asyncio.Future[Context]:
@@ -177,12 +200,13 @@ class Uploads:
                 await self.leave(row, spool, error)
             ended.set_exception(error)
         finally:
-            self._taken.pop(row.id, None)
+            self._untake(row)
             del self._finishing[row.id]
             ended.cancel()  # where the server stops; the next start goes on from here
 
     async def _become(self, row: UploadRow, spool: Spool) -> Context:
         header = row.header
+        self.room.check(header.size_bytes)
         await self._in_thread(header.tenant, lambda _: spool.check_whole())
         identity = await self._in_thread(header.tenant, lambda _: spool.identity())
         known = await self._contexts.same(header.tenant, identity)
@@ -204,11 +228,26 @@ class Uploads:
             if refused or row.header.request_id is None:
                 await self._remove(row)
             elif spool and isinstance(error, asyncio.CancelledError | UploadStalled | UploadShort):
-                self._idle[row.id] = spool
+                self._keep_idle(row, spool)
         except Exception:
             log.exception("upload %s could not be removed; it is tried again later", row.id)
         finally:
-            self._taken.pop(row.id, None)
+            self._untake(row)
+
+    def _untake(self, row: UploadRow) -> None:
+        self._taken.pop(row.id, None)
+        self._held.give_back(row.header.tenant, self._counted.pop(row.id, 0))
+
+    def _keep_idle(self, row: UploadRow, spool: Spool) -> None:
+        """Keep a spool in memory while nobody sends it, unless its tenant has too much there; the oldest go first."""
+        self._idle[row.id] = spool
+        own = {id: one for id, one in self._idle.items() if one.header.tenant == row.header.tenant}
+        documents = sum(one.header.documents for one in own.values())
+        for id, one in own.items():
+            if documents <= MAX_IDLE_DOCUMENTS:
+                return
+            del self._idle[id]
+            documents -= one.header.documents
 
     async def _in_thread(self, tenant: str, work: Callable[[Cancelled], _T]) -> _T:
         return await self._threads.run(Purpose.UPLOADS, tenant, work)
@@ -266,6 +305,14 @@ class Upload:
         self.spool: Spool
         self._uploads, self._row = uploads, row
         self._finished = False
+
+    def check_room(self) -> None:
+        """Refuse to write more where that would leave too little of the disk free.
+
+        Raises:
+            OSError: with ENOSPC.
+        """
+        self._uploads.room.check(0)
 
     async def __aenter__(self) -> Self:
         try:

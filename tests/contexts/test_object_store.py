@@ -23,7 +23,7 @@ from rlm_server.contexts.uploads import Uploads
 from rlm_server.database.database import Database
 from rlm_server.database.engine import DatabaseFullError
 from rlm_server.database.migrations import MIGRATIONS
-from rlm_server.shares.threads import Threads
+from rlm_server.shares.shares import Shares
 from rlm_server.tenants.tenants import Tenants
 
 TEXT = "Grüße aus 東京\n" * 100
@@ -93,11 +93,17 @@ def life(tmp_path: Path, store: Store) -> Lives:
         objects = ObjectStore(used or store)  # type: ignore[arg-type]
         async with await Database.open(tmp_path / "db.sqlite", MIGRATIONS) as database:
             await Tenants(database).ensure("tenant")
-            local_files, threads = LocalContextFiles(tmp_path / "contexts"), Threads()
+            local_files, shares = LocalContextFiles(tmp_path / "contexts"), Shares.of()
             async with (
-                Contexts(database, local_files, threads, objects=objects, cache_bytes=cache_bytes) as contexts,
+                Contexts(database, local_files, shares.threads, objects=objects, cache_bytes=cache_bytes) as contexts,
                 Uploads(
-                    database, tmp_path / "uploads", contexts, threads, quota=lambda _: 1 << 40, rest_seconds=1000
+                    database,
+                    tmp_path / "uploads",
+                    contexts,
+                    shares,
+                    quota=lambda _: 1 << 40,
+                    reserve_bytes=0,
+                    rest_seconds=1000,
                 ) as uploads,
             ):
                 yield Life(contexts, uploads, tmp_path)

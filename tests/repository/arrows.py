@@ -39,6 +39,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.shares",
         "rlm_server.clock",
         "rlm_server.database",
+        "rlm_server.shares",
         "sandbox.cancellation",
         "sandbox.corpora",
         "sandbox.memory",

@@ -10,7 +10,7 @@ import grpc
 import pytest
 from rlm.v1 import context_pb2
 
-from rlm_server.contexts import spool, upload_table
+from rlm_server.contexts import spool
 from tests.servers import Served, Server
 from tests.system.context_calls import (
     ContextCalls,
@@ -233,9 +233,8 @@ async def test_a_context_may_be_as_large_as_the_server_says(server: Served) -> N
             assert "to 10, not 11" in said.message
 
 
-async def test_a_tenant_has_a_limit_of_unfinished_uploads(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upload_table, "MAX_UPLOADS", 2)
-    async with server(Play("")) as served:
+async def test_a_tenant_has_a_limit_of_unfinished_uploads(server: Served) -> None:
+    async with server(Play(""), tenant_uploads=2) as served:
         calls = ContextCalls(served.caller)
         for name in ("a", "b"):
             await calls.send_part([header(b"xy", request_id=name), *chunks(b"x")])
