@@ -37,6 +37,7 @@ from rlm_server.broker.providers.scripted import Script
 from rlm_server.broker.providers.scripted_models import SCRIPTS
 from rlm_server.config.defaults import Defaults
 from rlm_server.config.model_catalog import Models, build_models
+from rlm_server.config.private_files import check_private
 from rlm_server.config.settings import ConfigError, Settings, nano
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.local_files import LocalContextFiles
@@ -111,7 +112,7 @@ async def serving(
         DatabaseError: the database cannot be opened, or another server has it.
         OSError: the address cannot be listened on.
     """
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    check_private(settings.data_dir)
     models = build_models(settings, SCRIPTS if scripts is None else scripts)
     async with await _database(settings) as database, AsyncExitStack() as owned:
         if loaded is None:

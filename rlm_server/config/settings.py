@@ -139,6 +139,8 @@ class ServingSettings(_Strict):
     database_url: SecretStr = SecretStr("")
     """A Postgres database (`postgresql://…`) that keeps accounts, runs and contexts' metadata, for this server alone. A
     SQLite file in the data directory does where this is empty."""
+    log_json: bool = False
+    """Whether the log is JSON, an object a line, instead of text."""
     grace_seconds: Annotated[float, Field(ge=0), Unit("seconds")] = 10
     """What calls in flight get to finish when the server stops."""
 
