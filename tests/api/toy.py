@@ -55,7 +55,7 @@ class Toy:
         return StringValue(value=f"{tenant()} {word}")
 
     async def unary_unary(self, request: StringValue, context: Any) -> StringValue:
-        return await self.obey(request.value.split()[-1])
+        return await self.obey(request.value.rpartition(" ")[2])
 
     async def unary_stream(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
         for word in request.value.split():
