@@ -20,6 +20,8 @@ from rlm.v1 import (
     context_pb2_grpc,
     run_pb2,
     run_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
 )
@@ -29,6 +31,7 @@ from rlm_server.api.auth import AuthInterceptor
 from rlm_server.api.budget import BudgetServicer
 from rlm_server.api.context import ContextServicer
 from rlm_server.api.run import RunServicer
+from rlm_server.api.server import Gauge, ServerServicer, Used
 from rlm_server.api.session import SessionServicer
 from rlm_server.api.transport import OPTIONS
 from rlm_server.api.upload_stream import Pace
@@ -55,9 +58,11 @@ from rlm_server.sessions.ends import Ends
 from rlm_server.sessions.sessions import Sessions
 from rlm_server.sessions.turns import Turns
 from rlm_server.shares.host_time import measured_tasks
+from rlm_server.shares.limits import TenantLimits
 from rlm_server.shares.shares import Shares
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
+from sandbox.limits import declared
 from sandbox.pool.pool import WorkerPool
 from sandbox.pool.snapshots import SessionStore
 from sandbox.vm.image import ImageSpec, Loaded, prepare, standard_specs
@@ -69,7 +74,7 @@ DEVELOPMENT_TENANT = "development"
 BUSY_SECONDS = 5.0
 """How long a lock of a foreign connection on the database is waited for."""
 
-_SERVICES = (context_pb2, session_pb2, run_pb2, budget_pb2)
+_SERVICES = (context_pb2, session_pb2, run_pb2, budget_pb2, server_pb2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,6 +200,8 @@ async def serving(
                     RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
                 )
                 budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts, shares.threads), server)
+                gauges = _gauges(settings, shares, admission, sessions, uploads)
+                server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges), server)
                 async with (
                     _metrics(settings, broker, accounts, journal, pool) as metrics,
                     _listening(server, settings) as address,
@@ -231,6 +238,31 @@ def _defaults(settings: Settings, models: Models, pool: WorkerPool) -> Defaults:
         images=pool.images,
         tenants={name: settings.run_limits(name) for name in settings.tenants},
     )
+
+
+def _gauges(
+    settings: Settings, shares: Shares, admission: Admission, sessions: Sessions, uploads: Uploads
+) -> list[Gauge]:
+    """Return what tenants may ask their use of."""
+
+    async def context_bytes(tenant: str) -> int:
+        return (await uploads.in_use(tenant))[0]
+
+    async def unfinished(tenant: str) -> int:
+        return (await uploads.in_use(tenant))[1]
+
+    def limited(name: str, used: Used) -> Gauge:
+        unit = declared(TenantLimits)[name].unit
+        return Gauge(name, unit, lambda tenant: getattr(shares.limits(tenant), name), used)
+
+    return [
+        limited("tenant_sessions", sessions.count),
+        limited("tenant_requests", admission.requests),
+        limited("tenant_streams", admission.streams),
+        limited("tenant_uploads", unfinished),
+        limited("tenant_held_bytes", shares.held.of),
+        Gauge("context_bytes", "bytes", settings.context_quota, context_bytes),
+    ]
 
 
 def _objects(settings: Settings) -> ObjectStore | None:

@@ -17,8 +17,6 @@ from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.ledger import By, Entry, Ledger, Query, Span, Statement, UsageRow, Window
 from rlm_server.shares.threads import Cancelled, Purpose, Threads
 
-MAX_MODEL = 200
-"""Characters of a model's name."""
 EXPORT_PAGE = 2_000
 """Entries read at once. They make about half a chunk."""
 
@@ -110,8 +108,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         for kind, name in (("run", entry_filter.run_id), ("node", entry_filter.node_id)):
             if name and await self._ledger.statement(tenant(), name) is None:
                 raise NotFound(kind, name)
-        if len(entry_filter.model) > MAX_MODEL:
-            raise InvalidField("filter.model", f"may have {MAX_MODEL} characters, not {len(entry_filter.model)}")
+        requests.check_name("filter.model", entry_filter.model)
         if not 0 <= entry_filter.after_number < 1 << 62:
             raise InvalidField("filter.after_number", "must not be negative, and is the number of an entry")
         since, until = _time(entry_filter, "since"), _time(entry_filter, "until")

@@ -32,6 +32,8 @@ from sandbox.corpora.corpus import Corpus, CorpusDamaged, Kind
 
 MAX_READ = 1 << 18
 """Characters of one answer."""
+MAX_DOCUMENTS = 10_000
+"""Documents that one search may name."""
 MAX_ANSWER = 3 << 20
 """Bytes of a list's answer, after which it ends. A client of gRPC takes 4 MiB."""
 
@@ -126,6 +128,8 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         if len(request.pattern) > LONGEST_PATTERN:
             raise InvalidField("pattern", f"may have {LONGEST_PATTERN} characters, not {len(request.pattern)}")
         limit = requests.page_size(request.limit, 100, 1_000, "limit")
+        if len(request.documents) > MAX_DOCUMENTS:
+            raise InvalidField("documents", f"may name {MAX_DOCUMENTS} documents, not {len(request.documents)}")
         async with self._reading(request.context_id) as (_, corpus):
             for place, number in enumerate(request.documents):
                 _check_document(f"documents[{place}]", number, corpus)

@@ -16,6 +16,8 @@ from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import UNITS, Limit
 
 MAX_REQUEST_ID = 128
+MAX_NAME = 200
+"""Characters of the name of a model or an image."""
 MAX_TOKEN = 2_000
 MAX_SECONDS = 253_402_300_799
 """Since 1970: the last of the year 9999, where the protocol's times end."""
@@ -94,6 +96,7 @@ def budget(value: types_pb2.Budget) -> Limit:
 
 def check_offered(routes: Routes, field: str, model: str) -> None:
     """Refuse a model that this server does not offer."""
+    check_name(field, model)
     try:
         routes.route(model)
     except UnknownModel as error:
@@ -102,10 +105,17 @@ def check_offered(routes: Routes, field: str, model: str) -> None:
 
 def image(value: str, known: tuple[str, ...]) -> str:
     """Return the name of an image that exists: the first where the request names none."""
+    check_name("image", value)
     name = value or known[0]
     if name not in known:
         raise InvalidField("image", f"there is no image {name[:100]!r}; the images are: {', '.join(known)}")
     return name
+
+
+def check_name(field: str, value: str) -> None:
+    """Refuse a name that is longer than any may be."""
+    if len(value) > MAX_NAME:
+        raise InvalidField(field, f"may have {MAX_NAME} characters, not {len(value)}")
 
 
 async def context(contexts: Contexts, tenant: str, context_id: str) -> Context | None:

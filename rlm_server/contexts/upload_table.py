@@ -52,6 +52,13 @@ class UploadTable:
         """
         return await self._database.write(lambda db: _begin(db, new_id, header, at, quota, uploads))
 
+    async def in_use(self, tenant: str) -> tuple[int, int]:
+        """Return the bytes that a tenant's contexts and unfinished uploads have, and how many of the latter there are.
+
+        What an upload announced counts, whether or not it has come.
+        """
+        return await self._database.read(lambda db: _in_use(db, tenant))
+
     async def by_request(self, tenant: str, request_id: str) -> UploadRow | None:
         """Return the upload of a request id, finished or not; None where the tenant has none."""
         return next(iter(await self._rows("tenant = ? AND request_id = ?", tenant, request_id)), None)
@@ -88,13 +95,18 @@ def _row(row: tuple[Any, ...]) -> UploadRow:
     return UploadRow(upload_id, Header(*header), changed_at, context)
 
 
+def _in_use(db: Connection, tenant: str) -> tuple[int, int]:
+    (stored, _), (announced, uploads) = db.execute(_IN_USE, (tenant, tenant)).fetchall()
+    return int(stored) + int(announced), int(uploads)
+
+
 def _begin(db: Connection, new_id: str, header: Header, at: int, quota: int, most: int) -> UploadRow:
     known = db.execute(f"{_UPLOAD} tenant = ? AND request_id = ?", (header.tenant, header.request_id)).fetchone()
     if known:
         return _row(known)
-    (stored, _), (announced, uploads) = db.execute(_IN_USE, (header.tenant, header.tenant)).fetchall()
-    if stored + announced + header.size_bytes > quota:
-        raise ContextQuotaExceeded("context_bytes", quota, stored + announced, header.size_bytes)
+    used, uploads = _in_use(db, header.tenant)
+    if used + header.size_bytes > quota:
+        raise ContextQuotaExceeded("context_bytes", quota, used, header.size_bytes)
     if uploads >= most:
         raise ContextQuotaExceeded("uploads", most, uploads, 1)
     db.execute(

@@ -141,6 +141,13 @@ class Uploads:
                 del self._taken[row.id]
         return Upload(self, row) if idle else await self.begin(header)
 
+    async def in_use(self, tenant: str) -> tuple[int, int]:
+        """Return the bytes that a tenant's contexts and unfinished uploads have, and how many of the latter there are.
+
+        What an upload announced counts, whether or not it has come.
+        """
+        return await self._table.in_use(tenant)
+
     async def status(self, tenant: str, request_id: str) -> Progress | None:
         """Return how far an upload is. None where the tenant has none with this request id."""
         row = await self._table.by_request(tenant, request_id)

@@ -138,6 +138,10 @@ class Sessions:
             self._by_request[new.tenant, new.request_id] = session_id
         return session
 
+    def count(self, tenant: str) -> int:
+        """Return how many sessions a tenant has, those that hibernate included."""
+        return self._of_tenant.get(tenant, 0)
+
     async def coverage(self, session: ReplSession) -> Coverage:
         """Return how much of its context a session has looked at."""
         corpora, seen = session.live.corpora, session.live.seen

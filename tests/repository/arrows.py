@@ -126,6 +126,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.sessions",
         "rlm_server.shares",
         "rlm_server.tenants",
+        "sandbox.limits",
         "sandbox.pool",
         "sandbox.vm",
     ),

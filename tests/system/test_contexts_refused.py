@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import errno
+import json
+import logging
 from collections.abc import Sequence
 
 import grpc
@@ -27,6 +30,7 @@ from tests.system.context_calls import (
 )
 from tests.system.stage import CHUNK, Play, eventually, refusal
 
+HUGE = (1 << 63) - 1
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 DOCUMENTS: Documents = [("one", "äöü"), ("two", "abc"), ("three", "12345")]
 DATA = "äöüabc12345".encode()
@@ -288,6 +292,15 @@ async def test_a_full_disk_is_said_and_the_upload_can_be_gone_on_with(
         ("search", {"pattern": "x", "limit": -1}, "limit"),
         ("search", {"pattern": "x", "documents": [0, 3]}, "documents[1]"),
         ("search", {"pattern": "x", "documents": [-1]}, "documents[0]"),
+        ("search", {"pattern": "x", "documents": [HUGE]}, "documents[0]"),
+        ("search", {"pattern": "x", "documents": [0] * 10_001}, "documents"),
+        ("read", {"document": HUGE}, "document"),
+        ("read", {"document": -HUGE}, "document"),
+        ("read", {"start": 0, "end": HUGE}, "end"),
+        ("read", {"start": HUGE, "end": 0}, "end"),
+        ("read", {"start": -HUGE, "end": HUGE}, "start"),
+        ("documents", {"page_size": -1}, "page_size"),
+        ("documents", {"page_token": "W" * 100_000}, "page_token"),
         ("status", {"request_id": ""}, "request_id"),
         ("status", {"request_id": "x" * 129}, "request_id"),
     ],
@@ -301,6 +314,33 @@ async def test_a_wrong_field_of_a_question_is_named(
         about = {} if call in ("list", "status") else {"context_id": context_id}
         said = await refusal(getattr(calls, call)(**about, **asked))
         assert (said.code, said.fields) == (INVALID, [field])
+
+
+async def test_a_page_token_that_nobody_gave_is_refused_whatever_it_says(
+    server: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with server(Play("")) as served:
+        calls = ContextCalls(served.caller)
+        context_id = (await calls.send(of_documents(DOCUMENTS))).context_id
+        said: list[object] = [
+            *([context_id, first, at] for first in (-1, 3, HUGE, 1 << 80, 0.5, None, "0") for at in (0, HUGE)),
+            *([context_id, 0, at] for at in (-1, HUGE, 1 << 80, 0.5, None, "0", [0])),
+            [context_id], [context_id, 0], [context_id, 0, 0, 0], [["x"], 0, 0], {}, None, 1, "x", context_id,
+        ]  # fmt: skip
+        tokens = [base64.urlsafe_b64encode(json.dumps(one).encode()).decode() for one in said]
+        tokens += ["W10", "!", "\ud7ff", base64.urlsafe_b64encode(b"[" * 1_400).decode()]
+        for token in tokens:
+            refused = await refusal(calls.documents(context_id, page_token=token))
+            assert (refused.code, refused.fields) == (INVALID, ["page_token"]), token
+        assert [one.getMessage() for one in caplog.records if one.levelno >= logging.WARNING] == []
+
+
+async def test_a_range_beyond_a_documents_end_is_empty(server: Served) -> None:
+    async with server(Play("")) as served:
+        calls = ContextCalls(served.caller)
+        context_id = (await calls.send(of_documents(DOCUMENTS))).context_id
+        for start in (1 << 20, 1 << 40, HUGE - 5):
+            assert (await calls.read(context_id, start=start, end=start + 5)).text == ""
 
 
 async def test_a_page_token_is_good_for_its_own_list_alone(server: Served) -> None:

@@ -21,6 +21,7 @@ from rlm_client.errors import RlmError, Unavailable
 from rlm_client.interrupts import Interrupts
 from rlm_client.money import Budget
 from rlm_client.output import json_option, print_json, say, write
+from rlm_client.quota_command import quota
 from rlm_client.report import print_report
 from rlm_client.run_progress import Calls, spending
 from rlm_client.spending_command import budget, usage
@@ -58,6 +59,7 @@ def main(ctx: click.Context, server: str | None, key: str | None, tls: bool, all
 
 main.add_command(context)
 main.add_command(budget)
+main.add_command(quota)
 main.add_command(usage)
 
 

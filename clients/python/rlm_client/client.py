@@ -17,6 +17,8 @@ from rlm.v1 import (
     context_pb2_grpc,
     run_pb2,
     run_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
     types_pb2,
@@ -97,6 +99,7 @@ class Client(Spending):
         self._contexts = context_pb2_grpc.ContextServiceStub(self._connection.channel)
         self._runs = run_pb2_grpc.RunServiceStub(self._connection.channel)
         self._sessions = session_pb2_grpc.SessionServiceStub(self._connection.channel)
+        self._server = server_pb2_grpc.ServerServiceStub(self._connection.channel)
         self._budgets = budget_pb2_grpc.BudgetServiceStub(self._connection.channel)
 
     def __enter__(self) -> Self:
@@ -333,6 +336,10 @@ class Client(Spending):
         """End a session; gives what it spent in all."""
         request = session_pb2.DeleteSessionRequest(session_id=session_id)
         return self._unary(self._sessions.DeleteSession, request).spent
+
+    def get_quota(self) -> list[server_pb2.Quota]:
+        """Give what your tenant may have of the server at once, and what of it is in use."""
+        return list(self._unary(self._server.GetQuota, server_pb2.GetQuotaRequest()).quotas)
 
     def ask(
         self,

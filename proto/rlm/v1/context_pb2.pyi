@@ -485,7 +485,7 @@ class SearchContextRequest(_message.Message):
     """At most 1,000 matches; 0 means 100."""
     @_builtins.property
     def documents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Only in these documents, by their places; all where empty."""
+        """Only in these documents, by their places, at most 10,000; all where empty."""
 
     def __init__(
         self,
