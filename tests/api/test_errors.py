@@ -24,6 +24,7 @@ from rlm_server.api.errors import MAX_TEXT, InvalidField, MalformedRequest, NotF
 from rlm_server.contexts.contexts import ContextGone
 from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.contexts.object_store import ObjectStoreUnavailable
+from rlm_server.contexts.search import SearchTooLong
 from rlm_server.contexts.spool import UploadRefused
 from rlm_server.contexts.upload_table import ContextQuotaExceeded
 from rlm_server.contexts.uploads import UploadBusy, UploadStalled
@@ -156,6 +157,7 @@ CASES: dict[str, Expected] = {
     "a full disk": Expected(OSError(errno.ENOSPC, "no"), "DISK_FULL", details=("RetryInfo",)),
     "a disk quota": Expected(OSError(errno.EDQUOT, "no"), "DISK_FULL", details=("RetryInfo",)),
     "a text that does not fit": Expected(MemoryError("no"), "CONTEXT_TOO_LARGE"),
+    "a search that takes too long": Expected(SearchTooLong(), "SEARCH_TOO_LONG"),
     "a fault": Expected(RuntimeError("no"), "INTERNAL"),
 }
 
