@@ -48,8 +48,9 @@ format: $(STAMP)  ## Rewrite the code in the house style
 generate: $(STAMP)  ## Write the protobuf and gRPC code from proto/
 	scripts/generate
 
-docs: $(STAMP)  ## Write docs/settings.md from the settings' own types
+docs: $(STAMP)  ## Write docs/settings.md and docs/limits.md from the code
 	$(BIN)/python -m rlm_server.config.page docs/settings.md
+	$(BIN)/python -m rlm_server.api.limits_page docs/limits.md
 
 breaking: $(STAMP)  ## Compare proto/ with the main branch for changes that break clients
 	scripts/breaking

@@ -31,7 +31,7 @@ from rlm_server.shares.threads import Purpose
 from sandbox.corpora.corpus import Corpus, CorpusDamaged, Kind
 
 MAX_READ = 1 << 18
-"""Characters of one answer."""
+"""Characters that one read asks for."""
 MAX_DOCUMENTS = 10_000
 """Documents that one search may name."""
 MAX_ANSWER = 3 << 20

@@ -13,7 +13,7 @@ from rlm_server.ledger import UNITS, Entry
 from rlm_server.ledger.usage import COUNTS
 
 MAX_CHUNK = 1 << 20
-"""Bytes of one message."""
+"""Bytes of one message of an export."""
 
 COLUMNS = (
     "number", "time", "hold_id", "run_id", "node_id", "model", "price_version", "ambiguous", *UNITS,

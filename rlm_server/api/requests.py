@@ -14,14 +14,16 @@ from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import UNITS, Limit
+from rlm_server.repl.bounds import MAX_NAME
 
 MAX_REQUEST_ID = 128
-MAX_NAME = 200
-"""Characters of the name of a model or an image."""
+"""Characters of a request id."""
 MAX_TOKEN = 2_000
+"""Characters of a page token."""
 MAX_SECONDS = 253_402_300_799
-"""Since 1970: the last of the year 9999, where the protocol's times end."""
+"""Seconds since 1970 of a time: the last of the year 9999, where the protocol's times end."""
 MAX_AMOUNT = 1 << 60
+"""Of a budget, in each of its units."""
 
 
 def request_id(value: str, field: str = "request_id") -> str | None:

@@ -187,17 +187,18 @@ def _bounds(marks: Sequence[Any], unit: str) -> str:
     for mark in marks:
         match mark:
             case annotated_types.Gt(gt=number):
-                above = _number(number, unit)
+                above = shown_number(number, unit)
             case annotated_types.Ge(ge=number):
-                least = _number(number, unit)
+                least = shown_number(number, unit)
             case annotated_types.Le(le=number):
-                most = _number(number, unit)
+                most = shown_number(number, unit)
     if above:
         return f"above {above}, up to {most}" if most else f"above {above}"
     return f"from {least} to {most}" if most else f"at least {least}" if least else ""
 
 
-def _number(number: Any, unit: str) -> str:
+def shown_number(number: Any, unit: str) -> str:
+    """Write a number of a unit: bytes as KiB, MiB, GiB or TiB, where they are whole ones."""
     if unit == "bytes":
         for size, name in _BINARY:
             if number >= size and number % size == 0:
@@ -212,7 +213,7 @@ def _default(field: FieldInfo, unit: str) -> str:
         case bool(value):
             return f"`{str(value).lower()}`"
         case (int() | float() | Decimal()) as value:
-            return _number(value, unit)
+            return shown_number(value, unit)
         case str(value) if value:
             return f"`{value}`"
         case BaseModel():

@@ -22,7 +22,7 @@ from sandbox.corpora.text import Form
 from sandbox.memory import memory
 
 CHUNK = 1 << 20
-"""The most bytes of an upload that may come at once."""
+"""Bytes of an upload that may come at once."""
 PIECE = BLOCK
 """Bytes written to a file of texts at once: the page cache then keeps it in folios no larger, and no more is mapped
 where a guest touches a page."""
@@ -31,8 +31,9 @@ FLUSHED = 8 << 20
 MAX_DOCUMENT = 2 << 30
 """Bytes of one document: more does not fit into a guest's address space beside its own memory."""
 MAX_DOCUMENTS = 1_000_000
+"""Documents of one context."""
 MAX_DOCUMENT_NAME = 500
-"""Characters."""
+"""Characters of a document's name."""
 MAX_NAMES = 128 << 20
 """Bytes of all documents' names and sizes, written out: a guest has the names in memory."""
 

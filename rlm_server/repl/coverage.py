@@ -10,7 +10,7 @@ from sandbox.corpora.corpus import Corpus
 from sandbox.corpora.coverage import Range
 
 MAX_RANGES = 1000
-"""In a `Coverage`."""
+"""Ranges that are told of what was looked at."""
 
 
 @dataclass(frozen=True, slots=True)

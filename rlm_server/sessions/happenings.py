@@ -12,7 +12,7 @@ from rlm_server.repl.events import CallFinished, CallTraced, CodeFinished, Print
 from rlm_server.shares.held import Held, TooMuchHeld
 
 WAITING_BYTES = 4 << 20
-"""Of a turn's calls, and what was traced of them, that have happened and were not read. More are left out."""
+"""Bytes of a turn's calls, and what was traced of them, that have happened and were not read. More are left out."""
 
 EVENT_BYTES = 512
 """Counted for a happening besides its texts."""

@@ -15,13 +15,13 @@ from rlm_server.repl.events import CodeFinished
 from rlm_server.shares.held import Held, TooMuchHeld
 
 REMEMBERED_RESULTS = 64
-"""Of a session's turns."""
+"""Results of a session's last turns."""
 
 REMEMBERED_REQUESTS = 1_000
-"""Of a session, by their ids; those whose result is remembered are among them."""
+"""Requests of a session whose ids are remembered; those whose result is remembered are among them."""
 
 RESULT_BYTES = 1 << 20
-"""Of all the remembered results of a session."""
+"""Bytes of all the remembered results of a session."""
 
 ENTRY_BYTES = 1_024
 """Counted for an id, and for a result besides its texts."""
