@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,8 @@ import pytest
 from rlm_server.database.engine import DatabaseLostError
 from rlm_server.tenants.keys import Keys
 from tests.api.toy import CUT, KINDS, NOT_UTF8, Stage, serving, words
-from tests.servers import Served
-from tests.system.stage import Play, eventually, refusal
+from tests.system.stage import eventually
 
-ROOT = Path(__file__).parents[2]
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 
 
@@ -133,22 +130,3 @@ async def test_a_call_that_is_cancelled_is_cancelled_down_to_its_handler(
             await waiting
     await eventually(lambda: stage.toy.cancelled == 1)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
-
-
-def methods() -> list[Any]:
-    """Every method of every service of the protocol."""
-    modules = [import_module(f"rlm.v1.{path.stem}") for path in (ROOT / "proto/rlm/v1").glob("*_pb2.py")]
-    services = [service for module in modules for service in module.DESCRIPTOR.services_by_name.values()]
-    return [method for service in services for method in service.methods]
-
-
-async def test_no_method_of_any_service_is_served_without_a_key(server: Served) -> None:
-    assert len(methods()) >= 20
-    async with server(Play("")) as served:
-        stranger = served.another(None)
-        for method in methods():
-            kind = "_".join("stream" if one else "unary" for one in (method.client_streaming, method.server_streaming))
-            call: Any = getattr(stranger.channel, kind)(f"/{method.containing_service.full_name}/{method.name}")
-            made = call() if method.client_streaming else call(b"")
-            said = await refusal(made.read() if method.server_streaming else made)
-            assert (said.code, said.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED"), method.full_name

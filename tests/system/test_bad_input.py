@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import grpc
@@ -12,6 +12,7 @@ import pytest
 from rlm.v1 import context_pb2, run_pb2, types_pb2
 
 from tests.servers import Served, Server
+from tests.system.every_call import make, methods, namings
 from tests.system.stage import CHUNK, Caller, Play, code, eventually, header, part, parts, refusal
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
@@ -19,43 +20,14 @@ TEXT = "Ein Text mit Umlauten: äöü, und mehr.\n" * 100
 SHA = hashlib.sha256(TEXT.encode()).hexdigest()
 
 
-async def _watch(caller: Caller, run_id: str) -> None:
-    async for _ in caller.watch(run_id):
-        pass
-
-
-async def _execute(caller: Caller, session_id: str) -> None:
-    await caller.turn(session_id, "1")
-
-
-def _describe(caller: Caller, context_id: str) -> Awaitable[object]:
-    answer: Awaitable[object] = caller.contexts.GetContext(
-        context_pb2.GetContextRequest(context_id=context_id), metadata=caller.metadata
-    )
-    return answer
-
-
-CALLS: dict[str, Callable[[Caller, str], Awaitable[object]]] = {
-    "GetRun": lambda caller, name: caller.get(name),
-    "WatchRun": _watch,
-    "CancelRun": lambda caller, name: caller.cancel(name),
-    "CreateRun": lambda caller, name: caller.create(context_id=name),
-    "CreateSession": lambda caller, name: caller.open_session(context_id=name),
-    "Execute": _execute,
-    "DeleteSession": lambda caller, name: caller.delete(name),
-    "GetContext": _describe,
-}
-
-
-async def test_a_call_without_a_valid_key_is_refused(server: Served) -> None:
+@pytest.mark.parametrize("method", methods(), ids=lambda method: method.name)
+async def test_a_call_without_a_valid_key_is_refused(server: Served, method: Any) -> None:
     async with server(Play("")) as served:
         for key in (None, "", "rlm_wrong", served.running.key + "x", served.running.key[:-1]):
             stranger = served.another(key) if key != "" else Caller(served.running.address, "")
-            for name, call in CALLS.items():
-                said = await refusal(call(stranger, "some_id"))
-                assert (said.code, said.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"), name
-                assert "key" in said.message
-            assert (await refusal(stranger.upload("text"))).code is grpc.StatusCode.UNAUTHENTICATED
+            said = await refusal(make(stranger, method))
+            assert (said.code, said.reason) == (grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED")
+            assert "key" in said.message
             await stranger.channel.close()
 
 
@@ -66,23 +38,30 @@ async def test_a_key_is_taken_as_a_bearer_key_alone(server: Served, scheme: str)
         assert (await refusal(served.caller.get("run_x"))).code is grpc.StatusCode.UNAUTHENTICATED
 
 
+NAMING_NOTHING = {"ListContexts", "UploadContext", "GetQuota"}
+"""Calls whose requests name nothing that is there."""
+
+
+def test_every_call_names_something_that_is_there_or_is_known_not_to() -> None:
+    assert {naming.method.name for naming in namings()} == {method.name for method in methods()} - NAMING_NOTHING
+
+
 async def test_what_is_not_there_and_what_is_anothers_are_not_found_alike(server: Served) -> None:
     async with server(Play(code("FINAL(1)"))) as served:
         mine, other = served.caller, await served.tenant("other")
         context = (await mine.upload(TEXT)).context_id
         run = (await mine.ask(context_id=context)).run.run_id
         session = await mine.open_session()
-        owned = {
-            **dict.fromkeys(("GetRun", "WatchRun", "CancelRun"), run),
-            **dict.fromkeys(("CreateRun", "CreateSession", "GetContext"), context),
-            **dict.fromkeys(("Execute", "DeleteSession"), session),
-        }
-        for name, call in CALLS.items():
-            for caller, asked in ((other, owned[name]), (mine, owned[name] + "0"), (mine, "x" * 10_000)):
-                said = await refusal(call(caller, asked))
-                assert (said.code, said.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND"), name
+        owned = {"run_id": run, "node_id": run, "account_id": run, "context_id": context, "session_id": session}
+        for naming in namings():
+            thing = owned.get(naming.path[-1], "an upload")
+            long = "x" * (128 if naming.path == ("request_id",) else 10_000)
+            for caller, asked in ((other, thing), (mine, thing + "0"), (mine, long)):
+                said = await refusal(make(caller, naming.method, naming.request(asked)))
+                assert (said.code, said.reason) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND"), naming
                 assert "google.rpc.ResourceInfo" in said.details
         assert (await mine.turn(session, "1")).printed == "1\n"
+        assert (await mine.get(run)).run_id == run
 
 
 @pytest.mark.parametrize(

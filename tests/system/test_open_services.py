@@ -10,9 +10,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tests.servers import Served
+from tests.system.every_call import services
 from tests.system.stage import Play
 
-SERVICES = {"rlm.v1.ContextService", "rlm.v1.RunService", "rlm.v1.SessionService"}
+SERVICES = {service.full_name for service in services()}
 
 
 async def test_health_is_told_without_a_key(server: Served) -> None:
