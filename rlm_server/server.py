@@ -161,7 +161,7 @@ async def serving(
         try:
             async with (
                 _measured_loop(),
-                HostBills(accounts, shares.host_times),
+                HostBills(accounts, shares.host_times, pool.take_host_seconds) as bills,
                 contexts,
                 Uploads(
                     database,
@@ -183,7 +183,7 @@ async def serving(
                 ) as sessions,
             ):
                 defaults = _defaults(settings, models, pool)
-                admission = Admission(shares.limits, shares.held)
+                admission = Admission(shares, bills.check)
                 server = grpc.aio.server(interceptors=[AuthInterceptor(keys, admission)], options=OPTIONS)
                 texts = ContextServicer(
                     contexts,

@@ -9,14 +9,19 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rlm_server.shares.held import Held
-from rlm_server.shares.limits import TenantLimits
+from rlm_server.shares.host_time import HostTime
+from rlm_server.shares.shares import Shares
 
 MAX_REQUEST = (1 << 20) + (64 << 10)
 """Bytes of a request, or of a message of its stream: a turn's code or an upload's chunk, and room for what else there
 is."""
 MAX_OPEN_STREAMS = 64
 """Streams of those calls that need no key, such as a watch of the server's health, of all callers together."""
+
+FREE_OF_DEBT = frozenset(
+    {"CancelRun", "DeleteRun", "DeleteSession", "DeleteContext", "GetBudget", "GetQuota", "ListUsage"}
+)
+"""Calls that are served to a tenant that owes too much: what ends things, and what shows it why."""
 
 
 class TooManyCalls(Exception):
@@ -54,10 +59,11 @@ def check_size(size: int) -> None:
 
 
 class Admission:
-    """Counts each tenant's calls and what their requests take. `limits` returns what a tenant may have."""
+    """Counts each tenant's calls and what their requests take. `check_paid` refuses a tenant that owes too much."""
 
-    def __init__(self, limits: Callable[[str], TenantLimits], held: Held) -> None:
-        self._limits, self._held = limits, held
+    def __init__(self, shares: Shares, check_paid: Callable[[str], None] = lambda _: None) -> None:
+        self._limits, self._held, self._host_times = shares.limits, shares.held, shares.host_times
+        self._check_paid = check_paid
         self._requests: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
         self._open_streams = 0
@@ -92,6 +98,23 @@ class Admission:
                 count[tenant] -= 1
                 if not count[tenant]:
                     del count[tenant]
+
+    def check_paid(self, tenant: str, method: str) -> None:
+        """Refuse a tenant that owes more than it may for the work of this server, unless it ends or looks at things.
+
+        Raises:
+            BudgetError: its budget has no room for what it owes.
+        """
+        if method.rpartition("/")[2] not in FREE_OF_DEBT:
+            self._check_paid(tenant)
+
+    def host_time(self, tenant: str) -> HostTime:
+        """Return what the work for a tenant's calls is charged to."""
+        return self._host_times.of(tenant)
+
+    def message(self, tenant: str) -> None:
+        """Count a message that a tenant sent, or is sent."""
+        self._host_times.message(tenant)
 
     @contextmanager
     def open_stream(self) -> Iterator[None]:

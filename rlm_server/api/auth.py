@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from inspect import isawaitable
 from typing import Any
 
@@ -14,6 +15,7 @@ from google.protobuf.message import DecodeError
 
 from rlm_server.api.admission import Admission, check_size
 from rlm_server.api.errors import MalformedRequest, Unauthenticated, mapped
+from rlm_server.shares.host_time import HostTime, charged, measured
 from rlm_server.tenants.keys import Keys
 
 _tenant: ContextVar[str] = ContextVar("tenant")
@@ -50,7 +52,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             return self._open(handler)
         metadata = handler_call_details.invocation_metadata or ()
         authorizations = [value for name, value in metadata if name == "authorization"]
-        method = _Method(handler)
+        method = _Method(handler_call_details.method, handler)
         make, wrap = (
             (grpc.stream_stream_rpc_method_handler, self._streaming)
             if handler.response_streaming
@@ -66,7 +68,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         """Count the streams of a method that needs no key. Any other of its calls ends at once."""
         if not handler.response_streaming:
             return handler
-        method = _Method(handler)
+        method = _Method("", handler)
 
         async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             async with mapped(context):
@@ -104,8 +106,9 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with ExitStack() as counted:
                 async with mapped(context):
-                    request = await self._enter(method, authorizations, sent, counted)
-                    return await method.inner(request, context)
+                    request, host_time = await self._enter(method, authorizations, sent, counted)
+                    with charged(host_time):
+                        return await measured(method.inner(request, context), host_time)
 
         return call
 
@@ -113,33 +116,45 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with ExitStack() as counted:
                 async with mapped(context):
-                    request = await self._enter(method, authorizations, sent, counted)
+                    request, host_time = await self._enter(method, authorizations, sent, counted)
                     async with aclosing(method.inner(request, context)) as responses:
-                        async for response in responses:
+                        while True:
+                            with charged(host_time):
+                                response = await measured(anext(responses, None), host_time)
+                            if response is None:
+                                return
+                            self._admission.message(tenant())
                             yield response
 
         return call
 
     async def _enter(
         self, method: _Method, authorizations: list[Any], sent: AsyncIterator[bytes], counted: ExitStack
-    ) -> Any:
-        """Check the key, count the call until `counted` is closed, and return its request, or the stream of them."""
+    ) -> tuple[Any, HostTime]:
+        """Check the key, count the call until `counted` is closed, and return its request, or the stream of them.
+
+        With it comes what the call's work is charged to.
+        """
         owner = await self._admit(authorizations)
+        self._admission.check_paid(owner, method.name)
+        self._admission.message(owner)
+        host_time = self._admission.host_time(owner)
         counted.enter_context(self._admission.call(owner, is_stream=method.is_stream))
         _tenant.set(owner)
         if method.takes_stream:
-            return _Messages(sent, method.decode)
+            return _Messages(sent, method.decode, partial(self._admission.message, owner)), host_time
         message = await anext(aiter(sent), None)
         if message is None:
             raise MalformedRequest
         counted.enter_context(self._admission.request(owner, len(message)))
-        return _decoded(message, method.decode)
+        return _decoded(message, method.decode), host_time
 
 
 @dataclass(frozen=True, slots=True)
 class _Method:
     """A method's handler, of whichever kind."""
 
+    name: str
     handler: Any
 
     @property
@@ -165,8 +180,8 @@ class _Method:
 class _Messages:
     """The messages of a stream, each decoded when it is asked for."""
 
-    def __init__(self, sent: AsyncIterator[bytes], decode: Callable[[bytes], Any]) -> None:
-        self._sent, self._decode = sent, decode
+    def __init__(self, sent: AsyncIterator[bytes], decode: Callable[[bytes], Any], count: Callable[[], None]) -> None:
+        self._sent, self._decode, self._count = sent, decode, count
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
@@ -174,6 +189,7 @@ class _Messages:
     async def __anext__(self) -> Any:
         message = await anext(self._sent)
         check_size(len(message))
+        self._count()
         return _decoded(message, self._decode)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -33,8 +34,11 @@ MOST_OWED_SECONDS = 1.0
 class HostBills:
     """Posts what tenants owe. An async context manager: leaving it posts the last of it."""
 
-    def __init__(self, ledger: Ledger, host_times: HostTimes) -> None:
-        self._ledger, self._host_times = ledger, host_times
+    def __init__(
+        self, ledger: Ledger, host_times: HostTimes, of_sessions: Callable[[str], float] = lambda _: 0.0
+    ) -> None:
+        """`of_sessions` returns the seconds that a tenant's sandboxes took of this process since it was last asked."""
+        self._ledger, self._host_times, self._of_sessions = ledger, host_times, of_sessions
         self._refused: dict[str, BudgetError] = {}
         self._billing: asyncio.Task[None] | None = None
 
@@ -66,7 +70,9 @@ class HostBills:
 
     async def bill(self) -> None:
         """Post what every tenant owes, in whole milliseconds. What has no room in its budget is still owed."""
+        self._host_times.share_out()
         for tenant in self._host_times.tenants():
+            self._host_times.of(tenant).spend(self._of_sessions(tenant))
             if self._host_times.of(tenant).seconds >= LEAST_SECONDS:
                 await self._post(tenant)
 
@@ -81,7 +87,7 @@ class HostBills:
         except DatabaseError as error:
             log.warning("what was done for a tenant is billed later, as the database failed: %s", error)
         finally:
-            owed.spend(seconds - paid / 1000)
+            owed.owe(seconds - paid / 1000)
 
     async def _pay(self, tenant: str, asked: int) -> int:
         """Post so many milliseconds, or as many as there is room for, and return how many."""

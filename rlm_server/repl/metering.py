@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from rlm_server.ledger import Amounts, Hold, Ledger, Payer, settle
-from rlm_server.shares.host_time import HostTime, HostTimes, charged, current, measured
+from rlm_server.shares.host_time import HostTimes, charged, current, measured
 from sandbox.cancellation import run_to_completion
 from sandbox.door import DoorRefusal
 from sandbox.limits import Limits
@@ -44,12 +44,12 @@ async def metered(
     worst = Amounts(cpu_ms=math.ceil((limits.turn_seconds + max(TURN_SLACK_SECONDS, host_seconds)) * 1000))
     hold = Hold("turn_" + secrets.token_hex(16), payer.account, worst, "", "", payer.tenant, payer.run, payer.node)
     await ledger.reserve(hold, deadline=deadline, dispatch=True)
-    started, host_time = time.monotonic(), HostTime(host_seconds)
+    started, host_time = time.monotonic(), host_times.of_turn(host_seconds)
 
     def spent(seconds: float) -> Amounts:
         code, host = _within(worst, seconds), int(host_time.seconds * 1000)
         over = max(0, code.cpu_ms + host - worst.cpu_ms)
-        host_times.of(payer.tenant).spend(over / 1000)
+        host_times.of(payer.tenant).owe(over / 1000)
         return Amounts(cpu_ms=code.cpu_ms + host - over)
 
     try:

@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import thread_time
+from time import process_time, thread_time
 from types import TracebackType
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
 
-class HostTime:
-    """Seconds that were spent. Any thread may add to them. Without a `limit` there may be any number."""
+MOST_A_MESSAGE = 0.001
+"""Seconds of work that cannot be told apart, at most, that a message of a tenant's is taken to have made."""
 
-    def __init__(self, limit: float | None = None) -> None:
+
+class HostTime:
+    """Seconds that were spent. Any thread may add to them. Without a `limit` there may be any number.
+
+    What is spent counts in `within` as well.
+    """
+
+    def __init__(self, limit: float | None = None, within: HostTime | None = None) -> None:
         self.limit = limit
+        self._within = within
         self._seconds = 0.0
         self._adding = threading.Lock()
 
@@ -36,12 +45,19 @@ class HostTime:
         """Add to what was spent."""
         with self._adding:
             self._seconds += seconds
+        if self._within is not None:
+            self._within.spend(seconds)
 
     def take(self) -> float:
         """Return what was spent, and begin at 0 again."""
         with self._adding:
             seconds, self._seconds = self._seconds, 0.0
         return seconds
+
+    def owe(self, seconds: float) -> None:
+        """Add what was taken and could not be billed."""
+        with self._adding:
+            self._seconds += seconds
 
     def over(self, more: float = 0.0) -> bool:
         """Say whether it is above the limit, or would be with so many seconds more."""
@@ -52,15 +68,41 @@ class HostTimes:
     """What each tenant's work outside of turns has spent, and is not billed yet."""
 
     def __init__(self) -> None:
+        self._all = HostTime()
         self._of: dict[str, HostTime] = {}
+        self._messages: Counter[str] = Counter()
+        self._shared_out = process_time(), 0.0
 
     def of(self, tenant: str) -> HostTime:
         """Return what a tenant's work is charged to."""
-        return self._of.setdefault(tenant, HostTime())
+        if tenant not in self._of:
+            self._of[tenant] = HostTime(within=self._all)
+        return self._of[tenant]
+
+    def of_turn(self, limit: float) -> HostTime:
+        """Return what the work for a turn is charged to, which may be so many seconds."""
+        return HostTime(limit, self._all)
 
     def tenants(self) -> list[str]:
         """Return the tenants for whom anything was spent."""
         return list(self._of)
+
+    def message(self, tenant: str) -> None:
+        """Count a message that a tenant sent, or was sent."""
+        self._messages[tenant] += 1
+
+    def share_out(self) -> None:
+        """Share among tenants, by their messages since the last time, what this process worked that was not measured.
+
+        That is what gRPC does in threads of its own, and the event loop between the steps of tasks.
+        """
+        process, measured_before = self._shared_out
+        self._shared_out = process_time(), self._all.seconds
+        unmeasured = max(0.0, self._shared_out[0] - process - (self._shared_out[1] - measured_before))
+        messages, self._messages = self._messages, Counter()
+        a_message = min(MOST_A_MESSAGE, unmeasured / max(1, messages.total()))
+        for tenant, count in messages.items():
+            self.of(tenant).owe(count * a_message)
 
 
 _charged: ContextVar[HostTime | None] = ContextVar("charged", default=None)

@@ -153,9 +153,15 @@ class WorkerPool:
         return len(self._live)
 
     def take_host_seconds(self, owner: str) -> float:
-        """Return the seconds of processor time that writing and reading an owner's stored sessions took since the last
-        call."""
-        return self.threads.take_host_seconds(owner)
+        """Return the seconds of processor time that an owner's sessions took of this process since the last call.
+
+        That is writing and reading stored ones, and reading what their worker sends.
+        """
+        seconds, task = self.threads.take_host_seconds(owner), self._workers.get(owner)
+        if task is not None and task.done() and not _is_lost(task):
+            process = task.result()
+            seconds, process.host_seconds = seconds + process.host_seconds, 0.0
+        return seconds
 
     def prepare(self) -> None:
         """Start the spare workers, in the background."""

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from time import thread_time
 
 from sandbox.limits import Limits, PoolLimits
 from sandbox.memory.memory import PAGE
@@ -129,6 +130,8 @@ class Process(asyncio.Protocol):
         self._last_heard = 0.0
         self._watch: asyncio.Task[None] | None = None
         self.alive = True
+        self.host_seconds = 0.0
+        """Processor time that reading its frames took, until somebody takes it."""
         self.unconfined = ""
         """Why the worker is not in a jail; empty where it is."""
 
@@ -141,7 +144,7 @@ class Process(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes that arrived. A worker that sends anything but frames within its limits is killed."""
-        self._last_heard = asyncio.get_running_loop().time()
+        self._last_heard, began = asyncio.get_running_loop().time(), thread_time()
         try:
             for frame in self._parser.feed(data):
                 self._take(frame)
@@ -150,6 +153,8 @@ class Process(asyncio.Protocol):
             self.kill()
             if self._transport is not None:
                 self._transport.abort()  # nothing else of it is read
+        finally:
+            self.host_seconds += thread_time() - began
 
     def _allow(self, kind: Kind, session: int, header_bytes: int, data_bytes: int) -> int:
         return self._bounds.get(session, self._loosest).allow(kind, header_bytes, data_bytes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 
 from sandbox.cancellation import run_to_completion
 from sandbox.door import (
@@ -62,6 +63,8 @@ class WorkerTurn:
         """Whether it was to be stopped."""
         self._session, self._limits, self._answer, self._listener = session, limits, answer, listener
         self._loop = asyncio.get_running_loop()
+        self._context = copy_context()
+        """Of whoever runs the turn: what answers its requests works for them."""
         self._answering: set[asyncio.Task[None]] = set()
         self._process: Process | None = None
         self._end: asyncio.Future[Frame] = self._loop.create_future()
@@ -221,7 +224,7 @@ class WorkerTurn:
         except DoorRefusal as refusal:
             self._send(frame.number, refused(refusal.type, str(refusal)))
             return
-        task = self._loop.create_task(self._answered(frame.number, frame.data, share))
+        task = self._loop.create_task(self._answered(frame.number, frame.data, share), context=self._context.copy())
         self._answering.add(task)
         task.add_done_callback(self._ended_answer)
         self._time()

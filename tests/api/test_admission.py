@@ -12,8 +12,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlm_server.api.admission import MAX_OPEN_STREAMS, MAX_REQUEST, Admission, TooManyRequests, TooManyStreams
-from rlm_server.shares.held import Held
 from rlm_server.shares.limits import TenantLimits
+from rlm_server.shares.shares import Shares
 from rlm_server.tenants.keys import KEY_PREFIX, MAX_WAITING_CHECKS, Keys
 from tests.api.toy import KINDS, Stage, serving, words
 from tests.servers import Served
@@ -90,7 +90,7 @@ async def test_a_tenant_has_no_more_open_streams_than_its_limit_and_other_calls_
 
 
 def test_what_one_tenant_has_open_is_nothing_to_another() -> None:
-    admission = Admission(lambda _: FEW, Held(lambda _: 1 << 20))
+    admission = Admission(Shares.of(lambda _: FEW))
     with admission.call("ann", is_stream=True), admission.call("ann", is_stream=True):
         with pytest.raises(TooManyStreams), admission.call("ann", is_stream=True):
             pass

@@ -20,6 +20,7 @@ from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.shares.held import Held
 from rlm_server.shares.limits import TenantLimits
+from rlm_server.shares.shares import Shares
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
 from tests.system.stage import Refusal, refusal
@@ -133,8 +134,8 @@ async def serving(folder: Path, limits: TenantLimits = USUAL) -> AsyncIterator[S
         await Tenants(database).ensure("ann")
         keys, toy = Keys(database), Toy()
         key = await keys.create("ann")
-        held = Held(lambda _: limits.tenant_held_bytes)
-        admission = Admission(lambda _: limits, held)
+        shares = Shares.of(lambda _: limits)
+        held, admission = shares.held, Admission(shares)
         server = grpc.aio.server(interceptors=[AuthInterceptor(keys, admission)], options=OPTIONS)
         server.add_generic_rpc_handlers((toy.handlers(),))
         port = server.add_insecure_port("127.0.0.1:0")

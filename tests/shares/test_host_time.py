@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from time import thread_time
+from time import process_time, thread_time
 
 import pytest
 
-from rlm_server.shares.host_time import HostTime, charged, current, measured, measured_tasks
+from rlm_server.shares.host_time import (
+    MOST_A_MESSAGE,
+    HostTime,
+    HostTimes,
+    charged,
+    current,
+    measured,
+    measured_tasks,
+)
 from rlm_server.shares.threads import Cancelled, Purpose, Threads
 
 
@@ -114,3 +122,25 @@ def test_taking_what_was_spent_begins_anew() -> None:
     spent = HostTime()
     spent.spend(1.5)
     assert (spent.take(), spent.seconds) == (1.5, 0.0)
+
+
+def test_what_was_not_measured_is_shared_by_messages_and_a_message_is_never_dear() -> None:
+    times = HostTimes()
+    for tenant in ("ann", "ann", "ann", "bob"):
+        times.message(tenant)
+    began = process_time()
+    while process_time() < began + 0.05:  # as gRPC would in threads of its own
+        pass
+    times.of("carl").spend(0.02)
+    times.share_out()
+    assert times.of("ann").seconds == pytest.approx(3 * MOST_A_MESSAGE)
+    assert times.of("bob").seconds == pytest.approx(MOST_A_MESSAGE)
+    assert times.of("carl").seconds == 0.02
+
+
+def test_what_was_measured_is_not_shared_a_second_time() -> None:
+    times = HostTimes()
+    times.message("ann")
+    times.of_turn(10).spend(3600)
+    times.share_out()
+    assert times.of("ann").seconds == 0
