@@ -26,6 +26,7 @@ from sandbox.bounded_json import NODE_BYTES, WIDEST
 from sandbox.corpora.corpus import Corpus, Kind, in_memory
 from sandbox.door import MAX_HEAD, MAX_OP, HostCall, Json
 from sandbox.limits import Limits
+from sandbox.pool.fair_clock import FairClock
 from sandbox.pool.held import Held
 from sandbox.pool.worker_turn import WorkerTurn
 from sandbox.vm.guest_door import OWN
@@ -225,7 +226,7 @@ class Worker:
     unsent = 0
 
     def __init__(self) -> None:
-        self.held = Held()
+        self.held, self.clock = Held(), FairClock(1)
         self.replies: dict[int, bytes] = {}
         self.heard: Callable[[Frame | None], None]
 
