@@ -150,6 +150,7 @@ async def serving(
             reserved=of_pool.reserved_sessions,
             slot_seconds=of_pool.slot_seconds,
             worker_bytes=of_pool.worker_bytes,
+            held_bytes=of_pool.held_bytes,
             worker_turns=of_pool.worker_turns,
             waiting_turns=of_pool.waiting_turns,
             store=SessionStore(settings.data_dir / "sessions", secrets.token_bytes(32), of_pool.stored_bytes),

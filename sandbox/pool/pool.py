@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from sandbox.corpora.corpus import Corpus
 from sandbox.limits import Limits, PoolLimits
 from sandbox.pool.disk_threads import DiskThreads
+from sandbox.pool.held import Held
 from sandbox.pool.live_sessions import LiveSessions
 from sandbox.pool.live_slots import Slots
 from sandbox.pool.process import Process, WorkerLost, started
@@ -108,7 +110,8 @@ class WorkerPool:
     to `reserved`. With a `store`, more sessions exist: an idle session hibernates when another needs its slot, or after
     `rest_seconds`. A session that finds no slot within `slot_seconds` is refused. A worker may hold `worker_bytes` of
     memory and runs `worker_turns` turns at once, or as many as there are processors; for one session, `waiting_turns`
-    wait in line. Without a jail, only one owner at a time is served, unless `unconfined` is set.
+    wait in line. Of the requests and replies of one owner, the server holds `held_bytes` at once. Without a jail, only
+    one owner at a time is served, unless `unconfined` is set.
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class WorkerPool:
         reserved: int = 0,
         slot_seconds: float = DEFAULT.slot_seconds,
         worker_bytes: int = DEFAULT.worker_bytes,
+        held_bytes: int = DEFAULT.held_bytes,
         worker_turns: int = DEFAULT.worker_turns,
         waiting_turns: int = DEFAULT.waiting_turns,
         store: SessionStore | None = None,
@@ -127,6 +131,8 @@ class WorkerPool:
         unconfined: bool = False,
     ) -> None:
         self._loaded = loaded
+        self._held_bytes = held_bytes
+        self._held: WeakValueDictionary[str, Held] = WeakValueDictionary()  # by owner, for as long as anything is held
         self._worker_bytes, self._worker_turns = worker_bytes, worker_turns
         self._unconfined = unconfined
         self._spares_wanted = spares
@@ -223,6 +229,10 @@ class WorkerPool:
             for gone in lost:
                 self._end(gone)
         process = await asyncio.shield(task)
+        held = self._held.get(owner)
+        if held is None:
+            held = self._held[owner] = Held(self._held_bytes)
+        process.held = held
         if process.unconfined and len(self._workers) > 1 and not self._unconfined:
             raise JailMissing(f"several owners cannot be kept apart here: {process.unconfined}")
         return process

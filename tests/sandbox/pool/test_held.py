@@ -18,7 +18,7 @@ from sandbox.pool.pool import WorkerPool
 from sandbox.pool.process import WRITTEN_AT_ONCE
 from sandbox.turn import Status
 from sandbox.vm.image import Loaded
-from tests.sandbox.pool.test_pool import ignore
+from tests.sandbox.pool.test_pool import ignore, nobody
 from tests.sandbox.pool.test_workers import halt, process_of, send
 from tests.system.stage import eventually
 
@@ -198,6 +198,19 @@ async def test_the_texts_of_a_request_count_as_wide_as_they_are(pool: WorkerPool
     assert turn.error is not None
     assert turn.error.type == "LimitExceeded"
     assert process_of(session).held.bytes == 0
+
+
+async def test_an_owner_has_one_count_whatever_becomes_of_its_workers(loaded: Loaded) -> None:
+    pool = WorkerPool(loaded, sessions=3, spares=0, held_bytes=5 * MIB, unconfined=True)
+    session, same, other = [await pool.create(owner, "core", LIMITS) for owner in ("a", "a", "b")]
+    first = process_of(session)
+    assert first.held.limit == 5 * MIB
+    assert process_of(same).held is first.held is not process_of(other).held
+    first.kill()
+    await session.execute("1", nobody, ignore)
+    assert process_of(session) is not first
+    assert process_of(session).held is first.held
+    await asyncio.wait_for(pool.close(), 30)
 
 
 async def test_many_requests_together_are_refused_and_those_answered_make_room(pool: WorkerPool) -> None:
