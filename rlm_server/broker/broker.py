@@ -9,6 +9,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -20,6 +21,7 @@ from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.routes import Routes
 from rlm_server.broker.worst_case import bound, input_bound
+from rlm_server.database.engine import DatabaseError
 from rlm_server.ledger import Amounts, BudgetError, Hold, Ledger, Payer
 from rlm_server.shares.gate import Gate, Load
 from rlm_server.tenants.policy import Policy
@@ -154,7 +156,8 @@ class Broker:
         """
         self._refuse_at_once(payer.tenant, self._models(request, payer))
         most = bound(input_bound(request), request.max_tokens, self._routes.route(request.model).price)
-        await self._ledger.check(payer.account, most)
+        with suppress(DatabaseError):  # what the call itself will meet, and report
+            await self._ledger.check(payer.account, most)
 
     def _models(self, request: ModelRequest, payer: Payer) -> tuple[str, ...]:
         """The model asked, and those that may answer in its place."""

@@ -218,8 +218,8 @@ class BudgetSettings(_Strict):
 class RunSettings(_Strict):
     """Runs.
 
-    A request may lower what the protocol names, and raise none of it. Sessions have `wall_seconds`, `batch` and
-    `sub_tokens`.
+    A request may lower what the protocol names, and raise none of it. Sessions have `wall_seconds`, `batch`,
+    `failed_calls`, `run_failed_calls`, `memo_bytes` and `sub_tokens`.
     """
 
     runs: Annotated[int, Field(ge=1, le=1024), Unit("runs")] = 64

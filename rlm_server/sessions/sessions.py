@@ -171,10 +171,12 @@ class Sessions:
         if self._sessions.pop(session.id, None):
             self._of_tenant[session.asked.tenant] -= 1
         self._by_request.pop((session.asked.tenant, session.asked.request_id or ""), None)
-        await session.live.close()
-        if session.turn:
-            await asyncio.wait([session.turn])  # it is over by now but for its hold
-        self._turns.forget(session)
+        try:
+            await session.live.close()
+            if session.turn:
+                await asyncio.wait([session.turn])  # it is over by now but for its hold
+        finally:
+            self._turns.forget(session)
         await session.tracer.give_up()
         await session.held.aclose()
         return (await self._ledger.close_account(session.id)).posted

@@ -159,6 +159,23 @@ def execution(
     ]
 
 
+def test_exec_counts_calls_that_were_not_told_singly_and_says_what_was_left_out(
+    rlm: Rlm, fake: FakeServer, text: str
+) -> None:
+    *before, result = execution(output="9\n")
+    untold = session_pb2.UntoldCalls(from_memory=1_899, failed=7)
+    left_out = session_pb2.LeftOut(events=3, characters=12_000)
+    fake.responses = [
+        *before,
+        session_pb2.ExecuteResponse(untold_calls=untold),
+        session_pb2.ExecuteResponse(left_out=left_out),
+        result,
+    ]
+    said = rlm("exec", "--context", text, "1").stderr
+    assert "left out: 3 calls and 12,000 characters of output\n" in said
+    assert "llm_query ×1907 · 1907 done · 1899 from memo · 7 failed · $0.0100\n" in said  # noqa: RUF001
+
+
 def test_exec_runs_code_in_a_session_of_its_own(rlm: Rlm, fake: FakeServer, text: str) -> None:
     fake.responses = execution(output="9\n")
     result = rlm("exec", "--image", "data", "--context", text, "print(len(context))")
