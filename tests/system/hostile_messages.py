@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import json
+import pkgutil
 import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import rlm.v1
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
-from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2
+from rlm.v1 import context_pb2
 
 NUMBERS = (0, 1, 2, 3, 64, 100, 1_000, 4_096, 1 << 18, 1 << 20, (1 << 31) - 1, 1 << 53, (1 << 62) - 1, (1 << 63) - 1)
 TEXTS = (
@@ -182,9 +185,11 @@ def _is_bytes(one: FieldDescriptor) -> bool:
 
 def methods() -> list[MethodDescriptor]:
     """Return every call of the protocol."""
+    files = [importlib.import_module(f"rlm.v1.{one.name}") for one in pkgutil.iter_modules(rlm.v1.__path__)]
     return [
         method
-        for module in (context_pb2, session_pb2, run_pb2, budget_pb2)
-        for service in module.DESCRIPTOR.services_by_name.values()
+        for file in files
+        if file.__name__.endswith("_pb2")
+        for service in file.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     ]
