@@ -144,6 +144,7 @@ async def serving(
             policies=models.policies,
         )
         of_pool = settings.pool_limits
+        store = SessionStore(settings.data_dir / "sessions", secrets.token_bytes(32), of_pool.stored_bytes)
         pool = WorkerPool(
             loaded,
             sessions=of_pool.sessions,
@@ -153,7 +154,7 @@ async def serving(
             held_bytes=of_pool.held_bytes,
             worker_turns=of_pool.worker_turns,
             waiting_turns=of_pool.waiting_turns,
-            store=SessionStore(settings.data_dir / "sessions", secrets.token_bytes(32), of_pool.stored_bytes),
+            store=store,
             rest_seconds=of_pool.rest_seconds,
             unconfined=settings.unconfined,
         )
@@ -201,7 +202,7 @@ async def serving(
                     RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
                 )
                 budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts, shares.threads), server)
-                gauges = _gauges(settings, shares, admission, sessions, uploads)
+                gauges = _gauges(settings, shares, admission, sessions, store, uploads)
                 server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges), server)
                 async with (
                     _metrics(settings, broker, accounts, journal, pool) as metrics,
@@ -242,7 +243,12 @@ def _defaults(settings: Settings, models: Models, pool: WorkerPool) -> Defaults:
 
 
 def _gauges(
-    settings: Settings, shares: Shares, admission: Admission, sessions: Sessions, uploads: Uploads
+    settings: Settings,
+    shares: Shares,
+    admission: Admission,
+    sessions: Sessions,
+    store: SessionStore,
+    uploads: Uploads,
 ) -> list[Gauge]:
     """Return what tenants may ask their use of."""
 
@@ -263,6 +269,7 @@ def _gauges(
         limited("tenant_uploads", unfinished),
         limited("tenant_held_bytes", shares.held.of),
         Gauge("context_bytes", "bytes", settings.context_quota, context_bytes),
+        Gauge("stored_bytes", "bytes", lambda _: settings.pool_limits.stored_bytes, store.stored_bytes),
     ]
 
 

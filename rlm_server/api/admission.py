@@ -15,6 +15,8 @@ from rlm_server.shares.shares import Shares
 MAX_REQUEST = (1 << 20) + (64 << 10)
 """Bytes of a request, or of a message of its stream: a turn's code or an upload's chunk, and room for what else there
 is."""
+REQUEST_COPIES = 3
+"""How often a request's bytes are in memory while it is served: as they came, as a message, and as its texts."""
 MAX_OPEN_STREAMS = 64
 """Streams of those calls that need no key, such as a watch of the server's health, of all callers together."""
 
@@ -141,5 +143,5 @@ class Admission:
             TooMuchHeld: the tenant's requests and whatever else is held for it are as much as may be.
         """
         check_size(size)
-        with self._held.holding(tenant, size, "a request"):
+        with self._held.holding(tenant, size * REQUEST_COPIES, "a request"):
             yield

@@ -11,7 +11,14 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from rlm_server.api.admission import MAX_OPEN_STREAMS, MAX_REQUEST, Admission, TooManyRequests, TooManyStreams
+from rlm_server.api.admission import (
+    MAX_OPEN_STREAMS,
+    MAX_REQUEST,
+    REQUEST_COPIES,
+    Admission,
+    TooManyRequests,
+    TooManyStreams,
+)
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.shares.shares import Shares
 from rlm_server.tenants.keys import KEY_PREFIX, MAX_WAITING_CHECKS, Keys
@@ -106,11 +113,11 @@ def test_what_one_tenant_has_open_is_nothing_to_another() -> None:
 
 
 async def test_the_bytes_of_requests_under_way_are_counted_for_their_tenant_and_bounded(tmp_path: Path) -> None:
-    async with serving(tmp_path, TenantLimits(tenant_held_bytes=1 << 20)) as stage:
+    async with serving(tmp_path, TenantLimits(tenant_held_bytes=2 << 20)) as stage:
         (sent,) = words("unary_unary", "x" * 600_000 + " wait")
         waiting = asyncio.ensure_future(stage.send("unary_unary", [sent], (stage.bearer,)))
         await stage.toy.begun.wait()
-        assert stage.held.of("ann") == len(sent)
+        assert stage.held.of("ann") == REQUEST_COPIES * len(sent)
         said = await stage.refused("unary_unary", [sent], stage.bearer)
         assert said.code is EXHAUSTED
         assert "tenant_held_bytes" in said.message
