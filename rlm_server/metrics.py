@@ -94,10 +94,12 @@ class MetricsCollector:
         return metrics
 
     async def _work(self) -> list[Metric]:
-        nodes = await self.journal.unfinished()
+        progress = await self.journal.progress()
+        pending, running = progress.pending_runs, progress.running_runs
         return [
-            _gauge("rlm_runs", "Runs under way.", sum(node.parent is None for node in nodes)),
-            _gauge("rlm_nodes", "RLMs under way, those of runs and their children.", len(nodes)),
+            _gauge("rlm_runs", "Runs under way, those that wait included.", pending + running),
+            _gauge("rlm_runs_waiting", "Runs that wait for their turn.", pending),
+            _gauge("rlm_nodes", "RLMs under way, those of runs and their children.", progress.nodes),
             _gauge("rlm_live_sessions", "Sandboxes in memory, not hibernating.", self.pool.live),
         ]
 

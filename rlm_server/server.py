@@ -174,7 +174,13 @@ async def serving(
                     reserve_bytes=settings.disk_reserve_bytes,
                     rest_seconds=settings.upload_rest_seconds,
                 ) as uploads,
-                Supervisor(services, contexts, most=settings.runs) as supervisor,
+                Supervisor(
+                    services,
+                    contexts,
+                    most=settings.runs,
+                    tenant_limits=settings.tenant_limits,
+                    weights={name: own.weight for name, own in settings.tenants.items()},
+                ) as supervisor,
                 Sessions(
                     pool,
                     accounts,

@@ -55,9 +55,9 @@ class Server:
     def provider(self) -> ScriptedProvider:
         return provider_of(self.running)
 
-    def another(self, key: str | None = "") -> Caller:
+    def another(self, key: str | None = "", *, plain: bool = False) -> Caller:
         """Another client: of the same tenant, unless a key is given; None sends none."""
-        caller = Caller(self.running.address, self.running.key if key == "" else key)
+        caller = Caller(self.running.address, self.running.key if key == "" else key, plain=plain)
         self.stack.push_async_callback(caller.channel.close, None)
         return caller
 

@@ -29,7 +29,7 @@ from rlm_server.contexts.uploads import UploadBusy, UploadStalled
 from rlm_server.database.engine import DatabaseBusyError, DatabaseClosedError, DatabaseFullError, DatabaseLostError
 from rlm_server.ledger import BudgetError, windows
 from rlm_server.repl.bounds import cut
-from rlm_server.runs.supervisor import TooManyRuns
+from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import SessionLineFull, TooManySessions
@@ -72,6 +72,17 @@ class NotFound(Exception):
         super().__init__(f"there is no {kind} {name[:200]!r}")
         self.kind = kind
         self.name = name
+
+
+class WatcherTooSlow(Exception):
+    """The events of a run are taken too slowly; the message says where to resume."""
+
+    def __init__(self, seconds: float, from_sequence: int) -> None:
+        super().__init__(
+            f"an event was not taken within {seconds:g} s, and the stream has ended; the run goes on: watch it again "
+            f"from {from_sequence}"
+        )
+        self.from_sequence = from_sequence
 
 
 class InvalidField(ValueError):
@@ -134,7 +145,21 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_SNAPSHOT_REFUSED, text)
         case OwnerFull():
             return _status(ErrorReason.ERROR_REASON_TOO_MANY_SESSIONS, text, quota="stored_bytes")
-        case PoolFull() | TooManyRuns() | TooManyTurns() | TooManyChecks():
+        case TooManyRuns():
+            hit = {"unit": "tenant_waiting_runs", "limit": str(error.limit)}
+            return _status(
+                ErrorReason.ERROR_REASON_TOO_MANY_RUNS, text, quota=hit["unit"], retry_seconds=1, metadata=hit
+            )
+        case RunQuotaExceeded():
+            hit = {"unit": "tenant_kept_bytes", "limit": str(error.limit), "used": str(error.used)}
+            return _status(ErrorReason.ERROR_REASON_RUN_QUOTA_EXCEEDED, text, quota=hit["unit"], metadata=hit)
+        case RunNotEnded():
+            return _status(ErrorReason.ERROR_REASON_RUN_NOT_ENDED, text)
+        case WatcherTooSlow():
+            return _status(
+                ErrorReason.ERROR_REASON_WATCHER_TOO_SLOW, text, metadata={"from_sequence": str(error.from_sequence)}
+            )
+        case PoolFull() | TooManyTurns() | TooManyChecks():
             return _status(ErrorReason.ERROR_REASON_SERVER_FULL, text, retry_seconds=1)
         case JailMissing():
             return _status(ErrorReason.ERROR_REASON_JAIL_MISSING, text)

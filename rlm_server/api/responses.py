@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -13,7 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2, types_pb2
 
 from rlm_server.contexts.context_table import Context
-from rlm_server.ledger import Amounts, Limit, Usage
+from rlm_server.ledger import Amounts, Balance, Limit, Usage
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import (
     CallTraced,
@@ -22,7 +22,9 @@ from rlm_server.repl.events import (
     TurnRestarted,
     UntoldCalls,
 )
+from rlm_server.runs.cuts import CutText, beginning_of
 from rlm_server.runs.events import Body, Event
+from rlm_server.runs.journal import NodeRow
 from rlm_server.runs.state import RunState
 from rlm_server.sessions.happenings import LeftOut
 from sandbox.corpora.corpus import Kind
@@ -148,6 +150,40 @@ def traced_call(value: CallTraced) -> session_pb2.ModelCallTraced:
     return session_pb2.ModelCallTraced(call_id=value.call_id, passages=passages, more=value.more)
 
 
+MOST_MESSAGE = 4_000_000
+"""Bytes of a run as a message: below the 4 MiB that every client takes."""
+
+
+def node(value: NodeRow, balance: Balance) -> run_pb2.Node:
+    """Write a node of a run's tree, of whose texts there may be only the beginning."""
+    return run_pb2.Node(
+        node_id=value.id,
+        parent_id=value.parent or "",
+        depth=value.depth,
+        state=state(value.state),
+        question=value.question,
+        answer=value.answer,
+        reason=value.reason,
+        turns=value.turns,
+        spent=amounts(balance.posted),
+        coverage_fraction=value.coverage_fraction,
+        cut=cut_texts(value.cut),
+    )
+
+
+def fill_answer(message: run_pb2.Run, root: NodeRow) -> None:
+    """Write a run's answer, as far as the message has room for it."""
+    answer = beginning_of(root.answer, MOST_MESSAGE - message.ByteSize())
+    message.answer = answer
+    if len(answer) < len(root.answer):
+        message.cut.add(field="answer", size_bytes=root.answer_bytes)
+
+
+def cut_texts(values: Iterable[CutText]) -> list[types_pb2.CutText]:
+    """Write which texts are not whole."""
+    return [types_pb2.CutText(field=one.field, size_bytes=one.size_bytes) for one in values]
+
+
 def event(value: Event) -> run_pb2.RunEvent:
     """Write an event."""
     message = run_pb2.RunEvent(
@@ -157,6 +193,7 @@ def event(value: Event) -> run_pb2.RunEvent:
         parent_id=value.origin.parent,
         depth=value.origin.depth,
         turn=value.origin.turn,
+        cut=cut_texts(value.cut),
     )
     getattr(message, value.body.kind).CopyFrom(_body(value.body))
     return message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
@@ -10,18 +12,18 @@ from rlm.v1 import run_pb2, run_pb2_grpc
 
 from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
-from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.api.errors import InvalidField, NotFound, WatcherTooSlow
 from rlm_server.api.limits import lowered
 from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Ledger
-from rlm_server.repl.limits import RunLimits
+from rlm_server.repl.limits import MAX_QUESTION, RunLimits
 from rlm_server.runs.journal import Journal, RunRow
 from rlm_server.runs.supervisor import NewRun, Supervisor
 
-MAX_QUESTION = 100_000
-"""Characters of a question; a text belongs into a context."""
+TAKEN_SECONDS = 60.0
+"""How long a watcher may take nothing of what is sent to it, before its stream is ended."""
 
 
 class RunServicer(run_pb2_grpc.RunServiceServicer):
@@ -74,14 +76,28 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         run = await self._row(request.run_id)
         if request.from_sequence < 0:
             raise InvalidField("from_sequence", "must not be negative")
-        async for event in self._supervisor.watch(run.id, request.from_sequence):
-            yield run_pb2.WatchRunResponse(event=responses.event(event))
+        async with aclosing(self._supervisor.watch(run.id, request.from_sequence)) as events:
+            async for event in events:
+                # Written and not yielded, because whoever yields cannot tell how long that takes.
+                try:
+                    async with asyncio.timeout(TAKEN_SECONDS):
+                        await context.write(run_pb2.WatchRunResponse(event=responses.event(event)))
+                except TimeoutError:
+                    raise WatcherTooSlow(TAKEN_SECONDS, event.sequence) from None
+        return
+        yield  # which makes it a stream
 
     async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:
         """Stop a run."""
         run = await self._row(request.run_id)
         await self._supervisor.cancel(run.id)
         return run_pb2.CancelRunResponse(run=await self._message(await self._row(run.id)))
+
+    async def DeleteRun(self, request: run_pb2.DeleteRunRequest, context: Any) -> run_pb2.DeleteRunResponse:
+        """Forget a run that has ended."""
+        run = await self._row(request.run_id)
+        await self._supervisor.delete(run.id)
+        return run_pb2.DeleteRunResponse()
 
     async def _row(self, run_id: str) -> RunRow:
         run = await self._journal.get(tenant(), run_id)
@@ -91,16 +107,18 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def _message(self, run: RunRow) -> run_pb2.Run:
         nodes = await self._journal.nodes(run.id)
-        balances = [await self._ledger.balance(node.id) for node in nodes]
-        root = nodes[0]
-        return run_pb2.Run(
+        root = await self._journal.root(run.id)
+        if root is None:  # deleted meanwhile
+            raise NotFound("run", run.id)
+        balances = await self._ledger.balances([node.id for node in nodes])
+        coverage = await self._supervisor.coverage(run.id) if run.context is not None else None
+        message = run_pb2.Run(
             run_id=run.id,
             state=responses.state(root.state),
             question=root.question,
             context_id=run.context or "",
             model=run.model,
             sub_model=run.sub_model,
-            answer=root.answer,
             reason=root.reason,
             budget=responses.budget(run.budget),
             spent=responses.amounts(balances[0].posted),
@@ -108,20 +126,8 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             create_time=responses.time(run.created_at),
             end_time=responses.time(run.ended_at) if run.ended_at is not None else None,
             last_sequence=await self._journal.last_sequence(run.id),
-            nodes=[
-                run_pb2.Node(
-                    node_id=node.id,
-                    parent_id=node.parent or "",
-                    depth=node.depth,
-                    state=responses.state(node.state),
-                    question=node.question,
-                    answer=node.answer,
-                    reason=node.reason,
-                    turns=node.turns,
-                    spent=responses.amounts(balance.posted),
-                    coverage_fraction=node.coverage_fraction,
-                )
-                for node, balance in zip(nodes, balances, strict=True)
-            ],
-            coverage=responses.coverage(await self._supervisor.coverage(run.id)) if run.context is not None else None,
+            nodes=map(responses.node, nodes, balances),
+            coverage=responses.coverage(coverage) if coverage is not None else None,
         )
+        responses.fill_answer(message, root)
+        return message

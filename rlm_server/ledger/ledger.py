@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rlm_server.clock import now
@@ -199,6 +199,10 @@ class Ledger:
             AccountUnknown: there is none.
         """
         return await self._database.read(lambda connection: statements.balance(connection, account))
+
+    async def balances(self, accounts: Sequence[str]) -> list[Balance]:
+        """Where accounts stand, in their order, as `balance` tells of one."""
+        return await self._database.read(lambda db: [statements.balance(db, account) for account in accounts])
 
     async def left(self, account: str) -> Limit:
         """The most a hold on `account` could take now, all its ancestors considered; None where nothing limits it.

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from rlm_server.broker.limits import MAX_OUTPUT_TOKENS
 from sandbox.limits import MIB, Limits, limit
 
+MAX_QUESTION = 100_000
+"""Characters of a run's question, and of a child RLM's; a text belongs into a context."""
+
 
 @dataclass(frozen=True, slots=True)
 class RunLimits:
@@ -69,5 +72,26 @@ class RunLimits:
         unit="seconds",
         doc="Processor time of the server itself for one turn: searches, tracing, the handling of requests. More "
         "requests are refused.",
+    )
+    nodes: int = limit(
+        1_000,
+        least=1,
+        most=2_000,  # a message of the protocol has them all
+        unit="nodes",
+        doc="RLMs of a run in all, the root included. The code gets an exception.",
+    )
+    answer_bytes: int = limit(
+        3 * MIB,
+        least=1_024,
+        most=3 * MIB,  # so that a message of the protocol has room for a run with its answer
+        unit="bytes",
+        doc="The answer of a run, or of a child RLM, in UTF-8. The code gets an exception.",
+    )
+    event_bytes: int = limit(
+        64 * MIB,
+        least=64 << 10,
+        most=4096 * MIB,
+        unit="bytes",
+        doc="Events of a run, as they are kept, which end it.",
     )
     sandbox: Limits = field(default_factory=Limits)

@@ -5,17 +5,23 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import suppress
 
 from rlm_server.ledger import NANO, UNITS, AccountUnknown, BudgetError, BudgetExceeded, Limit
+from rlm_server.repl.bounds import MAX_ERROR, cut
+from rlm_server.repl.limits import MAX_QUESTION
 from rlm_server.repl.model_calls import ModelCalls, check_batch, check_model, failed, model_named
-from rlm_server.runs.child_context import beginning, child_context
+from rlm_server.runs.child_context import ChildContext, child_context
 from rlm_server.runs.events import Body, ChildFinished, ChildStarted, Guard
 from rlm_server.runs.journal import NodeRow
 from rlm_server.runs.node_context import NodeContext
+from rlm_server.runs.request_texts import RequestTexts
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import CHILD, Outcome, Task, Tree
+from rlm_server.shares.held import TooMuchHeld
+from rlm_server.shares.threads import Purpose
 from sandbox.cancellation import run_to_completion
+from sandbox.corpora.corpus import CorpusDamaged
 from sandbox.door import DoorRefusal, HostCall, Json
 
 AT_THE_CAP_CHARACTERS = 100_000
@@ -39,36 +45,59 @@ class Children:
         """Answer a request `rlm_query(prompts, contexts, model, budget)`: a slot for each prompt, in order."""
         tree, depth, model = self._tree, self._parent.depth, model_named(call)
         check_model(tree.services.broker.routes, model if model is not None else tree.run.sub_model)
-        questions, contexts = call.texts("prompts"), call.items("contexts")
+        questions, asked = call.texts("prompts"), call.items("contexts")
         check_batch(len(questions), tree.limits.batch)
-        if len(questions) != len(contexts):
-            raise DoorRefusal("ValueError", f"{len(questions)} prompts but {len(contexts)} contexts")
-        node_contexts = [child_context(context, self._parent.node_context) for context in contexts]
+        if len(questions) != len(asked):
+            raise DoorRefusal("ValueError", f"{len(questions)} prompts but {len(asked)} contexts")
+        longest = max(map(len, questions))
+        if longest > MAX_QUESTION:
+            raise DoorRefusal(
+                "LimitExceeded",
+                f"prompts: a child RLM's question may have {MAX_QUESTION} characters, not {longest}; give it a text to "
+                "read as its context",
+            )
+        contexts = [child_context(context, self._parent.node_context) for context in asked]
         if depth >= tree.limits.max_depth:
-            return list(await self._without_children(questions, node_contexts, model))
+            return list(await self._without_children(questions, contexts, model))
+        return list(await self._with_children(call, questions, contexts, model))
+
+    async def _beginning(self, context: ChildContext) -> str:
+        threads, tenant = self._tree.services.shares.threads, self._tree.run.tenant
+        return await threads.run(Purpose.READING, tenant, lambda _: context.beginning(AT_THE_CAP_CHARACTERS))
+
+    def _texts(self) -> RequestTexts:
+        tree = self._tree
+        return RequestTexts(tree.services.shares.held, tree.run.tenant, tree.limits.sandbox.frame_bytes)
+
+    async def _with_children(
+        self, call: HostCall, questions: list[str], contexts: list[ChildContext], model: str | None
+    ) -> list[dict[str, Json]]:
         try:
             budget = await self._budget(call, len(questions))
         except BudgetError as error:
             raise DoorRefusal("LimitExceeded", str(error)) from None
-        async with asyncio.TaskGroup() as group:
-            children = [
-                group.create_task(self._child(question, node_context, model, budget))
-                for question, node_context in zip(questions, node_contexts, strict=True)
-            ]
-        return [child.result() for child in children]
+        self._tree.add_nodes(len(questions))
+        with self._texts() as answers:
+            async with asyncio.TaskGroup() as group:
+                children = [
+                    group.create_task(self._child(question, context, model, budget, answers))
+                    for question, context in zip(questions, contexts, strict=True)
+                ]
+            return [child.result() for child in children]
 
     async def _without_children(
-        self, questions: list[str], node_contexts: list[AbstractAsyncContextManager[NodeContext]], model: str | None
+        self, questions: list[str], contexts: list[ChildContext], model: str | None
     ) -> list[dict[str, Json]]:
-        most = self._tree.limits.max_depth
+        most, prompts, notes = self._tree.limits.max_depth, list[str](), list[str]()
         self._emit(Guard("max_depth", f"at depth {most} rlm_query is answered by llm_query"))
-        prompts, notes = [], []
-        for question, opening in zip(questions, node_contexts, strict=True):
-            async with opening as node_context:
-                text = beginning(node_context.corpus, AT_THE_CAP_CHARACTERS)
-            prompts.append(question if text == question else f"{question}\n\nText:\n{text}")
-            notes.append(f"the depth cap {most} is reached: llm_query answered, over {len(text)} characters")
-        slots = await self._calls.ask(prompts, model)
+        with self._texts() as made:
+            for question, context in zip(questions, contexts, strict=True):
+                text = await self._beginning(context)
+                prompt = question if text == question else f"{question}\n\nText:\n{text}"
+                made.take(prompt, "the prompts at the depth cap")
+                prompts.append(prompt)
+                notes.append(f"the depth cap {most} is reached: llm_query answered, over {len(text)} characters")
+            slots = await self._calls.ask(prompts, model)
         for slot, note in zip(slots, notes, strict=True):
             slot["note"] = note
         return slots
@@ -81,18 +110,31 @@ class Children:
         if dollars is not None:
             if isinstance(dollars, bool) or not isinstance(dollars, int | float) or not 0 < dollars < 1e9:
                 raise DoorRefusal("ValueError", "budget must be a positive number of US dollars")
-            shares["nano_usd"] = int(dollars * NANO)
+            asked = int(dollars * NANO)
+            if left.nano_usd is not None and asked > left.nano_usd:  # not one of them could be paid
+                raise DoorRefusal("LimitExceeded", f"budget: {dollars} USD is more than what is left")
+            shares["nano_usd"] = asked
         for unit, share in shares.items():
             if share is not None and share <= 0:
                 raise DoorRefusal("LimitExceeded", f"too little {unit} is left to start a child RLM")
         return Limit(**shares)
 
     async def _child(
-        self, question: str, opening: AbstractAsyncContextManager[NodeContext], model: str | None, budget: Limit
+        self, question: str, context: ChildContext, model: str | None, budget: Limit, answers: RequestTexts
     ) -> dict[str, Json]:
         child_id = CHILD + secrets.token_hex(16)
-        async with self._tree.level(self._parent.depth + 1), opening as node_context:
-            return await self._started(child_id, question, node_context, model, budget)
+        try:
+            # One that waits for its place holds nothing but its name.
+            async with self._tree.level(self._parent.depth + 1), self._tree.contexts.opened(context) as node_context:
+                slot = await self._started(child_id, question, node_context, model, budget)
+            answers.take(str(slot.get("ok", "")), "the answers of a batch of children")
+        except TooMuchHeld as error:
+            return failed("LimitExceeded", str(error))
+        except DoorRefusal as error:
+            return failed(error.type, str(error))
+        except (CorpusDamaged, OSError, EOFError) as error:
+            return failed("RuntimeError", cut(f"what the child RLM reads cannot be made: {error}", MAX_ERROR))
+        return slot
 
     async def _started(
         self, child_id: str, question: str, node_context: NodeContext, model: str | None, budget: Limit

@@ -3,44 +3,97 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections import deque
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 from rlm_server.clock import now
-from rlm_server.runs.events import Body, Event, EventOrigin, RunFinished
+from rlm_server.repl.events import Printed
+from rlm_server.runs.cuts import pieces
+from rlm_server.runs.events import Body, Event, EventOrigin, RunFinished, WrittenEvent, written
 from rlm_server.runs.journal import Journal
+from rlm_server.runs.state import NodeEnded, RunState
 
 _MAX_AT_ONCE = 256
+MAX_BATCH_BYTES = 256 << 10
+"""Of events that are kept in one transaction, so that other writes get their turn."""
+WAITING_BYTES = 1 << 20
+"""Of events that wait to be kept: above it, a run's nodes wait before they go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """How many bytes of events a run may have, and how many its tenant's runs may have together of all that is kept."""
+
+    event_bytes: int
+    tenant_kept_bytes: int
 
 
 class EventLog:
     """Numbers and keeps the events of one run. `serve` must run as a task as long as the run does."""
 
-    def __init__(self, journal: Journal, run: str, last: int = 0) -> None:
+    def __init__(self, journal: Journal, run: str, quota: Quota, last: int = 0) -> None:
         self._journal = journal
         self._run = run
+        self._quota = quota
         self._last = last
-        self._waiting: list[Event] = []
+        self._bytes = 0
+        self._waiting: deque[WrittenEvent] = deque()
+        self._waiting_bytes = 0
         self._news = asyncio.Event()
         self._kept = asyncio.Condition()
         self._kept_number = last
         self._over = False
+        self.closed: asyncio.Future[NodeEnded] = asyncio.get_running_loop().create_future()
+        """Done when a quota is reached or nothing can be kept any more, with how the nodes are to end. Events of that
+        are taken all the same, so that there is room for them."""
 
     @property
     def last(self) -> int:
         """The number of the newest event."""
         return self._last
 
+    @property
+    def waiting_bytes(self) -> int:
+        """How many bytes of events wait to be kept."""
+        return self._waiting_bytes
+
     def emit(self, origin: EventOrigin, body: Body) -> None:
-        """Give an event the next number; it is kept soon after, in order."""
+        """Give an event the next number; it is kept soon after, in order. Long output becomes several."""
+        if isinstance(body, Printed):
+            for piece in pieces(body.text):
+                self._take(origin, Printed(body.stream, piece))
+        else:
+            self._take(origin, body)
+
+    def _take(self, origin: EventOrigin, body: Body) -> None:
+        if self._over:  # nobody keeps it, and a watcher is told only of what is kept
+            return
         self._last += 1
-        self._waiting.append(Event(self._last, now(), origin, body))
+        event = written(Event(self._last, now(), origin, body))
+        self._waiting.append(event)
+        self._waiting_bytes += event.size
+        self._bytes += event.size
         self._news.set()
+        if self._bytes >= self._quota.event_bytes:
+            self._close(RunState.EXHAUSTED, f"event_bytes: a run's events may have {self._quota.event_bytes} bytes")
+
+    def _close(self, state: RunState, reason: str) -> None:
+        if not self.closed.done():
+            self.closed.set_result(NodeEnded(state, reason))
+
+    async def room(self) -> None:
+        """Wait until few enough events wait to be kept. What makes events calls it before it makes more."""
+        if self._waiting_bytes > WAITING_BYTES:
+            async with self._kept:
+                await self._kept.wait_for(lambda: self._over or self._waiting_bytes <= WAITING_BYTES)
 
     async def serve(self) -> None:
         """Keep events until the last one of the run."""
         try:
             await self._keep_all()
         finally:
+            self._close(RunState.FAILED, "what happens in the run can no longer be kept")
             async with self._kept:
                 self._over = True
                 self._kept.notify_all()
@@ -49,15 +102,26 @@ class EventLog:
         while True:
             await self._news.wait()
             self._news.clear()
-            events, self._waiting = self._waiting, []
-            await self._journal.append(self._run, events)
-            async with self._kept:
-                self._kept_number = events[-1].sequence
-                self._kept.notify_all()
-            if any(isinstance(event.body, RunFinished) for event in events):
-                return
+            while self._waiting:
+                events = self._batch()
+                kept = await self._journal.append(self._run, events)
+                if kept >= self._quota.tenant_kept_bytes:
+                    reason = f"tenant_kept_bytes: {used_up(kept, self._quota.tenant_kept_bytes)}"
+                    self._close(RunState.EXHAUSTED, reason)
+                async with self._kept:
+                    self._waiting_bytes -= sum(event.size for event in events)
+                    self._kept_number = events[-1].event.sequence
+                    self._kept.notify_all()
+                if isinstance(events[-1].event.body, RunFinished):
+                    return
 
-    async def watch(self, from_sequence: int) -> AsyncIterator[Event]:
+    def _batch(self) -> list[WrittenEvent]:
+        events, size = [self._waiting.popleft()], 0
+        while self._waiting and (size := size + events[-1].size) + self._waiting[0].size <= MAX_BATCH_BYTES:
+            events.append(self._waiting.popleft())
+        return events
+
+    async def watch(self, from_sequence: int) -> AsyncGenerator[Event, None]:
         """Yield every event from a number on, those to come included, until the run's last."""
         wanted = max(1, from_sequence)
         while True:
@@ -77,10 +141,15 @@ class EventLog:
             await self._kept.wait_for(lambda: self._over or self._kept_number >= number)
 
 
-async def replay(journal: Journal, run: str, from_sequence: int) -> AsyncIterator[Event]:
+async def replay(journal: Journal, run: str, from_sequence: int) -> AsyncGenerator[Event, None]:
     """Yield the kept events of a run that has ended, from a number on."""
     wanted = max(1, from_sequence)
     while events := await journal.events(run, wanted, _MAX_AT_ONCE):
         for event in events:
             yield event
         wanted += len(events)
+
+
+def used_up(kept: int, most: int) -> str:
+    """Say that a tenant's runs have as many bytes as they may, and what to do."""
+    return f"{kept} of {most} bytes are kept of this tenant's runs: delete runs that have ended"

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed, TurnRestarted
+from rlm_server.runs.cuts import CutText, cut, size_of
 from rlm_server.runs.state import RunState
 
 
@@ -118,7 +119,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class RunFinished:
-    """The root ended: the last event of a run."""
+    """The root ended: the last event of a run. The whole answer is the root's."""
 
     state: RunState
     reason: str
@@ -148,12 +149,36 @@ class EventOrigin:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A numbered event: 1, 2, 3, … in each run. `at` is in Unix milliseconds."""
+    """A numbered event: 1, 2, 3, … in each run. `at` is in Unix milliseconds. `cut` are texts that are not whole."""
 
     sequence: int
     at: int
     origin: EventOrigin
     body: Body
+    cut: tuple[CutText, ...] = ()
+
+
+ROW_BYTES = 200
+"""What an event counts for besides its texts: its number, its time, where it happened."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenEvent:
+    """An event in the words of the store, its texts cut. `size` is in bytes, and what it counts for."""
+
+    event: Event
+    body: str
+    cut: str
+    size: int
+
+
+def written(event: Event) -> WrittenEvent:
+    """Cut an event's texts, and write it for the store."""
+    body, cuts = cut(event.body)
+    words, told = to_json(body), _cuts.dump_json(cuts).decode() if cuts else ""
+    return WrittenEvent(
+        Event(event.sequence, event.at, event.origin, body, cuts), words, told, size_of(words) + len(told) + ROW_BYTES
+    )
 
 
 def to_json(body: Body) -> str:
@@ -164,3 +189,13 @@ def to_json(body: Body) -> str:
 def from_json(text: str) -> Body:
     """Read a body that `to_json` wrote."""
     return _bodies.validate_json(text)
+
+
+def read(sequence: int, at: int, origin: EventOrigin, body: str, told: str) -> Event:
+    """Read an event from the store. What an older server kept whole is cut now."""
+    cuts = _cuts.validate_json(told) if told else ()
+    read_body, more = cut(from_json(body))
+    return Event(sequence, at, origin, read_body, cuts + more)
+
+
+_cuts = TypeAdapter(tuple[CutText, ...])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -20,8 +21,8 @@ class Guards:
         self._emit = emit
         self._errors = 0
         """Turns that failed, since the last that did not."""
-        self._seen: Counter[tuple[object, ...]] = Counter()
-        """Turns with code, by that and by what came of it."""
+        self._seen: Counter[bytes] = Counter()
+        """Turns with code, by the digest of that and of what came of it."""
 
     def look(self, blocks: Sequence[str], results: Sequence[Turn]) -> list[str]:
         """Look at a turn, its code blocks and what came of those that ran, and return what the model is to be told.
@@ -42,7 +43,7 @@ class Guards:
 
     def _repeats(self, blocks: Sequence[str], results: Sequence[Turn]) -> list[str]:
         outcomes = ((turn.status, turn.stdout, turn.error and turn.error.message) for turn in results)
-        turn = (tuple(blocks), *outcomes)
+        turn = hashlib.sha256(repr((tuple(blocks), *outcomes)).encode("utf-8", "replace")).digest()
         self._seen[turn] += 1
         times = self._seen[turn]
         if times == 1:

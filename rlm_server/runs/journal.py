@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -12,9 +13,18 @@ from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
 from rlm_server.ledger.amounts import Limit
+from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from rlm_server.repl.coverage import Coverage
-from rlm_server.runs.events import Event, EventOrigin, from_json, to_json
+from rlm_server.runs.cuts import CutText, beginning_of, size_of
+from rlm_server.runs.events import Event, EventOrigin, WrittenEvent, read
 from rlm_server.runs.state import RunState, move
+
+MOST_EVENTS_BYTES = 128 << 10
+"""Of events that are read at once, where more than one is."""
+MOST_TEXTS_BYTES = 256 << 10
+"""Of the questions and answers of a run's tree, together."""
+DELETED_AT_ONCE = 200
+"""Events of a run that is deleted, in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +44,10 @@ class RunRow:
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
-    """One RLM of a run's tree. The root's id is the run's, its parent None."""
+    """One RLM of a run's tree. The root's id is the run's, its parent None.
+
+    `question_bytes` and `answer_bytes` are what the whole texts have of UTF-8, of which only the beginning may be here.
+    """
 
     id: str
     run: str
@@ -47,6 +60,23 @@ class NodeRow:
     turns: int = 0
     coverage_fraction: float = 0.0
     """The part of its own text that it has looked at."""
+    question_bytes: int = 0
+    answer_bytes: int = 0
+
+    @property
+    def cut(self) -> tuple[CutText, ...]:
+        """Which of its texts are not whole."""
+        texts = (("question", self.question, self.question_bytes), ("answer", self.answer, self.answer_bytes))
+        return tuple(CutText(field, size) for field, text, size in texts if size_of(text) < size)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How many runs wait and are at work, and how many RLMs there are in them."""
+
+    pending_runs: int
+    running_runs: int
+    nodes: int
 
 
 class Journal:
@@ -70,6 +100,7 @@ class Journal:
                  run.budget.tokens, run.budget.calls, run.budget.cpu_ms, run.created_at, run.ended_at),
             )  # fmt: skip
             _insert_node(connection, NodeRow(run.id, run.id, None, 0, RunState.PENDING, question))
+            _count(connection, run.id, size_of(question))
             return run
 
         return await self._database.write(write)
@@ -84,14 +115,33 @@ class Journal:
 
     async def add_node(self, node: NodeRow) -> None:
         """Keep a child's node."""
-        await self._database.write(lambda connection: _insert_node(connection, node))
 
-    async def nodes(self, run: str) -> list[NodeRow]:
-        """Return a run's tree, the root first, in the order of their start."""
+        def write(connection: Connection) -> None:
+            _insert_node(connection, node)
+            _count(connection, node.run, size_of(node.question))
+
+        await self._database.write(write)
+
+    async def nodes(self, run: str, texts_bytes: int = MOST_TEXTS_BYTES) -> list[NodeRow]:
+        """Return a run's tree, the root first, in the order of their start.
+
+        Their questions and answers have `texts_bytes` of UTF-8 together at most: each is cut to an equal share.
+        """
 
         def read(connection: Connection) -> list[NodeRow]:
-            rows = connection.execute(f"{_NODE} WHERE run = ? ORDER BY number", (run,)).fetchall()
-            return [_node(row) for row in rows]
+            (number,) = connection.execute("SELECT count(*) FROM node WHERE run = ?", (run,)).fetchone()
+            share = texts_bytes // max(1, 2 * number)
+            rows = connection.execute(f"{_NODE} WHERE run = ? ORDER BY number", (share, share, run)).fetchall()
+            return [_node(row, share) for row in rows]
+
+        return await self._database.read(read)
+
+    async def root(self, run: str) -> NodeRow | None:
+        """Return a run's root with the whole of its question and its answer."""
+
+        def read(connection: Connection) -> NodeRow | None:
+            row = connection.execute(f"{_NODE} WHERE id = ?", (*_WHOLE, run)).fetchone()
+            return None if row is None else _node(row)
 
         return await self._database.read(read)
 
@@ -112,11 +162,14 @@ class Journal:
         """
 
         def write(connection: Connection) -> None:
-            row = connection.execute("SELECT state FROM node WHERE id = ?", (node,)).fetchone()
+            row = connection.execute("SELECT state, run FROM node WHERE id = ?", (node,)).fetchone()
             connection.execute(
-                "UPDATE node SET state = ?, answer = ?, reason = ?, turns = ?, coverage_fraction = ? WHERE id = ?",
-                (move(RunState(row[0]), state), answer, reason, turns, coverage_fraction, node),
+                "UPDATE node SET state = ?, answer = ?, answer_bytes = ?, reason = ?, turns = ?, coverage_fraction = ? "
+                "WHERE id = ?",
+                (move(RunState(row[0]), state), answer, size_of(answer), reason, turns, coverage_fraction, node),
             )
+            if answer:
+                _count(connection, row[1], size_of(answer))
             if state.ended:
                 connection.execute("UPDATE run SET ended_at = ? WHERE id = ?", (now(), node))
 
@@ -137,49 +190,105 @@ class Journal:
         return await self._database.read(read)
 
     async def unfinished(self) -> list[NodeRow]:
-        """Return the nodes that a former process left unfinished, children before their parents."""
+        """Return the nodes that a former process left unfinished, children before their parents, without texts."""
 
         def read(connection: Connection) -> list[NodeRow]:
-            rows = connection.execute(f"{_NODE} WHERE state IN ('pending', 'running') ORDER BY depth DESC").fetchall()
-            return [_node(row) for row in rows]
+            left = f"{_NODE} WHERE state IN ('pending', 'running') ORDER BY depth DESC"
+            return [_node(row) for row in connection.execute(left, (0, 0)).fetchall()]
 
         return await self._database.read(read)
 
-    async def append(self, run: str, events: Sequence[Event]) -> None:
-        """Keep events; their numbers must follow those kept."""
+    async def progress(self) -> Progress:
+        """Return how much is under way."""
 
-        def write(connection: Connection) -> None:
+        def read(connection: Connection) -> Progress:
+            unfinished = "SELECT state, parent IS NULL, count(*) FROM node WHERE state IN ('pending', 'running') "
+            found = connection.execute(unfinished + "GROUP BY state, parent IS NULL").fetchall()
+            counts = {(state, bool(root)): number for state, root, number in found}
+            runs = [counts.get((state, True), 0) for state in (RunState.PENDING, RunState.RUNNING)]
+            return Progress(runs[0], runs[1], sum(counts.values()))
+
+        return await self._database.read(read)
+
+    async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+        """Keep events; their numbers must follow those kept. Returns the bytes that are kept of the tenant's runs."""
+
+        def write(connection: Connection) -> int:
             connection.executemany(
-                "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO event (run, sequence, at, node, parent, depth, turn, body, cut, size) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (
-                        run,
-                        e.sequence,
-                        e.at,
-                        e.origin.node,
-                        e.origin.parent,
-                        e.origin.depth,
-                        e.origin.turn,
-                        to_json(e.body),
-                    )
-                    for e in events
+                    (run, one.event.sequence, one.event.at, one.event.origin.node, one.event.origin.parent,
+                     one.event.origin.depth, one.event.origin.turn, one.body, one.cut, one.size)
+                    for one in events
                 ],
-            )
+            )  # fmt: skip
+            return _count(connection, run, sum(one.size for one in events))
 
-        await self._database.write(write)
+        return await self._database.write(write)
 
-    async def events(self, run: str, from_sequence: int, most: int) -> list[Event]:
-        """Return up to `most` events from a number on."""
+    async def events(self, run: str, from_sequence: int, most: int, most_bytes: int = MOST_EVENTS_BYTES) -> list[Event]:
+        """Return up to `most` events from a number on, or fewer: so many bytes of them, and one at least."""
 
-        def read(connection: Connection) -> list[Event]:
-            rows = connection.execute(
-                "SELECT sequence, at, node, parent, depth, turn, body FROM event "
-                "WHERE run = ? AND sequence >= ? ORDER BY sequence LIMIT ?",
+        def load(connection: Connection) -> list[Event]:
+            sizes = connection.execute(
+                "SELECT size FROM event WHERE run = ? AND sequence >= ? ORDER BY sequence LIMIT ?",
                 (run, from_sequence, most),
             ).fetchall()
-            return [Event(row[0], row[1], EventOrigin(*row[2:6]), from_json(row[6])) for row in rows]
+            totals = accumulate(size for (size,) in sizes)
+            number = max(1, sum(total <= most_bytes for total in totals))
+            rows = connection.execute(
+                "SELECT sequence, at, node, parent, depth, turn, body, cut FROM event "
+                "WHERE run = ? AND sequence >= ? ORDER BY sequence LIMIT ?",
+                (run, from_sequence, number),
+            ).fetchall()
+            return [read(row[0], row[1], EventOrigin(*row[2:6]), row[6], row[7]) for row in rows]
+
+        return await self._database.read(load)
+
+    async def kept_bytes(self, tenant: str) -> int:
+        """Return the bytes that are kept of a tenant's runs: events, questions and answers."""
+
+        def read(connection: Connection) -> int:
+            row = connection.execute("SELECT kept_bytes FROM tenant_usage WHERE tenant = ?", (tenant,)).fetchone()
+            return int(row[0]) if row else 0
 
         return await self._database.read(read)
+
+    async def delete_events(self, run: str, most: int = DELETED_AT_ONCE) -> bool:
+        """Forget some events of a run that has ended, the last first; returns whether there are more.
+
+        In portions, so that other writes get their turn.
+        """
+
+        def write(connection: Connection) -> bool:
+            (last,) = connection.execute("SELECT max(sequence) FROM event WHERE run = ?", (run,)).fetchone()
+            if last is None:
+                return False
+            these = "FROM event WHERE run = ? AND sequence > ?"
+            (size,) = connection.execute(f"SELECT sum(size) {these}", (run, last - most)).fetchone()
+            connection.execute(f"DELETE {these}", (run, last - most))
+            _count(connection, run, -size)
+            return bool(last > most)
+
+        return await self._database.write(write)
+
+    async def delete(self, run: str) -> None:
+        """Forget a run and its nodes. Its events must be gone. What it spent stays in the ledger."""
+
+        def write(connection: Connection) -> None:
+            row = connection.execute("SELECT kept_bytes FROM run WHERE id = ?", (run,)).fetchone()
+            if row is None:
+                return
+            _count(connection, run, -row[0])
+            # Children first: a node refers to its parent, and SQLite looks at that row by row.
+            for (depth,) in connection.execute(
+                "SELECT DISTINCT depth FROM node WHERE run = ? ORDER BY depth DESC", (run,)
+            ).fetchall():
+                connection.execute("DELETE FROM node WHERE run = ? AND depth = ?", (run, depth))
+            connection.execute("DELETE FROM run WHERE id = ?", (run,))
+
+        await self._database.write(write)
 
     async def last_sequence(self, run: str) -> int:
         """Return the number of a run's newest event, 0 for none."""
@@ -193,14 +302,19 @@ class Journal:
         """Return the roots that have ended in runs whose last event is not kept."""
 
         def read(connection: Connection) -> list[NodeRow]:
-            return [_node(row) for row in connection.execute(_UNANNOUNCED).fetchall()]
+            return [_node(row) for row in connection.execute(_UNANNOUNCED, (MAX_EVENT_TEXT, MAX_EVENT_TEXT)).fetchall()]
 
         return await self._database.read(read)
 
 
 _coverages = TypeAdapter(Coverage)
 
-_NODE = "SELECT id, run, parent, depth, state, question, answer, reason, turns, coverage_fraction FROM node"
+_NODE = (
+    "SELECT id, run, parent, depth, state, substr(question, 1, ?), substr(answer, 1, ?), reason, turns, "
+    "coverage_fraction, question_bytes, answer_bytes FROM node"
+)
+_WHOLE = (1 << 30, 1 << 30)
+"""The characters of a question and of an answer, where all are wanted."""
 _UNANNOUNCED = f"""
 {_NODE} WHERE id IN (SELECT id FROM run WHERE ended_at IS NOT NULL) AND NOT EXISTS (
     SELECT 1 FROM event WHERE run = node.id AND body LIKE '%"kind":"run_finished"}}'
@@ -209,17 +323,31 @@ _UNANNOUNCED = f"""
 """  # noqa: S608
 
 
-def _node(row: tuple[Any, ...]) -> NodeRow:
-    node, run, parent, depth, state, *rest = row
-    return NodeRow(node, run, parent, depth, RunState(state), *rest)
+def _node(row: tuple[Any, ...], most: int | None = None) -> NodeRow:
+    node, run, parent, depth, state, question, answer, *rest = row
+    if most is not None:
+        question, answer = beginning_of(question, most), beginning_of(answer, most)
+    return NodeRow(node, run, parent, depth, RunState(state), question, answer, *rest)
+
+
+def _count(connection: Connection, run: str, size: int) -> int:
+    """Count bytes that are kept of a run, or no more; returns those of its tenant's runs."""
+    tenant, _ = connection.execute(
+        "UPDATE run SET kept_bytes = kept_bytes + ? WHERE id = ? RETURNING tenant, kept_bytes", (size, run)
+    ).fetchone()
+    (kept,) = connection.execute(
+        "INSERT INTO tenant_usage (tenant, kept_bytes) VALUES (?, ?) ON CONFLICT (tenant) DO UPDATE "
+        "SET kept_bytes = tenant_usage.kept_bytes + excluded.kept_bytes RETURNING kept_bytes",
+        (tenant, size),
+    ).fetchone()
+    return int(kept)
 
 
 def _insert_node(connection: Connection, node: NodeRow) -> None:
     connection.execute(
-        "INSERT INTO node (id, run, parent, depth, state, question, answer, reason, turns, number) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, (SELECT count(*) FROM node WHERE run = ?))",
-        (node.id, node.run, node.parent, node.depth, node.state, node.question, node.answer, node.reason, node.turns,
-         node.run),
+        "INSERT INTO node (id, run, parent, depth, state, question, question_bytes, number) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT count(*) FROM node WHERE run = ?))",
+        (node.id, node.run, node.parent, node.depth, node.state, node.question, size_of(node.question), node.run),
     )  # fmt: skip
 
 

@@ -10,8 +10,10 @@ from functools import partial
 
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.provider import Failure, Message, ModelRequest
+from rlm_server.database.engine import DatabaseError
 from rlm_server.ledger import BudgetError, Payer
-from rlm_server.repl.coverage import Coverage
+from rlm_server.repl.bounds import MAX_REASON, cut
+from rlm_server.repl.coverage import Coverage, Looked
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished
 from rlm_server.repl.functions import NodeRepl
 from rlm_server.repl.metering import metered
@@ -19,6 +21,7 @@ from rlm_server.repl.model_calls import CallOptions, ModelCalls, seconds_left
 from rlm_server.repl.output import OutputBatcher
 from rlm_server.runs import prompt, reply
 from rlm_server.runs.children import Children
+from rlm_server.runs.cuts import beginning_of, size_of
 from rlm_server.runs.events import (
     Answer,
     Body,
@@ -34,7 +37,7 @@ from rlm_server.runs.state import NodeEnded, RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
-from sandbox.door import Json
+from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool.live_sessions import PoolFull
 from sandbox.pool.pool import JailMissing, LiveSession
 from sandbox.pool.process import WorkerLost
@@ -63,7 +66,7 @@ class Node:
         self._ready = False
         self._messages: list[Message] = []
         self._coverage = Coverage()
-        self._seen_blocks: int | None = None
+        self._looked: Looked | None = None
 
     def emit(self, body: Body) -> None:
         """Report something that happened in this node."""
@@ -87,6 +90,9 @@ class Node:
         except asyncio.CancelledError:
             await run_to_completion(self._keep(Outcome(RunState.CANCELLED, self._draft, "cancelled")))
             raise
+        except DatabaseError as error:  # it is away, or full: said once, and by name
+            log.error("node %s ended: %s", self.task.id, type(error).__name__)  # noqa: TRY400
+            outcome = Outcome(RunState.FAILED, self._draft, "the server cannot reach its database")
         except Exception:
             log.exception("node %s failed", self.task.id)
             outcome = Outcome(RunState.FAILED, self._draft, "an internal error of the server; it has been logged")
@@ -97,20 +103,36 @@ class Node:
         # The deadline and a cancellation may come at once, here and in every node above. So the work is cancelled
         # once at most, and is always waited for.
         work = asyncio.create_task(self._work())
+        closed = self.tree.event_log.closed
         try:
-            await asyncio.wait([work], timeout=seconds_left(self.tree.deadline))
+            await self._until_over(work, closed)
         finally:
             if not work.done():
                 await cancel_and_wait(work)
         if work.cancelled():
-            return Outcome(RunState.EXHAUSTED, self._draft, self._out_of_time())
+            return self._ended(closed.result() if closed.done() else self._out_of_time())
         try:
             return Outcome(RunState.SUCCEEDED, work.result())
         except NodeEnded as ended:
-            return Outcome(ended.state, self._draft, str(ended))
+            return self._ended(ended)
 
-    def _out_of_time(self) -> str:
-        return f"wall_seconds: the run may take {self.tree.limits.wall_seconds:g} s"
+    async def _until_over(self, work: asyncio.Task[str], closed: asyncio.Future[NodeEnded]) -> None:
+        """Wait until the work is done, or must end."""
+        while not (work.done() or closed.done()):
+            pause, seconds = self.tree.pause, seconds_left(self.tree.deadline)
+            if pause is not None:
+                await asyncio.wait((work, closed, pause), return_when=asyncio.FIRST_COMPLETED)
+            elif seconds:
+                await asyncio.wait((work, closed), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            else:
+                return
+
+    def _ended(self, how: NodeEnded) -> Outcome:
+        return Outcome(how.state, self._draft, cut(str(how), MAX_REASON))
+
+    def _out_of_time(self) -> NodeEnded:
+        reason = f"wall_seconds: the run may take {self.tree.limits.wall_seconds:g} s"
+        return NodeEnded(RunState.EXHAUSTED, reason)
 
     async def _keep(self, outcome: Outcome) -> None:
         services = self.tree.services
@@ -148,10 +170,14 @@ class Node:
         self._messages = [Message("user", prompt.task(self.task.question, await self._environment(1)))]
         for turn in range(1, limits.max_turns + 1):
             self.origin = replace(self.origin, turn=turn)
+            await self._renew_place()
+            await self.tree.event_log.room()
             self.emit(TurnStarted(limits.max_turns))
             read = reply.read(await self._ask(limits.root_tokens))
             if read.final is not None:
-                return self._answered(read.final)
+                if self._too_long(read.final) is None:
+                    return self._answered(read.final)
+                read = reply.Reply((f"FINAL({read.final!r})",))  # refused as that of code is
             named = read.final_variable
             blocks = read.blocks or ((f"FINAL_VAR({named!r})",) if named is not None else ())
             results = await self._run_blocks(session, blocks)
@@ -166,13 +192,19 @@ class Node:
         await self._last_word()
         raise NodeEnded(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
 
+    async def _renew_place(self) -> None:
+        if self.task.depth == 0 and self.origin.turn > 1:
+            await self.tree.renew_place()
+            self.calls.options = replace(self.calls.options, deadline=self.tree.deadline)
+
     async def _look(self, session: LiveSession) -> None:
         """Sum up what the session has looked at so far, where that is more than before."""
         node_context, blocks = self.task.node_context, session.seen[0] if session.seen else 0
-        if node_context is not None and blocks != self._seen_blocks:
-            self._seen_blocks = blocks
-            self._coverage = await self.tree.summary(node_context.corpus, blocks)
-            self.tree.saw(node_context, blocks)
+        if node_context is None:
+            return
+        if self._looked is None or self._looked.blocks & ~blocks:  # none yet, or a turn was undone
+            self._looked = Looked(node_context.corpus)
+        self._coverage = await self.tree.saw(node_context, self._looked, blocks)
 
     def _answered(self, text: str) -> str:
         self._draft = text
@@ -192,7 +224,7 @@ class Node:
         except CallFailed as error:
             self.tree.count(self.origin, error.spent)
             if error.failure is Failure.TIMED_OUT and not seconds_left(self.tree.deadline):
-                raise NodeEnded(RunState.EXHAUSTED, self._out_of_time()) from None
+                raise self._out_of_time() from None
             raise NodeEnded(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
         self.tree.tracer.trace(call_id, [message.content for message in self._messages], self._reported)
         self.emit(ModelReplied(done.model, done.reply.text, done.spent, call_id))
@@ -203,18 +235,21 @@ class Node:
     async def _last_word(self) -> None:
         self._messages.append(Message("user", prompt.LAST_WORD))
         try:
-            self._draft = (await self._ask(min(1024, self.tree.limits.root_tokens))).strip() or self._draft
+            said = (await self._ask(min(1024, self.tree.limits.root_tokens))).strip()
+            self._draft = beginning_of(said, self.tree.limits.answer_bytes) or self._draft
         except NodeEnded as ended:
             self.emit(Guard("last_word", f"no closing answer: {ended}"))
 
     async def _run_blocks(self, session: LiveSession, blocks: tuple[str, ...]) -> list[Turn]:
         results: list[Turn] = []
         for number, code in enumerate(blocks, start=1):
+            await self.tree.event_log.room()
             self.emit(CodeStarted(code, number))
             tally = self.calls.begin_turn()
             with OutputBatcher(self.emit) as output:
                 result = await self._turn(session, code, output)
-            self.emit(CodeFinished(result, tally.untold))
+            told = replace(result, stdout="", stderr="")  # which are told already
+            self.emit(CodeFinished(told, tally.untold))
             results.append(result)
             if result.error or self._ready:
                 break
@@ -230,7 +265,7 @@ class Node:
             self._left,
             self._take_answer,
         )
-        answer = partial(self.tree.services.functions.answer_run, repl)
+        answer = partial(self._answer_call, repl)
         execute = partial(session.execute, code, answer, output.take, output.restarted)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         try:
@@ -258,8 +293,20 @@ class Node:
 
     # ---- what its code asks for ----------------------------------------------------------------------------------
 
+    async def _answer_call(self, repl: NodeRepl, call: HostCall) -> Json:
+        await self.tree.event_log.room()
+        return await self.tree.services.functions.answer_run(repl, call)
+
     def _take_answer(self, content: str, ready: bool) -> None:
+        too_long = self._too_long(content)
+        if too_long is not None:
+            raise DoorRefusal("LimitExceeded", too_long)
         self._draft, self._ready = content, ready
+
+    def _too_long(self, answer: str) -> str | None:
+        """Say that a text is too long for an answer, where it is."""
+        most, size = self.tree.limits.answer_bytes, size_of(answer)
+        return None if size <= most else f"answer_bytes: an answer may have {most} bytes of UTF-8, not {size}"
 
     async def _left(self) -> Json:
         left = await self.tree.services.ledger.left(self.task.id)

@@ -26,6 +26,13 @@ def whole_context(corpus: Corpus) -> NodeContext:
     return NodeContext(corpus, lambda document: (document, 0))
 
 
+def blocks_of(context: Corpus, node_context: NodeContext, blocks: int) -> int:
+    """Return the blocks of the run's context that blocks of a node's text are in. The work is linear in these."""
+    if node_context.corpus is context:
+        return blocks
+    return coverage.of_ranges(context, traced_back(node_context, blocks))
+
+
 def traced_back(node_context: NodeContext, blocks: int) -> Iterable[Range]:
     """Yield the ranges of the run's context that blocks of a node's text are."""
     if node_context.origin is None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from rlm_server.clock import now
 from rlm_server.ledger import AccountUnknown, Amounts, Ledger, LedgerError
-from rlm_server.runs.events import Event, EventOrigin, RunFinished
+from rlm_server.runs.events import Event, EventOrigin, RunFinished, written
 from rlm_server.runs.journal import Journal, NodeRow
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import CHILD
@@ -48,4 +48,4 @@ async def _closed(ledger: Ledger, account: str) -> Amounts:
 async def _finish(journal: Journal, root: NodeRow, spent: Amounts) -> None:
     last = await journal.last_sequence(root.id)
     body = RunFinished(root.state, root.reason, spent, root.answer)
-    await journal.append(root.id, [Event(last + 1, now(), EventOrigin(root.id, "", 0), body)])
+    await journal.append(root.id, [written(Event(last + 1, now(), EventOrigin(root.id, "", 0), body))])

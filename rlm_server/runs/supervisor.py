@@ -6,35 +6,63 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
 from typing import Self
+from weakref import WeakValueDictionary
 
 from rlm_server.clock import now
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
+from rlm_server.contexts.local_files import ContextDamaged
+from rlm_server.database.engine import DatabaseError
 from rlm_server.ledger import UNITS, BudgetExceeded, Limit
+from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
-from rlm_server.runs.event_log import EventLog, replay
+from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
 from rlm_server.runs.journal import RunRow
 from rlm_server.runs.node import Node
 from rlm_server.runs.node_context import whole_context
+from rlm_server.runs.places import Place, Places
 from rlm_server.runs.recovery import recover
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Services, Task, Tree
+from rlm_server.shares.limits import TenantLimits
 from sandbox.cancellation import run_to_completion
 
 log = logging.getLogger(__name__)
 
 
 class TooManyRuns(Exception):
-    """The server runs as many runs as it may; the message names the limit."""
+    """As many runs of a tenant wait as may; the message names the limit."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"{limit} runs of this tenant wait for their turn, and more may not (tenant_waiting_runs): try again when "
+            "some have ended, or cancel some"
+        )
+        self.limit = limit
+
+
+class RunQuotaExceeded(Exception):
+    """As much is kept of a tenant's runs as may be; the message names the limit."""
+
+    def __init__(self, limit: int, used: int) -> None:
+        super().__init__(f"tenant_kept_bytes: {used_up(used, limit)}")
+        self.limit, self.used = limit, used
+
+
+class RunNotEnded(Exception):
+    """A run that is to be deleted goes on."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(f"the run {run} has not ended: cancel it first")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +90,23 @@ class _Live:
 class Supervisor:
     """Owns the runs that are going on. An async context manager: leaving it cancels them and waits for their end."""
 
-    def __init__(self, services: Services, contexts: Contexts, *, most: int) -> None:
+    def __init__(
+        self,
+        services: Services,
+        contexts: Contexts,
+        *,
+        most: int,
+        tenant_limits: Callable[[str], TenantLimits],
+        weights: Mapping[str, float],
+    ) -> None:
         self._services = services
         self._contexts = contexts
-        self._most = most
+        self._limits = tenant_limits
+        self._places = Places(most, lambda tenant: tenant_limits(tenant).tenant_runs, weights)
         self._live: dict[str, _Live] = {}
         self._stack = AsyncExitStack()
         self._group = asyncio.TaskGroup()
-        self._creating = asyncio.Lock()
+        self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
         await recover(self._services.journal, self._services.ledger)
@@ -84,14 +121,15 @@ class Supervisor:
         await self._stack.__aexit__(None, None, None)
 
     async def create(self, new: NewRun) -> RunRow:
-        """Start a run and return it; a repeated request id returns the run it started.
+        """Start a run and return it, pending; a repeated request id returns the run it started.
 
         Raises:
             BudgetExceeded: the budget is more than what the tenant has left.
             ContextGone, ContextDamaged: the context was deleted, or its files are not whole.
-            TooManyRuns: as many as may are going on.
+            RunQuotaExceeded: as much is kept of the tenant's runs as may be.
+            TooManyRuns: as many of the tenant's as may wait already.
         """
-        async with self._creating:
+        async with self._creating.setdefault(new.tenant, asyncio.Lock()):
             return await run_to_completion(self._create(new))
 
     async def _create(self, new: NewRun) -> RunRow:
@@ -100,15 +138,19 @@ class Supervisor:
             known = await journal.by_request(new.tenant, new.request_id)
             if known is not None:
                 return known
-        if len(self._live) >= self._most:
-            raise TooManyRuns(f"this server runs at most {self._most} runs at once; try again when one has ended")
+        limits = self._limits(new.tenant)
+        kept = await journal.kept_bytes(new.tenant)
+        if kept >= limits.tenant_kept_bytes:
+            raise RunQuotaExceeded(limits.tenant_kept_bytes, kept)
+        if self._places.in_line(new.tenant) > limits.tenant_waiting_runs:
+            raise TooManyRuns(limits.tenant_waiting_runs)
         check_affordable(new.tenant, new.budget, (await ledger.balance(new.tenant)).left)
-        if new.context:
+        if new.context is not None:
             await self._contexts.pin(new.context)
         try:
             return await self._begin(new)
         except BaseException:
-            if new.context:
+            if new.context is not None:
                 self._contexts.unpin(new.context)
             raise
 
@@ -121,74 +163,104 @@ class Supervisor:
         )  # fmt: skip
         await journal.create(row, new.question)
         await ledger.open_account(run_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
-        live = self._live[run_id] = _Live(EventLog(journal, run_id))
-        live.task = self._group.create_task(self._run(row, new, live))
+        quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
+        live = self._live[run_id] = _Live(EventLog(journal, run_id, quota))
+        # Its question is in the journal: what waits in line holds no more than it must.
+        live.task = self._group.create_task(self._run(row, new.context, new.limits, new.image, live))
         await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
 
-    async def _run(self, row: RunRow, new: NewRun, live: _Live) -> None:
-        origin, event_log = EventOrigin(row.id, "", 0), live.event_log
-        keeping = asyncio.create_task(event_log.serve())
+    async def _run(self, row: RunRow, context: Context | None, limits: RunLimits, image: str, live: _Live) -> None:
+        keeping = asyncio.create_task(live.event_log.serve())
         outcome = Outcome(RunState.FAILED, reason="an internal error of the server; it has been logged")
         try:
-            event_log.emit(
-                origin,
-                RunStarted(
-                    new.question, row.model, row.sub_model, new.context.characters if new.context else 0, row.budget
-                ),
-            )
-            deadline = time.monotonic() + new.limits.wall_seconds
-            node_context = whole_context(self._contexts.corpus(new.context)) if new.context else None
-            corpus = node_context.corpus if node_context else None
-            traced = (
-                TracedContext(new.tenant, self._services.shares, partial(self._contexts.lineage, new.context))
-                if new.context
-                else None
-            )
-            async with Tracer(traced) as tracer:
-                live.tree = Tree(self._services, row, new.limits, new.image, deadline, event_log, corpus, tracer)
-                outcome = await Node(live.tree, Task(row.id, "", 0, new.question, node_context, row.model)).run()
+            async with self._places.place(row.tenant) as place:
+                outcome = await self._work(row, context, limits, image, live, place)
         except asyncio.CancelledError:
             outcome = Outcome(RunState.CANCELLED, reason="cancelled")
+        except ContextDamaged as error:
+            outcome = Outcome(RunState.FAILED, reason=cut(str(error), MAX_REASON))
         except Exception:
             log.exception("run %s failed", row.id)
         finally:
             await run_to_completion(self._finish(row.id, outcome, live, keeping))
-            if new.context:
-                self._contexts.unpin(new.context)
+            if context is not None:
+                self._contexts.unpin(context)
+
+    async def _work(
+        self, row: RunRow, context: Context | None, limits: RunLimits, image: str, live: _Live, place: Place
+    ) -> Outcome:
+        root = await self._services.journal.root(row.id)
+        assert root is not None  # noqa: S101
+        characters = context.characters if context is not None else 0
+        node_context = whole_context(self._contexts.corpus(context)) if context is not None else None
+        corpus = node_context.corpus if node_context is not None else None
+        deadline, event_log = time.monotonic() + limits.wall_seconds, live.event_log
+        traced = (
+            TracedContext(row.tenant, self._services.shares, partial(self._contexts.lineage, context))
+            if context is not None
+            else None
+        )
+        event_log.emit(
+            EventOrigin(row.id, "", 0), RunStarted(root.question, row.model, row.sub_model, characters, row.budget)
+        )
+        async with Tracer(traced) as tracer:
+            live.tree = Tree(self._services, row, limits, image, deadline, event_log, corpus, tracer, place)
+            return await Node(live.tree, Task(row.id, "", 0, root.question, node_context, row.model)).run()
 
     async def _finish(self, run_id: str, outcome: Outcome, live: _Live, keeping: asyncio.Task[None]) -> None:
-        event_log = live.event_log
+        event_log, journal, ledger = live.event_log, self._services.journal, self._services.ledger
         try:
-            if live.tree:
+            if live.tree is not None:
                 live.tree.memo.close()
-                await self._services.journal.cover(run_id, await live.tree.coverage())
-            spent = (await self._services.ledger.balance(run_id)).posted
+                await journal.cover(run_id, await live.tree.coverage())
+            else:  # no node of it began
+                await ledger.close_account(run_id)
+                await journal.move(run_id, outcome.state, reason=outcome.reason)
+            spent = (await ledger.balance(run_id)).posted
             event_log.emit(
                 EventOrigin(run_id, "", 0), RunFinished(outcome.state, outcome.reason, spent, outcome.answer)
             )
             await keeping
-        except Exception:  # the database's: the next start ends this run, and the others go on
+        except DatabaseError as error:  # the next start ends this run, and the others go on
+            log.error("the end of run %s could not be kept: %s", run_id, type(error).__name__)  # noqa: TRY400
+        except Exception:
             log.exception("the end of run %s could not be kept", run_id)
         finally:
             del self._live[run_id]
 
+    async def delete(self, run_id: str) -> None:
+        """Forget a run that has ended, and all that is kept of it. What it spent stays in the ledger.
+
+        Raises:
+            RunNotEnded: it goes on.
+        """
+        if run_id in self._live:
+            raise RunNotEnded(run_id)
+        while await self._services.journal.delete_events(run_id):
+            pass
+        await self._services.journal.delete(run_id)
+
     async def cancel(self, run_id: str) -> None:
         """Stop a run and everything under it, and return when it has stopped; one that has ended stays as it is."""
         live = self._live.get(run_id)
-        if live:
+        if live is not None:
             live.task.cancel()
             await asyncio.wait([live.task])
 
     async def coverage(self, run_id: str) -> Coverage:
         """Return how much of its context a run's whole tree has looked at so far."""
         live = self._live.get(run_id)
-        return await live.tree.coverage() if live and live.tree else await self._services.journal.coverage(run_id)
+        if live is not None and live.tree is not None:
+            return await live.tree.coverage()
+        return await self._services.journal.coverage(run_id)
 
-    def watch(self, run_id: str, from_sequence: int) -> AsyncIterator[Event]:
+    def watch(self, run_id: str, from_sequence: int) -> AsyncGenerator[Event, None]:
         """Yield the run's events from a number on, until its last."""
         live = self._live.get(run_id)
-        return live.event_log.watch(from_sequence) if live else replay(self._services.journal, run_id, from_sequence)
+        if live is not None:
+            return live.event_log.watch(from_sequence)
+        return replay(self._services.journal, run_id, from_sequence)
 
 
 def check_affordable(tenant: str, budget: Limit, left: Limit) -> None:

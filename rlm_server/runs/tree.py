@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 
 from rlm_server.broker.broker import Broker
 from rlm_server.ledger import UNITS, Amounts, Ledger
 from rlm_server.repl.call_tally import Failures
-from rlm_server.repl.coverage import Coverage, summary
+from rlm_server.repl.coverage import Coverage, Looked
 from rlm_server.repl.functions import Functions
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import Memo
+from rlm_server.repl.model_calls import seconds_left
 from rlm_server.repl.tracing import Tracer
+from rlm_server.runs.child_context import ChildContexts
 from rlm_server.runs.event_log import EventLog
 from rlm_server.runs.events import BudgetWarning, EventOrigin
 from rlm_server.runs.journal import Journal, RunRow
-from rlm_server.runs.node_context import NodeContext, traced_back
+from rlm_server.runs.node_context import NodeContext, blocks_of
+from rlm_server.runs.places import Place
 from rlm_server.runs.state import RunState
 from rlm_server.shares.shares import Shares
-from rlm_server.shares.threads import Purpose
+from rlm_server.shares.threads import Cancelled, Purpose
 from sandbox.corpora.corpus import Corpus
-from sandbox.corpora.coverage import of_range
+from sandbox.door import DoorRefusal
 from sandbox.pool.pool import Pool
+
+_NOTHING = Amounts()
 
 WARN_AT_PERCENT = (50, 80, 95)
 
@@ -76,41 +82,80 @@ class Tree:
     event_log: EventLog
     context: Corpus | None
     tracer: Tracer
-    seen: int = 0
-    """The blocks of the run's context that its whole tree has looked at."""
+    place: Place
     memo: Memo = field(init=False)
     failures: Failures = field(default_factory=Failures)
+    looked: Looked | None = field(init=False)
+    """What the whole tree has looked at of the run's context, where there is one."""
     spent: Amounts = field(default_factory=Amounts)
+    nodes: int = 1
+    """How many there have been, the root included."""
+    contexts: ChildContexts = field(init=False)
+    pause: asyncio.Future[None] | None = None
+    """While the run has no place: done when it has one again. The deadline stands still meanwhile."""
     _warned: dict[str, int] = field(default_factory=dict)
     _levels: defaultdict[int, asyncio.Semaphore] = field(init=False)
 
     def __post_init__(self) -> None:
         self.memo = Memo(self.run.tenant, self.limits.memo_bytes, self.services.shares.held)
+        self.looked = Looked(self.context) if self.context is not None else None
+        self.contexts = ChildContexts(self.services.shares, self.run.tenant)
         self._levels = defaultdict(lambda: asyncio.Semaphore(self.limits.children))
+
+    async def renew_place(self) -> None:
+        """Between turns of the root: let another tenant's run work that has a better right to, and wait meanwhile."""
+        if not self.place.owed:
+            return
+        left, self.pause = seconds_left(self.deadline), asyncio.get_running_loop().create_future()
+        try:
+            await self.place.renew()
+        finally:
+            self.deadline = time.monotonic() + left
+            self.pause.set_result(None)
+            self.pause = None
+
+    def add_nodes(self, number: int) -> None:
+        """Count children before they start.
+
+        Raises:
+            DoorRefusal: the run would have more nodes than it may. None is counted.
+        """
+        most = self.limits.nodes
+        if self.nodes + number > most:
+            raise DoorRefusal(
+                "LimitExceeded", f"nodes: a run may have {most} RLMs in all; it has had {self.nodes}, and {number} more"
+            )
+        self.nodes += number
 
     def level(self, depth: int) -> asyncio.Semaphore:
         """Return the places at a depth. A node waits only for deeper ones, so nodes never wait for each other."""
         return self._levels[depth]
 
-    def saw(self, node_context: NodeContext, blocks: int) -> None:
-        """Note that a node has looked at blocks of what it reads."""
-        if self.context is not None:
-            for part in traced_back(node_context, blocks):
-                self.seen |= of_range(self.context, part)
+    async def saw(self, node_context: NodeContext, looked: Looked, blocks: int) -> Coverage:
+        """Note that a node, which has `looked` at some of what it reads, looked at blocks; returns the sum of all."""
+
+        def work(_: Cancelled) -> Coverage:
+            if self.looked is not None and self.context is not None:
+                self.looked.add(blocks_of(self.context, node_context, blocks & ~looked.blocks))
+            looked.add(blocks)
+            return looked.coverage()
+
+        return await self.services.shares.threads.run(Purpose.COVERAGE, self.run.tenant, work)
 
     async def coverage(self) -> Coverage:
         """Sum up how much of the run's context the whole tree has looked at."""
-        if self.context is None:
+        looked = self.looked
+        if looked is None:
             return Coverage()
-        return await self.summary(self.context, self.seen)
-
-    async def summary(self, corpus: Corpus, blocks: int) -> Coverage:
-        """Sum up how much of a corpus blocks are."""
-        threads = self.services.shares.threads
-        return await threads.run(Purpose.COVERAGE, self.run.tenant, lambda _: summary(corpus, blocks))
+        known = looked.known
+        if known is not None:
+            return known
+        return await self.services.shares.threads.run(Purpose.COVERAGE, self.run.tenant, lambda _: looked.coverage())
 
     def count(self, origin: EventOrigin, spent: Amounts) -> None:
         """Add to what the run has spent, and warn where it passes a share of its budget."""
+        if spent == _NOTHING:
+            return
         self.spent += spent
         for unit in UNITS:
             limit, used = getattr(self.run.budget, unit), getattr(self.spent, unit)

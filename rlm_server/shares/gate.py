@@ -31,18 +31,19 @@ class Gate:
     None is no cap. The tenant with the fewest calls inside for its weight goes next; among equals, they take turns in
     the proportion of their weights. A weight is 1 where `weights` has none. In the same way a tenant's runs share what
     it gets; a run's calls enter in the order they came. `tenant_waiting` is how many of one tenant may be in the line.
+    `tenant_calls` is one number for all tenants, or tells each one's.
     """
 
     def __init__(
         self,
         *,
         calls: int | None = None,
-        tenant_calls: int | None = None,
+        tenant_calls: int | Callable[[str], int] | None = None,
         run_calls: int | None = None,
         tenant_waiting: Callable[[str], int] | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
-        if any(cap is not None and cap < 1 for cap in (calls, tenant_calls, run_calls)):
+        if any(isinstance(cap, int) and cap < 1 for cap in (calls, tenant_calls, run_calls)):
             raise ValueError("a gate lets at least one call through")
         self._weights = dict(weights or {})
         if any(weight <= 0 for weight in self._weights.values()):
@@ -57,32 +58,55 @@ class Gate:
         return Load(self._all.inside, self._all.waiting)
 
     @asynccontextmanager
-    async def slot(self, tenant: str, run: str, *, deadline: float | None) -> AsyncIterator[None]:
+    async def slot(self, tenant: str, run: str, *, deadline: float | None, first: bool = False) -> AsyncIterator[None]:
         """Hold a slot. `deadline` is on the clock of `time.monotonic()`; without one it is waited for for ever.
+
+        One that comes `first` waits before all others of its run, however many there are.
 
         Raises:
             WaitedTooLong: it was still waiting in the line.
             LineFull: as many of the tenant's as may are in the line.
         """
         share = self._share(tenant, run)
-        await self._enter(share, deadline)
+        await self._enter(share, deadline, first)
         try:
             yield
         finally:
             self._leave(share)
 
+    def has_room(self, tenant: str) -> bool:
+        """Whether one more of a tenant's would enter at once."""
+        of_tenant = self._all.parts.get(tenant)
+        return not (self._all.full or (of_tenant is not None and of_tenant.full))
+
+    def waiting(self, tenant: str) -> int:
+        """Return how many of a tenant's are in the line."""
+        of_tenant = self._all.parts.get(tenant)
+        return of_tenant.waiting if of_tenant is not None else 0
+
+    def outdone(self, tenant: str) -> bool:
+        """Whether another tenant waits that would still have no more for its weight, had it one slot of this one's."""
+        mine = self._all.parts.get(tenant)
+        return mine is not None and any(
+            part.waiting and not part.full and (part.inside + 1) / part.weight <= (mine.inside - 1) / mine.weight
+            for part in self._all.parts.values()
+            if part is not mine
+        )
+
     def _share(self, tenant: str, run: str) -> _Share:
-        of_tenant = self._all.part(tenant, self._tenant_calls, self._weights.get(tenant, 1.0))
+        cap = self._tenant_calls(tenant) if callable(self._tenant_calls) else self._tenant_calls
+        of_tenant = self._all.part(tenant, cap, self._weights.get(tenant, 1.0))
         return of_tenant.part(run, self._run_calls, 1.0)
 
-    async def _enter(self, share: _Share, deadline: float | None) -> None:
+    async def _enter(self, share: _Share, deadline: float | None, first: bool) -> None:
         # While there is room for one that waits, none waits: it was let in when the room came.
         if not any(level.full for level in share.levels):
             share.let_in()
             return
-        self._refuse_if_full(share)
+        if not first:
+            self._refuse_if_full(share)
         waiter = asyncio.get_running_loop().create_future()
-        share.enqueue(waiter)
+        share.enqueue(waiter, first=first)
         try:
             async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
                 await waiter
@@ -160,9 +184,12 @@ class _Share:
             share.inside -= 1
             share._forget()
 
-    def enqueue(self, waiter: asyncio.Future[None]) -> None:
-        """Put a waiter at the end of this run's queue."""
-        self.queue[waiter] = None
+    def enqueue(self, waiter: asyncio.Future[None], *, first: bool) -> None:
+        """Put a waiter at the end of this run's queue, or at its beginning."""
+        if first:
+            self.queue = {waiter: None, **self.queue}
+        else:
+            self.queue[waiter] = None
         for share in self.levels:
             share.waiting += 1
 

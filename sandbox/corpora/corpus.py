@@ -14,13 +14,16 @@ import io
 import mmap
 import os
 import struct
+import sys
+from array import array
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from enum import IntEnum
+from itertools import chain
 from typing import BinaryIO, NoReturn
 
-from sandbox.corpora.text import Form, Text, encode
+from sandbox.corpora.text import Form, Text, encode, narrowest
 from sandbox.memory import memory
 from sandbox.memory.memory import sealed
 
@@ -78,6 +81,7 @@ class Corpus:
             raise CorpusDamaged("the index of a corpus is cut short, or was added to")
         self.kind = Kind(kind)
         self._count = count
+        self._every: int | None = None
         ends = [_HEADER.size + size * records for size in (8, 12, 16, 17)]
         self._offsets = data[_HEADER.size : ends[0]].cast("Q")
         self._characters = data[ends[0] : ends[1]].cast("I")
@@ -114,7 +118,9 @@ class Corpus:
     @property
     def characters(self) -> int:
         """Unicode characters of all documents together."""
-        return int(sum(self._characters[: self._count]))
+        if self._every is None:  # added up once: there may be millions
+            self._every = sum(self._characters[: self._count])
+        return self._every
 
     @property
     def blocks(self) -> int:
@@ -147,22 +153,25 @@ class Corpus:
             )
             yield source, index
 
-    def part(self, texts: Sequence[Text], kind: Kind) -> bytes:
+    def part(self, texts: Iterable[Text], kind: Kind) -> bytes:
         """Write the index of a corpus of some of these documents, or of parts of them, in the same file."""
         return index_of(texts, Text(self.source, Form.ASCII, 0, closed=False), kind)
 
 
 def index_of(texts: Iterable[Text], names: Text, kind: Kind) -> bytes:
     """Write the index of texts in one file."""
-    offsets, characters, blocks, forms, block = bytearray(), bytearray(), bytearray(), bytearray(), 0
-    every = (*texts, names)
-    for text in every:
-        offsets += struct.pack("<Q", text.offset)
-        characters += struct.pack("<I", text.characters)
-        blocks += struct.pack("<I", block)
+    # A pass that keeps nothing but the index itself: there may be millions of texts.
+    offsets, characters, blocks, forms, block = array("Q"), array("I"), array("I"), bytearray(), 0
+    for text in chain(texts, (names,)):
+        offsets.append(text.offset)
+        characters.append(text.characters)
+        blocks.append(block)
         forms.append(_FORMS.index(text.form) | (0 if text.closed else _OPEN))
         block += blocks_of(text, kind)
-    return _HEADER.pack(_MARK, _VERSION, kind, len(every) - 1) + offsets + characters + blocks + forms
+    if sys.byteorder == "big":
+        for numbers in (offsets, characters, blocks):
+            numbers.byteswap()
+    return b"".join((_HEADER.pack(_MARK, _VERSION, kind, len(forms) - 1), offsets, characters, blocks, forms))
 
 
 def blocks_of(text: Text, kind: Kind) -> int:
@@ -216,7 +225,26 @@ def in_memory(texts: Sequence[str], kind: Kind, names: Sequence[str] = ()) -> It
 
 
 @contextmanager
-def part_of(corpus: Corpus, texts: Sequence[Text], kind: Kind) -> Iterator[Corpus]:
+def copy_of(text: Text) -> Iterator[Corpus]:
+    """Yield a corpus of one text of another file, in the narrowest form, in sealed files in memory.
+
+    It is copied a piece at a time, so that no more than the copy is in memory.
+    """
+    form, source = narrowest(text), memory.in_memory("text")
+    try:
+        with os.fdopen(source, "wb", closefd=False) as out:
+            writer = Writer(out, Kind.TEXT)
+            writer.write(form, text.characters, (piece.encode(form.codec) for piece in text.pieces()))
+            index = writer.finish(())
+        memory.seal(source)
+        with _sealed(index, "index") as descriptor:
+            yield Corpus(source, descriptor)
+    finally:
+        os.close(source)
+
+
+@contextmanager
+def part_of(corpus: Corpus, texts: Iterable[Text], kind: Kind) -> Iterator[Corpus]:
     """Yield a corpus of some of another's documents, or of parts of them, without a copy."""
     with _sealed(corpus.part(texts, kind), "index") as descriptor:
         yield Corpus(corpus.source, descriptor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sandbox.corpora.corpus import BLOCK, Corpus
@@ -31,14 +31,28 @@ def runs(blocks: int) -> Iterator[tuple[int, int]]:
 
 def of_range(corpus: Corpus, found: Range) -> int:
     """Return the set of blocks that a range is in, wholly or in part."""
+    blocks = _blocks(corpus, found)
+    return (1 << blocks.stop) - (1 << blocks.start)
+
+
+def of_ranges(corpus: Corpus, found: Iterable[Range]) -> int:
+    """Return the set of blocks that ranges are in. The work is linear in the blocks, however many ranges there are."""
+    bits = bytearray(corpus.blocks // 8 + 1)
+    for one in found:
+        for block in _blocks(corpus, one):
+            bits[block >> 3] |= 1 << (block & 7)
+    return int.from_bytes(bits, "little")
+
+
+def _blocks(corpus: Corpus, found: Range) -> range:
     text, first = corpus[found.document], corpus.first_block(found.document)
     if found.start >= found.end:
-        return 0
+        return range(first, first)
     if corpus.copied(found.document):
-        return 1 << first
+        return range(first, first + 1)
     skipped, width = text.offset % PAGE, text.form.width
     start, end = ((skipped + at * width) // BLOCK for at in (found.start, found.end - 1))
-    return (1 << end + 1) - (1 << start) << first
+    return range(first + start, first + end + 1)
 
 
 def ranges(corpus: Corpus, blocks: int) -> Iterator[Range]:

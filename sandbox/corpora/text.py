@@ -14,6 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 
+_PIECE = 1 << 20
+"""Characters that are looked at together."""
+
 IMMORTAL = 0x3FFFFFFF
 """A reference count that CPython on 32 bits neither raises nor lowers (PEP 683)."""
 
@@ -131,6 +134,11 @@ class Text:
             raise EOFError(f"the file of a text ends {size - len(data)} bytes too early")
         return data
 
+    def pieces(self) -> Iterator[str]:
+        """Yield the characters in pieces of bounded size. Raises as `read` does."""
+        for start in range(0, self.characters, _PIECE):
+            yield self.read(start, start + _PIECE)
+
     def part(self, start: int, end: int) -> Text:
         """Return the characters from `start` up to `end` as a text in the same file.
 
@@ -138,6 +146,29 @@ class Text:
         """
         offset = self.offset + start * self.form.width
         return Text(self.source, self.form, end - start, offset, closed=self.closed and end == self.characters)
+
+
+def narrowest(text: Text) -> Form:
+    """Return the form that a string of a text's characters has, which may be narrower than the file's.
+
+    The text is looked at a piece at a time. Raises as `Text.read` does.
+    """
+    widest, width = 0, text.form.width
+    if text.form is Form.ASCII:
+        return Form.ASCII
+    for start in range(0, text.characters, _PIECE):
+        raw = text.raw(start, start + _PIECE)
+        # The bytes of each place, from the highest on: the first that is not 0 tells how wide the widest character is.
+        for place in range(width - 1, -1, -1):
+            column = raw[place::width]
+            if place and column.count(0) < len(column):
+                widest = max(widest, 1 << (8 * place))
+                break
+            if not place and not column.isascii():
+                widest = max(widest, 0x80)
+        if Form.of(widest) is text.form:
+            break
+    return Form.of(widest)
 
 
 def encode(text: str) -> tuple[Form, bytes]:

@@ -97,11 +97,16 @@ def sealed(data: bytes | mmap.mmap, name: str) -> int:
         written = 0
         while written < len(view):
             written += os.write(fd, view[written:])
+    seal(fd)
+    return fd
+
+
+def seal(fd: int) -> None:
+    """See to it that nobody can change or shorten a file of `in_memory` any more."""
     if hasattr(os, "memfd_create"):
         import fcntl
 
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
-    return fd
 
 
 def share(fd: int, size: int) -> int:

@@ -20,7 +20,15 @@ from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_server.api import errors, requests
 from rlm_server.api.admission import MAX_REQUEST, RequestTooLarge, TooManyRequests, TooManyStreams
-from rlm_server.api.errors import MAX_TEXT, InvalidField, MalformedRequest, NotFound, Unauthenticated, status_of
+from rlm_server.api.errors import (
+    MAX_TEXT,
+    InvalidField,
+    MalformedRequest,
+    NotFound,
+    Unauthenticated,
+    WatcherTooSlow,
+    status_of,
+)
 from rlm_server.contexts.contexts import ContextGone
 from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.contexts.object_store import ObjectStoreUnavailable
@@ -36,7 +44,7 @@ from rlm_server.database.engine import (
     DatabaseLostError,
 )
 from rlm_server.ledger import AccountClosed, BudgetBusy, BudgetExceeded, HoldUnknown, Span, windows
-from rlm_server.runs.supervisor import TooManyRuns
+from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import SessionLineFull, TooManySessions
@@ -146,7 +154,20 @@ CASES: dict[str, Expected] = {
     "a full pool": Expected(PoolFull("no"), "SERVER_FULL", details=("RetryInfo",)),
     "too many waiting turns": Expected(TooManyTurns("no"), "SERVER_FULL", details=("RetryInfo",)),
     "too large stored sessions": Expected(OwnerFull("no"), "TOO_MANY_SESSIONS", details=("QuotaFailure",)),
-    "too many runs": Expected(TooManyRuns("no"), "SERVER_FULL", details=("RetryInfo",)),
+    "too many runs": Expected(
+        TooManyRuns(10),
+        "TOO_MANY_RUNS",
+        {"unit": "tenant_waiting_runs", "limit": "10"},
+        ("QuotaFailure", "RetryInfo"),
+    ),
+    "a quota of runs": Expected(
+        RunQuotaExceeded(10, 12),
+        "RUN_QUOTA_EXCEEDED",
+        {"unit": "tenant_kept_bytes", "limit": "10", "used": "12"},
+        ("QuotaFailure",),
+    ),
+    "a run that goes on": Expected(RunNotEnded("run_1"), "RUN_NOT_ENDED"),
+    "a slow watcher": Expected(WatcherTooSlow(60, 7), "WATCHER_TOO_SLOW", {"from_sequence": "7"}),
     "no jail": Expected(JailMissing("no"), "JAIL_MISSING"),
     "a lost worker": Expected(WorkerLost("no"), "WORKER_LOST"),
     "a full database": Expected(DatabaseFullError("no"), "DISK_FULL", details=("RetryInfo",)),

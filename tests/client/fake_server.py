@@ -90,6 +90,10 @@ class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc
         self.cancelled.set()
         return run_pb2.CancelRunResponse(run=self.run)
 
+    def DeleteRun(self, request: run_pb2.DeleteRunRequest, context: grpc.ServicerContext) -> run_pb2.DeleteRunResponse:
+        self.enter("DeleteRun", request, context)
+        return run_pb2.DeleteRunResponse()
+
     def CreateSession(
         self, request: session_pb2.CreateSessionRequest, context: grpc.ServicerContext
     ) -> session_pb2.CreateSessionResponse:

@@ -28,11 +28,12 @@ def test_every_call_carries_the_key(client: Client, fake: FakeServer) -> None:
     client.get_run("run-1")
     list(client.watch_run("run-1"))
     client.cancel_run("run-1")
+    client.delete_run("run-1")
     client.create_session()
     list(client.execute("session-1", "1"))
     client.get_session("session-1")
     client.delete_session("session-1")
-    assert [seen["authorization"] for seen in fake.metadata] == [f"Bearer {KEY}"] * 16
+    assert [seen["authorization"] for seen in fake.metadata] == [f"Bearer {KEY}"] * 17
 
 
 def test_over_tls_every_call_carries_the_key() -> None:

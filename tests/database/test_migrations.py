@@ -37,6 +37,7 @@ PINNED = {
     "0006_coverage.sql": "cce5fbc94a00a51eab6b48afa5c0e69628a285ab5e2c3424aaf543b456834072",
     "0007_processor_time_and_windows.sql": "9a6f6d56d8bf6122a5e3fb472fffea55198eb1d5891f96471f0cdd7769ffd9e9",
     "0008_node_numbers.sql": "400cd42a2bd7cc9cc6d53e87882508008bcc367f9c95685062ee15a2bf6296c9",
+    "0009_kept_bytes.sql": "e4e4e829db0df34b1464bc676c03ab6bb65db2c93dfa3ababe7fac5f3ac13de0",
 }
 """The SHA-256 of every script that a database may have seen, in the order in which it saw them."""
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm_server.repl import coverage
-from rlm_server.repl.coverage import Coverage, summary
-from sandbox.corpora.corpus import BLOCK, Kind, in_memory
-from sandbox.corpora.coverage import Range
+from rlm_server.repl.coverage import Coverage, Looked, summary
+from sandbox.corpora import coverage as sets
+from sandbox.corpora.corpus import BLOCK, Corpus, Kind, in_memory
+from sandbox.corpora.coverage import Range, of_range, of_ranges
 
 
 def test_of_a_text_the_blocks_that_were_looked_at_count_with_their_characters() -> None:
@@ -58,3 +61,50 @@ def test_of_many_ranges_the_first_are_told_and_all_of_them_count(monkeypatch: py
     with in_memory(["x"] * 8, Kind.DOCUMENTS) as corpus:
         assert summary(corpus, 0b0000101) == Coverage(0.25, 2, (Range(0, 0, 1), Range(2, 0, 1)), more=False)
         assert summary(corpus, 0b1010101) == Coverage(0.5, 4, (Range(0, 0, 1), Range(2, 0, 1)), more=True)
+
+
+# ---- as it grows -----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.sampled_from([0, 1, 5, BLOCK + 7, 3 * BLOCK]), min_size=1, max_size=6), st.data())
+def test_what_is_added_little_by_little_sums_up_to_the_same(sizes: list[int], data: st.DataObject) -> None:
+    texts = [("x\xe9"[number % 2]) * size for number, size in enumerate(sizes)]
+    with in_memory(texts, Kind.DOCUMENTS) as corpus:
+        looked, every = Looked(corpus), 0
+        for blocks in data.draw(st.lists(st.integers(0, (1 << corpus.blocks) - 1), max_size=5)):
+            looked.add(blocks)
+            every |= blocks
+            assert looked.coverage() == summary(corpus, every)
+            assert looked.known == looked.coverage()
+        assert looked.blocks == every
+
+
+def test_only_what_is_new_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    real = sets.ranges
+
+    def ranges(corpus: Corpus, blocks: int) -> Iterator[Range]:
+        asked.append(blocks)
+        return real(corpus, blocks)
+
+    with in_memory(["x"] * 8, Kind.DOCUMENTS) as corpus:
+        looked = Looked(corpus)
+        looked.add(0b1111)
+        monkeypatch.setattr(sets, "ranges", ranges)
+        looked.add(0b11111)
+        looked.add(0b11111)
+        assert asked == [0b10000]
+        looked.coverage()
+        looked.coverage()
+        assert asked == [0b10000, 0b11111]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 200_000), st.integers(0, 200_000)), max_size=8))
+def test_the_blocks_of_ranges_are_those_of_each(found: list[tuple[int, int, int]]) -> None:
+    with in_memory(["x" * 200_000, "\u4e2d" * 200_000, "short"], Kind.DOCUMENTS) as corpus:
+        parts = [Range(number, min(start, len_of), min(end, len_of)) for number, start, end in found
+                 for len_of in (corpus[number].characters,)]  # fmt: skip
+        blocks = 0
+        for one in parts:
+            blocks |= of_range(corpus, one)
+        assert of_ranges(corpus, parts) == blocks

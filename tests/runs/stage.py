@@ -7,13 +7,15 @@ from typing import Any
 
 from rlm_server.ledger import Amounts, Limit
 from rlm_server.repl.events import Printed
-from rlm_server.runs.events import Body, Event, EventOrigin, RunFinished
+from rlm_server.runs.event_log import Quota
+from rlm_server.runs.events import Body, Event, EventOrigin, RunFinished, WrittenEvent, written
 from rlm_server.runs.journal import NodeRow, RunRow
 from rlm_server.runs.state import RunState
 from sandbox.turn import Status, Turn, TurnError
 
 ROOT = EventOrigin("run", "", 0)
 END = RunFinished(RunState.SUCCEEDED, "", Amounts(), "42")
+AMPLE = Quota(1 << 40, 1 << 40)
 
 
 def a_run(id: str = "run", **fields: Any) -> RunRow:
@@ -26,6 +28,10 @@ def a_node(id: str, **fields: Any) -> NodeRow:
 
 def an_event(sequence: int, body: Body | None = None) -> Event:
     return Event(sequence, sequence * 10, ROOT, body or Printed("stdout", str(sequence)))
+
+
+def in_rows(*events: Event) -> list[WrittenEvent]:
+    return [written(event) for event in events]
 
 
 def a_turn(stdout: str = "", stderr: str = "", error: TurnError | None = None, **fields: Any) -> Turn:

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from rlm_server.repl.events import Printed
 from rlm_server.runs import event_log
-from rlm_server.runs.event_log import EventLog, replay
-from rlm_server.runs.events import Event
+from rlm_server.runs.event_log import EventLog, Quota, replay
+from rlm_server.runs.events import Event, WrittenEvent
 from rlm_server.runs.journal import Journal
-from tests.runs.stage import END, ROOT, a_run
+from rlm_server.runs.state import RunState
+from tests.runs.stage import AMPLE, END, ROOT, a_run
 
 
 def printed(text: str = "text") -> Printed:
@@ -36,9 +37,10 @@ class MemoryJournal:
     kept: list[Event] = field(default_factory=list)
     orders: int = 0
 
-    async def append(self, run: str, events: Sequence[Event]) -> None:
+    async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
         await self._pause()
-        self.kept += events
+        self.kept += [written.event for written in events]
+        return 0
 
     async def events(self, run: str, from_sequence: int, most: int) -> list[Event]:
         await self._pause()
@@ -52,7 +54,7 @@ class MemoryJournal:
 
 def a_log(journal: MemoryJournal) -> EventLog:
     there: Any = journal
-    return EventLog(there, "run")
+    return EventLog(there, "run", AMPLE)
 
 
 @dataclass
@@ -126,9 +128,9 @@ async def test_an_event_is_told_only_once_it_is_kept() -> None:
     let = asyncio.Event()
 
     class Slow(MemoryJournal):
-        async def append(self, run: str, events: Sequence[Event]) -> None:
+        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
             await let.wait()
-            await super().append(run, events)
+            return await super().append(run, events)
 
     log = a_log(Slow())
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
@@ -148,13 +150,13 @@ async def test_events_that_happen_while_others_are_written_are_written_together_
     batches: list[int] = []
 
     class Counting(MemoryJournal):
-        async def append(self, run: str, events: Sequence[Event]) -> None:
+        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
             batches.append(len(events))
             if len(batches) == 1:
                 for _ in range(5):
                     log.emit(ROOT, printed())
                 log.emit(ROOT, END)
-            await super().append(run, events)
+            return await super().append(run, events)
 
     log = a_log(Counting())
     log.emit(ROOT, printed())
@@ -185,11 +187,12 @@ async def test_when_events_can_be_kept_no_more_watchers_get_those_that_are_and_d
     first_kept = asyncio.Event()
 
     class Failing(MemoryJournal):
-        async def append(self, run: str, events: Sequence[Event]) -> None:
+        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
             if self.kept:
                 raise OSError("the disk is full")
-            await super().append(run, events)
+            kept = await super().append(run, events)
             first_kept.set()
+            return kept
 
     log = a_log(Failing())
     log.emit(ROOT, printed())
@@ -214,7 +217,7 @@ async def test_when_the_keeping_is_stopped_watchers_do_not_wait() -> None:
 
 async def test_a_log_goes_on_counting_where_another_ended(journal: Journal) -> None:
     await journal.create(a_run(), "What?")
-    first = EventLog(journal, "run")
+    first = EventLog(journal, "run", AMPLE)
     first.emit(ROOT, printed("one"))
     serving = asyncio.create_task(first.serve())
     async with asyncio.timeout(60):
@@ -223,8 +226,113 @@ async def test_a_log_goes_on_counting_where_another_ended(journal: Journal) -> N
             break
         serving.cancel()
         await asyncio.wait([serving])
-        second = EventLog(journal, "run", await journal.last_sequence("run"))
+        second = EventLog(journal, "run", AMPLE, await journal.last_sequence("run"))
         second.emit(ROOT, END)
         await second.serve()
     assert second.last == 2
     assert await numbers(second.watch(1)) == await numbers(replay(journal, "run", 1)) == [1, 2]
+
+
+# ---- bounds ----------------------------------------------------------------------------------------------------------
+
+
+async def test_while_the_database_stands_still_so_much_waits_and_no_more() -> None:
+    let = asyncio.Event()
+
+    class Stalled(MemoryJournal):
+        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+            await let.wait()
+            return await super().append(run, events)
+
+    log, text, done = a_log(Stalled()), "x" * 10_000, 0
+
+    async def produce() -> None:
+        nonlocal done
+        for _ in range(1_000):
+            await log.room()
+            log.emit(ROOT, printed(text))
+            done += 1
+
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(log.serve())
+        producer = group.create_task(produce())
+        for _ in range(3_000):
+            await asyncio.sleep(0)
+        assert event_log.WAITING_BYTES < log.waiting_bytes < event_log.WAITING_BYTES + 2 * len(text)
+        assert done < 200
+        let.set()
+        await producer
+        log.emit(ROOT, END)
+    assert (done, log.waiting_bytes) == (1_000, 0)
+
+
+async def test_events_are_kept_in_transactions_of_bounded_size() -> None:
+    batches: list[int] = []
+
+    class Measuring(MemoryJournal):
+        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+            batches.append(sum(event.size for event in events))
+            return await super().append(run, events)
+
+    log = a_log(Measuring())
+    for _ in range(100):
+        log.emit(ROOT, printed("x" * 10_000))
+    log.emit(ROOT, END)
+    await log.serve()
+    assert len(batches) > 3
+    assert max(batches) <= event_log.MAX_BATCH_BYTES
+
+
+async def test_long_output_becomes_several_events() -> None:
+    journal = MemoryJournal()
+    log = a_log(journal)
+    log.emit(ROOT, printed("x" * 200_000))
+    log.emit(ROOT, END)
+    await log.serve()
+    *parts, _ = [event.body for event in journal.kept]
+    assert "".join(part.text for part in parts if isinstance(part, Printed)) == "x" * 200_000
+    assert len(parts) == 4
+
+
+@pytest.mark.parametrize(
+    ("quota", "kept", "reason"),
+    [
+        (Quota(5_000, 1 << 40), 0, "event_bytes: a run's events may have 5000 bytes"),
+        (Quota(1 << 40, 50), 60, "tenant_kept_bytes: 60 of 50 bytes are kept of this tenant's runs: delete runs"),
+    ],
+    ids=["of the run", "of the tenant"],
+)
+async def test_a_quota_that_is_reached_ends_the_nodes_and_there_is_room_for_how_they_end(
+    quota: Quota, kept: int, reason: str
+) -> None:
+    class Counting(MemoryJournal):
+        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+            await super().append(run, events)
+            return kept
+
+    journal: Any = Counting()
+    log = EventLog(journal, "run", quota)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(log.serve())
+        log.emit(ROOT, printed("x" * 6_000))
+        ended = await log.closed
+        log.emit(ROOT, END)
+    assert (ended.state, str(ended).startswith(reason)) == (RunState.EXHAUSTED, True)
+    assert [event.sequence for event in journal.kept] == [1, 2]
+
+
+async def test_where_nothing_can_be_kept_the_nodes_end_and_nothing_waits_in_memory() -> None:
+    class Failing(MemoryJournal):
+        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+            raise OSError("the disk is full")
+
+    log = a_log(Failing())
+    log.emit(ROOT, printed())
+    with pytest.raises(OSError, match="the disk is full"):
+        await log.serve()
+    assert (await log.closed).state is RunState.FAILED
+    waiting = log.waiting_bytes
+    for _ in range(100):
+        await log.room()
+        log.emit(ROOT, printed("x" * 60_000))
+    assert log.waiting_bytes == waiting

@@ -24,7 +24,7 @@ from rlm_server.runs.journal import Journal
 from rlm_server.runs.state import RunState
 from sandbox.corpora.coverage import Range
 from sandbox.turn import Status, Stop, Turn, TurnError, Variable
-from tests.runs.stage import END, a_node, a_run, an_event
+from tests.runs.stage import END, a_node, a_run, an_event, in_rows
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
@@ -125,9 +125,9 @@ async def test_events_are_returned_in_their_order_from_a_number_on(journal: Jour
     await journal.create(a_run(), "What?")
     await journal.create(a_run("elsewhere"), "What?")
     kept = [an_event(number) for number in range(1, 8)]
-    await journal.append("run", kept[:3])
-    await journal.append("run", kept[3:])
-    await journal.append("elsewhere", [an_event(1)])
+    await journal.append("run", in_rows(*kept[:3]))
+    await journal.append("run", in_rows(*kept[3:]))
+    await journal.append("elsewhere", in_rows(an_event(1)))
     assert await journal.events("run", 1, 100) == kept
     assert await journal.events("run", 3, 2) == kept[2:4]
     assert await journal.events("run", 8, 100) == []
@@ -137,9 +137,9 @@ async def test_events_are_returned_in_their_order_from_a_number_on(journal: Jour
 
 async def test_events_with_a_number_that_is_taken_are_refused_all_of_them(journal: Journal) -> None:
     await journal.create(a_run(), "What?")
-    await journal.append("run", [an_event(1), an_event(2)])
+    await journal.append("run", in_rows(an_event(1), an_event(2)))
     with pytest.raises(Exception, match=r"event\.sequence"):
-        await journal.append("run", [an_event(3), an_event(2)])
+        await journal.append("run", in_rows(an_event(3), an_event(2)))
     assert await journal.events("run", 1, 100) == [an_event(1), an_event(2)]
 
 
@@ -149,9 +149,9 @@ async def test_runs_whose_root_ended_without_their_last_event_are_found(journal:
         await journal.move(name, RunState.RUNNING)
     for name in ("told", "untold", "silent"):
         await journal.move(name, RunState.SUCCEEDED, answer="42")
-    await journal.append("told", [an_event(1), an_event(2, END)])
-    await journal.append("untold", [an_event(1)])
-    await journal.append("going on", [an_event(1)])
+    await journal.append("told", in_rows(an_event(1), an_event(2, END)))
+    await journal.append("untold", in_rows(an_event(1)))
+    await journal.append("going on", in_rows(an_event(1)))
     assert {(node.id, node.answer) for node in await journal.unannounced()} == {("untold", "42"), ("silent", "42")}
 
 
@@ -200,5 +200,5 @@ async def test_every_kind_of_event_is_kept_with_where_and_when_it_happened(journ
     await journal.create(a_run(), "What?")
     origin = EventOrigin("node_1", "run", 2, 7)
     kept = [Event(number, 1_700_000_000_000 + number, origin, body) for number, body in enumerate(BODIES, 1)]
-    await journal.append("run", kept)
+    await journal.append("run", in_rows(*kept))
     assert await journal.events("run", 1, 100) == kept

@@ -16,7 +16,7 @@ from rlm_server.runs.recovery import REASON, recover
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import CHILD
 from rlm_server.tenants.tenants import Tenants
-from tests.runs.stage import END, a_node, a_run, an_event
+from tests.runs.stage import END, a_node, a_run, an_event, in_rows
 
 SPENT = Amounts(nano_usd=7, tokens=3, calls=1)
 
@@ -77,7 +77,7 @@ async def process(folder: Path) -> AsyncIterator[Process]:
 async def test_a_run_that_was_going_on_has_failed_and_says_what_it_spent(tmp_path: Path) -> None:
     async with process(tmp_path) as first:
         await first.begin()
-        await first.journal.append("run", [an_event(1), an_event(2)])
+        await first.journal.append("run", in_rows(an_event(1), an_event(2)))
     async with process(tmp_path) as second:
         await second.recover()
         (root,) = await second.journal.nodes("run")
@@ -133,7 +133,7 @@ async def test_runs_that_have_ended_stay_as_they_are_and_so_do_recovered_ones(tm
         await first.begin()
         await first.begin("ended")
         await first.end("ended")
-        await first.journal.append("ended", [an_event(1), an_event(2, END)])
+        await first.journal.append("ended", in_rows(an_event(1), an_event(2, END)))
     async with process(tmp_path) as second:
         await second.recover()
         kept = [(await second.journal.nodes(run), await second.events(run)) for run in ("run", "ended")]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlm_server.ledger import UNITS, Amounts, Limit
-from rlm_server.repl.coverage import Coverage
+from rlm_server.repl.coverage import Coverage, Looked
 from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.events import BudgetWarning, EventOrigin
 from rlm_server.runs.node_context import NodeContext, whole_context
@@ -33,10 +33,10 @@ class Warnings:
 
 def a_tree(budget: Limit | None = None, context: Corpus | None = None, children: int = 16) -> tuple[Tree, Warnings]:
     anything: Any = None
-    services: Any = SimpleNamespace(shares=Shares.of())
     log: Any = Warnings()
     run = a_run(budget=budget or Limit())
-    return Tree(services, run, RunLimits(children=children), "core", 0.0, log, context, anything), log
+    services: Any = SimpleNamespace(shares=Shares.of())
+    return Tree(services, run, RunLimits(children=children), "core", 0.0, log, context, anything, anything), log
 
 
 # ---- warnings --------------------------------------------------------------------------------------------------------
@@ -91,6 +91,10 @@ async def test_so_many_children_are_at_work_at_each_depth_and_none_waits_for_a_p
 TEXT = "x" * (4 * BLOCK)
 
 
+async def saw(tree: Tree, node_context: NodeContext, blocks: int) -> Coverage:
+    return await tree.saw(node_context, Looked(node_context.corpus), blocks)
+
+
 @pytest.fixture
 def text() -> Iterator[Corpus]:
     with in_memory([TEXT], Kind.TEXT) as corpus:
@@ -99,20 +103,20 @@ def text() -> Iterator[Corpus]:
 
 async def test_what_nodes_looked_at_adds_up_in_the_runs_own_text(text: Corpus) -> None:
     tree, _ = a_tree(context=text)
-    tree.saw(whole_context(text), 0b0001)
+    await saw(tree, whole_context(text), 0b0001)
     with part_of(text, [text[0].part(2 * BLOCK, 3 * BLOCK)], Kind.TEXT) as part:
-        tree.saw(NodeContext(part, lambda document: (document, 2 * BLOCK)), 0b1)
+        await saw(tree, NodeContext(part, lambda document: (document, 2 * BLOCK)), 0b1)
     assert await tree.coverage() == Coverage(0.5, 1, (Range(0, 0, BLOCK), Range(0, 2 * BLOCK, 3 * BLOCK)))
 
 
 async def test_what_a_node_looked_at_of_a_text_of_its_own_does_not_count(text: Corpus) -> None:
     tree, _ = a_tree(context=text)
     with in_memory(["another text"], Kind.TEXT) as another:
-        tree.saw(NodeContext(another), 0b1)
+        await saw(tree, NodeContext(another), 0b1)
     assert (await tree.coverage()).fraction == 0.0
 
 
 async def test_a_run_without_a_text_has_looked_at_nothing(text: Corpus) -> None:
     tree, _ = a_tree()
-    tree.saw(whole_context(text), 0b1)
+    await saw(tree, whole_context(text), 0b1)
     assert await tree.coverage() == Coverage()

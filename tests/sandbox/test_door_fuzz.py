@@ -12,6 +12,7 @@ import os
 import random
 import tracemalloc
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +20,9 @@ import pytest
 
 from rlm_server.repl.functions import FUNCTIONS
 from rlm_server.repl.search_call import answer_search
-from rlm_server.runs.child_context import child_context
+from rlm_server.runs.child_context import ChildContexts, child_context
 from rlm_server.runs.node_context import NodeContext
+from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Threads
 from sandbox.bounded_json import NODE_BYTES, WIDEST
 from sandbox.corpora.corpus import Corpus, Kind, in_memory
@@ -204,6 +206,7 @@ class Host:
     def __init__(self, corpus: Corpus, threads: Threads) -> None:
         self.threads = threads
         self.context = NodeContext(corpus)
+        self.contexts = ChildContexts(replace(Shares.of(), threads=threads), "tenant")
         self.session: Any = SimpleNamespace(corpora=(corpus,), saw=lambda _: None)
         self.answered = 0
 
@@ -215,7 +218,7 @@ class Host:
             return await answer_search(self.session, call, "tenant", self.threads)
         if call.op == "rlm_query":
             for context in call.items("contexts"):
-                async with child_context(context, self.context) as node_context:
+                async with self.contexts.opened(child_context(context, self.context)) as node_context:
                     assert node_context.corpus.characters >= 0
         return {"op": call.op, "arguments": call.arguments}
 

@@ -284,6 +284,10 @@ class Client(Spending):
             lambda: self._runs.CancelRun(request, timeout=_CANCEL_SECONDS, metadata=self._metadata)
         ).run
 
+    def delete_run(self, run_id: str) -> None:
+        """Forget a run that has ended, with its answer and its events. What it spent stays in the ledger."""
+        self._unary(self._runs.DeleteRun, run_pb2.DeleteRunRequest(run_id=run_id))
+
     def create_session(
         self,
         context_id: str = "",

@@ -1,4 +1,4 @@
-"""A watch that survives the connection it began on."""
+"""A watch that survives the connection it began on, and whoever takes its events slowly."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Protocol
 
 import grpc
 from rlm.v1 import run_pb2
+from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_client.errors import from_call
 from rlm_client.retry import Retry, is_passing
@@ -49,7 +50,8 @@ def resumed(open_at: Open, from_sequence: int, retry: Retry) -> Iterator[run_pb2
                 yield response.event
         except grpc.RpcError as broken:
             error = from_call(broken)
-            seconds = next(waits, None) if is_passing(error) else None
+            again = is_passing(error) or error.error_reason == ErrorReason.ERROR_REASON_WATCHER_TOO_SLOW
+            seconds = next(waits, None) if again else None
             if seconds is None:
                 raise error from None
             retry.wait(seconds, error)

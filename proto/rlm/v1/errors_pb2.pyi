@@ -81,7 +81,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     To do: delete a session, or wait until one ends.
     """
     ERROR_REASON_SERVER_FULL: _ErrorReason.ValueType  # 8
-    """The server has as many sessions or runs as it takes at once, or as many turns wait for one session.
+    """The server has as many sessions as it takes at once, or as many turns wait for one session.
 
     Metadata: none. A RetryInfo says when to try again.
 
@@ -230,6 +230,36 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: look at the session's variables, or send the code with a new request id to have it run again.
     """
+    ERROR_REASON_TOO_MANY_RUNS: _ErrorReason.ValueType  # 40
+    """As many runs of the tenant wait for their turn as may.
+
+    Metadata: `unit` ("tenant_waiting_runs"), and its `limit`. A QuotaFailure about the unit says the same. A RetryInfo
+    says when to try again.
+
+    To do: try again when some have ended, or cancel some.
+    """
+    ERROR_REASON_RUN_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 41
+    """As many bytes are kept of the tenant's runs as may: of their events, questions and answers.
+
+    Metadata: `unit` ("tenant_kept_bytes"), and in that unit the `limit` and what of it is `used`. A QuotaFailure about
+    the unit says the same.
+
+    To do: delete runs that have ended, or have the limit raised.
+    """
+    ERROR_REASON_RUN_NOT_ENDED: _ErrorReason.ValueType  # 42
+    """The run goes on, and only one that has ended can be deleted.
+
+    Metadata: none.
+
+    To do: cancel it, or wait for its end.
+    """
+    ERROR_REASON_WATCHER_TOO_SLOW: _ErrorReason.ValueType  # 43
+    """The events of a run were taken so slowly that the stream was ended. The run goes on.
+
+    Metadata: `from_sequence`, the number to resume from.
+
+    To do: watch the run again from that number.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every call that fails ends with a google.rpc.Status. Its message is for people. Its first detail is a
@@ -298,7 +328,7 @@ Metadata: none. A QuotaFailure about "sessions" or "stored_bytes" has the limit.
 To do: delete a session, or wait until one ends.
 """
 ERROR_REASON_SERVER_FULL: ErrorReason.ValueType  # 8
-"""The server has as many sessions or runs as it takes at once, or as many turns wait for one session.
+"""The server has as many sessions as it takes at once, or as many turns wait for one session.
 
 Metadata: none. A RetryInfo says when to try again.
 
@@ -446,6 +476,36 @@ ERROR_REASON_RESULT_FORGOTTEN: ErrorReason.ValueType  # 30
 Metadata: none.
 
 To do: look at the session's variables, or send the code with a new request id to have it run again.
+"""
+ERROR_REASON_TOO_MANY_RUNS: ErrorReason.ValueType  # 40
+"""As many runs of the tenant wait for their turn as may.
+
+Metadata: `unit` ("tenant_waiting_runs"), and its `limit`. A QuotaFailure about the unit says the same. A RetryInfo
+says when to try again.
+
+To do: try again when some have ended, or cancel some.
+"""
+ERROR_REASON_RUN_QUOTA_EXCEEDED: ErrorReason.ValueType  # 41
+"""As many bytes are kept of the tenant's runs as may: of their events, questions and answers.
+
+Metadata: `unit` ("tenant_kept_bytes"), and in that unit the `limit` and what of it is `used`. A QuotaFailure about
+the unit says the same.
+
+To do: delete runs that have ended, or have the limit raised.
+"""
+ERROR_REASON_RUN_NOT_ENDED: ErrorReason.ValueType  # 42
+"""The run goes on, and only one that has ended can be deleted.
+
+Metadata: none.
+
+To do: cancel it, or wait for its end.
+"""
+ERROR_REASON_WATCHER_TOO_SLOW: ErrorReason.ValueType  # 43
+"""The events of a run were taken so slowly that the stream was ended. The run goes on.
+
+Metadata: `from_sequence`, the number to resume from.
+
+To do: watch the run again from that number.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -31,6 +31,7 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     DESCRIPTOR: _descriptor.EnumDescriptor
     RUN_STATE_UNSPECIFIED: _RunState.ValueType  # 0
     RUN_STATE_PENDING: _RunState.ValueType  # 1
+    """It waits for its turn: so many runs are at work at once, of which each tenant has a share."""
     RUN_STATE_RUNNING: _RunState.ValueType  # 2
     RUN_STATE_SUCCEEDED: _RunState.ValueType  # 3
     RUN_STATE_FAILED: _RunState.ValueType  # 4
@@ -42,6 +43,7 @@ class RunState(_RunState, metaclass=_RunStateEnumTypeWrapper): ...
 
 RUN_STATE_UNSPECIFIED: RunState.ValueType  # 0
 RUN_STATE_PENDING: RunState.ValueType  # 1
+"""It waits for its turn: so many runs are at work at once, of which each tenant has a share."""
 RUN_STATE_RUNNING: RunState.ValueType  # 2
 RUN_STATE_SUCCEEDED: RunState.ValueType  # 3
 RUN_STATE_FAILED: RunState.ValueType  # 4
@@ -274,6 +276,40 @@ class CancelRunResponse(_message.Message):
 Global___CancelRunResponse: _TypeAlias = CancelRunResponse  # noqa: Y015
 
 @_typing.final
+class DeleteRunRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRunRequest: _TypeAlias = DeleteRunRequest  # noqa: Y015
+
+@_typing.final
+class DeleteRunResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRunResponse: _TypeAlias = DeleteRunResponse  # noqa: Y015
+
+@_typing.final
 class Run(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -293,6 +329,7 @@ class Run(_message.Message):
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     state: Global___RunState.ValueType
     question: _builtins.str
@@ -300,6 +337,7 @@ class Run(_message.Message):
     model: _builtins.str
     sub_model: _builtins.str
     answer: _builtins.str
+    """At most 3 MiB of UTF-8. It is whole unless `cut` names it, which it does only for the largest of trees."""
     reason: _builtins.str
     """Why the run ended, where it did not succeed: the limit, or the error."""
     last_sequence: _builtins.int
@@ -326,6 +364,10 @@ class Run(_message.Message):
     def coverage(self) -> _context_pb2.Coverage:
         """How much of the run's context its whole tree has looked at."""
 
+    @_builtins.property
+    def cut(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.CutText]:
+        """The texts above that are not whole."""
+
     def __init__(
         self,
         *,
@@ -345,10 +387,11 @@ class Run(_message.Message):
         last_sequence: _builtins.int = ...,
         nodes: _abc.Iterable[Global___Node] | None = ...,
         coverage: _context_pb2.Coverage | None = ...,
+        cut: _abc.Iterable[_types_pb2.CutText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "pending", b"pending", "spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "last_sequence", b"last_sequence", "model", b"model", "nodes", b"nodes", "pending", b"pending", "question", b"question", "reason", b"reason", "run_id", b"run_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "cut", b"cut", "end_time", b"end_time", "last_sequence", b"last_sequence", "model", b"model", "nodes", b"nodes", "pending", b"pending", "question", b"question", "reason", b"reason", "run_id", b"run_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -370,6 +413,7 @@ class Node(_message.Message):
     TURNS_FIELD_NUMBER: _builtins.int
     SPENT_FIELD_NUMBER: _builtins.int
     COVERAGE_FRACTION_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     parent_id: _builtins.str
     """Empty for the root."""
@@ -377,6 +421,7 @@ class Node(_message.Message):
     """0 for the root."""
     state: Global___RunState.ValueType
     question: _builtins.str
+    """The more nodes there are, the shorter are the beginnings of questions and answers that they show."""
     answer: _builtins.str
     reason: _builtins.str
     turns: _builtins.int
@@ -385,6 +430,10 @@ class Node(_message.Message):
     @_builtins.property
     def spent(self) -> _types_pb2.Amounts:
         """This node and everything under it."""
+
+    @_builtins.property
+    def cut(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.CutText]:
+        """The texts above that are not whole."""
 
     def __init__(
         self,
@@ -399,10 +448,11 @@ class Node(_message.Message):
         turns: _builtins.int = ...,
         spent: _types_pb2.Amounts | None = ...,
         coverage_fraction: _builtins.float = ...,
+        cut: _abc.Iterable[_types_pb2.CutText] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "coverage_fraction", b"coverage_fraction", "depth", b"depth", "node_id", b"node_id", "parent_id", b"parent_id", "question", b"question", "reason", b"reason", "spent", b"spent", "state", b"state", "turns", b"turns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "coverage_fraction", b"coverage_fraction", "cut", b"cut", "depth", b"depth", "node_id", b"node_id", "parent_id", b"parent_id", "question", b"question", "reason", b"reason", "spent", b"spent", "state", b"state", "turns", b"turns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -418,6 +468,7 @@ class RunEvent(_message.Message):
     PARENT_ID_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
     TURN_FIELD_NUMBER: _builtins.int
+    CUT_FIELD_NUMBER: _builtins.int
     RUN_STARTED_FIELD_NUMBER: _builtins.int
     TURN_STARTED_FIELD_NUMBER: _builtins.int
     MODEL_REPLIED_FIELD_NUMBER: _builtins.int
@@ -445,6 +496,10 @@ class RunEvent(_message.Message):
     """The turn of that node it happened in, from 1; 0 outside turns."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def cut(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.CutText]:
+        """The texts of the body that are not whole: a text of an event has at most 64 KiB of UTF-8."""
+
     @_builtins.property
     def run_started(self) -> Global___RunStarted: ...
     @_builtins.property
@@ -488,6 +543,7 @@ class RunEvent(_message.Message):
         parent_id: _builtins.str = ...,
         depth: _builtins.int = ...,
         turn: _builtins.int = ...,
+        cut: _abc.Iterable[_types_pb2.CutText] | None = ...,
         run_started: Global___RunStarted | None = ...,
         turn_started: Global___TurnStarted | None = ...,
         model_replied: Global___ModelReplied | None = ...,
@@ -508,7 +564,7 @@ class RunEvent(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
@@ -833,6 +889,8 @@ Global___Guard: _TypeAlias = Guard  # noqa: Y015
 
 @_typing.final
 class Answer(_message.Message):
+    """The node has its answer, of which this may be the beginning."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     TEXT_FIELD_NUMBER: _builtins.int

@@ -54,13 +54,18 @@ class RunServiceStub:
                 request_serializer=rlm_dot_v1_dot_run__pb2.CancelRunRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_run__pb2.CancelRunResponse.FromString,
                 _registered_method=True)
+        self.DeleteRun = channel.unary_unary(
+                '/rlm.v1.RunService/DeleteRun',
+                request_serializer=rlm_dot_v1_dot_run__pb2.DeleteRunRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_run__pb2.DeleteRunResponse.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def CreateRun(self, request, context):
-        """Starts a run; it goes on whether or not anyone watches.
+        """Starts a run; it goes on whether or not anyone watches. It is pending until it is the tenant's turn.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -81,7 +86,14 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelRun(self, request, context):
-        """Stops a run and everything under it, and returns when it has stopped.
+        """Stops a run and everything under it, and returns when it has stopped. One that waits for its turn never begins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRun(self, request, context):
+        """Forgets a run that has ended: its question, its answer, its tree and its events. What it spent stays in the ledger.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,6 +121,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.CancelRun,
                     request_deserializer=rlm_dot_v1_dot_run__pb2.CancelRunRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_run__pb2.CancelRunResponse.SerializeToString,
+            ),
+            'DeleteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRun,
+                    request_deserializer=rlm_dot_v1_dot_run__pb2.DeleteRunRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_run__pb2.DeleteRunResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class RunService:
             '/rlm.v1.RunService/CancelRun',
             rlm_dot_v1_dot_run__pb2.CancelRunRequest.SerializeToString,
             rlm_dot_v1_dot_run__pb2.CancelRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.RunService/DeleteRun',
+            rlm_dot_v1_dot_run__pb2.DeleteRunRequest.SerializeToString,
+            rlm_dot_v1_dot_run__pb2.DeleteRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

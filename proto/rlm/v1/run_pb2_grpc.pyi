@@ -32,25 +32,29 @@ class RunServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> RunServiceAsyncStub: ...
     CreateRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.CreateRunRequest, _run_pb2.CreateRunResponse]
-    """Starts a run; it goes on whether or not anyone watches."""
+    """Starts a run; it goes on whether or not anyone watches. It is pending until it is the tenant's turn."""
     GetRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.GetRunRequest, _run_pb2.GetRunResponse]
     """The run with its answer, what it spent, and its whole tree."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_run_pb2.WatchRunRequest, _run_pb2.WatchRunResponse]
     """Every event of the run's tree from a sequence number on, those to come included; ends when the run has ended."""
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.CancelRunRequest, _run_pb2.CancelRunResponse]
-    """Stops a run and everything under it, and returns when it has stopped."""
+    """Stops a run and everything under it, and returns when it has stopped. One that waits for its turn never begins."""
+    DeleteRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.DeleteRunRequest, _run_pb2.DeleteRunResponse]
+    """Forgets a run that has ended: its question, its answer, its tree and its events. What it spent stays in the ledger."""
 
 @_typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateRun: _aio.UnaryUnaryMultiCallable[_run_pb2.CreateRunRequest, _run_pb2.CreateRunResponse]  # type: ignore[assignment]
-    """Starts a run; it goes on whether or not anyone watches."""
+    """Starts a run; it goes on whether or not anyone watches. It is pending until it is the tenant's turn."""
     GetRun: _aio.UnaryUnaryMultiCallable[_run_pb2.GetRunRequest, _run_pb2.GetRunResponse]  # type: ignore[assignment]
     """The run with its answer, what it spent, and its whole tree."""
     WatchRun: _aio.UnaryStreamMultiCallable[_run_pb2.WatchRunRequest, _run_pb2.WatchRunResponse]  # type: ignore[assignment]
     """Every event of the run's tree from a sequence number on, those to come included; ends when the run has ended."""
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_pb2.CancelRunRequest, _run_pb2.CancelRunResponse]  # type: ignore[assignment]
-    """Stops a run and everything under it, and returns when it has stopped."""
+    """Stops a run and everything under it, and returns when it has stopped. One that waits for its turn never begins."""
+    DeleteRun: _aio.UnaryUnaryMultiCallable[_run_pb2.DeleteRunRequest, _run_pb2.DeleteRunResponse]  # type: ignore[assignment]
+    """Forgets a run that has ended: its question, its answer, its tree and its events. What it spent stays in the ledger."""
 
 class RunServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -59,7 +63,7 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_pb2.CreateRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.CreateRunResponse, _abc.Awaitable[_run_pb2.CreateRunResponse]]:
-        """Starts a run; it goes on whether or not anyone watches."""
+        """Starts a run; it goes on whether or not anyone watches. It is pending until it is the tenant's turn."""
 
     @_abc_1.abstractmethod
     def GetRun(
@@ -83,6 +87,14 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _run_pb2.CancelRunRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.CancelRunResponse, _abc.Awaitable[_run_pb2.CancelRunResponse]]:
-        """Stops a run and everything under it, and returns when it has stopped."""
+        """Stops a run and everything under it, and returns when it has stopped. One that waits for its turn never begins."""
+
+    @_abc_1.abstractmethod
+    def DeleteRun(
+        self,
+        request: _run_pb2.DeleteRunRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.DeleteRunResponse, _abc.Awaitable[_run_pb2.DeleteRunResponse]]:
+        """Forgets a run that has ended: its question, its answer, its tree and its events. What it spent stays in the ledger."""
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

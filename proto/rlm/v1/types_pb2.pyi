@@ -51,6 +51,32 @@ class Amounts(_message.Message):
 Global___Amounts: _TypeAlias = Amounts  # noqa: Y015
 
 @_typing.final
+class CutText(_message.Message):
+    """A text of which a message has only the beginning, because it is long."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    field: _builtins.str
+    """The path of the field that has the beginning."""
+    size_bytes: _builtins.int
+    """Bytes of UTF-8 of the whole text; of a list of names, of all of them."""
+    def __init__(
+        self,
+        *,
+        field: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CutText: _TypeAlias = CutText  # noqa: Y015
+
+@_typing.final
 class Budget(_message.Message):
     """What may be spent. A field left out is not limited here; the tenant's own limits always hold."""
 

@@ -37,8 +37,12 @@ def _tell():
     content, ready = answer.get("content"), bool(answer.get("ready"))
     content = "" if content is None else content if isinstance(content, str) else repr(content)
     if (ready or content) and (content, ready) != _last[0]:  # of anything else than a text, its truth says nothing
+        try:
+            _door.call("answer", content=content, ready=ready)
+        except Exception:  # it is too long, and the next turn is not to be told so again
+            namespace["answer"] = {"content": "", "ready": False}
+            raise
         _last[0] = (content, ready)
-        _door.call("answer", content=content, ready=ready)
 
 
 _last = [None]
