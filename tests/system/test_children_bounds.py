@@ -56,13 +56,13 @@ async def test_a_slice_that_would_take_too_much_memory_is_refused_and_one_that_t
         "slots = rlm_query_batched(['child'] * 2, [context[1:], context[4:]], return_exceptions=True)\n"
         "print(*slots, sep='|')\nFINAL(1)"
     )
-    async with server(Play(code(ask), child=code("FINAL(len(context))")), tenant_held_bytes=MIB) as served:
-        context = await served.caller.upload("".join(f"{number:8}" for number in range(MIB // 4)))
+    async with server(Play(code(ask), child=code("FINAL(len(context))")), tenant_held_bytes=3 * MIB) as served:
+        context = await served.caller.upload("".join(f"{number:8}" for number in range(MIB // 2)))
         ended = await served.caller.ask(context_id=context.context_id)
         refused, _, answered = ended.printed.strip().partition("|")
         assert "what a child RLM reads" in refused
         assert "tenant_held_bytes" in refused
-        assert answered == str(2 * MIB - 4)
+        assert answered == str(4 * MIB - 4)
         check_settled(served.data_dir)
 
 
