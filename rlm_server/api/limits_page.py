@@ -51,7 +51,8 @@ DECLARED: Sequence[tuple[str, type[DataclassInstance]]] = (
 
 REFUSED = {
     "tenant_sessions": ErrorReason.ERROR_REASON_TOO_MANY_SESSIONS,
-    "tenant_waiting_runs": ErrorReason.ERROR_REASON_SERVER_FULL,
+    "tenant_waiting_runs": ErrorReason.ERROR_REASON_TOO_MANY_RUNS,
+    "tenant_kept_bytes": ErrorReason.ERROR_REASON_RUN_QUOTA_EXCEEDED,
     "tenant_requests": ErrorReason.ERROR_REASON_TOO_MANY_REQUESTS,
     "tenant_streams": ErrorReason.ERROR_REASON_TOO_MANY_STREAMS,
     "tenant_uploads": ErrorReason.ERROR_REASON_CONTEXT_QUOTA_EXCEEDED,
@@ -90,7 +91,7 @@ FIXED = (
     Fixed("rlm_server.api.requests", "MAX_TOKEN", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_AMOUNT", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_SECONDS", "a request", _FIELD),
-    Fixed("rlm_server.api.run", "MAX_QUESTION", "a request", _FIELD),
+    Fixed("rlm_server.repl.limits", "MAX_QUESTION", "a request", _FIELD),
     Fixed("rlm_server.api.session", "MAX_CODE", "a request", _FIELD),
     Fixed("rlm_server.sessions.sessions", "SESSION_TURNS", "a session", ErrorReason.ERROR_REASON_TOO_MANY_REQUESTS),
     Fixed("rlm_server.sessions.results", "REMEMBERED_RESULTS", "a session", _FORGOTTEN),
