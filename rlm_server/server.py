@@ -208,7 +208,7 @@ async def serving(
                     RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
                 )
                 budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts, shares.threads), server)
-                gauges = _gauges(settings, shares, admission, sessions, store, uploads)
+                gauges = _gauges(settings, shares, admission, sessions, store, uploads, supervisor, journal)
                 server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges), server)
                 async with (
                     _metrics(settings, broker, accounts, journal, pool) as metrics,
@@ -255,6 +255,8 @@ def _gauges(
     sessions: Sessions,
     store: SessionStore,
     uploads: Uploads,
+    supervisor: Supervisor,
+    journal: Journal,
 ) -> list[Gauge]:
     """Return what tenants may ask their use of."""
 
@@ -274,6 +276,9 @@ def _gauges(
         limited("tenant_streams", admission.streams),
         limited("tenant_uploads", unfinished),
         limited("tenant_held_bytes", shares.held.of),
+        limited("tenant_runs", supervisor.working),
+        limited("tenant_waiting_runs", supervisor.waiting),
+        limited("tenant_kept_bytes", journal.kept_bytes),
         Gauge("context_bytes", "bytes", settings.context_quota, context_bytes),
         Gauge("stored_bytes", "bytes", lambda _: settings.pool_limits.stored_bytes, store.stored_bytes),
     ]

@@ -19,6 +19,7 @@ from rlm_server.repl.call_tally import Call, Failures, Report, Tally
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import CachedAnswer, Memo
 from rlm_server.repl.tracing import Tracer
+from rlm_server.shares.host_time import HostTime, charged, measured
 from sandbox.cancellation import run_to_completion
 from sandbox.door import DoorRefusal, HostCall, Json, granted
 
@@ -132,8 +133,10 @@ class ModelCalls:
         failures: Failures,
         tracer: Tracer,
         report: Report,
+        bill: HostTime,
     ) -> None:
-        self._broker, self._payer, self.options = broker, payer, options
+        """`bill` is what the work of making calls is charged to, which is not limited for a turn as other work is."""
+        self._broker, self._payer, self.options, self._bill = broker, payer, options, bill
         self._memo, self._failures, self._tracer, self._report = memo, failures, tracer, report
         self._tally = self.begin_turn()
         self._places = asyncio.Semaphore(broker.run_calls)
@@ -237,7 +240,9 @@ class ModelCalls:
         self._tally.started(call)
         request = self._request(batch.model, prompt)
         try:
-            done = await self._broker.complete(request, self._payer, deadline=self.options.deadline, call_id=call.id)
+            with charged(self._bill):
+                making = self._broker.complete(request, self._payer, deadline=self.options.deadline, call_id=call.id)
+                done = await measured(making, self._bill)
         except asyncio.CancelledError:
             await run_to_completion(self._cancelled(call))
             raise

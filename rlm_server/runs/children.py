@@ -19,6 +19,7 @@ from rlm_server.runs.request_texts import RequestTexts
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import CHILD, Outcome, Task, Tree
 from rlm_server.shares.held import TooMuchHeld
+from rlm_server.shares.host_time import charged
 from rlm_server.shares.threads import Purpose
 from sandbox.cancellation import run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
@@ -79,10 +80,11 @@ class Children:
         self._tree.add_nodes(len(questions))
         with self._texts() as answers:
             async with asyncio.TaskGroup() as group:
-                children = [
-                    group.create_task(self._child(question, context, model, budget, answers))
-                    for question, context in zip(questions, contexts, strict=True)
-                ]
+                with charged(self._tree.bill):  # the turn that asks for them is not limited by their work
+                    children = [
+                        group.create_task(self._child(question, context, model, budget, answers))
+                        for question, context in zip(questions, contexts, strict=True)
+                    ]
             return [child.result() for child in children]
 
     async def _without_children(

@@ -58,7 +58,14 @@ class Node:
         limits = tree.limits
         options = CallOptions.of(limits, tree.run.sub_model, tree.deadline)
         self.calls = ModelCalls(
-            tree.services.broker, self.payer, options, tree.memo, tree.failures, tree.tracer, self._reported
+            tree.services.broker,
+            self.payer,
+            options,
+            tree.memo,
+            tree.failures,
+            tree.tracer,
+            self._reported,
+            tree.bill,
         )
         self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
         self._guards = Guards(limits, self.emit)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from rlm_server.shares.gate import Gate
+from rlm_server.shares.gate import Gate, Load
 
 
 class Place:
@@ -38,7 +38,11 @@ class Places:
 
     def in_line(self, tenant: str) -> int:
         """Return how many of a tenant's runs would be before a new one; none where it could begin at once."""
-        return 0 if self._gate.has_room(tenant) else 1 + self._gate.waiting(tenant)
+        return 0 if self._gate.has_room(tenant) else 1 + self.load(tenant).waiting
+
+    def load(self, tenant: str) -> Load:
+        """Return how many of a tenant's runs are at work, and how many wait."""
+        return self._gate.load_of(tenant)
 
     @asynccontextmanager
     async def place(self, tenant: str) -> AsyncIterator[Place]:

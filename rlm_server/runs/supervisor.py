@@ -229,6 +229,14 @@ class Supervisor:
         finally:
             del self._live[run_id]
 
+    def working(self, tenant: str) -> int:
+        """Return how many runs of a tenant are at work."""
+        return self._places.load(tenant).inside
+
+    def waiting(self, tenant: str) -> int:
+        """Return how many runs of a tenant wait for their turn."""
+        return self._places.load(tenant).waiting
+
     async def delete(self, run_id: str) -> None:
         """Forget a run that has ended, and all that is kept of it. What it spent stays in the ledger.
 

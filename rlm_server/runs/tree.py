@@ -23,6 +23,7 @@ from rlm_server.runs.journal import Journal, RunRow
 from rlm_server.runs.node_context import NodeContext, blocks_of
 from rlm_server.runs.places import Place
 from rlm_server.runs.state import RunState
+from rlm_server.shares.host_time import HostTime
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Cancelled, Purpose
 from sandbox.corpora.corpus import Corpus
@@ -126,6 +127,11 @@ class Tree:
                 "LimitExceeded", f"nodes: a run may have {most} RLMs in all; it has had {self.nodes}, and {number} more"
             )
         self.nodes += number
+
+    @property
+    def bill(self) -> HostTime:
+        """What the work for its nodes is charged to, outside of turns and of what turns ask for."""
+        return self.services.shares.host_times.of(self.run.tenant)
 
     def level(self, depth: int) -> asyncio.Semaphore:
         """Return the places at a depth. A node waits only for deeper ones, so nodes never wait for each other."""

@@ -115,7 +115,14 @@ class Turns:
         limits = session.asked.limits
         options = CallOptions.of(limits, session.asked.sub_model, time.monotonic() + limits.wall_seconds)
         return ModelCalls(
-            self._broker, _payer(session), options, session.memo, session.failures, session.tracer, report
+            self._broker,
+            _payer(session),
+            options,
+            session.memo,
+            session.failures,
+            session.tracer,
+            report,
+            self._shares.host_times.of(session.asked.tenant),
         )
 
 

@@ -13,10 +13,6 @@ class WaitedTooLong(Exception):
     """The deadline passed before there was a slot."""
 
 
-class LineFull(Exception):
-    """A tenant has as many in the line as it may; the message says how many."""
-
-
 @dataclass(frozen=True, slots=True)
 class Load:
     """Calls that hold a slot, and calls that wait for one."""
@@ -30,8 +26,7 @@ class Gate:
 
     None is no cap. The tenant with the fewest calls inside for its weight goes next; among equals, they take turns in
     the proportion of their weights. A weight is 1 where `weights` has none. In the same way a tenant's runs share what
-    it gets; a run's calls enter in the order they came. `tenant_waiting` is how many of one tenant may be in the line.
-    `tenant_calls` is one number for all tenants, or tells each one's.
+    it gets; a run's calls enter in the order they came. `tenant_calls` is a number, or tells each tenant's.
     """
 
     def __init__(
@@ -40,7 +35,6 @@ class Gate:
         calls: int | None = None,
         tenant_calls: int | Callable[[str], int] | None = None,
         run_calls: int | None = None,
-        tenant_waiting: Callable[[str], int] | None = None,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         if any(isinstance(cap, int) and cap < 1 for cap in (calls, tenant_calls, run_calls)):
@@ -49,7 +43,6 @@ class Gate:
         if any(weight <= 0 for weight in self._weights.values()):
             raise ValueError("a weight is above 0")
         self._tenant_calls, self._run_calls = tenant_calls, run_calls
-        self._tenant_waiting = tenant_waiting
         self._all = _Share(calls)
 
     @property
@@ -65,7 +58,6 @@ class Gate:
 
         Raises:
             WaitedTooLong: it was still waiting in the line.
-            LineFull: as many of the tenant's as may are in the line.
         """
         share = self._share(tenant, run)
         await self._enter(share, deadline, first)
@@ -79,10 +71,10 @@ class Gate:
         of_tenant = self._all.parts.get(tenant)
         return not (self._all.full or (of_tenant is not None and of_tenant.full))
 
-    def waiting(self, tenant: str) -> int:
-        """Return how many of a tenant's are in the line."""
+    def load_of(self, tenant: str) -> Load:
+        """Return how many of a tenant's are here now."""
         of_tenant = self._all.parts.get(tenant)
-        return of_tenant.waiting if of_tenant is not None else 0
+        return Load(of_tenant.inside, of_tenant.waiting) if of_tenant is not None else Load(0, 0)
 
     def outdone(self, tenant: str) -> bool:
         """Whether another tenant waits that would still have no more for its weight, had it one slot of this one's."""
@@ -103,8 +95,6 @@ class Gate:
         if not any(level.full for level in share.levels):
             share.let_in()
             return
-        if not first:
-            self._refuse_if_full(share)
         waiter = asyncio.get_running_loop().create_future()
         share.enqueue(waiter, first=first)
         try:
@@ -118,14 +108,6 @@ class Gate:
             if isinstance(error, TimeoutError):
                 raise WaitedTooLong("others were ahead in the queue until the deadline") from None
             raise
-
-    def _refuse_if_full(self, share: _Share) -> None:
-        if self._tenant_waiting is None:
-            return
-        of_tenant = share.levels[1]
-        most = self._tenant_waiting(of_tenant.key)
-        if of_tenant.waiting >= most:
-            raise LineFull(f"{of_tenant.waiting} wait already; the limit is {most}")
 
     def _leave(self, share: _Share) -> None:
         share.let_out()

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlm_server.shares.gate import Gate, LineFull, Load, WaitedTooLong
+from rlm_server.shares.gate import Gate, Load, WaitedTooLong
 
 
 def far() -> float:
@@ -271,12 +271,32 @@ def test_a_weight_that_is_none_is_refused(weight: float) -> None:
         Gate(weights={"tenant": weight})
 
 
-async def test_a_tenant_has_so_many_in_the_line_and_others_are_not_refused_for_it() -> None:
-    visitors = Visitors(Gate(calls=1, tenant_waiting={"a": 2, "b": 1}.__getitem__))
-    for name in ("a1", "a2", "a3"):
-        await visitors.arrive("a", name)
-    with pytest.raises(LineFull, match="2 wait already; the limit is 2"):
-        async with visitors.gate.slot("a", "run", deadline=far()):
-            pytest.fail("the line is full")
+async def test_a_tenant_with_more_than_its_share_is_outdone_by_one_that_waits_with_less() -> None:
+    visitors = Visitors(Gate(calls=2))
+    await visitors.arrive("a", "a1")
+    await visitors.arrive("a", "a2")
+    assert not visitors.gate.outdone("a")
     await visitors.arrive("b", "b1")
-    assert await visitors.order() == ["a1", "b1", "a2", "a3"]
+    assert visitors.gate.outdone("a")
+    assert (visitors.gate.load_of("a"), visitors.gate.load_of("b")) == (Load(2, 0), Load(0, 1))
+    await visitors.leave("a1")
+    await visitors.arrive("b", "b2")
+    assert not visitors.gate.outdone("a")
+    for name in ("a2", "b1", "b2"):
+        await visitors.leave(name)
+
+
+async def test_one_that_comes_first_enters_before_all_others_of_its_tenant() -> None:
+    gate, order = Gate(calls=1), list[str]()
+
+    async def visit(name: str, *, first: bool = False) -> None:
+        async with gate.slot("a", "run", deadline=far(), first=first):
+            order.append(name)
+            await asyncio.sleep(0)
+
+    async with asyncio.TaskGroup() as group:
+        for name in ("one", "two", "three"):
+            group.create_task(visit(name))
+        group.create_task(visit("first", first=True))
+    assert order == ["one", "first", "two", "three"]
+    assert not gate.has_room("a") or gate.load == Load(0, 0)
