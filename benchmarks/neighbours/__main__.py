@@ -21,7 +21,6 @@ from pathlib import Path
 from benchmarks.neighbours.findings import HEADING, Findings, Found
 from benchmarks.neighbours.memory_limit import memory_limit
 from benchmarks.neighbours.playing import Stage
-from benchmarks.neighbours.processes import Gone
 from benchmarks.neighbours.scenarios import SCENARIOS
 from benchmarks.neighbours.server import Database
 from benchmarks.rounds import Progress
@@ -50,11 +49,7 @@ async def measured(
                     findings.found.append(Found(name, note="not played: time was up"))
                     progress(f"{number:2} of {len(names)} {findings.line(findings.found[-1])}")
                     continue
-                try:
-                    found = await stage.play(SCENARIOS[name])
-                except Gone as error:
-                    progress(f"{name}: {error}")
-                    continue
+                found = await stage.play(SCENARIOS[name])
                 progress(f"{number:2} of {len(names)} {findings.line(found)}")
         finally:
             await stage.close()

@@ -51,7 +51,10 @@ class Stage:
     victim: Spoken | None = None
 
     async def play(self, scenario: Scenario) -> Found:
-        """Play a scenario on a new server; what it does to the server ends with that."""
+        """Play a scenario on a new server; what it does to the server ends with that.
+
+        One that cannot be played is noted as such.
+        """
         found = Found(scenario.name)
         self.findings.found.append(found)
         attacker = await Spoken.started(ATTACKER_MODULE)
@@ -68,7 +71,7 @@ class Stage:
                 found.tracebacks = server.tracebacks()
                 if self.logs is not None:
                     shutil.copy(server.log, self.logs / f"{scenario.name}.log")
-        except NotHere as error:
+        except (NotHere, Gone) as error:
             found.note = f"not played: {error}"
         finally:
             await asyncio.shield(attacker.kill())

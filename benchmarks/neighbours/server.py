@@ -112,7 +112,8 @@ class Server:
 
 
 def _end_of(log: Path) -> str:
-    return log.read_text(errors="replace")[-2_000:]
+    """Return the last line of a log."""
+    return log.read_text(errors="replace").rstrip().rpartition("\n")[2]
 
 
 def _size(folder: Path) -> int:
@@ -134,7 +135,9 @@ def _disk(parent: Path | None, megabytes: int) -> Iterator[Path]:
             yield Path(name)
             return
         mounted = subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", name], capture_output=True, check=False
+            ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=700", "tmpfs", name],
+            capture_output=True,
+            check=False,
         )
         if mounted.returncode:
             raise NotHere("no small disk can be mounted")

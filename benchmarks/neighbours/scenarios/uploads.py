@@ -105,7 +105,7 @@ async def one_upload_by_many(attacker: Attacker) -> Play:
     return play
 
 
-@TABLE.of(POOR, disk_mb=128, refusable=("upload: RESOURCE_EXHAUSTED",))
+@TABLE.of(POOR, disk_mb=128, disk_reserve_bytes=48 * MIB, refusable=("upload: RESOURCE_EXHAUSTED",))
 async def full_disk(attacker: Attacker) -> Play:
     """Texts, until there is no room on the disk; uploads may be refused then, and nothing else."""
 
