@@ -33,7 +33,7 @@ class Databases:
         """Yield where a new database of a kind is."""
         if kind == "sqlite":
             folder = self.folder / secrets.token_hex(8)
-            folder.mkdir()
+            folder.mkdir(mode=0o700)
             yield folder / "rlm.sqlite"
         else:
             with postgres_database(self.postgres) as url:

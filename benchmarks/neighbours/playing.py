@@ -70,6 +70,7 @@ class Stage:
                     found.stops["server"] = await server.stop()
                 found.tracebacks = server.tracebacks()
                 if self.logs is not None:
+                    self.logs.mkdir(parents=True, exist_ok=True)
                     shutil.copy(server.log, self.logs / f"{scenario.name}.log")
         except (NotHere, Gone) as error:
             found.note = f"not played: {error}"

@@ -13,8 +13,7 @@ from rlm_server.shares.host_time import HostTime
 from rlm_server.shares.shares import Shares
 
 MAX_REQUEST = (1 << 20) + (64 << 10)
-"""Bytes of a request, or of a message of its stream: a turn's code or an upload's chunk, and room for what else there
-is."""
+"""Bytes of a request: a turn's code, and room for what else there is. A message of a stream may have `MAX_MESSAGE`."""
 REQUEST_COPIES = 3
 """How often a request's bytes are in memory while it is served: as they came, as a message, and as its texts."""
 MAX_OPEN_STREAMS = 64

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from rlm_server.api.admission import Admission, check_size
+from rlm_server.api.admission import Admission
 from rlm_server.api.errors import MalformedRequest, Unauthenticated, mapped
 from rlm_server.shares.host_time import HostTime, charged, measured
 from rlm_server.tenants.keys import Keys
@@ -188,7 +188,6 @@ class _Messages:
 
     async def __anext__(self) -> Any:
         message = await anext(self._sent)
-        check_size(len(message))
         self._count()
         return _decoded(message, self._decode)
 

@@ -192,6 +192,8 @@ def _documents(context: Context, corpus: Corpus, first: int, at: int, most: int)
         if number == first + most or size > MAX_ANSWER:
             response.next_page_token = responses.page_token(context.id, number, at)
             break
+        if number >= len(corpus):  # the token has a place that is none of this number's
+            raise InvalidField("page_token", "is not one of this list")
         characters = corpus[number].characters
         response.documents.append(context_pb2.Document(number=number, name=name, characters=characters))
         size += len(name.encode()) + 24

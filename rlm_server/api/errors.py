@@ -39,7 +39,7 @@ from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import SnapshotRefused
-from sandbox.pool.worker_session import TooManyTurns
+from sandbox.pool.worker_session import SessionClosed, TooManyTurns
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +135,7 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_OBJECT_STORE_UNAVAILABLE, text, retry_seconds=1)
         case BudgetError():
             return _budget_exceeded(error)
-        case SessionEnded():
+        case SessionEnded() | SessionClosed():
             return _status(ErrorReason.ERROR_REASON_SESSION_ENDED, text)
         case ResultForgotten():
             return _status(ErrorReason.ERROR_REASON_RESULT_FORGOTTEN, text)

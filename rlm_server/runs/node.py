@@ -116,6 +116,8 @@ class Node:
         finally:
             if not work.done():
                 await cancel_and_wait(work)
+            if not work.cancelled():
+                work.exception()  # marks it as retrieved, where this was cancelled as the work ended
         if work.cancelled():
             return self._ended(closed.result() if closed.done() else self._out_of_time())
         try:

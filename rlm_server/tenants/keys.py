@@ -15,7 +15,7 @@ KEY_PREFIX = "rlm_"
 MAX_WAITING_CHECKS = 256
 """Keys never seen before that wait to be looked up."""
 _SHOWN = 10
-_KEY = re.compile(KEY_PREFIX + "[A-Za-z0-9_-]{43}")
+_KEY = re.compile(KEY_PREFIX + "[A-Za-z0-9_-]{1,100}")
 
 
 class TooManyChecks(Exception):

@@ -65,6 +65,13 @@ class SessionHost(Protocol):
         ...
 
 
+class SessionClosed(RuntimeError):
+    """The session was closed, perhaps while somebody waited for it."""
+
+    def __init__(self) -> None:
+        super().__init__("the session is closed")
+
+
 class TooManyTurns(Exception):
     """As many turns wait for the session as may; the message names the limit."""
 
@@ -112,7 +119,7 @@ class WorkerSession:
         try:
             await self.wake()
         except Abandoned:
-            raise RuntimeError("the session is closed") from None
+            raise SessionClosed from None
         finally:
             self._turn_ends()
 
@@ -147,7 +154,7 @@ class WorkerSession:
     async def _read(self) -> Checkpoint:
         store, path = self._host.store, self._stored
         if store is None or path is None:
-            raise RuntimeError("the session is closed")
+            raise SessionClosed
 
         going = self._going = Going()
 
@@ -287,7 +294,7 @@ class WorkerSession:
 
     async def _take(self, turn: WorkerTurn, ask: Ask, corpus: Corpus | None) -> Turn:
         if self._closed:
-            raise RuntimeError("the session is closed")
+            raise SessionClosed
         self._turn, self._trimmed = turn, False
         try:
             process, checkpoint = await self.wake()

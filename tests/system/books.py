@@ -10,6 +10,7 @@ from typing import Any
 
 from rlm.v1 import run_pb2
 
+from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from tests.system.stage import ENDED, Ended
 
 UNITS = ("nano_usd", "tokens", "calls", "cpu_ms")
@@ -61,7 +62,8 @@ def check_story(ended: Ended) -> None:
     assert ended.kinds.count("run_finished") == 1
     assert run.state in ENDED
     last = events[-1].run_finished
-    assert (last.state, last.reason, last.answer, last.spent) == (run.state, run.reason, run.answer, run.spent)
+    assert (last.state, last.reason, last.spent) == (run.state, run.reason, run.spent)
+        assert last.answer == run.answer[:MAX_EVENT_TEXT]
     calls = [call.call_id for call in ended.bodies("call_started")]
     assert sorted(calls) == sorted(body.call.call_id for body in ended.bodies("call_finished"))
     assert len(set(calls)) == len(calls)

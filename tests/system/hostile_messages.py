@@ -173,7 +173,7 @@ class Hostile:
         return self.random.choice([b"", b"text", b"\xff", self.random.randbytes(100), b"x" * 100_000])
 
     def _page_token(self) -> str:
-        name = self.random.choice(["contexts", "entries", "usage", "day", "documents"])
+        name = self.random.choice(["contexts", "entries", "usage", "day", "documents", *self.known["context"]])
         numbers = [self._number(63) for _ in range(self.random.randrange(3))]
         forged: list[object] = [[name, *numbers], [name, "key"], [name, 1.5, None], {"a": 1}, [[name]], name]
         return base64.b64encode(json.dumps(self.random.choice(forged)).encode(), altchars=b"-_").decode()
