@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import secrets
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ from sandbox.vm.image_cache import Progress
 log = logging.getLogger(__name__)
 
 DEVELOPMENT_TENANT = "development"
+SWITCH_SECONDS = 0.0005
+"""How long the event loop waits for a thread that computes. Several of them make it wait several times as long."""
 BUSY_SECONDS = 5.0
 """How long a lock of a foreign connection on the database is waited for."""
 
@@ -222,14 +225,16 @@ async def serving(
 
 @asynccontextmanager
 async def _measured_loop() -> AsyncIterator[None]:
-    """Have the steps of tasks measured, as long as the server serves."""
-    loop = asyncio.get_running_loop()
+    """Have the steps of tasks measured, and the loop wait little for threads, as long as the server serves."""
+    loop, interval = asyncio.get_running_loop(), sys.getswitchinterval()
     before = loop.get_task_factory()
     loop.set_task_factory(measured_tasks)
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         yield
     finally:
         loop.set_task_factory(before)
+        sys.setswitchinterval(interval)
 
 
 async def _database(settings: Settings) -> Database:

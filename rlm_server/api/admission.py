@@ -64,7 +64,7 @@ class Admission:
 
     def __init__(self, shares: Shares, check_paid: Callable[[str], None] = lambda _: None) -> None:
         self._limits, self._held, self._host_times = shares.limits, shares.held, shares.host_times
-        self._check_paid = check_paid
+        self._pace, self._check_paid = shares.pace, check_paid
         self._requests: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
         self._open_streams = 0
@@ -108,6 +108,11 @@ class Admission:
         """
         if method.rpartition("/")[2] not in FREE_OF_DEBT:
             self._check_paid(tenant)
+
+    async def pace(self, tenant: str, method: str) -> None:
+        """Wait until a tenant's call may go on, unless it ends or looks at things."""
+        if method.rpartition("/")[2] not in FREE_OF_DEBT:
+            await self._pace.wait(tenant)
 
     def host_time(self, tenant: str) -> HostTime:
         """Return what the work for a tenant's calls is charged to."""

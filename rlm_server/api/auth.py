@@ -119,6 +119,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                     request, host_time = await self._enter(method, authorizations, sent, counted)
                     async with aclosing(method.inner(request, context)) as responses:
                         while True:
+                            await self._admission.pace(tenant(), method.name)
                             with charged(host_time):
                                 response = await measured(anext(responses, None), host_time)
                             if response is None:
@@ -141,6 +142,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         host_time = self._admission.host_time(owner)
         counted.enter_context(self._admission.call(owner, is_stream=method.is_stream))
         _tenant.set(owner)
+        await self._admission.pace(owner, method.name)
         if method.takes_stream:
             return _Messages(sent, method.decode, partial(self._admission.message, owner)), host_time
         message = await anext(aiter(sent), None)

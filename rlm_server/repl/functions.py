@@ -103,6 +103,7 @@ class Functions:
         """
         handler = _handler(self._in_runs, call.op, "run")
         call.check(self._arguments[call.op])
+        await repl.shares.pace.wait(repl.tenant)
         return await handler(repl, call)
 
     async def answer_session(self, repl: Repl, call: HostCall) -> Json:
@@ -114,6 +115,7 @@ class Functions:
         """
         handler = _handler(self._in_sessions, call.op, "session")
         call.check(self._arguments[call.op])
+        await repl.shares.pace.wait(repl.tenant)
         return await handler(repl, call)
 
 

@@ -44,7 +44,7 @@ async def metered(
     worst = Amounts(cpu_ms=math.ceil((limits.turn_seconds + max(TURN_SLACK_SECONDS, host_seconds)) * 1000))
     hold = Hold("turn_" + secrets.token_hex(16), payer.account, worst, "", "", payer.tenant, payer.run, payer.node)
     await ledger.reserve(hold, deadline=deadline, dispatch=True)
-    started, host_time = time.monotonic(), host_times.of_turn(host_seconds)
+    started, host_time = time.monotonic(), host_times.of_turn(payer.tenant, host_seconds)
 
     def spent(seconds: float) -> Amounts:
         code, host = _within(worst, seconds), int(host_time.seconds * 1000)

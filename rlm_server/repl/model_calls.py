@@ -19,7 +19,8 @@ from rlm_server.repl.call_tally import Call, Failures, Report, Tally
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import CachedAnswer, Memo
 from rlm_server.repl.tracing import Tracer
-from rlm_server.shares.host_time import HostTime, charged, measured
+from rlm_server.shares.host_time import charged, measured
+from rlm_server.shares.shares import Shares
 from sandbox.cancellation import run_to_completion
 from sandbox.door import DoorRefusal, HostCall, Json, granted
 
@@ -133,10 +134,11 @@ class ModelCalls:
         failures: Failures,
         tracer: Tracer,
         report: Report,
-        bill: HostTime,
+        shares: Shares,
     ) -> None:
-        """`bill` is what the work of making calls is charged to, which is not limited for a turn as other work is."""
-        self._broker, self._payer, self.options, self._bill = broker, payer, options, bill
+        """The work of making calls is charged to the tenant: it is not limited for a turn, as other work is."""
+        self._broker, self._payer, self.options = broker, payer, options
+        self._bill, self._pace = shares.host_times.of(payer.tenant), shares.pace
         self._memo, self._failures, self._tracer, self._report = memo, failures, tracer, report
         self._tally = self.begin_turn()
         self._places = asyncio.Semaphore(broker.run_calls)
@@ -186,6 +188,7 @@ class ModelCalls:
                 unknown[prompt] = key
             else:
                 self._remembered(batch, prompt, known, len(batch.places[prompt]))
+            await self._pace.wait(self._payer.tenant)
             await asyncio.sleep(0)  # others have their turn between the hashes of two long prompts
         return unknown
 
@@ -218,6 +221,7 @@ class ModelCalls:
         """Ask about the prompts, in their order, until one finds that it is of no use."""
         async with asyncio.TaskGroup() as group:
             for prompt, key in prompts.items():
+                await self._pace.wait(self._payer.tenant)
                 await self._places.acquire()
                 batch.refusal = batch.refusal or self._too_many_failed()
                 if batch.refusal is not None:

@@ -65,7 +65,7 @@ class Node:
             tree.failures,
             tree.tracer,
             self._reported,
-            tree.bill,
+            tree.services.shares,
         )
         self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
         self._guards = Guards(limits, self.emit)
@@ -178,6 +178,7 @@ class Node:
         limits = self.tree.limits
         self._messages = [Message("user", prompt.task(self.task.question, await self._environment(1)))]
         for turn in range(1, limits.max_turns + 1):
+            await self.tree.services.shares.pace.wait(self.tree.run.tenant)
             self.origin = replace(self.origin, turn=turn)
             await self._renew_place()
             await self.tree.event_log.room()

@@ -122,7 +122,7 @@ class Turns:
             session.failures,
             session.tracer,
             report,
-            self._shares.host_times.of(session.asked.tenant),
+            self._shares,
         )
 
 

@@ -59,9 +59,9 @@ class HostTime:
         with self._adding:
             self._seconds += seconds
 
-    def over(self, more: float = 0.0) -> bool:
-        """Say whether it is above the limit, or would be with so many seconds more."""
-        return self.limit is not None and self._seconds + more > self.limit
+    def over(self) -> bool:
+        """Say whether it is above the limit."""
+        return self.limit is not None and self._seconds > self.limit
 
 
 class HostTimes:
@@ -69,6 +69,7 @@ class HostTimes:
 
     def __init__(self) -> None:
         self._all = HostTime()
+        self._totals: dict[str, HostTime] = {}
         self._of: dict[str, HostTime] = {}
         self._messages: Counter[str] = Counter()
         self._shared_out = process_time(), 0.0
@@ -76,12 +77,21 @@ class HostTimes:
     def of(self, tenant: str) -> HostTime:
         """Return what a tenant's work is charged to."""
         if tenant not in self._of:
-            self._of[tenant] = HostTime(within=self._all)
+            self._of[tenant] = HostTime(within=self._total(tenant))
         return self._of[tenant]
 
-    def of_turn(self, limit: float) -> HostTime:
-        """Return what the work for a turn is charged to, which may be so many seconds."""
-        return HostTime(limit, self._all)
+    def of_turn(self, tenant: str, limit: float) -> HostTime:
+        """Return what the work for a tenant's turn is charged to, which may be so many seconds."""
+        return HostTime(limit, self._total(tenant))
+
+    def total(self, tenant: str) -> float:
+        """Return the seconds that all work for a tenant has ever taken, billed or not, as far as it was measured."""
+        return self._total(tenant).seconds
+
+    def _total(self, tenant: str) -> HostTime:
+        if tenant not in self._totals:
+            self._totals[tenant] = HostTime(within=self._all)
+        return self._totals[tenant]
 
     def tenants(self) -> list[str]:
         """Return the tenants for whom anything was spent."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rlm_server.shares.held import Held
 from rlm_server.shares.host_time import HostTimes
 from rlm_server.shares.limits import TenantLimits
+from rlm_server.shares.pace import Pace
 from rlm_server.shares.threads import Threads
 
 
@@ -22,13 +23,14 @@ class Shares:
     limits: Callable[[str], TenantLimits]
     threads: Threads
     held: Held
-    host_times: HostTimes = field(default_factory=HostTimes)
+    host_times: HostTimes
+    pace: Pace
 
     @classmethod
     def of(cls, limits: Callable[[str], TenantLimits] = _usual, weights: Mapping[str, float] | None = None) -> Shares:
         """Make what is to be shared by tenants with these limits, and weights in lines."""
-        held = Held(lambda tenant: limits(tenant).tenant_held_bytes)
-        return cls(limits, Threads(weights=weights), held)
+        held, host_times = Held(lambda tenant: limits(tenant).tenant_held_bytes), HostTimes()
+        return cls(limits, Threads(weights=weights), held, host_times, Pace(host_times))
 
     def close(self) -> None:
         """End the threads. No work may be under way."""

@@ -50,7 +50,7 @@ SIZES: Mapping[Purpose, PoolSize] = {
     Purpose.LINEAGE: PoolSize(2, 1),
     Purpose.INDEXING: PoolSize(2, 1),  # 200 MiB of memory each
     Purpose.COVERAGE: PoolSize(2, 1),
-    Purpose.READING: PoolSize(8, 4),
+    Purpose.READING: PoolSize(4, 2),
     Purpose.UPLOADS: PoolSize(16, 8),
     Purpose.EXPORTS: PoolSize(2, 1),
 }
@@ -114,19 +114,24 @@ class _Job(Generic[_T]):
         deadline: float | None,
     ) -> None:
         self._work, self._given_up, self._charged_to, self._deadline = work, given_up, charged_to, deadline
-        self._began = 0.0
+        self._charged_until = 0.0
 
     def __call__(self) -> _T:
-        self._began = thread_time()
+        self._charged_until = thread_time()
         try:
             return self._work(self._cancelled)
         finally:
-            if self._charged_to is not None:
-                self._charged_to.spend(thread_time() - self._began)
+            self._charge()
 
     def _cancelled(self) -> bool:
+        self._charge()  # long work is not to be free until its end
         return (
             self._given_up.is_set()
             or (self._deadline is not None and time.monotonic() >= self._deadline)
-            or (self._charged_to is not None and self._charged_to.over(thread_time() - self._began))
+            or (self._charged_to is not None and self._charged_to.over())
         )
+
+    def _charge(self) -> None:
+        if self._charged_to is not None:
+            before, self._charged_until = self._charged_until, thread_time()
+            self._charged_to.spend(self._charged_until - before)

@@ -21,7 +21,7 @@ from rlm_server.repl.memo import Memo
 from rlm_server.repl.model_calls import CallOptions, ModelCalls
 from rlm_server.repl.tracing import Tracer
 from rlm_server.shares.held import Held
-from rlm_server.shares.host_time import HostTime
+from rlm_server.shares.shares import Shares
 from rlm_server.tenants.policy import Policy
 from sandbox.limits import Limits
 from tests.broker.books import PAYER, TENANT, Books
@@ -89,7 +89,9 @@ class Stage:
         """The calls of another node of the same run."""
         until = soon() if deadline is None else deadline
         options = CallOptions.of(replace(self.limits, **limits), "small", until)
-        return ModelCalls(self.broker, PAYER, options, self.memo, self.failures, Tracer(), self.told.append, HostTime())
+        return ModelCalls(
+            self.broker, PAYER, options, self.memo, self.failures, Tracer(), self.told.append, Shares.of()
+        )
 
     @property
     def finished(self) -> list[FinishedCall]:

@@ -141,6 +141,6 @@ def test_what_was_not_measured_is_shared_by_messages_and_a_message_is_never_dear
 def test_what_was_measured_is_not_shared_a_second_time() -> None:
     times = HostTimes()
     times.message("ann")
-    times.of_turn(10).spend(3600)
+    times.of_turn("ann", 10).spend(3600)
     times.share_out()
     assert times.of("ann").seconds == 0

@@ -63,7 +63,7 @@ def check_story(ended: Ended) -> None:
     assert run.state in ENDED
     last = events[-1].run_finished
     assert (last.state, last.reason, last.spent) == (run.state, run.reason, run.spent)
-        assert last.answer == run.answer[:MAX_EVENT_TEXT]
+    assert last.answer == run.answer[:MAX_EVENT_TEXT]
     calls = [call.call_id for call in ended.bodies("call_started")]
     assert sorted(calls) == sorted(body.call.call_id for body in ended.bodies("call_finished"))
     assert len(set(calls)) == len(calls)

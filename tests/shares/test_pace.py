@@ -1,0 +1,79 @@
+"""The pace of tenants: nobody waits alone, and who does more than a share leaves others theirs."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from rlm_server.shares.host_time import HostTimes
+from rlm_server.shares.pace import BURST_SECONDS, CAPACITY, Pace
+
+
+class Stage:
+    """Tenants that work: each piece of work is paced, and charged."""
+
+    def __init__(self) -> None:
+        self.times = HostTimes()
+        self.pace = Pace(self.times)
+        self.done: list[tuple[str, float]] = []
+        self.began = time.monotonic()
+
+    async def work(self, tenant: str, pieces: int, seconds: float) -> None:
+        for _ in range(pieces):
+            await self.pace.wait(tenant)
+            self.times.of(tenant).spend(seconds)
+            self.done.append((tenant, time.monotonic() - self.began))
+
+    def seconds(self, tenant: str) -> float:
+        """When the last piece of a tenant's was done."""
+        return max(at for name, at in self.done if name == tenant)
+
+
+async def test_a_tenant_that_is_alone_never_waits() -> None:
+    stage = Stage()
+    await stage.work("ann", 1_000, 0.01)
+    assert stage.seconds("ann") < 5  # of 10 s of work
+
+
+async def test_who_works_more_than_a_share_waits_while_another_is_there() -> None:
+    stage = Stage()
+    await stage.pace.wait("bob")
+    hog = asyncio.create_task(stage.work("ann", 10, 0.04))
+    for _ in range(100):
+        await stage.pace.wait("bob")
+        await asyncio.sleep(0.01)
+        if hog.done():
+            break
+    await hog
+    assert stage.seconds("ann") >= (0.36 - BURST_SECONDS) / (CAPACITY / 2) * 0.9
+    stage.times.of("bob").spend(0.001)
+
+
+async def test_who_works_little_never_waits_beside_one_who_works_much() -> None:
+    stage = Stage()
+    hog = asyncio.create_task(stage.work("ann", 1_000, 0.05))
+    for _ in range(20):
+        began = time.monotonic()
+        await stage.pace.wait("bob")
+        stage.times.of("bob").spend(0.001)
+        assert not stage.pace._buckets["bob"].line.locked()
+        stage.done.append(("bob", time.monotonic() - began))
+        await asyncio.sleep(0.01)
+    hog.cancel()
+    await asyncio.wait([hog])
+    assert sum(1 for name, _ in stage.done if name == "ann") < 20
+
+
+async def test_many_that_wait_go_one_after_another_and_each_may_give_up() -> None:
+    stage = Stage()
+    await stage.pace.wait("bob")
+    stage.times.of("ann").spend(0.0)
+    waiting = [asyncio.create_task(stage.work("ann", 1, 0.03)) for _ in range(6)]
+    await asyncio.sleep(0.01)
+    assert len(stage.done) < 6
+    for task in waiting[1::2]:
+        task.cancel()
+    await stage.pace.wait("bob")
+    await asyncio.wait(waiting)
+    assert {name for name, _ in stage.done} == {"ann"}
+    assert len(stage.done) == sum(not task.cancelled() for task in waiting)
