@@ -60,9 +60,11 @@ from rlm_server.sessions.sessions import Sessions
 from rlm_server.sessions.turns import Turns
 from rlm_server.shares.host_time import measured_tasks
 from rlm_server.shares.limits import TenantLimits
+from rlm_server.shares.memory import give_back
 from rlm_server.shares.shares import Shares
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
+from sandbox.cancellation import cancel_and_wait
 from sandbox.limits import declared
 from sandbox.pool.pool import WorkerPool
 from sandbox.pool.snapshots import SessionStore
@@ -230,9 +232,11 @@ async def _measured_loop() -> AsyncIterator[None]:
     before = loop.get_task_factory()
     loop.set_task_factory(measured_tasks)
     sys.setswitchinterval(SWITCH_SECONDS)
+    giving_back = asyncio.create_task(give_back())
     try:
         yield
     finally:
+        await cancel_and_wait(giving_back)
         loop.set_task_factory(before)
         sys.setswitchinterval(interval)
 

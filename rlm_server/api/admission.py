@@ -5,10 +5,13 @@ A call is counted once its key was checked, and before any of its messages is re
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 
+from rlm_server.shares.gate import Gate
+from rlm_server.shares.held import Held
 from rlm_server.shares.host_time import HostTime
 from rlm_server.shares.shares import Shares
 
@@ -16,6 +19,12 @@ MAX_REQUEST = (1 << 20) + (64 << 10)
 """Bytes of a request: a turn's code, and room for what else there is. A message of a stream may have `MAX_MESSAGE`."""
 REQUEST_COPIES = 3
 """How often a request's bytes are in memory while it is served: as they came, as a message, and as its texts."""
+REQUESTS_PART = 0.25
+"""Of what may be held for a tenant, the most that its requests may take."""
+RECEIVED_AT_ONCE = 8
+"""Requests of one tenant that are being received. Others wait, and nothing of them is in memory yet."""
+RECEIVE_SECONDS = 60.0
+"""How long a request may take to come, once it is waited for."""
 MAX_OPEN_STREAMS = 64
 """Streams of those calls that need no key, such as a watch of the server's health, of all callers together."""
 
@@ -49,6 +58,10 @@ class RequestTooLarge(Exception):
         self.limit, self.asked = MAX_REQUEST, size
 
 
+class RequestNotReceived(Exception):
+    """A call has no request, or it does not come."""
+
+
 def check_size(size: int) -> None:
     """Refuse a message that is longer than any needs to be.
 
@@ -65,6 +78,8 @@ class Admission:
     def __init__(self, shares: Shares, check_paid: Callable[[str], None] = lambda _: None) -> None:
         self._limits, self._held, self._host_times = shares.limits, shares.held, shares.host_times
         self._pace, self._check_paid = shares.pace, check_paid
+        self._request_bytes = Held(lambda tenant: int(shares.limits(tenant).tenant_held_bytes * REQUESTS_PART))
+        self._receiving = Gate(tenant_calls=RECEIVED_AT_ONCE)
         self._requests: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
         self._open_streams = 0
@@ -147,5 +162,18 @@ class Admission:
             TooMuchHeld: the tenant's requests and whatever else is held for it are as much as may be.
         """
         check_size(size)
-        with self._held.holding(tenant, size * REQUEST_COPIES, "a request"):
+        copies = size * REQUEST_COPIES
+        with self._request_bytes.holding(tenant, copies, "a request"), self._held.holding(tenant, copies, "a request"):
             yield
+
+    async def received(self, tenant: str, messages: AsyncIterator[bytes]) -> bytes:
+        """Receive a request, in the tenant's turn.
+
+        Raises:
+            RequestNotReceived: it does not come, or its caller sends none.
+        """
+        try:
+            async with self._receiving.slot(tenant, tenant, deadline=None), asyncio.timeout(RECEIVE_SECONDS):
+                return await anext(messages)
+        except (StopAsyncIteration, TimeoutError):
+            raise RequestNotReceived from None

@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from rlm_server.api.admission import Admission
+from rlm_server.api.admission import Admission, RequestNotReceived
 from rlm_server.api.errors import MalformedRequest, Unauthenticated, mapped
 from rlm_server.shares.host_time import HostTime, charged, measured
 from rlm_server.tenants.keys import Keys
@@ -145,10 +145,15 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         await self._admission.pace(owner, method.name)
         if method.takes_stream:
             return _Messages(sent, method.decode, partial(self._admission.message, owner)), host_time
-        message = await anext(aiter(sent), None)
-        if message is None:
-            raise MalformedRequest
-        counted.enter_context(self._admission.request(owner, len(message)))
+        try:
+            message = await self._admission.received(owner, aiter(sent))
+        except RequestNotReceived:
+            raise MalformedRequest from None
+        try:
+            counted.enter_context(self._admission.request(owner, len(message)))
+        except BaseException:
+            del message  # else it stays for as long as anything refers to the refusal
+            raise
         return _decoded(message, method.decode), host_time
 
 

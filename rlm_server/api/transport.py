@@ -4,7 +4,7 @@ from __future__ import annotations
 
 MAX_MESSAGE = 4 << 20
 """Bytes of one message, as it is sent and once it is decompressed. gRPC refuses a longer one unread."""
-LOOKAHEAD = 4 << 20
+LOOKAHEAD = 1 << 16
 """Bytes of one stream that are received before the server asks for them."""
 MAX_METADATA = 8 << 10
 """Bytes of a call's headers."""
