@@ -113,6 +113,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.pool",
     ),
     "rlm_server.server": (
+        "sandbox.cancellation",
         "rlm_server.shares",
         "rlm_server.api",
         "rlm_server.broker",
