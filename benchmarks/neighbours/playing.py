@@ -26,7 +26,7 @@ THINGS = ("run", "session")
 """What an attacker tells of, and what can be stopped."""
 PATIENCE = 40.0
 """For what answers within a second where all is well; the victim gives up a call after half of it."""
-SETTLING_SECONDS = 1.0
+SETTLING_SECONDS = 1.5
 """After an attack, until what stays is looked at."""
 STOPPED_AT = 0.6
 """Of an attack, when one of its things is stopped."""

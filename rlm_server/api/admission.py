@@ -23,6 +23,8 @@ REQUESTS_PART = 0.25
 """Of what may be held for a tenant, the most that its requests may take."""
 RECEIVED_AT_ONCE = 8
 """Requests of one tenant that are being received. Others wait, and nothing of them is in memory yet."""
+REFUSAL_SECONDS = 1.0
+"""How long a call waits to be told that its tenant has too many under way: else it would come again at once."""
 RECEIVE_SECONDS = 60.0
 """How long a request may take to come, once it is waited for."""
 MAX_OPEN_STREAMS = 64
@@ -72,6 +74,17 @@ def check_size(size: int) -> None:
         raise RequestTooLarge(size)
 
 
+@contextmanager
+def _counted(count: Counter[str], tenant: str) -> Iterator[None]:
+    count[tenant] += 1
+    try:
+        yield
+    finally:
+        count[tenant] -= 1
+        if not count[tenant]:
+            del count[tenant]
+
+
 class Admission:
     """Counts each tenant's calls and what their requests take. `check_paid` refuses a tenant that owes too much."""
 
@@ -99,21 +112,28 @@ class Admission:
         Raises:
             TooManyRequests, TooManyStreams: the tenant has as many as it may. Nothing is counted.
         """
-        limits = self._limits(tenant)
-        if (used := self.requests(tenant)) >= limits.tenant_requests:
-            raise TooManyRequests("tenant_requests", limits.tenant_requests, used, "the tenant's calls under way")
-        if is_stream and (used := self.streams(tenant)) >= limits.tenant_streams:
-            raise TooManyStreams("tenant_streams", limits.tenant_streams, used, "the tenant's open streams")
-        counts = (self._requests, self._streams) if is_stream else (self._requests,)
-        for count in counts:
-            count[tenant] += 1
-        try:
+        most = self._limits(tenant).tenant_requests
+        if (used := self.requests(tenant)) >= most:
+            raise TooManyRequests("tenant_requests", most, used, "the tenant's calls under way")
+        with _counted(self._requests, tenant):
+            if not is_stream:
+                yield
+                return
+            with self.stream(tenant):
+                yield
+
+    @contextmanager
+    def stream(self, tenant: str) -> Iterator[None]:
+        """Count a stream of a call that was counted, for as long as the context is open.
+
+        Raises:
+            TooManyStreams: the tenant has as many as it may. Nothing is counted.
+        """
+        most = self._limits(tenant).tenant_streams
+        if (used := self.streams(tenant)) >= most:
+            raise TooManyStreams("tenant_streams", most, used, "the tenant's open streams")
+        with _counted(self._streams, tenant):
             yield
-        finally:
-            for count in counts:
-                count[tenant] -= 1
-                if not count[tenant]:
-                    del count[tenant]
 
     def check_paid(self, tenant: str, method: str) -> None:
         """Refuse a tenant that owes more than it may for the work of this server, unless it ends or looks at things.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from contextvars import ContextVar
@@ -13,7 +14,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from rlm_server.api.admission import Admission, RequestNotReceived
+from rlm_server.api.admission import REFUSAL_SECONDS, Admission, RequestNotReceived, TooManyRequests
 from rlm_server.api.errors import MalformedRequest, Unauthenticated, mapped
 from rlm_server.shares.host_time import HostTime, charged, measured
 from rlm_server.tenants.keys import Keys
@@ -129,6 +130,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
         return call
 
+    async def _next_message(self, owner: str) -> None:
+        await self._admission.pace(owner, "")
+        self._admission.message(owner)
+
     async def _enter(
         self, method: _Method, authorizations: list[Any], sent: AsyncIterator[bytes], counted: ExitStack
     ) -> tuple[Any, HostTime]:
@@ -140,11 +145,17 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         self._admission.check_paid(owner, method.name)
         self._admission.message(owner)
         host_time = self._admission.host_time(owner)
-        counted.enter_context(self._admission.call(owner, is_stream=method.is_stream))
+        try:
+            counted.enter_context(self._admission.call(owner, is_stream=False))
+        except TooManyRequests:
+            await asyncio.sleep(REFUSAL_SECONDS)
+            raise
         _tenant.set(owner)
         await self._admission.pace(owner, method.name)
+        if method.is_stream:
+            counted.enter_context(self._admission.stream(owner))
         if method.takes_stream:
-            return _Messages(sent, method.decode, partial(self._admission.message, owner)), host_time
+            return _Messages(sent, method.decode, partial(self._next_message, owner)), host_time
         try:
             message = await self._admission.received(owner, aiter(sent))
         except RequestNotReceived:
@@ -187,15 +198,18 @@ class _Method:
 class _Messages:
     """The messages of a stream, each decoded when it is asked for."""
 
-    def __init__(self, sent: AsyncIterator[bytes], decode: Callable[[bytes], Any], count: Callable[[], None]) -> None:
-        self._sent, self._decode, self._count = sent, decode, count
+    def __init__(
+        self, sent: AsyncIterator[bytes], decode: Callable[[bytes], Any], admit: Callable[[], Awaitable[None]]
+    ) -> None:
+        """`admit` waits until the next may come."""
+        self._sent, self._decode, self._admit = sent, decode, admit
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     async def __anext__(self) -> Any:
+        await self._admit()
         message = await anext(self._sent)
-        self._count()
         return _decoded(message, self._decode)
 
 

@@ -32,6 +32,9 @@ LEDGER_WRITES = 16
 """Writes that the ledger is given at once. It has one writer, which takes them in the order they come. So tenants wait
 for their turn before it, and behind no more than these. With fewer, fewer would share a commit."""
 
+RESERVED = 16
+"""One of so many calls in flight to a provider is kept for tenants that have none there."""
+
 _SAFE_TO_RETRY = frozenset({Failure.RATE_LIMITED, Failure.OVERLOADED})
 
 _FALLBACK_AFTER = _SAFE_TO_RETRY | {Failure.GONE, Failure.AUTH, Failure.TIMED_OUT, Failure.UNAVAILABLE}
@@ -120,7 +123,8 @@ class Broker:
         weights = {tenant: policy.weight for tenant, policy in self._policies.items()}
         names = {routes.route(model).provider_name for model in routes.models}
         self._ledger_gate = Gate(calls=LEDGER_WRITES, weights=weights)
-        self._provider_gates = {name: Gate(calls=limits.provider_calls, weights=weights) for name in sorted(names)}
+        calls, reserved = limits.provider_calls, limits.provider_calls // RESERVED
+        self._provider_gates = {n: Gate(calls=calls, weights=weights, reserved=reserved) for n in sorted(names)}
         self.counters = Counters()
 
     @property

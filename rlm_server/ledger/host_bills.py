@@ -21,7 +21,7 @@ from sandbox.cancellation import cancel_and_wait, run_to_completion
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 2.0
+EVERY_SECONDS = 0.5
 """Between two rounds of bills."""
 
 LEAST_SECONDS = 0.1

@@ -26,7 +26,8 @@ class Gate:
 
     None is no cap. The tenant with the fewest calls inside for its weight goes next; among equals, they take turns in
     the proportion of their weights. A weight is 1 where `weights` has none. In the same way a tenant's runs share what
-    it gets; a run's calls enter in the order they came. `tenant_calls` is a number, or tells each tenant's.
+    it gets; a run's calls enter in the order they came. `tenant_calls` is a number, or tells each tenant's. `reserved`
+    of the slots are for tenants that have none: so one comes in at once, whoever else has taken what was free.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Gate:
         tenant_calls: int | Callable[[str], int] | None = None,
         run_calls: int | None = None,
         weights: Mapping[str, float] | None = None,
+        reserved: int = 0,
     ) -> None:
         if any(isinstance(cap, int) and cap < 1 for cap in (calls, tenant_calls, run_calls)):
             raise ValueError("a gate lets at least one call through")
@@ -43,7 +45,7 @@ class Gate:
         if any(weight <= 0 for weight in self._weights.values()):
             raise ValueError("a weight is above 0")
         self._tenant_calls, self._run_calls = tenant_calls, run_calls
-        self._all = _Share(calls)
+        self._all = _Share(calls, reserved=reserved)
 
     @property
     def load(self) -> Load:
@@ -92,7 +94,7 @@ class Gate:
 
     async def _enter(self, share: _Share, deadline: float | None, first: bool) -> None:
         # While there is room for one that waits, none waits: it was let in when the room came.
-        if not any(level.full for level in share.levels):
+        if not (any(level.full for level in share.levels) or self._all.keeps_out(share.levels[1])):
             share.let_in()
             return
         waiter = asyncio.get_running_loop().create_future()
@@ -123,8 +125,10 @@ class _Share:
     anew begins there, so that it has no turns saved up.
     """
 
-    def __init__(self, cap: int | None, weight: float = 1.0, above: _Share | None = None, key: str = "") -> None:
-        self.cap, self.weight, self.above, self.key = cap, weight, above, key
+    def __init__(
+        self, cap: int | None, weight: float = 1.0, above: _Share | None = None, key: str = "", reserved: int = 0
+    ) -> None:
+        self.cap, self.weight, self.above, self.key, self.reserved = cap, weight, above, key, reserved
         self.levels: tuple[_Share, ...] = (self, *(above.levels if above else ()))
         self.inside = self.waiting = 0
         self.virtual_time = 0.0
@@ -142,11 +146,15 @@ class _Share:
             self.parts[key] = _Share(cap, weight, self, key)
         return self.parts[key]
 
+    def keeps_out(self, part: _Share) -> bool:
+        """Whether what is left is reserved for others than this part."""
+        return bool(self.reserved and self.cap is not None and part.inside and self.cap - self.inside <= self.reserved)
+
     def next(self) -> _Share | None:
         """The run whose first waiter enters next, if any may."""
         if self.full or self.queue:
             return None if self.full else self
-        waiting = [part for part in self.parts.values() if part.waiting]
+        waiting = [part for part in self.parts.values() if part.waiting and not self.keeps_out(part)]
         for part in sorted(waiting, key=lambda part: (part.inside / part.weight, part.start_tag)):
             if (run := part.next()) is not None:
                 return run

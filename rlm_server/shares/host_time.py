@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from time import process_time, thread_time
+from time import monotonic, process_time, thread_time
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,6 +22,10 @@ _T = TypeVar("_T")
 
 MOST_A_MESSAGE = 0.001
 """Seconds of work that cannot be told apart, at most, that a message of a tenant's is taken to have made."""
+
+
+SHARE_OUT_SECONDS = 0.1
+"""How old it may be when somebody asks."""
 
 
 class HostTime:
@@ -73,6 +77,7 @@ class HostTimes:
         self._of: dict[str, HostTime] = {}
         self._messages: Counter[str] = Counter()
         self._shared_out = process_time(), 0.0
+        self._share_out_at = 0.0
 
     def of(self, tenant: str) -> HostTime:
         """Return what a tenant's work is charged to."""
@@ -85,7 +90,10 @@ class HostTimes:
         return HostTime(limit, self._total(tenant))
 
     def total(self, tenant: str) -> float:
-        """Return the seconds that all work for a tenant has ever taken, billed or not, as far as it was measured."""
+        """Return the seconds that all work for a tenant has ever taken, billed or not."""
+        if monotonic() >= self._share_out_at:
+            self.share_out()
+            self._share_out_at = monotonic() + SHARE_OUT_SECONDS
         return self._total(tenant).seconds
 
     def _total(self, tenant: str) -> HostTime:
@@ -106,13 +114,14 @@ class HostTimes:
 
         That is what gRPC does in threads of its own, and the event loop between the steps of tasks.
         """
-        process, measured_before = self._shared_out
-        self._shared_out = process_time(), self._all.seconds
-        unmeasured = max(0.0, self._shared_out[0] - process - (self._shared_out[1] - measured_before))
+        before, measured_before = self._shared_out
+        now = process_time()
+        unmeasured = max(0.0, now - before - (self._all.seconds - measured_before))
         messages, self._messages = self._messages, Counter()
         a_message = min(MOST_A_MESSAGE, unmeasured / max(1, messages.total()))
         for tenant, count in messages.items():
-            self.of(tenant).owe(count * a_message)
+            self.of(tenant).spend(count * a_message)
+        self._shared_out = now, self._all.seconds
 
 
 _charged: ContextVar[HostTime | None] = ContextVar("charged", default=None)

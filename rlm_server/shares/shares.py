@@ -29,8 +29,10 @@ class Shares:
     @classmethod
     def of(cls, limits: Callable[[str], TenantLimits] = _usual, weights: Mapping[str, float] | None = None) -> Shares:
         """Make what is to be shared by tenants with these limits, and weights in lines."""
-        held, host_times = Held(lambda tenant: limits(tenant).tenant_held_bytes), HostTimes()
-        return cls(limits, Threads(weights=weights), held, host_times, Pace(host_times))
+        host_times = HostTimes()
+        pace = Pace(host_times)
+        held = Held(lambda tenant: limits(tenant).tenant_held_bytes)
+        return cls(limits, Threads(weights=weights, pace=pace), held, host_times, pace)
 
     def close(self) -> None:
         """End the threads. No work may be under way."""

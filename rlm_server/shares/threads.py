@@ -17,6 +17,7 @@ from typing import Generic, TypeVar
 
 from rlm_server.shares import host_time
 from rlm_server.shares.gate import Gate, Load
+from rlm_server.shares.pace import Pace
 from sandbox.cancellation import run_to_completion
 
 _T = TypeVar("_T")
@@ -47,23 +48,31 @@ class PoolSize:
 
 SIZES: Mapping[Purpose, PoolSize] = {
     Purpose.SEARCH: PoolSize(4, 2),
-    Purpose.LINEAGE: PoolSize(2, 1),
+    Purpose.LINEAGE: PoolSize(3, 1),
     Purpose.INDEXING: PoolSize(2, 1),  # 200 MiB of memory each
-    Purpose.COVERAGE: PoolSize(2, 1),
+    Purpose.COVERAGE: PoolSize(3, 1),
     Purpose.READING: PoolSize(4, 2),
     Purpose.UPLOADS: PoolSize(16, 8),
-    Purpose.EXPORTS: PoolSize(2, 1),
+    Purpose.EXPORTS: PoolSize(3, 1),
 }
 
 
 class Threads:
-    """The pools. `weights` are tenants' shares in the lines, or 1. The server's own upkeep is the work of tenant ""."""
+    """The pools. `weights` are tenants' shares in the lines, or 1. The server's own upkeep is the work of tenant "".
+
+    With a `pace`, a tenant's work begins at it.
+    """
 
     def __init__(
-        self, *, sizes: Mapping[Purpose, PoolSize] = SIZES, weights: Mapping[str, float] | None = None
+        self,
+        *,
+        sizes: Mapping[Purpose, PoolSize] = SIZES,
+        weights: Mapping[str, float] | None = None,
+        pace: Pace | None = None,
     ) -> None:
+        self._pace = pace
         self._gates = {
-            purpose: Gate(calls=size.threads, tenant_calls=size.of_tenant, weights=weights)
+            purpose: Gate(calls=size.threads, tenant_calls=size.of_tenant, weights=weights, reserved=size.threads // 4)
             for purpose, size in sizes.items()
         }
         self._executors = {
@@ -91,6 +100,8 @@ class Threads:
             Exception: what the work raises.
         """
         async with self._gates[purpose].slot(tenant, tenant, deadline=deadline):
+            if self._pace is not None and tenant:
+                await self._pace.wait(tenant)
             given_up = threading.Event()
             job = _Job(work, given_up, host_time.current(), deadline)
             future = asyncio.get_running_loop().run_in_executor(self._executors[purpose], job)

@@ -8,6 +8,7 @@ or when another needs its slot: it is written to a file, and is read back when i
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from contextlib import suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -146,6 +147,8 @@ class WorkerPool:
         self.threads = DiskThreads()
         self.waiting_turns = waiting_turns
         self._last_session = 0
+        self._ended_seconds: defaultdict[str, float] = defaultdict(float)
+        """Of workers that have ended, what nobody has taken yet: see `take_host_seconds`."""
         self._hibernator: asyncio.Task[None] | None = None
 
     @property
@@ -161,13 +164,15 @@ class WorkerPool:
     def take_host_seconds(self, owner: str) -> float:
         """Return the seconds of processor time that an owner's sessions took of this process since the last call.
 
-        That is writing and reading stored ones, and reading what their worker sends.
+        That is writing and reading stored ones, reading what their worker sends, and what the worker does besides
+        running turns of code.
         """
-        seconds, task = self.threads.take_host_seconds(owner), self._workers.get(owner)
+        seconds: float = self.threads.take_host_seconds(owner)
+        task = self._workers.get(owner)
         if task is not None and task.done() and not _is_lost(task):
-            process = task.result()
-            seconds, process.host_seconds = seconds + process.host_seconds, 0.0
-        return seconds
+            seconds += task.result().take_host_seconds()
+        ended: float = self._ended_seconds.pop(owner, 0.0)
+        return seconds + ended
 
     def prepare(self) -> None:
         """Start the spare workers, in the background."""
@@ -249,6 +254,8 @@ class WorkerPool:
         """End an owner's worker that has no sessions left. It is never given to another owner."""
         if not self._live.any_of(owner):
             task = self._workers.pop(owner, None)
+            if task is not None and task.done() and not _is_lost(task):
+                self._ended_seconds[owner] += task.result().take_host_seconds()
             if task is not None:
                 await asyncio.shield(self._end(task))
 

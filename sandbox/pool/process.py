@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from time import thread_time
+from typing import Protocol
 
 from sandbox.limits import Limits, PoolLimits
 from sandbox.memory.memory import PAGE
@@ -21,6 +22,7 @@ from sandbox.pool.fair_clock import FairClock
 from sandbox.pool.frame_limits import MAX_STRAY, FrameBounds
 from sandbox.pool.held import Held
 from sandbox.pool.last_words import LastWords
+from sandbox.pool.own_time import OwnTime
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
 from sandbox.wire.frames import Frame, Kind, Parser, WireError, send_descriptor
@@ -45,6 +47,15 @@ _PROGRAM = f"import sys; sys.path.insert(0, {_ROOT!r}); from sandbox.worker.work
 
 Listener = Callable[[Frame | None], None]
 """Told of every frame about a session; None when the worker has died."""
+
+
+class UnderWay(Protocol):
+    """A turn that is under way."""
+
+    @property
+    def ran(self) -> float:
+        """The seconds it has run so far."""
+        ...
 
 
 class WorkerLost(Exception):
@@ -130,8 +141,10 @@ class Process(asyncio.Protocol):
         self._last_heard = 0.0
         self._watch: asyncio.Task[None] | None = None
         self.alive = True
-        self.host_seconds = 0.0
-        """Processor time that reading its frames took, until somebody takes it."""
+        self.turns: set[UnderWay] = set()
+        """Those that are under way."""
+        self.own_time = OwnTime(process.pid)
+        self._host_seconds = 0.0
         self.unconfined = ""
         """Why the worker is not in a jail; empty where it is."""
 
@@ -154,7 +167,7 @@ class Process(asyncio.Protocol):
             if self._transport is not None:
                 self._transport.abort()  # nothing else of it is read
         finally:
-            self.host_seconds += thread_time() - began
+            self._host_seconds += thread_time() - began
 
     def _allow(self, kind: Kind, session: int, header_bytes: int, data_bytes: int) -> int:
         return self._bounds.get(session, self._loosest).allow(kind, header_bytes, data_bytes)
@@ -281,6 +294,14 @@ class Process(asyncio.Protocol):
         self._last_heard = asyncio.get_running_loop().time()
         self._watch = asyncio.create_task(self._keep_watch())
 
+    def take_host_seconds(self) -> float:
+        """Return the seconds of processor time since the last call that its owner is to pay for besides turns of code.
+
+        That is reading its frames here, and what the worker itself does.
+        """
+        here, self._host_seconds = self._host_seconds, 0.0
+        return here + self.own_time.take(sum(turn.ran for turn in self.turns))
+
     def open(self, session: int, checkpoint: Checkpoint, limits: Limits) -> None:
         """Bring a session into the worker.
 
@@ -288,6 +309,7 @@ class Process(asyncio.Protocol):
             WorkerLost: the worker has died.
             OSError: a file of a corpus cannot be opened.
         """
+        self.own_time.begin()
         self.send(write_session(session, checkpoint, limits, self.hand_over))
         self._pages[session] = checkpoint.pages
         self._bounds[session] = bounds = FrameBounds.of(checkpoint, limits)

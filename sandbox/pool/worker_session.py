@@ -339,6 +339,8 @@ class WorkerSession:
             raise WorkerLost("the process that ran the turn was killed") from None
         self.saw(seen[: len(checkpoint.layout.corpora)])  # a corpus whose attaching failed does not count
         self.private_bytes = checkpoint.private_bytes
+        if corpus is None:  # a turn of code, which is paid for as such
+            process.own_time.ran += turn.running_seconds if keep else observed.seconds
         return turn
 
     def _give_up(

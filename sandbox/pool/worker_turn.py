@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import copy_context
+from itertools import islice
 
 from sandbox.cancellation import run_to_completion
 from sandbox.door import (
@@ -29,6 +30,8 @@ from sandbox.wire.turns import Observed
 
 log = logging.getLogger(__name__)
 
+CANCELLED_AT_ONCE = 32
+"""Answers that are cancelled in one step of the event loop."""
 INTERRUPT_SECONDS = 5.0
 """A worker that has not stopped a turn by then is killed."""
 TURN_SLACK_SECONDS = 10.0
@@ -89,6 +92,7 @@ class WorkerTurn:
         self._process, self._began = process, self._loop.time()
         try:
             process.clock.begin()
+            process.turns.add(self)
             process.follow(self._session, self._heard)
             process.send(ask(process, self.number))
             self._time()
@@ -96,7 +100,13 @@ class WorkerTurn:
         finally:
             process.unfollow(self._session)
             process.clock.end()
+            process.turns.discard(self)
             self._call_off()
+
+    @property
+    def ran(self) -> float:
+        """The seconds it has run so far, without what it waited for answers."""
+        return self._ran + (self._loop.time() - self._running_since if self._running_since is not None else 0.0)
 
     @property
     def end(self) -> Frame | None:
@@ -190,8 +200,15 @@ class WorkerTurn:
         self._cancel_answers()
 
     def _cancel_answers(self) -> None:
-        for task in self._answering:
+        """Cancel what is being answered, a few at a time: a thousand at once would keep everybody else waiting."""
+        self._cancel_some(iter([*self._answering]))
+
+    def _cancel_some(self, tasks: Iterator[asyncio.Task[None]]) -> None:
+        some = list(islice(tasks, CANCELLED_AT_ONCE))
+        for task in some:
             task.cancel()
+        if some:
+            self._loop.call_soon(self._cancel_some, tasks)
 
     # ---- what the worker says ------------------------------------------------------------------------------------
 

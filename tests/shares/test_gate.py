@@ -300,3 +300,18 @@ async def test_one_that_comes_first_enters_before_all_others_of_its_tenant() -> 
         group.create_task(visit("first", first=True))
     assert order == ["one", "first", "two", "three"]
     assert not gate.has_room("a") or gate.load == Load(0, 0)
+
+
+async def test_reserved_slots_are_for_tenants_that_have_none() -> None:
+    visitors = Visitors(Gate(calls=4, reserved=1))
+    for name in ("a1", "a2", "a3", "a4"):
+        await visitors.arrive("a", name)
+    assert visitors.gate.load == Load(inside=3, waiting=1)
+    await visitors.arrive("b", "b1")
+    assert visitors.gate.load == Load(inside=4, waiting=1)
+    await visitors.leave("b1")
+    assert visitors.gate.load == Load(inside=3, waiting=1)
+    await visitors.leave("a1")
+    assert visitors.gate.load == Load(inside=3, waiting=0)
+    for name in ("a2", "a3", "a4"):
+        await visitors.leave(name)
