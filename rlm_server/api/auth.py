@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from rlm_server.api.admission import REFUSAL_SECONDS, Admission, RequestNotReceived, TooManyRequests
-from rlm_server.api.errors import MalformedRequest, Unauthenticated, mapped
+from rlm_server.api.admission import REFUSAL_SECONDS, Admission, RequestNotReceived, TooManyRequests, TooManyStreams
+from rlm_server.api.errors import MalformedRequest, Unauthenticated, refusal
 from rlm_server.shares.host_time import HostTime, charged, measured
 from rlm_server.tenants.keys import Keys
 
@@ -72,7 +72,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         method = _Method("", handler)
 
         async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            async with mapped(context):
+            try:
                 with self._admission.open_stream():
                     answered = method.inner(sent, context)
                     if isawaitable(answered):  # it writes by itself
@@ -81,6 +81,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                     async with aclosing(answered):
                         async for response in answered:
                             await context.write(response)
+            except TooManyStreams as error:
+                await context.abort_with_status(refusal(error))
 
         make = grpc.stream_stream_rpc_method_handler if method.takes_stream else grpc.unary_stream_rpc_method_handler
         return make(
@@ -105,30 +107,73 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
 
     def _single(self, method: _Method, authorizations: list[Any]) -> Any:
         async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            with ExitStack() as counted:
-                async with mapped(context):
-                    request, host_time = await self._enter(method, authorizations, sent, counted)
-                    with charged(host_time):
-                        return await measured(method.inner(request, context), host_time)
+            answer = await self._answer(method, authorizations, sent, context)
+            if isinstance(answer, Refused):
+                await context.abort_with_status(answer.status)
+            return answer
 
         return call
+
+    async def _answer(
+        self,
+        method: _Method,
+        authorizations: list[Any],
+        sent: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> Any:
+        """Return a method's answer, or what it becomes where that fails.
+
+        gRPC keeps what aborts a call until the garbage is collected, with the frames it came through. So it is raised
+        where nothing of the request is left.
+        """
+        try:
+            with ExitStack() as counted:
+                request, host_time = await self._enter(method, authorizations, sent, counted)
+                with charged(host_time):
+                    return await measured(method.inner(request, context), host_time)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            return Refused(refusal(error))
 
     def _streaming(self, method: _Method, authorizations: list[Any]) -> Any:
         async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            with ExitStack() as counted:
-                async with mapped(context):
-                    request, host_time = await self._enter(method, authorizations, sent, counted)
-                    async with aclosing(method.inner(request, context)) as responses:
-                        while True:
-                            await self._admission.pace(tenant(), method.name)
-                            with charged(host_time):
-                                response = await measured(anext(responses, None), host_time)
-                            if response is None:
-                                return
-                            self._admission.message(tenant())
-                            yield response
+            refused = None
+            async with aclosing(self._answers(method, authorizations, sent, context)) as answers:
+                async for answer in answers:
+                    if isinstance(answer, Refused):
+                        refused = answer
+                        break
+                    yield answer
+            if refused is not None:
+                await context.abort_with_status(refused.status)
 
         return call
+
+    async def _answers(
+        self,
+        method: _Method,
+        authorizations: list[Any],
+        sent: AsyncIterator[bytes],
+        context: grpc.aio.ServicerContext[Any, Any],
+    ) -> AsyncGenerator[Any, None]:
+        """Yield a method's answers, and where one fails, what that becomes: see `_answer`."""
+        try:
+            with ExitStack() as counted:
+                request, host_time = await self._enter(method, authorizations, sent, counted)
+                async with aclosing(method.inner(request, context)) as responses:
+                    while True:
+                        await self._admission.pace(tenant(), method.name)
+                        with charged(host_time):
+                            response = await measured(anext(responses, None), host_time)
+                        if response is None:
+                            return
+                        self._admission.message(tenant())
+                        yield response
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            yield Refused(refusal(error))
 
     async def _next_message(self, owner: str) -> None:
         await self._admission.pace(owner, "")
@@ -166,6 +211,13 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             del message  # else it stays for as long as anything refers to the refusal
             raise
         return _decoded(message, method.decode), host_time
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """What a call that failed is answered."""
+
+    status: Any
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import grpc
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
@@ -255,15 +253,9 @@ def _status(
     return status
 
 
-@asynccontextmanager
-async def mapped(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    """End the call with the right status where its handler raises."""
-    try:
-        yield
-    except grpc.aio.AbortError:
-        raise
-    except Exception as error:
-        status = status_of(error)
-        if status.code == code_pb2.INTERNAL:
-            log.exception("a call failed")
-        await context.abort_with_status(rpc_status.to_status(status))
+def refusal(error: Exception) -> Any:
+    """Return the status that a call ends with whose handler raised an error. A fault of the server is logged."""
+    status = status_of(error)
+    if status.code == code_pb2.INTERNAL:
+        log.error("a call failed", exc_info=error)
+    return rpc_status.to_status(status)
