@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 from rlm_server.shares.gate import Gate
 from rlm_server.shares.held import Held
@@ -19,14 +19,16 @@ MAX_REQUEST = (1 << 20) + (64 << 10)
 """Bytes of a request: a turn's code, and room for what else there is. A message of a stream may have `MAX_MESSAGE`."""
 REQUEST_COPIES = 3
 """How often a request's bytes are in memory while it is served: as they came, as a message, and as its texts."""
-REQUESTS_PART = 0.25
+REQUESTS_PART = 0.125
 """Of what may be held for a tenant, the most that its requests may take."""
-RECEIVED_AT_ONCE = 8
+RECEIVED_AT_ONCE = 4
 """Requests of one tenant that are being received. Others wait, and nothing of them is in memory yet."""
 REFUSAL_SECONDS = 1.0
 """How long a call waits to be told that its tenant has too many under way: else it would come again at once."""
 RECEIVE_SECONDS = 60.0
 """How long a request may take to come, once it is waited for."""
+STRANGERS_AT_ONCE, STRANGER_SECONDS = 4, 0.04
+"""Calls without a key that begin at once, and how long each has its place: so a hundred a second do."""
 MAX_OPEN_STREAMS = 64
 """Streams of those calls that need no key, such as a watch of the server's health, of all callers together."""
 
@@ -92,6 +94,7 @@ class Admission:
         self._limits, self._held, self._host_times = shares.limits, shares.held, shares.host_times
         self._pace, self._check_paid = shares.pace, check_paid
         self._request_bytes = Held(lambda tenant: int(shares.limits(tenant).tenant_held_bytes * REQUESTS_PART))
+        self._strangers = Gate(calls=STRANGERS_AT_ONCE)
         self._receiving = Gate(tenant_calls=RECEIVED_AT_ONCE)
         self._requests: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
@@ -145,9 +148,18 @@ class Admission:
             self._check_paid(tenant)
 
     async def pace(self, tenant: str, method: str) -> None:
-        """Wait until a tenant's call may go on, unless it ends or looks at things."""
-        if method.rpartition("/")[2] not in FREE_OF_DEBT:
+        """Wait until a tenant's call may go on; not long where it ends things, or shows why others wait."""
+        if method.rpartition("/")[2] in FREE_OF_DEBT:
+            await self._pace.wait_briefly(tenant)
+        else:
             await self._pace.wait(tenant)
+
+    @asynccontextmanager
+    async def without_key(self) -> AsyncIterator[None]:
+        """Begin a call that needs no key, in its turn among all of these."""
+        async with self._strangers.slot("", "", deadline=None):
+            yield
+            await asyncio.sleep(STRANGER_SECONDS)
 
     def host_time(self, tenant: str) -> HostTime:
         """Return what the work for a tenant's calls is charged to."""

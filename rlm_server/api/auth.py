@@ -66,13 +66,18 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         )
 
     def _open(self, handler: Any) -> Any:
-        """Count the streams of a method that needs no key. Any other of its calls ends at once."""
-        if not handler.response_streaming:
-            return handler
+        """Have the calls of a method that needs no key begin in their turn, and count its streams."""
         method = _Method("", handler)
 
-        async def call(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        async def one(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            async with self._admission.without_key():
+                answered = method.inner(sent, context)
+                return await answered if isawaitable(answered) else answered
+
+        async def stream(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             try:
+                async with self._admission.without_key():
+                    pass
                 with self._admission.open_stream():
                     answered = method.inner(sent, context)
                     if isawaitable(answered):  # it writes by itself
@@ -84,7 +89,12 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             except TooManyStreams as error:
                 await context.abort_with_status(refusal(error))
 
-        make = grpc.stream_stream_rpc_method_handler if method.takes_stream else grpc.unary_stream_rpc_method_handler
+        make, call = {
+            (False, False): (grpc.unary_unary_rpc_method_handler, one),
+            (False, True): (grpc.unary_stream_rpc_method_handler, stream),
+            (True, False): (grpc.stream_unary_rpc_method_handler, one),
+            (True, True): (grpc.stream_stream_rpc_method_handler, stream),
+        }[method.takes_stream, bool(handler.response_streaming)]
         return make(
             call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )

@@ -33,7 +33,7 @@ LEDGER_WRITES = 16
 for their turn before it, and behind no more than these. With fewer, fewer would share a commit."""
 
 RESERVED = 16
-"""One of so many calls in flight to a provider is kept for tenants that have none there."""
+"""One of so many calls in flight to a provider is kept for tenants that have few there."""
 
 _SAFE_TO_RETRY = frozenset({Failure.RATE_LIMITED, Failure.OVERLOADED})
 

@@ -13,7 +13,8 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rlm_server.database.engine import READERS, Connection, DatabaseClosedError, DatabaseError, Engine, Failed
-from rlm_server.shares.host_time import measured_function
+from rlm_server.shares.gate import Gate
+from rlm_server.shares.host_time import current, measured_function
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ class Database:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._readers = Gate(calls=READERS, tenant_calls=READERS // 2, reserved=READERS // 4)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="database-reader")
         self._thread = threading.Thread(target=self._serve, name="database-writer", daemon=True)
         self._thread.start()
@@ -98,9 +100,11 @@ class Database:
             Exception: whatever the function raised.
         """
         self._refuse_if_closed()
-        return await asyncio.get_running_loop().run_in_executor(
-            self._pool, measured_function(self._engine.read), function
-        )
+        reader = str(id(current()))  # whom the present work is for: nobody has every reader
+        async with self._readers.slot(reader, reader, deadline=None):
+            self._refuse_if_closed()
+            read = measured_function(self._engine.read)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, read, function)
 
     async def close(self) -> None:
         """Finish what is queued, then release the database. Closing again is harmless."""

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
-READERS = 2
+READERS = 4
 """Read connections, each with a thread of its own."""
 
 

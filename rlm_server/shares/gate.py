@@ -27,7 +27,8 @@ class Gate:
     None is no cap. The tenant with the fewest calls inside for its weight goes next; among equals, they take turns in
     the proportion of their weights. A weight is 1 where `weights` has none. In the same way a tenant's runs share what
     it gets; a run's calls enter in the order they came. `tenant_calls` is a number, or tells each tenant's. `reserved`
-    of the slots are for tenants that have none: so one comes in at once, whoever else has taken what was free.
+    of the slots are for tenants that have less than half as many: they come in at once, whoever else has taken what was
+    free.
     """
 
     def __init__(
@@ -148,7 +149,9 @@ class _Share:
 
     def keeps_out(self, part: _Share) -> bool:
         """Whether what is left is reserved for others than this part."""
-        return bool(self.reserved and self.cap is not None and part.inside and self.cap - self.inside <= self.reserved)
+        if self.cap is None or not self.reserved:
+            return False
+        return part.inside >= max(1, self.reserved // 2) and self.cap - self.inside <= self.reserved
 
     def next(self) -> _Share | None:
         """The run whose first waiter enters next, if any may."""

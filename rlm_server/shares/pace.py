@@ -20,6 +20,9 @@ BURST_SECONDS = 0.02
 ACTIVE_SECONDS = 1.0
 """Who asked for nothing for so long is not counted among those who share."""
 
+BRIEF_WAIT = 0.25
+"""Seconds that what ends things waits at most."""
+
 LONGEST_WAIT = 0.5
 """Seconds after which a waiting tenant's share is looked at again."""
 
@@ -41,6 +44,12 @@ class Pace:
     def __init__(self, host_times: HostTimes) -> None:
         self._host_times = host_times
         self._buckets: dict[str, _Bucket] = {}
+
+    async def wait_briefly(self, tenant: str) -> None:
+        """Wait as `wait` does, but not long: for what ends things."""
+        over = self._over(tenant, self._bucket(tenant))
+        if over > 0:
+            await asyncio.sleep(min(over, BRIEF_WAIT))
 
     async def wait(self, tenant: str) -> None:
         """Wait until a tenant's work may begin. Those of one tenant that wait go one after another."""

@@ -35,6 +35,9 @@ PING_SECONDS = 2.0
 SILENCE_SECONDS = 30.0
 """A worker that does not answer for so long is killed."""
 
+FRAMES_AT_ONCE = 32
+"""Frames taken in one step of the event loop."""
+
 WRITTEN_AT_ONCE = 1 << 18
 """Bytes given to the socket at a time: the loop copies what the socket does not take."""
 
@@ -145,6 +148,7 @@ class Process(asyncio.Protocol):
         """Those that are under way."""
         self.own_time = OwnTime(process.pid)
         self._host_seconds = 0.0
+        self._arrived: deque[Frame] = deque()
         self.unconfined = ""
         """Why the worker is not in a jail; empty where it is."""
 
@@ -158,16 +162,33 @@ class Process(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes that arrived. A worker that sends anything but frames within its limits is killed."""
         self._last_heard, began = asyncio.get_running_loop().time(), thread_time()
+        self._guarded(lambda: self._arrived.extend(self._parser.feed(data)))
+        self._host_seconds += thread_time() - began
+        self._take_some()
+
+    def _take_some(self) -> None:
+        """Take what has arrived, so much that nobody else waits long. Nothing more is read before all is taken."""
+        began = thread_time()
+        for _ in range(min(FRAMES_AT_ONCE, len(self._arrived))):
+            self._guarded(lambda: self._take(self._arrived.popleft()))
+        self._host_seconds += thread_time() - began
+        if self._transport is None:
+            return
+        if self._arrived:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._take_some)
+        elif not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
         try:
-            for frame in self._parser.feed(data):
-                self._take(frame)
+            work()
         except WireError as error:
             log.error("worker %d was killed: it sent %s", self._process.pid, error)  # noqa: TRY400
             self.kill()
+            self._arrived.clear()
             if self._transport is not None:
                 self._transport.abort()  # nothing else of it is read
-        finally:
-            self._host_seconds += thread_time() - began
 
     def _allow(self, kind: Kind, session: int, header_bytes: int, data_bytes: int) -> int:
         return self._bounds.get(session, self._loosest).allow(kind, header_bytes, data_bytes)
@@ -191,6 +212,8 @@ class Process(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Note that the worker is gone, and notify all who wait for it."""
+        while self._arrived:
+            self._guarded(lambda: self._take(self._arrived.popleft()))
         if self.alive:
             log.error("worker %d died", self._process.pid)
         self.alive = False

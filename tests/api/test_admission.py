@@ -113,7 +113,7 @@ def test_what_one_tenant_has_open_is_nothing_to_another() -> None:
 
 
 async def test_the_bytes_of_requests_under_way_are_counted_for_their_tenant_and_bounded(tmp_path: Path) -> None:
-    async with serving(tmp_path, TenantLimits(tenant_held_bytes=8 << 20)) as stage:
+    async with serving(tmp_path, TenantLimits(tenant_held_bytes=16 << 20)) as stage:
         (sent,) = words("unary_unary", "x" * 600_000 + " wait")
         waiting = asyncio.ensure_future(stage.send("unary_unary", [sent], (stage.bearer,)))
         await stage.toy.begun.wait()

@@ -302,7 +302,7 @@ async def test_one_that_comes_first_enters_before_all_others_of_its_tenant() -> 
     assert not gate.has_room("a") or gate.load == Load(0, 0)
 
 
-async def test_reserved_slots_are_for_tenants_that_have_none() -> None:
+async def test_reserved_slots_are_for_tenants_that_have_few() -> None:
     visitors = Visitors(Gate(calls=4, reserved=1))
     for name in ("a1", "a2", "a3", "a4"):
         await visitors.arrive("a", name)
