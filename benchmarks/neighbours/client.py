@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from rlm.v1 import (
@@ -14,9 +14,10 @@ from rlm.v1 import (
     context_pb2_grpc,
     run_pb2,
     run_pb2_grpc,
+    server_pb2,
+    server_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
-    types_pb2,
 )
 
 CHUNK = 1 << 20
@@ -37,6 +38,7 @@ class Client:
         self.runs: Any = run_pb2_grpc.RunServiceStub(self.channel)
         self.sessions: Any = session_pb2_grpc.SessionServiceStub(self.channel)
         self.budgets: Any = budget_pb2_grpc.BudgetServiceStub(self.channel)
+        self.server: Any = server_pb2_grpc.ServerServiceStub(self.channel)
 
     async def upload(self, text: str, documents: Sequence[str] = ()) -> str:
         """Upload a text, or documents, and return the context's id."""
@@ -87,11 +89,21 @@ class Client:
         """Stop a run."""
         await self.runs.CancelRun(run_pb2.CancelRunRequest(run_id=run_id), metadata=self.metadata)
 
-    async def posted(self) -> types_pb2.Amounts:
-        """Return what was posted to the tenant's account."""
-        reply = await self.budgets.GetBudget(budget_pb2.GetBudgetRequest(), metadata=self.metadata)
-        amounts: types_pb2.Amounts = reply.account.posted
-        return amounts
+    async def standing(self) -> Standing:
+        """Return what the tenant has paid, and has."""
+        account = (await self.budgets.GetBudget(budget_pb2.GetBudgetRequest(), metadata=self.metadata)).account
+        quotas = await self.server.GetQuota(server_pb2.GetQuotaRequest(), metadata=self.metadata)
+        stored = {quota.name: quota.used for quota in quotas.quotas}["stored_bytes"]
+        return Standing(account.posted.calls, account.posted.cpu_ms / 1e3, account.pending.cpu_ms / 1e3, stored / 1e6)
+
+
+class Standing(NamedTuple):
+    """What a tenant has paid for, what is held for its turns under way, and what its stored sessions have."""
+
+    calls: int = 0
+    cpu_s: float = 0.0
+    held_cpu_s: float = 0.0
+    stored_mb: float = 0.0
 
 
 class Turn:

@@ -5,11 +5,13 @@ attacker as it is alone. A kind whose percentile alone is below 80 ms may take 2
 nobody would notice is not a fault. With fewer than 100 calls the percentile is the longest call.
 
 `disk_growth_mb_unpaid` is what the disk grew by above what was paid for. Paid are 16 KB for each model call that was
-posted to the attacker's account, 1 MB for each second of processor time posted there, the quota of its contexts, 8 MB
-that the log of any database takes, and what the victim's own calls have written, by what they wrote alone.
+posted to the attacker's account, 1 MB for each second of processor time posted there, the quota of its contexts, what
+its stored sessions have of theirs, 8 MB that the log of any database takes, and what the victim's own calls have
+written, by what they wrote alone.
 
 `attacker_unpaid_cpu_s` is the processor time of the server beside the attacker, without what the victim's calls took
-alone, and with that of all workers but the victim's; from it goes what was posted to the attacker's account.
+alone, and with that of all workers but the victim's. From it goes what was posted to the attacker's account, and what
+its turns that still ran took, up to what is held for them.
 """
 
 from __future__ import annotations

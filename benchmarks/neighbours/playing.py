@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from rlm.v1 import types_pb2
 
-from benchmarks.neighbours.client import Client
+from benchmarks.neighbours.client import Client, Standing
 from benchmarks.neighbours.findings import Findings, Found, disk_unpaid_mb
 from benchmarks.neighbours.memory_limit import MemoryLimit
 from benchmarks.neighbours.processes import Gone, Spoken
@@ -90,7 +89,7 @@ class Stage:
         server.sampler.forget_peak()
         attacker.tell(scenario=scenario.name, address=server.address, key=server.keys[ATTACKER])
         said = await _until(attacker, "ready", PATIENCE)
-        before, posted_before = server.look(), await _posted(server)
+        before, posted_before = server.look(), await _standing(server)
         attacker.tell(seconds=self.seconds)
         beside, (said, stop_s) = await asyncio.gather(
             _mixed(victim, self.seconds), self._attacked(server, attacker, said)
@@ -102,15 +101,12 @@ class Stage:
         found.calls, found.refused = said["calls"], said["refused"]
         await asyncio.sleep(SETTLING_SECONDS)
         found.rss_mb = server.sampler.peak_mb - quiet.rss_mb
-        after, posted_after = server.look(), await _posted(server)
+        after, posted_after = server.look(), await _standing(server)
         found.rss_left_mb = after.rss_mb - quiet.rss_mb
         victims = list(empty.workers)[:1]  # the first there was, as the victim came first
         found.worker_deaths = sum(pid in victims for pid in server.lost_workers()) + beside["restarts"]
-        posted = types_pb2.Amounts(
-            calls=posted_after.calls - posted_before.calls, cpu_ms=posted_after.cpu_ms - posted_before.cpu_ms
-        )
         rounds = beside["rounds"] / max(alone["rounds"], 1e-9)
-        count_cpu(found, (empty, quiet, before, after), rounds, posted, victims)
+        count_cpu(found, (empty, quiet, before, after), rounds, (posted_before, posted_after), victims)
         count_disk(found, (empty, quiet, after), rounds, posted_after)
         attacker.tell(seconds=AGAIN_SECONDS)
         await asyncio.sleep(STOPPED_AFTER)
@@ -173,14 +169,14 @@ async def _until(process: Spoken, key: str, seconds: float) -> dict[str, Any]:
     return said
 
 
-async def _posted(server: Server) -> types_pb2.Amounts:
-    """Return what was posted to the attacker's account; nothing where the server does not say."""
+async def _standing(server: Server) -> Standing:
+    """Return what the attacker has paid, and has; nothing where the server does not say."""
     client = server.client(ATTACKER)
     try:
         async with asyncio.timeout(LONGEST_CALL):
-            return await client.posted()
+            return await client.standing()
     except (grpc.RpcError, TimeoutError):
-        return types_pb2.Amounts()
+        return Standing()
     finally:
         await client.channel.close()
 
@@ -189,7 +185,7 @@ def count_cpu(
     found: Found,
     looks: tuple[Looked, Looked, Looked, Looked],
     rounds: float,
-    posted: types_pb2.Amounts,
+    paid: tuple[Standing, Standing],
     victims: list[int],
 ) -> None:
     """Count the processor time that the attack took.
@@ -204,14 +200,15 @@ def count_cpu(
         max(0.0, cpu - before.workers.get(pid, starting)) for pid, cpu in after.workers.items() if pid not in victims
     )
     found.cpu_s = max(0.0, after.cpu_s - before.cpu_s - of_victim) + workers
-    found.paid_cpu_s = max(0, posted.cpu_ms) / 1e3
+    earlier, now = paid
+    found.paid_cpu_s = max(0.0, now.cpu_s - earlier.cpu_s) + min(now.held_cpu_s, workers)
 
 
-def count_disk(found: Found, looks: tuple[Looked, Looked, Looked], rounds: float, posted: types_pb2.Amounts) -> None:
+def count_disk(found: Found, looks: tuple[Looked, Looked, Looked], rounds: float, paid: Standing) -> None:
     """Count what the disk grew by since the attacker came. The looks are those of `count_cpu` but for the third."""
     empty, quiet, after = looks
     of_victim = max(0.0, quiet.disk_mb - empty.disk_mb) * rounds
     texts = after.texts_mb - quiet.texts_mb
     found.disk_mb = texts + after.disk_mb - quiet.disk_mb
     grown = after.disk_mb - quiet.disk_mb - of_victim + max(0.0, texts - CONTEXT_QUOTA / 1e6)
-    found.disk_unpaid_mb = disk_unpaid_mb(grown, posted.calls, posted.cpu_ms / 1e3)
+    found.disk_unpaid_mb = disk_unpaid_mb(grown - paid.stored_mb, paid.calls, paid.cpu_s)

@@ -165,9 +165,9 @@ class Admission:
         """Return what the work for a tenant's calls is charged to."""
         return self._host_times.of(tenant)
 
-    def message(self, tenant: str) -> None:
-        """Count a message that a tenant sent, or is sent."""
-        self._host_times.message(tenant)
+    def message(self, tenant: str, size: int = 0) -> None:
+        """Count a message of so many bytes that a tenant sent, or is sent."""
+        self._host_times.message(tenant, size)
 
     @contextmanager
     def open_stream(self) -> Iterator[None]:

@@ -7,7 +7,6 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
 from inspect import isawaitable
 from typing import Any
 
@@ -171,7 +170,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         try:
             with ExitStack() as counted:
                 request, host_time = await self._enter(method, authorizations, sent, counted)
-                async with aclosing(method.inner(request, context)) as responses:
+                paced = _Paced(context, tenant(), self._admission)
+                async with aclosing(method.inner(request, paced)) as responses:
                     while True:
                         await self._admission.pace(tenant(), method.name)
                         with charged(host_time):
@@ -185,10 +185,6 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         except Exception as error:
             yield Refused(refusal(error))
 
-    async def _next_message(self, owner: str) -> None:
-        await self._admission.pace(owner, "")
-        self._admission.message(owner)
-
     async def _enter(
         self, method: _Method, authorizations: list[Any], sent: AsyncIterator[bytes], counted: ExitStack
     ) -> tuple[Any, HostTime]:
@@ -198,7 +194,6 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         """
         owner = await self._admit(authorizations)
         self._admission.check_paid(owner, method.name)
-        self._admission.message(owner)
         host_time = self._admission.host_time(owner)
         try:
             counted.enter_context(self._admission.call(owner, is_stream=False))
@@ -210,11 +205,13 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         if method.is_stream:
             counted.enter_context(self._admission.stream(owner))
         if method.takes_stream:
-            return _Messages(sent, method.decode, partial(self._next_message, owner)), host_time
+            self._admission.message(owner)
+            return _Messages(sent, method.decode, owner, self._admission), host_time
         try:
             message = await self._admission.received(owner, aiter(sent))
         except RequestNotReceived:
             raise MalformedRequest from None
+        self._admission.message(owner, len(message))
         try:
             counted.enter_context(self._admission.request(owner, len(message)))
         except BaseException:
@@ -257,21 +254,37 @@ class _Method:
         return decode
 
 
+class _Paced:
+    """A call's context. What a handler writes by itself goes at its tenant's pace."""
+
+    def __init__(self, context: grpc.aio.ServicerContext[Any, Any], owner: str, admission: Admission) -> None:
+        self._context, self._owner, self._admission = context, owner, admission
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    async def write(self, message: Any) -> None:
+        """Write a message."""
+        await self._admission.pace(self._owner, "")
+        self._admission.message(self._owner)
+        await self._context.write(message)
+
+
 class _Messages:
-    """The messages of a stream, each decoded when it is asked for."""
+    """The messages of a stream, each taken at its tenant's pace and decoded when it is asked for."""
 
     def __init__(
-        self, sent: AsyncIterator[bytes], decode: Callable[[bytes], Any], admit: Callable[[], Awaitable[None]]
+        self, sent: AsyncIterator[bytes], decode: Callable[[bytes], Any], owner: str, admission: Admission
     ) -> None:
-        """`admit` waits until the next may come."""
-        self._sent, self._decode, self._admit = sent, decode, admit
+        self._sent, self._decode, self._owner, self._admission = sent, decode, owner, admission
 
     def __aiter__(self) -> AsyncIterator[Any]:
         return self
 
     async def __anext__(self) -> Any:
-        await self._admit()
+        await self._admission.pace(self._owner, "")
         message = await anext(self._sent)
+        self._admission.message(self._owner, len(message))
         return _decoded(message, self._decode)
 
 

@@ -24,6 +24,9 @@ MOST_A_MESSAGE = 0.001
 """Seconds of work that cannot be told apart, at most, that a message of a tenant's is taken to have made."""
 
 
+MESSAGE_BYTES = 1 << 16
+"""A message is counted once more for each of so many bytes."""
+
 SHARE_OUT_SECONDS = 0.1
 """How old it may be when somebody asks."""
 
@@ -105,9 +108,9 @@ class HostTimes:
         """Return the tenants for whom anything was spent."""
         return list(self._of)
 
-    def message(self, tenant: str) -> None:
-        """Count a message that a tenant sent, or was sent."""
-        self._messages[tenant] += 1
+    def message(self, tenant: str, size: int = 0) -> None:
+        """Count a message of so many bytes that a tenant sent, or was sent; a large one counts as several."""
+        self._messages[tenant] += 1 + size // MESSAGE_BYTES
 
     def share_out(self) -> None:
         """Share among tenants, by their messages since the last time, what this process worked that was not measured.

@@ -8,10 +8,10 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
-from rlm.v1 import types_pb2
 
 from benchmarks.neighbours import __main__ as neighbours
 from benchmarks.neighbours import memory_limit as memory_limits
+from benchmarks.neighbours.client import Standing
 from benchmarks.neighbours.findings import Findings, Found, disk_unpaid_mb, p99, times_alone
 from benchmarks.neighbours.playing import Stage, count_cpu, count_disk
 from benchmarks.neighbours.scenarios import SCENARIOS
@@ -130,7 +130,7 @@ def test_processor_time_is_the_attackers_unless_the_victim_takes_as_much_alone_o
     empty, quiet = looked(cpu_s=1, workers={1: 1, 2: 0.5}), looked(cpu_s=2, workers={1: 2, 2: 0.5})
     before, after = looked(cpu_s=3, workers={1: 2, 2: 1}), looked(cpu_s=10, workers={1: 5, 2: 4, 3: 1.5})
     found = Found("")
-    count_cpu(found, (empty, quiet, before, after), 2.0, types_pb2.Amounts(cpu_ms=1_500), [1])
+    count_cpu(found, (empty, quiet, before, after), 2.0, (Standing(cpu_s=2), Standing(cpu_s=3, held_cpu_s=0.5)), [1])
     assert found.cpu_s == (10 - 3) - 2 * (2 - 1) + (4 - 1) + (1.5 - 0.5)
     assert found.unpaid_cpu_s == found.cpu_s - 1.5
 
@@ -139,9 +139,9 @@ def test_the_disk_is_the_attackers_unless_the_victim_writes_as_much_alone_or_a_q
     quota = CONTEXT_QUOTA / 1e6
     found = Found("")
     looks = (looked(), looked(disk=10), looked(disk=100, texts=quota + 5))
-    count_disk(found, looks, 2.0, types_pb2.Amounts())
+    count_disk(found, looks, 2.0, Standing(stored_mb=3))
     assert found.disk_mb == pytest.approx(quota + 5 + 90)
-    assert found.disk_unpaid_mb == pytest.approx(90 - 2 * 10 + 5 - 8)
+    assert found.disk_unpaid_mb == pytest.approx(90 - 2 * 10 + 5 - 8 - 3)
 
 
 def test_the_result_is_the_worst_of_all_scenarios_and_the_sum_of_what_must_not_be() -> None:
