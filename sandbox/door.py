@@ -68,7 +68,7 @@ TEXTS = Kind("a list of str", lambda value: isinstance(value, list) and all(isin
 ITEMS = Kind("a list", lambda value: isinstance(value, list))
 FLAG = Kind("a bool", lambda value: isinstance(value, bool))
 INTEGER = Kind("an int of 32 bits", lambda value: type(value) is int and 0 <= value < 1 << 32)
-NUMBER = Kind("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool), "ValueError")
+NUMBER = Kind("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
 SECONDS = Kind(
     "a number of seconds from 0 to 1e9",
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1e9,

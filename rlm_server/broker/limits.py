@@ -18,7 +18,11 @@ class CallLimits:
         180.0, least=0.001, most=3_600, unit="seconds", doc="One attempt at a model call, once it is sent."
     )
     provider_calls: int = limit(
-        64, least=1, most=10_000, unit="calls", doc="Calls in flight to one provider, with one key."
+        72,
+        least=1,
+        most=10_000,
+        unit="calls",
+        doc="Calls in flight to one provider, with one key. One in sixteen is kept for tenants that have few.",
     )
     tenant_calls: int = limit(
         256,

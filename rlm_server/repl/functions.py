@@ -15,10 +15,25 @@ from rlm_server.repl.metering import check_host_time
 from rlm_server.repl.model_calls import ModelCalls
 from rlm_server.repl.search_call import answer_search
 from rlm_server.shares.shares import Shares
-from sandbox.door import FLAG, INTEGER, ITEMS, NUMBER, TEXT, TEXTS, Arguments, DoorRefusal, HostCall, Json, optional
+from sandbox.door import (
+    FLAG,
+    INTEGER,
+    ITEMS,
+    NUMBER,
+    TEXT,
+    TEXTS,
+    Arguments,
+    DoorRefusal,
+    HostCall,
+    Json,
+    Kind,
+    optional,
+)
 from sandbox.pool.pool import LiveSession
 
 _GUEST = Path(__file__).parent / "guest"
+
+_DOLLARS = Kind("a number of US dollars", NUMBER.fits, "ValueError")
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +186,7 @@ FUNCTIONS = Functions(
         ),
         Function(
             op="rlm_query",
-            arguments={"prompts": TEXTS, "contexts": ITEMS, "model": optional(TEXT), "budget": optional(NUMBER)},
+            arguments={"prompts": TEXTS, "contexts": ITEMS, "model": optional(TEXT), "budget": optional(_DOLLARS)},
             in_runs=_rlm_query,
             in_sessions="a child RLM is part of a run",
             prompt="""\

@@ -230,6 +230,7 @@ class Worker:
 
     def __init__(self) -> None:
         self.held, self.clock = Held(), FairClock(1)
+        self.turns: set[object] = set()
         self.replies: dict[int, bytes] = {}
         self.heard: Callable[[Frame | None], None]
 

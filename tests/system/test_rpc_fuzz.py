@@ -29,6 +29,8 @@ LONGEST = 10.0
 READ = 30
 """Messages read of a stream before it is left."""
 TRAILERS = 8 << 10
+CLIENTS_OWN = "Internal error from Core"
+"""What the client says by itself where the server ended a stream to which it was still writing."""
 OF_GRPC = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 """What a client's own leaving is told as."""
 REASONS = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118
@@ -63,7 +65,7 @@ async def call(caller: Caller, method: MethodDescriptor, sent: list[bytes]) -> N
 
 def wrong_with(error: grpc.aio.AioRpcError) -> str:
     """Say what is wrong with a refusal; empty where nothing is."""
-    if error.code() in OF_GRPC:
+    if error.code() in OF_GRPC or (error.details() or "").startswith(CLIENTS_OWN):
         return ""
     if error.code() in {grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN}:
         return f"{error.code()}: {error.details()}"
