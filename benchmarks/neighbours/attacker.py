@@ -105,6 +105,15 @@ class Attacker:
         if await self.tried(self.client.turn(session, code, request_id)) is None:
             await asyncio.sleep(PAUSE)
 
+    async def turns(self, code: str, sessions: int = 2) -> Play:
+        """Prepare turns of the same code in several sessions, all at once."""
+        made = await self.sessions(sessions)
+
+        async def play() -> None:
+            await self.together([self.turn(session, code) for session in made])
+
+        return play
+
     async def start(self, *replies: str, **asked: Any) -> str:
         """Start a run and return its id; empty where it was refused."""
         made = await self.tried(self.client.start(*replies, **({"budget": self.budget} | asked)))

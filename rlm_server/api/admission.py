@@ -109,21 +109,17 @@ class Admission:
         return self._streams.get(tenant, 0)
 
     @contextmanager
-    def call(self, tenant: str, *, is_stream: bool) -> Iterator[None]:
+    def call(self, tenant: str) -> Iterator[None]:
         """Count a call for as long as the context is open.
 
         Raises:
-            TooManyRequests, TooManyStreams: the tenant has as many as it may. Nothing is counted.
+            TooManyRequests: the tenant has as many as it may. Nothing is counted.
         """
         most = self._limits(tenant).tenant_requests
         if (used := self.requests(tenant)) >= most:
             raise TooManyRequests("tenant_requests", most, used, "the tenant's calls under way")
         with _counted(self._requests, tenant):
-            if not is_stream:
-                yield
-                return
-            with self.stream(tenant):
-                yield
+            yield
 
     @contextmanager
     def stream(self, tenant: str) -> Iterator[None]:

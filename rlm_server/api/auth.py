@@ -196,7 +196,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         self._admission.check_paid(owner, method.name)
         host_time = self._admission.host_time(owner)
         try:
-            counted.enter_context(self._admission.call(owner, is_stream=False))
+            counted.enter_context(self._admission.call(owner))
         except TooManyRequests:
             await asyncio.sleep(REFUSAL_SECONDS)
             raise

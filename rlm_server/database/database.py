@@ -100,8 +100,9 @@ class Database:
             Exception: whatever the function raised.
         """
         self._refuse_if_closed()
-        reader = str(id(current()))  # whom the present work is for: nobody has every reader
-        async with self._readers.slot(reader, reader, deadline=None):
+        charged_to = current()
+        tenant = charged_to.tenant if charged_to is not None else ""
+        async with self._readers.slot(tenant, tenant, deadline=None):  # nobody has every reader
             self._refuse_if_closed()
             read = measured_function(self._engine.read)
             return await asyncio.get_running_loop().run_in_executor(self._pool, read, function)

@@ -116,10 +116,7 @@ class Functions:
             DoorRefusal: there is no such function, or not in runs; it takes no such arguments; or what its handler
                 refuses.
         """
-        handler = _handler(self._in_runs, call.op, "run")
-        call.check(self._arguments[call.op])
-        await repl.shares.pace.wait(repl.tenant)
-        return await handler(repl, call)
+        return await self._answer(self._in_runs, "run", repl, call)
 
     async def answer_session(self, repl: Repl, call: HostCall) -> Json:
         """Answer a request of code in a session.
@@ -128,7 +125,10 @@ class Functions:
             DoorRefusal: there is no such function, or not in sessions; it takes no such arguments; or what its handler
                 refuses.
         """
-        handler = _handler(self._in_sessions, call.op, "session")
+        return await self._answer(self._in_sessions, "session", repl, call)
+
+    async def _answer(self, handlers: Mapping[str, Handler[_R] | str], place: str, repl: _R, call: HostCall) -> Json:
+        handler = _handler(handlers, call.op, place)
         call.check(self._arguments[call.op])
         await repl.shares.pace.wait(repl.tenant)
         return await handler(repl, call)

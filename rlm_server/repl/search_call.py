@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 
 from rlm_server.contexts.search import SEARCH_SECONDS, Found, Match, PatternRefused, SearchTooLong, search
+from rlm_server.repl.document_numbers import part_of_documents
 from rlm_server.repl.metering import check_host_time
 from rlm_server.shares.gate import WaitedTooLong
 from rlm_server.shares.threads import Cancelled, Purpose, Threads
 from sandbox.corpora.corpus import Corpus, CorpusDamaged
-from sandbox.corpora.coverage import Range, of_range
+from sandbox.corpora.coverage import Range, of_ranges
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool.pool import LiveSession
 
@@ -55,16 +56,8 @@ def _numbers(call: HostCall, count: int) -> list[int] | range | None:
         if listed is not None and not (isinstance(listed, list) and all(type(one) is int for one in listed)):
             raise DoorRefusal("TypeError", "documents must be None or numbers of documents")
         return listed
-    if not (isinstance(part, list) and len(part) == 3 and all(type(one) is int for one in part) and part[2]):
-        raise DoorRefusal("TypeError", "part must be [start, stop, step]")
-    numbers = range(*part)
-    if not all(0 <= outermost < count for outermost in (*numbers[:1], *numbers[-1:])):
-        raise DoorRefusal("IndexError", f"there are {count} documents")
-    return numbers
+    return part_of_documents("part", part, count)
 
 
 def _shown(corpus: Corpus, matches: tuple[Match, ...]) -> int:
-    blocks = 0
-    for match in matches:
-        blocks |= of_range(corpus, Range(match.document, match.start, match.start + len(match.text)))
-    return blocks
+    return of_ranges(corpus, (Range(m.document, m.start, m.start + len(m.text)) for m in matches))

@@ -6,10 +6,10 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rlm_server.contexts.passages import Traced
 from rlm_server.repl.events import CallTraced
@@ -35,7 +35,7 @@ class TracedContext:
 
     tenant: str
     shares: Shares
-    open_lineage: Callable[[], Awaitable[Lineage]]
+    open_lineage: Callable[[], Coroutine[Any, Any, Lineage]]
 
 
 class Tracer:
@@ -126,9 +126,5 @@ class Tracer:
     def _opened(self, context: TracedContext) -> asyncio.Task[Lineage]:
         if self._lineage is None:
             with charged(context.shares.host_times.of(context.tenant)):
-                self._lineage = asyncio.create_task(_awaiting(context.open_lineage()))
+                self._lineage = asyncio.create_task(context.open_lineage())
         return self._lineage
-
-
-async def _awaiting(lineage: Awaitable[Lineage]) -> Lineage:
-    return await lineage

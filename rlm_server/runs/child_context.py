@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, TypeGuard
 
+from rlm_server.repl.document_numbers import part_of_documents
 from rlm_server.runs.node_context import NodeContext, Origin
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
@@ -80,11 +81,7 @@ def _own(texts: list[str], kind: Kind) -> ChildContext:
 
 def _documents(asked: Any, parent: NodeContext) -> ChildContext:
     corpus = parent.corpus
-    if not (isinstance(asked, list) and len(asked) == 3 and all(type(n) is int for n in asked) and asked[2]):
-        raise DoorRefusal("TypeError", "documents must be [start, stop, step]")
-    numbers = range(*asked)
-    if not all(0 <= outermost < len(corpus) for outermost in (*numbers[:1], *numbers[-1:])):
-        raise DoorRefusal("IndexError", f"there are {len(corpus)} documents")
+    numbers = part_of_documents("documents", asked, len(corpus))
 
     def beginning(most: int) -> str:
         with corpus.opened() as (source, _):

@@ -34,11 +34,11 @@ SHARE_OUT_SECONDS = 0.1
 class HostTime:
     """Seconds that were spent. Any thread may add to them. Without a `limit` there may be any number.
 
-    What is spent counts in `within` as well.
+    What is spent counts in `within` as well. `tenant` is whom the work is for.
     """
 
-    def __init__(self, limit: float | None = None, within: HostTime | None = None) -> None:
-        self.limit = limit
+    def __init__(self, limit: float | None = None, within: HostTime | None = None, tenant: str = "") -> None:
+        self.limit, self.tenant = limit, tenant
         self._within = within
         self._seconds = 0.0
         self._adding = threading.Lock()
@@ -85,12 +85,12 @@ class HostTimes:
     def of(self, tenant: str) -> HostTime:
         """Return what a tenant's work is charged to."""
         if tenant not in self._of:
-            self._of[tenant] = HostTime(within=self._total(tenant))
+            self._of[tenant] = HostTime(None, self._total(tenant), tenant)
         return self._of[tenant]
 
     def of_turn(self, tenant: str, limit: float) -> HostTime:
         """Return what the work for a tenant's turn is charged to, which may be so many seconds."""
-        return HostTime(limit, self._total(tenant))
+        return HostTime(limit, self._total(tenant), tenant)
 
     def total(self, tenant: str) -> float:
         """Return the seconds that all work for a tenant has ever taken, billed or not."""

@@ -98,13 +98,14 @@ async def test_a_tenant_has_no_more_open_streams_than_its_limit_and_other_calls_
 
 def test_what_one_tenant_has_open_is_nothing_to_another() -> None:
     admission = Admission(Shares.of(lambda _: FEW))
-    with admission.call("ann", is_stream=True), admission.call("ann", is_stream=True):
-        with pytest.raises(TooManyStreams), admission.call("ann", is_stream=True):
+    call, stream = admission.call, admission.stream
+    with call("ann"), stream("ann"), call("ann"), stream("ann"):
+        with pytest.raises(TooManyStreams), call("ann"), stream("ann"):
             pass
-        with admission.call("ann", is_stream=False):
-            with pytest.raises(TooManyRequests), admission.call("ann", is_stream=False):
+        with call("ann"):
+            with pytest.raises(TooManyRequests), call("ann"):
                 pass
-            with admission.call("bob", is_stream=True):
+            with call("bob"), stream("bob"):
                 assert (admission.requests("ann"), admission.streams("bob")) == (3, 1)
     assert (admission.requests("ann"), admission.streams("ann"), admission.streams("bob")) == (0, 0, 0)
 

@@ -130,3 +130,11 @@ async def test_a_call_that_is_cancelled_is_cancelled_down_to_its_handler(
             await waiting
     await eventually(lambda: stage.toy.cancelled == 1)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_a_handler_aborts_with_itself_is_left_as_it_is(kind: str, stage: Stage) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        await stage.send(kind, words(kind, "one", "abort"), (stage.bearer,))
+    said: Any = caught.value
+    assert (said.code(), said.details()) == (grpc.StatusCode.DATA_LOSS, "the handler's own words")

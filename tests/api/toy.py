@@ -40,13 +40,15 @@ class Toy:
         self.let_go = asyncio.Event()
         self.cancelled = 0
 
-    async def obey(self, word: str) -> StringValue:
+    async def obey(self, word: str, context: Any) -> StringValue:
         self.heard.append(word)
         self.begun.set()
         if word == "wrong":
             raise InvalidField("word", "is wrong")
         if word == "broken":
             raise RuntimeError("a secret of the server")
+        if word == "abort":
+            await context.abort(grpc.StatusCode.DATA_LOSS, "the handler's own words")
         if word == "wait":
             try:
                 await self.let_go.wait()
@@ -56,21 +58,21 @@ class Toy:
         return StringValue(value=f"{tenant()} {word}")
 
     async def unary_unary(self, request: StringValue, context: Any) -> StringValue:
-        return await self.obey(request.value.rpartition(" ")[2])
+        return await self.obey(request.value.rpartition(" ")[2], context)
 
     async def unary_stream(self, request: StringValue, context: Any) -> AsyncIterator[StringValue]:
         for word in request.value.split():
-            yield await self.obey(word)
+            yield await self.obey(word, context)
 
     async def stream_unary(self, requests: AsyncIterator[StringValue], context: Any) -> StringValue:
         answer = StringValue()
         async for request in requests:
-            answer = await self.obey(request.value)
+            answer = await self.obey(request.value, context)
         return answer
 
     async def stream_stream(self, requests: AsyncIterator[StringValue], context: Any) -> AsyncIterator[StringValue]:
         async for request in requests:
-            yield await self.obey(request.value)
+            yield await self.obey(request.value, context)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         made = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,7 +60,7 @@ def passages(told: list[CallTraced]) -> dict[str, list[int]]:
     return {body.call_id: [passage.prompt_start for passage in body.passages] for body in told}
 
 
-def of_index(open_lineage: Callable[[], Awaitable[Lineage]]) -> TracedContext:
+def of_index(open_lineage: Callable[[], Coroutine[Any, Any, Lineage]]) -> TracedContext:
     return TracedContext("acme", Shares.of(), open_lineage)
 
 

@@ -144,3 +144,13 @@ def test_what_was_measured_is_not_shared_a_second_time() -> None:
     times.of_turn("ann", 10).spend(3600)
     times.share_out()
     assert times.of("ann").seconds == 0
+
+
+def test_what_a_turn_spends_is_its_tenants() -> None:
+    times = HostTimes()
+    of_turns = [times.of_turn("ann", 10) for _ in range(3)]
+    for one in of_turns:
+        one.spend(0.5)
+    assert {one.tenant for one in (*of_turns, times.of("ann"))} == {"ann"}
+    assert times.total("ann") == pytest.approx(1.5)
+    assert times.of("ann").seconds == 0

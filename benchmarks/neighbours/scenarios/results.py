@@ -54,22 +54,13 @@ async def remembered_results(attacker: Attacker) -> Play:
     return play
 
 
-async def _turns(attacker: Attacker, code: str, sessions: int = 2) -> Play:
-    made = await attacker.sessions(sessions)
-
-    async def play() -> None:
-        await attacker.together([attacker.turn(session, code) for session in made])
-
-    return play
-
-
 @TABLE.of(POOR)
 async def large_errors(attacker: Attacker) -> Play:
     """Errors whose message has 60 MB."""
-    return await _turns(attacker, "raise ValueError('x' * 60_000_000)")
+    return await attacker.turns("raise ValueError('x' * 60_000_000)")
 
 
 @TABLE.of(POOR)
 async def many_names(attacker: Attacker) -> Play:
     """20,000 names of 1,000 letters."""
-    return await _turns(attacker, "globals().update({f'{n:05d}'.join(['n' * 500] * 2): n for n in range(20_000)})")
+    return await attacker.turns("globals().update({f'{n:05d}'.join(['n' * 500] * 2): n for n in range(20_000)})")

@@ -63,25 +63,16 @@ async def waiting_executes(attacker: Attacker) -> Play:
     return play
 
 
-async def _turns(attacker: Attacker, code: str, sessions: int = 2) -> Play:
-    made = await attacker.sessions(sessions)
-
-    async def play() -> None:
-        await attacker.together([attacker.turn(session, code) for session in made])
-
-    return play
-
-
 @TABLE.of(POOR)
 async def output_by_bytes(attacker: Attacker) -> Play:
     """A byte to stdout and a byte to stderr in turn, 400,000 times."""
-    return await _turns(attacker, "import os\nfor _ in range(200_000):\n    os.write(1, b'a'); os.write(2, b'b')")
+    return await attacker.turns("import os\nfor _ in range(200_000):\n    os.write(1, b'a'); os.write(2, b'b')")
 
 
 @TABLE.of(POOR)
 async def output_every_turn(attacker: Attacker) -> Play:
     """64 KiB of output in every turn, in turns that do nothing else."""
-    return await _turns(attacker, "print('x' * 65_000)", sessions=6)
+    return await attacker.turns("print('x' * 65_000)", sessions=6)
 
 
 @TABLE.of()
