@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from rlm_server.shares.gate import Gate
 from rlm_server.shares.held import Held
@@ -194,14 +194,18 @@ class Admission:
         with self._request_bytes.holding(tenant, copies, "a request"), self._held.holding(tenant, copies, "a request"):
             yield
 
-    async def received(self, tenant: str, messages: AsyncIterator[bytes]) -> bytes:
-        """Receive a request, in the tenant's turn.
+    async def received(self, tenant: str, messages: AsyncGenerator[bytes, None]) -> bytes:
+        """Receive a request, in the tenant's turn, and close the messages that it was to come in.
 
         Raises:
             RequestNotReceived: it does not come, or its caller sends none.
         """
         try:
-            async with self._receiving.slot(tenant, tenant, deadline=None), asyncio.timeout(RECEIVE_SECONDS):
+            async with (
+                aclosing(messages),
+                self._receiving.slot(tenant, tenant, deadline=None),
+                asyncio.timeout(RECEIVE_SECONDS),
+            ):
                 return await anext(messages)
         except (StopAsyncIteration, TimeoutError):
             raise RequestNotReceived from None

@@ -208,7 +208,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             self._admission.message(owner)
             return _Messages(sent, method.decode, owner, self._admission), host_time
         try:
-            message = await self._admission.received(owner, aiter(sent))
+            receiving: Any = aiter(sent)  # a generator of gRPC's
+            message = await self._admission.received(owner, receiving)
         except RequestNotReceived:
             raise MalformedRequest from None
         self._admission.message(owner, len(message))
