@@ -60,7 +60,7 @@ from rlm_server.sessions.sessions import Sessions
 from rlm_server.sessions.turns import Turns
 from rlm_server.shares.host_time import measured_tasks
 from rlm_server.shares.limits import TenantLimits
-from rlm_server.shares.memory import give_back
+from rlm_server.shares.memory import give_back, left_alone
 from rlm_server.shares.shares import Shares
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
@@ -159,6 +159,7 @@ async def serving(
             held_bytes=of_pool.held_bytes,
             worker_turns=of_pool.worker_turns,
             waiting_turns=of_pool.waiting_turns,
+            idle_worker_seconds=of_pool.idle_worker_seconds,
             store=store,
             rest_seconds=of_pool.rest_seconds,
             unconfined=settings.unconfined,
@@ -219,7 +220,8 @@ async def serving(
                     _metrics(settings, broker, accounts, journal, pool) as metrics,
                     _listening(server, settings) as address,
                 ):
-                    yield Running(address, key, models, accounts, tenants, keys, metrics)
+                    with left_alone():
+                        yield Running(address, key, models, accounts, tenants, keys, metrics)
         finally:
             await pool.close()
             await broker.close()

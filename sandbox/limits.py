@@ -184,6 +184,13 @@ class PoolLimits:
         unit="turns",
         doc="Turns that wait in line for one session. Another is refused.",
     )
+    idle_worker_seconds: float = limit(
+        10.0,
+        least=0,
+        most=3_600,
+        unit="seconds",
+        doc="A worker process whose owner has no session left stays so long, as starting one takes a while.",
+    )
     rest_seconds: float = limit(
         300.0,
         least=0.001,

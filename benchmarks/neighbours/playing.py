@@ -21,6 +21,8 @@ from benchmarks.neighbours.server import ATTACKER, CONTEXT_QUOTA, VICTIM, Databa
 from benchmarks.neighbours.victim import LONGEST_CALL
 
 VICTIM_MODULE, ATTACKER_MODULE = "benchmarks.neighbours.victim", "benchmarks.neighbours.attacker"
+ATTACKER_NICENESS = 10
+"""Of the attacker's client, which stands for one on another machine: it takes only the processors' time left over."""
 THINGS = ("run", "session")
 """What an attacker tells of, and what can be stopped."""
 PATIENCE = 40.0
@@ -56,7 +58,7 @@ class Stage:
         """
         found = Found(scenario.name)
         self.findings.found.append(found)
-        attacker = await Spoken.started(ATTACKER_MODULE)
+        attacker = await Spoken.started(ATTACKER_MODULE, niceness=ATTACKER_NICENESS)
         try:
             async with serving(scenario, self.database, self.limit, self.folder) as server:
                 try:

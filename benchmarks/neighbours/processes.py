@@ -27,12 +27,13 @@ class Spoken:
         self._process = process
 
     @classmethod
-    async def started(cls, module: str, *, log: IO[bytes] | None = None) -> Spoken:
+    async def started(cls, module: str, *, log: IO[bytes] | None = None, niceness: int = 0) -> Spoken:
         """Start a module. What it says to stderr goes to `log`, or to ours."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", module, cwd=ROOT, env=environment(), start_new_session=True, limit=LONGEST_LINE,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
         )  # fmt: skip
+        os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
         return cls(process)
 
     @property

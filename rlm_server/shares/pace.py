@@ -1,6 +1,7 @@
-"""The pace of each tenant: who works this process more than is its share waits a little, while others use it too.
+"""The pace of each tenant: who works this process more than is its share waits a little, while others need it.
 
 All tenants share one event loop. Whatever one has under way, others find it busy for no longer than a burst of work.
+What some leave of their even parts is for those who want more, so that nobody waits for a process that is idle.
 """
 
 from __future__ import annotations
@@ -8,22 +9,31 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, field
+from math import exp
 
 from rlm_server.shares.host_time import HostTimes
 
-CAPACITY = 0.8
-"""Of this process's time, what tenants that use it at once share in equal parts."""
+CAPACITY = 0.85
+"""Of this process's time, what tenants that use it at once share."""
 
-BURST_SECONDS = 0.02
+BURST_SECONDS = 0.05
 """Work that a tenant may have done at once without waiting."""
 
+RECENT_SECONDS = 0.25
+"""Work counts as use for about so long."""
+
 ACTIVE_SECONDS = 1.0
-"""Who asked for nothing for so long is not counted among those who share."""
+UNUSED = 0.01
+"""Who asked for nothing for so long, and uses less than this, is not counted among those who share."""
+
+SHARING_SECONDS = 0.02
+SHARING_SECONDS_A_TENANT = 0.0001
+"""How old the shares may be: so much, and as much more for each tenant that is counted."""
 
 BRIEF_WAIT = 0.25
 """Seconds that what ends things waits at most."""
 
-LONGEST_WAIT = 0.5
+LONGEST_WAIT = 0.05
 """Seconds after which a waiting tenant's share is looked at again."""
 
 
@@ -34,8 +44,47 @@ class _Bucket:
     seen: float
     """Of all that its work has ever taken, what is in here already."""
     at: float
+    asked: float
     level: float = 0.0
+    use: float = 0.0
+    """Seconds of work a second, lately."""
     line: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def fill(self, total: float, now: float, share: float) -> None:
+        """Note that all its work ever has come to `total`; what is its share has flown off."""
+        worked, passed = total - self.seen, now - self.at
+        self.level = max(0.0, self.level - passed * share) + worked
+        self.use = self.use * exp(-passed / RECENT_SECONDS) + worked / RECENT_SECONDS
+        self.seen, self.at = total, now
+
+    def gone(self, now: float) -> bool:
+        """Say whether its tenant needs nothing at present."""
+        return now - self.asked > ACTIVE_SECONDS and self.use < UNUSED and not self.line.locked()
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """How the capacity is shared, until some moment. Of `used` seconds a second, each may have an `even` part."""
+
+    until: float
+    tenants: int
+    used: float
+    even: float
+
+    @classmethod
+    def among(cls, uses: list[float], until: float) -> _Parts:
+        """Share between tenants that have used so much lately: what some leave of even parts is for the others."""
+        left, sharing = CAPACITY, len(uses)
+        for use in sorted(uses):
+            if use * sharing >= left:
+                break
+            left, sharing = left - use, sharing - 1
+        even = left / sharing if sharing else CAPACITY / max(1, len(uses))
+        return cls(until, len(uses), sum(uses), even)
+
+    def of(self, bucket: _Bucket) -> float:
+        """Return what a tenant may use: an even part, or all that the others leave."""
+        return max(self.even, CAPACITY - (self.used - bucket.use))
 
 
 class Pace:
@@ -44,6 +93,7 @@ class Pace:
     def __init__(self, host_times: HostTimes) -> None:
         self._host_times = host_times
         self._buckets: dict[str, _Bucket] = {}
+        self._parts = _Parts.among([], 0.0)
 
     async def wait_briefly(self, tenant: str) -> None:
         """Wait as `wait` does, but not long: for what ends things."""
@@ -64,26 +114,27 @@ class Pace:
     def _bucket(self, tenant: str) -> _Bucket:
         bucket = self._buckets.get(tenant)
         if bucket is None:
-            bucket = self._buckets[tenant] = _Bucket(self._host_times.total(tenant), time.monotonic())
+            now = time.monotonic()
+            bucket = self._buckets[tenant] = _Bucket(self._host_times.total(tenant), now, now)
+            self._share(now)
         return bucket
 
     def _over(self, tenant: str, bucket: _Bucket) -> float:
         """Return the seconds until a tenant's work is within its share again."""
-        now, total = time.monotonic(), self._host_times.total(tenant)
-        share = CAPACITY / max(1, self._active(now, bucket))
-        bucket.level = max(0.0, bucket.level - (now - bucket.at) * share) + total - bucket.seen
-        bucket.at, bucket.seen = now, total
-        if share == CAPACITY:  # nobody else is there
+        now = bucket.asked = time.monotonic()
+        if now >= self._parts.until:
+            self._share(now)
+        share = self._parts.of(bucket)
+        bucket.fill(self._host_times.total(tenant), now, share)
+        if self._parts.tenants == 1:  # nobody else is there
             bucket.level = min(bucket.level, BURST_SECONDS)
         return (bucket.level - BURST_SECONDS) / share
 
-    def _active(self, now: float, mine: _Bucket) -> int:
-        """Count those who share; those who are long gone are forgotten."""
-        gone = [
-            tenant
-            for tenant, bucket in self._buckets.items()
-            if now - bucket.at > ACTIVE_SECONDS and bucket is not mine and not bucket.line.locked()
-        ]
-        for tenant in gone:
-            del self._buckets[tenant]
-        return len(self._buckets)
+    def _share(self, now: float) -> None:
+        """Share among the tenants that are there; those who are long gone are forgotten."""
+        for tenant, bucket in list(self._buckets.items()):
+            bucket.fill(self._host_times.total(tenant), now, self._parts.of(bucket))
+            if bucket.gone(now):
+                del self._buckets[tenant]
+        uses = [bucket.use for bucket in self._buckets.values()]
+        self._parts = _Parts.among(uses, now + SHARING_SECONDS + len(uses) * SHARING_SECONDS_A_TENANT)

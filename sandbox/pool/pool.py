@@ -29,6 +29,9 @@ from sandbox.vm.image import Loaded
 
 DEFAULT = PoolLimits()
 
+IDLE_WORKERS = 8
+"""Workers that stay for owners without sessions; where there are more, those that have stayed longest end."""
+
 
 class JailMissing(Exception):
     """Workers cannot be confined on this machine, so it cannot serve several owners; the message says why."""
@@ -109,7 +112,8 @@ class WorkerPool:
 
     At most `sessions` are live at once, shared between owners as `sandbox.pool.live_slots` says, with a reserve of up
     to `reserved`. With a `store`, more sessions exist: an idle session hibernates when another needs its slot, or after
-    `rest_seconds`. A session that finds no slot within `slot_seconds` is refused. A worker may hold `worker_bytes` of
+    `rest_seconds`. A session that finds no slot within `slot_seconds` is refused. A worker whose owner has no session
+    left stays `idle_worker_seconds` for when the owner comes back. A worker may hold `worker_bytes` of
     memory and runs `worker_turns` turns at once, or as many as there are processors; for one session, `waiting_turns`
     wait in line. Of the requests and replies of one owner, the server holds `held_bytes` at once. Without a jail, only
     one owner at a time is served, unless `unconfined` is set.
@@ -127,6 +131,7 @@ class WorkerPool:
         held_bytes: int = DEFAULT.held_bytes,
         worker_turns: int = DEFAULT.worker_turns,
         waiting_turns: int = DEFAULT.waiting_turns,
+        idle_worker_seconds: float = DEFAULT.idle_worker_seconds,
         store: SessionStore | None = None,
         rest_seconds: float = DEFAULT.rest_seconds,
         unconfined: bool = False,
@@ -139,6 +144,9 @@ class WorkerPool:
         self._spares_wanted = spares
         self._spares: list[asyncio.Task[Process]] = []
         self._workers: dict[str, asyncio.Task[Process]] = {}
+        self._idle_worker_seconds = idle_worker_seconds
+        self._idle: dict[str, asyncio.TimerHandle] = {}
+        """Ends the workers of owners that have no session, the next to end first."""
         self._ending: set[asyncio.Task[None]] = set()
         self.store = store
         self._rest_seconds = rest_seconds
@@ -223,6 +231,7 @@ class WorkerPool:
 
     async def worker(self, owner: str) -> Process:
         """Return the owner's worker. Where the owner has no live worker, a new one is taken."""
+        self._come_back(owner)
         task = self._workers.get(owner)
         if task is None or _is_lost(task):
             lost = [task] if task else []
@@ -251,13 +260,34 @@ class WorkerPool:
         await self._end_unused(session.owner)
 
     async def _end_unused(self, owner: str) -> None:
-        """End an owner's worker that has no sessions left. It is never given to another owner."""
-        if not self._live.any_of(owner):
-            task = self._workers.pop(owner, None)
-            if task is not None and task.done() and not _is_lost(task):
-                self._ended_seconds[owner] += task.result().take_host_seconds()
-            if task is not None:
-                await asyncio.shield(self._end(task))
+        """End an owner's worker that has no sessions left, or let it stay a while. No other owner ever gets it."""
+        if self._live.any_of(owner) or owner not in self._workers:
+            return
+        task = self._workers[owner]
+        if self._idle_worker_seconds and task.done() and not _is_lost(task) and not task.result().unconfined:
+            self._stay(owner)
+        else:
+            await asyncio.shield(self._end_of(owner))
+
+    def _stay(self, owner: str) -> None:
+        """Let the worker of an owner without sessions be for a while."""
+        self._come_back(owner)
+        self._idle[owner] = asyncio.get_running_loop().call_later(self._idle_worker_seconds, self._end_of, owner)
+        while len(self._idle) > IDLE_WORKERS:
+            self._end_of(next(iter(self._idle)))
+
+    def _come_back(self, owner: str) -> None:
+        """Note that an owner needs its worker."""
+        if owner in self._idle:
+            self._idle.pop(owner).cancel()
+
+    def _end_of(self, owner: str) -> asyncio.Task[None]:
+        """End an owner's worker."""
+        self._come_back(owner)
+        task = self._workers.pop(owner)
+        if task.done() and not _is_lost(task):
+            self._ended_seconds[owner] += task.result().take_host_seconds()
+        return self._end(task)
 
     async def ended(self, session: WorkerSession) -> None:
         """Forget a session."""
@@ -285,6 +315,8 @@ class WorkerPool:
         for session in list(self._sessions):
             await session.close()
         await self._live.close()
+        for owner in list(self._idle):
+            self._end_of(owner)
         for task in [*self._spares, *self._workers.values()]:
             self._end(task)
         if self._ending:

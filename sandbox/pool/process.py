@@ -35,6 +35,9 @@ PING_SECONDS = 2.0
 SILENCE_SECONDS = 30.0
 """A worker that does not answer for so long is killed."""
 
+NICENESS = 10
+"""Of workers, added to the server's own: what serves everybody goes before what runs one owner's code."""
+
 FRAMES_AT_ONCE = 32
 """Frames taken in one step of the event loop."""
 
@@ -85,6 +88,8 @@ async def started(
                 sys.executable, "-I", "-c", _PROGRAM, *map(str, handed), pass_fds=handed, env={}, cwd="/",
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=words.writing,
             )  # fmt: skip
+            with suppress(OSError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
         worker = Process(process, our_descriptors, words, most_bytes, turns or len(os.sched_getaffinity(0)))
     except BaseException as error:
         ours.close()

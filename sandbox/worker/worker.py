@@ -312,13 +312,8 @@ _WARM_UP_TURNS = (
 _ENDLESS = "print(1, flush=True)\nwhile True: pass"
 
 
-NICENESS = 5
-"""Added to the server's own: what serves everybody goes before what runs one owner's code."""
-
-
 def main() -> None:
     """Serve on two sockets. The arguments are their descriptors."""
-    os.nice(NICENESS)
     jail.raise_addresses()
     frames, descriptors = (socket.socket(fileno=int(argument)) for argument in sys.argv[1:3])
     threading.stack_size(THREAD_STACK_BYTES)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
 from rlm_server.shares.host_time import HostTimes
-from rlm_server.shares.pace import BURST_SECONDS, CAPACITY, Pace
+from rlm_server.shares.pace import BURST_SECONDS, CAPACITY, Pace, _Parts
 
 
 class Stage:
@@ -35,18 +37,38 @@ async def test_a_tenant_that_is_alone_never_waits() -> None:
     assert stage.seconds("ann") < 5  # of 10 s of work
 
 
-async def test_who_works_more_than_a_share_waits_while_another_is_there() -> None:
+async def test_who_works_more_than_a_share_waits_while_another_works_as_much() -> None:
     stage = Stage()
+    await stage.pace.wait("ann")
     await stage.pace.wait("bob")
-    hog = asyncio.create_task(stage.work("ann", 10, 0.04))
-    for _ in range(100):
+    await asyncio.gather(*(stage.work(name, 10, 0.04) for name in ("ann", "bob")))
+    assert max(stage.seconds("ann"), stage.seconds("bob")) >= (0.72 - 2 * BURST_SECONDS) / CAPACITY * 0.6
+
+
+async def test_what_one_leaves_of_its_share_is_for_the_other() -> None:
+    stage = Stage()
+    hog = asyncio.create_task(stage.work("ann", 20, 0.04))
+    while not hog.done():
         await stage.pace.wait("bob")
-        await asyncio.sleep(0.01)
-        if hog.done():
-            break
+        stage.times.of("bob").spend(0.001)
+        await asyncio.sleep(0.05)
     await hog
-    assert stage.seconds("ann") >= (0.36 - BURST_SECONDS) / (CAPACITY / 2) * 0.9
-    stage.times.of("bob").spend(0.001)
+    assert stage.pace._parts.of(stage.pace._buckets["ann"]) > CAPACITY * 0.8
+
+
+@pytest.mark.parametrize(
+    ("uses", "even"),
+    [
+        ([], CAPACITY),
+        ([9.0], CAPACITY),
+        ([9.0, 9.0], CAPACITY / 2),
+        ([0.1, 9.0], CAPACITY - 0.1),
+        ([0.1, 0.2, 9.0, 9.0], (CAPACITY - 0.3) / 2),
+        ([0.0, 0.0], CAPACITY / 2),
+    ],
+)
+def test_the_capacity_is_shared_evenly_among_those_who_want_more_than_that(uses: list[float], even: float) -> None:
+    assert _Parts.among(uses, 0.0).even == pytest.approx(even)
 
 
 async def test_who_works_little_never_waits_beside_one_who_works_much() -> None:

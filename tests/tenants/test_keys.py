@@ -6,14 +6,14 @@ import asyncio
 import hashlib
 import re
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from rlm_server.clock import now
 from rlm_server.database.database import Database
-from rlm_server.database.engine import Connection
+from rlm_server.database.engine import Connection, DatabaseLostError
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
@@ -101,3 +101,49 @@ async def test_keys_outlive_the_server(tmp_path: Path) -> None:
     async with await Database.open(path, MIGRATIONS) as database:
         assert await Keys(database).tenant_of(good) == "acme"
         assert await Keys(database).tenant_of(revoked) is None
+
+
+async def test_calls_that_come_at_once_are_looked_up_together_and_none_is_told_what_was_so_before(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = Keys(database)
+    key = await keys.create("acme")
+    assert await keys.tenant_of(key) == "acme"
+    reads, begun, going_on, read = 0, asyncio.Event(), asyncio.Event(), database.read
+
+    async def slow(function: Callable[[Connection], str | None]) -> str | None:
+        nonlocal reads
+        reads += 1
+        begun.set()
+        owner = await read(function)
+        await going_on.wait()
+        return owner
+
+    monkeypatch.setattr(database, "read", slow)
+    first = asyncio.create_task(keys.tenant_of(key))
+    await begun.wait()
+    await revoke(database, key)
+    later = [asyncio.create_task(keys.tenant_of(key)) for _ in range(500)]
+    await asyncio.sleep(0)
+    later[0].cancel()
+    going_on.set()
+    assert await first == "acme"
+    assert set(await asyncio.gather(*later[1:])) == {None}
+    assert reads == 2
+
+
+async def test_a_look_up_that_fails_is_made_again_for_the_next(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = Keys(database)
+    key = await keys.create("acme")
+    assert await keys.tenant_of(key) == "acme"
+    read = database.read
+
+    async def failing(function: Callable[[Connection], str | None]) -> str | None:
+        monkeypatch.setattr(database, "read", read)
+        raise DatabaseLostError("it is away")
+
+    monkeypatch.setattr(database, "read", failing)
+    told = await asyncio.gather(*(keys.tenant_of(key) for _ in range(3)), return_exceptions=True)
+    assert [type(one) for one in told] == [DatabaseLostError, str, str]

@@ -18,12 +18,12 @@ from sandbox.pool import worker_turn
 from sandbox.pool.disk_threads import OF_ONE_OWNER, Abandoned, DiskThreads, Going
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import WorkerPool
+from sandbox.pool.process import NICENESS
 from sandbox.pool.snapshots import SessionStore
 from sandbox.pool.worker_session import TooManyTurns, WorkerSession
 from sandbox.turn import Status, Stop, Turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
-from sandbox.worker.worker import NICENESS
 from tests.sandbox.pool.test_pool import ignore, nobody, run
 
 LIMITS = Limits(turn_seconds=20, memory_bytes=96 * MIB)

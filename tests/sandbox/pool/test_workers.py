@@ -24,6 +24,7 @@ from sandbox.vm.image import Loaded
 from sandbox.wire.frames import Frame, Kind
 from tests.sandbox.conftest import MakeText
 from tests.sandbox.pool.test_pool import ignore, nobody, run
+from tests.system.stage import eventually
 
 LIMITS = Limits(turn_seconds=20, memory_bytes=96 * MIB)
 ASK = "import _door\n_door.call('a')\n"
@@ -351,7 +352,41 @@ async def test_owners_never_share_a_worker_and_an_owners_sessions_do(pool: Worke
     assert pid_of(a) == pid_of(again)
 
 
-async def test_a_worker_ends_with_its_owners_last_session_and_goes_to_nobody_else(pool: WorkerPool) -> None:
+async def test_a_worker_stays_for_its_owner_a_while_and_goes_to_nobody_else(loaded: Loaded) -> None:
+    pool = WorkerPool(loaded, sessions=4, spares=0, idle_worker_seconds=0.5)
+    first, second = [await pool.create("a", "core", LIMITS) for _ in range(2)]
+    worker = process_of(first)
+    await first.close()
+    await second.close()
+    back = await pool.create("a", "core", LIMITS)
+    assert process_of(back) is worker
+    assert await show(back, "1") == "1"
+    assert pid_of(await pool.create("b", "core", LIMITS)) != worker._process.pid
+    await asyncio.sleep(0.6)
+    assert worker.alive  # it is in use again
+    await back.close()
+    await eventually(lambda: not worker.alive)
+    again = await pool.create("a", "core", LIMITS)
+    assert pid_of(again) != worker._process.pid
+    await again.close()
+    await asyncio.wait_for(pool.close(), 30)
+
+
+async def test_only_so_many_workers_stay_and_the_last_ones_do(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.pool.pool.IDLE_WORKERS", 1)
+    pool = WorkerPool(loaded, sessions=4, spares=0, idle_worker_seconds=60)
+    sessions = [await pool.create(owner, "core", LIMITS) for owner in "ab"]
+    workers = [process_of(session) for session in sessions]
+    for session in sessions:
+        await session.close()
+    await eventually(lambda: not workers[0].alive)
+    assert workers[1].alive
+    await asyncio.wait_for(pool.close(), 30)
+    assert not workers[1].alive
+
+
+async def test_a_worker_may_end_with_its_owners_last_session(loaded: Loaded) -> None:
+    pool = WorkerPool(loaded, sessions=4, spares=0, idle_worker_seconds=0)
     first, second = [await pool.create("a", "core", LIMITS) for _ in range(2)]
     worker = process_of(first)
     await first.close()
@@ -360,8 +395,7 @@ async def test_a_worker_ends_with_its_owners_last_session_and_goes_to_nobody_els
     await second.close()
     assert not worker.alive
     assert worker._process.returncode is not None
-    assert pid_of(await pool.create("b", "core", LIMITS)) != worker._process.pid
-    assert pid_of(await pool.create("a", "core", LIMITS)) != worker._process.pid
+    await asyncio.wait_for(pool.close(), 30)
 
 
 async def test_spares_wait_loaded_and_are_used_once(loaded: Loaded) -> None:
