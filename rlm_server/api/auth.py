@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from inspect import isawaitable
 from typing import Any
 
@@ -61,8 +62,13 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         return make(
             wrap(method, authorizations),
             request_deserializer=None,  # the handler gets bytes, and decodes them itself
-            response_serializer=handler.response_serializer,
+            response_serializer=partial(self._serialized, handler.response_serializer),
         )
+
+    def _serialized(self, serialize: Callable[[Any], bytes], answer: Any) -> bytes:
+        message = serialize(answer)
+        self._admission.message(tenant(), len(message))
+        return message
 
     def _open(self, handler: Any) -> Any:
         """Have the calls of a method that needs no key begin in their turn, and count its streams."""
@@ -178,7 +184,6 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                             response = await measured(anext(responses, None), host_time)
                         if response is None:
                             return
-                        self._admission.message(tenant())
                         yield response
         except grpc.aio.AbortError:
             raise
@@ -267,7 +272,6 @@ class _Paced:
     async def write(self, message: Any) -> None:
         """Write a message."""
         await self._admission.pace(self._owner, "")
-        self._admission.message(self._owner)
         await self._context.write(message)
 
 

@@ -23,6 +23,8 @@ _T = TypeVar("_T")
 MOST_A_MESSAGE = 0.001
 """Seconds of work that cannot be told apart, at most, that a message of a tenant's is taken to have made."""
 
+MOST_A_SECOND = 1.0
+"""Seconds of such work, at most, that a second of measured work is taken to have made."""
 
 MESSAGE_BYTES = 1 << 16
 """A message is counted once more for each of so many bytes."""
@@ -79,6 +81,8 @@ class HostTimes:
         self._totals: dict[str, HostTime] = {}
         self._of: dict[str, HostTime] = {}
         self._messages: Counter[str] = Counter()
+        self._measured: dict[str, float] = {}
+        """Of each tenant, what `share_out` has seen."""
         self._shared_out = process_time(), 0.0
         self._share_out_at = 0.0
 
@@ -113,17 +117,24 @@ class HostTimes:
         self._messages[tenant] += 1 + size // MESSAGE_BYTES
 
     def share_out(self) -> None:
-        """Share among tenants, by their messages since the last time, what this process worked that was not measured.
+        """Share among tenants what this process worked since the last time and that was not measured.
 
-        That is what gRPC does in threads of its own, and the event loop between the steps of tasks.
+        That is what gRPC does in threads of its own, and the event loop between the steps of tasks. It is shared by
+        messages; what is left after that, by what was measured.
         """
         before, measured_before = self._shared_out
         now = process_time()
         unmeasured = max(0.0, now - before - (self._all.seconds - measured_before))
         messages, self._messages = self._messages, Counter()
         a_message = min(MOST_A_MESSAGE, unmeasured / max(1, messages.total()))
-        for tenant, count in messages.items():
-            self.of(tenant).spend(count * a_message)
+        measured = {tenant: spent.seconds - self._measured.get(tenant, 0.0) for tenant, spent in self._totals.items()}
+        left = unmeasured - messages.total() * a_message
+        a_second = min(MOST_A_SECOND, left / max(sum(measured.values()), 1e-9))
+        for tenant in messages.keys() | measured.keys():
+            share = messages[tenant] * a_message + measured.get(tenant, 0.0) * a_second
+            if share > 0:
+                self.of(tenant).spend(share)
+        self._measured = {tenant: spent.seconds for tenant, spent in self._totals.items()}
         self._shared_out = now, self._all.seconds
 
 

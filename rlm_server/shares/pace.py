@@ -22,6 +22,9 @@ BURST_SECONDS = 0.05
 RECENT_SECONDS = 0.25
 """Work counts as use for about so long."""
 
+FEW_PIECES = 4
+"""With no more of late, nothing is expected of the next one."""
+
 ACTIVE_SECONDS = 1.0
 UNUSED = 0.01
 """Who asked for nothing for so long, and uses less than this, is not counted among those who share."""
@@ -48,13 +51,28 @@ class _Bucket:
     level: float = 0.0
     use: float = 0.0
     """Seconds of work a second, lately."""
+    pieces: float = 0.0
+    """Of work that were begun lately, and their seconds."""
+    piece_seconds: float = 0.0
+    expected: float = 0.0
+    """What is in the level of work that was begun and has not been seen yet."""
     line: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def begin(self) -> None:
+        """Count a piece of work that begins, as what others came to lately: many may begin before one is seen."""
+        seconds = min(self.piece_seconds / self.pieces, BURST_SECONDS) if self.pieces > FEW_PIECES else 0.0
+        self.pieces += 1
+        self.expected += seconds
+        self.level += seconds
 
     def fill(self, total: float, now: float, share: float) -> None:
         """Note that all its work ever has come to `total`; what is its share has flown off."""
         worked, passed = total - self.seen, now - self.at
-        self.level = max(0.0, self.level - passed * share) + worked
-        self.use = self.use * exp(-passed / RECENT_SECONDS) + worked / RECENT_SECONDS
+        fading = exp(-passed / RECENT_SECONDS)
+        self.use = self.use * fading + worked / RECENT_SECONDS
+        self.pieces, self.piece_seconds = self.pieces * fading, self.piece_seconds * fading + worked
+        expected, self.expected = self.expected, max(0.0, self.expected * fading - worked)
+        self.level = max(0.0, self.level - passed * share - (expected - self.expected)) + worked
         self.seen, self.at = total, now
 
     def gone(self, now: float) -> bool:
@@ -105,10 +123,12 @@ class Pace:
         """Wait until a tenant's work may begin. Those of one tenant that wait go one after another."""
         bucket = self._bucket(tenant)
         if not bucket.line.locked() and self._over(tenant, bucket) <= 0:
+            bucket.begin()
             return
         async with bucket.line:
             while (over := self._over(tenant, bucket)) > 0:  # noqa: ASYNC110 - there is nothing to be told of
                 await asyncio.sleep(min(over, LONGEST_WAIT))
+            bucket.begin()
             await asyncio.sleep(0)  # its first step is counted before the next one's turn
 
     def _bucket(self, tenant: str) -> _Bucket:

@@ -11,6 +11,7 @@ import pytest
 
 from rlm_server.shares.host_time import (
     MOST_A_MESSAGE,
+    MOST_A_SECOND,
     HostTime,
     HostTimes,
     charged,
@@ -135,7 +136,19 @@ def test_what_was_not_measured_is_shared_by_messages_and_a_message_is_never_dear
     times.share_out()
     assert times.of("ann").seconds == pytest.approx(3 * MOST_A_MESSAGE)
     assert times.of("bob").seconds == pytest.approx(MOST_A_MESSAGE)
-    assert times.of("carl").seconds == 0.02
+    assert times.of("carl").seconds == pytest.approx(0.02 * (1 + MOST_A_SECOND))
+
+
+def test_what_no_message_made_is_shared_by_what_was_measured() -> None:
+    times = HostTimes()
+    times.of("ann").spend(0.03)
+    times.of_turn("bob", 10).spend(0.01)
+    began = process_time()
+    while process_time() < began + 0.06:
+        pass
+    times.share_out()
+    assert times.total("ann") == pytest.approx(3 * times.total("bob"))
+    assert times.total("ann") + times.total("bob") == pytest.approx(0.06, rel=0.2)
 
 
 def test_what_was_measured_is_not_shared_a_second_time() -> None:
