@@ -60,7 +60,7 @@ from rlm_server.sessions.sessions import Sessions
 from rlm_server.sessions.turns import Turns
 from rlm_server.shares.host_time import measured_tasks
 from rlm_server.shares.limits import TenantLimits
-from rlm_server.shares.memory import give_back, left_alone
+from rlm_server.shares.memory import give_back, settled
 from rlm_server.shares.shares import Shares
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
@@ -74,8 +74,10 @@ from sandbox.vm.image_cache import Progress
 log = logging.getLogger(__name__)
 
 DEVELOPMENT_TENANT = "development"
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 """How long the event loop waits for a thread that computes. Several of them make it wait several times as long."""
+IMPORTED_LATER = ("rlm_server.contexts.lineage",)
+"""What comes with numpy: a quarter of a second that a server starts without."""
 BUSY_SECONDS = 5.0
 """How long a lock of a foreign connection on the database is waited for."""
 
@@ -219,9 +221,9 @@ async def serving(
                 async with (
                     _metrics(settings, broker, accounts, journal, pool) as metrics,
                     _listening(server, settings) as address,
+                    settled(IMPORTED_LATER),
                 ):
-                    with left_alone():
-                        yield Running(address, key, models, accounts, tenants, keys, metrics)
+                    yield Running(address, key, models, accounts, tenants, keys, metrics)
         finally:
             await pool.close()
             await broker.close()

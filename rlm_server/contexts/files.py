@@ -147,7 +147,7 @@ class ContextFiles:
         return await self._threads.run(Purpose.READING, "", lambda _: work())
 
 
-# The module of lineage is imported in threads, as it comes with numpy: otherwise a quarter of a second of every start.
+# The module of lineage is imported where it is needed, as it comes with numpy: a quarter of a second of every start.
 
 
 def _opened_lineage(corpus: Corpus, folder: Path) -> Lineage | None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from importlib import import_module
 from pathlib import Path
+
+from sandbox.cancellation import run_to_completion
 
 LOOK_SECONDS = 1.0
 """Between two looks at how much memory this process has."""
@@ -19,13 +22,23 @@ _PAGE = 4096
 _STATM = Path("/proc/self/statm")
 
 
-@contextmanager
-def left_alone() -> Iterator[None]:
-    """Have the garbage collector leave alone what there is now, which is to stay: each of its walks stops everybody."""
-    gc.freeze()
+@asynccontextmanager
+async def settled(modules: Sequence[str]) -> AsyncIterator[None]:
+    """Import modules in the background, and have the garbage collector leave alone what there is then.
+
+    What is there when a server serves is to stay, and each walk over it stops everybody. A module that is imported when
+    the first request needs it stops everybody, too.
+    """
+
+    async def settle() -> None:
+        await asyncio.to_thread(lambda: [import_module(module) for module in modules])
+        gc.freeze()
+
+    settling = asyncio.create_task(settle())
     try:
         yield
     finally:
+        await run_to_completion(asyncio.wait((settling,)))
         gc.unfreeze()
 
 
