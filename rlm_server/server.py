@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -78,6 +79,8 @@ SWITCH_SECONDS = 0.0001
 """How long the event loop waits for a thread that computes. Several of them make it wait several times as long."""
 IMPORTED_LATER = ("rlm_server.contexts.lineage",)
 """What comes with numpy: a quarter of a second that a server starts without."""
+MOST_REMEMBERED = 4_096
+"""Tenants whose limits are put together once."""
 BUSY_SECONDS = 5.0
 """How long a lock of a foreign connection on the database is waited for."""
 
@@ -133,7 +136,8 @@ async def serving(
         accounts, tenants, keys = Ledger(database), Tenants(database), Keys(database)
         key = await _development_key(settings, tenants, keys, accounts)
         journal = Journal(database)
-        shares = Shares.of(settings.tenant_limits, {name: own.weight for name, own in settings.tenants.items()})
+        tenant_limits = lru_cache(MOST_REMEMBERED)(settings.tenant_limits)  # every call asks for them
+        shares = Shares.of(tenant_limits, {name: own.weight for name, own in settings.tenants.items()})
         owned.callback(shares.close)
         contexts = Contexts(
             database,
@@ -186,7 +190,7 @@ async def serving(
                     services,
                     contexts,
                     most=settings.runs,
-                    tenant_limits=settings.tenant_limits,
+                    tenant_limits=tenant_limits,
                     weights={name: own.weight for name, own in settings.tenants.items()},
                 ) as supervisor,
                 Sessions(

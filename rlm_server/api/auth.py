@@ -204,6 +204,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             counted.enter_context(self._admission.call(owner))
         except TooManyRequests:
             await asyncio.sleep(REFUSAL_SECONDS)
+            await self._admission.pace(owner, "")  # as many may be told at once
             raise
         _tenant.set(owner)
         await self._admission.pace(owner, method.name)
