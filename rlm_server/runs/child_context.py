@@ -17,7 +17,7 @@ from rlm_server.repl.document_numbers import part_of_documents
 from rlm_server.runs.node_context import NodeContext, Origin
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
-from sandbox.corpora.corpus import Corpus, Kind, copy_of, in_memory, part_of
+from sandbox.corpora.corpus import Corpus, Kind, copy_of, in_memory, part_of, selection_of
 from sandbox.corpora.text import Form, Text, narrowest
 from sandbox.door import DoorRefusal, Json
 
@@ -92,11 +92,17 @@ def _documents(asked: Any, parent: NodeContext) -> ChildContext:
         key=(id(corpus), numbers),
         plan=lambda: (
             _INDEX_BYTES * len(numbers),
-            lambda: part_of(corpus, map(corpus.text, numbers), Kind.DOCUMENTS),
+            lambda: _selected(corpus, numbers),
         ),
         beginning=beginning,
         origin=_composed(parent, lambda document: (numbers[document], 0)),
     )
+
+
+def _selected(corpus: Corpus, numbers: range) -> AbstractContextManager[Corpus]:
+    if corpus.kind is Kind.DOCUMENTS:
+        return selection_of(corpus, numbers)
+    return part_of(corpus, map(corpus.text, numbers), Kind.DOCUMENTS)
 
 
 def _part(fields: dict[str, Any], parent: NodeContext) -> ChildContext:

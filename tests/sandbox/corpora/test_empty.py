@@ -9,8 +9,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sandbox.corpora.corpus import Corpus, Kind, in_memory, part_of
+from sandbox.corpora.corpus import Corpus, Kind, in_memory, part_of, selection_of
 from sandbox.corpora.coverage import fraction, ranges
 from sandbox.door import HostCall, Json
 from sandbox.pool.pool import WorkerPool
@@ -149,3 +151,18 @@ def test_documents_without_names_have_empty_ones(repl: Repl, empty: dict[str, Co
             assert repl.show("all.names, some.names, [*some], some[1:].names") == repr(
                 (["1", "2", "3"], ["", ""], ["a", "c"], [""])
             )
+
+
+@given(
+    texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(["x" * 70_000, "é" * 66_000])),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_selection_of_whole_documents_is_the_same_as_parts_of_them(texts: list[str], data: st.DataObject) -> None:
+    numbers = data.draw(
+        st.sampled_from([range(len(texts)), range(0), range(0, len(texts), 3), range(len(texts))[::-1]])
+    )
+    with in_memory(texts, Kind.DOCUMENTS) as corpus:
+        assert corpus.selection(numbers) == corpus.part([corpus[number] for number in numbers], Kind.DOCUMENTS)
+        with selection_of(corpus, numbers) as selected:
+            assert [text.read(0, text.characters) for text in selected] == [texts[number] for number in numbers]
