@@ -36,6 +36,8 @@ OF_GRPC = {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED}
 REASONS = {name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118
 RENEWED = 40
 """Cases from one making of things to the next."""
+OF_A_TENANT = 10_000
+"""Cases of one tenant: what they make is counted, and not to be refused for being too much."""
 COLLECTED = 50
 """Cases from one collection of garbage to the next."""
 GROWTH = 200 << 20
@@ -103,15 +105,17 @@ async def test_no_request_whatever_it_holds_ends_in_an_internal_error_or_a_trace
         others, known = await things(await served.tenant("other"), 0), dict[str, list[str]]()
         hostile = Hostile(chosen, known)
         for number in range(CASES):
+            if number % OF_A_TENANT == 0:
+                caller = await served.tenant(f"tenant-{number}")
             if number % RENEWED == 0:  # what was made before may have been taken away
-                mine = await things(served.caller, number)
+                mine = await things(caller, number)
                 known.update({kind: [name, name, name, others[kind]] for kind, name in mine.items()})
             method = calls[number % len(calls)]
             sent = hostile.sent(method)
             wrong = ""
             try:
                 async with asyncio.timeout(2 * LONGEST):
-                    await call(served.caller, method, sent)
+                    await call(caller, method, sent)
             except grpc.aio.AioRpcError as error:
                 wrong = wrong_with(error)
             except TimeoutError:
