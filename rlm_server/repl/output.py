@@ -13,7 +13,7 @@ from rlm_server.repl.bounds import MAX_EVENT_TEXT, MAX_REASON, cut
 from rlm_server.repl.events import Printed, TurnRestarted
 
 EVERY_SECONDS = 0.1
-"""How long output is gathered before it is told, at first."""
+"""For how long after a telling output is gathered before there is another, at first."""
 
 SLOWER_AFTER = 500
 """Each time a turn has so many events of output, the next ones are gathered for twice as long."""
@@ -30,6 +30,7 @@ _NAMES: dict[int, Literal["stdout", "stderr"]] = {1: "stdout", 2: "stderr"}
 class OutputBatcher:
     """Gathers the output of one turn. A context manager: leaving it tells what is left.
 
+    What comes after a silence is told at once; what follows it is gathered until the next telling is due.
     What is told has the order of what was printed; parts of one stream that follow each other are told as one. Where
     the streams take turns more than `CHANGES` times between two tellings, the order of the rest is given up, but that
     of each stream. So a turn that is told n times has at most 18 n events, besides one for each 16 Ki characters.
@@ -38,7 +39,7 @@ class OutputBatcher:
 
     def __init__(self, emit: Callable[[Printed | TurnRestarted], None]) -> None:
         self._emit = emit
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self._told = 0
         self._begin()
 
@@ -49,9 +50,8 @@ class OutputBatcher:
     def take(self, stream: int, data: bytes) -> None:
         """Take what was printed to a stream: 1 is stdout, 2 is stderr."""
         self._parts.append((stream, self._decoders[stream].decode(data)))
-        if self._timer is None:
-            pause = EVERY_SECONDS * 2.0 ** (self._told // SLOWER_AFTER)
-            self._timer = asyncio.get_running_loop().call_later(pause, self._flush)
+        if self._timer is None:  # soon, and not here: what came with it is told with it
+            self._timer = asyncio.get_running_loop().call_soon(self._due)
 
     def restarted(self, reason: str) -> None:
         """Drop what was printed and is not emitted yet, and say that the rest of it is void: the turn begins again."""
@@ -64,8 +64,15 @@ class OutputBatcher:
             self._timer.cancel()
             self._timer = None
 
-    def _flush(self) -> None:
+    def _due(self) -> None:
+        """Tell what was gathered, and gather anew; after a time without output, what comes next is due at once."""
         self._timer = None
+        if self._parts:
+            self._flush()
+            pause = EVERY_SECONDS * 2.0 ** (self._told // SLOWER_AFTER)
+            self._timer = asyncio.get_running_loop().call_later(pause, self._due)
+
+    def _flush(self) -> None:
         parts, self._parts = [part for part in self._parts if part[1]], []
         runs = groupby(parts, itemgetter(0))
         for stream, same in islice(runs, CHANGES):

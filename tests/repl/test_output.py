@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -73,19 +74,82 @@ def test_what_one_stream_prints_without_the_other_is_told_as_one(history: list[t
     assert all(before.stream != after.stream for before, after in pairwise(told))
 
 
-async def test_output_is_told_less_often_the_more_of_it_there_was(monkeypatch: pytest.MonkeyPatch) -> None:
+class Clock:
+    """Stands for the event loop, whose time passes as told, to the next thing that is due."""
+
+    def __init__(self) -> None:
+        self.now, self._due = 0.0, list[tuple[float, Handle]]()
+
+    def call_soon(self, function: Callable[[], None]) -> Handle:
+        return self.call_later(0, function)
+
+    def call_later(self, seconds: float, function: Callable[[], None]) -> Handle:
+        handle = Handle(function)
+        self._due.append((self.now + seconds, handle))
+        return handle
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and do what is due meanwhile."""
+        until = self.now + seconds
+        while due := sorted((at, n) for n, (at, handle) in enumerate(self._due) if at <= until and not handle.off):
+            self.now, (_, handle) = due[0][0], self._due.pop(due[0][1])
+            handle.function()
+        self.now = until
+
+
+@dataclass
+class Handle:
+    function: Callable[[], None]
+    off: bool = False
+
+    def cancel(self) -> None:
+        self.off = True
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: made)
+    return made
+
+
+def test_what_comes_after_a_silence_is_told_at_once_and_what_follows_it_within_the_tick(clock: Clock) -> None:
+    told: list[Any] = []
+    with OutputBatcher(told.append) as batcher:
+        for _ in range(2):
+            batcher.take(STDOUT, b"first ")
+            batcher.take(STDOUT, b"line\n")
+            clock.advance(0)
+            assert told == [Printed("stdout", "first line\n")]
+            for _ in range(50):
+                batcher.take(STDOUT, b".")
+                clock.advance(output.EVERY_SECONDS / 100)
+            assert len(told) == 1
+            clock.advance(output.EVERY_SECONDS)
+            assert told[1:] == [Printed("stdout", "." * 50)]
+            told.clear()
+            clock.advance(2 * output.EVERY_SECONDS)
+
+
+def test_output_a_byte_at_a_time_is_told_once_a_tick(clock: Clock) -> None:
+    told: list[Any] = []
+    with OutputBatcher(told.append) as batcher:
+        for _ in range(1_000):
+            batcher.take(STDOUT, b".")
+            clock.advance(output.EVERY_SECONDS / 100)
+    assert printed_to("stdout", told) == "." * 1_000
+    assert len(told) <= 12
+
+
+def test_output_is_told_less_often_the_more_of_it_there_was(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     monkeypatch.setattr(output, "SLOWER_AFTER", 4)
-    with OutputBatcher(lambda _: None) as batcher:
-        pauses = []
-        for _ in range(12):
-            before = asyncio.get_running_loop().time()
+    times: list[float] = []
+    with OutputBatcher(lambda _: times.append(clock.now / output.EVERY_SECONDS)) as batcher:
+        while len(times) < 12:
             batcher.take(STDOUT, b"x")
-            assert batcher._timer is not None
-            pauses.append(batcher._timer.when() - before)
-            batcher._timer.cancel()
-            batcher._flush()
-    seconds = output.EVERY_SECONDS
-    assert pauses == pytest.approx([seconds] * 4 + [2 * seconds] * 4 + [4 * seconds] * 4, abs=seconds / 2)
+            clock.advance(output.EVERY_SECONDS / 16)
+        pauses = [after - before for before, after in pairwise(times)]
+    assert pauses == pytest.approx([1] * 3 + [2] * 4 + [4] * 4)
 
 
 def test_a_long_text_is_told_in_pieces_that_fit_into_an_event() -> None:
