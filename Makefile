@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 BIN := .venv/bin
 RLM_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rlm-server
 
-.PHONY: help env demo serve test conformance compatible lint format generate breaking pin docs image bench-start bench-sandbox bench-contexts bench-money bench-neighbours soak clean clean-image
+.PHONY: help env demo serve test conformance compatible lint format generate breaking pin docs image bench-start bench-sandbox bench-contexts bench-money bench-loop bench-neighbours soak clean clean-image
 .DEFAULT_GOAL := help
 
 help:  ## Explain the targets
@@ -72,6 +72,9 @@ bench-contexts: image  ## Measure contexts on this machine, in 2 minutes (ARGS=-
 
 bench-money: image  ## Measure money on this machine, on SQLite and Postgres, in 6 minutes (ARGS=--large: 100,000 calls)
 	$(BIN)/python -m benchmarks.money $(ARGS)
+
+bench-loop: image  ## Measure what the loop itself costs, beside the reference implementation, in 3 minutes
+	$(BIN)/python -m benchmarks.loop $(ARGS)
 
 bench-neighbours: image  ## Measure what tenants can do to each other, in 12 minutes (ARGS="--only NAME,NAME --seconds 4")
 	$(BIN)/python -m benchmarks.neighbours $(ARGS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from socketserver import ThreadingMixIn
@@ -47,6 +47,8 @@ class MetricsCollector:
     ledger: Ledger
     journal: Journal
     pool: WorkerPool
+    commits: Callable[[], int]
+    """Tells how many the database has had since the start."""
 
     async def read(self) -> list[Metric]:
         """Return every metric as it is now."""
@@ -100,6 +102,7 @@ class MetricsCollector:
             _gauge("rlm_runs", "Runs under way, those that wait included.", pending + running),
             _gauge("rlm_runs_waiting", "Runs that wait for their turn.", pending),
             _gauge("rlm_nodes", "RLMs under way, those of runs and their children.", progress.nodes),
+            _counter("rlm_database_commits", "Commits since the start.", self.commits()),
             _gauge("rlm_live_sessions", "Sandboxes in memory, not hibernating.", self.pool.live),
         ]
 

@@ -223,7 +223,7 @@ async def serving(
                 gauges = _gauges(settings, shares, admission, sessions, store, uploads, supervisor, journal)
                 server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges), server)
                 async with (
-                    _metrics(settings, broker, accounts, journal, pool) as metrics,
+                    _metrics(settings, database, broker, accounts, journal, pool) as metrics,
                     _listening(server, settings) as address,
                     settled(IMPORTED_LATER),
                 ):
@@ -339,7 +339,7 @@ async def _development_key(settings: Settings, tenants: Tenants, keys: Keys, acc
 
 @asynccontextmanager
 async def _metrics(
-    settings: Settings, broker: Broker, accounts: Ledger, journal: Journal, pool: WorkerPool
+    settings: Settings, database: Database, broker: Broker, accounts: Ledger, journal: Journal, pool: WorkerPool
 ) -> AsyncIterator[str]:
     """Serve metrics if the settings ask for it, and yield their address, or "" without."""
     if not settings.metrics_listen:
@@ -348,7 +348,8 @@ async def _metrics(
     # Imported here, because only a server that is asked for metrics needs their library.
     from rlm_server.metrics import MetricsCollector, serve_metrics
 
-    async with serve_metrics(settings.metrics_listen, MetricsCollector(broker, accounts, journal, pool)) as address:
+    collector = MetricsCollector(broker, accounts, journal, pool, lambda: database.commits)
+    async with serve_metrics(settings.metrics_listen, collector) as address:
         yield address
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -13,20 +11,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import grpc
 import httpx2
 import openai
 from rlm.v1 import session_pb2, session_pb2_grpc, types_pb2
 
-from benchmarks.contestant import ROOT
-from benchmarks.environment import environment
 from benchmarks.money.provider import provider
 from benchmarks.rounds import Progress
+from benchmarks.served import served
 from rlm_server.ledger import NANO
 
-START_SECONDS = 300.0
-"""Where the guest's image has to be built first, a start takes minutes."""
-STOP_SECONDS = 30.0
 BLOCK = 50
 """Calls that one side makes before it is the other's turn."""
 SUB_TOKENS = 4096
@@ -98,27 +91,8 @@ async def sessions(folder: Path, database: str | Path, models: Mapping[str, str]
         "RLM_PROVIDER_CALLS": str(AT_ONCE),
         "RLM_RUN_CALLS": str(AT_ONCE),
     }
-    command = ("-m", "rlm_server.commands.cli", "serve", "--listen", "127.0.0.1:0", "--data-dir", str(folder))
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *command, stdout=asyncio.subprocess.PIPE, env=environment() | settings, cwd=ROOT
-    )
-    try:
-        if process.stdout is None:
-            raise RuntimeError("the server has no output")
-        line = (await asyncio.wait_for(process.stdout.readline(), START_SECONDS)).decode().strip()
-        if not line.startswith("serving on "):
-            raise RuntimeError("the server did not start; what it said is above")
-        key = (folder / "development-key").read_text().strip()
-        async with grpc.aio.insecure_channel(line.removeprefix("serving on ")) as channel:
-            yield Sessions(session_pb2_grpc.SessionServiceStub(channel), (("authorization", f"Bearer {key}"),))
-    finally:
-        if process.returncode is None:
-            process.terminate()
-        try:
-            await asyncio.wait_for(process.communicate(), STOP_SECONDS)
-        except TimeoutError:
-            process.kill()
-            await process.communicate()
+    async with served(folder, settings) as server:
+        yield Sessions(session_pb2_grpc.SessionServiceStub(server.channel), server.metadata)
 
 
 @dataclass(frozen=True, slots=True)

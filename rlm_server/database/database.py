@@ -36,6 +36,8 @@ class Database:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.commits = 0
+        """How many there have been since it was opened."""
         self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._readers = Gate(calls=READERS, tenant_calls=READERS // 2, reserved=READERS // 4)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="database-reader")
@@ -157,6 +159,7 @@ class Database:
             for write in group:
                 write.future.set_exception(_undone(error))
             return
+        self.commits += 1
         for write, answer in zip(group, answers, strict=True):
             if isinstance(answer, Failed):
                 write.future.set_exception(answer.error)
