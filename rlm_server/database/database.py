@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,7 +25,10 @@ GROUP = 256
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    function: Callable[[Connection], Any]
+    function: Callable[[Connection], Any] | None
+    """None only has what was queued before it committed."""
+    due: float = 0.0
+    """When it is to be committed at the latest, on the clock of `time.monotonic()`."""
     future: Future[Any] = field(default_factory=Future)
 
 
@@ -65,8 +69,10 @@ class Database:
         """Which owner of the database this is: every `open` is one more than the one before."""
         return self._engine.epoch
 
-    def submit(self, function: Callable[[Connection], T]) -> asyncio.Future[T]:
+    def submit(self, function: Callable[[Connection], T], *, patience: float = 0.0) -> asyncio.Future[T]:
         """Queue a write and return at once; functions run in the order they were submitted.
+
+        With `patience` it waits so many seconds for another write that it can share a commit with.
 
         The function runs on the writer's thread, in a transaction that it must not end. Its exception undoes its own
         work alone, and reaches its caller. It may be run again where its first run was undone, so it must change
@@ -77,11 +83,15 @@ class Database:
             DatabaseClosedError: `close()` was called.
         """
         self._refuse_if_closed()
-        write = _Write(measured_function(function))
+        write = _Write(measured_function(function), time.monotonic() + patience if patience else 0.0)
         self._writes.put(write)
         return asyncio.wrap_future(write.future, loop=asyncio.get_running_loop())
 
-    async def write(self, function: Callable[[Connection], T]) -> T:
+    def hurry(self, patience: float = 0.0) -> None:
+        """Have what was submitted before committed within so many seconds, however patient it is."""
+        self._writes.put(_Write(None, time.monotonic() + patience))
+
+    async def write(self, function: Callable[[Connection], T], *, patience: float = 0.0) -> T:
         """Run `function` as `submit` does, and wait until its work is durable.
 
         Raises:
@@ -91,7 +101,7 @@ class Database:
             DatabaseClosedError: `close()` was called.
             Exception: whatever the function raised.
         """
-        return await self.submit(function)
+        return await self.submit(function, patience=patience)
 
     async def read(self, function: Callable[[Connection], T]) -> T:
         """Run `function` on a read-only connection, over one snapshot that holds every write answered before.
@@ -141,20 +151,27 @@ class Database:
                 return
 
     def _next_group(self) -> tuple[list[_Write], bool]:
+        """Wait for writes: until one is due, and then for all that are there."""
         group: list[_Write] = []
-        write = self._writes.get()
-        while write is not None:
-            group.append(write)
-            if len(group) == GROUP or self._writes.empty():
+        due: float | None = None
+        while len(group) < GROUP:
+            try:
+                write = self._writes.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
+            except queue.Empty:
                 return group, False
-            write = self._writes.get()
-        return group, True
+            if write is None:
+                return group, True
+            group.append(write)
+            due = write.due if due is None else min(due, write.due)
+        return group, False
 
     def _commit(self, group: list[_Write]) -> None:
-        if not group:
+        functions = [write.function for write in group if write.function is not None]
+        if not functions:
             return
+        group = [write for write in group if write.function is not None]
         try:
-            answers = self._engine.transact([write.function for write in group])
+            answers = self._engine.transact(functions)
         except BaseException as error:
             for write in group:
                 write.future.set_exception(_undone(error))

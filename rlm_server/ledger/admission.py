@@ -135,6 +135,17 @@ class Pass:
         return None
 
 
+def take(connection: Connection, hold: Hold, state: HoldState, *, epoch: int, at: int) -> None:
+    """Take a hold that is new, at a time in Unix milliseconds, or not at all.
+
+    Raises:
+        LedgerError: it does not fit, or not now, or has no account.
+    """
+    (verdict,), _ = Pass(connection, epoch, at).judge([QueuedHold(hold, state, True)])
+    if isinstance(verdict, LedgerError):
+        raise verdict
+
+
 def check(connection: Connection, account: str, amounts: Amounts, at: int) -> None:
     """Look whether amounts would be refused at once, at a time in Unix milliseconds.
 

@@ -36,6 +36,8 @@ class Ledger:
     def __init__(self, database: Database, *, clock: Callable[[], int] = now) -> None:
         self._database, self._clock = database, clock
         self._wait_queues: dict[str, WaitQueue] = {}
+        self._limited: dict[str, Limit] = {}
+        self._limits_changed = 0
 
     async def open_account(
         self, account: str, *, tenant: str, parent: str | None, limit: Limit, carve: bool = False
@@ -71,6 +73,7 @@ class Ledger:
             AccountInUse: holds on it are unresolved, or accounts under it are open.
             AccountUnknown: there is none.
         """
+        self._limited.pop(account, None)
         closed = await self._freeing(
             lambda connection: account_lifecycle.close_account(connection, account), lambda closed: closed.tenant
         )
@@ -101,7 +104,8 @@ class Ledger:
             AmountRefused: the limit is negative or above 2^62.
         """
         await self._freeing(
-            lambda connection: account_lifecycle.set_limit(connection, account, limit), lambda changed: changed.tenant
+            lambda connection: account_lifecycle.set_limit(connection, account, limit),
+            lambda changed: self._limits_changed_of(changed.tenant),
         )
 
     async def set_window(self, tenant: str, span: Span, limit: Limit | None) -> None:
@@ -116,7 +120,7 @@ class Ledger:
         """
         await self._freeing(
             lambda connection: account_lifecycle.set_window(connection, tenant, span, limit, self._clock()),
-            lambda _: tenant,
+            lambda _: self._limits_changed_of(tenant),
         )
 
     async def windows(self, tenant: str) -> list[Window]:
@@ -192,6 +196,26 @@ class Ledger:
         """
         await self._resolve(hold_id, Outcome(HoldState.VOIDED))
 
+    async def charge(self, hold: Hold, *, patience: float = 0.0) -> None:
+        """Post what was spent without having been held, because nothing limited it: all of a hold's amounts.
+
+        With `patience` it waits so many seconds for another write, to share its commit. Repeating it changes nothing.
+
+        Raises:
+            BudgetExceeded, BudgetBusy: it is limited now, and there is no room.
+            AccountUnknown, AccountClosed: there is no such account to take it from.
+            AmountRefused: an amount is negative or above 2^62.
+        """
+        refuse_uncountable(amounts=hold.amounts)
+
+        def post(connection: Connection) -> str:
+            if holds.find(connection, hold.id) is None:
+                admission.take(connection, hold, HoldState.DISPATCHED, epoch=self._database.epoch, at=self._clock())
+                self._move(connection, hold.id, Outcome(HoldState.POSTED))
+            return hold.tenant
+
+        await self._freeing(post, lambda tenant: tenant, patience=patience)
+
     async def balance(self, account: str) -> Balance:
         """Where an account stands, closed or not.
 
@@ -211,6 +235,25 @@ class Ledger:
             AccountUnknown: there is none.
         """
         return await self._database.read(lambda connection: left(Tree(connection).path(account, self._clock())))
+
+    async def limited(self, account: str, unit: str) -> bool:
+        """Whether an account, one above it, or a window of its tenant limits a unit. It is read once, and remembered.
+
+        Raises:
+            AccountUnknown: there is no such account.
+        """
+        found = self._limited.get(account)
+        if found is None:
+            changed = self._limits_changed
+            found = await self.left(account)
+            if changed == self._limits_changed:
+                self._limited[account] = found
+        return getattr(found, unit) is not None
+
+    def _limits_changed_of(self, tenant: str) -> str:
+        self._limits_changed += 1
+        self._limited.clear()
+        return tenant
 
     async def recover(self) -> Recovery:
         """Resolve what a dead server left: pending holds are void, dispatched ones are posted in full.
@@ -259,12 +302,14 @@ class Ledger:
     def _move(self, connection: Connection, hold_id: str, outcome: Outcome) -> Moved:
         return holds.move(connection, hold_id, outcome, epoch=self._database.epoch, at=self._clock())
 
-    async def _freeing(self, change: Callable[[Connection], T], tenant_of: Callable[[T], str]) -> T:
+    async def _freeing(
+        self, change: Callable[[Connection], T], tenant_of: Callable[[T], str], *, patience: float = 0.0
+    ) -> T:
         """Make a change that may free room or take the last of it, and have the tenant's queue judged again.
 
         The change is shielded and the queue is called back, so that waiters hear of it though the caller is cancelled.
         """
-        changing = self._database.submit(change)
+        changing = self._database.submit(change, patience=patience)
 
         def changed(done: asyncio.Future[T]) -> None:
             if not done.cancelled() and done.exception() is None:

@@ -1,22 +1,37 @@
 """A turn of sandboxed code and its hold: the most it may take is reserved before, and what it took is posted after.
 
-A turn takes the time that its code runs, and the processor time that this process works for it meanwhile.
+A turn takes the time that its code runs, and the processor time that this process works for it meanwhile. Where nothing
+limits that, nothing need be reserved, and what it took is posted all the same.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 
-from rlm_server.ledger import Amounts, Hold, Ledger, Payer, settle
-from rlm_server.shares.host_time import HostTimes, charged, current, measured
+from rlm_server.ledger import AccountClosed, AccountUnknown, Amounts, BudgetError, Hold, Ledger, Payer, settle
+from rlm_server.shares.host_time import HostTime, HostTimes, charged, current, measured
 from sandbox.cancellation import run_to_completion
 from sandbox.door import DoorRefusal
 from sandbox.limits import Limits
 from sandbox.pool.worker_turn import TURN_SLACK_SECONDS
 from sandbox.turn import Turn
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """A turn, and what it cost. `booked` ends once that is durable in the books, or on the tenant's bill."""
+
+    turn: Turn
+    spent: Amounts
+    booked: asyncio.Future[None]
 
 
 async def metered(
@@ -28,13 +43,17 @@ async def metered(
     deadline: float,
     host_seconds: float,
     host_times: HostTimes,
-) -> tuple[Turn, Amounts]:
+    patience: float | None = None,
+) -> Metered:
     """Execute a turn under a hold for its longest, and return it with what it cost.
 
     Waiting in the door is not counted. Where the turn ends without a result, as when it is cancelled, the time that
     passed stands for the time it ran, which cannot have been more. Whatever happens, the hold is settled, and for no
     more than it is. `deadline` is on `time.monotonic()`. This process may work `host_seconds` for the turn: see
     `check_host_time`. What it works beyond the hold goes on the tenant's bill.
+
+    With `patience` there is no hold where nothing limits processor time. The cost is then posted with another write
+    that comes within so many seconds, and whoever calls this waits until it is `booked`.
 
     Raises:
         BudgetExceeded: what is left is less than a turn may take.
@@ -43,7 +62,9 @@ async def metered(
     """
     worst = Amounts(cpu_ms=math.ceil((limits.turn_seconds + max(TURN_SLACK_SECONDS, host_seconds)) * 1000))
     hold = Hold("turn_" + secrets.token_hex(16), payer.account, worst, "", "", payer.tenant, payer.run, payer.node)
-    await ledger.reserve(hold, deadline=deadline, dispatch=True)
+    held = patience is None or await ledger.limited(payer.account, "cpu_ms")
+    if held:
+        await ledger.reserve(hold, deadline=deadline, dispatch=True)
     started, host_time = time.monotonic(), host_times.of_turn(payer.tenant, host_seconds)
 
     def spent(seconds: float) -> Amounts:
@@ -52,14 +73,24 @@ async def metered(
         host_times.of(payer.tenant).owe(over / 1000)
         return Amounts(cpu_ms=code.cpu_ms + host - over)
 
+    def book(cost: Amounts) -> asyncio.Future[None]:
+        charged_now = replace(hold, amounts=cost)
+        return asyncio.ensure_future(_charge(ledger, charged_now, host_times.of(payer.tenant), patience or 0.0))
+
     try:
         with charged(host_time):
             turn = await measured(execute(), host_time)
         cost = spent(turn.running_seconds)
     except BaseException:
-        await run_to_completion(_post(ledger, hold, spent(time.monotonic() - started)))
+        cost = spent(time.monotonic() - started)
+        await run_to_completion(_post(ledger, hold, cost) if held else asyncio.wait([book(cost)]))
         raise
-    return turn, await run_to_completion(_post(ledger, hold, cost))
+    if not held:
+        return Metered(turn, cost, book(cost))
+    cost = await run_to_completion(_post(ledger, hold, cost))
+    booked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    booked.set_result(None)
+    return Metered(turn, cost, booked)
 
 
 def check_host_time() -> None:
@@ -85,3 +116,14 @@ async def _post(ledger: Ledger, hold: Hold, spent: Amounts) -> Amounts:
     """Post what a turn ran, and return what the books say: all of its hold where they could not be written."""
     settled = await settle(hold.id, lambda: ledger.post(hold.id, spent, None))
     return spent if settled else hold.amounts
+
+
+async def _charge(ledger: Ledger, hold: Hold, bill: HostTime, patience: float) -> None:
+    """Post what a turn took without a hold. Where that cannot be, it goes on the tenant's bill."""
+    try:
+        settled = await settle(hold.id, lambda: ledger.charge(hold, patience=patience))
+    except (BudgetError, AccountClosed, AccountUnknown) as error:  # it was limited, or ended, meanwhile
+        log.info("what a turn took goes on the bill of its tenant: %s", error)
+        settled = False
+    if not settled:
+        bill.owe(hold.amounts.cpu_ms / 1000)

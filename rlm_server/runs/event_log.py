@@ -11,7 +11,7 @@ from rlm_server.clock import now
 from rlm_server.repl.events import Printed
 from rlm_server.runs.cuts import pieces
 from rlm_server.runs.events import Body, Event, EventOrigin, RunFinished, WrittenEvent, written
-from rlm_server.runs.journal import Journal
+from rlm_server.runs.journal import PATIENCE, Journal
 from rlm_server.runs.state import NodeEnded, RunState
 
 _MAX_AT_ONCE = 256
@@ -19,6 +19,10 @@ MAX_BATCH_BYTES = 256 << 10
 """Of events that are kept in one transaction, so that other writes get their turn."""
 WAITING_BYTES = 1 << 20
 """Of events that wait to be kept: above it, a run's nodes wait before they go on."""
+
+OUTPUT_PATIENCE = 0.003
+"""Seconds that what the code prints waits to be kept with another write: somebody may be watching for it. Other events
+wait for `PATIENCE`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,10 @@ class EventLog:
         self._bytes = 0
         self._waiting: deque[WrittenEvent] = deque()
         self._waiting_bytes = 0
+        self._patience = PATIENCE
+        """Of the most urgent event that waits."""
+        self._keeping: float | None = None
+        """The patience of what is being kept, where something is."""
         self._news = asyncio.Event()
         self._kept = asyncio.Condition()
         self._kept_number = last
@@ -74,6 +82,11 @@ class EventLog:
         self._waiting.append(event)
         self._waiting_bytes += event.size
         self._bytes += event.size
+        crowded = self._waiting_bytes > MAX_BATCH_BYTES
+        self._patience = min(self._patience, 0.0 if crowded else _patience(body))
+        if self._keeping is not None and self._patience < self._keeping:
+            self._keeping = self._patience
+            self._journal.hurry(self._patience)
         self._news.set()
         if self._bytes >= self._quota.event_bytes:
             self._close(RunState.EXHAUSTED, f"event_bytes: a run's events may have {self._quota.event_bytes} bytes")
@@ -104,7 +117,7 @@ class EventLog:
             self._news.clear()
             while self._waiting:
                 events = self._batch()
-                kept = await self._journal.append(self._run, events)
+                kept = await self._append(events)
                 if kept >= self._quota.tenant_kept_bytes:
                     reason = f"tenant_kept_bytes: {used_up(kept, self._quota.tenant_kept_bytes)}"
                     self._close(RunState.EXHAUSTED, reason)
@@ -114,6 +127,15 @@ class EventLog:
                     self._kept.notify_all()
                 if isinstance(events[-1].event.body, RunFinished):
                     return
+
+    async def _append(self, events: list[WrittenEvent]) -> int:
+        self._keeping = 0.0 if self._waiting else self._patience
+        if not self._waiting:
+            self._patience = PATIENCE
+        try:
+            return await self._journal.append(self._run, events, patience=self._keeping)
+        finally:
+            self._keeping = None
 
     def _batch(self) -> list[WrittenEvent]:
         events, size = [self._waiting.popleft()], 0
@@ -139,6 +161,12 @@ class EventLog:
     async def _until_kept(self, number: int) -> None:
         async with self._kept:
             await self._kept.wait_for(lambda: self._over or self._kept_number >= number)
+
+
+def _patience(body: Body) -> float:
+    if isinstance(body, RunFinished):
+        return 0.0
+    return OUTPUT_PATIENCE if isinstance(body, Printed) else PATIENCE
 
 
 async def replay(journal: Journal, run: str, from_sequence: int) -> AsyncGenerator[Event, None]:

@@ -23,6 +23,8 @@ MOST_EVENTS_BYTES = 128 << 10
 """Of events that are read at once, where more than one is."""
 MOST_TEXTS_BYTES = 256 << 10
 """Of the questions and answers of a run's tree, together."""
+PATIENCE = 0.02
+"""Seconds for which a write waits that another follows soon."""
 DELETED_AT_ONCE = 200
 """Events of a run that is deleted, in one transaction."""
 
@@ -85,8 +87,11 @@ class Journal:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, run: RunRow, question: str) -> RunRow:
-        """Keep a new run with its root node, pending; a repeated request id returns the run it made first."""
+    async def create(self, run: RunRow, question: str, *, patience: float = 0.0) -> RunRow:
+        """Keep a new run with its root node, pending; a repeated request id returns the run it made first.
+
+        With `patience` it waits so many seconds for another write, to be kept with it.
+        """
 
         def write(connection: Connection) -> RunRow:
             known = _by_request(connection, run.tenant, run.request_id)
@@ -103,7 +108,7 @@ class Journal:
             _count(connection, run.id, size_of(question))
             return run
 
-        return await self._database.write(write)
+        return await self._database.write(write, patience=patience)
 
     async def by_request(self, tenant: str, request_id: str) -> RunRow | None:
         """Return the run that a request made, if one did."""
@@ -154,8 +159,9 @@ class Journal:
         reason: str = "",
         turns: int = 0,
         coverage_fraction: float = 0.0,
+        patience: float = 0.0,
     ) -> None:
-        """Move a node to another state.
+        """Move a node to another state. With `patience` it waits so many seconds for another write, to be kept with it.
 
         Raises:
             ValueError: its present state does not allow that.
@@ -173,7 +179,7 @@ class Journal:
             if state.ended:
                 connection.execute("UPDATE run SET ended_at = ? WHERE id = ?", (now(), node))
 
-        await self._database.write(write)
+        await self._database.write(write, patience=patience)
 
     async def cover(self, run: str, coverage: Coverage) -> None:
         """Keep how much of its context a run's whole tree has looked at."""
@@ -210,8 +216,11 @@ class Journal:
 
         return await self._database.read(read)
 
-    async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
-        """Keep events; their numbers must follow those kept. Returns the bytes that are kept of the tenant's runs."""
+    async def append(self, run: str, events: Sequence[WrittenEvent], *, patience: float = 0.0) -> int:
+        """Keep events; their numbers must follow those kept. Returns the bytes that are kept of the tenant's runs.
+
+        With `patience` they wait so many seconds for another write, to be kept with it.
+        """
 
         def write(connection: Connection) -> int:
             connection.executemany(
@@ -225,7 +234,11 @@ class Journal:
             )  # fmt: skip
             return _count(connection, run, sum(one.size for one in events))
 
-        return await self._database.write(write)
+        return await self._database.write(write, patience=patience)
+
+    def hurry(self, patience: float) -> None:
+        """Have what waits for another write kept within so many seconds."""
+        self._database.hurry(patience)
 
     async def events(self, run: str, from_sequence: int, most: int, most_bytes: int = MOST_EVENTS_BYTES) -> list[Event]:
         """Return up to `most` events from a number on, or fewer: so many bytes of them, and one at least."""

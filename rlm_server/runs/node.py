@@ -33,6 +33,7 @@ from rlm_server.runs.events import (
     TurnStarted,
 )
 from rlm_server.runs.guards import Guards
+from rlm_server.runs.journal import PATIENCE
 from rlm_server.runs.state import NodeEnded, RunState
 from rlm_server.runs.tree import Outcome, Task, Tree
 from sandbox.cancellation import cancel_and_wait, run_to_completion
@@ -74,6 +75,8 @@ class Node:
         self._messages: list[Message] = []
         self._coverage = Coverage()
         self._looked: Looked | None = None
+        self._booking: list[asyncio.Future[None]] = []
+        """Costs of turns that are not in the books yet."""
 
     def emit(self, body: Body) -> None:
         """Report something that happened in this node."""
@@ -91,11 +94,13 @@ class Node:
 
         Cancelling the task ends the node as cancelled, with everything under it, and then goes on.
         """
+        # Kept with the hold of the first request, which is not sent before.
+        moving = asyncio.create_task(self.tree.services.journal.move(self.task.id, RunState.RUNNING, patience=PATIENCE))
         try:
-            await self.tree.services.journal.move(self.task.id, RunState.RUNNING)
             outcome = await self._outcome()
+            await moving
         except asyncio.CancelledError:
-            await run_to_completion(self._keep(Outcome(RunState.CANCELLED, self._draft, "cancelled")))
+            await run_to_completion(self._keep(Outcome(RunState.CANCELLED, self._draft, "cancelled"), moving))
             raise
         except DatabaseError as error:  # it is away, or full: said once, and by name
             log.error("node %s ended: %s", self.task.id, type(error).__name__)  # noqa: TRY400
@@ -103,7 +108,7 @@ class Node:
         except Exception:
             log.exception("node %s failed", self.task.id)
             outcome = Outcome(RunState.FAILED, self._draft, "an internal error of the server; it has been logged")
-        await run_to_completion(self._keep(outcome))
+        await run_to_completion(self._keep(outcome, moving))
         return outcome
 
     async def _outcome(self) -> Outcome:
@@ -143,8 +148,9 @@ class Node:
         reason = f"wall_seconds: the run may take {self.tree.limits.wall_seconds:g} s"
         return NodeEnded(RunState.EXHAUSTED, reason)
 
-    async def _keep(self, outcome: Outcome) -> None:
+    async def _keep(self, outcome: Outcome, after: asyncio.Task[None]) -> None:
         services = self.tree.services
+        await asyncio.wait([after, *self._booking])
         await services.ledger.close_account(self.task.id)
         await services.journal.move(
             self.task.id,
@@ -279,7 +285,7 @@ class Node:
         execute = partial(session.execute, code, answer, output.take, output.restarted)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         try:
-            turn, spent = await metered(
+            done = await metered(
                 ledger,
                 self.payer,
                 limits,
@@ -287,11 +293,13 @@ class Node:
                 deadline=self.tree.deadline,
                 host_seconds=self.tree.limits.host_seconds,
                 host_times=self.tree.services.shares.host_times,
+                patience=PATIENCE,
             )
         except BudgetError as error:
             raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
-        self.tree.count(self.origin, spent)
-        return turn
+        self._booking = [booked for booked in self._booking if not booked.done()] + [done.booked]
+        self.tree.count(self.origin, done.spent)
+        return done.turn
 
     async def _environment(self, turn: int) -> prompt.Environment:
         limits = self.tree.limits

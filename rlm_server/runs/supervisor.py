@@ -26,7 +26,7 @@ from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
-from rlm_server.runs.journal import RunRow
+from rlm_server.runs.journal import PATIENCE, RunRow
 from rlm_server.runs.node import Node
 from rlm_server.runs.node_context import whole_context
 from rlm_server.runs.places import Place, Places
@@ -161,8 +161,14 @@ class Supervisor:
             run_id, new.tenant, new.request_id, new.context.id if new.context else None, new.model, new.sub_model,
             new.budget, now(),
         )  # fmt: skip
-        await journal.create(row, new.question)
-        await ledger.open_account(run_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
+        made = await asyncio.gather(  # in one commit
+            journal.create(row, new.question, patience=PATIENCE),
+            ledger.open_account(run_id, tenant=new.tenant, parent=new.tenant, limit=new.budget),
+            return_exceptions=True,
+        )
+        for failure in made:
+            if isinstance(failure, BaseException):
+                raise failure
         quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
         live = self._live[run_id] = _Live(EventLog(journal, run_id, quota))
         # Its question is in the journal: what waits in line holds no more than it must.
@@ -213,7 +219,8 @@ class Supervisor:
         try:
             if live.tree is not None:
                 live.tree.memo.close()
-                await journal.cover(run_id, await live.tree.coverage())
+                if live.tree.context is not None:
+                    await journal.cover(run_id, await live.tree.coverage())
             else:  # no node of it began
                 await ledger.close_account(run_id)
                 await journal.move(run_id, outcome.state, reason=outcome.reason)

@@ -90,7 +90,7 @@ class Turns:
         try:
             with OutputBatcher(tell) as output:
                 soon = time.monotonic() + self._budget_wait_seconds
-                result, _ = await metered(
+                done = await metered(
                     self._ledger,
                     _payer(session),
                     limits,
@@ -105,7 +105,7 @@ class Turns:
             session.used_at = time.monotonic()
         if tally.untold != NONE_UNTOLD:
             tell(tally.untold)
-        tell(CodeFinished(result))
+        tell(CodeFinished(done.turn))
 
     def _calls(self, session: ReplSession, tell: Callable[[Happening], None]) -> ModelCalls:
         def report(body: CallStarted | CallFinished | CallTraced) -> None:

@@ -103,6 +103,30 @@ async def test_writes_that_wait_together_share_one_commit_and_none_is_answered_b
     assert notes_kept(database_at) == ["a", "b"]
 
 
+async def test_a_patient_write_is_committed_with_the_next_one_and_before_it(
+    database: Database, database_at: str | Path
+) -> None:
+    before = database.commits
+    patient = database.submit(note("patient"), patience=600)
+    await database.write(note("next"))
+    assert patient.done()
+    assert (database.commits - before, notes_kept(database_at)) == (1, ["patient", "next"])
+
+
+async def test_a_patient_write_that_nothing_follows_is_committed_when_its_patience_is_over(database: Database) -> None:
+    async with asyncio.timeout(30):
+        assert await database.write(note("alone"), patience=0.01) == "alone"
+
+
+async def test_patient_writes_can_be_hurried(database: Database) -> None:
+    before = database.commits
+    patient = [database.submit(note(text), patience=600) for text in "ab"]
+    database.hurry()
+    async with asyncio.timeout(30):
+        assert await asyncio.gather(*patient) == ["a", "b"]
+    assert database.commits == before + 1
+
+
 async def test_a_failed_write_undoes_its_own_work_and_nothing_of_its_groups(database: Database) -> None:
     def half(connection: Connection) -> None:
         note("half")(connection)
@@ -189,6 +213,13 @@ async def test_closing_finishes_what_is_queued(database_at: str | Path) -> None:
         await database.write(note("late"))
     with pytest.raises(DatabaseClosedError):
         await database.read(notes)
+
+
+async def test_closing_does_not_wait_for_patience_to_be_over(database_at: str | Path) -> None:
+    async with asyncio.timeout(30), await Database.open(database_at, SCHEMA) as database:
+        patient = database.submit(note("a"), patience=600)
+    assert await patient == "a"
+    assert notes_kept(database_at) == ["a"]
 
 
 async def test_a_file_is_brought_up_to_date_once(database_at: str | Path) -> None:

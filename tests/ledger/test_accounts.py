@@ -20,6 +20,8 @@ from rlm_server.ledger import (
     BudgetExceeded,
     Limit,
     LimitTooLow,
+    Query,
+    Span,
 )
 from tests.ledger.accounting import Books, a_hold, at_most, at_once, cents
 
@@ -54,6 +56,50 @@ async def test_a_childs_cost_is_counted_at_its_parent_and_its_tenant(books: Book
     await books.spent("grandchild", cents(5))
     for account in ("grandchild", "child", "run", "acme"):
         assert (await books.ledger.balance(account)).posted == cents(5)
+
+
+async def test_what_nothing_limits_is_charged_without_a_hold_once_and_on_every_account(books: Books) -> None:
+    await books.tenant(at_most(100))
+    await books.run("run", at_most(50))
+    time = a_hold("run", Amounts(cpu_ms=1_500), id="turn")
+    for patience in (0.001, 0.0):
+        await books.ledger.charge(time, patience=patience)
+        for account in ("run", "acme"):
+            balance = await books.ledger.balance(account)
+            assert (balance.posted, balance.pending) == (Amounts(cpu_ms=1_500), NOTHING)
+    (entry,) = await books.ledger.entries(Query("acme"))
+    assert (entry.hold, entry.actual, entry.usage) == (time, Amounts(cpu_ms=1_500), None)
+
+
+async def test_what_has_no_room_is_not_charged_and_a_closed_account_is_not(books: Books) -> None:
+    await books.tenant(at_most(100))
+    await books.run("run", Limit(cpu_ms=1_000))
+    with pytest.raises(BudgetExceeded):
+        await books.ledger.charge(a_hold("run", Amounts(cpu_ms=1_001)))
+    await books.ledger.close_account("run")
+    with pytest.raises(AccountClosed):
+        await books.ledger.charge(a_hold("run", Amounts(cpu_ms=1)))
+    assert (await books.ledger.balance("acme")).posted == NOTHING
+
+
+async def test_whether_anything_limits_a_unit_is_known_as_soon_as_that_changes(books: Books) -> None:
+    await books.tenant(at_most(100))
+    await books.run("run", at_most(50))
+
+    async def limited() -> tuple[bool, bool]:
+        return await books.ledger.limited("run", "nano_usd"), await books.ledger.limited("run", "cpu_ms")
+
+    assert await limited() == (True, False)
+    await books.ledger.set_limit("acme", Limit(cpu_ms=10))
+    assert await limited() == (True, True)
+    await books.ledger.set_limit("acme", Limit())
+    assert await limited() == (True, False)
+    await books.ledger.set_window("acme", Span.DAY, Limit(cpu_ms=10))
+    assert await limited() == (True, True)
+    await books.ledger.set_window("acme", Span.DAY, None)
+    assert await limited() == (True, False)
+    with pytest.raises(AccountUnknown):
+        await books.ledger.limited("nobody", "cpu_ms")
 
 
 async def test_twenty_children_cannot_each_get_the_same_remainder(books: Books) -> None:

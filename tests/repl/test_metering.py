@@ -12,9 +12,10 @@ import pytest
 
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
-from rlm_server.ledger import Amounts, Ledger, Limit, Payer
+from rlm_server.ledger import Amounts, Ledger, Limit, Payer, Query
 from rlm_server.repl.metering import check_host_time, metered
 from rlm_server.shares.host_time import HostTimes, current
+from sandbox.cancellation import run_to_completion
 from sandbox.door import DoorRefusal
 from sandbox.limits import Limits
 from sandbox.pool.worker_turn import TURN_SLACK_SECONDS
@@ -25,11 +26,20 @@ WORST = int((2 + TURN_SLACK_SECONDS) * 1000)
 PAYER = Payer("acme", "acme", "run", "node")
 
 
+HELD, FREE = Limit(cpu_ms=100_000), Limit()
+
+
+@pytest.fixture(params=[HELD, FREE], ids=["held", "nothing limits it"])
+def limit(request: pytest.FixtureRequest) -> Limit:
+    found: Limit = request.param
+    return found
+
+
 @pytest.fixture
-async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
+async def ledger(tmp_path: Path, limit: Limit) -> AsyncIterator[Ledger]:
     async with await Database.open(tmp_path / "rlm.sqlite", MIGRATIONS) as database:
         made = Ledger(database)
-        await made.open_account("acme", tenant="acme", parent=None, limit=Limit(cpu_ms=100_000))
+        await made.open_account("acme", tenant="acme", parent=None, limit=limit)
         yield made
 
 
@@ -40,9 +50,13 @@ async def check_settled(ledger: Ledger, least: int, most: int) -> None:
 
 
 async def of_a_turn(
-    ledger: Ledger, execute: Callable[[], Awaitable[Turn]], bills: HostTimes | None = None
+    ledger: Ledger,
+    execute: Callable[[], Awaitable[Turn]],
+    bills: HostTimes | None = None,
+    *,
+    patience: float | None = 0.001,
 ) -> tuple[Turn, Amounts]:
-    return await metered(
+    done = await metered(
         ledger,
         PAYER,
         LIMITS,
@@ -50,7 +64,10 @@ async def of_a_turn(
         deadline=time.monotonic() + 30,
         host_seconds=1.0,
         host_times=bills or HostTimes(),
+        patience=patience,
     )
+    await run_to_completion(asyncio.wait([done.booked]))
+    return done.turn, done.spent
 
 
 def turn(seconds: Any) -> Turn:
@@ -71,6 +88,41 @@ async def test_a_turn_costs_what_it_ran_and_at_most_its_hold(ledger: Ledger, sec
     _, spent = await of_a_turn(ledger, execute)
     assert spent == Amounts(cpu_ms=posted)
     await check_settled(ledger, posted, posted)
+
+
+async def test_it_is_held_only_where_something_limits_it_and_is_an_entry_in_any_case(
+    ledger: Ledger, limit: Limit
+) -> None:
+    async def execute() -> Turn:
+        held = (await ledger.balance("acme")).pending.cpu_ms
+        assert held == (WORST if limit is HELD else 0)
+        return turn(1.5)
+
+    _, spent = await of_a_turn(ledger, execute)
+    (entry,) = await ledger.entries(Query("acme"))
+    assert (entry.actual, entry.hold.node, entry.hold.model) == (spent, "node", "")
+    assert spent.cpu_ms >= 1500
+
+
+async def test_it_is_held_in_any_case_where_its_cost_may_not_wait(ledger: Ledger) -> None:
+    async def execute() -> Turn:
+        assert (await ledger.balance("acme")).pending.cpu_ms == WORST
+        return turn(1.5)
+
+    await of_a_turn(ledger, execute, patience=None)
+    await check_settled(ledger, 1500, WORST)
+
+
+@pytest.mark.parametrize("limit", [FREE], ids=["nothing limits it"])
+async def test_what_was_not_held_and_has_no_room_any_more_is_on_the_tenants_bill(ledger: Ledger, limit: Limit) -> None:
+    async def execute() -> Turn:
+        await ledger.set_limit("acme", Limit(cpu_ms=100))
+        return turn(1.5)
+
+    bills = HostTimes()
+    _, spent = await of_a_turn(ledger, execute, bills)
+    await check_settled(ledger, 0, 0)
+    assert bills.of("acme").seconds >= spent.cpu_ms / 1000 >= 1.5
 
 
 @pytest.mark.parametrize("error", [RuntimeError, MemoryError, asyncio.CancelledError, KeyboardInterrupt, SystemExit])
@@ -94,19 +146,20 @@ async def test_what_is_no_turn_costs_the_time_that_passed(ledger: Ledger, result
 
 
 async def test_a_cancellation_while_it_is_settled_does_not_stop_that(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    ledger: Ledger, limit: Limit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    posting, go_on, post = asyncio.Event(), asyncio.Event(), Ledger.post
+    name = "post" if limit is HELD else "charge"
+    posting, go_on, post = asyncio.Event(), asyncio.Event(), getattr(Ledger, name)
 
-    async def slowly(*arguments: Any) -> None:
+    async def slowly(*arguments: Any, **options: Any) -> None:
         posting.set()
         await go_on.wait()
-        await post(*arguments)
+        await post(*arguments, **options)
 
     async def execute() -> Turn:
         return turn(1.0)
 
-    monkeypatch.setattr(Ledger, "post", slowly)
+    monkeypatch.setattr(Ledger, name, slowly)
     task = asyncio.create_task(of_a_turn(ledger, execute))
     await posting.wait()
     for _ in range(3):

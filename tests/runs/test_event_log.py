@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 
 from rlm_server.repl.events import Printed
 from rlm_server.runs import event_log
-from rlm_server.runs.event_log import EventLog, Quota, replay
-from rlm_server.runs.events import Event, WrittenEvent
-from rlm_server.runs.journal import Journal
+from rlm_server.runs.event_log import OUTPUT_PATIENCE, EventLog, Quota, replay
+from rlm_server.runs.events import Body, Event, TurnStarted, WrittenEvent
+from rlm_server.runs.journal import PATIENCE, Journal
 from rlm_server.runs.state import RunState
 from tests.runs.stage import AMPLE, END, ROOT, a_run
+from tests.system.stage import eventually
 
 
 def printed(text: str = "text") -> Printed:
@@ -37,10 +38,13 @@ class MemoryJournal:
     kept: list[Event] = field(default_factory=list)
     orders: int = 0
 
-    async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+    async def append(self, run: str, events: Sequence[WrittenEvent], *, patience: float = 0.0) -> int:
         await self._pause()
         self.kept += [written.event for written in events]
         return 0
+
+    def hurry(self, patience: float) -> None:
+        pass
 
     async def events(self, run: str, from_sequence: int, most: int) -> list[Event]:
         await self._pause()
@@ -128,9 +132,9 @@ async def test_an_event_is_told_only_once_it_is_kept() -> None:
     let = asyncio.Event()
 
     class Slow(MemoryJournal):
-        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+        async def append(self, run: str, events: Sequence[WrittenEvent], *, patience: float = 0.0) -> int:
             await let.wait()
-            return await super().append(run, events)
+            return await super().append(run, events, patience=patience)
 
     log = a_log(Slow())
     async with asyncio.timeout(60), asyncio.TaskGroup() as group:
@@ -150,19 +154,54 @@ async def test_events_that_happen_while_others_are_written_are_written_together_
     batches: list[int] = []
 
     class Counting(MemoryJournal):
-        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+        async def append(self, run: str, events: Sequence[WrittenEvent], *, patience: float = 0.0) -> int:
             batches.append(len(events))
             if len(batches) == 1:
                 for _ in range(5):
                     log.emit(ROOT, printed())
                 log.emit(ROOT, END)
-            return await super().append(run, events)
+            return await super().append(run, events, patience=patience)
 
     log = a_log(Counting())
     log.emit(ROOT, printed())
     async with asyncio.timeout(60):
         await log.serve()
     assert batches == [1, 6]
+
+
+@pytest.mark.parametrize(
+    ("body", "patience"),
+    [(TurnStarted(1), PATIENCE), (printed(), OUTPUT_PATIENCE), (END, 0.0)],
+    ids=lambda one: str(one)[:12],
+)
+async def test_an_event_that_nobody_waits_for_waits_to_be_kept_with_other_writes_and_others_hurry_it(
+    body: Body, patience: float
+) -> None:
+    asked: list[tuple[int, float]] = []
+    hurried: list[float] = []
+    let = asyncio.Event()
+
+    class Slow(MemoryJournal):
+        async def append(self, run: str, events: Sequence[WrittenEvent], *, patience: float = 0.0) -> int:
+            asked.append((len(events), patience))
+            await let.wait()
+            return await super().append(run, events, patience=patience)
+
+        def hurry(self, patience: float) -> None:
+            hurried.append(patience)
+
+    log = a_log(Slow())
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        group.create_task(log.serve())
+        log.emit(ROOT, TurnStarted(1))
+        await eventually(lambda: asked)
+        log.emit(ROOT, body)
+        assert hurried == ([] if patience == PATIENCE else [patience])
+        log.emit(ROOT, TurnStarted(2))
+        let.set()
+        await eventually(lambda: len(asked) == 2)
+        assert asked == [(1, PATIENCE), (2, patience)]
+        log.emit(ROOT, END)
 
 
 async def test_a_watcher_who_takes_nothing_holds_up_nobody() -> None:
@@ -187,7 +226,7 @@ async def test_when_events_can_be_kept_no_more_watchers_get_those_that_are_and_d
     first_kept = asyncio.Event()
 
     class Failing(MemoryJournal):
-        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+        async def append(self, run: str, events: Sequence[WrittenEvent], *, patience: float = 0.0) -> int:
             if self.kept:
                 raise OSError("the disk is full")
             kept = await super().append(run, events)
@@ -240,9 +279,9 @@ async def test_while_the_database_stands_still_so_much_waits_and_no_more() -> No
     let = asyncio.Event()
 
     class Stalled(MemoryJournal):
-        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+        async def append(self, run: str, events: Sequence[WrittenEvent], *, patience: float = 0.0) -> int:
             await let.wait()
-            return await super().append(run, events)
+            return await super().append(run, events, patience=patience)
 
     log, text, done = a_log(Stalled()), "x" * 10_000, 0
 
@@ -270,9 +309,9 @@ async def test_events_are_kept_in_transactions_of_bounded_size() -> None:
     batches: list[int] = []
 
     class Measuring(MemoryJournal):
-        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+        async def append(self, run: str, events: Sequence[WrittenEvent], *, patience: float = 0.0) -> int:
             batches.append(sum(event.size for event in events))
-            return await super().append(run, events)
+            return await super().append(run, events, patience=patience)
 
     log = a_log(Measuring())
     for _ in range(100):
@@ -306,7 +345,7 @@ async def test_a_quota_that_is_reached_ends_the_nodes_and_there_is_room_for_how_
     quota: Quota, kept: int, reason: str
 ) -> None:
     class Counting(MemoryJournal):
-        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+        async def append(self, run: str, events: Sequence[WrittenEvent], *, patience: float = 0.0) -> int:
             await super().append(run, events)
             return kept
 
@@ -323,7 +362,7 @@ async def test_a_quota_that_is_reached_ends_the_nodes_and_there_is_room_for_how_
 
 async def test_where_nothing_can_be_kept_the_nodes_end_and_nothing_waits_in_memory() -> None:
     class Failing(MemoryJournal):
-        async def append(self, run: str, events: Sequence[WrittenEvent]) -> int:
+        async def append(self, run: str, events: Sequence[WrittenEvent], *, patience: float = 0.0) -> int:
             raise OSError("the disk is full")
 
     log = a_log(Failing())

@@ -16,7 +16,7 @@ from rlm_server.broker.provider import Failure, ProviderError
 from rlm_server.config.settings import ConfigError, Settings
 from rlm_server.ledger import Amounts, Hold, Usage
 from tests.servers import Served, Server
-from tests.system.stage import Play, code
+from tests.system.stage import USD, Play, code
 
 TALK = Play(code("print(llm_query_batched(['a', 'b', 'c']))", "FINAL('done')"))
 UNITS = ("nano_usd", "tokens", "calls", "cpu_ms")
@@ -71,7 +71,7 @@ async def test_what_is_under_way_is_told_while_it_is(server: Served) -> None:
         return "ok"
 
     async with server(Play(code("llm_query('a')", "FINAL('done')"), sub=sub), **ON) as served:
-        run = await served.caller.create()
+        run = await served.caller.create(budget=types_pb2.Budget(nano_usd=USD, cpu_ms=1_000_000))
         await asked.wait()
         seen = await samples(served)
         for name in ("rlm_runs", "rlm_nodes", "rlm_live_sessions", "rlm_held_calls"):
