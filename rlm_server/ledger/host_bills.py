@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -15,7 +14,6 @@ from rlm_server.ledger.amounts import Amounts
 from rlm_server.ledger.errors import AccountClosed, AccountUnknown, BudgetError
 from rlm_server.ledger.holds import Hold
 from rlm_server.ledger.ledger import Ledger
-from rlm_server.ledger.settling import settle
 from rlm_server.shares.host_time import HostTimes
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 
@@ -95,11 +93,10 @@ class HostBills:
         amounts = Amounts(cpu_ms=asked if left is None or left <= 0 else min(asked, left))
         hold = Hold("host_" + secrets.token_hex(16), tenant, amounts, "", "", tenant, "", "")
         try:
-            await self._ledger.reserve(hold, deadline=time.monotonic(), dispatch=True)
+            await self._ledger.charge(hold)
         except BudgetError as error:
             self._refused[tenant] = error
             return 0
         if amounts.cpu_ms == asked:
             self._refused.pop(tenant, None)
-        await settle(hold.id, lambda: self._ledger.post(hold.id, amounts, None))
         return amounts.cpu_ms

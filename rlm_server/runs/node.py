@@ -151,6 +151,8 @@ class Node:
     async def _keep(self, outcome: Outcome, after: asyncio.Task[None]) -> None:
         services = self.tree.services
         await asyncio.wait([after, *self._booking])
+        if not after.cancelled():
+            after.exception()  # marks it as retrieved: where it failed, the move below does too
         await services.ledger.close_account(self.task.id)
         await services.journal.move(
             self.task.id,
