@@ -267,7 +267,7 @@ class Broker:
             ledger=self._ledger,
             provider_gate=self._provider_gates[route.provider_name],
             ledger_gate=self._ledger_gate,
-            trial=partial(self._breakers.trial, model, payer.tenant, hold.id),
+            trial=partial(self._breakers.trial, model, payer.tenant),
             deadline=call.deadline,
             seconds=self._attempt_seconds,
             counters=self.counters,
