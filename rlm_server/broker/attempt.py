@@ -19,6 +19,8 @@ from sandbox.cancellation import run_to_completion
 
 log = logging.getLogger(__name__)
 
+_NOTHING = Amounts()
+
 MAX_TOKENS = 1_000_000_000
 """No report of more tokens than this is believed."""
 
@@ -55,6 +57,8 @@ class Attempt:
     deadline: float
     seconds: float
     counters: Counters
+    spent: Amounts = _NOTHING
+    """What it cost, where it failed."""
     _held: bool = False
     """The hold is there, and its end is not decided."""
     _dispatched: bool = False
@@ -65,25 +69,36 @@ class Attempt:
         """Make the attempt, settle the hold, and return the reply and what it cost.
 
         When this returns or raises, cancellation included, the hold is resolved: posted with the usage reported; voided
-        where the request never left or the provider does not bill its failure; posted in full in every other case, an
-        answer that the deadline or a cancellation overtook among them. Only where the database fails for longer than
+        where the request never left or the provider does not bill its failure; posted as the route says where it may
+        have billed it; posted in full in every other case, an answer that the deadline or a cancellation overtook among
+        them. Only where the database fails for longer than
         `settle` tries, it stays as it is, which takes its whole amount, and the next start resolves it.
 
         Raises:
             BudgetExceeded: what is already spent leaves too little for the hold.
             BudgetBusy: other holds left too little until the deadline.
-            ProviderError: there was no answer; `billed` says whether the whole hold was posted.
+            ProviderError: there was no answer; `billed` says whether anything was posted, `spent` what.
         """
         try:
             return await self._reserve_and_send()
         except (Exception, asyncio.CancelledError) as error:
             if self._held:
-                unbilled = not self._sent or (isinstance(error, ProviderError) and not error.billed)
-                settled = await run_to_completion(self._resolve(void=unbilled))
-                if self._dispatched and not settled and isinstance(error, ProviderError):
-                    # The provider does not bill it, but the ledger will count it.
-                    raise ProviderError(error.failure, str(error), billed=True) from None
+                cost, held = self._cost_of(error), self.hold.amounts
+                partly = None if cost in (_NOTHING, held) else cost
+                settled = await run_to_completion(self._resolve(partly, void=cost == _NOTHING))
+                self.spent = cost if settled or not self._dispatched else held
+                billed = self.spent != _NOTHING
+                if isinstance(error, ProviderError) and error.billed != billed:
+                    # What the ledger counts, whatever the provider did.
+                    raise ProviderError(error.failure, str(error), billed=billed) from None
             raise
+
+    def _cost_of(self, error: BaseException) -> Amounts:
+        if not self._sent or (isinstance(error, ProviderError) and not error.billed):
+            return _NOTHING
+        if isinstance(error, DeadlinePassed) or not isinstance(error, ProviderError):
+            return self.hold.amounts
+        return self.route.cost_of_failure(self.hold.amounts, self.request.max_tokens)
 
     async def _reserve_and_send(self) -> tuple[ModelReply, Amounts]:
         await self._prepare()

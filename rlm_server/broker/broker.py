@@ -37,6 +37,8 @@ RESERVED = 16
 
 _SAFE_TO_RETRY = frozenset({Failure.RATE_LIMITED, Failure.OVERLOADED})
 
+_TRANSIENT = _SAFE_TO_RETRY | {Failure.GONE, Failure.TIMED_OUT}
+
 _FALLBACK_AFTER = _SAFE_TO_RETRY | {Failure.GONE, Failure.AUTH, Failure.TIMED_OUT, Failure.UNAVAILABLE}
 """Failures after which a fallback is asked, where they are not billed."""
 
@@ -44,13 +46,15 @@ _FALLBACK_AFTER = _SAFE_TO_RETRY | {Failure.GONE, Failure.AUTH, Failure.TIMED_OU
 class CallFailed(ProviderError):
     """A call that got no answer, after `attempts` attempts.
 
-    `spent` is what it cost all the same: the whole hold of an attempt that may have been billed. `call_id` means the
-    same as in `Completion`.
+    `spent` is what it cost all the same: what its route says of an attempt that may have been billed. `transient` says
+    whether the same call may have an answer the next time. `call_id` means the same as in `Completion`.
     """
 
     def __init__(self, cause: ProviderError, *, spent: Amounts, attempts: int, call_id: str) -> None:
         super().__init__(cause.failure, str(cause), billed=cause.billed, retry_after=cause.retry_after)
         self.spent = spent
+        kind = cause.cause if isinstance(cause, RouteUnavailable) else cause.failure
+        self.transient = kind in _TRANSIENT and not isinstance(cause, DeadlinePassed)
         self.attempts = attempts
         self.call_id = call_id
 
@@ -193,7 +197,7 @@ class Broker:
                 return await self._first_of(call, models)
         except ProviderError as error:
             self.counters.failures[error.failure] += 1
-            spent = call.held if error.billed else Amounts()
+            spent = call.spent if error.billed else Amounts()
             raise CallFailed(error, spent=spent, attempts=call.attempts, call_id=call.id) from None
 
     async def cost(self, call_id: str) -> Amounts:
@@ -276,6 +280,7 @@ class Broker:
             reply, spent = await attempt.make()
         except ProviderError as error:
             self.counters.failed_attempts[error.failure] += 1
+            call.spent = attempt.spent
             raise
         self.counters.fallbacks += model != call.request.model
         self.counters.overruns += spent.nano_usd > call.held.nano_usd or spent.tokens > call.held.tokens
@@ -303,3 +308,5 @@ class _Call:
     attempts: int = 0
     held: Amounts = field(default_factory=Amounts)
     """By the last attempt."""
+    spent: Amounts = field(default_factory=Amounts)
+    """By the last attempt, where it failed."""

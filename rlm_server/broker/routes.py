@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from rlm_server.broker.prices.table import Price
 from rlm_server.broker.provider import Provider
 from rlm_server.broker.providers.lazy import LazyProvider
+from rlm_server.ledger import Amounts
 
 
 class UnknownModel(LookupError):
@@ -18,13 +20,22 @@ class UnknownModel(LookupError):
         self.known = known
 
 
+class FailureCost(StrEnum):
+    """What a failure that may have been billed is counted as: its whole hold, its input at most, or nothing."""
+
+    FULL = "full"
+    INPUT = "input"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """How one model is reached.
 
     `upstream` is the name the provider knows the model by. `context_window` is in tokens, where it is known.
     Routes with the same `provider_name` share one cap on calls at once. `fallbacks` are the names of models that may
-    answer in its place, in order, where a tenant allows it.
+    answer in its place, in order, where a tenant allows it. `failure_cost` is what the operator knows of how the
+    provider bills failures.
     """
 
     provider_name: str
@@ -33,6 +44,18 @@ class Route:
     price: Price
     context_window: int | None = None
     fallbacks: tuple[str, ...] = ()
+    failure_cost: FailureCost = FailureCost.FULL
+
+    def cost_of_failure(self, held: Amounts, max_tokens: int) -> Amounts:
+        """Return what a request costs that failed, and may have been billed. `held` is its worst case."""
+        match self.failure_cost:
+            case FailureCost.FULL:
+                return held
+            case FailureCost.INPUT:
+                input_tokens = held.tokens - max_tokens
+                return Amounts(self.price.bound(input_tokens, 0), input_tokens, held.calls)
+            case FailureCost.NONE:
+                return Amounts()
 
     async def prepare(self) -> None:
         """Have the provider ready to be asked, which takes seconds the first time. Nothing is sent.

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.provider import Provider
 from rlm_server.broker.providers import scripted
-from rlm_server.broker.providers.registry import COMPATIBLE, with_keys
+from rlm_server.broker.providers.registry import COMPATIBLE, PROVIDERS, with_keys
 from rlm_server.broker.providers.scripted import Script, ScriptedProvider
-from rlm_server.broker.routes import Route, Routes
+from rlm_server.broker.routes import FailureCost, Route, Routes
 from rlm_server.config.price_list import SCRIPTED_PRICE, PriceList
 from rlm_server.config.settings import CompatibleModel, ConfigError, Settings, TenantSettings
 from rlm_server.tenants.policy import Policy
@@ -44,6 +44,7 @@ def build_models(settings: Settings, scripts: Mapping[str, Script]) -> Models:
     played = ScriptedProvider(scripts)
     for name in scripts:
         routes[name] = Route(scripted.NAME, played, name, SCRIPTED_PRICE)
+    routes = _with_failure_costs(routes, settings.failure_costs)
     routes |= _with_fallbacks(routes, settings.fallbacks)
     return _with_defaults(Routes(routes), prices, settings, next(iter(scripts)))
 
@@ -74,6 +75,25 @@ def _compatible(models: Mapping[str, CompatibleModel], prices: Prices) -> dict[s
         price = prices.price(COMPATIBLE.name, name)
         routes[name] = Route(provider_name, provider, m.upstream or name, price, m.context_window)
     return routes
+
+
+def _with_failure_costs(routes: Mapping[str, Route], costs: Mapping[str, str]) -> dict[str, Route]:
+    """The routes, each with what its failures cost: a model's own goes before its provider's."""
+    known = {*PROVIDERS, *routes, *(route.provider_name for route in routes.values())}
+    for name, cost in costs.items():
+        if cost not in set(FailureCost):
+            raise ConfigError(f"failure_costs.{name}: must be full, input or none, not {cost[:50]!r}")
+        if name not in known:
+            raise ConfigError(
+                f"failure_costs.{name}: there is no such provider or model; there are: {', '.join(sorted(known))}"
+            )
+
+    def cost_of(name: str, route: Route) -> FailureCost:
+        family = route.provider_name.partition(":")[0]
+        said = (costs.get(of) for of in (name, route.provider_name, family))
+        return FailureCost(next((cost for cost in said if cost is not None), FailureCost.FULL))
+
+    return {name: replace(route, failure_cost=cost_of(name, route)) for name, route in routes.items()}
 
 
 def _with_fallbacks(routes: Mapping[str, Route], fallbacks: Mapping[str, list[str]]) -> dict[str, Route]:

@@ -184,6 +184,9 @@ class ModelSettings(_Strict):
     """The sub-model where a run or session names none."""
     models: dict[str, CompatibleModel] = Field(default_factory=dict)
     """Models at OpenAI-compatible endpoints, by the names callers use."""
+    failure_costs: dict[str, str] = Field(default_factory=dict)
+    """What a failed call counts as that a provider may have billed, by provider or model: `full` (its whole worst
+    case), `input` (that of its input) or `none`. `full` where nothing is said."""
     fallbacks: dict[str, list[str]] = Field(default_factory=dict)
     """Models that may answer in place of one that stays busy or cannot be reached, in order, where a tenant allows
     it."""

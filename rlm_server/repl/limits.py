@@ -64,6 +64,13 @@ class RunLimits:
     root_tokens: int = limit(
         8_192, least=1, most=MAX_OUTPUT_TOKENS, unit="tokens", doc="Output of one call of a node's own model."
     )
+    root_attempts: int = limit(
+        5,
+        least=1,
+        most=100,
+        unit="attempts",
+        doc="Attempts at one call of a node's own model, where those before failed and the next may not.",
+    )
     sub_tokens: int = limit(4_096, least=1, most=MAX_OUTPUT_TOKENS, unit="tokens", doc="Output of one `llm_query`.")
     host_seconds: float = limit(
         10.0,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from dataclasses import replace
 from functools import partial
 
@@ -19,7 +18,7 @@ from rlm_server.repl.functions import NodeRepl
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls, seconds_left
 from rlm_server.repl.output import OutputBatcher
-from rlm_server.runs import prompt, reply
+from rlm_server.runs import prompt, reply, root_call
 from rlm_server.runs.children import Children
 from rlm_server.runs.cuts import beginning_of, size_of
 from rlm_server.runs.events import (
@@ -232,20 +231,16 @@ class Node:
     async def _ask(self, max_tokens: int) -> str:
         model = self.task.model
         request = ModelRequest(model, tuple(self._messages), prompt.system(self.tree.services.functions), max_tokens)
-        call_id = "call_" + secrets.token_hex(16)
         try:
-            done = await self.tree.services.broker.complete(
-                request, self.payer, deadline=self.tree.deadline, call_id=call_id
-            )
+            done = await root_call.ask(self.tree, self.payer, request, self._reported, self.emit)
         except BudgetError as error:
             raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         except CallFailed as error:
-            self.tree.count(self.origin, error.spent)
             if error.failure is Failure.TIMED_OUT and not seconds_left(self.tree.deadline):
                 raise self._out_of_time() from None
             raise NodeEnded(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
-        self.tree.tracer.trace(call_id, [message.content for message in self._messages], self._reported)
-        self.emit(ModelReplied(done.model, done.reply.text, done.spent, call_id))
+        self.tree.tracer.trace(done.call_id, [message.content for message in self._messages], self._reported)
+        self.emit(ModelReplied(done.model, done.reply.text, done.spent, done.call_id))
         self.tree.count(self.origin, done.spent)
         self._messages.append(Message("assistant", done.reply.text or "(no text)"))
         return done.reply.text

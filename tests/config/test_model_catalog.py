@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 
 from rlm_server.config.model_catalog import Models, build_models
-from rlm_server.config.settings import CompatibleModel, Settings, TenantSettings
+from rlm_server.config.settings import CompatibleModel, ConfigError, Settings, TenantSettings
 from rlm_server.tenants.policy import Policy
 from tests.broker.stage import Play, answered
 
@@ -41,6 +41,27 @@ async def test_models_of_one_endpoint_keep_their_own_prices() -> None:
     routes = models_of(models={"a": stated(price="1"), "b": stated(price="2")}).routes
     assert routes.route("b").price.rates.input == 2 * routes.route("a").price.rates.input
     await routes.close()
+
+
+async def test_what_a_failure_costs_is_said_of_a_model_or_else_of_its_provider() -> None:
+    models = {"a": stated(), "b": stated(), "c": stated(key="another")}
+    said = {"compatible": "none", "compatible:a": "input", "b": "full"}
+    routes = models_of(models=models, failure_costs=said).routes
+    costs = {name: routes.route(name).failure_cost for name in (*models, "played")}
+    assert costs == {"a": "input", "b": "full", "c": "none", "played": "full"}
+    await routes.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "named"),
+    [
+        ({"compatible": "half"}, "must be full, input or none, not 'half'"),
+        ({"nobody": "none"}, "no such provider or model"),
+    ],
+)
+def test_what_a_failure_costs_is_one_of_three_and_of_something_that_exists(said: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"failure_costs.*{named}"):
+        models_of(failure_costs=said)
 
 
 async def test_a_route_names_its_fallbacks_in_order() -> None:

@@ -214,7 +214,7 @@ async def test_events_name_the_model_that_answered_where_it_is_a_fallback(server
 
 @pytest.mark.parametrize("error", [BAD_KEY, CUT], ids=["bad key", "cut off"])
 async def test_a_node_whose_model_fails_fails_with_the_reason(server: Served, error: ProviderError) -> None:
-    async with server(Failing(error, node=True)) as served:
+    async with server(Failing(error, node=True), root_attempts=1) as served:
         ended = await served.caller.ask()
         assert ended.run.state == FAILED
         assert error.failure in ended.run.reason
@@ -262,7 +262,7 @@ class Silent:
 
 
 async def test_a_model_that_never_answers_is_given_up_and_paid_in_full(server: Served) -> None:
-    async with server(Silent(node=True), call_seconds=0.3) as served:
+    async with server(Silent(node=True), call_seconds=0.3, root_attempts=1) as served:
         ended = await served.caller.ask()
         assert ended.run.state == FAILED
         assert "timed_out" in ended.run.reason
