@@ -74,13 +74,16 @@ class MetricsCollector:
         for provider, load in self.broker.loads().items():
             inside.add_metric([provider], load.inside)
             waiting.add_metric([provider], load.waiting)
+        caps = GaugeMetricFamily("rlm_model_cap", "Calls at once that a model is given, as learned.", labels=["model"])
+        for model, calls in self.broker.caps().items():
+            caps.add_metric([model], calls)
         breakers = GaugeMetricFamily(
             "rlm_breaker", "1 for the state of a model's breaker, the worst of any tenant's.", labels=["model", "state"]
         )
         for model, state in self.broker.states().items():
             for one in State:
                 breakers.add_metric([model, one], state is one)
-        yield from (inside, waiting, breakers)
+        yield from (inside, waiting, caps, breakers)
 
     async def _money(self) -> list[Metric]:
         totals = await self.ledger.totals()

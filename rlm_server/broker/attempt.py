@@ -10,6 +10,7 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from dataclasses import dataclass, replace
 
 from rlm_server.broker.counters import Counters
+from rlm_server.broker.learned_cap import LearnedCap
 from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.routes import Route
 from rlm_server.database.engine import DatabaseError, DatabaseLostError
@@ -51,6 +52,7 @@ class Attempt:
     route: Route
     hold: Hold
     ledger: Ledger
+    learned: LearnedCap
     provider_gate: Gate
     ledger_gate: Gate
     trial: Callable[[], AbstractContextManager[None]]
@@ -122,11 +124,14 @@ class Attempt:
             raise DeadlinePassed("the deadline passed before the request was sent", billed=False) from None
 
     async def _send_after(self, dispatch: Callable[[], Awaitable[None]]) -> tuple[ModelReply, Amounts]:
-        async with self._slot(self.provider_gate):
-            with self.trial():
-                await dispatch()
-                reply = await self._send()
-            return await self._charge(reply)
+        async with self._slot(self.learned.gate):
+            await self.learned.ready(self.deadline)
+            async with self._slot(self.provider_gate):
+                with self.trial():
+                    await dispatch()
+                    with self.learned.request():
+                        reply = await self._send()
+                return await self._charge(reply)
 
     def _slot(self, gate: Gate) -> AbstractAsyncContextManager[None]:
         return in_turn(gate, self.hold.tenant, self.hold.run, self.deadline)

@@ -16,6 +16,7 @@ from functools import partial
 from rlm_server.broker.attempt import Attempt, in_turn
 from rlm_server.broker.breaker import BreakerConfig, Breakers, RouteUnavailable, State
 from rlm_server.broker.counters import Counters
+from rlm_server.broker.learned_cap import RESERVED, LearnedCap
 from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
@@ -31,9 +32,6 @@ _random = secrets.SystemRandom()
 LEDGER_WRITES = 16
 """Writes that the ledger is given at once. It has one writer, which takes them in the order they come. So tenants wait
 for their turn before it, and behind no more than these. With fewer, fewer would share a commit."""
-
-RESERVED = 16
-"""One of so many calls in flight to a provider is kept for tenants that have few there."""
 
 _SAFE_TO_RETRY = frozenset({Failure.RATE_LIMITED, Failure.OVERLOADED})
 
@@ -96,8 +94,9 @@ class Broker:
     """Makes model calls for many tenants. It owns the routes' providers and closes them.
 
     A call waits in three places. It first waits for its turn among its own: `tenant_calls` of a tenant and `run_calls`
-    of a run go on at once, their pauses and waits included. Before each attempt it waits for the provider:
-    `provider_calls` are in flight to it, and tenants share them by their weights. Then it waits for the ledger, which
+    of a run go on at once, their pauses and waits included. Before each attempt it waits for the
+    model, which is given as many calls at once as are learned to be well, and for its provider: `provider_calls` are in
+    flight to it at most. Tenants share both by their weights. Then it waits for the ledger, which
     tenants share in the same way. `policies` are those of tenants that have their own. An attempt may take
     `call_seconds` once it is sent. The numbers are those of `limits`.
     """
@@ -128,6 +127,7 @@ class Broker:
         names = {routes.route(model).provider_name for model in routes.models}
         self._ledger_gate = Gate(calls=LEDGER_WRITES, weights=weights)
         calls, reserved = limits.provider_calls, limits.provider_calls // RESERVED
+        self._learned = {model: LearnedCap(calls, weights) for model in routes.models}
         self._provider_gates = {n: Gate(calls=calls, weights=weights, reserved=reserved) for n in sorted(names)}
         self.counters = Counters()
 
@@ -143,7 +143,15 @@ class Broker:
 
     def loads(self) -> dict[str, Load]:
         """The calls in flight to every provider, and those that wait for it."""
-        return {name: gate.load for name, gate in self._provider_gates.items()}
+        loads = {name: gate.load for name, gate in self._provider_gates.items()}
+        for model, learned in self._learned.items():
+            name = self._routes.route(model).provider_name
+            loads[name] = Load(loads[name].inside, loads[name].waiting + learned.gate.load.waiting)
+        return loads
+
+    def caps(self) -> dict[str, int]:
+        """How many calls each model is given at once now, as far as its provider and its limits allow."""
+        return {model: learned.calls for model, learned in self._learned.items()}
 
     def states(self) -> dict[str, State]:
         """Whether calls to every model's route are let through; the worst that any tenant meets."""
@@ -269,6 +277,7 @@ class Broker:
             route=route,
             hold=hold,
             ledger=self._ledger,
+            learned=self._learned[model],
             provider_gate=self._provider_gates[route.provider_name],
             ledger_gate=self._ledger_gate,
             trial=partial(self._breakers.trial, model, payer.tenant),

@@ -18,17 +18,18 @@ class CallLimits:
         180.0, least=0.001, most=3_600, unit="seconds", doc="One attempt at a model call, once it is sent."
     )
     provider_calls: int = limit(
-        72,
+        1_024,
         least=1,
         most=10_000,
         unit="calls",
-        doc="Calls in flight to one provider, with one key. One in sixteen is kept for tenants that have few.",
+        doc="Calls in flight to one provider, with one key. One in sixteen is kept for tenants that have few. A model "
+        "is given 288 of them at first, and then what its provider is learned to take.",
     )
     tenant_calls: int = limit(
-        256,
+        512,
         least=1,
         most=10_000,
         unit="calls",
         doc="Calls of one tenant that are under way, or wait for money or a provider; its others wait for these.",
     )
-    run_calls: int = limit(64, least=1, most=10_000, unit="calls", doc="The same of one run.")
+    run_calls: int = limit(256, least=1, most=10_000, unit="calls", doc="The same of one run.")

@@ -69,6 +69,11 @@ class Gate:
         finally:
             self._leave(share)
 
+    def resize(self, calls: int, *, reserved: int = 0) -> None:
+        """Let in more at once, or fewer: those inside stay, and others wait until there is room again."""
+        self._all.cap, self._all.reserved = calls, reserved
+        self._let_in()
+
     def has_room(self, tenant: str) -> bool:
         """Whether one more of a tenant's would enter at once."""
         of_tenant = self._all.parts.get(tenant)
@@ -114,8 +119,11 @@ class Gate:
 
     def _leave(self, share: _Share) -> None:
         share.let_out()
-        while (run := self._all.next()) is not None and not run.let_first_in():
-            pass
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while (run := self._all.next()) is not None:
+            run.let_first_in()
 
 
 class _Share:

@@ -315,3 +315,19 @@ async def test_reserved_slots_are_for_tenants_that_have_few() -> None:
     assert visitors.gate.load == Load(inside=3, waiting=0)
     for name in ("a2", "a3", "a4"):
         await visitors.leave(name)
+
+
+async def test_a_gate_that_is_made_wider_lets_in_who_waits_and_one_made_narrower_waits_for_those_inside() -> None:
+    visitors = Visitors(Gate(calls=1))
+    for name in "abcd":
+        await visitors.arrive("a", name)
+    assert await visitors.next() == "a"
+    visitors.gate.resize(3)
+    assert [await visitors.next(), await visitors.next()] == ["b", "c"]
+    visitors.gate.resize(1)
+    await visitors.leave("a")
+    await visitors.leave("b")
+    assert visitors.entered.empty()
+    await visitors.leave("c")
+    assert await visitors.next() == "d"
+    await visitors.leave("d")

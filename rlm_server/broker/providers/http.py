@@ -17,6 +17,8 @@ from urllib.request import getproxies, proxy_bypass
 
 import httpx2
 
+from rlm_server.broker.rate_limit import hear
+
 CONNECT_TIMEOUT = 10.0
 """Seconds to wait for a connection. How long an answer may take is for the caller to say."""
 
@@ -78,6 +80,7 @@ class Client(httpx2.AsyncClient):
         most = int(request.headers.pop(_MOST, ANSWER_BYTES))
         pool = min(self._pools, key=lambda pool: pool.busy)
         response = await pool.send(request, options)
+        hear(response.headers)
         encoded = response.headers.pop("content-encoding", "identity") != "identity"
         if response.is_success:
             response.stream = _Answer(response.stream, pool, 0 if encoded else most)
