@@ -13,10 +13,11 @@ from rlm_server.broker.counters import Counters
 from rlm_server.broker.learned_cap import LearnedCap
 from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
 from rlm_server.broker.routes import Route
+from rlm_server.broker.worst_case import bound
 from rlm_server.database.engine import DatabaseError, DatabaseLostError
-from rlm_server.ledger import Amounts, BudgetBusy, Hold, HoldUnknown, Ledger, Usage, settle
+from rlm_server.ledger import Amounts, BudgetBusy, BudgetError, BudgetExceeded, Hold, HoldUnknown, Ledger, Usage, settle
 from rlm_server.shares.gate import Gate, WaitedTooLong
-from sandbox.cancellation import run_to_completion
+from sandbox.cancellation import cancel_and_wait, run_to_completion
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +45,15 @@ async def in_turn(gate: Gate, tenant: str, run: str, deadline: float) -> AsyncIt
 class Attempt:
     """A request that is sent once, if at all, under a hold for its worst case.
 
+    Where there is no room for that, and the request allows it, it is sent with a lower `max_tokens`; `request` and `hold`
+    are then those that left. `input_tokens` is the most that its input has.
+
     `trial` is entered before the request leaves, may refuse it, and sees how it ended. `deadline` is on the clock of
     `time.monotonic()`; once sent, the answer may take `seconds`, but not beyond the deadline.
     """
 
     request: ModelRequest
+    input_tokens: int
     route: Route
     hold: Hold
     ledger: Ledger
@@ -61,6 +66,8 @@ class Attempt:
     counters: Counters
     spent: Amounts = _NOTHING
     """What it cost, where it failed."""
+    _place: int | None = None
+    """The bound it may go with, once it counts among those that go with a lower one."""
     _held: bool = False
     """The hold is there, and its end is not decided."""
     _dispatched: bool = False
@@ -94,6 +101,9 @@ class Attempt:
                     # What the ledger counts, whatever the provider did.
                     raise ProviderError(error.failure, str(error), billed=billed) from None
             raise
+        finally:
+            if self._place is not None and self.request.lowering is not None:
+                self.request.lowering.outputs.ended()
 
     def _cost_of(self, error: BaseException) -> Amounts:
         if not self._sent or (isinstance(error, ProviderError) and not error.billed):
@@ -112,7 +122,7 @@ class Attempt:
         except BudgetBusy:
             if time.monotonic() >= self.deadline:
                 raise
-        await self._reserve(self.deadline)
+        await self._reserve_in_line()
         return await self._send_after(self._dispatch)
 
     async def _prepare(self) -> None:
@@ -148,7 +158,51 @@ class Attempt:
 
     async def _reserve_and_dispatch(self) -> None:
         async with self._slot(self.ledger_gate):
-            await self._reserve(time.monotonic(), dispatch=True)
+            try:
+                await self._reserve(time.monotonic(), dispatch=True)
+            except BudgetError:
+                if not self._lower():
+                    raise
+                await self._reserve(time.monotonic(), dispatch=True)
+
+    async def _reserve_in_line(self) -> None:
+        """Wait in line with the hold, which is made lower as soon as it may be."""
+        refused: BudgetExceeded | None = None
+        lowering = asyncio.create_task(self._lower_in_line())
+        try:
+            await self._reserve(self.deadline)
+        except BudgetExceeded as error:  # it fitted when it began to wait: others have cost more than they might have
+            refused = error
+        finally:
+            await cancel_and_wait(lowering)
+        if refused is not None:
+            if not self._lower():
+                raise refused
+            await self._reserve(self.deadline)
+
+    async def _lower_in_line(self) -> None:
+        lowering = self.request.lowering
+        if lowering is not None and self._place is None:
+            self._place = await lowering.outputs.lowered(self.request.max_tokens, lowering.least)
+            if await self.ledger.lower(self._hold_of(self._place)):
+                self._bound_by(self._place)
+
+    def _lower(self) -> bool:
+        """Lower the hold, which is not there yet. False where it is lower already, or may not be."""
+        lowering, most = self.request.lowering, self.request.max_tokens
+        if self._place is None and lowering is not None:
+            self._place = lowering.outputs.lower(most, lowering.least)
+        if self._place is None or self._place >= most:
+            return False
+        self._bound_by(self._place)
+        return True
+
+    def _bound_by(self, max_tokens: int) -> None:
+        """Ask for no more than is held, and hold no less than is asked for."""
+        self.request, self.hold = replace(self.request, max_tokens=max_tokens), self._hold_of(max_tokens)
+
+    def _hold_of(self, max_tokens: int) -> Hold:
+        return replace(self.hold, amounts=bound(self.input_tokens, max_tokens, self.route.price))
 
     async def _dispatch(self) -> None:
         try:
@@ -172,12 +226,15 @@ class Attempt:
             words = f"no answer came within {self.seconds:g} s"
             raise ProviderError(Failure.TIMED_OUT, words, billed=True) from None
         # JSON can spell half a surrogate pair, which can be neither stored nor sent on.
-        return replace(reply, text=reply.text.encode("utf-8", "replace").decode())
+        said = reply.text.encode("utf-8", "replace").decode()
+        return replace(reply, text=said, max_tokens=self.request.max_tokens)
 
     async def _charge(self, reply: ModelReply) -> tuple[ModelReply, Amounts]:
         if reply.usage is None or not _credible(reply.usage):
             await run_to_completion(self._resolve())
             return replace(reply, usage=None), self.hold.amounts
+        if self.request.lowering is not None:
+            self.request.lowering.outputs.saw(reply.usage.output, cut=reply.stopped == "length")
         spent = Amounts(self.route.price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
         settled = await run_to_completion(self._resolve(spent, reply.usage))
         # The answer was paid for, so the caller gets it, with the cost that the ledger counts.

@@ -274,6 +274,7 @@ class Broker:
         )
         attempt = Attempt(
             request=call.request,
+            input_tokens=call.input_tokens,
             route=route,
             hold=hold,
             ledger=self._ledger,
@@ -291,6 +292,8 @@ class Broker:
             self.counters.failed_attempts[error.failure] += 1
             call.spent = attempt.spent
             raise
+        finally:
+            call.held = attempt.hold.amounts
         self.counters.fallbacks += model != call.request.model
         self.counters.overruns += spent.nano_usd > call.held.nano_usd or spent.tokens > call.held.tokens
         return Completion(reply, spent, call.attempts, call.id, route.provider_name, model)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal, Protocol
 
+from rlm_server.broker.outputs import Lowering
 from rlm_server.ledger.usage import Usage
 
 
@@ -19,12 +20,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """What is sent to a model. `model` is the name the caller used; `max_tokens` bounds the output."""
+    """What is sent to a model. `model` is the name the caller used; `max_tokens` bounds the output.
+
+    `temperature` is sent as far as the model takes one (see `rlm_server/broker/providers/temperatures.py`). Where `lowering` is given, a call
+    for whose worst case there is no room may be sent with a lower `max_tokens`.
+    """
 
     model: str
     messages: tuple[Message, ...]
     system: str = ""
     max_tokens: int = 4096
+    temperature: float | None = None
+    lowering: Lowering | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +39,13 @@ class ModelReply:
     """What a model answered. `stopped` is `length` where `max_tokens` cut the answer off.
 
     `usage` is None where the provider answered without saying what it counted; the call then costs its whole hold.
+    `max_tokens` is that of the request as it was sent; a provider need not say it.
     """
 
     text: str
     usage: Usage | None
     stopped: Literal["end", "length", "refusal"] = "end"
+    max_tokens: int = 0
 
 
 class Failure(StrEnum):

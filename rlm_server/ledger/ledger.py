@@ -131,8 +131,9 @@ class Ledger:
         """Take a hold's amounts on every account from its leaf to the tenant, or on none.
 
         Where calls in flight are in the way, it waits until `deadline`, a `time.monotonic()` value. Holds that wait for
-        the same account get its room in the order they came. A hold is never made smaller. Reserving the same hold
-        again changes nothing. A cancelled reservation leaves no trace.
+        the same account get its room in the order they came. A hold is never made smaller to fit, unless its owner
+        does that while it waits (`lower`). Reserving the same hold again changes nothing. A cancelled reservation
+        leaves no trace.
 
         With `dispatch` the hold is dispatched in the same commit, for a request that leaves as soon as this returned.
 
@@ -147,6 +148,18 @@ class Ledger:
         refuse_uncountable(amounts=hold.amounts)
         queue = self._wait_queues.setdefault(hold.tenant, WaitQueue(self._database, self._clock))
         await queue.reserve(hold, HoldState.DISPATCHED if dispatch else HoldState.PENDING, deadline)
+
+    async def lower(self, hold: Hold) -> bool:
+        """Have a hold that waits be this smaller one, of the same id, and keep its place in the line.
+
+        Return True as soon as it is, before it is taken; False where none waits, or it was taken or refused as it was.
+
+        Raises:
+            AmountRefused: an amount is negative or above 2^62.
+        """
+        refuse_uncountable(amounts=hold.amounts)
+        queue = self._wait_queues.get(hold.tenant)
+        return queue is not None and await queue.lower(hold)
 
     async def check(self, account: str, amounts: Amounts) -> None:
         """Look whether a hold of these amounts would be refused at once; nothing is held.

@@ -17,6 +17,14 @@ from rlm_server.ledger.holds import Hold, HoldState, withdraw
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Lower:
+    """What a hold is to be from the next pass on, and whether it came to that."""
+
+    hold: Hold
+    done: asyncio.Future[bool]
+
+
 @dataclass(slots=True, eq=False)
 class _Waiter:
     hold: Hold
@@ -25,6 +33,7 @@ class _Waiter:
     done: asyncio.Future[bool] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     busy: BudgetBusy | None = None  # the last verdict; None until the first
     in_pass: bool = False  # a pass that includes it is under way
+    lower: _Lower | None = None
     expired: bool = False
     abandoned: bool = False
 
@@ -54,6 +63,18 @@ class WaitQueue:
             await asyncio.wait([self._abandon(waiter)])
             raise
         waiter.done.result()
+
+    async def lower(self, hold: Hold) -> bool:
+        """Have a hold that waits be this one, of the same id, in its place in the queue; see `Ledger.lower`."""
+        waiter = next((waiter for waiter in self._waiting if waiter.hold.id == hold.id), None)
+        if waiter is None:
+            return False
+        waiter.lower = _Lower(hold, asyncio.get_running_loop().create_future())
+        done = waiter.lower.done
+        if not waiter.in_pass:
+            self._replace(waiter)
+            self.advance()
+        return await done
 
     def advance(self) -> None:
         """Judge the queue again, after the pass that is under way if there is one."""
@@ -104,8 +125,17 @@ class WaitQueue:
             self._leave(waiter, verdict)
         elif waiter.abandoned:
             self._give_way(waiter, None)
+        elif waiter.lower is not None:
+            self._replace(waiter)
+            self._pass_again = True
         elif waiter.expired and waiter.busy is not None:
             self._give_way(waiter, waiter.busy)
+
+    def _replace(self, waiter: _Waiter) -> None:
+        lower, waiter.lower = waiter.lower, None
+        if lower is not None and not lower.done.done():
+            lower.done.set_result(True)
+            waiter.hold, waiter.busy = lower.hold, None
 
     def _expire(self, waiter: _Waiter) -> None:
         # A pass under way may have taken it, which only its end shows. And nobody is refused without a verdict.
@@ -150,6 +180,8 @@ class WaitQueue:
 
     def _leave(self, waiter: _Waiter, error: BaseException | None = None, *, taken: bool = False) -> None:
         del self._waiting[waiter]
+        if waiter.lower is not None and not waiter.lower.done.done():
+            waiter.lower.done.set_result(False)
         if error is None:
             waiter.done.set_result(taken)
         else:

@@ -275,3 +275,55 @@ async def test_a_closed_database_is_said_to_everyone_who_asks(books: Books) -> N
     await books.database.close()
     with pytest.raises(DatabaseClosedError):
         await books.held("acme", cents(1))
+
+
+# ---- holds that are made lower ---------------------------------------------------------------------------------------
+
+
+async def test_a_hold_that_waits_can_be_made_lower_and_keeps_its_place(books: Books) -> None:
+    await books.tenant(at_most(10))
+    await books.ledger.reserve(a_hold("acme", cents(8), id="there"), deadline=at_once())
+    first = asks(books, "acme", cents(5), id="first")
+    second = asks(books, "acme", cents(5), id="second")
+    await books.database.write(lambda connection: None)
+    assert await books.ledger.lower(a_hold("acme", cents(2), id="first"))
+    await first
+    assert not second.done()
+    assert (await books.ledger.balance("acme")).pending == cents(10)
+    await books.ledger.void("there")
+    await second
+    assert (await books.ledger.balance("acme")).pending == cents(7)
+
+
+async def test_a_hold_that_does_not_wait_is_not_made_lower(books: Books) -> None:
+    await books.tenant(at_most(10))
+    await books.ledger.reserve(a_hold("acme", cents(8), id="there"), deadline=at_once())
+    assert not await books.ledger.lower(a_hold("acme", cents(1), id="there"))
+    assert not await books.ledger.lower(a_hold("acme", cents(1), id="never"))
+    assert (await books.ledger.balance("acme")).pending == cents(8)
+
+
+@pytest.mark.parametrize("steps", range(6))
+async def test_a_hold_is_what_lowering_it_said_whenever_that_came(books: Books, steps: int) -> None:
+    await books.tenant(at_most(10))
+    await books.ledger.reserve(a_hold("acme", cents(8), id="there"), deadline=at_once())
+    waiting = asks(books, "acme", cents(5), id="waits")
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    freeing = asyncio.create_task(books.ledger.void("there"))
+    lowered = await books.ledger.lower(a_hold("acme", cents(1), id="waits"))
+    await waiting
+    await freeing
+    assert (await books.ledger.balance("acme")).pending == (cents(1) if lowered else cents(5))
+
+
+async def test_a_hold_that_is_made_lower_as_its_caller_gives_up_leaves_no_trace(books: Books) -> None:
+    await books.tenant(at_most(10))
+    await books.ledger.reserve(a_hold("acme", cents(8), id="there"), deadline=at_once())
+    waiting = asks(books, "acme", cents(5), id="waits")
+    await books.database.write(lambda connection: None)
+    lowering = asyncio.create_task(books.ledger.lower(a_hold("acme", cents(1), id="waits")))
+    await asyncio.sleep(0)
+    await cancelled(waiting)
+    await lowering
+    assert (await books.ledger.balance("acme")).pending == cents(8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import anthropic
@@ -12,10 +13,12 @@ from rlm_server.broker.provider import ModelReply, ModelRequest
 from rlm_server.broker.providers.faults import STREAM_ABOVE, cut_off, reply_or_error, unreadable
 from rlm_server.broker.providers.fields import count, field, text
 from rlm_server.broker.providers.http import Client, bounded
+from rlm_server.broker.providers.temperatures import taken
 from rlm_server.ledger import Usage
 
 URL = "https://api.anthropic.com"
 PATH = "/v1/messages"
+NAME = "anthropic"
 
 CACHE = CacheControlEphemeralParam(type="ephemeral", ttl="5m")
 """Cache the prompt up to its last block, for the lifetime that the price table prices."""
@@ -87,7 +90,7 @@ class AnthropicProvider:
         raise cut_off()
 
 
-def _body(request: ModelRequest) -> MessageCreateParamsNonStreaming:
+def _body(request: ModelRequest) -> Mapping[str, object]:
     messages: list[MessageParam] = [
         {"role": "user", "content": message.content}
         if message.role == "user"
@@ -105,7 +108,9 @@ def _body(request: ModelRequest) -> MessageCreateParamsNonStreaming:
     # A conversation comes again, with more messages. A prompt used once is not cached: writing costs a quarter more.
     if len(messages) > 1:
         body["cache_control"] = CACHE
-    return body
+    temperature = taken(NAME, request.model, request.temperature)
+    # The SDK's type has no temperature any more, because the newest models take none.
+    return body if temperature is None else {**body, "temperature": temperature}
 
 
 def _usage(*reports: object) -> Usage | None:

@@ -13,10 +13,12 @@ from rlm_server.broker.provider import ModelReply, ModelRequest
 from rlm_server.broker.providers.faults import STREAM_ABOVE, cut_off, reply_or_error, unreadable
 from rlm_server.broker.providers.fields import count, field, text
 from rlm_server.broker.providers.http import Client, bounded
+from rlm_server.broker.providers.temperatures import taken
 from rlm_server.ledger import Usage
 
 URL = "https://api.openai.com/v1"
 PATH = "/chat/completions"
+NAME = "openai"
 
 CACHED_CHARACTERS = 4_096
 """About as long as the shortest prefix that OpenAI caches, 1,024 tokens."""
@@ -92,6 +94,9 @@ class OpenAIProvider:
 
     def _body(self, request: ModelRequest) -> CompletionCreateParamsNonStreaming:
         body: CompletionCreateParamsNonStreaming = {"model": request.model, "messages": _messages(request)}
+        temperature = taken("" if self._compatible else NAME, request.model, request.temperature)
+        if temperature is not None:
+            body["temperature"] = temperature
         if self._compatible:
             body["max_tokens"] = request.max_tokens
         else:

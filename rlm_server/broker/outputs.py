@@ -1,0 +1,101 @@
+"""How long answers have been: a call for whose worst case there is no room is bounded by that instead.
+
+A hold covers the most that a request can cost, and nearly all of that is output that never comes: an answer of ten
+tokens is held as one of 4,096. So a small budget lets few calls go at once, though it would pay for hundreds. Where the
+hold of a call finds no room, the call is sent with a `max_tokens` of a few times what answers like it have had, and held
+at that. What leaves is always covered. An answer that the lower bound cut off is asked for again, with a higher one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+
+RECENT = 32
+"""Answers whose length is remembered."""
+
+TIMES = 4
+"""A lower bound is so many times the longest of them: and after a cut, of the bound that cut it off."""
+
+LEAST = 64
+"""Tokens. No bound is made lower."""
+
+AT_ONCE = 16
+"""Calls with a lower bound that go at once, for each answer whose length is known: few answers are relied on for few."""
+
+
+class Outputs:
+    """How long the answers of one model to one run, or session, have been."""
+
+    def __init__(self) -> None:
+        self._recent: deque[int] = deque(maxlen=RECENT)
+        self._lowered = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+
+    def lowest(self, most: int, least: int = 0) -> int:
+        """Return the lowest bound that a call may have whose own is `most`: that, where nothing lower is known."""
+        if not self._recent:
+            return most
+        return min(most, max(LEAST, least, TIMES * max(self._recent)))
+
+    def lower(self, most: int, least: int = 0) -> int | None:
+        """Have a call go with a bound below `most`, and not below `least`. Return the bound, or None if it may not.
+
+        `ended` must be called once the call is over.
+        """
+        bound = self.lowest(most, least)
+        if bound >= most or self._lowered >= AT_ONCE * len(self._recent):
+            return None
+        self._lowered += 1
+        return bound
+
+    async def lowered(self, most: int, least: int = 0) -> int:
+        """Wait, for ever if need be, until a call may go with a lower bound, as `lower` says."""
+        while (bound := self.lower(most, least)) is None:
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiting.append(waiter)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if waiter.cancelled():
+                    with suppress(ValueError):  # it was about to be let go
+                        self._waiting.remove(waiter)
+                else:
+                    self._wake()  # another may go in its place
+                raise
+        return bound
+
+    def ended(self) -> None:
+        """A call with a lower bound is over."""
+        self._lowered -= 1
+        self._wake()
+
+    def saw(self, tokens: int, *, cut: bool) -> None:
+        """An answer had so many tokens. Where it was cut off there, nothing learned before is relied on."""
+        if cut:
+            self._recent.clear()
+        self._recent.append(tokens)
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let those that wait look again, as many as may go."""
+        free = AT_ONCE * len(self._recent) - self._lowered
+        while self._waiting and free > 0:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                free -= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """Allows a call to be sent with a lower bound, which is `least` at least."""
+
+    outputs: Outputs
+    least: int = 0
+
+    def raised(self, bound: int) -> Lowering:
+        """Return what allows a call to be sent again whose answer was cut off at a bound."""
+        return Lowering(self.outputs, TIMES * bound)
