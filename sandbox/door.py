@@ -5,7 +5,7 @@ the head: after a NUL byte, one after another, in UTF-8. Where `{"": n}` stands 
 Each text is used once, and none is left over. A head without a NUL byte behind it has all its texts in itself.
 
 A reply is `{"ok": value}` or `{"error": {"type": name, "message": text}}`, which the guest's side raises as an
-exception.
+exception. An error may have a `kind` besides: in one word, what kind of its type it is.
 
 A request with `"later": true` is answered at once with a number. `sandbox.wait` later returns the replies that have
 come, each with its number. So a guest can have many requests under way, although it has no threads.
@@ -40,11 +40,16 @@ Step = Callable[[int], None]
 
 
 class DoorRefusal(Exception):
-    """The guest's request is refused; `type` and the message become an exception inside."""
+    """The guest's request is refused; `type` and the message become an exception inside, with its `kind`."""
 
-    def __init__(self, type: str, message: str) -> None:
+    def __init__(self, type: str, message: str, kind: str = "") -> None:
         super().__init__(message)
         self.type = type
+        self.kind = kind
+
+    def reply(self) -> bytes:
+        """Write the reply that says so."""
+        return refused(self.type, str(self), self.kind)
 
 
 class Reply(bytes):
@@ -323,6 +328,7 @@ def check_reply(size: int, most: int, around: int = 0) -> None:
         raise DoorRefusal("LimitExceeded", f"the reply has {size} bytes, the limit is {most}")
 
 
-def refused(type: str, message: str) -> bytes:
+def refused(type: str, message: str, kind: str = "") -> bytes:
     """Write the reply to a request that was refused."""
-    return json.dumps({"error": {"type": type, "message": message[:MAX_MESSAGE]}}).encode()
+    error = {"type": type, "message": message[:MAX_MESSAGE]}
+    return json.dumps({"error": {**error, "kind": kind} if kind else error}).encode()

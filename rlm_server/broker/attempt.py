@@ -45,8 +45,8 @@ async def in_turn(gate: Gate, tenant: str, run: str, deadline: float) -> AsyncIt
 class Attempt:
     """A request that is sent once, if at all, under a hold for its worst case.
 
-    Where there is no room for that, and the request allows it, it is sent with a lower `max_tokens`; `request` and `hold`
-    are then those that left. `input_tokens` is the most that its input has.
+    Where there is no room for that, and the request allows it, it is sent with a lower `max_tokens`; `request` and
+    `hold` are then those that left. `input_tokens` is the most that its input has.
 
     `trial` is entered before the request leaves, may refuse it, and sees how it ended. `deadline` is on the clock of
     `time.monotonic()`; once sent, the answer may take `seconds`, but not beyond the deadline.

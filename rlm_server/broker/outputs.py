@@ -2,15 +2,14 @@
 
 A hold covers the most that a request can cost, and nearly all of that is output that never comes: an answer of ten
 tokens is held as one of 4,096. So a small budget lets few calls go at once, though it would pay for hundreds. Where the
-hold of a call finds no room, the call is sent with a `max_tokens` of a few times what answers like it have had, and held
-at that. What leaves is always covered. An answer that the lower bound cut off is asked for again, with a higher one.
+hold of a call finds no room, the call is sent with a `max_tokens` of a few times what answers like it have had, and
+held at that. What leaves is covered. An answer that the lower bound cut off is asked for again, with a higher one.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextlib import suppress
 from dataclasses import dataclass
 
 RECENT = 32
@@ -23,7 +22,7 @@ LEAST = 64
 """Tokens. No bound is made lower."""
 
 AT_ONCE = 16
-"""Calls with a lower bound that go at once, for each answer whose length is known: few answers are relied on for few."""
+"""Calls with a lower bound that go at once, for each answer whose length is known."""
 
 
 class Outputs:
@@ -46,31 +45,36 @@ class Outputs:
         `ended` must be called once the call is over.
         """
         bound = self.lowest(most, least)
-        if bound >= most or self._lowered >= AT_ONCE * len(self._recent):
+        if bound >= most or self._waiting or self._free <= 0:  # those that wait go first
             return None
         self._lowered += 1
         return bound
 
     async def lowered(self, most: int, least: int = 0) -> int:
         """Wait, for ever if need be, until a call may go with a lower bound, as `lower` says."""
-        while (bound := self.lower(most, least)) is None:
+        if (bound := self.lower(most, least)) is not None:
+            return bound
+        while True:
             waiter = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             try:
                 await waiter
             except asyncio.CancelledError:
-                if waiter.cancelled():
-                    with suppress(ValueError):  # it was about to be let go
-                        self._waiting.remove(waiter)
-                else:
-                    self._wake()  # another may go in its place
+                if not waiter.cancelled():
+                    self.ended()
                 raise
-        return bound
+            if (bound := self.lowest(most, least)) < most:
+                return bound
+            self.ended()
 
     def ended(self) -> None:
         """A call with a lower bound is over."""
         self._lowered -= 1
         self._wake()
+
+    @property
+    def _free(self) -> int:
+        return AT_ONCE * len(self._recent) - self._lowered
 
     def saw(self, tokens: int, *, cut: bool) -> None:
         """An answer had so many tokens. Where it was cut off there, nothing learned before is relied on."""
@@ -80,13 +84,12 @@ class Outputs:
         self._wake()
 
     def _wake(self) -> None:
-        """Let those that wait look again, as many as may go."""
-        free = AT_ONCE * len(self._recent) - self._lowered
-        while self._waiting and free > 0:
+        """Let those that wait go, in their order, as many as may."""
+        while self._waiting and (self._free > 0 or self._waiting[0].done()):
             waiter = self._waiting.popleft()
             if not waiter.done():
+                self._lowered += 1
                 waiter.set_result(None)
-                free -= 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,8 @@ class Message:
 class ModelRequest:
     """What is sent to a model. `model` is the name the caller used; `max_tokens` bounds the output.
 
-    `temperature` is sent as far as the model takes one (see `rlm_server/broker/providers/temperatures.py`). Where `lowering` is given, a call
-    for whose worst case there is no room may be sent with a lower `max_tokens`.
+    `temperature` is sent to models that take one (`rlm_server/broker/providers/temperatures.py`). Where `lowering` is
+    given, a call for whose worst case there is no room may be sent with a lower `max_tokens`.
     """
 
     model: str

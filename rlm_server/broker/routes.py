@@ -16,7 +16,7 @@ class UnknownModel(LookupError):
     """No route has this name. The message names the models that exist, so that a caller can choose one."""
 
     def __init__(self, model: str, known: tuple[str, ...]) -> None:
-        super().__init__(f"there is no model {model[:100]!r}; the models are: {', '.join(known) or 'none'}")
+        super().__init__(f"there is no model {model[:60]!r}; the models are: {', '.join(known) or 'none'}")
         self.known = known
 
 

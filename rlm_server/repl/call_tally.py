@@ -17,6 +17,9 @@ from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, Finish
 TOLD_SINGLY = 100
 """Calls of a turn answered from memory, and as many that failed for nothing, that have events of their own."""
 
+MAX_NOTES = 8
+"""Notes of a turn that differ."""
+
 Report = Callable[[CallStarted | CallFinished | CallTraced], None]
 """Told of calls as they start and end."""
 
@@ -45,6 +48,8 @@ class Tally:
         self._report = report
         self.failed = 0
         """Calls that failed, and requests that were refused because none of theirs could have been made."""
+        self.notes: dict[str, int] = {}
+        """What the model that wrote the code is to be told of its calls, and of how many."""
         self._memory_told = self._failures_told = 0
         self._memory_untold = self._failures_untold = 0
 
@@ -80,6 +85,11 @@ class Tally:
         self._memory_told += 1
         self._tell_start(call)
         self._report(CallFinished(FinishedCall(call.id, model, Amounts(), memo=True), reply_characters))
+
+    def note(self, text: str, calls: int) -> None:
+        """So many calls had something that the model which wrote the code is to be told."""
+        if text in self.notes or len(self.notes) < MAX_NOTES:
+            self.notes[text] = self.notes.get(text, 0) + calls
 
     def not_made(self, count: int) -> None:
         """So many calls were not made, because of what became of others."""

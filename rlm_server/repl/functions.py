@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from rlm_server.repl.call_request import MODELS, TEMPERATURE, TOKENS
 from rlm_server.repl.metering import check_host_time
 from rlm_server.repl.model_calls import ModelCalls
 from rlm_server.repl.search_call import answer_search
@@ -32,6 +33,9 @@ from sandbox.door import (
 from sandbox.pool.pool import LiveSession
 
 _GUEST = Path(__file__).parent / "guest"
+
+_SHARED = (_GUEST / "_rlm.py", _GUEST / "_slots.py")
+"""Guest modules that stubs import."""
 
 _DOLLARS = Kind("a number of US dollars", NUMBER.fits, "ValueError")
 
@@ -107,7 +111,7 @@ class Functions:
     @property
     def guest_modules(self) -> dict[str, Path]:
         """The modules a golden image needs, by name, in the order in which they are loaded."""
-        return {path.stem: path for path in (_GUEST / "_rlm.py", *(entry.stub for entry in self.entries))}
+        return {path.stem: path for path in (*_SHARED, *(entry.stub for entry in self.entries))}
 
     async def answer_run(self, repl: NodeRepl, call: HostCall) -> Json:
         """Answer a request of code in a run.
@@ -175,18 +179,27 @@ FUNCTIONS = Functions(
     (
         Function(
             op="llm_query",
-            arguments={"prompts": TEXTS, "model": optional(TEXT)},
+            arguments={
+                "prompts": TEXTS,
+                "model": optional(MODELS),
+                "system": optional(TEXT),
+                "max_tokens": optional(TOKENS),
+                "temperature": optional(TEMPERATURE),
+                "fresh": optional(FLAG),
+            },
             in_runs=_llm_query,
             in_sessions=_llm_query,
             prompt="""\
-- llm_query(prompt, model=None) -> str: ask another model once. It sees only the prompt, so put the passage into it. It
-  can read about 100,000 characters at once.
-- llm_query_batched(prompts, model=None) -> list[str]: many at once, in parallel. Prefer this to a loop.""",
+- llm_query(prompt, model=None, *, system=None, max_tokens=None, temperature=None, fresh=False) -> str: ask another
+  model once. It sees only the prompt, so put the passage into it. It can read about 100,000 characters at once. An
+  identical call is answered from memory; fresh=True asks again.
+- llm_query_batched(prompts, model=None, ...) -> list[str]: many at once, in parallel. Prefer this to a loop. The slot
+  of one that failed is a str that begins with "Error: ".""",
             stub=_GUEST / "_llm_query.py",
         ),
         Function(
             op="rlm_query",
-            arguments={"prompts": TEXTS, "contexts": ITEMS, "model": optional(TEXT), "budget": optional(_DOLLARS)},
+            arguments={"prompts": TEXTS, "contexts": ITEMS, "model": optional(MODELS), "budget": optional(_DOLLARS)},
             in_runs=_rlm_query,
             in_sessions="a child RLM is part of a run",
             prompt="""\
@@ -212,7 +225,9 @@ FUNCTIONS = Functions(
             arguments={},
             in_runs=_budget,
             in_sessions="turns and depth are a run's",
-            prompt="- budget() -> dict: what is left. SHOW_VARS(): your variables.",
+            prompt="""\
+- budget() -> dict: what is left. SHOW_VARS(): your variables. Code may catch `LimitExceeded`, `ModelError` (its
+  `.kind` says why) and `AnswerCut`.""",
             stub=_GUEST / "_budget.py",
         ),
         Function(

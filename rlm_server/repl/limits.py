@@ -30,7 +30,13 @@ class RunLimits:
         unit="seconds",
         doc="The whole run; in a session, the model calls of one turn.",
     )
-    batch: int = limit(2_000, least=1, most=100_000, unit="prompts", doc="Prompts of one batched call.")
+    batch: int = limit(
+        2_000,
+        least=1,
+        most=100_000,
+        unit="prompts",
+        doc="Prompts of a batched call that are made together. More of them follow after these.",
+    )
     failed_calls: int = limit(
         100,
         least=1,

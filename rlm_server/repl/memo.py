@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from rlm_server.broker.outputs import Outputs
 from rlm_server.shares.held import Held, TooMuchHeld
 
 ENTRY_BYTES = 512
@@ -44,8 +45,13 @@ class Memo:
         self._tenant, self._most, self._held = tenant, most, held
         self._answers: OrderedDict[bytes, CachedAnswer] = OrderedDict()
         self._turns: dict[bytes, _Turn] = {}
+        self._outputs: dict[str, Outputs] = {}
         self.size = 0
         """Bytes that are kept."""
+
+    def outputs(self, model: str) -> Outputs:
+        """Return how long the answers of a model have been, which is one of those that there are."""
+        return self._outputs.setdefault(model, Outputs())
 
     @asynccontextmanager
     async def turn(self, key: bytes) -> AsyncIterator[None]:

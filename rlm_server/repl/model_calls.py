@@ -6,15 +6,18 @@ import asyncio
 import hashlib
 import secrets
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Self
 
 from rlm_server.broker.breaker import RouteUnavailable
-from rlm_server.broker.broker import Broker, CallFailed
-from rlm_server.broker.provider import Failure, Message, ModelRequest, ProviderError
-from rlm_server.broker.routes import Routes, UnknownModel
+from rlm_server.broker.broker import Broker, CallFailed, Completion
+from rlm_server.broker.outputs import Lowering
+from rlm_server.broker.provider import Failure, ModelRequest, ProviderError
 from rlm_server.ledger import Amounts, BudgetError, BudgetExceeded, Payer
-from rlm_server.repl.bounds import MAX_ERROR, MAX_NAME, MAX_REASON, cut
+from rlm_server.repl.bounds import MAX_ERROR, cut
+from rlm_server.repl.call_batch import Asking, Batch, Refusal, Room, Slot, failed
+from rlm_server.repl.call_request import PLAIN, CallForm, check_model, models_named
 from rlm_server.repl.call_tally import Call, Failures, Report, Tally
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import CachedAnswer, Memo
@@ -22,13 +25,10 @@ from rlm_server.repl.tracing import Tracer
 from rlm_server.shares.host_time import charged, measured
 from rlm_server.shares.shares import Shares
 from sandbox.cancellation import run_to_completion
-from sandbox.door import DoorRefusal, HostCall, Json, granted
+from sandbox.door import DoorRefusal, HostCall, Json
 
 _BROKEN = frozenset({Failure.AUTH, Failure.UNAVAILABLE, Failure.INTERNAL})
 """Failures that the next call would meet as well."""
-
-Slot = dict[str, Json]
-"""What a prompt got: `ok` or `error`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ class CallOptions:
     model: str
     max_tokens: int
     most_prompts: int
+    """Prompts that are looked up, checked and sent at a time; those of a larger batch come after them."""
     deadline: float
     """On `time.monotonic()`."""
     most_failed: int
@@ -59,64 +60,6 @@ class CallOptions:
             limits.run_failed_calls,
             limits.sandbox.frame_bytes,
         )
-
-
-@dataclass(slots=True)
-class _Refusal:
-    """Why calls are not made, as the guest is told it."""
-
-    type: str
-    message: str
-
-    @property
-    def slot(self) -> Slot:
-        return failed(self.type, self.message)
-
-
-@dataclass(slots=True)
-class _Batch:
-    """The prompts of a request: `places` has the slots of each, in their order. `room` is left for answers, in bytes.
-
-    `refusal` says why those that were not sent yet are not going to be.
-    """
-
-    model: str
-    slots: list[Slot | None]
-    places: dict[str, list[int]]
-    room: int
-    refusal: _Refusal | None = None
-
-    @classmethod
-    def of(cls, model: str, prompts: list[str], room: int) -> Self:
-        places: dict[str, list[int]] = {}
-        for number, prompt in enumerate(prompts):
-            places.setdefault(prompt, []).append(number)
-        return cls(model, [None] * len(prompts), places, room)
-
-    def fill(self, prompt: str, slot: Slot) -> None:
-        """Give every slot of a prompt a copy."""
-        for place in self.places[prompt]:
-            self.slots[place] = dict(slot)
-
-    def answer(self, prompt: str, text: str, most: int) -> None:
-        """Answer a prompt in all its slots. What does not fit into a reply any more is an error, and ends the batch."""
-        size = len(granted(text)) * len(self.places[prompt])
-        if size > self.room:
-            self.refusal = _Refusal("LimitExceeded", f"the answers to one request may have {most} bytes (frame_bytes)")
-            self.fill(prompt, self.refusal.slot)
-        else:
-            self.room -= size
-            self.fill(prompt, {"ok": text})
-
-    @property
-    def unanswered(self) -> int:
-        """How many slots have nothing yet."""
-        return self.slots.count(None)
-
-    def finished(self) -> list[Slot]:
-        """Return the slots. Those of prompts that were not sent have the refusal."""
-        rest = {} if self.refusal is None else self.refusal.slot
-        return [dict(rest) if slot is None else slot for slot in self.slots]
 
 
 class ModelCalls:
@@ -150,99 +93,170 @@ class ModelCalls:
         return self._tally
 
     async def llm_query(self, call: HostCall) -> Json:
-        """Answer a request `llm_query(prompts, model)`: a slot for each prompt, in order, `ok` or `error`."""
-        model = model_named(call)
-        return list(await self.ask(call.texts("prompts"), model))
+        """Answer a request `llm_query(prompts, model, …)`: a slot for each prompt, in order, `ok` or `error`."""
+        prompts, form = call.texts("prompts"), CallForm.of(call)
+        return list(await self.ask_each(prompts, models_named(call, len(prompts)), form))
 
-    async def ask(self, prompts: list[str], model: str | None) -> list[Slot]:
-        """Ask a model about every prompt, and return a slot for each, in order: `ok` or `error`.
-
-        Identical prompts are asked once. Where the budget or the model can take no further call, those that were not
-        sent yet get the same error as the one that found out.
+    async def ask_each(self, prompts: list[str], models: Sequence[str | None], form: CallForm = PLAIN) -> list[Slot]:
+        """Ask each prompt's model about it, and return a slot for each. What is refused is so in its own slots.
 
         Raises:
-            DoorRefusal: there are too many prompts, or none; there is no such model; too many calls have failed; or not
-                one of the prompts could be paid, or sent. Nothing was told then.
+            DoorRefusal: all of them were; see `ask`.
+        """
+        places: dict[str | None, list[int]] = {}
+        for place, model in enumerate(models):
+            places.setdefault(model, []).append(place)
+        if len(places) == 1:
+            return await self.ask(prompts, models[0], form)
+        slots: list[Slot] = [{}] * len(prompts)
+        room, refusals = Room.of(self.options.reply_bytes), list[DoorRefusal]()
+
+        async def ask(model: str | None, numbers: list[int]) -> None:
+            try:
+                answers = await self.ask([prompts[number] for number in numbers], model, form, room)
+            except DoorRefusal as refusal:
+                refusals.append(refusal)
+                answers = [failed(refusal.type, str(refusal), refusal.kind) for _ in numbers]
+            for number, slot in zip(numbers, answers, strict=True):
+                slots[number] = slot
+
+        known = set(self._broker.routes.models) | {None}
+        for model in places.keys() - known:
+            await ask(model, places[model])
+        async with asyncio.TaskGroup() as group:
+            for model in places.keys() & known:
+                group.create_task(ask(model, places[model]))
+        if len(refusals) == len(places) > 0:
+            raise refusals[0]
+        return slots
+
+    async def ask(
+        self, prompts: list[str], model: str | None, form: CallForm = PLAIN, room: Room | None = None
+    ) -> list[Slot]:
+        """Ask a model about every prompt, and return a slot for each, in order: `ok` or `error`.
+
+        Identical prompts are asked once, unless the calls are to be fresh. Where the budget or the model can take no
+        further call, those that were not sent yet get the same error as the one that found out.
+
+        Raises:
+            DoorRefusal: there is no such model; too many calls have failed; or not one of the prompts could be paid, or
+                sent. Nothing was told then.
         """
         named = model if model is not None else self.options.model
-        check_model(self._broker.routes, named)
-        check_batch(len(prompts), self.options.most_prompts)
+        check_model(self._broker.routes, named, "llm_query")
         refusal = self._too_many_failed()
-        if refusal is not None:
+        if refusal is not None and prompts:
             raise DoorRefusal(refusal.type, refusal.message)
-        batch = _Batch.of(named, prompts, self.options.reply_bytes)
-        unknown = await self._recall(batch)
-        if unknown:
-            batch.refusal = batch.refusal or await self._hopeless(batch, list(unknown))
-            await self._send(batch, unknown)
-            self._tally.not_made(batch.unanswered)
+        batch = Batch.of(named, prompts, room or Room.of(self.options.reply_bytes), each=form.fresh)
+        keyed = await self._recall(batch, form.digest(named, self.options.max_tokens), remembered=not form.fresh)
+        most = self.options.most_prompts
+        for part in (keyed[start : start + most] for start in range(0, len(keyed), most)):
+            if batch.refusal is None:
+                batch.refusal = await self._hopeless(batch, form, [asking for asking, _ in part])
+            await self._send(batch, form, part)
+            if batch.refusal is not None:
+                break
+        self._tally.not_made(batch.unanswered)
         return batch.finished()
 
-    async def _recall(self, batch: _Batch) -> dict[str, bytes]:
-        """Answer what is known already. Return the keys of the other prompts, by these."""
-        unknown: dict[str, bytes] = {}
-        for prompt in batch.places:
-            key = self._key(batch.model, prompt)
-            known = self._memo.get(key)
+    async def _recall(self, batch: Batch, digest: bytes, *, remembered: bool) -> list[tuple[Asking, bytes]]:
+        """Answer what is known already, where it may be. Return the other prompts, with their keys."""
+        unknown: list[tuple[Asking, bytes]] = []
+        for asking in batch.askings:
+            key = hashlib.sha256(digest + asking.prompt.encode("utf-8", "replace")).digest()
+            known = self._memo.get(key) if remembered else None
             if known is None:
-                unknown[prompt] = key
+                unknown.append((asking, key))
             else:
-                self._remembered(batch, prompt, known, len(batch.places[prompt]))
+                self._remembered(batch, asking, known, len(asking.places))
             await self._pace.wait(self._payer.tenant)
             await asyncio.sleep(0)  # others have their turn between the hashes of two long prompts
         return unknown
 
-    def _key(self, model: str, prompt: str) -> bytes:
-        return hashlib.sha256(f"{model}\0{self.options.max_tokens}\0{prompt}".encode("utf-8", "replace")).digest()
-
-    async def _hopeless(self, batch: _Batch, prompts: list[str]) -> _Refusal | None:
+    async def _hopeless(self, batch: Batch, form: CallForm, askings: list[Asking]) -> Refusal | None:
         """Say why not one of the prompts can be sent, if so.
 
         Raises:
             DoorRefusal: so it is, and there is no answer to any other prompt of the batch.
         """
-        shortest = min(
-            prompts, key=lambda prompt: len(prompt) if prompt.isascii() else len(prompt.encode("utf-8", "replace"))
-        )
+        shortest = min((asking.prompt for asking in askings), key=_size)
+        request = self._request(batch.model, shortest, form)
+        lowest = self._memo.outputs(batch.model).lowest(request.max_tokens)
         try:
             async with self._places:
-                await self._broker.check(self._request(batch.model, shortest), self._payer)
+                await self._broker.check(replace(request, max_tokens=lowest), self._payer)
         except (BudgetExceeded, RouteUnavailable) as error:
             refusal = self._failed(batch, error)
         except ProviderError:  # the shortest is no text that can be sent; others may be
             return None
         else:
             return None
-        if len(prompts) == len(batch.places):
-            raise DoorRefusal(refusal.type, refusal.message)
+        if batch.unanswered == len(batch.slots):
+            raise DoorRefusal(refusal.type, refusal.message, refusal.kind)
         return refusal
 
-    async def _send(self, batch: _Batch, prompts: dict[str, bytes]) -> None:
+    async def _send(self, batch: Batch, form: CallForm, askings: Sequence[tuple[Asking, bytes]]) -> None:
         """Ask about the prompts, in their order, until one finds that it is of no use."""
         async with asyncio.TaskGroup() as group:
-            for prompt, key in prompts.items():
+            for asking, key in askings:
                 await self._pace.wait(self._payer.tenant)
                 await self._places.acquire()
                 batch.refusal = batch.refusal or self._too_many_failed()
                 if batch.refusal is not None:
                     self._places.release()
                     break
-                asking = group.create_task(self._one(batch, prompt, key))
-                asking.add_done_callback(lambda _: self._places.release())
+                making = group.create_task(self._one(batch, form, asking, key))
+                making.add_done_callback(lambda _: self._places.release())
 
-    async def _one(self, batch: _Batch, prompt: str, key: bytes) -> None:
+    async def _one(self, batch: Batch, form: CallForm, asking: Asking, key: bytes) -> None:
+        if form.fresh:
+            if batch.refusal is None:
+                await self._paid(batch, form, asking, key)
+            return
         async with self._memo.turn(key):
             known = self._memo.get(key)
             if known is not None:  # an identical call was under way
-                self._remembered(batch, prompt, known, len(batch.places[prompt]))
+                self._remembered(batch, asking, known, len(asking.places))
             elif batch.refusal is None:
-                await self._paid(batch, prompt, key)
+                await self._paid(batch, form, asking, key)
 
-    async def _paid(self, batch: _Batch, prompt: str, key: bytes) -> None:
+    async def _paid(self, batch: Batch, form: CallForm, asking: Asking, key: bytes) -> None:
+        """Have a prompt answered. Where the answer was cut off because the budget let it be no longer, ask again."""
+        lowering, shorter = Lowering(self._memo.outputs(batch.model)), None
+        while True:
+            request = self._request(batch.model, asking.prompt, form, lowering)
+            call = Call(_new_id(), batch.model, len(asking.prompt) + len(form.system))
+            try:
+                done = await self._made(call, request)
+            except (CallFailed, BudgetError) as error:
+                refusal = self._failed(batch, error)
+                if shorter is not None:
+                    self._answered(batch, asking, key, shorter)
+                    return
+                batch.fill(asking, refusal.slot)
+                if self._is_lasting(error):
+                    batch.refusal = batch.refusal or refusal
+                return
+            bound = done.reply.max_tokens
+            if done.reply.stopped == "length" and bound < request.max_tokens:
+                self._tally.ended(call, done.spent, f"cut off at {bound} tokens for want of room in the budget")
+                lowering, shorter = lowering.raised(bound), done
+                continue
+            self._tally.answered(call, done.model, done.spent, len(done.reply.text))
+            self._answered(batch, asking, key, done)
+            for note in form.notes(batch.model, self._broker.routes.route(batch.model), self.options.max_tokens):
+                self._tally.note(note, len(asking.places))
+            return
+
+    async def _made(self, call: Call, request: ModelRequest) -> Completion:
+        """Make a call, and tell of it; of its end only where it has no answer.
+
+        Raises:
+            CallFailed, BudgetError: it has none.
+        """
         self.count += 1
-        call = Call(_new_id(), batch.model, len(prompt))
         self._tally.started(call)
-        request = self._request(batch.model, prompt)
+        texts = [text for text in (request.system, request.messages[0].content) if text]
         try:
             with charged(self._bill):
                 making = self._broker.complete(request, self._payer, deadline=self.options.deadline, call_id=call.id)
@@ -253,42 +267,53 @@ class ModelCalls:
         except (CallFailed, BudgetError) as error:
             spent = error.spent if isinstance(error, CallFailed) else Amounts()
             self._tally.ended(call, spent, str(error))
-            refusal = self._failed(batch, error)
-            batch.fill(prompt, refusal.slot)
-            if self._is_lasting(error):
-                batch.refusal = batch.refusal or refusal
             if isinstance(error, CallFailed) and error.billed:
-                self._tracer.trace(call.id, [prompt], self._report)
+                self._tracer.trace(call.id, texts, self._report)
+            raise
+        self._tracer.trace(call.id, texts, self._report)
+        return done
+
+    def _request(self, model: str, prompt: str, form: CallForm, lowering: Lowering | None = None) -> ModelRequest:
+        return form.request(model, prompt, self.options.max_tokens, lowering)
+
+    def _answered(self, batch: Batch, asking: Asking, key: bytes, done: Completion) -> None:
+        """Give a prompt's slots what a model answered. One that is empty is an error; one cut off is not remembered."""
+        reply, copies = done.reply, len(asking.places)
+        if not reply.text.strip():
+            self._tally.failed += 1
+            self._failures.count += 1
+            batch.fill(asking, _empty(batch.model, done).slot)
+            return
+        answer = CachedAnswer(reply.text, done.model)
+        if reply.stopped == "length":
+            end = f"was cut off at {reply.max_tokens} tokens: its end is missing, and `.cut` is True"
+            self._tally.note(f"the answer of {batch.model} {end}", copies)
         else:
-            answer = CachedAnswer(done.reply.text, done.model)
             self._memo.put(key, answer)
-            self._tally.answered(call, done.model, done.spent, len(answer.text))
-            self._tracer.trace(call.id, [prompt], self._report)
-            self._remembered(batch, prompt, answer, len(batch.places[prompt]) - 1)
+        self._remembered(batch, asking, answer, copies - 1, reply.max_tokens if reply.stopped == "length" else 0)
 
-    def _request(self, model: str, prompt: str) -> ModelRequest:
-        return ModelRequest(model, (Message("user", prompt),), max_tokens=self.options.max_tokens)
-
-    def _remembered(self, batch: _Batch, prompt: str, answer: CachedAnswer, calls: int) -> None:
+    def _remembered(self, batch: Batch, asking: Asking, answer: CachedAnswer, calls: int, cut_at: int = 0) -> None:
         """Answer a prompt in all its slots, of which so many are answered from memory."""
         self.count += calls
         for _ in range(calls):
             self._tally.from_memory(
-                Call(_new_id(), batch.model, len(prompt), told=False), answer.model, len(answer.text)
+                Call(_new_id(), batch.model, len(asking.prompt), told=False), answer.model, len(answer.text)
             )
-        batch.answer(prompt, answer.text, self.options.reply_bytes)
+        batch.answer(asking, answer.text, cut_at)
 
     async def _cancelled(self, call: Call) -> None:
         self._tally.ended(call, await self._broker.cost(call.id), "cancelled")
 
     # ---- failures ------------------------------------------------------------------------------------------------
 
-    def _failed(self, batch: _Batch, error: ProviderError | BudgetError) -> _Refusal:
+    def _failed(self, batch: Batch, error: ProviderError | BudgetError) -> Refusal:
         """Count a failure, and return what the guest is told of it."""
         self._tally.failed += 1
         self._failures.count += 1
-        kind = "LimitExceeded" if isinstance(error, BudgetError) else "RuntimeError"
-        return _Refusal(kind, cut(f"{batch.model}: {error}", MAX_ERROR))
+        words = cut(f"{batch.model}: {error}", MAX_ERROR)
+        if isinstance(error, BudgetError):
+            return Refusal("LimitExceeded", words)
+        return Refusal("ModelError", words, error.failure)
 
     def _is_lasting(self, error: CallFailed | BudgetError) -> bool:
         """Whether the other calls of a batch would fail in the same way."""
@@ -296,7 +321,7 @@ class ModelCalls:
             return error.failure in _BROKEN or not seconds_left(self.options.deadline)
         return isinstance(error, BudgetExceeded)
 
-    def _too_many_failed(self) -> _Refusal | None:
+    def _too_many_failed(self) -> Refusal | None:
         of_turn, in_all = self.options.most_failed, self.options.most_failed_in_all
         for count, most, name, whose in (
             (self._tally.failed, of_turn, "failed_calls", "turn"),
@@ -304,7 +329,7 @@ class ModelCalls:
         ):
             if count >= most:
                 words = f"{count} model calls of this {whose} have failed, and it may make no more"
-                return _Refusal("LimitExceeded", f"{words}; the limit is {most} ({name})")
+                return Refusal("LimitExceeded", f"{words}; the limit is {most} ({name})")
         return None
 
 
@@ -317,37 +342,14 @@ def _new_id() -> str:
     return "call_" + secrets.token_hex(16)
 
 
-def model_named(call: HostCall) -> str | None:
-    """Return the model a request names, or None.
-
-    Raises:
-        DoorRefusal: it is no text, or longer than a name may be.
-    """
-    if call.arguments.get("model") is None:
-        return None
-    name = call.text("model")
-    if len(name) > MAX_NAME:
-        raise DoorRefusal("ValueError", f"{call.op}: model may have {MAX_NAME} characters, not {len(name)}")
-    return name
-
-
-def check_model(routes: Routes, model: str) -> None:
-    """Refuse a model that this server does not offer."""
-    try:
-        routes.route(model)
-    except UnknownModel as error:
-        raise DoorRefusal("ValueError", cut(str(error), MAX_REASON)) from None
-
-
-def failed(type: str, message: str) -> Slot:
-    """Make the slot of a request that failed."""
-    return {"error": {"type": type, "message": cut(message, MAX_ERROR)}}
-
-
-def check_batch(size: int, most: int) -> None:
-    """Refuse an empty batch and one above the limit."""
-    if not 1 <= size <= most:
-        raise DoorRefusal("LimitExceeded", f"{size} prompts in one batch; the limit is 1 to {most}")
+def _empty(model: str, done: Completion) -> Refusal:
+    reply = done.reply
+    if reply.stopped == "length":
+        words = f"all {reply.max_tokens} tokens it may have were used before it said anything; raise max_tokens"
+        return Refusal("AnswerCut", f"{model}: the answer is empty: {words}", "empty")
+    if reply.stopped == "refusal":
+        return Refusal("ModelError", f"{model}: it declined to answer", Failure.REFUSED)
+    return Refusal("ModelError", f"{model}: the answer is empty", "empty")
 
 
 def seconds_left(deadline: float) -> float:

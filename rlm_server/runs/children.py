@@ -6,11 +6,14 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from rlm_server.ledger import NANO, UNITS, AccountUnknown, BudgetError, BudgetExceeded, Limit
 from rlm_server.repl.bounds import MAX_ERROR, cut
+from rlm_server.repl.call_batch import Slot, failed
+from rlm_server.repl.call_request import check_model, models_named
 from rlm_server.repl.limits import MAX_QUESTION
-from rlm_server.repl.model_calls import ModelCalls, check_batch, check_model, failed, model_named
+from rlm_server.repl.model_calls import ModelCalls
 from rlm_server.runs.child_context import ChildContext, child_context
 from rlm_server.runs.events import Body, ChildFinished, ChildStarted, Guard
 from rlm_server.runs.journal import NodeRow
@@ -29,6 +32,15 @@ AT_THE_CAP_CHARACTERS = 100_000
 """Of a text, shown to the model that answers in place of a child at the depth cap."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A child that is asked for, and may be."""
+
+    question: str
+    context: ChildContext
+    model: str | None
+
+
 class Children:
     """Serves `rlm_query` for one node."""
 
@@ -43,24 +55,45 @@ class Children:
         self._tree, self._parent, self._calls, self._emit, self._run_node = tree, parent, calls, emit, run
 
     async def rlm_query(self, call: HostCall) -> Json:
-        """Answer a request `rlm_query(prompts, contexts, model, budget)`: a slot for each prompt, in order."""
-        tree, depth, model = self._tree, self._parent.depth, model_named(call)
-        check_model(tree.services.broker.routes, model if model is not None else tree.run.sub_model)
+        """Answer a request `rlm_query(prompts, contexts, model, budget)`: a slot for each prompt, in order.
+
+        What cannot be asked has its error in its own slot; where that is all of them, the request is refused.
+        """
         questions, asked = call.texts("prompts"), call.items("contexts")
-        check_batch(len(questions), tree.limits.batch)
         if len(questions) != len(asked):
             raise DoorRefusal("ValueError", f"{len(questions)} prompts but {len(asked)} contexts")
-        longest = max(map(len, questions))
-        if longest > MAX_QUESTION:
+        slots: list[Slot] = [{}] * len(questions)
+        wanted, refusals = dict[int, _Wanted](), list[DoorRefusal]()
+        for number, model in enumerate(models_named(call, len(questions))):
+            try:
+                wanted[number] = self._wanted(questions[number], asked[number], model)
+            except DoorRefusal as refusal:
+                slots[number] = failed(refusal.type, str(refusal))
+                refusals.append(refusal)
+        if refusals and not wanted:
+            raise refusals[0]
+        if wanted:
+            at_the_cap = self._parent.depth >= self._tree.limits.max_depth
+            children = list(wanted.values())
+            answers = await (self._without_children(children) if at_the_cap else self._with_children(call, children))
+            for number, slot in zip(wanted, answers, strict=True):
+                slots[number] = slot
+        return list(slots)
+
+    def _wanted(self, question: str, asked: Json, model: str | None) -> _Wanted:
+        routes = self._tree.services.broker.routes
+        check_model(routes, model if model is not None else self._tree.run.sub_model, "rlm_query")
+        if isinstance(asked, str) and asked in routes.models:
+            raise DoorRefusal(
+                "ValueError", f"the context is the name of a model: write rlm_query(prompt, model={asked!r}) to ask it"
+            )
+        if len(question) > MAX_QUESTION:
             raise DoorRefusal(
                 "LimitExceeded",
-                f"prompts: a child RLM's question may have {MAX_QUESTION} characters, not {longest}; give it a text to "
-                "read as its context",
+                f"prompts: a child RLM's question may have {MAX_QUESTION} characters, not {len(question)}; give it a "
+                "text to read as its context",
             )
-        contexts = [child_context(context, self._parent.node_context) for context in asked]
-        if depth >= tree.limits.max_depth:
-            return list(await self._without_children(questions, contexts, model))
-        return list(await self._with_children(call, questions, contexts, model))
+        return _Wanted(question, child_context(asked, self._parent.node_context), model)
 
     async def _beginning(self, context: ChildContext) -> str:
         threads, tenant = self._tree.services.shares.threads, self._tree.run.tenant
@@ -70,36 +103,32 @@ class Children:
         tree = self._tree
         return RequestTexts(tree.services.shares.held, tree.run.tenant, tree.limits.sandbox.frame_bytes)
 
-    async def _with_children(
-        self, call: HostCall, questions: list[str], contexts: list[ChildContext], model: str | None
-    ) -> list[dict[str, Json]]:
+    async def _with_children(self, call: HostCall, wanted: list[_Wanted]) -> list[Slot]:
         try:
-            budget = await self._budget(call, len(questions))
+            budget = await self._budget(call, len(wanted))
         except BudgetError as error:
             raise DoorRefusal("LimitExceeded", str(error)) from None
-        self._tree.add_nodes(len(questions))
+        self._tree.add_nodes(len(wanted))
         with self._texts() as answers:
             async with asyncio.TaskGroup() as group:
                 with charged(self._tree.bill):  # the turn that asks for them is not limited by their work
                     children = [
-                        group.create_task(self._child(question, context, model, budget, answers))
-                        for question, context in zip(questions, contexts, strict=True)
+                        group.create_task(self._child(one.question, one.context, one.model, budget, answers))
+                        for one in wanted
                     ]
             return [child.result() for child in children]
 
-    async def _without_children(
-        self, questions: list[str], contexts: list[ChildContext], model: str | None
-    ) -> list[dict[str, Json]]:
+    async def _without_children(self, wanted: list[_Wanted]) -> list[Slot]:
         most, prompts, notes = self._tree.limits.max_depth, list[str](), list[str]()
         self._emit(Guard("max_depth", f"at depth {most} rlm_query is answered by llm_query"))
         with self._texts() as made:
-            for question, context in zip(questions, contexts, strict=True):
-                text = await self._beginning(context)
-                prompt = question if text == question else f"{question}\n\nText:\n{text}"
+            for one in wanted:
+                text = await self._beginning(one.context)
+                prompt = one.question if text == one.question else f"{one.question}\n\nText:\n{text}"
                 made.take(prompt, "the prompts at the depth cap")
                 prompts.append(prompt)
                 notes.append(f"the depth cap {most} is reached: llm_query answered, over {len(text)} characters")
-            slots = await self._calls.ask(prompts, model)
+            slots = await self._calls.ask_each(prompts, [one.model for one in wanted])
         for slot, note in zip(slots, notes, strict=True):
             slot["note"] = note
         return slots
@@ -123,7 +152,7 @@ class Children:
 
     async def _child(
         self, question: str, context: ChildContext, model: str | None, budget: Limit, answers: RequestTexts
-    ) -> dict[str, Json]:
+    ) -> Slot:
         child_id = CHILD + secrets.token_hex(16)
         try:
             # One that waits for its place holds nothing but its name.
@@ -133,14 +162,14 @@ class Children:
         except TooMuchHeld as error:
             return failed("LimitExceeded", str(error))
         except DoorRefusal as error:
-            return failed(error.type, str(error))
+            return failed(error.type, str(error), error.kind)
         except (CorpusDamaged, OSError, EOFError) as error:
             return failed("RuntimeError", cut(f"what the child RLM reads cannot be made: {error}", MAX_ERROR))
         return slot
 
     async def _started(
         self, child_id: str, question: str, node_context: NodeContext, model: str | None, budget: Limit
-    ) -> dict[str, Json]:
+    ) -> Slot:
         try:
             await run_to_completion(self._open(child_id, question, node_context.corpus.characters, budget))
         except BudgetExceeded as error:
@@ -165,7 +194,7 @@ class Children:
             await self._tree.services.journal.move(child_id, RunState.CANCELLED, reason="cancelled")
             await self._tell_end(child_id, Outcome(RunState.CANCELLED, reason="cancelled"))
 
-    async def _run(self, child_id: str, question: str, node_context: NodeContext, model: str | None) -> dict[str, Json]:
+    async def _run(self, child_id: str, question: str, node_context: NodeContext, model: str | None) -> Slot:
         depth, named = self._parent.depth + 1, model if model is not None else self._tree.run.sub_model
         outcome = Outcome(RunState.CANCELLED, reason="cancelled")
         try:
@@ -175,7 +204,7 @@ class Children:
         if outcome.state is RunState.SUCCEEDED:
             return {"ok": outcome.answer}
         ending = f"the child RLM ended {outcome.state}: {outcome.reason}"
-        return {"ok": outcome.answer, "note": ending} if outcome.answer else failed("RuntimeError", ending)
+        return {"ok": outcome.answer, "note": ending} if outcome.answer else failed("ModelError", ending, outcome.state)
 
     async def _tell_end(self, child_id: str, outcome: Outcome) -> None:
         spent = (await self._tree.services.ledger.balance(child_id)).posted

@@ -76,6 +76,7 @@ class Node:
         self._looked: Looked | None = None
         self._booking: list[asyncio.Future[None]] = []
         """Costs of turns that are not in the books yet."""
+        self._call_notes: list[str] = []
 
     def emit(self, body: Body) -> None:
         """Report something that happened in this node."""
@@ -202,7 +203,8 @@ class Node:
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
             if self._ready:
                 return self._answered(self._draft)
-            notes = self._guards.look(blocks, results)
+            notes = [*self._guards.look(blocks, results), *self._call_notes]
+            self._call_notes.clear()
             environment = await self._environment(min(turn + 1, limits.max_turns))
             feedback = prompt.feedback(results, len(blocks), environment)
             self._messages.append(Message("user", "\n\n".join([*notes, feedback])))
@@ -263,6 +265,7 @@ class Node:
                 result = await self._turn(session, code, output)
             told = replace(result, stdout="", stderr="")  # which are told already
             self.emit(CodeFinished(told, tally.untold))
+            self._call_notes += prompt.call_notes(tally.notes)
             results.append(result)
             if result.error or self._ready:
                 break

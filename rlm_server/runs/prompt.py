@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rlm_server.ledger.amounts import Limit, usd
@@ -105,6 +105,11 @@ def feedback(results: Sequence[Turn], blocks: int, environment: Environment) -> 
     variables = results[-1].variables if results else ()
     named = ", ".join(f"{v.name}: {v.type}" + (f"[{v.length}]" if v.length >= 0 else "") for v in variables[-40:])
     return "\n\n".join([*parts, f"Variables: {named or 'none'}\n\nEnvironment:\n{environment.describe()}"])
+
+
+def call_notes(notes: Mapping[str, int]) -> list[str]:
+    """Say what there is to say of model calls of the code, given how many each note is about."""
+    return [f"{calls} model call{'s' if calls != 1 else ''} of your code: {note}." for note, calls in notes.items()]
 
 
 def _ending(result: Turn) -> str:

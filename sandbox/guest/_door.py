@@ -10,10 +10,32 @@ class LimitExceeded(Exception):
     """A limit of the sandbox or of the budget was reached; the message names it."""
 
 
+class ModelError(RuntimeError):
+    """A model did not answer; `kind` says in one word why, such as `timed_out` or `refused`."""
+
+    def __init__(self, message="", kind=""):
+        super().__init__(message)
+        self.kind = kind
+
+
+class AnswerCut(ModelError):
+    """A model's answer was cut off before it was of use."""
+
+
+for _named in (LimitExceeded, ModelError, AnswerCut):
+    _named.__module__ = "__main__"  # a traceback shows them as the program knows them
+
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _decode = json.JSONDecoder().decode
 
-ERRORS = {"LimitExceeded": LimitExceeded}
+ERRORS = {"LimitExceeded": LimitExceeded, "ModelError": ModelError, "AnswerCut": AnswerCut}
+"""Exceptions that the program knows by these names."""
+
+
+def failure(error, otherwise=RuntimeError):
+    """Make the exception that an error of the host's names; `otherwise` where it is none of those that are known."""
+    known = ERRORS.get(error["type"], otherwise)
+    return known(error["message"], error.get("kind", "")) if issubclass(known, ModelError) else known(error["message"])
 
 
 def call(op, **arguments):
@@ -35,7 +57,7 @@ HEAD = 1 << 20
 def _frame(op, arguments):
     arguments["op"] = op
     for argument in arguments.values():
-        if type(argument) is list or (type(argument) is str and len(argument) >= LONG):
+        if type(argument) is list or (isinstance(argument, str) and len(argument) >= LONG):
             break
     else:
         return _bytes(_encode(arguments))
@@ -51,7 +73,7 @@ def _frame(op, arguments):
 
 
 def _apart(argument, long, texts):
-    if type(argument) is str and len(argument) >= long:
+    if isinstance(argument, str) and len(argument) >= long:
         texts.append(_bytes(argument))
         return {"": len(texts[-1])}
     return [_apart(item, long, texts) for item in argument] if type(argument) is list else argument
@@ -75,8 +97,11 @@ def value(reply):
     """Return the value in a reply, or raise the error in it."""
     if "error" not in reply:
         return reply["ok"]
-    name, message = reply["error"]["type"], reply["error"]["message"]
-    known = ERRORS.get(name) or getattr(builtins, name, RuntimeError)
+    error = reply["error"]
+    name, message = error["type"], error["message"]
+    if name in ERRORS:
+        raise failure(error)
+    known = getattr(builtins, name, RuntimeError)
     if not (isinstance(known, type) and issubclass(known, Exception)):
         known, message = RuntimeError, f"{name}: {message}"
     raise known(message)

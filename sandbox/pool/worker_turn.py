@@ -239,7 +239,7 @@ class WorkerTurn:
         try:
             share.count(len(frame.data))
         except DoorRefusal as refusal:
-            self._send(frame.number, refused(refusal.type, str(refusal)))
+            self._send(frame.number, refusal.reply())
             return
         task = self._loop.create_task(self._answered(frame.number, frame.data, share), context=self._context.copy())
         self._answering.add(task)
@@ -291,6 +291,6 @@ def _refusal(error: Exception) -> bytes:
         refusals = error.subgroup(DoorRefusal)
         error = (refusals if refusals is not None else error).exceptions[0]
     if isinstance(error, DoorRefusal):
-        return refused(error.type, str(error))
+        return error.reply()
     log.error("a host call failed", exc_info=error)
     return refused("RuntimeError", "the host could not answer; this is a fault of the server's")

@@ -128,7 +128,7 @@ class GuestDoor:
             if local is None:
                 self._count(len(reply))
         except DoorRefusal as refusal:
-            return refused(refusal.type, str(refusal))
+            return refusal.reply()
         except (BadAddress, GuestStopped):
             raise
         except Exception:

@@ -131,7 +131,7 @@ class Requests:
         except CancelledError:
             raise
         except DoorRefusal as refusal:
-            return refused(refusal.type, str(refusal))
+            return refusal.reply()
         except Exception:
             log.exception("a host call failed")
             return refused("RuntimeError", "the host could not answer; this is a fault of the server's")

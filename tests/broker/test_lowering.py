@@ -67,7 +67,7 @@ async def test_calls_that_wait_for_money_go_as_soon_as_answers_are_known_to_be_s
         await until(lambda: model.at_work == 2 and broker.waiting == 0)
         first, model.let = model.let, asyncio.Event()
         first.set()
-        await until(lambda: model.at_work == 2 * AT_ONCE)
+        await until(lambda: model.at_work >= 2 * AT_ONCE)
         model.let.set()
     assert set(model.bounds) == {MOST, LEAST}
     assert {call.result().reply.max_tokens for call in calls} == {MOST, LEAST}
@@ -136,7 +136,7 @@ async def test_a_call_that_waits_and_is_given_up_leaves_no_trace(books: Books) -
         await first
     assert len(await books.chargeback()) == 1
     assert await books.unresolved() == 0
-    assert len(outputs._waiting) == 0
+    assert outputs.lower(MOST) == LEAST, "none of them waits"
 
 
 # ---- what is learned -------------------------------------------------------------------------------------------------

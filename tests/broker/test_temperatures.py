@@ -39,9 +39,9 @@ async def test_what_a_model_is_sent_of_a_temperature(
 
 
 OLDER = {
-    "anthropic": "claude-2 claude-v1 claude-3-5-haiku claude-3.7-sonnet claude-sonnet-3-7 claude-haiku-4-5 claude-opus-4 "
-    "claude-4-5-haiku claude-opus-4-0 claude-opus-4-20250514 claude-opus-4-1 claude-opus-4-6 claude-4.6-opus "
-    "claude-4-opus claude-sonnet-4-6 claude-opus-4-5-20251101",
+    "anthropic": "claude-2 claude-v1 claude-3-5-haiku claude-3.7-sonnet claude-sonnet-3-7 claude-haiku-4-5 "
+    "claude-opus-4 claude-4-5-haiku claude-opus-4-0 claude-opus-4-20250514 claude-opus-4-1 claude-opus-4-6 "
+    "claude-4.6-opus claude-4-opus claude-sonnet-4-6 claude-opus-4-5-20251101",
     "openai": "gpt-3.5-turbo gpt-35-turbo gpt-4 gpt-4o-mini gpt-4.1-nano chatgpt-4o-latest",
 }
 NEWER = {

@@ -42,10 +42,12 @@ class Script:
 
     answer: Answer = shout
     asked: Counter[str] = field(default_factory=Counter)
+    requests: list[ModelRequest] = field(default_factory=list)
 
     async def reply(self, request: ModelRequest) -> str:
         prompt = request.messages[0].content
         self.asked[prompt] += 1
+        self.requests.append(request)
         return await self.answer(prompt)
 
 

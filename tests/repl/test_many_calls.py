@@ -53,7 +53,7 @@ async def test_a_name_of_a_model_that_is_too_long_is_refused_and_not_repeated(bo
     stage = Stage(books)
     assert await refusal(stage, prompts(2_000), "x" * 1_000_000) == (
         "ValueError",
-        f"llm_query: model may have {MAX_NAME} characters, not 1000000",
+        f"llm_query: model may have {MAX_NAME} characters, not 1000000: it is {'x' * 60!r}…",
     )
     assert "there is no model" in (await refusal(stage, ["a"], "x" * MAX_NAME))[1]
     assert untouched(stage)
@@ -104,7 +104,7 @@ async def test_a_route_that_is_broken_ends_the_batch(books: Books, failure: Fail
     stage = Stage(books, broken, run_calls=2)
     tally = stage.calls.begin_turn()
     slots = errors(await stage.calls.ask(prompts(1_000), None))
-    assert slots == [("RuntimeError", "small: nobody gets in")] * 1_000
+    assert slots == [("ModelError", "small: nobody gets in")] * 1_000
     assert stage.script.asked.total() <= 2
     assert len(stage.finished) <= 2
     assert len(stage.finished) + tally.untold.failed == 1_000
@@ -117,10 +117,10 @@ async def test_a_route_that_is_left_alone_refuses_the_whole_request(books: Books
     stage = Stage(books, gone, run_calls=2)
     slots = errors(await stage.calls.ask(prompts(1_000), None))
     assert stage.script.asked.total() <= 8 + 2, "a breaker opens after eight"
-    assert {kind for kind, _ in slots} == {"RuntimeError"}
+    assert {kind for kind, _ in slots} == {"ModelError"}
     told, asked = len(stage.told), stage.script.asked.total()
     kind, message = await refusal(stage, prompts(1_000))
-    assert kind == "RuntimeError"
+    assert kind == "ModelError"
     assert "left alone" in message
     assert (len(stage.told), stage.script.asked.total()) == (told, asked)
 
@@ -154,9 +154,9 @@ async def test_calls_that_fail_are_bounded_in_each_turn(books: Books) -> None:
     assert kind == "LimitExceeded"
     assert message.endswith("the limit is 20 (failed_calls)")
     assert (stage.script.asked.total(), books.orders) == (asked, orders)
-    assert Counter(kind for kind, _ in slots) == {"RuntimeError": asked, "LimitExceeded": 1_000 - asked}
+    assert Counter(kind for kind, _ in slots) == {"ModelError": asked, "LimitExceeded": 1_000 - asked}
     stage.calls.begin_turn()
-    assert errors(await stage.calls.ask(["again"], None)) == [("RuntimeError", "small: not this")]
+    assert errors(await stage.calls.ask(["again"], None)) == [("ModelError", "small: not this")]
 
 
 async def test_calls_that_fail_are_bounded_in_the_whole_run(books: Books) -> None:
@@ -234,7 +234,7 @@ async def test_identical_prompts_of_a_batch_are_one_call_and_its_error_is_theirs
 
     stage = Stage(books, no)
     slots = await stage.calls.ask(["same"] * 2_000, None)
-    assert errors(slots) == [("RuntimeError", "small: not this")] * 2_000
+    assert errors(slots) == [("ModelError", "small: not this")] * 2_000
     assert len({id(slot) for slot in slots}) == 2_000, "what is noted in one slot is not in another"
     assert (stage.script.asked, len(stage.told), stage.failures.count) == ({"same": 1}, 2, 1)
 

@@ -23,7 +23,6 @@ def error_of(ended: Ended) -> tuple[str, str]:
     ("source", "message"),
     [
         ("rlm_query('x' * 100_001, 'text')", "prompts: a child RLM's question may have 100000 characters, not 100001"),
-        ("rlm_query_batched(['?', 'x' * 100_001])", "prompts: a child RLM's question may have 100000 characters"),
         ("rlm_query_batched(['?'] * 4)", "nodes: a run may have 4 RLMs in all; it has had 1, and 4 more"),
         ("rlm_query_batched(['?'] * 2, budget=20)", "budget: 20 USD is more than what is left"),
     ],

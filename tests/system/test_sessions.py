@@ -76,7 +76,7 @@ async def test_output_is_seen_before_the_turn_ends(server: Served) -> None:
         ("llm_query('x', model='nobody')", ERROR, "ValueError"),
         ("llm_query('x', model='n' * 1_000_000)", ERROR, "ValueError"),
         ("llm_query('x', model='')", ERROR, "ValueError"),
-        ("llm_query_batched([])", ERROR, "LimitExceeded"),
+        ("llm_query_batched('hello')", ERROR, "TypeError"),
     ],
 )
 async def test_a_session_goes_on_after(server: Served, source: str, status: int | None, error: str) -> None:

@@ -25,39 +25,9 @@ def text(name, value):
     return value
 
 
-def only(replies):
-    """Return the value of the one slot of a reply, or raise what it says."""
-    if "error" in replies[0]:
-        raise _failure(replies[0]["error"])
-    return _noted(replies[0])
-
-
-def slots(return_exceptions, replies):
-    """Return the values of all slots of a reply; one that failed gives its error as text, or as an exception."""
-    values = []
-    for reply in replies:
-        if "error" not in reply:
-            values.append(_noted(reply))
-        elif return_exceptions:
-            values.append(_failure(reply["error"]))
-        else:
-            values.append(f"Error: {reply['error']['message']}")
-    return values
-
-
-def _failure(error):
-    kind = _door.ERRORS.get(error["type"], RuntimeError)
-    return kind(error["message"])
-
-
-def _noted(reply):
-    if reply.get("note"):
-        print(f"[{reply['note']}]")
-    return reply["ok"]
-
-
 for _stream in (sys.stdout, sys.stderr):  # a line is seen when it is printed, not when the turn ends
     _stream.reconfigure(line_buffering=True)
 
 _runner.reserved["context"] = ""  # until there is one
+_runner.reserved.update(_door.ERRORS)  # code catches them by their names
 _runner.internal.add("<_rlm>")
