@@ -34,7 +34,7 @@ from sandbox.pool.pool import LiveSession
 
 _GUEST = Path(__file__).parent / "guest"
 
-_SHARED = (_GUEST / "_rlm.py", _GUEST / "_slots.py")
+_SHARED = (_GUEST / "_rlm.py", _GUEST / "_slots.py", _GUEST / "_answer_text.py")
 """Guest modules that stubs import."""
 
 _DOLLARS = Kind("a number of US dollars", NUMBER.fits, "ValueError")
@@ -207,7 +207,7 @@ FUNCTIONS = Functions(
   child with a REPL of its own, for parts too large or too involved for one llm_query.
 - rlm_query_batched(prompts, contexts=None, ...) -> list[str]: many children at once.
 - llm_query_async, rlm_query_async: the same, to be awaited, at the top level too: `await asyncio.gather(...)` has many
-  run in parallel, and so has `ThreadPoolExecutor().map(llm_query, prompts)`. There are no other threads.""",
+  run in parallel, and so has `ThreadPoolExecutor().map(llm_query, prompts)`. A `Thread` runs when it is started.""",
             stub=_GUEST / "_rlm_query.py",
         ),
         Function(
@@ -226,7 +226,7 @@ FUNCTIONS = Functions(
             in_runs=_budget,
             in_sessions="turns and depth are a run's",
             prompt="""\
-- budget() -> dict: what is left. SHOW_VARS(): your variables. Code may catch `LimitExceeded`, `ModelError` (its
+- budget() -> dict: what is left. SHOW_VARS() -> str: your variables. Code may catch `LimitExceeded`, `ModelError` (its
   `.kind` says why) and `AnswerCut`.""",
             stub=_GUEST / "_budget.py",
         ),

@@ -21,6 +21,7 @@ from rlm_server.repl.output import OutputBatcher
 from rlm_server.runs import prompt, reply, root_call
 from rlm_server.runs.children import Children
 from rlm_server.runs.cuts import beginning_of, size_of
+from rlm_server.runs.draft import Draft
 from rlm_server.runs.events import (
     Answer,
     Body,
@@ -69,8 +70,7 @@ class Node:
         )
         self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
         self._guards = Guards(limits, self.emit)
-        self._draft = ""
-        self._ready = False
+        self._draft = Draft()
         self._messages: list[Message] = []
         self._coverage = Coverage()
         self._looked: Looked | None = None
@@ -100,14 +100,14 @@ class Node:
             outcome = await self._outcome()
             await moving
         except asyncio.CancelledError:
-            await run_to_completion(self._keep(Outcome(RunState.CANCELLED, self._draft, "cancelled"), moving))
+            await run_to_completion(self._keep(Outcome(RunState.CANCELLED, self._draft.text, "cancelled"), moving))
             raise
         except DatabaseError as error:  # it is away, or full: said once, and by name
             log.error("node %s ended: %s", self.task.id, type(error).__name__)  # noqa: TRY400
-            outcome = Outcome(RunState.FAILED, self._draft, "the server cannot reach its database")
+            outcome = Outcome(RunState.FAILED, self._draft.text, "the server cannot reach its database")
         except Exception:
             log.exception("node %s failed", self.task.id)
-            outcome = Outcome(RunState.FAILED, self._draft, "an internal error of the server; it has been logged")
+            outcome = Outcome(RunState.FAILED, self._draft.text, "an internal error of the server; it has been logged")
         await run_to_completion(self._keep(outcome, moving))
         return outcome
 
@@ -142,7 +142,7 @@ class Node:
                 return
 
     def _ended(self, how: NodeEnded) -> Outcome:
-        return Outcome(how.state, self._draft, cut(str(how), MAX_REASON))
+        return Outcome(how.state, self._draft.text, cut(str(how), MAX_REASON))
 
     def _out_of_time(self) -> NodeEnded:
         reason = f"wall_seconds: the run may take {self.tree.limits.wall_seconds:g} s"
@@ -193,7 +193,7 @@ class Node:
             self.emit(TurnStarted(limits.max_turns))
             read = reply.read(await self._ask(limits.root_tokens))
             if read.final is not None:
-                if self._too_long(read.final) is None:
+                if read.final.strip() and self._too_long(read.final) is None:
                     return self._answered(read.final)
                 read = reply.Reply((f"FINAL({read.final!r})",))  # refused as that of code is
             named = read.final_variable
@@ -201,8 +201,8 @@ class Node:
             results = await self._run_blocks(session, blocks)
             await self._look(session)
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
-            if self._ready:
-                return self._answered(self._draft)
+            if self._draft.ready:
+                return self._answered(self._draft.text)
             notes = [*self._guards.look(blocks, results), *self._call_notes]
             self._call_notes.clear()
             environment = await self._environment(min(turn + 1, limits.max_turns))
@@ -226,7 +226,7 @@ class Node:
         self._coverage = await self.tree.saw(node_context, self._looked, blocks)
 
     def _answered(self, text: str) -> str:
-        self._draft = text
+        self._draft.text = text
         self.emit(Answer(text))
         return text
 
@@ -251,7 +251,7 @@ class Node:
         self._messages.append(Message("user", prompt.LAST_WORD))
         try:
             said = (await self._ask(min(1024, self.tree.limits.root_tokens))).strip()
-            self._draft = beginning_of(said, self.tree.limits.answer_bytes) or self._draft
+            self._draft.text = beginning_of(said, self.tree.limits.answer_bytes) or self._draft.text
         except NodeEnded as ended:
             self.emit(Guard("last_word", f"no closing answer: {ended}"))
 
@@ -261,13 +261,15 @@ class Node:
             await self.tree.event_log.room()
             self.emit(CodeStarted(code, number))
             tally = self.calls.begin_turn()
+            self._draft.begin()
             with OutputBatcher(self.emit) as output:
                 result = await self._turn(session, code, output)
+            self._draft.end(result.status)
             told = replace(result, stdout="", stderr="")  # which are told already
             self.emit(CodeFinished(told, tally.untold))
             self._call_notes += prompt.call_notes(tally.notes)
             results.append(result)
-            if result.error or self._ready:
+            if result.error or self._draft.ready:
                 break
         return results
 
@@ -282,7 +284,12 @@ class Node:
             self._take_answer,
         )
         answer = partial(self._answer_call, repl)
-        execute = partial(session.execute, code, answer, output.take, output.restarted)
+
+        def restarted(reason: str) -> None:
+            self._draft.begin()
+            output.restarted(reason)
+
+        execute = partial(session.execute, code, answer, output.take, restarted)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         try:
             done = await metered(
@@ -319,7 +326,9 @@ class Node:
         too_long = self._too_long(content)
         if too_long is not None:
             raise DoorRefusal("LimitExceeded", too_long)
-        self._draft, self._ready = content, ready
+        if ready and not content.strip():
+            raise DoorRefusal("ValueError", "the answer is empty")
+        self._draft.take(content, ready)
 
     def _too_long(self, answer: str) -> str | None:
         """Say that a text is too long for an answer, where it is."""

@@ -13,10 +13,13 @@ import _door
 import _reactor
 
 reserved = {}
-"""Names put back into the program's namespace before every turn."""
+"""Names put back into the program's namespace after every turn, and before it."""
+
+adopts = {}
+"""Of reserved names, functions that tell whether a value of the program's may stay in place of what was reserved."""
 
 after = []
-"""Functions called after every turn that ended by itself."""
+"""Functions called after every turn that was not stopped, with whether its code ran to its end."""
 
 leftovers = []
 """Functions called once, before the next turn: each gives up what an earlier turn has left under way."""
@@ -63,12 +66,13 @@ def run(code, number, state, proof):
     error = ran = None
     try:
         ran = execute(code, f"<turn {number}>", proof)
-        for function in after:
-            function()
     except BaseException as raised:
-        if isinstance(raised, MemoryError):
-            spare.clear()
-        error = describe(raised)
+        error = failure(raised)
+    for step in (put_back_streams, put_back_names, *after):
+        try:
+            step(error is None)
+        except BaseException as raised:
+            error = failure(raised) if error is None else error
     try:
         report(error)
     except Exception:  # the program has broken what a report needs
@@ -77,13 +81,20 @@ def run(code, number, state, proof):
     return int(ran) if error is None and ran is not None else 0
 
 
+def failure(raised):
+    """Describe what ended a turn. Where it is a lack of memory, some is given up for that."""
+    if isinstance(raised, MemoryError):
+        spare.clear()
+    return describe(raised)
+
+
 told = []
 """The variables the host was told of last."""
 
 
 def report(error):
     """Flush the streams, and report to the host how the turn ended if that differs from the last report."""
-    flush()
+    put_back_streams()
     now = variables()
     if error is None and told and told[0] == now:
         return
@@ -107,14 +118,74 @@ def mend():
             leftovers.pop()()
 
 
-def flush():
-    """Flush the streams. A stream that is broken or gone is made anew."""
+kept = {}
+"""What the program made of reserved names, by these: the last value of each."""
+
+
+def put_back_names(_ended=True):
+    """Put back the reserved names that the program used for something else. Keep its values, and say where."""
+    for name, value in list(reserved.items()):
+        if name not in namespace:
+            namespace[name] = value
+        elif (other := namespace[name]) is not value:
+            if name in adopts and adopts[name](other):
+                reserved[name] = other
+            else:
+                namespace[name] = value
+                keep(name, other)
+
+
+def keep(name, value):
+    """Keep a value in a dict that the program finds, and say where."""
+    kept[name] = value
+    place, number = "kept", 1
+    while namespace.get(place, kept) is not kept:  # the program has a variable of this name
+        place, number = f"kept_{number}", number + 1
+    namespace[place] = kept
+    say(f'{name} is the server\'s name and is put back; what your code gave that name is in {place}["{name}"]')
+
+
+def say(words):
+    """Tell the program's author something, behind what the program has printed."""
+    streams["stdout"].write(f"[{words}]\n")
+
+
+streams = {"stdout": sys.stdout, "stderr": sys.stderr}
+"""What a program prints to."""
+
+
+def put_back_streams(_ended=True):
+    """Flush the streams, and put them back where the program replaced them. One that is broken is made anew."""
     for fd, name in ((1, "stdout"), (2, "stderr")):
+        own, now = streams[name], getattr(sys, name, None)
+        with contextlib.suppress(BaseException):
+            now.flush()
         try:
-            getattr(sys, name).flush()
+            own.flush()
         except Exception:
-            stream = open(fd, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-            setattr(sys, name, stream)
+            own = streams[name] = open(  # noqa: SIM115
+                fd, "w", buffering=1, encoding="utf-8", errors="backslashreplace", closefd=False
+            )
+        if now is own:
+            continue
+        setattr(sys, name, own)
+        try:
+            below = now.buffer
+        except BaseException:
+            below = None
+        if below is not None and below is own.buffer:  # a wrapper of the stream would close it, when it is dropped
+            with contextlib.suppress(BaseException):
+                now.detach()
+        elif now is not None and not is_closed(now):
+            keep(f"sys.{name}", now)
+
+
+def is_closed(stream):
+    """Whether something that was a stream cannot be used any more."""
+    try:
+        return bool(stream.closed)
+    except BaseException:
+        return False
 
 
 sources = {}
@@ -142,9 +213,14 @@ def execute(code, filename, proof):
     else:
         for part in parts:
             value = eval(part, namespace)
-    if value is not None:
+    if value is not None and value is not shown[0]:
         print(repr(value))
+    shown[0] = None
     return proof
+
+
+shown = [None]
+"""A value that was printed already: as that of a last expression it is not shown once more."""
 
 
 NOT_RUN = "the code did not run to its end: an earlier turn has replaced what runs it"

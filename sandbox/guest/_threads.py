@@ -1,16 +1,19 @@
-"""Thread pools and conditions, without threads. Runs inside the sandbox.
+"""Threads, thread pools and conditions, without threads. Runs inside the sandbox.
 
 A pool starts functions that ask the host without waiting, so that many requests are under way at once. Any other
-function runs in the caller when it is submitted.
+function runs in the caller when it is submitted. A thread runs to its end when it is started.
 """
 
 import collections
 import concurrent.futures.thread
+import contextvars
 import functools
+import sys
 import threading
 from concurrent.futures import _base
 
 import _requests
+import _runner
 
 
 class Future(_base.Future):
@@ -128,6 +131,54 @@ def _wait(self, timeout=None):
         if waiter.locked():
             self._waiters.remove(waiter)
 
+
+_running = []
+"""Threads that run: each was started by the one before it."""
+
+
+def _start_thread(self):
+    """Run the thread's function to its end, in the caller."""
+    if not self._initialized:
+        raise RuntimeError("thread.__init__() not called")
+    if self._started.is_set():
+        raise RuntimeError("threads can only be started once")
+    here = self._ident = threading.get_ident()
+    outer, threading._active[here] = threading._active.get(here), self
+    self._started.set()
+    _running.append(self)
+    try:
+        contextvars.copy_context().run(self.run)
+    except BaseException:
+        self._invoke_excepthook(self)
+    finally:
+        _running.remove(self)
+        threading._active[here] = outer
+
+
+def _join_thread(self, timeout=None):  # noqa: ARG001
+    """Return at once: a thread that was started has ended."""
+    if not self._initialized:
+        raise RuntimeError("Thread.__init__() not called")
+    if not self._started.is_set():
+        raise RuntimeError("cannot join thread before it is started")
+    if self in _running:
+        raise RuntimeError("cannot join current thread")
+
+
+def _is_alive(self):
+    """Return whether the thread is running."""
+    return self in _running
+
+
+def _failed(failure):
+    """Say how a thread failed, with the frames of the program's own code."""
+    if failure.exc_type is not SystemExit:
+        shown = _runner.describe(failure.exc_value)["traceback"]
+        print(f"Exception in thread {failure.thread.name}:\n{shown}", end="", file=sys.stderr)
+
+
+threading.excepthook = _failed
+threading.Thread.start, threading.Thread.join, threading.Thread.is_alive = _start_thread, _join_thread, _is_alive
 
 # Everything that waits in `threading`, `queue` and `concurrent.futures` waits on a condition. The original would block
 # the only thread there is, which would end the interpreter.

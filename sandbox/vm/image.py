@@ -55,7 +55,7 @@ class ImageSpec:
 
     def prelude(self) -> str:
         """Return the Python source that is run once, when the image is built."""
-        lines = ["import sys, types", "sys.executable = ''"]
+        lines = ["import os, sys, types", "sys.executable = ''", f"os.chdir({TMP!r})"]
         for name, path in {**GUEST_LIBRARY, **self.modules}.items():
             lines += [
                 f"module = sys.modules[{name!r}] = types.ModuleType({name!r})",

@@ -38,19 +38,20 @@ def guards(ended: Ended) -> list[str]:
         (code("FINAL(6 * 7)"), "42"),
         (code("found = 'yes'\nFINAL_VAR('found')"), "yes"),
         (code("SUBMIT('yes')"), "yes"),
-        (code("SUBMIT(a=1, b=2)"), "{'a': 1, 'b': 2}"),
+        (code("SUBMIT(a=1, b=2)"), '{"a": 1, "b": 2}'),
         (code("answer['content'] = 'yes'\nanswer['ready'] = True"), "yes"),
         (code("answer = {'content': 'yes', 'ready': True}"), "yes"),
         ("```python\nFINAL('yes')\n```", "yes"),
         ("Now I know.\nFINAL(yes)", "yes"),
         ('FINAL("two\nlines")', "two\nlines"),
         (code("FINAL('x' * 3_000_000)"), "x" * 3_000_000),
-        (code("FINAL('')"), ""),
+        (code("FINAL('')"), None),
+        ("FINAL()", None),
         (code("FINAL('\\ud83d')"), None),
         ("FINAL_VAR()", None),
         ("FINAL_VAR('')", None),
     ],
-    ids=range(15),
+    ids=range(16),
 )
 async def test_every_form_of_answer_is_taken(server: Served, reply: str, answer: str | None) -> None:
     async with server(Play(reply, code("FINAL('another')"))) as served:
@@ -65,7 +66,7 @@ async def test_every_form_of_answer_is_taken(server: Served, reply: str, answer:
     ("content", "draft"),
     [
         ("0", "0"), ("[]", "[]"), ("False", "False"), ("''", "before"), ("None", "before"),
-        ("__import__('numpy').arange(3)", "array([0, 1, 2])"),
+        ("__import__('numpy').arange(3)", "[0, 1, 2]"),
     ],
 )  # fmt: skip
 async def test_a_draft_is_what_the_answer_holds_whatever_that_is(server: Served, content: str, draft: str) -> None:

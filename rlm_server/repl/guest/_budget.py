@@ -13,6 +13,8 @@ def budget():
 
 @offered
 def SHOW_VARS():
-    """Print the program's variables with type and size."""
-    for name, kind, length in _runner.variables():
-        print(f"{name}: {kind}" + (f" of length {length}" if length >= 0 else ""))
+    """Print the program's variables with type and size, and return what was printed."""
+    lines = [f"{name}: {kind}" + (f" of length {n}" if n >= 0 else "") for name, kind, n in _runner.variables()]
+    _runner.shown[0] = listed = "\n".join(lines) or "no variables yet"
+    print(listed)
+    return listed
