@@ -81,10 +81,16 @@ def test_a_run_can_be_given_a_context_that_was_uploaded(rlm: Rlm, fake: FakeServ
     assert len(fake.streams) == 1
 
 
+def test_a_run_needs_no_context(rlm: Rlm, fake: FakeServer) -> None:
+    assert rlm("run", "How many?").exit_code == 0
+    (asked,) = fake.asked(run_pb2.CreateRunRequest)
+    assert (asked.question, asked.context_id) == ("How many?", "")
+    assert fake.streams == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["run", "?"], "Missing option '--context' (or '--context-id')"),
         (["run", "--context", "-", "--context-id", "context-1", "?"], "exclude each other"),
         (["run", "--context", "-", "--context", "-", "?"], "stdin can be read once"),
         (["run", "--context", "/no/such/file", "?"], "'/no/such/file' does not exist"),

@@ -89,6 +89,16 @@ def test_a_path_from_what_is_iterated_is_named_by_its_file_name(
     assert fake.documents == {"a.txt": "a", "b.txt": "b"}
 
 
+@pytest.mark.parametrize(
+    "data",
+    [{"a": {"é": 1}, "b": "x"}, [{"role": "user", "content": "hi"}], [1, "a"], {"rows": [1.5, None]}, [[1], [2]]],
+)
+def test_a_dict_or_list_of_data_is_one_text_of_json(data: Any, client: Client, fake: FakeServer) -> None:
+    context = client.upload(data)
+    assert context.kind == context_pb2.CONTEXT_KIND_TEXT
+    assert json.loads(client.read_context(context.context_id)) == data
+
+
 @pytest.mark.parametrize("nothing", [{}, [], iter(())])
 def test_no_documents_are_no_context(nothing: Any, client: Client, fake: FakeServer) -> None:
     with pytest.raises(SourceRefused, match="there are no documents"):

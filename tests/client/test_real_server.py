@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -73,6 +74,23 @@ def test_documents_from_anywhere_are_there_with_their_names(
     assert documents(client, context) == TEXTS
     assert (context.kind, context.documents) == (ContextKind.CONTEXT_KIND_DOCUMENTS, 3)
     assert context.characters == sum(map(len, TEXTS.values()))
+
+
+@pytest.mark.parametrize("over", ["nothing", "a text", "folder", "lines", "data"])
+def test_the_command_answers_over_anything_and_over_nothing(
+    over: str, sources: dict[str, Source], real: RealServer, tmp_path: Path
+) -> None:
+    for name, text in (("a text", "the first"), ("data", '{"first": [1, 2]}')):
+        (tmp_path / name).write_text(text)
+    paths = {"nothing": None, "a text": tmp_path / "a text", "data": tmp_path / "data", **sources}
+    path = paths[over]
+    context = [] if path is None else ["--context", str(path)]
+    command = [sys.executable, "-m", "rlm_client.cli", "run", *context, "Which is the first?"]
+    environment = {**os.environ, "RLM_SERVER": real.target, "RLM_API_KEY": real.key}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(No model answered this")
+    assert ("first" in done.stdout.splitlines()[-1]) == (path is not None)
 
 
 def test_the_same_documents_from_elsewhere_are_the_same_context(sources: dict[str, Source], client: Client) -> None:

@@ -76,7 +76,7 @@ def _budget_option(command: Command) -> Command:
 
 
 @main.command()
-@context_options(required=True)
+@context_options
 @click.option("--model", default="", help="The root model; the server's default otherwise.")
 @click.option("--sub-model", default="", help="The model of llm_query and of child RLMs; the root model otherwise.")
 @_budget_option
@@ -100,7 +100,7 @@ def run(
     as_json: bool,
     question: str,
 ) -> None:
-    """Answer QUESTION over a text or documents. An interrupt (Ctrl-C) cancels the run on the server."""
+    """Answer QUESTION, over a text or documents if given. An interrupt (Ctrl-C) cancels the run on the server."""
     console, source = console_for(sys.stderr), options.source()
     with access.open() as (client, interrupts):
         context_id = options.context(source, client, interrupts, console, quiet=as_json)
@@ -155,7 +155,7 @@ def show(access: Access, run_id: str, as_json: bool) -> None:
 
 
 @main.command(name="exec")
-@context_options(required=False)
+@context_options
 @_image
 @click.option("--sub-model", default="", help="The model of llm_query.")
 @_budget_option

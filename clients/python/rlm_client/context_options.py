@@ -100,28 +100,21 @@ class ContextOptions:
         return context
 
 
-def context_options(required: bool) -> Callable[[Command], Command]:
+def context_options(command: Command) -> Command:
     """Add `--context`, `--context-id` and how to read. The command gets one `ContextOptions` named `options`."""
     several = "A file of UTF-8 text, a directory, or a .jsonl or .zip file; - reads stdin. Several are documents."
 
-    def add(command: Command) -> Command:
-        @click.option("--context", "paths", multiple=True, type=PATH, metavar="PATH", help=several)
-        @click.option("--context-id", default="", metavar="ID", help="A context that was uploaded before.")
-        @reading_options
-        @wraps(command)
-        def checked(*args: Any, options: ContextOptions, context_id: str, **others: Any) -> object:
-            if options.paths and context_id:
-                raise click.UsageError("--context and --context-id exclude each other")
-            if required and not (options.paths or context_id):
-                raise click.UsageError("Missing option '--context' (or '--context-id')")
-            whole = ContextOptions(
-                options.paths, options.text_field, options.name_field, options.skip_binary, context_id
-            )
-            return command(*args, options=whole, **others)
+    @click.option("--context", "paths", multiple=True, type=PATH, metavar="PATH", help=several)
+    @click.option("--context-id", default="", metavar="ID", help="A context that was uploaded before.")
+    @reading_options
+    @wraps(command)
+    def checked(*args: Any, options: ContextOptions, context_id: str, **others: Any) -> object:
+        if options.paths and context_id:
+            raise click.UsageError("--context and --context-id exclude each other")
+        whole = ContextOptions(options.paths, options.text_field, options.name_field, options.skip_binary, context_id)
+        return command(*args, options=whole, **others)
 
-        return checked
-
-    return add
+    return checked
 
 
 def reading_options(command: Command) -> Command:

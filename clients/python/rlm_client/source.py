@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
+from typing import Any
 
 from rlm_client import archive, directory, jsonl
 from rlm_client.archive import ArchiveLimits
@@ -17,9 +19,10 @@ MAX_DERIVED_NAME = 200
 
 FilePath = PathLike[str]
 
-Source = Text | FilePath | Mapping[str, Text] | Iterable[FilePath | tuple[str, Text]]
+Source = Text | FilePath | Mapping[str, Text] | Iterable[FilePath | tuple[str, Text]] | dict[str, Any] | list[Any]
 """What can be uploaded. One text: a `str` or bytes, or the path of a file. Documents: the path of a directory, a .jsonl
-file or a .zip archive; a mapping from names to texts; any number of paths and (name, text) pairs."""
+file or a .zip archive; a mapping from names to texts; any number of paths and (name, text) pairs. A dict or list that
+holds dicts, lists or numbers becomes one text: JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ def material(source: Source, name: str | None, reading: FileOptions) -> Material
         TypeError: it is nothing that can be uploaded.
         ValueError: a `str` is the name of a file that exists: which of the two was meant?
     """
+    if _is_json(source):
+        source = json.dumps(source, ensure_ascii=False).encode()
     if isinstance(source, str):
         if _names_a_file(source):
             raise ValueError(f"{source!r} names a file: pass pathlib.Path({source!r}) for it, or bytes for this text")
@@ -79,6 +84,15 @@ def material(source: Source, name: str | None, reading: FileOptions) -> Material
     paths = [os.fspath(item) for item in items if isinstance(item, PathLike)] if isinstance(items, Collection) else []
     named = name_of(paths) if name is None else name
     return Material(named, False, partial(_in_items, items, _folder_of_all(paths), reading))
+
+
+def _is_json(source: object) -> bool:
+    """Whether it is data, and neither texts by their names nor paths and pairs."""
+    if isinstance(source, dict):
+        return any(isinstance(value, dict | list | int | float) for value in source.values())
+    if not isinstance(source, list) or any(isinstance(item, PathLike | tuple) for item in source):
+        return False
+    return any(isinstance(item, dict | list | int | float) for item in source)
 
 
 def name_of(paths: list[str]) -> str:

@@ -21,11 +21,19 @@ SUB_PROMPT = (
     "ending in `Error` or `Exception` inside the brackets? Answer with their numbers, separated by spaces, or `none`."
 )
 
-_LOOK = """\
+_TEXT = """\
+if isinstance(context, str):
+    text = context
+else:
+    names = [name if "/" in name else f"{name or number}/" for number, name in enumerate(context.names)]
+    text = "\\n".join(f"===== FILE: {name} =====\\n{document}" for name, document in zip(names, context))"""
+
+_LOOK = f"""\
 I look at how the text is built.
 ```repl
-print(len(context), "characters")
-print(context[:600])
+{_TEXT}
+print(len(text), "characters")
+print(text[:600])
 ```"""
 
 _SELECT = f'''\
@@ -36,10 +44,10 @@ import re
 
 class_line = re.compile(r"^[ ]*class[ ].*$", re.M)
 lines_of = {{}}
-headers = list(re.finditer(r"^===== FILE: ([^/\\n]+)/.* =====$", context, re.M))
+headers = list(re.finditer(r"^===== FILE: ([^/\\n]+)/.* =====$", text, re.M))
 for header, following in zip(headers, [*headers[1:], None]):
-    start, end = header.end(), following.start() if following else len(context)
-    found = class_line.findall(context, start, end)
+    start, end = header.end(), following.start() if following else len(text)
+    found = class_line.findall(text, start, end)
     if found:
         lines_of.setdefault(header[1], []).extend(line.strip()[:300] for line in found)
 large = sorted((p for p in lines_of if len(lines_of[p]) > 1000), key=lambda p: -len(lines_of[p]))[:8]
@@ -58,7 +66,7 @@ ask = """{SUB_PROMPT}"""
 size = 150
 parts = [small[i : i + size] for i in range(0, len(small), size)]
 prompts = [ask + "\\n\\n" + "\\n".join(f"{{n}}: {{line}}" for n, (_, line) in enumerate(part)) for part in parts]
-replies = llm_query_batched(prompts)
+replies = llm_query_batched(prompts) if prompts else []
 for part, reply in zip(parts, replies):
     for number in reply.split():
         if number.isdigit():
@@ -69,15 +77,17 @@ print(len(prompts), "sub-calls;", [(p, counts[p]) for p in best])
 ```'''
 
 _ANSWER = """\
-The counts are complete.
 ```repl
-answer["content"] = "\\n".join(f"{p}: {counts[p]}" for p in best)
+answer["content"] = "The count was not completed: an earlier block failed."
+if "best" in globals():
+    answer["content"] = "\\n".join(f"{p}: {counts[p]}" for p in best) or "No package declares an exception class."
 answer["ready"] = True
 ```"""
 
 _CHILD = f'''\
 ```repl
-lines = context.split("\\n")
+{_TEXT}
+lines = text.split("\\n")
 if len(lines) > 2000 and budget()["depth"] > 0:
     half = len(lines) // 2
     halves = ["\\n".join(lines[:half]), "\\n".join(lines[half:])]

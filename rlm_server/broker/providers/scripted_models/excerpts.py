@@ -35,6 +35,8 @@ print(len(scored), "of", passages, "passages share a word with the question")
 I ask the sub-model about the best of them, all at once.
 ```repl
 ask = {ask!r}
+best, size = globals().get("best", []), 4000
+documents = [context] if isinstance(context, str) else context
 texts = [documents[number][start : start + size + 200] for number, start in best]
 prompts = [f"{ask}\\nQuestion: {question}\\nText:\\n{text}" for text in texts]
 replies = llm_query_batched(prompts, return_exceptions=True) if prompts else []
@@ -47,6 +49,7 @@ print(len(told), "of", len(prompts), "had something;", len(failed), "calls faile
     """\
 ```repl
 lead = "(No model answered this: these are the passages that share most words with the question.)"
+found = globals().get("found", [])
 answer["content"] = "\\n".join([lead, *dict.fromkeys(found)]) if found else lead + " None does."
 answer["ready"] = True
 ```""",
@@ -55,12 +58,12 @@ answer["ready"] = True
 
 def write_code(first: str, turn: int) -> str:
     """Play the model of a node."""
-    question = first.removeprefix("Question:\n").partition("\n\nEnvironment:")[0]
+    question = first.removeprefix("Question:\n").rpartition("\n\nEnvironment:")[0] or first
     said = {"{words!r}": repr(_words(question)), "{ask!r}": repr(_SUB_PROMPT)}
-    code = _CODE[min(turn, 2)].replace("```repl\n", f"```repl\nquestion = {question!r}\n", 1)
+    code = _CODE[min(turn, 2)]
     for name, value in said.items():
         code = code.replace(name, value)
-    return code
+    return code.replace("```repl\n", f"```repl\nquestion = {question!r}\n", 1)
 
 
 def answer(prompt: str) -> str:
