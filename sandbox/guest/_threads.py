@@ -137,37 +137,46 @@ _running = []
 
 
 def _start_thread(self):
-    """Run the thread's function to its end, in the caller."""
+    """Run the thread's function to its end, in the caller. A timer waits until it is joined, or is cancelled."""
     if not self._initialized:
         raise RuntimeError("thread.__init__() not called")
     if self._started.is_set():
         raise RuntimeError("threads can only be started once")
-    here = self._ident = threading.get_ident()
-    outer, threading._active[here] = threading._active.get(here), self
+    self._ident = threading.get_ident()
     self._started.set()
-    _running.append(self)
+    if not isinstance(self, threading.Timer):
+        _run(self)
+
+
+def _run(thread):
+    here = threading.get_ident()
+    outer, threading._active[here] = threading._active.get(here), thread
+    _running.append(thread)
     try:
-        contextvars.copy_context().run(self.run)
+        contextvars.copy_context().run(thread.run)
     except BaseException:
-        self._invoke_excepthook(self)
+        thread._invoke_excepthook(thread)
     finally:
-        _running.remove(self)
+        _running.remove(thread)
         threading._active[here] = outer
 
 
 def _join_thread(self, timeout=None):  # noqa: ARG001
-    """Return at once: a thread that was started has ended."""
+    """Return at once: a thread that was started has ended. Only a timer runs now, after its time."""
     if not self._initialized:
         raise RuntimeError("Thread.__init__() not called")
     if not self._started.is_set():
         raise RuntimeError("cannot join thread before it is started")
     if self in _running:
         raise RuntimeError("cannot join current thread")
+    if _is_alive(self):
+        _run(self)
 
 
 def _is_alive(self):
-    """Return whether the thread is running."""
-    return self in _running
+    """Return whether the thread is running, or is a timer that waits."""
+    waits = isinstance(self, threading.Timer) and self._started.is_set() and not self.finished.is_set()
+    return waits or self in _running
 
 
 def _failed(failure):

@@ -37,7 +37,7 @@ STDLIB_SHA256 = "a7b8f7cbd4799ac8c81223cbc47f8cea503adac934a04826778b66e5a5e9b84
 _GUEST_FOLDER = Path(__file__).parents[1] / "guest"
 GUEST_LIBRARY = {
     name: _GUEST_FOLDER / f"{name}.py"
-    for name in ("_door", "_runner", "_documents", "_requests", "_threads", "_loop", "_golden")
+    for name in ("_door", "_runner", "_documents", "_requests", "_threads", "_loop", "_figures", "_golden")
 }
 
 

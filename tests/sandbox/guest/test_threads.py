@@ -37,6 +37,12 @@ def test_a_subclass_a_timer_and_a_thread_in_a_thread_run_too(repl: Repl) -> None
     assert repl.show("seen") == repr([("inner", "in"), ("outer", "out"), ("late", "timer")])
 
 
+def test_a_timer_waits_until_it_is_joined_and_one_that_is_cancelled_never_runs(repl: Repl) -> None:
+    repl.show(NOTE)
+    start = "timer = threading.Timer(3600, note, ('never',)); timer.start(); alive = timer.is_alive(); timer.cancel()"
+    assert repl.show(f"{start}\nalive, timer.is_alive(), timer.join(), seen") == "(True, False, None, [])"
+
+
 def test_a_thread_that_fails_says_so_without_frames_of_the_sandbox_and_the_turn_goes_on(repl: Repl) -> None:
     turn = repl.run("import threading\nt = threading.Thread(target=lambda: 1 / 0, name='t')\nt.start(); t.join(); 'on'")
     assert (turn.status, turn.stdout) == (Status.OK, "'on'\n")
