@@ -29,6 +29,7 @@ class _Finder:
         if spec is not None:
             spec.origin = f"{FOLDER}/__init__.py"  # its data are looked for beside that
             _unpack()
+            os.environ.update(MPLBACKEND="Agg", MPLCONFIGDIR=FOLDER)
         return spec
 
 
@@ -57,6 +58,5 @@ def _unpack():
 
 
 _library = zipimport.zipimporter(next(path for path in sys.path if path.endswith(".zip")))
-os.environ.update(MPLBACKEND="Agg", MPLCONFIGDIR=FOLDER)
 sys.meta_path.insert(0, _Finder)
 _runner.internal.add("<_figures>")

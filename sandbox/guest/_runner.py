@@ -146,8 +146,8 @@ def keep(name, value):
 
 
 def say(words):
-    """Tell the program's author something, behind what the program has printed."""
-    streams["stdout"].write(f"[{words}]\n")
+    """Tell the program's author something, beside what the program has printed."""
+    streams["stderr"].write(f"[{words}]\n")
 
 
 streams = {"stdout": sys.stdout, "stderr": sys.stderr}
@@ -288,6 +288,8 @@ def variables():
     listed = []
     for name, value in list(namespace.items())[-400:]:
         if name in first_names or name in reserved or name.startswith("_") or type(value).__name__ == "module":
+            continue
+        if value is kept:
             continue
         try:
             length = len(value) if type(value).__module__ in _measurable else -1

@@ -55,10 +55,9 @@ ATTACKS = [
     Attack("exec", "import os; os.execv('/bin/true', ['true'])", ("OSError", "AttributeError")),
     Attack("kill", "import os; os.kill(1, 9)", ("OSError", "AttributeError")),
     Attack(
-        "threads",
-        "import threading; threading.Thread(target=print).start()",
-        ("RuntimeError", "AttributeError", "OSError"),
+        "threads", "import _thread; _thread.start_new_thread(print, ())", ("RuntimeError", "AttributeError", "OSError")
     ),
+    shows("threads that are none", "import threading; threading.Thread(target=print, args=(1,)).start()", "1"),
     Attack(
         "sockets",
         "import socket; socket.create_connection(('127.0.0.1', 80))",

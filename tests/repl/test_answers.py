@@ -195,7 +195,7 @@ def test_an_answer_that_is_too_long_is_refused_once(program: Program) -> None:
 def test_ready_is_taken_back_where_the_block_did_not_run_to_its_end(program: Program, given: str, ending: str) -> None:
     turn = program(f"{given}\n{ending}")
     assert turn.status is Status.ERROR
-    assert turn.stdout == '[answer["ready"] is False again: the block that set it did not run to its end]\n'
+    assert turn.stderr == '[answer["ready"] is False again: the block that set it did not run to its end]\n'
     assert program("1").stdout == "1\n"
     assert program.told == [("x", False)], "it is kept as a draft"
 
@@ -214,7 +214,7 @@ def test_a_variable_called_answer_is_not_the_answer_and_is_kept(program: Program
     turn = program(f"{code}\nmine = answer")
     assert (
         'answer is the server\'s name and is put back; what your code gave that name is in kept["answer"]'
-        in turn.stdout
+        in turn.stderr
     )
     assert program("kept['answer'] is mine, answer").stdout == "(True, {'content': '', 'ready': False})\n"
     assert program.told == []
@@ -224,7 +224,7 @@ def test_a_variable_called_answer_is_not_the_answer_and_is_kept(program: Program
     "code", ["answer = {'content': 'x', 'ready': True}", "answer = dict(ready=1, content='x', sure=True)"]
 )
 def test_a_dict_with_both_keys_is_the_answer(program: Program, code: str) -> None:
-    assert program(code).stdout == ""
+    assert program(code).stderr == ""
     assert program.told == [("x", True)]
 
 
@@ -295,24 +295,24 @@ def test_a_name_of_the_servers_is_put_back_after_the_turn_that_used_it_and_its_v
         "budget = 5\nfrom re import search\ncontext = 'mine'\n[budget, context, search('a', 'a') is not None]"
     )
     words = '{0} is the server\'s name and is put back; what your code gave that name is in kept["{0}"]'
-    told = "".join(f"[{words.format(name)}]\n" for name in ("context", "search", "budget"))
-    assert sorted(turn.stdout.splitlines()) == sorted(f"[5, 'mine', True]\n{told}".splitlines())
+    told = [f"[{words.format(name)}]" for name in ("budget", "context", "search")]
+    assert (turn.stdout, sorted(turn.stderr.splitlines())) == ("[5, 'mine', True]\n", told)
     assert program("kept['budget'], kept['context'], context, callable(budget)").stdout == "(5, 'mine', '', True)\n"
 
 
 def test_the_names_are_put_back_after_a_turn_that_failed_as_well(program: Program) -> None:
-    assert 'kept["budget"]' in program("budget = 5\n1 / 0").stdout
+    assert 'kept["budget"]' in program("budget = 5\n1 / 0").stderr
     assert program("callable(budget), kept['budget']").stdout == "(True, 5)\n"
 
 
 def test_a_name_that_was_deleted_is_back_without_a_word(program: Program) -> None:
-    assert program("del budget, answer").stdout == ""
+    assert program("del budget, answer").stderr == ""
     assert program("callable(budget), answer['ready']").stdout == "(True, False)\n"
 
 
 def test_a_variable_of_the_programs_called_kept_stays_its_own(program: Program) -> None:
     program("kept = [1, 2]")
-    assert 'what your code gave that name is in kept_1["budget"]' in program("budget = 5").stdout
+    assert 'what your code gave that name is in kept_1["budget"]' in program("budget = 5").stderr
     assert program("kept, kept_1['budget']").stdout == "([1, 2], 5)\n"
 
 
@@ -323,7 +323,7 @@ def test_exceptions_that_code_should_catch_exist_by_name(program: Program) -> No
     assert program("issubclass(LimitExceeded, Exception), ModelError('x').kind").stdout == "(True, '')\n"
     error: Any = program("raise LimitExceeded('no more')").error
     assert error.traceback.endswith("\nLimitExceeded: no more\n")
-    assert program("LimitExceeded = ModelError = None").stdout.count("is put back") == 2
+    assert program("LimitExceeded = ModelError = None").stderr.count("is put back") == 2
 
 
 def test_show_vars_returns_what_it_prints(program: Program) -> None:

@@ -46,7 +46,7 @@ def SUBMIT(*values, **named):
 
 def _give(value):
     if value is reserved["answer"] or _is_answer(value):
-        value = value["content"]
+        value = dict.get(value, "content")
     content = _said(_answer_text.text_of(value))
     own = namespace.get("answer")
     if not _is_answer(own):
@@ -83,7 +83,7 @@ def _variable(name, local):
     for there in (local, namespace):
         if name in there and there[name] is not reserved.get(name, _runner.kept):
             return there[name]
-    if name == "answer" and reserved["answer"].get("content"):
+    if name == "answer" and dict.get(reserved["answer"], "content"):
         return reserved["answer"]
     if name in _runner.kept:
         return _runner.kept[name]
@@ -99,7 +99,7 @@ def _variable(name, local):
 
 
 def _is_answer(value):
-    return isinstance(value, dict) and "content" in value and "ready" in value
+    return isinstance(value, dict) and all(dict.__contains__(value, key) for key in ("content", "ready"))
 
 
 def _tell(ended):
@@ -111,7 +111,7 @@ def _tell(ended):
         if not (_last[0] and _last[0][1]):  # in a session, which no answer ends, it may be set from an earlier turn
             _runner.say('answer["ready"] is False again: the block that set it did not run to its end')
     try:
-        content = own.get("content")
+        content = dict.get(own, "content")
         content = "" if content is None else _answer_text.text_of(content)
         if ready:
             _said(content)
@@ -131,7 +131,8 @@ def _tell(ended):
 
 def _taken(own, key):
     """Return a value of a dict, and put False in its place."""
-    value, own[key] = own.get(key, False), False
+    value = dict.get(own, key, False)
+    dict.__setitem__(own, key, False)
     return value
 
 
