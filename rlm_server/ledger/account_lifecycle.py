@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from rlm_server.database.engine import Connection, following
 from rlm_server.ledger.accounts import ZERO, Account, Tree, refuse_uncountable, shortage, taking
 from rlm_server.ledger.amounts import UNITS, Limit
@@ -16,9 +18,14 @@ from rlm_server.ledger.errors import (
 from rlm_server.ledger.windows import Span, account_of, keep, prefix_of
 
 
-def open_account(connection: Connection, wanted: Account, at: int) -> None:
-    """Add `wanted` to the tree; see `Ledger.open_account`."""
-    refuse_uncountable(limit=wanted.limit)
+def reserve_of(id: str) -> str:
+    """Return the name of the account that keeps the reserve of an account."""
+    return f"{id}.reserve"
+
+
+def open_account(connection: Connection, wanted: Account, at: int, reserve: Limit | None = None) -> None:
+    """Add `wanted` to the tree, and under it its reserve; see `Ledger.open_account`."""
+    refuse_uncountable(limit=wanted.limit, reserve=reserve or Limit())
     if wanted.parent is None and wanted.carve:
         raise AccountConflict(wanted.id, "has no parent to carve its limit from")
     tree = Tree(connection)
@@ -29,6 +36,11 @@ def open_account(connection: Connection, wanted: Account, at: int) -> None:
     if wanted.parent is not None:
         _carve(tree, wanted, wanted.parent, at)
     tree.add(wanted)
+    if reserve is not None:
+        kept = Account(reserve_of(wanted.id), wanted.tenant, wanted.id, True, reserve)
+        with suppress(BudgetExceeded):  # what is above leaves too little, so there is nothing to keep
+            _carve(tree, kept, wanted.id, at)
+            tree.add(kept)
     tree.save()
 
 
@@ -61,6 +73,8 @@ def _carve(tree: Tree, wanted: Account, parent: str, at: int) -> None:
 
 def close_account(connection: Connection, id: str) -> Account:
     """Close an account and give back its promise; see `Ledger.close_account`."""
+    if not Tree(connection).get(id).closed:
+        release_reserve(connection, id)
     tree = Tree(connection)
     account = tree.get(id)
     if account.closed:
@@ -78,6 +92,12 @@ def close_account(connection: Connection, id: str) -> Account:
     tree.change(account)
     tree.save()
     return account
+
+
+def release_reserve(connection: Connection, id: str) -> Account | None:
+    """Give an account back what is left of its reserve, where it has one; see `Ledger.release_reserve`."""
+    kept = Tree(connection).find(reserve_of(id))
+    return close_account(connection, kept.id) if kept is not None and not kept.closed else kept
 
 
 _OPEN_LEAVES = """

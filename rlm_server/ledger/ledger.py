@@ -40,7 +40,14 @@ class Ledger:
         self._limits_changed = 0
 
     async def open_account(
-        self, account: str, *, tenant: str, parent: str | None, limit: Limit, carve: bool = False
+        self,
+        account: str,
+        *,
+        tenant: str,
+        parent: str | None,
+        limit: Limit,
+        carve: bool = False,
+        reserve: Limit | None = None,
     ) -> None:
         """Open an account under `parent`, or with None the tenant's own.
 
@@ -48,6 +55,9 @@ class Ledger:
         sets the limit aside until it is used or the account is closed, in the units the limit names. The promise goes
         as far up as the accounts are carved. Above the first one that is only capped, room is looked for now but not
         set aside, so holds may still be refused there (by the tenant, say). Never more is promised than `left(parent)`.
+
+        A `reserve` is kept aside from the account itself: nothing can take it until `release_reserve`, or until the
+        account is closed. Where there is not as much, nothing is kept.
 
         Opening an account again as it is changes nothing. The limit of a tenant's own account is then not compared:
         `set_limit` changes it.
@@ -61,13 +71,21 @@ class Ledger:
         """
         wanted = Account(account, tenant, parent, carve, limit)
         await self._freeing(
-            lambda connection: account_lifecycle.open_account(connection, wanted, self._clock()), lambda _: tenant
+            lambda connection: account_lifecycle.open_account(connection, wanted, self._clock(), reserve),
+            lambda _: tenant,
+        )
+
+    async def release_reserve(self, account: str) -> None:
+        """Give an account back the reserve it was opened with. Where it has none, or no more, nothing changes."""
+        await self._freeing(
+            lambda connection: account_lifecycle.release_reserve(connection, account),
+            lambda kept: kept.tenant if kept is not None else "",
         )
 
     async def close_account(self, account: str) -> Balance:
         """Close an account and return its last balance; what a carved one left unspent goes back to its parent.
 
-        Closing it again changes nothing.
+        Its reserve is given back first. Closing it again changes nothing.
 
         Raises:
             AccountInUse: holds on it are unresolved, or accounts under it are open.
