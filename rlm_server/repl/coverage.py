@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
+from rlm_server.contexts.passages import Passage
 from sandbox.corpora import coverage
 from sandbox.corpora.corpus import Corpus
 from sandbox.corpora.coverage import Range
 
 MAX_RANGES = 1000
 """Ranges that are told of what was looked at."""
+
+MAX_SENT_RANGES = 100_000
+"""Parts of a text, apart from each other, that are remembered as sent. Further ones are not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,36 @@ class Looked:
                 fraction = self._characters / every if every else 1.0
                 self._summary = Coverage(fraction, self._documents, first[:MAX_RANGES], len(first) > MAX_RANGES)
             return self._summary
+
+
+class SentText:
+    """How much of a text stood in prompts that were sent, each character counted once."""
+
+    def __init__(self) -> None:
+        self._ranges: dict[int, tuple[list[int], list[int]]] = {}
+        """Of each document the starts and the ends of what was sent, apart from each other, in order."""
+        self._number = 0
+        self.characters = 0
+        self.more = False
+        """Whether it may have been more than this."""
+
+    def add(self, passages: Iterable[Passage], *, more: bool = False) -> None:
+        """Add what stood in a prompt; `more` says that this may not be all that did."""
+        self.more = self.more or more
+        for one in passages:
+            if self._number >= MAX_SENT_RANGES:
+                self.more = True
+                return
+            self._add(one.document, one.start, one.end)
+
+    def _add(self, document: int, start: int, end: int) -> None:
+        starts, ends = self._ranges.setdefault(document, ([], []))
+        first, last = bisect_left(ends, start), bisect_right(starts, end)
+        if first < last:  # it touches those from `first` up to `last`, and becomes one with them
+            start, end = min(start, starts[first]), max(end, ends[last - 1])
+        self.characters += end - start - (sum(ends[first:last]) - sum(starts[first:last]))
+        self._number += 1 - (last - first)
+        starts[first:last], ends[first:last] = [start], [end]
 
 
 def summary(corpus: Corpus, blocks: int) -> Coverage:

@@ -34,7 +34,7 @@ from sandbox.pool.pool import LiveSession
 
 _GUEST = Path(__file__).parent / "guest"
 
-_SHARED = (_GUEST / "_rlm.py", _GUEST / "_slots.py", _GUEST / "_answer_text.py")
+_SHARED = (_GUEST / "_rlm.py", _GUEST / "_printed.py", _GUEST / "_slots.py", _GUEST / "_answer_text.py")
 """Guest modules that stubs import."""
 
 _DOLLARS = Kind("a number of US dollars", NUMBER.fits, "ValueError")

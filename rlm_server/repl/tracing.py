@@ -62,6 +62,11 @@ class Tracer:
             await self.settle()
         await self.give_up()
 
+    @property
+    def busy(self) -> bool:
+        """Whether some calls so far are not traced yet."""
+        return bool(self._under_way)
+
     async def settle(self) -> None:
         """Wait until every call so far is traced; where this is cancelled, give them up."""
         try:

@@ -14,6 +14,7 @@ from rlm_server.repl.call_batch import Slot, failed
 from rlm_server.repl.call_request import check_model, models_named
 from rlm_server.repl.limits import MAX_QUESTION
 from rlm_server.repl.model_calls import ModelCalls
+from rlm_server.runs import closing
 from rlm_server.runs.child_context import ChildContext, child_context
 from rlm_server.runs.events import Body, ChildFinished, ChildStarted, Guard
 from rlm_server.runs.journal import NodeRow
@@ -157,7 +158,8 @@ class Children:
         try:
             # One that waits for its place holds nothing but its name.
             async with self._tree.level(self._parent.depth + 1), self._tree.contexts.opened(context) as node_context:
-                slot = await self._started(child_id, question, node_context, model, budget)
+                named = model if model is not None else self._tree.run.sub_model
+                slot = await self._started(child_id, question, node_context, named, budget)
             answers.take(str(slot.get("ok", "")), "the answers of a batch of children")
         except TooMuchHeld as error:
             return failed("LimitExceeded", str(error))
@@ -168,10 +170,10 @@ class Children:
         return slot
 
     async def _started(
-        self, child_id: str, question: str, node_context: NodeContext, model: str | None, budget: Limit
+        self, child_id: str, question: str, node_context: NodeContext, model: str, budget: Limit
     ) -> Slot:
         try:
-            await run_to_completion(self._open(child_id, question, node_context.corpus.characters, budget))
+            await run_to_completion(self._open(child_id, question, node_context.corpus.characters, model, budget))
         except BudgetExceeded as error:
             return failed("LimitExceeded", str(error))
         except asyncio.CancelledError:
@@ -179,9 +181,12 @@ class Children:
             raise
         return await self._run(child_id, question, node_context, model)
 
-    async def _open(self, child_id: str, question: str, characters: int, budget: Limit) -> None:
+    async def _open(self, child_id: str, question: str, characters: int, model: str, budget: Limit) -> None:
         run, services, parent = self._tree.run, self._tree.services, self._parent
-        await services.ledger.open_account(child_id, tenant=run.tenant, parent=parent.id, limit=budget, carve=True)
+        reserve = closing.reserve(budget, services.broker.routes.route(model).price)
+        await services.ledger.open_account(
+            child_id, tenant=run.tenant, parent=parent.id, limit=budget, carve=True, reserve=reserve
+        )
         await services.journal.add_node(
             NodeRow(child_id, run.id, parent.id, parent.depth + 1, RunState.PENDING, question)
         )
@@ -194,11 +199,11 @@ class Children:
             await self._tree.services.journal.move(child_id, RunState.CANCELLED, reason="cancelled")
             await self._tell_end(child_id, Outcome(RunState.CANCELLED, reason="cancelled"))
 
-    async def _run(self, child_id: str, question: str, node_context: NodeContext, model: str | None) -> Slot:
-        depth, named = self._parent.depth + 1, model if model is not None else self._tree.run.sub_model
+    async def _run(self, child_id: str, question: str, node_context: NodeContext, model: str) -> Slot:
+        depth = self._parent.depth + 1
         outcome = Outcome(RunState.CANCELLED, reason="cancelled")
         try:
-            outcome = await self._run_node(Task(child_id, self._parent.id, depth, question, node_context, named))
+            outcome = await self._run_node(Task(child_id, self._parent.id, depth, question, node_context, model))
         finally:
             await run_to_completion(self._tell_end(child_id, outcome))
         if outcome.state is RunState.SUCCEEDED:

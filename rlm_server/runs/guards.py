@@ -7,10 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from rlm_server.repl.limits import RunLimits
-from rlm_server.runs import prompt
 from rlm_server.runs.events import Guard
 from rlm_server.runs.state import NodeEnded, RunState
+from rlm_server.runs.told import notes as told
 from sandbox.turn import Turn
+
+NEAR = 3
+"""Turns that may still fail when the model is told how many have."""
 
 
 class Guards:
@@ -34,11 +37,13 @@ class Guards:
             notes = self._repeats(blocks, results)
         else:
             self._emit(Guard("no_code", "the reply held no code to run"))
-            notes = [prompt.NO_CODE]
+            notes = [told.NO_CODE]
         failed = not blocks or results[-1].error is not None
         self._errors = self._errors + 1 if failed else 0
         if self._errors >= self._limits.errors_in_a_row:
             raise NodeEnded(RunState.EXHAUSTED, f"errors_in_a_row: {self._errors} turns in a row failed")
+        if self._errors > 1 and self._errors + NEAR >= self._limits.errors_in_a_row:
+            notes.append(told.failing(self._errors, self._limits.errors_in_a_row))
         return notes
 
     def _repeats(self, blocks: Sequence[str], results: Sequence[Turn]) -> list[str]:
@@ -51,4 +56,4 @@ class Guards:
         self._emit(Guard("repeated", "the code and what came of it are those of an earlier turn"))
         if times >= self._limits.repeats:
             raise NodeEnded(RunState.EXHAUSTED, f"no progress: the same code gave the same result {times} times")
-        return [prompt.REPEATED]
+        return [told.repeated(times, self._limits.repeats)]

@@ -10,7 +10,8 @@ from functools import partial
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.provider import Failure, Message, ModelRequest
 from rlm_server.database.engine import DatabaseError
-from rlm_server.ledger import BudgetError, Payer
+from rlm_server.ledger import BudgetError, Limit, Payer
+from rlm_server.repl.awaited import Awaited
 from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage, Looked
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished
@@ -18,7 +19,7 @@ from rlm_server.repl.functions import NodeRepl
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls, seconds_left
 from rlm_server.repl.output import OutputBatcher
-from rlm_server.runs import prompt, reply, root_call
+from rlm_server.runs import closing, reply, root_call
 from rlm_server.runs.children import Children
 from rlm_server.runs.cuts import beginning_of, size_of
 from rlm_server.runs.draft import Draft
@@ -35,6 +36,12 @@ from rlm_server.runs.events import (
 from rlm_server.runs.guards import Guards
 from rlm_server.runs.journal import PATIENCE
 from rlm_server.runs.state import NodeEnded, RunState
+from rlm_server.runs.told import last_word
+from rlm_server.runs.told.environment import Environment, Sent
+from rlm_server.runs.told.feedback import Block, after_turn, call_notes, feedback
+from rlm_server.runs.told.system import Facts, system
+from rlm_server.runs.told.task import task as first_message
+from rlm_server.runs.told.variables import Variables
 from rlm_server.runs.tree import Outcome, Task, Tree
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
@@ -56,8 +63,9 @@ class Node:
         self.task = task
         self.origin = EventOrigin(task.id, task.parent, task.depth)
         self.payer = Payer(task.id, tree.run.tenant, tree.run.id, task.id)
-        limits = tree.limits
-        options = CallOptions.of(limits, tree.run.sub_model, tree.deadline)
+        limits, broker = tree.limits, tree.services.broker
+        self._kept_seconds = closing.seconds(limits)
+        options = CallOptions.of(limits, tree.run.sub_model, self._deadline)
         self.calls = ModelCalls(
             tree.services.broker,
             self.payer,
@@ -71,7 +79,18 @@ class Node:
         self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
         self._guards = Guards(limits, self.emit)
         self._draft = Draft()
+        self._system = system(
+            Facts(
+                tree.services.functions, broker.routes, task.model, tree.run.sub_model, broker.run_calls,
+                tree.services.advice,
+            )
+        )  # fmt: skip
         self._messages: list[Message] = []
+        self._variables = Variables()
+        self._shown = 0
+        self._left_last = Limit()
+        self._own_calls: set[str] = set()
+        self._awaited = Awaited()
         self._coverage = Coverage()
         self._looked: Looked | None = None
         self._booking: list[asyncio.Future[None]] = []
@@ -82,10 +101,17 @@ class Node:
         """Report something that happened in this node."""
         self.tree.event_log.emit(self.origin, body)
 
+    @property
+    def _deadline(self) -> float:
+        """When the node's work ends, on `time.monotonic()`: what follows is kept for a closing call."""
+        return self.tree.deadline - self._kept_seconds
+
     def _reported(self, body: CallStarted | CallFinished | CallTraced) -> None:
         self.emit(body)
         if isinstance(body, CallFinished):
             self.tree.count(self.origin, body.call.spent)
+        if isinstance(body, CallTraced) and (self.task.depth or body.call_id not in self._own_calls):
+            self.tree.sent.add(body.passages, more=body.more)
 
     # ---- from start to end ---------------------------------------------------------------------------------------
 
@@ -124,16 +150,26 @@ class Node:
             if not work.cancelled():
                 work.exception()  # marks it as retrieved, where this was cancelled as the work ended
         if work.cancelled():
-            return self._ended(closed.result() if closed.done() else self._out_of_time())
+            if closed.done():
+                return self._ended(closed.result())
+            return await self._closed_with_a_word(self._out_of_time())
         try:
             return Outcome(RunState.SUCCEEDED, work.result())
         except NodeEnded as ended:
-            return self._ended(ended)
+            return await self._closed_with_a_word(ended)
+
+    async def _closed_with_a_word(self, how: NodeEnded) -> Outcome:
+        """End the node for a reason; where a limit was it, ask its model once more before."""
+        unread = self.task.depth and not seconds_left(self._deadline)  # its parent's time is over as well
+        begun = len(self._messages) > 1 and not self.tree.event_log.closed.done()
+        if how.state is RunState.EXHAUSTED and begun and not unread:
+            await self._last_word(str(how))
+        return self._ended(how)
 
     async def _until_over(self, work: asyncio.Task[str], closed: asyncio.Future[NodeEnded]) -> None:
         """Wait until the work is done, or must end."""
         while not (work.done() or closed.done()):
-            pause, seconds = self.tree.pause, seconds_left(self.tree.deadline)
+            pause, seconds = self.tree.pause, seconds_left(self._deadline)
             if pause is not None:
                 await asyncio.wait((work, closed, pause), return_when=asyncio.FIRST_COMPLETED)
             elif seconds:
@@ -184,7 +220,7 @@ class Node:
 
     async def _converse(self, session: LiveSession) -> str:
         limits = self.tree.limits
-        self._messages = [Message("user", prompt.task(self.task.question, await self._environment(1)))]
+        self._messages = [Message("user", first_message(self.task.question, await self._environment(1)))]
         for turn in range(1, limits.max_turns + 1):
             await self.tree.services.shares.pace.wait(self.tree.run.tenant)
             self.origin = replace(self.origin, turn=turn)
@@ -198,23 +234,27 @@ class Node:
                 read = reply.Reply((f"FINAL({read.final!r})",))  # refused as that of code is
             named = read.final_variable
             blocks = read.blocks or ((f"FINAL_VAR({named!r})",) if named is not None else ())
-            results = await self._run_blocks(session, blocks)
+            ran = await self._run_blocks(session, blocks)
             await self._look(session)
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
             if self._draft.ready:
                 return self._answered(self._draft.text)
-            notes = [*self._guards.look(blocks, results), *self._call_notes]
+            self._messages.append(Message("user", await self._after_turn(turn, ran, len(blocks))))
+            notes = [*self._guards.look(blocks, [block.result for block in ran]), *self._call_notes]
             self._call_notes.clear()
-            environment = await self._environment(min(turn + 1, limits.max_turns))
-            feedback = prompt.feedback(results, len(blocks), environment)
-            self._messages.append(Message("user", "\n\n".join([*notes, feedback])))
-        await self._last_word()
+            if notes:
+                self._messages[-1] = Message("user", "\n\n".join([*notes, self._messages[-1].content]))
         raise NodeEnded(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
 
     async def _renew_place(self) -> None:
         if self.task.depth == 0 and self.origin.turn > 1:
             await self.tree.renew_place()
-            self.calls.options = replace(self.calls.options, deadline=self.tree.deadline)
+            self.calls.options = replace(self.calls.options, deadline=self._deadline)
+
+    async def _after_turn(self, turn: int, ran: list[Block], blocks: int) -> str:
+        told = feedback(ran, blocks, self._variables)
+        self._shown += told.shown
+        return after_turn(told.text, await self._environment(min(turn + 1, self.tree.limits.max_turns)))
 
     async def _look(self, session: LiveSession) -> None:
         """Sum up what the session has looked at so far, where that is more than before."""
@@ -232,46 +272,74 @@ class Node:
 
     async def _ask(self, max_tokens: int) -> str:
         model = self.task.model
-        request = ModelRequest(model, tuple(self._messages), prompt.system(self.tree.services.functions), max_tokens)
+        request = await self._within_budget(ModelRequest(model, tuple(self._messages), self._system, max_tokens))
         try:
-            done = await root_call.ask(self.tree, self.payer, request, self._reported, self.emit)
+            done = await root_call.ask(self.tree, self.payer, request, self._deadline, self._reported, self.emit)
         except BudgetError as error:
             raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         except CallFailed as error:
-            if error.failure is Failure.TIMED_OUT and not seconds_left(self.tree.deadline):
+            if error.failure is Failure.TIMED_OUT and not seconds_left(self._deadline):
                 raise self._out_of_time() from None
             raise NodeEnded(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
+        self._own_calls.add(done.call_id)
         self.tree.tracer.trace(done.call_id, [message.content for message in self._messages], self._reported)
         self.emit(ModelReplied(done.model, done.reply.text, done.spent, done.call_id))
         self.tree.count(self.origin, done.spent)
         self._messages.append(Message("assistant", done.reply.text or "(no text)"))
         return done.reply.text
 
-    async def _last_word(self) -> None:
-        self._messages.append(Message("user", prompt.LAST_WORD))
+    async def _within_budget(self, request: ModelRequest) -> ModelRequest:
+        services = self.tree.services
+        left, price = self._left_last, services.broker.routes.route(request.model).price
+        if closing.fits(request, left, price):
+            return request
+        return closing.lowered(request, left, (await services.ledger.balance(self.task.id)).carved, price)
+
+    async def _last_word(self, reason: str) -> None:
+        """Ask once more, in what is left of the node's money and time with what was kept for this."""
+        ledger, route = self.tree.services.ledger, self.tree.services.broker.routes.route(self.task.model)
+        await ledger.release_reserve(self.task.id)
+        self._kept_seconds = 0.0
+        conversation = last_word.Conversation(self._system, tuple(self._messages))
+        self._left_last = await ledger.left(self.task.id)
+        rooms = closing.rooms(self._left_last, route, self.tree.limits.root_tokens, len(self._messages) + 1)
+        ending = last_word.Ending(self.task.question, reason, self._draft.text)
+        fitting = last_word.fitting(conversation, ending, [(room.input_bytes, room.output_tokens) for room in rooms])
+        if fitting is None:
+            self.emit(Guard("last_word", "no closing answer: too little is left for one"))
+            return
+        asked, most_tokens = fitting
+        self._system, self._messages = asked.system, list(asked.messages)
         try:
-            said = (await self._ask(min(1024, self.tree.limits.root_tokens))).strip()
-            self._draft.text = beginning_of(said, self.tree.limits.answer_bytes) or self._draft.text
+            said = reply.read(text := (await self._ask(most_tokens)).strip())
         except NodeEnded as ended:
             self.emit(Guard("last_word", f"no closing answer: {ended}"))
+            return
+        if said.final is not None:
+            text = said.final
+        elif said.blocks and (self._draft.text or "```repl" in text):
+            self.emit(Guard("last_word", "the closing reply was code, which does not run any more"))
+            return
+        self._draft.text = beginning_of(text, self.tree.limits.answer_bytes) or self._draft.text
 
-    async def _run_blocks(self, session: LiveSession, blocks: tuple[str, ...]) -> list[Turn]:
-        results: list[Turn] = []
+    async def _run_blocks(self, session: LiveSession, blocks: tuple[str, ...]) -> list[Block]:
+        ran: list[Block] = []
         for number, code in enumerate(blocks, start=1):
             await self.tree.event_log.room()
             self.emit(CodeStarted(code, number))
             tally = self.calls.begin_turn()
             self._draft.begin()
+            self._awaited = Awaited()
             with OutputBatcher(self.emit) as output:
                 result = await self._turn(session, code, output)
             self._draft.end(result.status)
             told = replace(result, stdout="", stderr="")  # which are told already
             self.emit(CodeFinished(told, tally.untold))
-            self._call_notes += prompt.call_notes(tally.notes)
-            results.append(result)
+            self._call_notes += call_notes(tally.notes)
+            ran.append(Block(code, result, self._awaited.seconds))
             if result.error or self._draft.ready:
                 break
-        return results
+        return ran
 
     async def _turn(self, session: LiveSession, code: str, output: OutputBatcher) -> Turn:
         repl = NodeRepl(
@@ -297,7 +365,7 @@ class Node:
                 self.payer,
                 limits,
                 execute,
-                deadline=self.tree.deadline,
+                deadline=self._deadline,
                 host_seconds=self.tree.limits.host_seconds,
                 host_times=self.tree.services.shares.host_times,
                 patience=PATIENCE,
@@ -308,19 +376,28 @@ class Node:
         self.tree.count(self.origin, done.spent)
         return done.turn
 
-    async def _environment(self, turn: int) -> prompt.Environment:
-        limits = self.tree.limits
-        return prompt.Environment(
-            turn, limits.max_turns, self.task.node_context.corpus if self.task.node_context else None, self._coverage,
-            self.task.depth, limits.max_depth, await self.tree.services.ledger.left(self.task.id), self.calls.count,
-            seconds_left(self.tree.deadline),
+    async def _environment(self, turn: int) -> Environment:
+        limits, corpus = self.tree.limits, self.task.node_context.corpus if self.task.node_context else None
+        self._left_last = await self.tree.services.ledger.left(self.task.id)
+        return Environment(
+            turn, limits.max_turns, corpus, self._coverage, self.task.depth, limits.max_depth,
+            self._left_last, self.calls.count, seconds_left(self._deadline),
+            self._shown, self._sent(),
         )  # fmt: skip
+
+    def _sent(self) -> Sent:
+        """Say how much of the run's context other models were sent; of a child's text that is not known."""
+        tree = self.tree
+        if self.task.node_context is None or self.task.node_context.corpus is not tree.context:
+            return Sent(None)
+        return Sent(tree.sent.characters / max(1, tree.context.characters), tree.sent.more or tree.tracer.busy)
 
     # ---- what its code asks for ----------------------------------------------------------------------------------
 
     async def _answer_call(self, repl: NodeRepl, call: HostCall) -> Json:
         await self.tree.event_log.room()
-        return await self.tree.services.functions.answer_run(repl, call)
+        with self._awaited.request(call.op):
+            return await self.tree.services.functions.answer_run(repl, call)
 
     def _take_answer(self, content: str, ready: bool) -> None:
         too_long = self._too_long(content)
@@ -344,5 +421,5 @@ class Node:
             "cpu_seconds": None if left.cpu_ms is None else left.cpu_ms / 1000,
             "turns": self.tree.limits.max_turns - self.origin.turn,
             "depth": self.tree.limits.max_depth - self.task.depth,
-            "seconds": round(seconds_left(self.tree.deadline), 1),
+            "seconds": round(seconds_left(self._deadline), 1),
         }

@@ -23,13 +23,14 @@ async def ask(
     tree: Tree,
     payer: Payer,
     request: ModelRequest,
+    deadline: float,
     report: Callable[[CallStarted | CallFinished], None],
     emit: Callable[[Guard], None],
 ) -> Completion:
     """Ask, and ask again where that failed for a reason that may pass: at most `root_attempts` times.
 
     Each attempt is a call with a hold of its own. One that failed is told with what it cost, and so is that another
-    follows. None begins that could not be sent before the run's deadline.
+    follows. None begins that could not be sent before the deadline.
 
     Raises:
         BudgetError: the budget does not cover the call, or not another attempt.
@@ -40,13 +41,13 @@ async def ask(
         attempt += 1
         call_id = "call_" + secrets.token_hex(16)
         try:
-            return await tree.services.broker.complete(request, payer, deadline=tree.deadline, call_id=call_id)
+            return await tree.services.broker.complete(request, payer, deadline=deadline, call_id=call_id)
         except CallFailed as error:
             report(CallStarted(call_id, request.model, sum(len(message.content) for message in request.messages)))
             said = cut(f"{error.failure}: {error}", MAX_ERROR)
             report(CallFinished(FinishedCall(call_id, request.model, error.spent, error=said), 0))
             pause = PAUSES.pause(attempt, error.retry_after)
-            if attempt == most or not error.transient or pause >= seconds_left(tree.deadline):
+            if attempt == most or not error.transient or pause >= seconds_left(deadline):
                 raise
             emit(Guard("root_call", f"attempt {attempt} of {most} failed ({said}); the next in {pause:.1f} s"))
         await asyncio.sleep(pause)

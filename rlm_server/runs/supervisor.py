@@ -24,6 +24,7 @@ from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
+from rlm_server.runs import closing
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
 from rlm_server.runs.journal import PATIENCE, RunRow
@@ -161,9 +162,16 @@ class Supervisor:
             run_id, new.tenant, new.request_id, new.context.id if new.context else None, new.model, new.sub_model,
             new.budget, now(),
         )  # fmt: skip
+        price = self._services.broker.routes.route(new.model).price
         made = await asyncio.gather(  # in one commit
             journal.create(row, new.question, patience=PATIENCE),
-            ledger.open_account(run_id, tenant=new.tenant, parent=new.tenant, limit=new.budget),
+            ledger.open_account(
+                run_id,
+                tenant=new.tenant,
+                parent=new.tenant,
+                limit=new.budget,
+                reserve=closing.reserve(new.budget, price),
+            ),
             return_exceptions=True,
         )
         for failure in made:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rlm_server.broker.broker import Broker
 from rlm_server.ledger import UNITS, Amounts, Ledger
 from rlm_server.repl.call_tally import Failures
-from rlm_server.repl.coverage import Coverage, Looked
+from rlm_server.repl.coverage import Coverage, Looked, SentText
 from rlm_server.repl.functions import Functions
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import Memo
@@ -48,6 +49,8 @@ class Services:
     journal: Journal
     functions: Functions
     shares: Shares
+    advice: Mapping[str, str] = field(default_factory=dict)
+    """What models are told besides, by patterns of their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class Tree:
     failures: Failures = field(default_factory=Failures)
     looked: Looked | None = field(init=False)
     """What the whole tree has looked at of the run's context, where there is one."""
+    sent: SentText = field(default_factory=SentText)
+    """What of the run's context stood in prompts of the whole tree, but for the root's own."""
     spent: Amounts = field(default_factory=Amounts)
     nodes: int = 1
     """How many there have been, the root included."""

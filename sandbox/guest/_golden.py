@@ -16,6 +16,8 @@ def settle(_text):
     """Collect garbage, and freeze what is left, so that the collector never writes to pages that sessions share."""
     linecache.clearcache()
     _runner.sources.clear()
+    for forget in _runner.forgetting:
+        forget()
     gc.collect()
     roots.extend(gc.get_objects())
     fill_holes()  # also that which listing them has left

@@ -18,6 +18,12 @@ reserved = {}
 adopts = {}
 """Of reserved names, functions that tell whether a value of the program's may stay in place of what was reserved."""
 
+before = []
+"""Functions called before every turn."""
+
+forgetting = []
+"""Functions called once an image is made: each forgets the turns that made it."""
+
 after = []
 """Functions called after every turn that was not stopped, with whether its code ran to its end."""
 
@@ -60,6 +66,9 @@ def run(code, number, state, proof):
         renew_entropy()
         told.clear()
     mend()
+    for function in before:
+        with contextlib.suppress(Exception):
+            function()
     if not spare:
         with contextlib.suppress(MemoryError):
             spare.append(bytearray(1 << 18))

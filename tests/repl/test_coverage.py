@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlm_server.contexts.passages import Passage
 from rlm_server.repl import coverage
-from rlm_server.repl.coverage import Coverage, Looked, summary
+from rlm_server.repl.coverage import MAX_SENT_RANGES, Coverage, Looked, SentText, summary
 from sandbox.corpora import coverage as sets
 from sandbox.corpora.corpus import BLOCK, Corpus, Kind, in_memory
 from sandbox.corpora.coverage import Range, of_range, of_ranges
@@ -108,3 +109,22 @@ def test_the_blocks_of_ranges_are_those_of_each(found: list[tuple[int, int, int]
         for one in parts:
             blocks |= of_range(corpus, one)
         assert of_ranges(corpus, parts) == blocks
+
+
+def passages(*ranges: tuple[int, int, int]) -> list[Passage]:
+    return [Passage(document, start, end, 0) for document, start, end in ranges]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 50), st.integers(1, 20)), max_size=40))
+def test_what_was_sent_is_counted_once_each_character(sent: list[tuple[int, int, int]]) -> None:
+    told = SentText()
+    for document, start, length in sent:
+        told.add(passages((document, start, start + length)))
+    assert told.characters == len({(d, at) for d, start, length in sent for at in range(start, start + length)})
+    assert not told.more
+
+
+def test_of_too_many_parts_the_first_are_counted_and_it_is_said() -> None:
+    told = SentText()
+    told.add(passages(*((0, 2 * number, 2 * number + 1) for number in range(MAX_SENT_RANGES + 1))))
+    assert (told.characters, told.more) == (MAX_SENT_RANGES, True)

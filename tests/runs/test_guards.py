@@ -9,8 +9,8 @@ import pytest
 from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.events import Guard
 from rlm_server.runs.guards import Guards
-from rlm_server.runs.prompt import NO_CODE, REPEATED
 from rlm_server.runs.state import NodeEnded, RunState
+from rlm_server.runs.told.notes import NO_CODE, failing, repeated
 from sandbox.turn import TurnError
 from tests.runs.stage import a_turn
 
@@ -48,7 +48,7 @@ def test_the_same_code_with_the_same_outcome_is_told_once_it_comes_again_and_the
     node = watched(repeats=3)
     assert node.guards.look(["x"], [a_turn("1")]) == []
     assert node.guards.look(["y"], [a_turn("1")]) == []
-    assert node.guards.look(["x"], [a_turn("1")]) == [REPEATED]
+    assert node.guards.look(["x"], [a_turn("1")]) == [repeated(2, 3)]
     with pytest.raises(NodeEnded, match="no progress: the same code gave the same result 3 times") as ended:
         node.guards.look(["x"], [a_turn("1")])
     assert ended.value.state is RunState.EXHAUSTED
@@ -98,3 +98,15 @@ def test_a_turn_failed_where_its_last_block_did() -> None:
     node = watched(errors_in_a_row=1)
     with pytest.raises(NodeEnded):
         node.guards.look(["a", "b", "c"], [a_turn("fine"), FAILED])
+
+
+def test_turns_that_fail_are_told_the_limit_and_what_is_left_of_it() -> None:
+    node = watched(errors_in_a_row=5)
+    assert node.guards.look(["a"], [FAILED]) == []
+    (said,) = node.guards.look(["b"], [FAILED])
+    assert said == failing(2, 5)
+    assert "2 turns in a row have failed. At 5 the run ends (errors_in_a_row), so 3 are left." in said
+
+
+def test_a_repetition_is_told_the_limit_and_what_is_left_of_it() -> None:
+    assert "2 times now. At 3 the run ends (repeats), so 1 is left." in repeated(2, 3)

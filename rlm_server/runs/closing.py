@@ -1,0 +1,120 @@
+"""What is kept aside of a node's money and time, so that one that ends without an answer is asked once more.
+
+The money is a reserve of the node's account (`ledger`), the time a part of the run's that work does not get. The call
+itself is held like any other, so it never costs more than there is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from rlm_server.broker.prices.table import Price
+from rlm_server.broker.provider import ModelRequest, ProviderError
+from rlm_server.broker.routes import Route
+from rlm_server.broker.worst_case import FRAMING_TOKENS, FRAMING_TOKENS_PER_MESSAGE, bound, input_bound
+from rlm_server.ledger import UNITS, Amounts, Limit
+from rlm_server.repl.limits import RunLimits
+
+INPUT_TOKENS, OUTPUT_TOKENS = 8_192, 1_024
+"""Of the closing call that is reserved. Where more is left, it may be larger."""
+
+LEAST_INPUT_TOKENS, LEAST_OUTPUT_TOKENS = 1_536, 256
+"""A closing call with less than this is of no use."""
+
+MOST_OUTPUT_TOKENS = 4_096
+
+PART = 8
+"""One of so many parts of a budget is reserved at most, and one call of four or more."""
+
+SECONDS = 30.0
+"""Reserved of a run's time for the closing call of its root: as much, or one of `TIME_PART` parts of a short run's."""
+
+TIME_PART = 12
+
+BYTES_A_TOKEN = 3
+"""Of text, at most so many fit surely into each token of a model's window."""
+
+_MOST_TOKENS = 1 << 24
+"""Of input that is thought of. No model reads as many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a closing call may have: bytes of input in so many messages, and tokens of output."""
+
+    input_bytes: int
+    output_tokens: int
+
+
+def reserve(budget: Limit, price: Price) -> Limit | None:
+    """Return what to keep aside of a node's budget for its closing call, or None where that is too little for one."""
+    wanted = bound(INPUT_TOKENS, OUTPUT_TOKENS, price)
+    calls = None if budget.calls is None else min(1, budget.calls // 4)
+    kept = Limit(_part(wanted.nano_usd, budget.nano_usd), _part(wanted.tokens, budget.tokens), calls)
+    least = bound(LEAST_INPUT_TOKENS, LEAST_OUTPUT_TOKENS, price)
+    return kept if kept != Limit() and _fits(least, kept) else None
+
+
+def fits(request: ModelRequest, left: Limit, price: Price) -> bool:
+    """Whether a request's worst case is within what is left. One that cannot be sent at all is: its sender says so."""
+    try:
+        return _fits(bound(input_bound(request), request.max_tokens, price), left)
+    except ProviderError:
+        return True
+
+
+def lowered(request: ModelRequest, left: Limit, kept: Amounts, price: Price) -> ModelRequest:
+    """Return a request of a node's own that does not fit, with less output where only what is kept aside is in its way.
+
+    So a small budget goes as far as it would without a reserve. What has room for no output of use stays as it is.
+    """
+    tokens = input_bound(request)
+    if not _fits(bound(tokens, request.max_tokens, price) - kept, left):
+        return request
+    low, high = 0, request.max_tokens
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if _fits(bound(tokens, middle, price), left) else (low, middle - 1)
+    return replace(request, max_tokens=low) if low >= OUTPUT_TOKENS else request
+
+
+def _part(wanted: int, limit: int | None) -> int | None:
+    return None if limit is None else min(wanted, limit // PART)
+
+
+def _fits(amounts: Amounts, limit: Limit) -> bool:
+    limits = ((getattr(amounts, unit), getattr(limit, unit)) for unit in UNITS)
+    return all(most is None or amount <= most for amount, most in limits)
+
+
+def rooms(left: Limit, route: Route, most_output: int, messages: int) -> Iterator[Room]:
+    """Yield what a closing call may have of what is left: the less output, the more input. Nothing where none is."""
+    most_output = min(most_output, MOST_OUTPUT_TOKENS)
+    for output in dict.fromkeys((most_output, min(most_output, OUTPUT_TOKENS), min(most_output, LEAST_OUTPUT_TOKENS))):
+        tokens = _input_tokens(left, route.price, output)
+        size = tokens - FRAMING_TOKENS - FRAMING_TOKENS_PER_MESSAGE * messages
+        if route.context_window is not None:
+            size = min(size, (route.context_window - output) * BYTES_A_TOKEN)
+        if tokens >= LEAST_INPUT_TOKENS and size > 0:
+            yield Room(size, output)
+
+
+def _input_tokens(left: Limit, price: Price, output: int) -> int:
+    """Return the most tokens of input that are paid for beside so many of output; -1 where not even none are."""
+    low, high = -1, _MOST_TOKENS
+    while low < high:
+        middle = (low + high + 1) // 2
+        if _fits(bound(middle, output, price), left):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def seconds(limits: RunLimits) -> float:
+    """Return how long before the end of a run the work of its nodes ends, in seconds.
+
+    Then the root is asked once more. A child is not: nobody is left to read its answer.
+    """
+    return min(SECONDS, limits.wall_seconds / TIME_PART)
