@@ -104,7 +104,7 @@ class HostCall:
         """Refuse arguments that are not taken, are missing, or are of another kind."""
         unknown = next((name for name in self.arguments if name not in taken), None)
         if unknown is not None:
-            raise DoorRefusal("TypeError", f"{self.op}: there is no argument called {unknown[:100]!r}")
+            raise DoorRefusal("TypeError", f"{self.op}: there is no argument called {unknown[:60]!r}")
         for name, kind in taken.items():
             self._value(name, kind)
 

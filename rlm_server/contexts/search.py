@@ -32,6 +32,9 @@ It is less for a pattern that is large with its repetitions written out: 2^26 di
 at least 1,024, which no pattern without repetitions exceeds.
 """
 
+SHOWN_OF_PATTERN = 60
+"""Characters of a pattern, or of the part of it that is at fault, that a refusal repeats."""
+
 SHOWN = 1_000
 """Characters of a match that are returned."""
 
@@ -174,7 +177,9 @@ def _compiled(pattern: str) -> _Regexp:
 
 def _reason(message: str) -> str:
     """Say why RE2 refused a pattern, and whether it is for something that it lacks on purpose."""
-    reason = f"RE2 cannot compile the pattern: {message}"
+    what, colon, part = message.partition(": ")
+    shown = part if len(part) <= SHOWN_OF_PATTERN else part[:SHOWN_OF_PATTERN] + "…"
+    reason = f"RE2 cannot compile the pattern: {what}{colon}{shown}"
     for lacking, sign in _LACKING:
         if re.match(sign, message):
             return f"{reason}; it has no {lacking}, by design: they cannot be found in time linear in the text"

@@ -141,7 +141,7 @@ class Functions:
 def _handler(handlers: Mapping[str, Handler[_R] | str], op: str, place: str) -> Handler[_R]:
     handler = handlers.get(op)
     if handler is None:
-        raise DoorRefusal("ValueError", f"there is nothing called {op[:100]!r} to ask for")
+        raise DoorRefusal("ValueError", f"there is nothing called {op[:60]!r} to ask for")
     if isinstance(handler, str):
         there = ", ".join(name for name, other in handlers.items() if not isinstance(other, str))
         raise DoorRefusal("RuntimeError", f"{op} cannot be called in a {place}: {handler}. A {place} has {there}")

@@ -446,3 +446,10 @@ def one_text(text: Text) -> Iterator[Corpus]:
         yield Corpus(text.source, fd)
     finally:
         os.close(fd)
+
+
+def test_a_refusal_repeats_no_more_of_a_pattern_than_its_beginning() -> None:
+    with in_memory(["text"], Kind.TEXT) as corpus, pytest.raises(PatternRefused) as refused:
+        search(corpus, "(" + "a passage of the text " * 40, None, 10)
+    assert len(str(refused.value)) < 150
+    assert str(refused.value).endswith("…")
