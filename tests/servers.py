@@ -68,24 +68,31 @@ class Server:
         return self.another(await self.running.keys.create(name))
 
 
+@asynccontextmanager
+async def started(
+    images: Loaded, data_dir: Path, script: Script, others: Mapping[str, Script] = MappingProxyType({}), **settings: Any
+) -> AsyncIterator[Server]:
+    """Start a server with its data in a directory. The script plays the model "play"; `others` play others, by name."""
+    scripts = {"play": script, **others}
+    given = {"data_dir": data_dir, "listen": "127.0.0.1:0", "grace_seconds": 0.2, **settings}
+    loaded = Settings.load(**given)
+    ready = None if loaded.images else images  # one with images of its own loads them
+    async with (
+        serving(loaded, scripts=scripts, loaded=ready) as running,
+        AsyncExitStack() as stack,
+    ):
+        served = Server(running, given["data_dir"], Caller(running.address, running.key), stack)
+        stack.push_async_callback(served.caller.channel.close, None)
+        yield served
+
+
 @pytest.fixture
 def server(images: Loaded, tmp_path: Path) -> Served:
     """Start a server: `async with server(script, **settings) as served`. The script plays the one model, "play"."""
 
-    @asynccontextmanager
-    async def start(
+    def start(
         script: Script, others: Mapping[str, Script] = MappingProxyType({}), **settings: Any
-    ) -> AsyncIterator[Server]:
-        scripts = {"play": script, **others}
-        given = {"data_dir": tmp_path / "data", "listen": "127.0.0.1:0", "grace_seconds": 0.2, **settings}
-        loaded = Settings.load(**given)
-        ready = None if loaded.images else images  # one with images of its own loads them
-        async with (
-            serving(loaded, scripts=scripts, loaded=ready) as running,
-            AsyncExitStack() as stack,
-        ):
-            served = Server(running, given["data_dir"], Caller(running.address, running.key), stack)
-            stack.push_async_callback(served.caller.channel.close, None)
-            yield served
+    ) -> AbstractAsyncContextManager[Server]:
+        return started(images, settings.pop("data_dir", tmp_path / "data"), script, others, **settings)
 
     return start
