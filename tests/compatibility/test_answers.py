@@ -62,6 +62,46 @@ CASES = (
     blocks("final_in_code_gives_a_value", "FINAL('it')", answer="it", turns=1),
     blocks("final_var_in_code_gives_a_variable", "found = 'it'\nFINAL_VAR('found')", answer="it", turns=1),
     blocks("submit_in_code_gives_a_value", "SUBMIT('it')", answer="it", turns=1),
+    blocks(
+        "texts_in_a_list_are_written_as_json",
+        "FINAL([\"it's\", 'ä'])",
+        answer='["it\'s", "ä"]',
+    ),
+    blocks("a_dict_is_written_as_json", "FINAL({'a': None, 'b': [True]})", answer='{"a": null, "b": [true]}'),
+    blocks(
+        "what_has_no_text_of_its_own_is_refused",
+        "FINAL(object())",
+        "FINAL('it')",
+        answer="it",
+        turns=2,
+        told=["object"],
+    ),
+    blocks("an_answer_without_content_is_refused", "answer['ready'] = True", "FINAL('it')", answer="it", turns=2),
+    blocks(
+        "ready_before_an_exception_ends_nothing",
+        "answer['content'] = 'early'\nanswer['ready'] = True\n1 / 0",
+        "x = 1",
+        "FINAL('late')",
+        answer="late",
+        turns=3,
+        told=["ready", "ZeroDivisionError"],
+    ),
+    blocks(
+        "a_dict_called_answer_with_other_keys_ends_nothing",
+        "answer = {'ready': True, 'name': 'another'}",
+        "FINAL('it')",
+        answer="it",
+        turns=2,
+    ),
+    blocks(
+        "final_var_in_code_of_no_variable_lists_those_there_are",
+        "found = 1\nFINAL_VAR('fuond')",
+        "FINAL_VAR('found')",
+        answer="1",
+        turns=2,
+        told=["fuond", "found"],
+    ),
+    blocks("final_var_of_a_value_gives_the_value", "x, y = 'secret', 'x'\nFINAL_VAR(y)", answer="x", turns=1),
 )
 
 

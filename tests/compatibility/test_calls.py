@@ -127,6 +127,38 @@ CASES = (
         answer="kept",
         told=["it was asked to"],
     ),
+    blocks(
+        "an_empty_batch_gives_an_empty_list", "FINAL([llm_query_batched([]), rlm_query_batched([])])", answer="[[], []]"
+    ),
+    blocks(
+        "a_text_is_no_list_of_prompts", caught("llm_query_batched('how?')"), answer="caught: TypeError", check=asked()
+    ),
+    blocks(
+        "a_prompt_of_a_batch_that_is_no_text_fails_in_its_slot",
+        "a, b, c = llm_query_batched(['a', 3, 'c'])\nFINAL(f'{a} {b.startswith(\"Error\")} {c}')",
+        answer="A True C",
+    ),
+    blocks(
+        "a_batch_above_the_limit_is_split",
+        f"FINAL(len(llm_query_batched(['p%d' % n for n in range({2 * BATCH + 1})])))",
+        answer=str(2 * BATCH + 1),
+    ),
+    blocks(
+        "fresh_asks_again",
+        "llm_query('q')\nllm_query('q', fresh=True)\nFINAL('asked')",
+        check=asked("q", "q"),
+    ),
+    blocks("an_empty_answer_raises", caught("llm_query('nothing')"), answer="caught: ModelError"),
+    blocks(
+        "failures_can_be_caught_by_name",
+        "try:\n    llm_query('fail')\nexcept ModelError as error:\n    FINAL(bool(error.kind))",
+        answer="True",
+    ),
+    blocks(
+        "a_cut_answer_is_a_text_that_says_so",
+        "found = llm_query('x' * 20_000)\nFINAL(f'{isinstance(found, str)} {len(found) < 20_000} {bool(found.cut)}')",
+        answer="True True True",
+    ),
 )
 
 

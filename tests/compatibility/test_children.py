@@ -167,6 +167,22 @@ CASES = (
         answer="DEEP",
         check=all_is_told_and_paid,
     ),
+    blocks(
+        "a_models_name_where_the_text_belongs_is_refused_with_the_right_spelling",
+        "rlm_query('first', 'second')",
+        "FINAL('it')",
+        answer="it",
+        turns=2,
+        told=["model="],
+    ),
+    blocks(
+        "data_given_to_a_child_becomes_json",
+        "FINAL(rlm_query('first', {'number': 42, 'list': [1, None]}))",
+        answer="42 None",
+        children={
+            "first": code('import json\nfound = json.loads(context)\nFINAL(f\'{found["number"]} {found["list"][1]}\')')
+        },
+    ),
 )
 
 

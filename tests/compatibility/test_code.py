@@ -100,6 +100,32 @@ CASES = (
     blocks(
         "await_works_at_the_top_level", "import asyncio\nFINAL(await asyncio.sleep(0, 'awaited'))", answer="awaited"
     ),
+    case(
+        "the_whole_of_long_output_is_kept_for_code",
+        code(LONG),
+        code("FINAL(f'{type(printed[-1]).__name__} {printed[-1].count(\"x\")}')"),
+        answer="str 60000",
+        told=["printed[-1]"],
+    ),
+    blocks(
+        "files_can_be_written_in_the_working_directory",
+        "with open('notes.txt', 'w') as file:\n    _ = file.write('noted')",
+        "FINAL(open('notes.txt').read())",
+        answer="noted",
+        turns=2,
+    ),
+    blocks(
+        "a_thread_runs_to_its_end",
+        "import threading\nfound = []\nthread = threading.Thread(target=found.append, args=('ran',))\n"
+        "thread.start(); thread.join()\nFINAL(found[0])",
+        answer="ran",
+    ),
+    blocks(
+        "whole_numbers_of_numpy_have_64_bits",
+        "import numpy as np\nFINAL(int(np.array([2_000_000_000, 2_000_000_000]).sum()))",
+        answer="4000000000",
+        asked={"image": "data"},
+    ),
 )
 
 

@@ -90,6 +90,14 @@ CASES = (
         turns=3,
         asked={"limits": run_pb2.RunLimits(sandbox=types_pb2.SandboxLimits(turn_milliseconds=300))},
     ),
+    case(
+        "failing_turns_in_a_row_leave_the_model_a_last_word",
+        *BAD[:5],
+        "As far as I see, 42.",
+        state=EXHAUSTED,
+        reason="errors_in_a_row",
+        answer="As far as I see, 42.",
+    ),
 )
 
 

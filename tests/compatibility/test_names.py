@@ -71,6 +71,27 @@ CASES = (
         code("FINAL(sorted(name for name in globals() if name in ('important', 'found', 'x')))"),
         answer="[]",
     ),
+    blocks(
+        "what_took_a_reserved_name_is_kept_and_the_model_is_told",
+        "budget = 1200",
+        "FINAL(kept['budget'])",
+        answer="1200",
+        turns=2,
+        told=["budget", "kept"],
+    ),
+    blocks(
+        "streams_that_were_replaced_are_put_back",
+        "import io, sys\nsys.stdout = io.StringIO()",
+        "print('heard')",
+        "FINAL('it')",
+        told=["heard"],
+    ),
+    blocks(
+        "show_vars_returns_what_it_prints",
+        "found = [1, 2]",
+        "FINAL('found' in SHOW_VARS())",
+        answer="True",
+    ),
 )
 
 

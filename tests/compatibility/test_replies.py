@@ -8,6 +8,8 @@ from tests.compatibility.theatre import Case, Theatre, blocks, case, played
 from tests.system.stage import code
 
 END = code("FINAL('the end')")
+LONG = 40_000
+"""Characters that are more than the tokens of a reply."""
 
 
 def fenced(source: str, language: str) -> str:
@@ -75,6 +77,45 @@ CASES = (
     ),
     case(
         "an_answer_within_reasoning_is_none", "Perhaps:\nFINAL(thought)\n</think>\nNo.", END, answer="the end", turns=2
+    ),
+    case("windows_line_endings_are_line_endings", code("x = 'read'", "FINAL(x)").replace("\n", "\r\n"), answer="read"),
+    *(
+        case(f"a_block_marked_{name}_is_code", fenced("FINAL('read')", language), answer="read", turns=1)
+        for name, language in {"python3": "python3", "repl_in_braces": "{repl}"}.items()
+    ),
+    case(
+        "fences_within_a_string_of_the_code_belong_to_it",
+        code("prompt = '''Look:\n```\nnot the end\n```\nSo?'''\nFINAL(prompt.count('```'))"),
+        answer="2",
+        turns=1,
+    ),
+    case(
+        "code_within_reasoning_is_not_run",
+        "<think>\n" + code("FINAL('thought')") + "\n</think>\n" + code("FINAL('said')"),
+        answer="said",
+    ),
+    case("code_indented_as_a_whole_is_code", "```repl\n    x = 'read'\n    FINAL(x)\n```", answer="read", turns=1),
+    case(
+        "a_block_within_a_list_loses_its_indentation",
+        "1. Look:\n   ```repl\n   x = 'read'\n   FINAL(x)\n   ```",
+        answer="read",
+    ),
+    case("prompts_of_a_console_are_taken_off", "```repl\n>>> x = 'read'\n>>> FINAL(x)\n```", answer="read", turns=1),
+    case(
+        "a_reply_that_was_cut_off_is_not_run",
+        code("FINAL('half a plan')") + "\n" + "x" * LONG,
+        END,
+        answer="the end",
+        turns=2,
+    ),
+    case(
+        "final_var_in_prose_of_no_variable_lists_those_there_are",
+        code("found = 1"),
+        "FINAL_VAR(fuond)",
+        END,
+        answer="the end",
+        turns=3,
+        told=["fuond", "found"],
     ),
 )
 
