@@ -111,7 +111,8 @@ class Functions:
     @property
     def guest_modules(self) -> dict[str, Path]:
         """The modules a golden image needs, by name, in the order in which they are loaded."""
-        return {path.stem: path for path in (*_SHARED, *(entry.stub for entry in self.entries))}
+        stubs = (entry.stub for entry in self.entries)
+        return {path.stem: path for path in (*_SHARED, *stubs, _GUEST / "_reply.py")}
 
     async def answer_run(self, repl: NodeRepl, call: HostCall) -> Json:
         """Answer a request of code in a run.

@@ -39,12 +39,16 @@ class TurnStarted:
 
 @dataclass(frozen=True, slots=True)
 class ModelReplied:
-    """The node's model answered, or a fallback: `model` is the one that did."""
+    """The node's model answered, or a fallback: `model` is the one that did.
+
+    `stopped` says how the text ends: "end", "length" or "refusal", or nothing in events of older servers.
+    """
 
     model: str
     text: str
     spent: Amounts
     call_id: str = ""
+    stopped: Literal["", "end", "length", "refusal"] = ""
     kind: Literal["model_replied"] = "model_replied"
 
 

@@ -27,17 +27,17 @@ class Guards:
         self._seen: Counter[bytes] = Counter()
         """Turns with code, by the digest of that and of what came of it."""
 
-    def look(self, blocks: Sequence[str], results: Sequence[Turn]) -> list[str]:
+    def look(self, blocks: Sequence[str], results: Sequence[Turn], nothing: Guard | None = None) -> list[str]:
         """Look at a turn, its code blocks and what came of those that ran, and return what the model is to be told.
+
+        `nothing` says why there are no blocks.
 
         Raises:
             NodeEnded: too many turns failed in a row, or were the same.
         """
-        if blocks:
-            notes = self._repeats(blocks, results)
-        else:
-            self._emit(Guard("no_code", "the reply held no code to run"))
-            notes = [told.NO_CODE]
+        if nothing is not None:
+            self._emit(nothing)
+        notes = self._repeats(blocks, results) if blocks else []
         failed = not blocks or results[-1].error is not None
         self._errors = self._errors + 1 if failed else 0
         if self._errors >= self._limits.errors_in_a_row:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from rlm_server.broker.broker import CallFailed
-from rlm_server.broker.provider import Failure, Message, ModelRequest
+from rlm_server.broker.provider import Failure, Message, ModelReply, ModelRequest
 from rlm_server.database.engine import DatabaseError
 from rlm_server.ledger import BudgetError, Limit, Payer
 from rlm_server.repl.awaited import Awaited
@@ -19,7 +19,7 @@ from rlm_server.repl.functions import NodeRepl
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls, seconds_left
 from rlm_server.repl.output import OutputBatcher
-from rlm_server.runs import closing, reply, root_call
+from rlm_server.runs import closing, root_call
 from rlm_server.runs.children import Children
 from rlm_server.runs.cuts import beginning_of, size_of
 from rlm_server.runs.draft import Draft
@@ -35,6 +35,7 @@ from rlm_server.runs.events import (
 )
 from rlm_server.runs.guards import Guards
 from rlm_server.runs.journal import PATIENCE
+from rlm_server.runs.reply.decision import closing_answer, decide
 from rlm_server.runs.state import NodeEnded, RunState
 from rlm_server.runs.told import last_word
 from rlm_server.runs.told.environment import Environment, Sent
@@ -227,20 +228,17 @@ class Node:
             await self._renew_place()
             await self.tree.event_log.room()
             self.emit(TurnStarted(limits.max_turns))
-            read = reply.read(await self._ask(limits.root_tokens))
-            if read.final is not None:
-                if read.final.strip() and self._too_long(read.final) is None:
-                    return self._answered(read.final)
-                read = reply.Reply((f"FINAL({read.final!r})",))  # refused as that of code is
-            named = read.final_variable
-            blocks = read.blocks or ((f"FINAL_VAR({named!r})",) if named is not None else ())
-            ran = await self._run_blocks(session, blocks)
+            reply = await self._ask(limits.root_tokens)
+            decision = await decide(reply, limits.root_tokens, partial(self._execute_unseen, session))
+            self._messages.append(Message("assistant", decision.said or "(no text)"))
+            ran = await self._run_blocks(session, decision.codes)
             await self._look(session)
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
             if self._draft.ready:
                 return self._answered(self._draft.text)
-            self._messages.append(Message("user", await self._after_turn(turn, ran, len(blocks))))
-            notes = [*self._guards.look(blocks, [block.result for block in ran]), *self._call_notes]
+            self._messages.append(Message("user", await self._after_turn(turn, ran, len(decision.codes))))
+            results = [block.result for block in ran]
+            notes = [*decision.told, *self._guards.look(decision.codes, results, decision.nothing), *self._call_notes]
             self._call_notes.clear()
             if notes:
                 self._messages[-1] = Message("user", "\n\n".join([*notes, self._messages[-1].content]))
@@ -270,7 +268,7 @@ class Node:
         self.emit(Answer(text))
         return text
 
-    async def _ask(self, max_tokens: int) -> str:
+    async def _ask(self, max_tokens: int) -> ModelReply:
         model = self.task.model
         request = await self._within_budget(ModelRequest(model, tuple(self._messages), self._system, max_tokens))
         try:
@@ -283,10 +281,9 @@ class Node:
             raise NodeEnded(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
         self._own_calls.add(done.call_id)
         self.tree.tracer.trace(done.call_id, [message.content for message in self._messages], self._reported)
-        self.emit(ModelReplied(done.model, done.reply.text, done.spent, done.call_id))
+        self.emit(ModelReplied(done.model, done.reply.text, done.spent, done.call_id, done.reply.stopped))
         self.tree.count(self.origin, done.spent)
-        self._messages.append(Message("assistant", done.reply.text or "(no text)"))
-        return done.reply.text
+        return done.reply
 
     async def _within_budget(self, request: ModelRequest) -> ModelRequest:
         services = self.tree.services
@@ -311,16 +308,14 @@ class Node:
         asked, most_tokens = fitting
         self._system, self._messages = asked.system, list(asked.messages)
         try:
-            said = reply.read(text := (await self._ask(most_tokens)).strip())
+            said = closing_answer((await self._ask(most_tokens)).text)
         except NodeEnded as ended:
             self.emit(Guard("last_word", f"no closing answer: {ended}"))
             return
-        if said.final is not None:
-            text = said.final
-        elif said.blocks and (self._draft.text or "```repl" in text):
+        if "```repl" in said:
             self.emit(Guard("last_word", "the closing reply was code, which does not run any more"))
             return
-        self._draft.text = beginning_of(text, self.tree.limits.answer_bytes) or self._draft.text
+        self._draft.text = beginning_of(said, self.tree.limits.answer_bytes) or self._draft.text
 
     async def _run_blocks(self, session: LiveSession, blocks: tuple[str, ...]) -> list[Block]:
         ran: list[Block] = []
@@ -340,6 +335,13 @@ class Node:
             if result.error or self._draft.ready:
                 break
         return ran
+
+    async def _execute_unseen(self, session: LiveSession, code: str) -> Turn:
+        self._draft.begin()
+        with OutputBatcher(lambda _: None) as output:
+            result = await self._turn(session, code, output)
+        self._draft.end(result.status)
+        return result
 
     async def _turn(self, session: LiveSession, code: str, output: OutputBatcher) -> Turn:
         repl = NodeRepl(

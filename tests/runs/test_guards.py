@@ -10,7 +10,7 @@ from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.events import Guard
 from rlm_server.runs.guards import Guards
 from rlm_server.runs.state import NodeEnded, RunState
-from rlm_server.runs.told.notes import NO_CODE, failing, repeated
+from rlm_server.runs.told.notes import failing, repeated
 from sandbox.turn import TurnError
 from tests.runs.stage import a_turn
 
@@ -38,10 +38,10 @@ def test_turns_that_differ_are_told_nothing() -> None:
     assert node.noticed == []
 
 
-def test_a_reply_without_code_is_told_how_to_write_some() -> None:
+def test_a_reply_without_code_is_noticed_with_its_reason() -> None:
     node = watched()
-    assert node.guards.look([], []) == [NO_CODE]
-    assert node.names == ["no_code"]
+    assert node.guards.look([], [], Guard("cut_off", "the reply was cut off")) == []
+    assert node.names == ["cut_off"]
 
 
 def test_the_same_code_with_the_same_outcome_is_told_once_it_comes_again_and_then_ends_the_node() -> None:

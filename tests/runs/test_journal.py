@@ -164,7 +164,7 @@ STOPPED = Turn(Status.ROLLED_BACK, "", "", 0, False, 1.5, 0, TurnError(Stop.TURN
 BODIES: list[Body] = [
     events.RunStarted("What?", "model", "sub-model", 1 << 40, LIMIT),
     events.TurnStarted(30),
-    events.ModelReplied("model", "```repl\nx\n```", SPENT, "call_1"),
+    events.ModelReplied("model", "```repl\nx\n```", SPENT, "call_1", "length"),
     events.CodeStarted("x = '\x00'", 2),
     Printed("stdout", "a\nb"),
     Printed("stderr", "\U0001f600"),

@@ -633,10 +633,15 @@ class ModelReplied(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     SPENT_FIELD_NUMBER: _builtins.int
     CALL_ID_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The one that answered: a fallback, where the node's own model could not."""
     text: _builtins.str
     call_id: _builtins.str
+    stopped: _builtins.str
+    """How the text ends: "end"; "length", where it was cut off at the most tokens it may have; or "refusal". Empty in
+    events of older servers.
+    """
     @_builtins.property
     def spent(self) -> _types_pb2.Amounts: ...
     def __init__(
@@ -646,10 +651,11 @@ class ModelReplied(_message.Message):
         text: _builtins.str = ...,
         spent: _types_pb2.Amounts | None = ...,
         call_id: _builtins.str = ...,
+        stopped: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "model", b"model", "spent", b"spent", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "model", b"model", "spent", b"spent", "stopped", b"stopped", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-NO_CODE = (
-    'Your reply held no `repl` block, so nothing ran. Write one; to finish, set answer["content"] and '
-    'answer["ready"] = True in it.'
-)
 
 
 def repeated(times: int, most: int) -> str:
