@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 
-
 def repeated(times: int, most: int) -> str:
     """Say that a turn was the same as so many before; at `most` the node ends."""
     return (
