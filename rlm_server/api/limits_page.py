@@ -92,6 +92,7 @@ FIXED = (
     Fixed("rlm_server.api.requests", "MAX_AMOUNT", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_SECONDS", "a request", _FIELD),
     Fixed("rlm_server.repl.limits", "MAX_QUESTION", "a request", _FIELD),
+    Fixed("rlm_server.repl.call_request", "MAX_SYSTEM", "a model call", "the code gets an exception"),
     Fixed("rlm_server.api.session", "MAX_CODE", "a request", _FIELD),
     Fixed("rlm_server.sessions.sessions", "SESSION_TURNS", "a session", ErrorReason.ERROR_REASON_TOO_MANY_REQUESTS),
     Fixed("rlm_server.sessions.results", "REMEMBERED_RESULTS", "a session", _FORGOTTEN),
