@@ -37,7 +37,9 @@ STDLIB_SHA256 = "a7b8f7cbd4799ac8c81223cbc47f8cea503adac934a04826778b66e5a5e9b84
 _GUEST_FOLDER = Path(__file__).parents[1] / "guest"
 GUEST_LIBRARY = {
     name: _GUEST_FOLDER / f"{name}.py"
-    for name in ("_door", "_runner", "_documents", "_requests", "_threads", "_loop", "_figures", "_golden")
+    for name in (
+        "_door", "_runner", "_documents", "_requests", "_threads", "_loop", "_figures", "_numbers", "_imports", "_golden",
+    )  # fmt: skip
 }
 
 
@@ -72,6 +74,11 @@ CORE_IMPORTS = (
     "textwrap", "csv", "io", "ast", "traceback", "tempfile", "difflib", "fractions", "decimal", "hashlib", "uuid",
 )  # fmt: skip
 DATA_IMPORTS = (*CORE_IMPORTS, "numpy", "pandas")
+NUMPY_DIFFERS = (
+    "numpy's integers have 64 bits, as usual; only np.dtype(int), np.intp and a mask times an int (`mask * 5`) have 32:"
+    " compare a dtype with np.int64, and write `mask.astype(int) * 5`."
+)
+"""What to tell a model that may use numpy: where its integers are not as outside (see `sandbox/guest/_numbers.py`)."""
 
 
 def standard_specs(modules: Mapping[str, Path]) -> tuple[ImageSpec, ImageSpec]:
