@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Protocol
@@ -58,6 +59,12 @@ MEMORY = 8 << 20
 
 The largest patterns that fit are compiled in 0.13 s, in which no other thread of Python runs.
 """
+
+RARE = 64
+"""Matches of a literal in a piece up to which RE2 is faster than looking at every byte in turn."""
+
+SLICE = 1 << 19
+"""Bytes that are looked at in turn at once."""
 
 READ_AHEAD = 1 << 16
 """Bytes read at once, at least, so that small documents share a read."""
@@ -112,11 +119,13 @@ def search(
     documents: Iterable[int] | None,
     limit: int,
     *,
+    after: tuple[int, int] | None = None,
     cancelled: Callable[[], bool] = lambda: False,
 ) -> Found:
     """Return the first matches of a pattern, at most `limit`, in these documents or, with None, in all.
 
-    Fewer come where their texts have `ALL_SHOWN` characters together.
+    Fewer come where their texts have `ALL_SHOWN` characters together. `after`, a document and a character of it, is
+    where to begin: the matches before it are left out.
 
     Each search starts where the last match ended, or a character later if that was empty. `cancelled` is called about
     every second or more often. Once it returns True, the matches so far are returned.
@@ -130,14 +139,18 @@ def search(
         OSError: the file cannot be opened or read.
         EOFError: the file is too short.
     """
-    regexp = _compiled(pattern)
-    numbers = range(len(corpus)) if documents is None else sorted(set(documents))
-    for outermost in (*numbers[:1], *numbers[-1:]):
-        _ = corpus[outermost]
+    regexp = compiled(pattern)
+    numbers = numbered(corpus, documents)
+    first, at = (0, 0) if after is None else after
+    numbers = numbers[bisect_left(numbers, first) :]
     matches: list[Match] = []
     with corpus.names.opened() as fd:
-        run = _Run(regexp, _Reader(fd), cancelled)
-        matching = (Match(number, *place) for number in numbers for place in run.matches(corpus[number]))
+        run = Run(regexp, Reader(fd), cancelled)
+        matching = (
+            Match(number, start, end, str(shown, "utf-8", "ignore")[:SHOWN])
+            for number in numbers
+            for start, end, shown in run.matches(corpus[number], at if number == first else 0)
+        )
         shown = 0
         try:
             for match in islice(matching, limit):
@@ -145,12 +158,24 @@ def search(
                 shown += len(match.text)
                 if shown >= ALL_SHOWN:
                     break
-        except _Cancelled:
+        except Stopped:
             return Found(tuple(matches), more=True, stopped=True)
     return Found(tuple(matches), more=len(matches) == limit or shown >= ALL_SHOWN)
 
 
-def _compiled(pattern: str) -> _Regexp:
+def numbered(corpus: Corpus, documents: Iterable[int] | None) -> Sequence[int]:
+    """Return the numbers of the documents to search, each once and in their order; None means all.
+
+    Raises:
+        IndexError: one of the documents does not exist.
+    """
+    numbers = range(len(corpus)) if documents is None else sorted(set(documents))
+    for outermost in (*numbers[:1], *numbers[-1:]):
+        _ = corpus[outermost]
+    return numbers
+
+
+def compiled(pattern: str) -> Regexp:
     """Compile a pattern.
 
     Raises:
@@ -165,7 +190,7 @@ def _compiled(pattern: str) -> _Regexp:
     options.log_errors = False
     options.never_capture = True
     try:
-        regexp: _Regexp = re2.compile(pattern, options)
+        regexp: Regexp = re2.compile(pattern, options)
     except UnicodeEncodeError:
         raise PatternRefused("the pattern holds half a surrogate pair, which is no character") from None
     except re2.error as error:
@@ -186,7 +211,7 @@ def _reason(message: str) -> str:
     return reason
 
 
-class _Cancelled(Exception):
+class Stopped(Exception):
     """The caller no longer wants the search."""
 
 
@@ -194,15 +219,18 @@ class _Spanned(Protocol):
     def span(self) -> tuple[int, int]: ...
 
 
-class _Regexp(Protocol):
+class Regexp(Protocol):
     """The part used here of a pattern compiled by RE2, which has no types of its own. Positions are in bytes."""
 
     @property
-    def programsize(self) -> int: ...
-    def search(self, text: memoryview, pos: int, endpos: int) -> _Spanned | None: ...
+    def programsize(self) -> int:
+        """RE2's instructions."""
+
+    def search(self, text: memoryview, pos: int, endpos: int) -> _Spanned | None:
+        """Find the first match between two places."""
 
 
-class _Reader:
+class Reader:
     """Reads characters as UTF-8 from the file of a corpus, through one buffer that holds the stretch last read."""
 
     def __init__(self, fd: int) -> None:
@@ -238,23 +266,25 @@ class _Reader:
         return self._buffer[offset - self._start : offset - self._start + size]
 
 
-class _Run:
+class Run:
     """One search: a pattern, and the file it is looked for in."""
 
-    def __init__(self, regexp: _Regexp, reader: _Reader, cancelled: Callable[[], bool]) -> None:
+    def __init__(self, regexp: Regexp, reader: Reader, cancelled: Callable[[], bool]) -> None:
         self._regexp = regexp
         self._reader = reader
         self._cancelled = cancelled
         self._piece = min(PIECE, max(MIN_PIECE, WORK // regexp.programsize))
         self._longest = min(LONGEST, self._piece // 4)
 
-    def matches(self, text: Text) -> Iterator[tuple[int, int, str]]:
-        """Yield where the pattern matches in a text: the first character, the first after the match, the text shown.
+    def matches(self, text: Text, at: int = 0) -> Iterator[tuple[int, int, memoryview]]:
+        """Yield where the pattern matches in a text from a character on.
+
+        What it yields is the first character, the first after the match, and the first bytes of the match as UTF-8,
+        valid until the next.
 
         Raises:
-            _Cancelled: the caller said so.
+            Stopped: the caller said so.
         """
-        at = 0
         while at <= text.characters:
             end = min(at + self._piece, text.characters)
             edge = end - self._longest if end < text.characters else end + 1
@@ -263,10 +293,29 @@ class _Run:
                 at = max(after, start + 1)
             at = max(at, edge)
 
-    def _in_piece(self, text: Text, at: int, end: int, edge: int) -> Iterator[tuple[int, int, str]]:
+    def occurrences(self, text: Text, start: int, end: int, literal: str) -> int:
+        """Return how often the pattern, a literal that does not overlap itself, begins in these characters of a text.
+
+        Raises:
+            Stopped: the caller said so.
+        """
+        data = self._reader.utf8(text, start, min(end + len(literal) - 1, text.characters))
+        count = place = 0
+        while count < RARE:
+            span = self._first(data, place, len(data))
+            if span is None:
+                return count
+            count, place = count + 1, span[1]
+        wanted = literal.encode()
+        for at in range(place, len(data), SLICE):  # a little at a time: no other thread of Python runs meanwhile
+            count += bytes(data[at : at + SLICE + len(wanted) - 1]).count(wanted)
+        return count
+
+    def _in_piece(self, text: Text, at: int, end: int, edge: int) -> Iterator[tuple[int, int, memoryview]]:
         """Yield the matches in characters `at` to `end` that start before character `edge`."""
         last = min(end + 1, text.characters)
         data = self._reader.utf8(text, max(at - 1, 0), last)
+        size = len if text.form is Form.ASCII else _characters
         known = place = _boundary(data, 1) if at else 0  # the byte of character `at`; the byte to search from
         stop = len(data) - 1 if end < last else len(data)  # not all of it, if RE2 is not to take it for the text's end
         while place <= stop:
@@ -277,16 +326,16 @@ class _Run:
             place = _boundary(data, first)
             if place > first:  # RE2 finds \B between the bytes of a character
                 continue
-            start = at + _characters(data[known:first])
+            start = at + size(data[known:first])
             if start >= edge:
                 return
-            known, at = after, start + _characters(data[first:after])
-            yield start, at, str(data[first : min(after, first + 4 * SHOWN)], "utf-8", "ignore")[:SHOWN]
+            known, at = after, start + size(data[first:after])
+            yield start, at, data[first : min(after, first + 4 * SHOWN)]
             place = max(after, first + 1)
 
     def _first(self, data: memoryview, place: int, stop: int) -> tuple[int, int] | None:
         if self._cancelled():
-            raise _Cancelled
+            raise Stopped
         match = self._regexp.search(data, place, stop)
         return None if match is None else match.span()
 

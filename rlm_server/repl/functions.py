@@ -14,7 +14,7 @@ from typing import TypeVar
 from rlm_server.repl.call_request import MODELS, TEMPERATURE, TOKENS
 from rlm_server.repl.metering import check_host_time
 from rlm_server.repl.model_calls import ModelCalls
-from rlm_server.repl.search_call import answer_search
+from rlm_server.repl.search_call import answer_count, answer_search
 from rlm_server.shares.shares import Shares
 from sandbox.door import (
     FLAG,
@@ -162,6 +162,10 @@ async def _search(repl: Repl, call: HostCall) -> Json:
     return await answer_search(repl.live, call, repl.tenant, repl.shares.threads)
 
 
+async def _count(repl: Repl, call: HostCall) -> Json:
+    return await answer_count(repl.live, call, repl.tenant, repl.shares.threads)
+
+
 async def _budget(repl: NodeRepl, call: HostCall) -> Json:  # noqa: ARG001
     return await repl.left()
 
@@ -213,13 +217,29 @@ FUNCTIONS = Functions(
         ),
         Function(
             op="search",
-            arguments={"pattern": TEXT, "documents": optional(ITEMS), "part": optional(ITEMS), "limit": INTEGER},
+            arguments={
+                "pattern": TEXT,
+                "documents": optional(ITEMS),
+                "part": optional(ITEMS),
+                "limit": INTEGER,
+                "around": optional(INTEGER),
+                "after": optional(ITEMS),
+            },
             in_runs=_search,
             in_sessions=_search,
             prompt="""\
-- search(pattern, documents=None, limit=100) -> list: where a regular expression (RE2) matches, in linear time, of any
-  size: each match has .document, .start, .end (characters) and .text.""",
+- search(pattern, documents=None, limit=100, around=0) -> list: where a regular expression (RE2) matches, in linear
+  time, of any size: each match has .document, .name, .start, .end (characters) and .text; around=200 gives the text
+  around, near ones together; .next() of the list gives the following ones.""",
             stub=_GUEST / "_search.py",
+        ),
+        Function(
+            op="count",
+            arguments={"pattern": TEXT, "documents": optional(ITEMS), "part": optional(ITEMS)},
+            in_runs=_count,
+            in_sessions=_count,
+            prompt="- count(pattern, documents=None) -> int: how often it matches.",
+            stub=_GUEST / "_count.py",
         ),
         Function(
             op="budget",

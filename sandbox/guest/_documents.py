@@ -55,6 +55,8 @@ class Documents(Sequence):
     def __getitem__(self, index):
         if isinstance(index, slice):
             return Documents(self._corpus, self._numbers[index])
+        if isinstance(index, str):
+            return fetch(self._corpus, self._place(index))[0]
         return fetch(self._corpus, self._numbers[index])[0]
 
     def __iter__(self):
@@ -72,22 +74,44 @@ class Documents(Sequence):
     @property
     def names(self):
         """The documents' names, in their order; empty where they have none."""
-        if self._corpus not in _names:
-            count = _counts[self._corpus]
-            lines = fetch(self._corpus, count)[0].split("\n")
-            _names[self._corpus] = lines if len(lines) == count else [""] * count  # a part of a corpus has no names
-        known = _names[self._corpus]
+        known = _all_names(self._corpus)
         return [known[number] for number in self._numbers]
 
-    def search(self, pattern, limit=100):
+    def _place(self, name):
+        """Return the number of the document of this name: the first, where several have it."""
+        if self._corpus not in _places:
+            known = _all_names(self._corpus)
+            _places[self._corpus] = {known[number]: number for number in reversed(range(len(known)))}
+        number = _places[self._corpus].get(name) if name else None
+        if number is None or number not in self._numbers:
+            raise KeyError(f"no document has the name {name[:60]!r}; context.names lists those there are")
+        return number
+
+    def search(self, pattern, limit=100, **options):
         """Find where a pattern (RE2's syntax) matches, on the host: see `search`."""
-        return _search[0](pattern, self, limit)
+        return _search[0](pattern, self, limit, **options)
 
 
 _counts = {}
 """Of each corpus, how many documents it has: the names are the one after them."""
 
-_names = {}
+_names, _places = {}, {}
+
+
+def _all_names(corpus):
+    if corpus not in _names:
+        count = _counts[corpus]
+        lines = fetch(corpus, count)[0].split("\n")
+        _names[corpus] = lines if len(lines) == count else [""] * count  # a part of a corpus has no names
+    return _names[corpus]
+
+
+def name_of(number):
+    """Return the name of a document of the context, by its number; empty where it has none."""
+    context = _runner.reserved.get("context")
+    return _all_names(context._corpus)[number] if isinstance(context, Documents) else ""
+
+
 _search = [None]
 """What finds patterns, where the host can."""
 

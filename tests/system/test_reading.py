@@ -105,6 +105,46 @@ async def test_search_finds_positions_in_characters_and_what_it_shows_counts_as_
         assert documents == {1, 2, 4}
 
 
+SEARCHES = {
+    r"search(re.compile(r'NUMBER \d+', re.I))[0].text": "'number 4711'",
+    r"search(r'NUMBER \d+', flags=re.I)[0].text": "'number 4711'",
+    r"search(re.compile(r'number [ ] \d+  # the digits', re.X))[0].text": "'number 4711'",
+    r"search(r'(?ix)NUMBER \s 4711 \. \n \Z')[0].end": "34",
+    "len(search(re.compile('^Line 000001', re.MULTILINE)))": "10",
+    "search('number .+', flags=re.S)[0].name": "'last.txt'",
+    "(p := search('Line 00000', limit=40)).more, len(p.next()), len(p.next().next())": "(True, 40, 20)",
+    "p.next().next().more, p.next().next().next()": "(False, [])",
+    "[*p, *p.next(), *p.next().next()] == search('Line 00000', limit=1000)": "True",
+    "context['wide.txt'] == context[2], context[1:]['last.txt'][:8]": "(True, 'The last')",
+    r"count('Line'), count(r'Line \d+'), count(re.compile('LINE', re.I)), count('nothing')": "(12000, 12000, 12000, 0)",
+    r"count('[ÄÖ]'), count('über'), count('Äpfel', [2, 4]), count('Line', context[2:])": "(4000, 4000, 4000, 0)",
+    "(q := search('number', around=4))[0].text, q[0].hits": "('the number 471', [(21, 27)])",
+    "[(m.name, len(m.hits)) for m in search('apples|document', around=5)]": "[('small.txt', 2)]",
+    "context[4:].search('last|one', around=3)[0].text": "'he last one ha'",
+}
+
+
+async def test_code_searches_with_flags_and_the_text_around_page_by_page_and_counts(server: Served) -> None:
+    async with server(Play("")) as served:
+        caller = served.caller
+        context = await caller.send_parts(of_documents(DOCUMENTS))
+        session = await caller.open_session(context_id=context.context_id)
+        await caller.turn(session, "import re")
+        for asked, answer in SEARCHES.items():
+            turn = await caller.turn(session, asked)
+            assert turn.printed.strip() == answer, (asked, turn.result.error.message)
+        for wrong, error in {
+            "count('(')": "ValueError",
+            "count('a', documents=9)": "IndexError",
+            "count(b'a')": "TypeError",
+            "search('a', around=100_000)": "ValueError",
+            "search(re.compile('b(?=c)'))": "ValueError",
+            "context['no such name']": "KeyError",
+            "context[:2]['wide.txt']": "KeyError",
+        }.items():
+            assert (await caller.turn(session, wrong)).result.error.type == error, wrong
+
+
 async def test_what_a_call_was_sent_of_the_context_is_recorded_with_it(server: Served) -> None:
     async with server(Play("")) as served:
         caller = served.caller

@@ -52,10 +52,12 @@ def test_what_a_sequence_does_works(repl: Repl, documents: MakeDocuments) -> Non
     assert repl.show("context.names, context[2:].names") == repr(
         ([f"document {n}" for n in range(4)], ["document 2", "document 3"])
     )
+    assert repl.show("context['document 1'], context[1:]['document 3']") == "('two', 'four')"
     for wrong, error in (
         ("context[4]", "IndexError"),
         ("context[0] = 'x'", "TypeError"),
-        ("context['a']", "TypeError"),
+        ("context['a']", "KeyError"),
+        ("context[1.5]", "TypeError"),
     ):
         turn = repl.run(wrong)
         assert turn.error is not None
