@@ -171,7 +171,7 @@ async def serving(
             unconfined=settings.unconfined,
         )
         pool.prepare()
-        services = Services(broker, accounts, pool, journal, functions, shares)
+        services = Services(broker, accounts, pool, journal, functions, shares, settings.model_advice)
         try:
             async with (
                 _measured_loop(),

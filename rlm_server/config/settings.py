@@ -229,6 +229,9 @@ class RunSettings(_Strict):
     """Runs that go on at once, of all tenants together."""
     default_depth: Annotated[int, Field(ge=0, le=16), Unit("levels")] = 2
     """Levels of child RLMs of a run whose request names no `max_depth`; where `max_depth` is less, that."""
+    model_advice: dict[str, Annotated[str, Field(max_length=2_000)]] = Field(default_factory=dict)
+    """What models are told besides their rules, by patterns of their names (`*qwen*`); an empty text takes away what
+    the server tells them for a pattern of its own."""
 
 
 @extended(limit_fields(PoolLimits))

@@ -45,6 +45,13 @@ def stable(text: str) -> str:
     return re.sub(r"sub-models were sent (at least )?[\d.]+%", "sub-models were sent N%", text) + "\n"
 
 
+async def test_an_operator_tells_models_more_by_their_names(server: Served) -> None:
+    play = Play(code("FINAL('done')"))
+    async with server(play, model_advice={"pl*": "Be brief.", "other*": "Be long."}) as served:
+        await served.caller.ask()
+    assert play.asked[0].system.endswith("\nBe brief.\n")
+
+
 async def test_printed_has_the_whole_of_what_each_block_printed(server: Served) -> None:
     play = Play(
         code("print('a' * 10_000)", "import sys\nprint('b', file=sys.stderr)\nprint('c')", "pass"),
