@@ -69,7 +69,7 @@ from sandbox.cancellation import cancel_and_wait
 from sandbox.limits import declared
 from sandbox.pool.pool import WorkerPool
 from sandbox.pool.snapshots import SessionStore
-from sandbox.vm.image import ImageSpec, Loaded, prepare, standard_specs
+from sandbox.vm.image import DATA, NUMPY_DIFFERS, ImageSpec, Loaded, prepare, standard_specs
 from sandbox.vm.image_cache import Progress
 
 log = logging.getLogger(__name__)
@@ -171,7 +171,9 @@ async def serving(
             unconfined=settings.unconfined,
         )
         pool.prepare()
-        services = Services(broker, accounts, pool, journal, functions, shares, settings.model_advice)
+        services = Services(
+            broker, accounts, pool, journal, functions, shares, settings.model_advice, {DATA: NUMPY_DIFFERS}
+        )
         try:
             async with (
                 _measured_loop(),

@@ -196,10 +196,8 @@ FUNCTIONS = Functions(
             in_sessions=_llm_query,
             prompt="""\
 - llm_query(prompt, model=None, *, system=None, max_tokens=None, temperature=None, fresh=False) -> str: ask another
-  model once. It sees only the prompt, so put the passage into it. It can read about 100,000 characters at once. An
-  identical call is answered from memory; fresh=True asks again.
-- llm_query_batched(prompts, model=None, ...) -> list[str]: many at once, in parallel. Prefer this to a loop. The slot
-  of one that failed is a str that begins with "Error: ".""",
+  model once. It sees only the prompt, so put the passage into it. fresh=True asks again what was asked before.
+- llm_query_batched(prompts, model=None, ...) -> list[str]: many at once, in parallel. Prefer this to a loop.""",
             stub=_GUEST / "_llm_query.py",
         ),
         Function(
@@ -256,7 +254,9 @@ FUNCTIONS = Functions(
             arguments={"content": TEXT, "ready": FLAG},
             in_runs=_answer,
             in_sessions=_no_answer,
-            prompt='- answer: a dict. Put your answer in answer["content"] and set answer["ready"] = True to finish.',
+            prompt="""\
+- printed: a list. printed[-1] is a str with all that the last block printed, printed[-2] that of the one before it.
+- answer: a dict. Put your answer in answer["content"] and set answer["ready"] = True to finish.""",
             stub=_GUEST / "_answer.py",
         ),
     )

@@ -83,7 +83,7 @@ class Node:
         self._system = system(
             Facts(
                 tree.services.functions, broker.routes, task.model, tree.run.sub_model, broker.run_calls,
-                tree.services.advice,
+                tree.services.numbers.get(tree.image, ""), tree.services.advice,
             )
         )  # fmt: skip
         self._messages: list[Message] = []

@@ -51,6 +51,8 @@ class Services:
     shares: Shares
     advice: Mapping[str, str] = field(default_factory=dict)
     """What models are told besides, by patterns of their names."""
+    numbers: Mapping[str, str] = field(default_factory=dict)
+    """What models are told of the numbers in an image, by its name."""
 
 
 @dataclass(frozen=True, slots=True)

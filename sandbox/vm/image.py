@@ -73,6 +73,7 @@ CORE_IMPORTS = (
     "re", "json", "math", "collections", "itertools", "functools", "random", "datetime", "statistics", "string",
     "textwrap", "csv", "io", "ast", "traceback", "tempfile", "difflib", "fractions", "decimal", "hashlib", "uuid",
 )  # fmt: skip
+DATA = "data"
 DATA_IMPORTS = (*CORE_IMPORTS, "numpy", "pandas")
 NUMPY_DIFFERS = (
     "numpy's integers have 64 bits, as usual; only np.dtype(int), np.intp and a mask times an int (`mask * 5`) have 32:"
@@ -83,7 +84,7 @@ NUMPY_DIFFERS = (
 
 def standard_specs(modules: Mapping[str, Path]) -> tuple[ImageSpec, ImageSpec]:
     """Return the images that every installation has, with the application's own guest modules loaded."""
-    return ImageSpec("core", CORE_IMPORTS, modules), ImageSpec("data", DATA_IMPORTS, modules)
+    return ImageSpec("core", CORE_IMPORTS, modules), ImageSpec(DATA, DATA_IMPORTS, modules)
 
 
 @dataclass(frozen=True, slots=True)

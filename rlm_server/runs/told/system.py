@@ -34,10 +34,10 @@ print(len(context), context[:500])
 ```
 
 The code runs in a sandbox without network; variables persist from turn to turn. Of what a block prints you are shown
-{shown:,} characters at most, both ends of it: print little and keep results in variables. `printed[-1]` is a str that
-has all that the last block printed. The standard library is there.
+{shown:,} characters at most, both ends of it: print little, and keep results in variables. The standard library is there,
+and numpy, pandas, scipy and others.{numbers}
 
-Besides `context` and `printed` the code may use:
+Besides `context` the code may use:
 {functions}
 
 Models that calls may name, and about what they cost for {prompt:,} characters of prompt and {reply:,} of reply:
@@ -69,6 +69,8 @@ class Facts:
     """The one that `llm_query` asks where code names none."""
     parallel: int
     """Calls of a run that go on at once."""
+    numbers: str = ""
+    """What there is to say of the numbers of its image, in one line."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """By patterns of models' names, beside `profiles.PROFILES`."""
 
@@ -77,6 +79,7 @@ def system(facts: Facts) -> str:
     """Compose the system prompt of a node."""
     rules = _SYSTEM.format(
         shown=FEEDBACK_CHARACTERS,
+        numbers=f" {facts.numbers}" if facts.numbers else "",
         functions=facts.functions.prompt,
         prompt=PROMPT_CHARACTERS,
         reply=REPLY_CHARACTERS,

@@ -26,6 +26,10 @@ def test_the_system_prompt_is_this_one() -> None:
     assert system(FACTS) == (Path(__file__).parent / "system_prompt.txt").read_text()
 
 
+def test_where_numbers_differ_is_told_of_the_image_that_has_numpy() -> None:
+    assert "and others. Mind numpy.\n" in system(Facts(FUNCTIONS, ROUTES, "big", "small", 64, "Mind numpy."))
+
+
 def test_each_model_is_named_with_what_a_call_costs_and_what_it_reads() -> None:
     said = system(FACTS)
     assert "- small (asked where you name none): $0.026, reads about 300,000 characters at once\n" in said
@@ -47,7 +51,7 @@ def test_of_many_models_the_cheapest_are_named_beside_those_that_are_asked() -> 
 def test_a_family_of_models_is_told_what_it_needs_and_others_are_not() -> None:
     assert advice("Qwen3-Coder-480B", {}) == dict(PROFILES)["*qwen*"]
     assert advice("some-model", {}) == ""
-    assert system(Facts(FUNCTIONS, ROUTES, "big", "small", 64, {"big": "Be brief."})).endswith("\nBe brief.\n")
+    assert system(Facts(FUNCTIONS, ROUTES, "big", "small", 64, advice={"big": "Be brief."})).endswith("\nBe brief.\n")
 
 
 def test_an_operator_replaces_what_a_family_is_told_or_takes_it_away() -> None:
