@@ -68,6 +68,7 @@ from rlm_server.tenants.tenants import Tenants
 from sandbox.cancellation import cancel_and_wait
 from sandbox.limits import declared
 from sandbox.pool.pool import WorkerPool
+from sandbox.pool.priority import take_short_turns
 from sandbox.pool.snapshots import SessionStore
 from sandbox.vm.image import DATA, NUMPY_DIFFERS, ImageSpec, Loaded, prepare, standard_specs
 from sandbox.vm.image_cache import Progress
@@ -242,6 +243,7 @@ async def _measured_loop() -> AsyncIterator[None]:
     before = loop.get_task_factory()
     loop.set_task_factory(measured_tasks)
     sys.setswitchinterval(SWITCH_SECONDS)
+    take_short_turns()
     giving_back = asyncio.create_task(give_back())
     try:
         yield

@@ -84,7 +84,7 @@ class Children:
     def _wanted(self, question: str, asked: Json, model: str | None) -> _Wanted:
         routes = self._tree.services.broker.routes
         check_model(routes, model if model is not None else self._tree.run.sub_model, "rlm_query")
-        if isinstance(asked, str) and asked in routes.models:
+        if isinstance(asked, str) and asked != question and asked in routes.models:
             raise DoorRefusal(
                 "ValueError", f"the context is the name of a model: write rlm_query(prompt, model={asked!r}) to ask it"
             )

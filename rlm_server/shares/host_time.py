@@ -26,6 +26,9 @@ MOST_A_MESSAGE = 0.001
 MOST_A_SECOND = 1.0
 """Seconds of such work, at most, that a second of measured work is taken to have made."""
 
+USUAL_A_MESSAGE, USUAL_A_SECOND = 0.0002, 0.5
+"""What they usually make: in this proportion it is shared between them."""
+
 MESSAGE_BYTES = 1 << 16
 """A message is counted once more for each of so many bytes."""
 
@@ -120,16 +123,17 @@ class HostTimes:
         """Share among tenants what this process worked since the last time and that was not measured.
 
         That is what gRPC does in threads of its own, and the event loop between the steps of tasks. It is shared by
-        messages; what is left after that, by what was measured.
+        messages and by what was measured.
         """
         before, measured_before = self._shared_out
         now = process_time()
         unmeasured = max(0.0, now - before - (self._all.seconds - measured_before))
         messages, self._messages = self._messages, Counter()
-        a_message = min(MOST_A_MESSAGE, unmeasured / max(1, messages.total()))
         measured = {tenant: spent.seconds - self._measured.get(tenant, 0.0) for tenant, spent in self._totals.items()}
-        left = unmeasured - messages.total() * a_message
-        a_second = min(MOST_A_SECOND, left / max(sum(measured.values()), 1e-9))
+        usual = messages.total() * USUAL_A_MESSAGE + sum(measured.values()) * USUAL_A_SECOND
+        times = unmeasured / max(usual, 1e-9)
+        a_message = min(MOST_A_MESSAGE, times * USUAL_A_MESSAGE)
+        a_second = min(MOST_A_SECOND, times * USUAL_A_SECOND)
         for tenant in messages.keys() | measured.keys():
             share = messages[tenant] * a_message + measured.get(tenant, 0.0) * a_second
             if share > 0:

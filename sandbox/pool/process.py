@@ -23,6 +23,7 @@ from sandbox.pool.frame_limits import MAX_STRAY, FrameBounds
 from sandbox.pool.held import Held
 from sandbox.pool.last_words import LastWords
 from sandbox.pool.own_time import OwnTime
+from sandbox.pool.priority import give_way
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
 from sandbox.wire.frames import Frame, Kind, Parser, WireError, send_descriptor
@@ -34,9 +35,6 @@ START_SECONDS = 60.0
 PING_SECONDS = 2.0
 SILENCE_SECONDS = 30.0
 """A worker that does not answer for so long is killed."""
-
-NICENESS = 10
-"""Of workers, added to the server's own: what serves everybody goes before what runs one owner's code."""
 
 FRAMES_AT_ONCE = 32
 """Frames taken in one step of the event loop."""
@@ -88,8 +86,7 @@ async def started(
                 sys.executable, "-I", "-c", _PROGRAM, *map(str, handed), pass_fds=handed, env={}, cwd="/",
                 stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.DEVNULL, stderr=words.writing,
             )  # fmt: skip
-            with suppress(OSError):  # it has ended
-                os.setpriority(os.PRIO_PROCESS, process.pid, os.getpriority(os.PRIO_PROCESS, 0) + NICENESS)
+            give_way(process.pid)
         worker = Process(process, our_descriptors, words, most_bytes, turns or len(os.sched_getaffinity(0)))
     except BaseException as error:
         ours.close()

@@ -38,8 +38,17 @@ _GUEST_FOLDER = Path(__file__).parents[1] / "guest"
 GUEST_LIBRARY = {
     name: _GUEST_FOLDER / f"{name}.py"
     for name in (
-        "_door", "_runner", "_documents", "_requests", "_threads", "_loop", "_figures", "_numbers", "_imports", "_golden",
-    )  # fmt: skip
+        "_door",
+        "_runner",
+        "_documents",
+        "_requests",
+        "_threads",
+        "_loop",
+        "_figures",
+        "_numbers",
+        "_imports",
+        "_golden",
+    )
 }
 
 

@@ -132,11 +132,24 @@ def test_what_was_not_measured_is_shared_by_messages_and_a_message_is_never_dear
     began = process_time()
     while process_time() < began + 0.05:  # as gRPC would in threads of its own
         pass
-    times.of("carl").spend(0.02)
+    times.of("carl").spend(0.001)
     times.share_out()
     assert times.of("ann").seconds == pytest.approx(3 * MOST_A_MESSAGE)
     assert times.of("bob").seconds == pytest.approx(MOST_A_MESSAGE)
-    assert times.of("carl").seconds == pytest.approx(0.02 * (1 + MOST_A_SECOND))
+    assert times.of("carl").seconds == pytest.approx(0.001 * (1 + MOST_A_SECOND))
+
+
+def test_who_sends_messages_does_not_pay_for_what_others_work_made() -> None:
+    times = HostTimes()
+    for _ in range(50):
+        times.message("ann")
+    times.of("bob").spend(0.05)
+    began = process_time()
+    while process_time() < began + 0.09:
+        pass
+    times.share_out()
+    assert times.of("ann").seconds < 0.02
+    assert times.of("bob").seconds > 0.07
 
 
 def test_what_no_message_made_is_shared_by_what_was_measured() -> None:

@@ -34,8 +34,8 @@ print(len(context), context[:500])
 ```
 
 The code runs in a sandbox without network; variables persist from turn to turn. Of what a block prints you are shown
-{shown:,} characters at most, both ends of it: print little, and keep results in variables. The standard library is there,
-and numpy, pandas, scipy and others.{numbers}
+{shown:,} characters at most, both ends of it: print little, and keep results in variables. The standard library is
+there, and numpy, pandas, scipy and others.{numbers}
 
 Besides `context` the code may use:
 {functions}

@@ -18,7 +18,7 @@ from sandbox.pool import worker_turn
 from sandbox.pool.disk_threads import OF_ONE_OWNER, Abandoned, DiskThreads, Going
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import WorkerPool
-from sandbox.pool.process import NICENESS
+from sandbox.pool.priority import NICENESS
 from sandbox.pool.snapshots import SessionStore
 from sandbox.pool.worker_session import TooManyTurns, WorkerSession
 from sandbox.turn import Status, Stop, Turn
