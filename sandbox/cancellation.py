@@ -23,7 +23,19 @@ async def run_to_completion(work: Coroutine[Any, Any, _T]) -> _T:
     return task.result()
 
 
-async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
-    """Cancel a task, once, and wait until it has ended, however often the caller is cancelled."""
+async def cancel_and_wait(task: asyncio.Future[Any]) -> None:
+    """Cancel a task, once, and wait until it has ended, however often the caller is cancelled.
+
+    How it ended is not told as a failure that nobody looked at.
+    """
     task.cancel()
-    await run_to_completion(asyncio.wait((task,)))
+    await until_ended(task)
+
+
+async def until_ended(task: asyncio.Future[Any]) -> None:
+    """Wait until a task has ended, as `cancel_and_wait` does, without cancelling it."""
+    try:
+        await run_to_completion(asyncio.wait((task,)))
+    finally:
+        if task.done() and not task.cancelled():
+            task.exception()  # marks it as retrieved

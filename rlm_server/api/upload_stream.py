@@ -23,7 +23,7 @@ from rlm_server.contexts.uploads import Upload, Uploads, UploadStalled
 from rlm_server.shares.held import Held
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
-from sandbox.cancellation import cancel_and_wait, run_to_completion
+from sandbox.cancellation import cancel_and_wait, until_ended
 
 MAX_NAME = 200
 """Characters of a context's name."""
@@ -179,10 +179,8 @@ async def _take_all(
                     coming = asyncio.ensure_future(anext(messages, None))
     finally:
         if taking is not None:
-            await run_to_completion(asyncio.wait((taking,)))
+            await until_ended(taking)
         await cancel_and_wait(coming)
-        if not coming.cancelled():
-            coming.exception()
 
 
 def _take(upload: Upload, messages: list[context_pb2.UploadContextRequest]) -> None:

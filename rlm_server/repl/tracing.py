@@ -16,7 +16,7 @@ from rlm_server.repl.events import CallTraced
 from rlm_server.shares.host_time import charged
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
-from sandbox.cancellation import run_to_completion
+from sandbox.cancellation import until_ended
 
 if TYPE_CHECKING:  # it comes with numpy, which a server does without until a call is traced
     from rlm_server.contexts.lineage import Lineage
@@ -85,8 +85,8 @@ class Tracer:
     async def _end(self, tasks: set[asyncio.Task[None]] | set[asyncio.Task[Lineage]]) -> None:
         for task in tasks:
             task.cancel()
-        if tasks:
-            await run_to_completion(asyncio.wait([*tasks]))
+        for task in [*tasks]:
+            await until_ended(task)
 
     def trace(self, call_id: str, prompts: Sequence[str], tell: Tell) -> None:
         """Begin to trace a call that was sent; `tell` is told when it is done.

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 
-from sandbox.cancellation import run_to_completion
+from sandbox.cancellation import until_ended
 
 LOOK_SECONDS = 1.0
 """Between two looks at how much memory this process has."""
@@ -38,7 +38,7 @@ async def settled(modules: Sequence[str]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await run_to_completion(asyncio.wait((settling,)))
+        await until_ended(settling)
         gc.unfreeze()
 
 

@@ -18,7 +18,7 @@ from typing import Generic, TypeVar
 from rlm_server.shares import host_time
 from rlm_server.shares.gate import Gate, Load
 from rlm_server.shares.pace import Pace
-from sandbox.cancellation import run_to_completion
+from sandbox.cancellation import until_ended
 
 _T = TypeVar("_T")
 
@@ -109,8 +109,7 @@ class Threads:
                 return await asyncio.shield(future)
             except asyncio.CancelledError:
                 given_up.set()
-                await run_to_completion(asyncio.wait([future]))
-                future.exception()  # marks it as retrieved
+                await until_ended(future)
                 raise
 
 

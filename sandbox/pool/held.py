@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import TypeVar
 
-from sandbox.cancellation import run_to_completion
+from sandbox.cancellation import until_ended
 from sandbox.door import DoorRefusal, Step
 from sandbox.limits import PoolLimits
 
@@ -101,9 +101,7 @@ class Share:
             except asyncio.CancelledError:
                 given_up.set()
                 began.cancel()
-                await run_to_completion(asyncio.wait([done]))
-                if not done.cancelled():
-                    done.exception()  # marks it as retrieved
+                await until_ended(done)
                 raise
 
 
