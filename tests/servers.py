@@ -70,13 +70,13 @@ class Server:
 
 @asynccontextmanager
 async def started(
-    images: Loaded, data_dir: Path, script: Script, others: Mapping[str, Script] = MappingProxyType({}), **settings: Any
+    golden: Loaded, data_dir: Path, script: Script, others: Mapping[str, Script] = MappingProxyType({}), **settings: Any
 ) -> AsyncIterator[Server]:
     """Start a server with its data in a directory. The script plays the model "play"; `others` play others, by name."""
     scripts = {"play": script, **others}
     given = {"data_dir": data_dir, "listen": "127.0.0.1:0", "grace_seconds": 0.2, **settings}
     loaded = Settings.load(**given)
-    ready = None if loaded.images else images  # one with images of its own loads them
+    ready = None if loaded.images else golden  # one with images of its own loads them
     async with (
         serving(loaded, scripts=scripts, loaded=ready) as running,
         AsyncExitStack() as stack,

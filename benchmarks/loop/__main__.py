@@ -47,13 +47,13 @@ QUESTIONS = (
 COMPARED = ("turn_ms", "subcall_ms")
 
 
-def measured(url: str, rounds: int, reference: bool, progress: Progress) -> Answers:
+def measured(url: str, rounds: int, megabytes: int, reference: bool, progress: Progress) -> Answers:
     """Ask both drivers everything in turns.
 
     Raises:
         DriverError: ours failed.
     """
-    contestants = [Contestant(OURS, (sys.executable, "-m", "benchmarks.loop.ours", url))]
+    contestants = [Contestant(OURS, (sys.executable, "-m", "benchmarks.loop.ours", url, str(megabytes)))]
     if reference and peers.environment("rlms", progress):
         python = f"{peers.FOLDER}/rlms/bin/python"
         contestants.append(Contestant(REFERENCE, (python, "-m", "benchmarks.loop.reference", url)))
@@ -94,6 +94,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"measure so often at most ({ROUNDS})")
     parser.add_argument("--calls", type=int, default=CALLS, help=f"calls at the faulty provider ({CALLS:,})")
+    parser.add_argument("--megabytes", type=int, default=1_000, help="of the text that is counted in (1,000)")
     parser.add_argument("--alone", action="store_true", help="without the reference implementation")
     options = parser.parse_args()
     began = time.perf_counter()
@@ -104,7 +105,7 @@ def main() -> None:
     if os.getloadavg()[0] > 0.5:
         progress(f"this machine is busy already (load {os.getloadavg()[0]:.1f}): compare, and trust no single figure")
     with endpoint() as url:
-        figures = result(measured(url, options.rounds, not options.alone, progress))
+        figures = result(measured(url, options.rounds, options.megabytes, not options.alone, progress))
     progress(f"{options.calls:,} calls at a provider that fails a tenth of them")
     with TemporaryDirectory(prefix="bench-loop-") as folder:
         figures["faulty_tenth_answered"] = round(asyncio.run(answered(Path(folder), options.calls)), 4)

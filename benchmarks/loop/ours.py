@@ -28,11 +28,14 @@ TINY = 100
 TINY_USD, AMPLE_USD = 0.05, 10
 SETTLED_SECONDS = 1.2
 """Two rounds of the bills for the server's own time: what a run left is written."""
-PIECES = 1_000
-"""Of a text of a gigabyte."""
 LINES = 20_000
-"""Of a piece, which has a megabyte."""
-PIECE = b"".join(b"Line %06d, of which nobody reads more: error 42\n" % number for number in range(LINES))
+"""Of a piece of a text, which has a megabyte."""
+EVERY = 1_000
+"""Of so many lines, one is looked for."""
+PIECE = b"".join(
+    b"Line %06d, of which nobody reads more: %s\n" % (number, b"fault 42" if number % EVERY else b"error 42")
+    for number in range(LINES)
+)
 
 _TINY = f'answers = llm_query_batched([f"question {{number}}" for number in range({TINY})])'
 _FIRST = "import time\nprint('first')\ntime.sleep(0.05)"
@@ -41,7 +44,8 @@ _FIRST = "import time\nprint('first')\ntime.sleep(0.05)"
 class Ours:
     """A server that serves until this ends, and what is asked of it."""
 
-    def __init__(self, url: str, server: Served, metrics: str, runner: asyncio.Runner) -> None:
+    def __init__(self, url: str, megabytes: int, server: Served, metrics: str, runner: asyncio.Runner) -> None:
+        self._megabytes = megabytes
         self._url, self._metadata, self._metrics, self._runner = url, server.metadata, metrics, runner
         self._runs: Any = run_pb2_grpc.RunServiceStub(server.channel)
         self._sessions: Any = session_pb2_grpc.SessionServiceStub(server.channel)
@@ -126,19 +130,9 @@ class Ours:
         await self._printed(session, code)
         await self._end(session)
 
-    def has_count(self) -> float:
-        """Return 1 where code has a function `count`."""
-        return self._runner.run(self._has_count())
-
-    async def _has_count(self) -> float:
-        session = await self._open("quick")
-        has = await self._printed(session, "print('count' in globals())")
-        await self._end(session)
-        return float(has == "True\n")
-
-    def count(self, pieces: int = PIECES) -> float:
-        """Return how long `count` takes over a text of so many megabytes."""
-        return self._runner.run(self._count(pieces))
+    def count(self) -> float:
+        """Return how long `count` takes, in seconds for a gigabyte."""
+        return self._runner.run(self._count(self._megabytes)) * 1_000 / self._megabytes
 
     async def _count(self, pieces: int) -> float:
         uploaded = await self._contexts.UploadContext(_upload(pieces), metadata=self._metadata)
@@ -151,7 +145,7 @@ class Ours:
         await self._end(session)
         request = context_pb2.DeleteContextRequest(context_id=text)
         await self._contexts.DeleteContext(request, metadata=self._metadata)
-        expect(int(found), pieces * LINES)
+        expect(int(found), pieces * LINES // EVERY)
         return taken
 
     async def _open(self, sub_model: str, usd: float = AMPLE_USD, context_id: str = "") -> str:
@@ -180,7 +174,7 @@ class Ours:
 
     @property
     def measures(self) -> dict[str, Measure]:
-        measures: dict[str, Measure] = {
+        return {
             "turn": self.turn,
             "subcall": self.subcall,
             "batch": self.batch,
@@ -188,8 +182,8 @@ class Ours:
             "commits": self.commits,
             "first_output": self.first_output,
             "tiny": self.tiny,
+            "count": self.count,
         }
-        return measures | ({"count": self.count} if self.has_count() else {})
 
 
 def _upload(pieces: int) -> Iterator[context_pb2.UploadContextRequest]:
@@ -203,8 +197,11 @@ def _upload(pieces: int) -> Iterator[context_pb2.UploadContextRequest]:
         yield context_pb2.UploadContextRequest(chunk=chunk)
 
 
-def main(url: str) -> None:
-    """Start a server whose models are at the endpoint of this URL, and answer requests until stdin is closed."""
+def main(url: str, megabytes: int) -> None:
+    """Start a server whose models are at the endpoint of this URL, and answer requests until stdin is closed.
+
+    The text that is counted in has so many megabytes.
+    """
     stated = {"base_url": f"{url}/v1", "input_usd_per_million": 1, "output_usd_per_million": 5}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -214,10 +211,10 @@ def main(url: str) -> None:
         server = served(Path(folder), settings)
         at = runner.run(server.__aenter__())
         try:
-            serve("a server at its defaults", Ours(url, at, metrics, runner).measures)
+            serve("a server at its defaults", Ours(url, megabytes, at, metrics, runner).measures)
         finally:
             runner.run(server.__aexit__(None, None, None))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], int(sys.argv[2]))

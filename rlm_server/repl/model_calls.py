@@ -151,7 +151,7 @@ class ModelCalls:
         keyed = await self._recall(batch, form.digest(named, self.options.max_tokens), remembered=not form.fresh)
         most = self.options.most_prompts
         for part in (keyed[start : start + most] for start in range(0, len(keyed), most)):
-            if batch.refusal is None and (len(part) > 1 or self._tally.failed):  # else the call itself finds out
+            if batch.refusal is None:
                 batch.refusal = await self._hopeless(batch, form, [asking for asking, _ in part])
             await self._send(batch, form, part)
             if batch.refusal is not None:

@@ -308,11 +308,11 @@ class Node:
         asked, most_tokens = fitting
         self._system, self._messages = asked.system, list(asked.messages)
         try:
-            said = closing_answer((await self._ask(most_tokens)).text)
+            said = await closing_answer((await self._ask(most_tokens)).text)
         except NodeEnded as ended:
             self.emit(Guard("last_word", f"no closing answer: {ended}"))
             return
-        if "```repl" in said:
+        if said is None:
             self.emit(Guard("last_word", "the closing reply was code, which does not run any more"))
             return
         self._draft.text = beginning_of(said, self.tree.limits.answer_bytes) or self._draft.text

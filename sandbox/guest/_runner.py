@@ -300,11 +300,12 @@ def variables():
             continue
         if value is kept:
             continue
+        kind = str if isinstance(value, str) else type(value)
         try:
-            length = len(value) if type(value).__module__ in _measurable else -1
+            length = len(value) if kind.__module__ in _measurable else -1
         except Exception:
             length = -1
-        listed.append([plain(name[:200]), plain(type(value).__name__[:200]), length])
+        listed.append([plain(name[:200]), plain(kind.__name__[:200]), length])
     return listed[-200:]
 
 

@@ -12,14 +12,14 @@ from benchmarks.loop.endpoint import BATCH, SUBCALLS, TURNS
 
 FIGURES = {
     *("turn_ms", "subcall_ms", "create_to_request_ms", "first_output_ms", "commits_per_turn", "tiny_100_x"),
-    *("batch_200_s", "faulty_tenth_answered"),
+    *("batch_200_s", "faulty_tenth_answered", "count_gb_s"),
 }
 
 
 def test_every_figure_is_measured_and_the_last_line_is_the_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["loop", "--alone", "--rounds", "1", "--calls", "40"])
+    monkeypatch.setattr(sys, "argv", ["loop", "--alone", "--rounds", "1", "--calls", "40", "--megabytes", "20"])
     loop.main()
     *table, result = capsys.readouterr().out.splitlines()
     found = json.loads(result)

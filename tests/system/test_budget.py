@@ -62,7 +62,7 @@ async def test_a_budget_too_small_for_the_whole_is_spent_up_to_its_limit_and_no_
 
 async def test_a_hundred_calls_at_once_pass_a_budget_no_more_than_one(server: Served) -> None:
     ask = code("print(llm_query_batched([f'number {i}' for i in range(100)]))", "FINAL('done')")
-    async with server(Play(ask)) as served:
+    async with server(Play(ask), run_calls=64) as served:
         ended = await served.caller.ask(budget=types_pb2.Budget(calls=20))
         assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED
         assert ended.run.spent.calls == 19, "one is kept for a closing answer"

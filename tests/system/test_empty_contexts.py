@@ -43,7 +43,7 @@ async def test_a_child_has_what_it_was_given_though_that_is_nothing(server: Serv
         child = ended.run.nodes[1]
         assert (child.state, child.coverage_fraction) == (SUCCEEDED, 1.0)
         told = next(request for request in script.asked if "child" in request.messages[0].content)
-        assert "with 0 characters. Looked at so far: 100.0%" in told.messages[0].content
+        assert "with 0 characters. Your code has touched 100% of it" in told.messages[0].content
 
 
 @pytest.mark.parametrize("given", TEXTS)

@@ -87,7 +87,7 @@ async def test_a_session_ends_in_the_midst_of_many_calls_and_only_those_under_wa
     server: Served, source: str, end: str
 ) -> None:
     hanging = Hanging(RUN_CALLS)
-    async with server(Play("", sub=hanging)) as served:
+    async with server(Play("", sub=hanging), run_calls=RUN_CALLS) as served:
         session = await served.caller.open_session(budget=types_pb2.Budget(nano_usd=100_000_000_000))
         turn = served.caller.execute(session, source)
         reading = asyncio.create_task(_read(turn))
@@ -111,7 +111,7 @@ async def test_a_run_is_cancelled_in_the_midst_of_many_calls_and_only_those_unde
     server: Served, source: str
 ) -> None:
     hanging = Hanging(RUN_CALLS)
-    async with server(Play(code(source), sub=hanging)) as served:
+    async with server(Play(code(source), sub=hanging), run_calls=RUN_CALLS) as served:
         run = await served.caller.create(budget=types_pb2.Budget(nano_usd=100_000_000_000))
         await hanging.reached.wait()
         async with asyncio.timeout(30):
@@ -166,7 +166,7 @@ async def test_a_model_that_gives_out_in_the_midst_of_a_batch_is_asked_no_more(s
         return "ok"
 
     play = Play("", sub=sub)
-    async with server(play) as served:
+    async with server(play, run_calls=RUN_CALLS) as served:
         session = await served.caller.open_session(budget=types_pb2.Budget(nano_usd=100_000_000_000))
         seen = await served.caller.turn(session, "from collections import Counter\nCounter(" + BATCH + ")")
         assert "'ok': 100" in seen.printed

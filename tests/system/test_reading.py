@@ -212,9 +212,9 @@ async def test_the_model_is_told_how_much_was_looked_at(server: Served) -> None:
     async with server(script) as served:
         context = await served.caller.upload(LINES)
         await served.caller.ask(context_id=context.context_id)
-        assert "Looked at so far: 0.0%." in script.asked[0].messages[0].content
+        assert "Your code has touched 0% of it" in script.asked[0].messages[0].content
         told = script.asked[1].messages[-1].content
-        assert f"Looked at so far: {BLOCK / len(LINES):.1%} (characters 65,536-131,072)." in told
+        assert f"Your code has touched {BLOCK / len(LINES):.1%} of it (characters 65,536-131,072)" in told
 
 
 async def test_children_get_parts_documents_and_new_texts(server: Served) -> None:

@@ -74,4 +74,4 @@ async def test_calls_that_the_budget_refuses_are_told_and_left_out(server: Serve
         context_id = (await served.caller.send_parts(of_text(LETTER * 1000))).context_id
         ended = await served.caller.ask(QUESTION, context_id=context_id, budget=types_pb2.Budget(calls=4))
     assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
-    assert "2 of 8 had something; 6 calls failed [LimitExceeded(" in ended.printed
+    assert "1 of 8 had something; 7 calls failed [LimitExceeded(" in ended.printed

@@ -71,7 +71,7 @@ async def test_printed_has_the_whole_of_what_each_block_printed(server: Served) 
     assert "' '' 'd\\n'" in told[3]
     assert "[10001, 4, 0, 2]" in told[4]
     assert "its beginning and its end" in told[5]
-    assert re.search(r"10486\d\d x x True", told[6])
+    assert re.search(r"10486\d\d x \] True", told[6])  # at its end it is told what was put back
 
 
 async def test_what_a_stopped_block_printed_is_nowhere_and_not_said_to_be(server: Served) -> None:

@@ -85,7 +85,7 @@ async def test_a_run_is_told_in_its_events_which_are_kept(server: Served, killed
         assert PRINTED.startswith(before)
         assert since == PRINTED
         assert ended.events[finished].code_finished.result.output_bytes == len(PRINTED)
-        assert f"printed {len(PRINTED)} bytes:\n{PRINTED}" in script.asked[1].messages[-1].content
+        assert f"printed {len(PRINTED)} characters:\n{PRINTED}" in script.asked[1].messages[-1].content
         assert [event async for event in served.caller.watch(ended.run.run_id)] == ended.events
         check_story(ended)
         check_settled(served.data_dir)

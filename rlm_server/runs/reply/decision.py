@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rlm_server.broker.provider import ModelReply
 from rlm_server.runs.events import Guard
-from rlm_server.runs.reply import finals, reader, seen
+from rlm_server.runs.reply import reader, seen
 from rlm_server.runs.reply.finals import Final
 from rlm_server.runs.reply.reader import Choice, Reply
 from sandbox.turn import Status, Turn
@@ -56,11 +56,20 @@ async def decide(reply: ModelReply, max_tokens: int, execute: Execute) -> Decisi
     return Decision(read.spoken, told=(seen.no_code(read.seen),), nothing=nothing)
 
 
-def closing_answer(text: str) -> str:
-    """Return the answer that a reply is to the request for a last word: what it says, or gives as `FINAL`."""
-    said = reader.spoken(text).strip()
-    final = finals.find(said).final
-    return final.argument if final is not None and final.name == "FINAL" else said
+async def closing_answer(text: str) -> str | None:
+    """Return the answer that a reply is to the request for a last word: what it says, or gives as `FINAL`.
+
+    None where it has code that was to run.
+    """
+    read = await reader.read(text, _first)
+    if read.runs:
+        return None
+    final = read.finals.final
+    return final.argument if final is not None and final.name == "FINAL" else read.spoken.strip()
+
+
+async def _first(_: Sequence[str]) -> Choice:
+    return Choice()
 
 
 async def _choose(programs: Sequence[str], execute: Execute) -> Choice:

@@ -70,6 +70,8 @@ class Reply:
     told: tuple[str, ...]
     seen: str
     spoken: str
+    runs: bool = False
+    """Whether a block is marked as code to run, and not only as Python."""
 
 
 async def read(text: str, choose: Choose) -> Reply:
@@ -318,7 +320,9 @@ class _Reader:
         what = seen.instead_of_code(
             prose.replace(_BLOCK, ""), self._blocks, there, self._reasoned, self._reasoning_open
         )
-        return Reply(tuple(block.program.code for block in run), there, tuple(dict.fromkeys(told)), what, spoken)
+        codes = tuple(block.program.code for block in run)
+        runs = any(block.word == REPL for block in run)
+        return Reply(codes, there, tuple(dict.fromkeys(told)), what, spoken, runs)
 
     def _chosen(self) -> tuple[list[Block], list[str]]:
         """Return the blocks that run: those marked `repl`, or where there are none those marked as Python."""

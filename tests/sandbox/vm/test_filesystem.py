@@ -88,7 +88,7 @@ def test_nothing_outside_tmp_can_be_changed(repl: Repl, code: str) -> None:
 
 
 def test_the_environment_is_empty(repl: Repl) -> None:
-    assert repl.show("import os, sys\ndict(os.environ), sys.argv, os.getcwd()") == "({}, [''], '/')"
+    assert repl.show("import os, sys\ndict(os.environ), sys.argv, os.getcwd()") == "({}, [''], '/tmp')"
 
 
 def test_the_host_has_no_name_or_address_inside(repl: Repl) -> None:
@@ -109,7 +109,7 @@ def test_there_are_no_processes(repl: Repl, code: str) -> None:
     assert repl.show("1") == "1"
 
 
-@pytest.mark.parametrize("code", ["subprocess.run(['ls'])", "threading.Thread(target=print).start()"])
+@pytest.mark.parametrize("code", ["subprocess.run(['ls'])", "import _thread; _thread.start_new_thread(print, ())"])
 def test_there_are_no_threads_or_subprocesses(repl: Repl, code: str) -> None:
     turn = repl.run(f"import subprocess, threading\n{code}")
     assert turn.error is not None
