@@ -38,6 +38,7 @@ class Books(Ledger):
         self.orders: list[tuple[str, str]] = []
         self.held: list[Amounts] = []
         self.before: dict[str, Callable[[], object]] = {}
+        self._voiding: asyncio.Task[None] | None = None
 
     @classmethod
     @asynccontextmanager
@@ -92,7 +93,16 @@ class Books(Ledger):
         await self.set_limit(payer.account, Limit(nano_usd=amounts.nano_usd))
         elsewhere = Hold("elsewhere", payer.account, amounts, "small", "", payer.tenant, payer.run, payer.node)
         await Ledger.reserve(self, elsewhere, deadline=0.0)
-        self.before[AT_ONCE] = lambda: asyncio.create_task(Ledger.void(self, elsewhere.id))
+
+        def free() -> None:
+            self._voiding = asyncio.create_task(Ledger.void(self, elsewhere.id))
+
+        self.before[AT_ONCE] = free
+
+    async def freed(self) -> None:
+        """Wait until what `short` let another hold have is free, where it was asked for."""
+        if self._voiding is not None:
+            await self._voiding
 
     def _note(self, order: str, hold_id: str) -> None:
         self.orders.append((order, hold_id))

@@ -113,6 +113,7 @@ async def test_a_call_that_cannot_be_written_down_is_not_sent_and_costs_nothing(
     assert (caught.value.failure, caught.value.spent, caught.value.billed) == (Failure.INTERNAL, Amounts(), False)
     assert PATH_OF_THE_SERVER not in str(caught.value)
     assert play.started.empty()
+    await books.freed()
     balance = await books.balance(PAYER.account)
     assert (balance.posted, balance.pending) == (Amounts(), Amounts())
     assert await books.unresolved() == 0
