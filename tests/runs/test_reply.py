@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlm_server.runs.reply import reader
 from rlm_server.runs.reply.finals import Final
+from rlm_server.runs.reply.reader import MOST_BLOCKS
 from rlm_server.runs.reply.seen import FINAL_BESIDE_CODE
 from tests.runs.reading import Read, read, reply
 
@@ -196,3 +199,20 @@ PARTS = (
 def test_a_reply_is_read_in_proportion_to_its_size(start: str, part: str) -> None:
     """Where reading went over the reply again for each of its parts, this would take hours."""
     read(start + part * (300_000 // len(part)))
+
+
+async def test_of_very_many_blocks_the_first_are_read_and_the_model_is_told_that_the_rest_was_not() -> None:
+    text = "".join(f"```repl\nx = {number}\n```\n" for number in range(10_000))
+    found = await reader.read(text, reader.first)
+    assert found.codes == tuple(f"x = {number}\n" for number in range(MOST_BLOCKS))
+    assert any("was not read" in told for told in found.told)
+    assert found.spoken == text
+
+
+async def test_others_have_their_turn_while_a_large_reply_is_read() -> None:
+    text = "```text\nx\n```\n" * 20_000 + "\nprose" * 20_000
+    turns, reading = 0, asyncio.create_task(reader.read(text, reader.first))
+    while not reading.done():
+        turns += 1
+        await asyncio.sleep(0)
+    assert turns > 200

@@ -36,7 +36,7 @@ class Decision:
 async def decide(reply: ModelReply, max_tokens: int, execute: Execute) -> Decision:
     """Read a reply, and have the guest give the answer that it has in prose."""
     if reply.stopped != "end":
-        said = reader.spoken(reply.text)
+        said = await reader.spoken(reply.text)
         if reply.stopped == "refusal":
             return Decision(said, told=(seen.REFUSED,), nothing=Guard("refusal", "the model refused to reply"))
         tokens = reply.usage.output if reply.usage is not None else max_tokens
@@ -61,15 +61,11 @@ async def closing_answer(text: str) -> str | None:
 
     None where it has code that was to run.
     """
-    read = await reader.read(text, _first)
+    read = await reader.read(text, reader.first)
     if read.runs:
         return None
     final = read.finals.final
     return final.argument if final is not None and final.name == "FINAL" else read.spoken.strip()
-
-
-async def _first(_: Sequence[str]) -> Choice:
-    return Choice()
 
 
 async def _choose(programs: Sequence[str], execute: Execute) -> Choice:

@@ -6,9 +6,10 @@ compile what a model wrote. All reading takes time in proportion to the reply.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rlm_server.runs.reply import finals, programs, seen
@@ -21,6 +22,10 @@ READINGS = 12
 """Possible programs of one block, at most."""
 READING_CHARACTERS = 1 << 19
 """Of all possible programs of one block but the first."""
+MOST_BLOCKS = 256
+"""Blocks of a reply that are read. The model is told that what follows them was not."""
+LINES_AT_ONCE, BLOCKS_AT_ONCE = 200, 8
+"""Of a reply, what is looked at before others have their turn."""
 DOUBTS = 16
 """Blocks of one reply about which the guest is asked, at most. Of others the first reading holds."""
 _AHEAD = 64
@@ -75,8 +80,13 @@ class Reply:
 
 
 async def read(text: str, choose: Choose) -> Reply:
-    """Read a reply. `choose` is asked where only the guest can say which program a block holds."""
+    """Read a reply. `choose` is asked where only the guest can say which program a block holds.
+
+    Others have their turn every few lines and blocks.
+    """
     reader = _Reader(text)
+    for _ in reader.look_over():
+        await asyncio.sleep(0)
     doubts = DOUBTS
     while (found := reader.next_block(doubting=doubts > 0)) is not None:
         choice = Choice()
@@ -84,15 +94,19 @@ async def read(text: str, choose: Choose) -> Reply:
             doubts -= 1
             choice = await choose([one.program.code for one in found.readings])
         reader.take(found, choice)
+        if not reader.blocks % BLOCKS_AT_ONCE:
+            await asyncio.sleep(0)
     return reader.reply()
 
 
-def spoken(text: str) -> str:
+async def spoken(text: str) -> str:
     """Return what a model says in a reply: all of it but its reasoning."""
-    reader = _Reader(text)
-    while (found := reader.next_block(doubting=False)) is not None:
-        reader.take(found, Choice())
-    return reader.spoken
+    return (await read(text, first)).spoken
+
+
+async def first(_: Sequence[str]) -> Choice:
+    """Choose the first program of every block: for `read` where no guest can be asked."""
+    return Choice()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +134,33 @@ class _Reader:
     def __init__(self, text: str) -> None:
         text = without_end_marks(text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"))
         self._lines = text.split("\n")
-        self._marks = [mark for number, line in enumerate(self._lines) for mark in marks(line, number)]
+        self._marks: list[Mark] = []
         self._mark = 0
-        self._last_closing = max(
-            ((mark.line, mark.start) for mark in self._marks if mark.kind is Kind.CLOSING), default=(-1, 0)
-        )
+        self._last_closing = -1, 0
         self._fences: list[tuple[int, Closing | None]] = []
         """Lines that begin with a fence: those that may close a block, and (None) those that only open one."""
-        for number, line in enumerate(self._lines):
-            if line.lstrip(" \t")[:3] in ("```", "~~~"):
-                self._fences.append((number, closing(line)))
+        self._unread = False
         self._line = 0
         self._at = 0
         self._begin()
         self._reasoned = self._reasoning_open = False
+
+    def look_over(self) -> Iterator[None]:
+        """Find the lines with marks and fences, which must be known before the first block. Yields every few lines."""
+        for number, line in enumerate(self._lines):
+            if not number % LINES_AT_ONCE:
+                yield
+            for mark in marks(line, number):
+                self._marks.append(mark)
+                if mark.kind is Kind.CLOSING:
+                    self._last_closing = mark.line, mark.start
+            if line.lstrip(" \t")[:3] in ("```", "~~~"):
+                self._fences.append((number, closing(line)))
+
+    @property
+    def blocks(self) -> int:
+        """How many there were so far."""
+        return len(self._blocks)
 
     def _begin(self) -> None:
         """Begin with what the model says: what came before was none of it."""
@@ -146,6 +173,10 @@ class _Reader:
 
     def next_block(self, *, doubting: bool) -> _Found | None:
         """Go on to the next block, or to the end. A block has more readings than one only where they are asked for."""
+        if len(self._blocks) >= MOST_BLOCKS and self._line < len(self._lines):
+            self._unread = True
+            self._spoken += self._lines[self._line :]
+            self._line = len(self._lines)
         while self._line < len(self._lines):
             line = self._lines[self._line]
             opening = self._containers.opening(line, self._at)
@@ -311,6 +342,8 @@ class _Reader:
     def reply(self) -> Reply:
         """Sum up the reply."""
         run, told = self._chosen()
+        if self._unread:
+            told.append(seen.unread(MOST_BLOCKS))
         prose = "\n".join(self._prose)
         there = finals.find(prose)
         told += [block.program.told for block in run if block.program.told]

@@ -31,6 +31,11 @@ class _Seen(Protocol):
     def empty(self) -> bool: ...
 
 
+def unread(most: int) -> str:
+    """Say that a reply had more blocks than are read."""
+    return f"Your reply has more than {most} blocks. What follows these was not read, and did not run."
+
+
 def beside_repl(word: str, count: int) -> str:
     """Say that blocks beside those marked `repl` did not run."""
     what = f"{count} blocks" if count > 1 else "a block"
