@@ -55,6 +55,9 @@ from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)
 
+MOST_BOOKING = 4
+"""Turns of a node whose cost waits to be written down, before another begins."""
+
 
 class Node:
     """Runs the loop of one RLM. Everything it starts has ended when `run` returns."""
@@ -320,6 +323,7 @@ class Node:
     async def _run_blocks(self, session: LiveSession, blocks: tuple[str, ...]) -> list[Block]:
         ran: list[Block] = []
         for number, code in enumerate(blocks, start=1):
+            await self.tree.services.shares.pace.wait(self.tree.run.tenant)
             await self.tree.event_log.room()
             self.emit(CodeStarted(code, number))
             tally = self.calls.begin_turn()
@@ -375,6 +379,8 @@ class Node:
         except BudgetError as error:
             raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
         self._booking = [booked for booked in self._booking if not booked.done()] + [done.booked]
+        if len(self._booking) >= MOST_BOOKING:  # else short blocks would fill the line of the database's writer
+            await asyncio.wait(self._booking)
         self.tree.count(self.origin, done.spent)
         return done.turn
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import pytest
 from rlm.v1 import run_pb2
 
 from rlm_server.broker.provider import ModelRequest
+from rlm_server.shares.pace import Pace
 from tests.runs.replies import ANSWERS, MAGICS, READ, UNTAKEN
 from tests.servers import Served
 from tests.system.stage import Ended, Play, code
@@ -90,3 +92,19 @@ async def test_a_last_word_is_the_answer_without_reasoning(server: Served) -> No
         ended = await served.caller.ask()
     assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
     assert ended.run.answer == "42"
+
+
+async def test_the_blocks_of_a_reply_begin_at_their_tenants_pace(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paced, wait = 0, Pace.wait
+
+    async def counted(pace: Pace, tenant: str) -> None:
+        nonlocal paced
+        paced += 1
+        await wait(pace, tenant)
+
+    monkeypatch.setattr(Pace, "wait", counted)
+    async with server(Play(code(*["1"] * 40), code("FINAL(1)"))) as served:
+        assert (await served.caller.ask()).run.answer == "1"
+    assert paced >= 41
