@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from abc import ABC, abstractmethod
 from itertools import pairwise
 from statistics import median
 
@@ -36,6 +38,28 @@ def of_batch(log: Log) -> float:
     """
     calls = _calls(log, "slow", BATCH)
     return max(answered for _, answered in calls) - calls[0][0]
+
+
+class Runs(ABC):
+    """What is measured of every loop alike."""
+
+    @abstractmethod
+    def _run(self, model: str, sub_model: str = "quick") -> Log:
+        """Make a run and return what the endpoint saw of it."""
+
+    def turn(self) -> float:
+        return of_turns(self._run("turns"))
+
+    def subcall(self) -> float:
+        return of_subcalls(self._run("subcalls"))
+
+    def batch(self) -> float:
+        return of_batch(self._run("batch", "slow"))
+
+    def create(self) -> float:
+        """Return the seconds from asking for a run to its first request."""
+        started = time.monotonic()
+        return self._run("end")["end"][0][0] - started
 
 
 def _calls(log: Log, model: str, number: int) -> list[tuple[float, float]]:

@@ -18,8 +18,8 @@ from typing import Any
 from rlm.v1 import context_pb2, context_pb2_grpc, run_pb2, run_pb2_grpc, session_pb2, session_pb2_grpc, types_pb2
 
 from benchmarks.drivers.serving import Measure, expect, serve
-from benchmarks.loop import gaps
 from benchmarks.loop.endpoint import FEW_TURNS, MODELS, TURNS, Log, told
+from benchmarks.loop.gaps import Runs
 from benchmarks.served import Served, served
 from rlm_server.ledger import NANO
 
@@ -41,7 +41,7 @@ _TINY = f'answers = llm_query_batched([f"question {{number}}" for number in rang
 _FIRST = "import time\nprint('first')\ntime.sleep(0.05)"
 
 
-class Ours:
+class Ours(Runs):
     """A server that serves until this ends, and what is asked of it."""
 
     def __init__(self, url: str, megabytes: int, server: Served, metrics: str, runner: asyncio.Runner) -> None:
@@ -52,19 +52,6 @@ class Ours:
         self._contexts: Any = context_pb2_grpc.ContextServiceStub(server.channel)
 
     # ---- runs ----------------------------------------------------------------------------------------------------
-
-    def turn(self) -> float:
-        return gaps.of_turns(self._run("turns"))
-
-    def subcall(self) -> float:
-        return gaps.of_subcalls(self._run("subcalls"))
-
-    def batch(self) -> float:
-        return gaps.of_batch(self._run("batch", "slow"))
-
-    def create(self) -> float:
-        started = time.monotonic()
-        return self._run("end")["end"][0][0] - started
 
     def commits(self) -> float:
         """Return the commits of a turn: those of a long run without those of a short one."""

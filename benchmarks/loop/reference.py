@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from importlib.metadata import version
 from typing import Any
 
 from benchmarks.drivers.serving import Measure, expect, serve
-from benchmarks.loop import gaps
 from benchmarks.loop.endpoint import Log, told
+from benchmarks.loop.gaps import Runs
 
 os.environ["NO_PROXY"] = "*"  # the endpoint is on loopback
 
 from rlm import RLM  # type: ignore[attr-defined]  # the peer's package, not the protocol's of the same name
 
 
-class Reference:
+class Reference(Runs):
     """Asks the scripted endpoint with everything at its defaults."""
 
     def __init__(self, url: str) -> None:
@@ -37,19 +36,6 @@ class Reference:
 
     def _at(self, model: str) -> dict[str, Any]:
         return {"model_name": model, "api_key": "none", "base_url": f"{self._url}/v1"}
-
-    def turn(self) -> float:
-        return gaps.of_turns(self._run("turns"))
-
-    def subcall(self) -> float:
-        return gaps.of_subcalls(self._run("subcalls"))
-
-    def batch(self) -> float:
-        return gaps.of_batch(self._run("batch", "slow"))
-
-    def create(self) -> float:
-        started = time.monotonic()
-        return self._run("end")["end"][0][0] - started
 
     @property
     def measures(self) -> dict[str, Measure]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlm_server.repl.bounds import MAX_ERROR, cut
-from sandbox.door import Json, granted
+from sandbox.door import DoorRefusal, Json, granted
 
 Slot = dict[str, Json]
 """What a prompt got: `ok`, with `cut` where the answer was cut off at so many tokens; or `error`."""
@@ -29,6 +29,11 @@ class Refusal:
     def slot(self) -> Slot:
         """The slot of a prompt that is not asked for it."""
         return failed(self.type, self.message, self.kind)
+
+    @property
+    def error(self) -> DoorRefusal:
+        """The refusal of a request as a whole."""
+        return DoorRefusal(self.type, self.message, self.kind)
 
 
 @dataclass(slots=True)

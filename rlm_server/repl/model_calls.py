@@ -146,7 +146,7 @@ class ModelCalls:
         check_model(self._broker.routes, named, "llm_query")
         refusal = self._too_many_failed()
         if refusal is not None and prompts:
-            raise DoorRefusal(refusal.type, refusal.message)
+            raise refusal.error
         batch = Batch.of(named, prompts, room or Room.of(self.options.reply_bytes), each=form.fresh)
         keyed = await self._recall(batch, form.digest(named, self.options.max_tokens), remembered=not form.fresh)
         most = self.options.most_prompts
@@ -192,7 +192,7 @@ class ModelCalls:
         else:
             return None
         if batch.unanswered == len(batch.slots):
-            raise DoorRefusal(refusal.type, refusal.message, refusal.kind)
+            raise refusal.error
         return refusal
 
     async def _send(self, batch: Batch, form: CallForm, askings: Sequence[tuple[Asking, bytes]]) -> None:

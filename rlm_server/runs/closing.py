@@ -6,7 +6,8 @@ itself is held like any other, so it never costs more than there is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from rlm_server.broker.prices.table import Price
@@ -72,11 +73,8 @@ def lowered(request: ModelRequest, left: Limit, kept: Amounts, price: Price) -> 
     tokens = input_bound(request)
     if not _fits(bound(tokens, request.max_tokens, price) - kept, left):
         return request
-    low, high = 0, request.max_tokens
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if _fits(bound(tokens, middle, price), left) else (low, middle - 1)
-    return replace(request, max_tokens=low) if low >= OUTPUT_TOKENS else request
+    output = _most(request.max_tokens, lambda output: _fits(bound(tokens, output, price), left))
+    return replace(request, max_tokens=output) if output >= OUTPUT_TOKENS else request
 
 
 def _part(wanted: int, limit: int | None) -> int | None:
@@ -102,14 +100,12 @@ def rooms(left: Limit, route: Route, most_output: int, messages: int) -> Iterato
 
 def _input_tokens(left: Limit, price: Price, output: int) -> int:
     """Return the most tokens of input that are paid for beside so many of output; -1 where not even none are."""
-    low, high = -1, _MOST_TOKENS
-    while low < high:
-        middle = (low + high + 1) // 2
-        if _fits(bound(middle, output, price), left):
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return _most(_MOST_TOKENS, lambda tokens: _fits(bound(tokens, output, price), left))
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number from 0 to `limit` that fits, as all below it do; -1 where none does."""
+    return bisect_left(range(limit + 1), True, key=lambda number: not fits(number)) - 1
 
 
 def seconds(limits: RunLimits) -> float:

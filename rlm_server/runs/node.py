@@ -327,11 +327,9 @@ class Node:
             await self.tree.event_log.room()
             self.emit(CodeStarted(code, number))
             tally = self.calls.begin_turn()
-            self._draft.begin()
             self._awaited = Awaited()
             with OutputBatcher(self.emit) as output:
                 result = await self._turn(session, code, output)
-            self._draft.end(result.status)
             told = replace(result, stdout="", stderr="")  # which are told already
             self.emit(CodeFinished(told, tally.untold))
             self._call_notes += call_notes(tally.notes)
@@ -341,11 +339,8 @@ class Node:
         return ran
 
     async def _execute_unseen(self, session: LiveSession, code: str) -> Turn:
-        self._draft.begin()
         with OutputBatcher(lambda _: None) as output:
-            result = await self._turn(session, code, output)
-        self._draft.end(result.status)
-        return result
+            return await self._turn(session, code, output)
 
     async def _turn(self, session: LiveSession, code: str, output: OutputBatcher) -> Turn:
         repl = NodeRepl(
@@ -365,6 +360,7 @@ class Node:
 
         execute = partial(session.execute, code, answer, output.take, restarted)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
+        self._draft.begin()
         try:
             done = await metered(
                 ledger,
@@ -378,10 +374,11 @@ class Node:
             )
         except BudgetError as error:
             raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
+        self._draft.end(done.turn.status)
+        self.tree.count(self.origin, done.spent)
         self._booking = [booked for booked in self._booking if not booked.done()] + [done.booked]
         if len(self._booking) >= MOST_BOOKING:  # else short blocks would fill the line of the database's writer
             await asyncio.wait(self._booking)
-        self.tree.count(self.origin, done.spent)
         return done.turn
 
     async def _environment(self, turn: int) -> Environment:
