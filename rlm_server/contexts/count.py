@@ -3,7 +3,7 @@
 What is counted is what a search finds from the first document's first character on. It is counted in two parts at once.
 Where the first part's last match reaches into the second, the count goes on from its end until it meets a match of the
 second part: from there on both find the same. A literal that does not overlap itself is counted without looking at
-each match.
+each match, and where matches are dense and the pattern plain, they are counted as `dense` says.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from rlm_server.contexts.dense import Dense, dense
 from rlm_server.contexts.search import PIECE, Reader, Regexp, Run, Stopped, compiled, numbered
 from sandbox.corpora.corpus import Corpus
 from sandbox.corpora.text import Text
@@ -22,6 +23,12 @@ DIVIDED_FROM = 1 << 24
 
 KEPT = 10_000
 """Matches of the second part that are kept, for the first to meet."""
+
+LOOKED = 64
+"""Matches after which it is seen how dense they are."""
+
+APART = 2048
+"""Characters from a match to the next on average, below which they are dense: RE2 reads as many while it is called."""
 
 _LITERAL = re.compile(r"(?:[^\\^$.|?*+()\[\]{}]|\\[^A-Za-z0-9\s])+")
 
@@ -62,6 +69,7 @@ class Count:
     corpus: Corpus
     regexp: Regexp
     literal: str | None
+    dense: Dense | None
     parts: tuple[Part, ...]
 
     @classmethod
@@ -73,7 +81,8 @@ class Count:
             IndexError: one of the documents does not exist.
             CorpusDamaged: as `search` does.
         """
-        return cls(corpus, compiled(pattern), _literal(pattern), _divided(corpus, numbered(corpus, documents)))
+        regexp, parts = compiled(pattern), _divided(corpus, numbered(corpus, documents))
+        return cls(corpus, regexp, _literal(pattern), dense(pattern), parts)
 
     def tally(self, place: int, cancelled: Callable[[], bool] = lambda: False) -> Tally:
         """Count the matches of the part at a place.
@@ -93,12 +102,64 @@ class Count:
                     if self.literal is not None:
                         found, at = _occurrences(run, text, self.literal, start, end), end
                     else:
-                        found, at = _found(run, text, start, end, first if place and not index else None)
+                        found, at = self._found(run, text, start, end, first if place and not index else None)
                     matches += found
                     of_first = of_first if index else found
         except Stopped:
             return Tally(matches, stopped=True)
         return Tally(matches, of_first, at, tuple(first))
+
+    def _found(self, run: Run, text: Text, at: int, end: int, first: list[tuple[int, int]] | None) -> tuple[int, int]:
+        """Return how many matches begin in a text from `at` up to `end`, and where the next search would begin.
+
+        With `first`, the first of them are put into it. Each way goes on for a piece at least, as changing costs one.
+        """
+        matches, at = self._one_by_one(run, text, at, end, first, at)
+        while self.dense is not None and at < end:
+            more, at = self._many(run, text, self.dense, at, end)
+            matches += more
+            if at < end:
+                more, at = self._one_by_one(run, text, at, end, None, at + PIECE)
+                matches += more
+        return matches, at
+
+    def _one_by_one(
+        self, run: Run, text: Text, at: int, end: int, first: list[tuple[int, int]] | None, willing_from: int
+    ) -> tuple[int, int]:
+        """Do what `_found` does, up to where matches are dense from `willing_from` on, if they are."""
+        matches, looked_from = 0, at
+        for start, after, _ in run.matches(text, at):
+            if start >= end:
+                break
+            matches, at = matches + 1, max(after, start + 1)
+            if first is not None and matches <= KEPT:
+                first.append((start, after))
+            elif not matches % LOOKED:
+                if self.dense is not None and willing_from <= at < looked_from + LOOKED * APART:
+                    return matches, at
+                looked_from = at
+        return matches, end if at < end else at
+
+    def _many(self, run: Run, text: Text, pattern: Dense, at: int, end: int) -> tuple[int, int]:
+        """Do what `_found` does, up to where matches are no longer dense, or RE2 is needed for one."""
+        total = matches = 0
+        looked_from = at
+        while at < end:
+            begin, stop = max(at - 1, 0), min(at + pattern.size, end)
+            last = min(stop + pattern.most + 1, text.characters)
+            characters = run.characters(text, begin, last)
+            if not pattern.fits(characters):
+                break
+            found, place = pattern.counted(characters, at - begin, stop - begin, whole=last == text.characters)
+            total, matches = total + found, matches + found
+            if begin + place == at:
+                break
+            at = begin + place
+            if at - looked_from >= PIECE:
+                if matches * APART < at - looked_from:
+                    break
+                matches, looked_from = 0, at
+        return total, at
 
     def joined(self, tallies: Sequence[Tally], cancelled: Callable[[], bool] = lambda: False) -> Tally:
         """Return the tally of all parts. It raises what `tally` does."""
@@ -132,21 +193,6 @@ def _divided(corpus: Corpus, numbers: Sequence[int]) -> tuple[Part, ...]:
     text = corpus[numbers[place]]
     at = min((middle - text.offset) // text.form.width, text.characters)
     return Part(numbers[: place + 1], end=at), Part(numbers[place:], start=at)
-
-
-def _found(run: Run, text: Text, begin: int, end: int, first: list[tuple[int, int]] | None) -> tuple[int, int]:
-    """Return how many matches begin in a text from `begin` up to `end`, and where the next search would begin.
-
-    With `first`, the first of them are put into it.
-    """
-    matches, at = 0, begin
-    for start, after, _ in run.matches(text, begin):
-        if start >= end:
-            break
-        matches, at = matches + 1, max(after, start + 1)
-        if first is not None and matches <= KEPT:
-            first.append((start, after))
-    return matches, at
 
 
 def _literal(pattern: str) -> str | None:

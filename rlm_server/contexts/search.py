@@ -66,6 +66,9 @@ RARE = 64
 SLICE = 1 << 19
 """Bytes that are looked at in turn at once."""
 
+CHECKED = 64
+"""Matches of a piece after which the caller is asked whether to go on."""
+
 READ_AHEAD = 1 << 16
 """Bytes read at once, at least, so that small documents share a read."""
 
@@ -255,6 +258,11 @@ class Reader:
             data += str(self._bytes(text.offset + first * width, characters * width), text.form.codec).encode()
         return memoryview(data)
 
+    def characters(self, text: Text, start: int, end: int) -> str:
+        """Return characters of a text. It raises what `utf8` does."""
+        width = text.form.width
+        return str(self._bytes(text.offset + start * width, (end - start) * width), text.form.codec)
+
     def _bytes(self, offset: int, size: int) -> memoryview:
         if not self._start <= offset <= offset + size <= self._start + self._size:
             if size > len(self._buffer):
@@ -293,12 +301,22 @@ class Run:
                 at = max(after, start + 1)
             at = max(at, edge)
 
+    def characters(self, text: Text, start: int, end: int) -> str:
+        """Return characters of a text, to search them otherwise.
+
+        Raises:
+            Stopped: the caller said so.
+        """
+        self._check()
+        return self._reader.characters(text, start, end)
+
     def occurrences(self, text: Text, start: int, end: int, literal: str) -> int:
         """Return how often the pattern, a literal that does not overlap itself, begins in these characters of a text.
 
         Raises:
             Stopped: the caller said so.
         """
+        self._check()
         data = self._reader.utf8(text, start, min(end + len(literal) - 1, text.characters))
         count = place = 0
         while count < RARE:
@@ -313,12 +331,17 @@ class Run:
 
     def _in_piece(self, text: Text, at: int, end: int, edge: int) -> Iterator[tuple[int, int, memoryview]]:
         """Yield the matches in characters `at` to `end` that start before character `edge`."""
+        self._check()
         last = min(end + 1, text.characters)
         data = self._reader.utf8(text, max(at - 1, 0), last)
         size = len if text.form is Form.ASCII else _characters
         known = place = _boundary(data, 1) if at else 0  # the byte of character `at`; the byte to search from
         stop = len(data) - 1 if end < last else len(data)  # not all of it, if RE2 is not to take it for the text's end
+        looks = 0
         while place <= stop:
+            looks += 1
+            if not looks % CHECKED:
+                self._check()
             span = self._first(data, place, stop)
             if span is None:
                 return
@@ -333,9 +356,11 @@ class Run:
             yield start, at, data[first : min(after, first + 4 * SHOWN)]
             place = max(after, first + 1)
 
-    def _first(self, data: memoryview, place: int, stop: int) -> tuple[int, int] | None:
+    def _check(self) -> None:
         if self._cancelled():
             raise Stopped
+
+    def _first(self, data: memoryview, place: int, stop: int) -> tuple[int, int] | None:
         match = self._regexp.search(data, place, stop)
         return None if match is None else match.span()
 

@@ -350,7 +350,8 @@ class TestLimits:
             assert found == Found((Match(0, 0, 6, "needle"),), more=True)
             assert len(asked) == 5
 
-    def test_it_can_be_stopped_between_documents_and_between_matches(self) -> None:
+    def test_it_can_be_stopped_between_documents_and_between_matches(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(searching, "CHECKED", 1)
         for documents in (["a"] * 100, ["a" * 100]):
             with in_memory(documents, Kind.DOCUMENTS) as corpus:
                 asked: list[None] = []
