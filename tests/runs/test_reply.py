@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
+from types import FrameType
 
 import pytest
 from hypothesis import given
@@ -187,6 +189,8 @@ def test_beside_code_final_is_no_answer_and_the_model_is_told() -> None:
 
 # ---- time ------------------------------------------------------------------------------------------------------------
 
+MEGABYTE = 1_000_000
+
 PARTS = (
     "`", "~", "```", " ", "a", "(", "```repl", "``` ", "~~~a", "```\n", "````\n```\n", "FINAL(", "FINAL(\n",
     "FINAL()x\n", "<think>", "a <think>", "</think>\n", "<|end|>", "FINAL('\\'", "\n", "{\n", "```repl\n'''\n```\n",
@@ -194,11 +198,28 @@ PARTS = (
 )  # fmt: skip
 
 
+def steps_of_reading(text: str) -> int:
+    """How many functions are called, Python's own included, while a reply is read."""
+    steps = 0
+
+    def count(frame: FrameType, event: str, arg: object) -> None:  # noqa: ARG001
+        nonlocal steps
+        steps += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        asyncio.run(reader.read(text, reader.first))
+    finally:
+        sys.setprofile(None)
+    return steps
+
+
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("start", ["", "```repl\n"])
-def test_a_reply_is_read_in_proportion_to_its_size(start: str, part: str) -> None:
+def test_a_reply_of_a_megabyte_is_read_in_proportion_to_its_size(start: str, part: str) -> None:
     """Where reading went over the reply again for each of its parts, this would take hours."""
-    read(start + part * (300_000 // len(part)))
+    quarter, whole = (steps_of_reading(start + part * (size // len(part))) for size in (MEGABYTE // 4, MEGABYTE))
+    assert whole <= 4 * quarter + 2_000
 
 
 async def test_of_very_many_blocks_the_first_are_read_and_the_model_is_told_that_the_rest_was_not() -> None:
