@@ -104,7 +104,11 @@ def by_library(frame):
 
 
 def typed(value):
-    """Return a type as an argument names it, with 64 bits for `int`."""
+    """Return a type as an argument names it, with 64 bits for `int`, in the fields of a record too."""
+    if type(value) is list and all(type(one) is tuple and len(one) > 1 for one in value):
+        return [(one[0], typed(one[1]), *one[2:]) for one in value]
+    if type(value) is dict and type(value.get("formats")) in (list, tuple):
+        return value | {"formats": [typed(one) for one in value["formats"]]}
     return np.int64 if value is int else value
 
 
@@ -218,6 +222,8 @@ class Wide:
             take = self.by_name.get(name)
             if take is not None:
                 kwargs[name] = take(kwargs[name])
+        if self.name == "where" and all(type(one) in (int, bool) for one in args[1:]):
+            args[1:] = map(number, args[1:])
         if self.typed:
             dtype = self.value("dtype", args, kwargs)
             if dtype is None and (self.adds or self.default) and self.value("out", args, kwargs) is None:
