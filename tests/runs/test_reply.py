@@ -202,7 +202,7 @@ def steps_of_reading(text: str) -> int:
     """How many functions are called, Python's own included, while a reply is read."""
     steps = 0
 
-    def count(frame: FrameType, event: str, arg: object) -> None:  # noqa: ARG001
+    def count(frame: FrameType, event: str, arg: object) -> None:
         nonlocal steps
         steps += event in ("call", "c_call")
 
