@@ -22,10 +22,10 @@ MOST_CHARACTERS = 256
 MOST_WORK = 512
 """Ways times characters of a pattern, at most."""
 
-SLICE = 1 << 14
-"""The most characters that are searched at once: in a few milliseconds, in which no other thread of Python runs."""
+SLICE = 1 << 13
+"""The most characters that are searched at once: in a millisecond or two, in which no other thread of Python runs."""
 
-WORK = 1 << 19
+WORK = 1 << 18
 """The most that is done at once, in ways times characters of the pattern times characters of the text."""
 
 _FLAGS = re.compile(r"\(\?([ims]+)\)")
