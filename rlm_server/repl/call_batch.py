@@ -17,6 +17,12 @@ def failed(type: str, message: str, kind: str = "") -> Slot:
     return {"error": {**error, "kind": kind} if kind else error}
 
 
+def said_in(slot: Slot) -> str:
+    """Return the answer of a slot, or the message of its error."""
+    error = slot.get("error")
+    return str(error["message"] if isinstance(error, dict) else slot["ok"])
+
+
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """Why calls are not made, as the guest is told it."""

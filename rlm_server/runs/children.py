@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rlm_server.ledger import NANO, UNITS, AccountUnknown, BudgetError, BudgetExceeded, Limit
 from rlm_server.repl.bounds import MAX_ERROR, cut
-from rlm_server.repl.call_batch import Slot, failed
+from rlm_server.repl.call_batch import Slot, failed, said_in
 from rlm_server.repl.call_request import check_model, models_named
 from rlm_server.repl.limits import MAX_QUESTION
 from rlm_server.repl.model_calls import ModelCalls
@@ -21,6 +21,7 @@ from rlm_server.runs.journal import NodeRow
 from rlm_server.runs.node_context import NodeContext
 from rlm_server.runs.request_texts import RequestTexts
 from rlm_server.runs.state import RunState
+from rlm_server.runs.told.last_word import ChildrenSaid
 from rlm_server.runs.tree import CHILD, Outcome, Task, Tree
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.host_time import charged
@@ -54,6 +55,11 @@ class Children:
         run: Callable[[Task], Awaitable[Outcome]],
     ) -> None:
         self._tree, self._parent, self._calls, self._emit, self._run_node = tree, parent, calls, emit, run
+        self.told()
+
+    def told(self) -> None:
+        """The parent's model has been told what came of its code: what children said is no longer kept for it."""
+        self.said = ChildrenSaid()
 
     async def rlm_query(self, call: HostCall) -> Json:
         """Answer a request `rlm_query(prompts, contexts, model, budget)`: a slot for each prompt, in order.
@@ -110,13 +116,12 @@ class Children:
         except BudgetError as error:
             raise DoorRefusal("LimitExceeded", str(error)) from None
         self._tree.add_nodes(len(wanted))
+        said = self.said
+        said.asked += len(wanted)
         with self._texts() as answers:
             async with asyncio.TaskGroup() as group:
                 with charged(self._tree.bill):  # the turn that asks for them is not limited by their work
-                    children = [
-                        group.create_task(self._child(one.question, one.context, one.model, budget, answers))
-                        for one in wanted
-                    ]
+                    children = [group.create_task(self._told_child(one, budget, answers, said)) for one in wanted]
             return [child.result() for child in children]
 
     async def _without_children(self, wanted: list[_Wanted]) -> list[Slot]:
@@ -150,6 +155,11 @@ class Children:
             if share is not None and share <= 0:
                 raise DoorRefusal("LimitExceeded", f"too little {unit} is left to start a child RLM")
         return Limit(**shares)
+
+    async def _told_child(self, one: _Wanted, budget: Limit, answers: RequestTexts, said: ChildrenSaid) -> Slot:
+        slot = await self._child(one.question, one.context, one.model, budget, answers)
+        said.add(one.question, said_in(slot))
+        return slot
 
     async def _child(
         self, question: str, context: ChildContext, model: str | None, budget: Limit, answers: RequestTexts

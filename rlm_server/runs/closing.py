@@ -33,6 +33,14 @@ SECONDS = 30.0
 
 TIME_PART = 12
 
+CHILD_SECONDS = 15.0
+"""Reserved besides for the closing calls of each level of children: as much, or one of `CHILD_TIME_PART` parts."""
+
+CHILD_TIME_PART = 24
+
+HANDING_OVER = 4
+"""One of so many parts of what a level of children has is for the code of their parents, to take what they said."""
+
 BYTES_A_TOKEN = 3
 """Of text, at most so many fit surely into each token of a model's window."""
 
@@ -108,9 +116,19 @@ def _most(limit: int, fits: Callable[[int], bool]) -> int:
     return bisect_left(range(limit + 1), True, key=lambda number: not fits(number)) - 1
 
 
-def seconds(limits: RunLimits) -> float:
-    """Return how long before the end of a run the work of its nodes ends, in seconds.
+def seconds(limits: RunLimits, depth: int = 0) -> float:
+    """Return how long before the end of a run the work of its nodes at a depth ends, in seconds.
 
-    Then the root is asked once more. A child is not: nobody is left to read its answer.
+    Then a node is asked once more, for what is left until `closed`. The deeper a node, the earlier its work ends:
+    its parent's code still runs when it has said what it knows.
     """
-    return min(SECONDS, limits.wall_seconds / TIME_PART)
+    return min(SECONDS, limits.wall_seconds / TIME_PART) + depth * _of_children(limits)
+
+
+def closed(limits: RunLimits, depth: int) -> float:
+    """Return how long before the end of a run the closing call of a node at a depth ends, in seconds."""
+    return seconds(limits, depth - 1) + _of_children(limits) / HANDING_OVER if depth else 0.0
+
+
+def _of_children(limits: RunLimits) -> float:
+    return min(CHILD_SECONDS, limits.wall_seconds / CHILD_TIME_PART)

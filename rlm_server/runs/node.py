@@ -68,7 +68,7 @@ class Node:
         self.origin = EventOrigin(task.id, task.parent, task.depth)
         self.payer = Payer(task.id, tree.run.tenant, tree.run.id, task.id)
         limits, broker = tree.limits, tree.services.broker
-        self._kept_seconds = closing.seconds(limits)
+        self._kept_seconds = closing.seconds(limits, task.depth)
         options = CallOptions.of(limits, tree.run.sub_model, self._deadline)
         self.calls = ModelCalls(
             tree.services.broker,
@@ -164,9 +164,9 @@ class Node:
 
     async def _closed_with_a_word(self, how: NodeEnded) -> Outcome:
         """End the node for a reason; where a limit was it, ask its model once more before."""
-        unread = self.task.depth and not seconds_left(self._deadline)  # its parent's time is over as well
+        self._kept_seconds = closing.closed(self.tree.limits, self.task.depth)
         begun = len(self._messages) > 1 and not self.tree.event_log.closed.done()
-        if how.state is RunState.EXHAUSTED and begun and not unread:
+        if how.state is RunState.EXHAUSTED and begun and seconds_left(self._deadline):
             await self._last_word(str(how))
         return self._ended(how)
 
@@ -240,6 +240,7 @@ class Node:
             if self._draft.ready:
                 return self._answered(self._draft.text)
             self._messages.append(Message("user", await self._after_turn(turn, ran, len(decision.codes))))
+            self._children.told()
             results = [block.result for block in ran]
             notes = [*decision.told, *self._guards.look(decision.codes, results, decision.nothing), *self._call_notes]
             self._call_notes.clear()
@@ -299,10 +300,10 @@ class Node:
         """Ask once more, in what is left of the node's money and time with what was kept for this."""
         ledger, route = self.tree.services.ledger, self.tree.services.broker.routes.route(self.task.model)
         await ledger.release_reserve(self.task.id)
-        self._kept_seconds = 0.0
-        conversation = last_word.Conversation(self._system, tuple(self._messages))
+        messages = (*self._messages, *self._children.said.messages())
+        conversation = last_word.Conversation(self._system, messages)
         self._left_last = await ledger.left(self.task.id)
-        rooms = closing.rooms(self._left_last, route, self.tree.limits.root_tokens, len(self._messages) + 1)
+        rooms = closing.rooms(self._left_last, route, self.tree.limits.root_tokens, len(messages) + 1)
         ending = last_word.Ending(self.task.question, reason, self._draft.text)
         fitting = last_word.fitting(conversation, ending, [(room.input_bytes, room.output_tokens) for room in rooms])
         if fitting is None:

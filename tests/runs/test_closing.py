@@ -54,6 +54,17 @@ def test_a_short_run_keeps_a_twelfth_of_its_time_and_a_long_one_half_a_minute() 
     assert closing.seconds(RunLimits(wall_seconds=3_600)) == 30
 
 
+@pytest.mark.parametrize("wall_seconds", [1.2, 60, 360, 3_600])
+def test_the_work_of_children_ends_and_they_are_asked_once_more_before_the_work_of_their_parents_ends(
+    wall_seconds: float,
+) -> None:
+    limits = RunLimits(wall_seconds=wall_seconds)
+    assert closing.closed(limits, 0) == 0
+    for depth in range(1, 5):
+        assert closing.seconds(limits, depth - 1) < closing.closed(limits, depth) < closing.seconds(limits, depth)
+    assert closing.seconds(limits, 4) <= wall_seconds / 4
+
+
 def a_route(price: Price = PRICE, window: int | None = None) -> Route:
     return Route("scripted", ScriptedProvider({}), "model", price, window)
 
@@ -161,3 +172,15 @@ def test_the_model_is_told_which_limit_it_was_and_what_its_code_had_begun(reason
     text = last_word.asked(Ending("", reason, "so far"), "so far")
     assert text.startswith(f"No more code will run: {said}. Give your best answer")
     assert text.endswith('answer["content"] holds so far:\nso far')
+
+
+def test_of_what_children_said_the_first_are_told_in_part_and_the_others_are_counted() -> None:
+    said = last_word.ChildrenSaid()
+    assert said.messages() == ()
+    said.asked = 50
+    for number in range(40):
+        said.add(f"{number}" * 1_000, "x" * 10_000)
+    (message,) = said.messages()
+    assert len(message.content) < last_word.MOST_SAID * 1_300
+    assert "What 8 others said is lost." in message.content
+    assert "10 had not ended, and said nothing." in message.content

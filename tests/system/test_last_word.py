@@ -69,7 +69,7 @@ async def test_a_run_that_a_limit_ends_has_a_last_word(
         ended = await served.caller.ask(**asked)
         assert (ended.run.state, ended.run.answer) == (EXHAUSTED, GUESS), ended.run.reason
         assert ended.run.reason.startswith(limit)
-        (closing,) = play.closing
+        (closing,) = [asked for asked in play.closing if not asked.messages[0].content.startswith("Question:\nwait\n")]
         assert f"({limit})" in closing.messages[-1].content
         budget = asked.get("budget")
         for unit in ("nano_usd", "tokens", "calls"):
@@ -150,4 +150,81 @@ async def test_a_run_is_cancelled_in_its_last_word_too(server: Served) -> None:
         await asked.wait()
         ended = await served.caller.cancel(run.run_id)
         assert ended.state == run_pb2.RUN_STATE_CANCELLED
+        check_settled(served.data_dir)
+
+
+WAIT = "import time\nwhile True: time.sleep(0.01)"
+SHORT = {"limits": run_pb2.RunLimits(wall_seconds=12)}
+
+
+class Family(Closing):
+    """Each node's last word names the question that it was asked."""
+
+    async def reply(self, request: ModelRequest) -> str:
+        said = await super().reply(request)
+        question = request.messages[0].content.removeprefix("Question:\n").partition("\n")[0]
+        return f"{said} ({question})" if ASKED in request.messages[-1].content else said
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+async def test_when_the_time_ends_children_say_what_they_know_to_code_that_still_runs(
+    server: Served, depth: int
+) -> None:
+    deeper = code("print('the child was told', rlm_query('deepest'))", WAIT) if depth == 2 else code("print(1)", WAIT)
+    play = Family(
+        code("print('here')"), code("print('told:', rlm_query('child'))"), code(WAIT),
+        child=deeper, deepest=code("print(2)", WAIT),
+    )  # fmt: skip
+    async with server(play) as served:
+        ended = await served.caller.ask("root", **SHORT)
+        assert (ended.run.state, ended.run.answer) == (EXHAUSTED, f"{GUESS} (root)")
+        assert ended.run.reason.startswith("wall_seconds")
+        nodes = ended.run.nodes
+        assert [node.answer for node in nodes[1:]] == [f"{GUESS} (child)", f"{GUESS} (deepest)"][:depth]
+        assert {node.state for node in nodes} == {EXHAUSTED}
+        root = play.closing[-1].messages
+        assert f"told: {GUESS} (child)" in "\n".join(message.content for message in root)
+        check_story(ended)
+        check_settled(served.data_dir)
+
+
+async def test_when_the_time_ends_each_child_of_a_batch_has_its_word_and_its_parent_is_told_them(
+    server: Served,
+) -> None:
+    batch = "rlm_query_batched(['child', 'other', 'quick'])"
+    play = Family(
+        code("print('here')"), code(f"said = {batch}\n{WAIT}"),
+        child=code("print(1)", WAIT), other=code("print(2)", WAIT), quick="FINAL(7)",
+    )  # fmt: skip
+    async with server(play) as served:
+        ended = await served.caller.ask("root", **SHORT)
+        assert (ended.run.state, ended.run.answer) == (EXHAUSTED, f"{GUESS} (root)")
+        by_question = {node.question: node for node in ended.run.nodes}
+        assert by_question["child"].answer == f"{GUESS} (child)"
+        assert by_question["other"].answer == f"{GUESS} (other)"
+        assert (by_question["quick"].state, by_question["quick"].answer) == (SUCCEEDED, "7")
+        last = play.closing[-1].messages[-1].content
+        for question, said in (("child", f"{GUESS} (child)"), ("other", f"{GUESS} (other)"), ("quick", "7")):
+            assert f"To '{question}' one said:\n{said}" in last
+        check_settled(served.data_dir)
+
+
+async def test_a_parent_is_told_of_a_child_whose_last_word_never_came(server: Served) -> None:
+    class Stuck(Family):
+        async def reply(self, request: ModelRequest) -> str:
+            said = await super().reply(request)
+            if "(child)" in said:  # its last word never comes
+                await asyncio.Event().wait()
+            return said
+
+    play = Stuck(
+        code("print('here')"), code(f"said = rlm_query_batched(['child', 'quick'])\n{WAIT}"),
+        child=code("print(1)", WAIT), quick="FINAL(7)",
+    )  # fmt: skip
+    async with server(play) as served:
+        ended = await served.caller.ask("root", **SHORT)
+        assert (ended.run.state, ended.run.answer) == (EXHAUSTED, f"{GUESS} (root)")
+        last = play.closing[-1].messages[-1].content
+        assert "To 'quick' one said:\n7" in last
+        assert "To 'child' one said:\nthe child RLM ended exhausted: wall_seconds" in last
         check_settled(served.data_dir)

@@ -4,7 +4,7 @@ conversation can be sent any more, what it has seen so far, as far as that has r
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from rlm_server.broker.provider import Message
 from rlm_server.runs.told.quantities import within
@@ -27,6 +27,12 @@ _SHORT_SYSTEM = "You answer a question about a text, from what was found out abo
 
 _LEAST_BYTES = 256
 """Room for what is asked and was seen; with less there is nothing to answer from."""
+
+MOST_SAID = 32
+"""Of what children said, so many are kept for their parent's last word."""
+
+QUESTION_CHARACTERS, SAID_CHARACTERS = 200, 1_000
+"""Of each, so much."""
 
 _ENOUGH_BYTES = 6_000
 """Room that is enough for a closing call after part of a conversation: more output is better than more of that."""
@@ -52,6 +58,33 @@ class Ending:
     question: str
     reason: str
     draft: str
+
+
+@dataclass(slots=True)
+class ChildrenSaid:
+    """What children said to code that was stopped before its model was shown what came of it."""
+
+    asked: int = 0
+    ended: int = 0
+    _said: list[tuple[str, str]] = field(default_factory=list)
+
+    def add(self, question: str, said: str) -> None:
+        """A child has ended, with an answer or with an error."""
+        self.ended += 1
+        if len(self._said) < MOST_SAID:
+            self._said.append((question[:QUESTION_CHARACTERS], said[:SAID_CHARACTERS]))
+
+    def messages(self) -> tuple[Message, ...]:
+        """Say what they said, and how many were stopped; nothing where none was asked."""
+        if not self.asked:
+            return ()
+        parts = ["Your code was stopped before you were shown what came of it. It had asked child RLMs."]
+        parts += [f"To {question!r} one said:\n{said}" for question, said in self._said]
+        if self.ended > len(self._said):
+            parts.append(f"What {self.ended - len(self._said)} others said is lost.")
+        if self.asked > self.ended:
+            parts.append(f"{self.asked - self.ended} had not ended, and said nothing.")
+        return (Message("user", "\n\n".join(parts)),)
 
 
 def asked(ending: Ending, draft: str) -> str:
