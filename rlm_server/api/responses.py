@@ -49,7 +49,7 @@ def time(milliseconds: int) -> Timestamp:
 
 def amounts(value: Amounts) -> types_pb2.Amounts:
     """Write amounts of every unit."""
-    return types_pb2.Amounts(**asdict(value))
+    return types_pb2.Amounts(nano_usd=value.nano_usd, tokens=value.tokens, calls=value.calls, cpu_ms=value.cpu_ms)
 
 
 def budget(value: Limit) -> types_pb2.Budget:
@@ -186,7 +186,8 @@ def cut_texts(values: Iterable[CutText]) -> list[types_pb2.CutText]:
 
 def event(value: Event) -> run_pb2.RunEvent:
     """Write an event."""
-    message = run_pb2.RunEvent(
+    body: dict[str, Any] = {value.body.kind: _body(value.body)}
+    return run_pb2.RunEvent(
         sequence=value.sequence,
         time=time(value.at),
         node_id=value.origin.node,
@@ -194,9 +195,8 @@ def event(value: Event) -> run_pb2.RunEvent:
         depth=value.origin.depth,
         turn=value.origin.turn,
         cut=cut_texts(value.cut),
+        **body,
     )
-    getattr(message, value.body.kind).CopyFrom(_body(value.body))
-    return message
 
 
 _WRITERS: dict[type, Callable[[Any], object]] = {
@@ -218,11 +218,21 @@ def _body(body: Body) -> Message:
         return traced_call(body)
     if isinstance(body, TurnRestarted):
         return turn_restarted(body)
-    values = {field.name: getattr(body, field.name) for field in fields(body) if field.name != "kind"}
-    written = {name: _WRITERS.get(type(value), _as_it_is)(value) for name, value in values.items()}
-    message: Message = getattr(run_pb2, type(body).__name__)(**written)
-    return message
+    kind = type(body)
+    message, names = _messages.get(kind) or _message_of(kind)
+    written = {}
+    for name in names:
+        value = getattr(body, name)
+        writer = _WRITERS.get(type(value))
+        written[name] = value if writer is None else writer(value)
+    return message(**written)
 
 
-def _as_it_is(value: object) -> object:
-    return value
+_messages: dict[type, tuple[Callable[..., Message], tuple[str, ...]]] = {}
+"""Of each kind of body its message, and the names of its fields."""
+
+
+def _message_of(kind: type[Any]) -> tuple[Callable[..., Message], tuple[str, ...]]:
+    names = tuple(field.name for field in fields(kind) if field.name != "kind")
+    _messages[kind] = getattr(run_pb2, kind.__name__), names
+    return _messages[kind]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 
 from rlm_server.clock import now
 from rlm_server.repl.events import Printed
@@ -20,6 +22,12 @@ MAX_BATCH_BYTES = 256 << 10
 WAITING_BYTES = 1 << 20
 """Of events that wait to be kept: above it, a run's nodes wait before they go on."""
 
+RECENT_BYTES = 128 << 10
+"""Of events that were kept last, which watchers are told from memory: those who are further behind have them read."""
+
+GATHER_SECONDS = 0.01
+"""For how long after an event is kept others are gathered, to be told with it. Output and the end are told at once."""
+
 OUTPUT_PATIENCE = 0.003
 """Seconds that what the code prints waits to be kept with another write: somebody may be watching for it. Other events
 wait for `PATIENCE`."""
@@ -31,6 +39,43 @@ class Quota:
 
     event_bytes: int
     tenant_kept_bytes: int
+
+
+class _Recent:
+    """The events that were kept last. None are held while nobody watches."""
+
+    def __init__(self) -> None:
+        self._events: deque[WrittenEvent] = deque()
+        self._bytes = 0
+        self._watchers = 0
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Hold events that are kept from now on."""
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+            if not self._watchers:
+                self._events.clear()
+                self._bytes = 0
+
+    def add(self, events: list[WrittenEvent]) -> None:
+        """Add events that follow those before."""
+        if not self._watchers:
+            return
+        self._events += events
+        self._bytes += sum(event.size for event in events)
+        while self._bytes > RECENT_BYTES:
+            self._bytes -= self._events.popleft().size
+
+    def since(self, number: int) -> list[Event]:
+        """Return events from a number on, where that one is here."""
+        first = self._events[0].event.sequence if self._events else number + 1
+        if number < first:
+            return []
+        return [written.event for written in islice(self._events, number - first, number - first + _MAX_AT_ONCE)]
 
 
 class EventLog:
@@ -49,8 +94,11 @@ class EventLog:
         self._keeping: float | None = None
         """The patience of what is being kept, where something is."""
         self._news = asyncio.Event()
-        self._kept = asyncio.Condition()
-        self._kept_number = last
+        self._kept = asyncio.Event()
+        """Set for a moment each time that events were kept, and at the end."""
+        self._kept_number = self._urgent_number = last
+        """Of the last event that is kept, and of the last among them that is to be told at once."""
+        self._recent = _Recent()
         self._over = False
         self.closed: asyncio.Future[NodeEnded] = asyncio.get_running_loop().create_future()
         """Done when a quota is reached or nothing can be kept any more, with how the nodes are to end. Events of that
@@ -97,9 +145,8 @@ class EventLog:
 
     async def room(self) -> None:
         """Wait until few enough events wait to be kept. What makes events calls it before it makes more."""
-        if self._waiting_bytes > WAITING_BYTES:
-            async with self._kept:
-                await self._kept.wait_for(lambda: self._over or self._waiting_bytes <= WAITING_BYTES)
+        while self._waiting_bytes > WAITING_BYTES and not self._over:
+            await self._kept.wait()
 
     async def serve(self) -> None:
         """Keep events until the last one of the run."""
@@ -107,9 +154,8 @@ class EventLog:
             await self._keep_all()
         finally:
             self._close(RunState.FAILED, "what happens in the run can no longer be kept")
-            async with self._kept:
-                self._over = True
-                self._kept.notify_all()
+            self._over = True
+            self._wake()
 
     async def _keep_all(self) -> None:
         while True:
@@ -121,12 +167,22 @@ class EventLog:
                 if kept >= self._quota.tenant_kept_bytes:
                     reason = f"tenant_kept_bytes: {used_up(kept, self._quota.tenant_kept_bytes)}"
                     self._close(RunState.EXHAUSTED, reason)
-                async with self._kept:
-                    self._waiting_bytes -= sum(event.size for event in events)
-                    self._kept_number = events[-1].event.sequence
-                    self._kept.notify_all()
+                self._note_kept(events)
                 if isinstance(events[-1].event.body, RunFinished):
                     return
+
+    def _note_kept(self, events: list[WrittenEvent]) -> None:
+        self._waiting_bytes -= sum(event.size for event in events)
+        self._recent.add(events)
+        self._kept_number = events[-1].event.sequence
+        for event in events:
+            if _patience(event.event.body) < PATIENCE:
+                self._urgent_number = event.event.sequence
+        self._wake()
+
+    def _wake(self) -> None:
+        self._kept.set()
+        self._kept.clear()
 
     async def _append(self, events: list[WrittenEvent]) -> int:
         self._keeping = 0.0 if self._waiting else self._patience
@@ -146,21 +202,34 @@ class EventLog:
     async def watch(self, from_sequence: int) -> AsyncGenerator[Event, None]:
         """Yield every event from a number on, those to come included, until the run's last."""
         wanted = max(1, from_sequence)
-        while True:
-            over = self._over
-            events = await self._journal.events(self._run, wanted, _MAX_AT_ONCE)
-            for event in events:
-                yield event
-                if isinstance(event.body, RunFinished):
+        with self._recent.watched():
+            while True:
+                over = self._over
+                events = await self._there(wanted)
+                for event in events:
+                    yield event
+                    if isinstance(event.body, RunFinished):
+                        return
+                if over and not events:
                     return
-            if over and not events:
-                return
-            wanted += len(events)
-            await self._until_kept(wanted)
+                wanted += len(events)
+                await self._until_worth_telling(wanted)
 
-    async def _until_kept(self, number: int) -> None:
-        async with self._kept:
-            await self._kept.wait_for(lambda: self._over or self._kept_number >= number)
+    async def _there(self, wanted: int) -> list[Event]:
+        """Return the kept events from a number on, or the first of them."""
+        if wanted > self._kept_number and not self._over:
+            return []
+        return self._recent.since(wanted) or await self._journal.events(self._run, wanted, _MAX_AT_ONCE)
+
+    async def _until_worth_telling(self, number: int) -> None:
+        """Wait until an event of this number is kept, and, where it is not urgent, a moment for those that follow."""
+        while self._kept_number < number and not self._over:
+            await self._kept.wait()
+            if self._urgent_number < number:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GATHER_SECONDS):
+                        while self._urgent_number < number and not self._over:
+                            await self._kept.wait()
 
 
 def _patience(body: Body) -> float:

@@ -222,6 +222,74 @@ async def test_a_watcher_who_takes_nothing_holds_up_nobody() -> None:
     assert idle.seen == awake.seen
 
 
+@dataclass
+class ReadJournal(MemoryJournal):
+    """A journal that remembers from which numbers on events were read."""
+
+    read: list[int] = field(default_factory=list)
+
+    async def events(self, run: str, from_sequence: int, most: int) -> list[Event]:
+        self.read.append(from_sequence)
+        return await super().events(run, from_sequence, most)
+
+
+async def test_a_watcher_who_keeps_up_is_told_from_memory_and_who_falls_behind_has_events_read() -> None:
+    journal = ReadJournal()
+    log = a_log(journal)
+    quick, slow = Watcher(log, 1, asyncio.Semaphore(1000)), Watcher(log, 1, asyncio.Semaphore(1))
+    text = "x" * (event_log.RECENT_BYTES // 4)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for watcher in (quick, slow):
+            group.create_task(watcher.watch())
+        group.create_task(log.serve())
+        for number in range(1, 11):
+            log.emit(ROOT, printed(text))
+            await eventually(lambda: quick.seen[-1:] == [number])  # noqa: B023
+        assert (journal.read, slow.seen) == ([], [1])
+        for _ in range(10):
+            slow.may.release()
+        log.emit(ROOT, END)
+    assert quick.seen == slow.seen == list(range(1, 12))
+    assert journal.read == [3]  # the second was on its way
+
+
+async def test_what_code_prints_is_told_at_once_and_what_nobody_waits_for_with_what_follows_it() -> None:
+    log = a_log(MemoryJournal())
+    told: list[list[int]] = []
+
+    async def watch() -> None:
+        async for event in log.watch(1):
+            told[-1].append(event.sequence)
+
+    with patch.object(event_log, "GATHER_SECONDS", 3600.0):
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+            group.create_task(watch())
+            group.create_task(log.serve())
+            for body in (TurnStarted(1), TurnStarted(2), printed(), TurnStarted(3), END):
+                told.append([])
+                log.emit(ROOT, body)
+                for _ in range(20):
+                    await asyncio.sleep(0)
+    assert told == [[], [], [1, 2, 3], [], [4, 5]]
+
+
+async def test_nothing_is_held_of_a_run_that_nobody_watches_any_more() -> None:
+    journal = ReadJournal()
+    log = a_log(journal)
+    serving = asyncio.create_task(log.serve())
+    async with asyncio.timeout(60):
+        first = log.watch(1)
+        log.emit(ROOT, printed())
+        assert (await anext(first)).sequence == 1
+        await first.aclose()
+        second = log.watch(1)
+        assert (await anext(second)).sequence == 1
+        await second.aclose()
+        log.emit(ROOT, END)
+        await serving
+    assert journal.read == [1]
+
+
 async def test_when_events_can_be_kept_no_more_watchers_get_those_that_are_and_do_not_wait() -> None:
     first_kept = asyncio.Event()
 

@@ -148,7 +148,7 @@ class _Reader:
     def look_over(self) -> Iterator[None]:
         """Find the lines with marks and fences, which must be known before the first block. Yields every few lines."""
         for number, line in enumerate(self._lines):
-            if not number % LINES_AT_ONCE:
+            if number and not number % LINES_AT_ONCE:
                 yield
             for mark in marks(line, number):
                 self._marks.append(mark)
