@@ -64,6 +64,9 @@ class Attempt:
     deadline: float
     seconds: float
     counters: Counters
+    ahead: bool = False
+    """Whether the reply is wanted before its cost is in the books: `settling` is then what writes it."""
+    settling: asyncio.Task[bool] | None = None
     spent: Amounts = _NOTHING
     """What it cost, where it failed."""
     _place: int | None = None
@@ -77,7 +80,8 @@ class Attempt:
     async def make(self) -> tuple[ModelReply, Amounts]:
         """Make the attempt, settle the hold, and return the reply and what it cost.
 
-        When this returns or raises, cancellation included, the hold is resolved: posted with the usage reported; voided
+        When this returns or raises, cancellation included, the hold is resolved (a reply's that is wanted `ahead`, when
+        `settling` has ended): posted with the usage reported; voided
         where the request never left or the provider does not bill its failure; posted as the route says where it may
         have billed it; posted in full in every other case, an answer that the deadline or a cancellation overtook among
         them. Only where the database fails for longer than
@@ -231,12 +235,16 @@ class Attempt:
 
     async def _charge(self, reply: ModelReply) -> tuple[ModelReply, Amounts]:
         if reply.usage is None or not _credible(reply.usage):
-            await run_to_completion(self._resolve())
-            return replace(reply, usage=None), self.hold.amounts
-        if self.request.lowering is not None:
-            self.request.lowering.outputs.saw(reply.usage.output, cut=reply.stopped == "length")
-        spent = Amounts(self.route.price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
-        settled = await run_to_completion(self._resolve(spent, reply.usage))
+            reply, spent, resolving = replace(reply, usage=None), self.hold.amounts, self._resolve()
+        else:
+            if self.request.lowering is not None:
+                self.request.lowering.outputs.saw(reply.usage.output, cut=reply.stopped == "length")
+            spent = Amounts(self.route.price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
+            resolving = self._resolve(spent, reply.usage)
+        if self.ahead:
+            self._held, self.settling = False, asyncio.create_task(resolving)
+            return reply, spent
+        settled = await run_to_completion(resolving)
         # The answer was paid for, so the caller gets it, with the cost that the ledger counts.
         return reply, spent if settled else self.hold.amounts
 

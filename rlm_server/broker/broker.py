@@ -71,6 +71,9 @@ class Completion:
     call_id: str
     provider: str
     model: str
+    settling: asyncio.Task[bool] | None = None
+    """What writes the cost into the books, where the answer was wanted before. False where the database did not let it:
+    the hold then takes its whole amount."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +184,20 @@ class Broker:
         return (request.model, *filter(policy.allows, self._routes.route(request.model).fallbacks))
 
     async def complete(
-        self, request: ModelRequest, payer: Payer, *, deadline: float, call_id: str | None = None
+        self,
+        request: ModelRequest,
+        payer: Payer,
+        *,
+        deadline: float,
+        call_id: str | None = None,
+        ahead: bool = False,
     ) -> Completion:
         """Make a call, trying again while the provider is busy and the deadline, on `time.monotonic()`, allows.
 
         Where the model stays busy or cannot be reached, and nothing was billed, those of its fallbacks are asked that
         the tenant's policy allows. Cancelling the task abandons the call once its hold is settled; `cost` then returns
-        what it cost. `call_id` names the call and must be new; None makes one up.
+        what it cost. `call_id` names the call and must be new; None makes one up. Where the answer is wanted `ahead` of
+        the books, whoever asks waits for what is `settling` before it looks at what is left, and before it ends.
 
         Raises:
             UnknownModel: no route has that name.
@@ -196,7 +206,7 @@ class Broker:
             CallFailed: the ProviderError of a call that got no answer.
         """
         models = self._models(request, payer)
-        call = _Call(secrets.token_hex(16) if call_id is None else call_id, request, payer, deadline)
+        call = _Call(secrets.token_hex(16) if call_id is None else call_id, request, payer, deadline, ahead)
         self.counters.calls += 1
         try:
             call.input_tokens = input_bound(request)
@@ -285,6 +295,7 @@ class Broker:
             deadline=call.deadline,
             seconds=self._attempt_seconds,
             counters=self.counters,
+            ahead=call.ahead,
         )
         try:
             reply, spent = await attempt.make()
@@ -296,7 +307,7 @@ class Broker:
             call.held = attempt.hold.amounts
         self.counters.fallbacks += model != call.request.model
         self.counters.overruns += spent.nano_usd > call.held.nano_usd or spent.tokens > call.held.tokens
-        return Completion(reply, spent, call.attempts, call.id, route.provider_name, model)
+        return Completion(reply, spent, call.attempts, call.id, route.provider_name, model, attempt.settling)
 
 
 def _fallback_may_help(error: ProviderError) -> bool:
@@ -316,6 +327,7 @@ class _Call:
     request: ModelRequest
     payer: Payer
     deadline: float
+    ahead: bool
     input_tokens: int = 0
     attempts: int = 0
     held: Amounts = field(default_factory=Amounts)

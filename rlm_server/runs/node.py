@@ -35,6 +35,7 @@ from rlm_server.runs.events import (
 )
 from rlm_server.runs.guards import Guards
 from rlm_server.runs.journal import PATIENCE
+from rlm_server.runs.purse import Purse
 from rlm_server.runs.reply.decision import closing_answer, decide
 from rlm_server.runs.state import NodeEnded, RunState
 from rlm_server.runs.told import last_word
@@ -97,6 +98,7 @@ class Node:
         self._awaited = Awaited()
         self._coverage = Coverage()
         self._looked: Looked | None = None
+        self._purse = Purse(tree.services.ledger, task.id)
         self._booking: list[asyncio.Future[None]] = []
         """Costs of turns that are not in the books yet."""
         self._call_notes: list[str] = []
@@ -191,6 +193,7 @@ class Node:
     async def _keep(self, outcome: Outcome, after: asyncio.Task[None]) -> None:
         services = self.tree.services
         await asyncio.wait([after, *self._booking])
+        await self._purse.settled()
         if not after.cancelled():
             after.exception()  # marks it as retrieved: where it failed, the move below does too
         await services.ledger.close_account(self.task.id)
@@ -283,6 +286,7 @@ class Node:
             if error.failure is Failure.TIMED_OUT and not seconds_left(self._deadline):
                 raise self._out_of_time() from None
             raise NodeEnded(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
+        self._purse.replied(done.settling)
         self._own_calls.add(done.call_id)
         self.tree.tracer.trace(done.call_id, [message.content for message in self._messages], self._reported)
         self.emit(ModelReplied(done.model, done.reply.text, done.spent, done.call_id, done.reply.stopped))
@@ -299,10 +303,11 @@ class Node:
     async def _last_word(self, reason: str) -> None:
         """Ask once more, in what is left of the node's money and time with what was kept for this."""
         ledger, route = self.tree.services.ledger, self.tree.services.broker.routes.route(self.task.model)
+        await self._purse.settled()
         await ledger.release_reserve(self.task.id)
         messages = (*self._messages, *self._children.said.messages())
         conversation = last_word.Conversation(self._system, messages)
-        self._left_last = await ledger.left(self.task.id)
+        self._left_last = await self._purse.left()
         rooms = closing.rooms(self._left_last, route, self.tree.limits.root_tokens, len(messages) + 1)
         ending = last_word.Ending(self.task.question, reason, self._draft.text)
         fitting = last_word.fitting(conversation, ending, [(room.input_bytes, room.output_tokens) for room in rooms])
@@ -384,7 +389,7 @@ class Node:
 
     async def _environment(self, turn: int) -> Environment:
         limits, corpus = self.tree.limits, self.task.node_context.corpus if self.task.node_context else None
-        self._left_last = await self.tree.services.ledger.left(self.task.id)
+        self._left_last = await self._purse.left()
         return Environment(
             turn, limits.max_turns, corpus, self._coverage, self.task.depth, limits.max_depth,
             self._left_last, self.calls.count, seconds_left(self._deadline),
@@ -402,6 +407,7 @@ class Node:
 
     async def _answer_call(self, repl: NodeRepl, call: HostCall) -> Json:
         await self.tree.event_log.room()
+        await self._purse.settled()
         with self._awaited.request(call.op):
             return await self.tree.services.functions.answer_run(repl, call)
 
@@ -419,7 +425,7 @@ class Node:
         return None if size <= most else f"answer_bytes: an answer may have {most} bytes of UTF-8, not {size}"
 
     async def _left(self) -> Json:
-        left = await self.tree.services.ledger.left(self.task.id)
+        left = await self._purse.left()
         return {
             "usd": None if left.nano_usd is None else left.nano_usd / 1e9,
             "tokens": left.tokens,

@@ -30,7 +30,7 @@ async def ask(
     """Ask, and ask again where that failed for a reason that may pass: at most `root_attempts` times.
 
     Each attempt is a call with a hold of its own. One that failed is told with what it cost, and so is that another
-    follows. None begins that could not be sent before the deadline.
+    follows. None begins that could not be sent before the deadline. The reply comes ahead of the books (`settling`).
 
     Raises:
         BudgetError: the budget does not cover the call, or not another attempt.
@@ -41,7 +41,7 @@ async def ask(
         attempt += 1
         call_id = "call_" + secrets.token_hex(16)
         try:
-            return await tree.services.broker.complete(request, payer, deadline=deadline, call_id=call_id)
+            return await tree.services.broker.complete(request, payer, deadline=deadline, call_id=call_id, ahead=True)
         except CallFailed as error:
             report(CallStarted(call_id, request.model, sum(len(message.content) for message in request.messages)))
             said = cut(f"{error.failure}: {error}", MAX_ERROR)

@@ -40,6 +40,16 @@ async def test_a_call_costs_what_the_provider_counted(books: Books) -> None:
     assert play.started.get_nowait() == replace(PROMPT, model="upstream")
 
 
+async def test_an_answer_that_is_wanted_ahead_of_the_books_comes_before_them_and_costs_the_same(books: Books) -> None:
+    completion = await broker_of(books, Play([answered])).complete(PROMPT, PAYER, deadline=soon(), ahead=True)
+    assert (completion.reply.text, completion.spent) == ("answered", COST)
+    assert books.orders == [(AT_ONCE, f"{completion.call_id}.1")]
+    assert completion.settling is not None
+    assert not completion.settling.done()
+    assert await completion.settling
+    assert await books.costs() == {f"{completion.call_id}.1": COST}
+
+
 @pytest.mark.parametrize("short", [False, True])
 async def test_a_request_leaves_only_after_its_worst_case_is_reserved_and_its_dispatch_is_written(
     books: Books, short: bool

@@ -1,0 +1,64 @@
+"""What is left of a node's budget: read ahead while its code runs, and used where nothing was spent meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from rlm_server.ledger import Ledger, Limit
+
+FRESH_SECONDS = 0.05
+"""So old what was read ahead may be: others of the tenant may have spent since."""
+
+
+class Purse:
+    """A node's account. What its model's last reply cost is written into the books while the code already runs."""
+
+    def __init__(self, ledger: Ledger, account: str) -> None:
+        self._ledger, self._account = ledger, account
+        self._ahead: asyncio.Task[tuple[Limit, float]] | None = None
+        self._under_way: set[asyncio.Task[Any]] = set()
+
+    def replied(self, settling: asyncio.Task[bool] | None) -> None:
+        """Note a reply, and what writes its cost into the books. What is left is read as soon as that is done."""
+        self._ahead = None
+        if settling is not None:
+            self._own(settling)
+            self._ahead = asyncio.create_task(self._read_after(settling))
+            self._own(self._ahead)
+
+    def _own(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._under_way.discard(task)
+        if not task.cancelled():
+            task.exception()  # marks it as retrieved: whoever wants what was read is told
+
+    async def _read_after(self, settling: asyncio.Task[bool]) -> tuple[Limit, float]:
+        await asyncio.wait((settling,))
+        began = time.monotonic()
+        return await self._ledger.left(self._account), began
+
+    async def settled(self) -> None:
+        """Wait until replies are in the books, or cannot be. What was read ahead counts no more."""
+        self._ahead = None
+        if self._under_way:
+            await asyncio.wait(self._under_way)
+
+    async def left(self) -> Limit:
+        """Return what is left, with the last reply paid.
+
+        Raises:
+            DatabaseError: it cannot be read.
+        """
+        ahead = self._ahead
+        if ahead is not None:
+            if not ahead.done():
+                await asyncio.wait((ahead,))
+            left, began = ahead.result()
+            if time.monotonic() - began < FRESH_SECONDS:
+                return left
+        return await self._ledger.left(self._account)
