@@ -140,12 +140,12 @@ class Supervisor:
             if known is not None:
                 return known
         limits = self._limits(new.tenant)
-        kept = await journal.kept_bytes(new.tenant)
+        kept, balance = await asyncio.gather(journal.kept_bytes(new.tenant), ledger.balance(new.tenant))
         if kept >= limits.tenant_kept_bytes:
             raise RunQuotaExceeded(limits.tenant_kept_bytes, kept)
         if self._places.in_line(new.tenant) > limits.tenant_waiting_runs:
             raise TooManyRuns(limits.tenant_waiting_runs)
-        check_affordable(new.tenant, new.budget, (await ledger.balance(new.tenant)).left)
+        check_affordable(new.tenant, new.budget, balance.left)
         if new.context is not None:
             await self._contexts.pin(new.context)
         try:
@@ -180,16 +180,25 @@ class Supervisor:
         quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
         live = self._live[run_id] = _Live(EventLog(journal, run_id, quota))
         # Its question is in the journal: what waits in line holds no more than it must.
-        live.task = self._group.create_task(self._run(row, new.context, new.limits, new.image, live))
+        question = None if self._places.in_line(new.tenant) else new.question
+        live.task = self._group.create_task(self._run(row, question, new.context, new.limits, new.image, live))
         await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
 
-    async def _run(self, row: RunRow, context: Context | None, limits: RunLimits, image: str, live: _Live) -> None:
+    async def _run(
+        self,
+        row: RunRow,
+        question: str | None,
+        context: Context | None,
+        limits: RunLimits,
+        image: str,
+        live: _Live,
+    ) -> None:
         keeping = asyncio.create_task(live.event_log.serve())
         outcome = Outcome(RunState.FAILED, reason="an internal error of the server; it has been logged")
         try:
             async with self._places.place(row.tenant) as place:
-                outcome = await self._work(row, context, limits, image, live, place)
+                outcome = await self._work(row, question, context, limits, image, live, place)
         except asyncio.CancelledError:
             outcome = Outcome(RunState.CANCELLED, reason="cancelled")
         except ContextDamaged as error:
@@ -202,10 +211,19 @@ class Supervisor:
                 self._contexts.unpin(context)
 
     async def _work(
-        self, row: RunRow, context: Context | None, limits: RunLimits, image: str, live: _Live, place: Place
+        self,
+        row: RunRow,
+        question: str | None,
+        context: Context | None,
+        limits: RunLimits,
+        image: str,
+        live: _Live,
+        place: Place,
     ) -> Outcome:
-        root = await self._services.journal.root(row.id)
-        assert root is not None  # noqa: S101
+        if question is None:
+            root = await self._services.journal.root(row.id)
+            assert root is not None  # noqa: S101
+            question = root.question
         characters = context.characters if context is not None else 0
         node_context = whole_context(self._contexts.corpus(context)) if context is not None else None
         corpus = node_context.corpus if node_context is not None else None
@@ -216,11 +234,11 @@ class Supervisor:
             else None
         )
         event_log.emit(
-            EventOrigin(row.id, "", 0), RunStarted(root.question, row.model, row.sub_model, characters, row.budget)
+            EventOrigin(row.id, "", 0), RunStarted(question, row.model, row.sub_model, characters, row.budget)
         )
         async with Tracer(traced) as tracer:
             live.tree = Tree(self._services, row, limits, image, deadline, event_log, corpus, tracer, place)
-            return await Node(live.tree, Task(row.id, "", 0, root.question, node_context, row.model)).run()
+            return await Node(live.tree, Task(row.id, "", 0, question, node_context, row.model)).run()
 
     async def _finish(self, run_id: str, outcome: Outcome, live: _Live, keeping: asyncio.Task[None]) -> None:
         event_log, journal, ledger = live.event_log, self._services.journal, self._services.ledger
