@@ -71,6 +71,8 @@ class WorkerTurn:
         self._answering: set[asyncio.Task[None]] = set()
         self._process: Process | None = None
         self._end: asyncio.Future[Frame] = self._loop.create_future()
+        self._over_now: asyncio.Future[None] = self._loop.create_future()
+        """Done with `_end`, for whoever runs the turn: awaited by itself, it wakes that in one step of the loop."""
         self._hanging: asyncio.TimerHandle | None = None
         self._stopping: asyncio.TimerHandle | None = None
         self._allowed = FrameLimits(limits)
@@ -129,7 +131,7 @@ class WorkerTurn:
     async def _ended(self) -> Frame:
         """Wait until the turn has ended and none of its requests is being answered."""
         try:
-            await asyncio.wait([self._end])
+            await self._over_now
         except asyncio.CancelledError:
             self.stop()
             await run_to_completion(asyncio.wait([self._end]))
@@ -190,6 +192,8 @@ class WorkerTurn:
         else:
             self._end.set_exception(end)
             self._end.exception()  # marks it as retrieved: a caller that cancelled the turn does not read it
+        if not self._over_now.done():  # it is cancelled with the turn
+            self._over_now.set_result(None)
         self._time()
         self._call_off()
 
