@@ -61,4 +61,5 @@ class Purse:
             left, began = ahead.result()
             if time.monotonic() - began < FRESH_SECONDS:
                 return left
+        await self.settled()
         return await self._ledger.left(self._account)
