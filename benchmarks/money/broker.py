@@ -1,4 +1,4 @@
-"""A broker as the server has it, with one model at each SDK, both priced and both at the fake provider."""
+"""A broker as the server has it, with one model of each interface, both priced and both at the fake provider."""
 
 from __future__ import annotations
 

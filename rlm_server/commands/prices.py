@@ -23,8 +23,6 @@ from rlm_server.config.settings import ConfigError, Settings
 from rlm_server.config.stated_prices import Key, StatedPrice, StatedPrices
 from rlm_server.ledger.amounts import usd
 
-# The SDKs, which take seconds to import, are for `check` alone: it asks what the server would offer.
-
 F = TypeVar("F", bound=Callable[..., Any])
 
 COLUMNS = ("PROVIDER", "MODEL", "INPUT OVER", "INPUT", "OUTPUT", "CACHE READ", "CACHE WRITE", "WINDOW", "PRICE")

@@ -1,4 +1,4 @@
-"""A provider's SDK is imported by the first call, which pays for nothing while that goes on, or where it fails."""
+"""What a provider needs is imported by the first call, which pays for nothing while that goes on, or where it fails."""
 
 from __future__ import annotations
 
@@ -127,13 +127,13 @@ async def test_it_can_be_closed_unmade_being_made_and_where_that_failed() -> Non
 PROGRAM = """
 import asyncio, sys
 import rlm_server.server
-from rlm_server.broker.providers import faults, registry
+from rlm_server.broker.providers import registry
 from rlm_server.broker.providers.scripted_models import SCRIPTS
 from rlm_server.config.model_catalog import build_models
 from rlm_server.config.settings import Settings
 
 def told(*words):
-    print(*words, *sorted({"anthropic", "openai"} & set(sys.modules)))
+    print(*words, *sorted({"aiohttp", "anthropic", "openai"} & set(sys.modules)))
 
 async def main():
     models = build_models(Settings.load(anthropic_api_key="", openai_api_key=""), SCRIPTS)
@@ -150,13 +150,15 @@ asyncio.run(main())
 """
 
 
-def test_neither_the_server_nor_its_models_import_an_sdk_before_a_call_needs_it(tmp_path: Path) -> None:
+def test_no_sdk_is_imported_and_what_a_call_needs_only_once_one_does(
+    tmp_path: Path,
+) -> None:
     environment = {"PATH": "", "PYTHONPATH": ":".join(sys.path), "XDG_DATA_HOME": str(tmp_path)}
     command = [sys.executable, "-W", "error", "-c", PROGRAM]
     ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=120)
     assert ended.stdout.splitlines() == [
         "without a key scripted",
         "with keys claude-sonnet-5-5",
-        "openai's first call openai",
-        "anthropic's first call anthropic openai",
+        "openai's first call aiohttp",
+        "anthropic's first call aiohttp",
     ]

@@ -1,4 +1,4 @@
-"""The SDK providers over real HTTP: one request per attempt, pinned to what the price is for, and usage as billed."""
+"""The providers over real HTTP: one request per attempt, pinned to what the price is for, and usage as billed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.fake_provider.server import FakeProvider, Fault
 
 PROMPT = "a prompt"
 OLDEST = "claude-opus-4-0"
-"""The Anthropic SDK itself asks for streaming above 8,192 tokens of this one, and warns that it is old."""
+"""Anthropic itself asks for streaming above 8,192 tokens of this one."""
 
 
 def ask(max_tokens: int, *more: Message, model: str = "fake-model") -> ModelRequest:

@@ -7,11 +7,12 @@ import socket
 from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import AddrInfoType
 
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.prices.table import NoPrice, Prices
 from rlm_server.broker.provider import Failure, Provider, ProviderError
-from rlm_server.broker.providers.http import Client
+from rlm_server.broker.providers import http
 from rlm_server.broker.routes import UnknownModel
 from rlm_server.broker.worst_case import worst_case
 from rlm_server.ledger import Amounts
@@ -120,13 +121,22 @@ async def test_a_model_without_a_route_or_a_price_is_refused_before_anything_is_
     assert (fake.connections, books.orders) == (0, [])
 
 
-async def test_silent_connections_are_kept_alive(fake: FakeProvider) -> None:
-    client = Client(fake.url)
-    response = await client.get(f"{fake.url}/bill")
-    connection = response.extensions["network_stream"].get_extra_info("socket")
+async def test_silent_connections_are_kept_alive(
+    provider: Provider, fake: FakeProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[socket.socket] = []
+    opened = http.opened
+
+    def noted(address: AddrInfoType) -> socket.socket:
+        made.append(opened(address))
+        return made[-1]
+
+    monkeypatch.setattr(http, "opened", noted)
+    await provider.complete(ask())
+    (connection,) = made
     assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
-    await client.aclose()
+    assert fake.connections == 1
 
 
 @pytest.fixture

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
-
-import anthropic
-from anthropic.types import CacheControlEphemeralParam, MessageParam
-from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Literal
 
 from rlm_server.broker.provider import ModelReply, ModelRequest
 from rlm_server.broker.providers.faults import STREAM_ABOVE, cut_off, reply_or_error, unreadable
 from rlm_server.broker.providers.fields import count, field, text
-from rlm_server.broker.providers.http import Client, bounded
+from rlm_server.broker.providers.http import Client
 from rlm_server.broker.providers.temperatures import taken
 from rlm_server.ledger import Usage
+
+if TYPE_CHECKING:  # the SDK checks what is sent, and sends nothing
+    from anthropic.types import CacheControlEphemeralParam, MessageParam
+    from anthropic.types.message_create_params import MessageCreateParamsNonStreaming
 
 URL = "https://api.anthropic.com"
 PATH = "/v1/messages"
 NAME = "anthropic"
+VERSION = "2023-06-01"
+"""Of the API: https://docs.anthropic.com/en/api/versioning."""
 
-CACHE = CacheControlEphemeralParam(type="ephemeral", ttl="5m")
+CACHE: CacheControlEphemeralParam = {"type": "ephemeral", "ttl": "5m"}
 """Cache the prompt up to its last block, for the lifetime that the price table prices."""
 
 _COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
@@ -34,10 +37,8 @@ class AnthropicProvider:
     """
 
     def __init__(self, *, api_key: str, base_url: str = URL) -> None:
-        # The broker retries: every attempt needs a hold of its own.
-        self._client = anthropic.AsyncAnthropic(
-            api_key=api_key, base_url=base_url, max_retries=0, http_client=Client(base_url)
-        )
+        headers = {"x-api-key": api_key, "anthropic-version": VERSION}
+        self._client = Client(base_url.rstrip("/") + PATH, headers)
 
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Make one attempt, streaming where the answer may be long.
@@ -46,16 +47,14 @@ class AnthropicProvider:
             ProviderError: the attempt failed.
         """
         work = self._streamed(request) if request.max_tokens > STREAM_ABOVE else self._whole(request)
-        return await reply_or_error(work, anthropic.APIStatusError)
+        return await reply_or_error(work)
 
     async def close(self) -> None:
         """Release connections."""
         await self._client.close()
 
     async def _whole(self, request: ModelRequest) -> ModelReply:
-        message: object = await self._client.post(
-            PATH, cast_to=object, body=_body(request), options={"headers": bounded(request.max_tokens)}
-        )
+        message = await self._client.post(_body(request), request.max_tokens)
         match message:
             case {"content": [*blocks]}:
                 said = "".join(text(block, "text") for block in blocks if field(block, "type") == "text")
@@ -63,20 +62,15 @@ class AnthropicProvider:
         raise unreadable()
 
     async def _streamed(self, request: ModelRequest) -> ModelReply:
-        stream = await self._client.post(
-            PATH,
-            cast_to=object,
-            body={**_body(request), "stream": True},
-            options={"headers": bounded(request.max_tokens)},
-            stream=True,
-            stream_cls=anthropic.AsyncStream[object],
-        )
+        body = {**_body(request), "stream": True}
         parts: list[str] = []
         first: object = None
         last: object = None
         reason: object = None
-        async with stream:
-            async for event in stream:
+        async with aclosing(self._client.stream(body, request.max_tokens)) as stream:
+            async for name, event in stream:
+                if name == "error":
+                    raise unreadable()
                 match event:
                     case {"type": "message_start", "message": message}:
                         first = field(message, "usage")

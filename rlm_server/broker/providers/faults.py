@@ -9,14 +9,14 @@ import time
 from collections.abc import Awaitable, Mapping
 from email.utils import parsedate_to_datetime
 
-import httpx2
+import aiohttp
 
 from rlm_server.broker.provider import Failure, ModelReply, ProviderError
-from rlm_server.broker.providers.http import TooLarge
+from rlm_server.broker.providers.http import ErrorStatus, TooLarge
 
 STREAM_ABOVE = 8_192
 """Answers that may be longer, in tokens, are streamed: a silent connection held for minutes is cut by what is between,
-and the Anthropic SDK refuses to wait for a whole answer above some 21,000 (8,192 for its oldest models)."""
+and Anthropic asks for streams where an answer may take more than ten minutes (8,192 tokens of its oldest models)."""
 
 _TOO_LONG = (
     *("prompt is too long", "context_length_exceeded", "maximum context length", "context window"),
@@ -44,8 +44,8 @@ _NOT_BILLED = frozenset({503, 529})
 """Above 499."""
 
 _NEVER_SENT = (
-    *(httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout),
-    *(httpx2.ProxyError, httpx2.UnsupportedProtocol),
+    *(aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError),
+    *(aiohttp.ClientHttpProxyError, aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
 )
 _WORDS = {
     Failure.RATE_LIMITED: "the provider's rate limit is reached",
@@ -69,18 +69,20 @@ def cut_off() -> ProviderError:
     return ProviderError(Failure.GONE, "the provider's answer was cut off", billed=True)
 
 
-async def reply_or_error(work: Awaitable[ModelReply], status_error: type[Exception]) -> ModelReply:
+async def reply_or_error(work: Awaitable[ModelReply]) -> ModelReply:
     """Await one attempt and turn whatever it raises into a ProviderError.
 
-    `status_error` is the SDK's class for an answer with an error status. The error is raised outside the handler, so
-    that it carries no reference to the SDK's exception and the provider's text in it.
+    The error is raised outside the handler, so that it carries no reference to the exception that has the provider's
+    text in it.
     """
     try:
         return await work
     except ProviderError as error:
         failure = ProviderError(error.failure, str(error), billed=error.billed, retry_after=error.retry_after)
-    except Exception as error:  # an SDK documents no closed set of them
-        failure = _from_status(error) if isinstance(error, status_error) else _from_transport(error)
+    except ErrorStatus as error:
+        failure = _from_status(error)
+    except Exception as error:  # an answer may be wrong in any way
+        failure = _from_transport(error)
     raise failure
 
 
@@ -110,16 +112,13 @@ def _number(said: str | None) -> float | None:
     return number if 0 <= number < float("inf") else None
 
 
-def _from_status(error: Exception) -> ProviderError:
-    response = getattr(error, "response", None)
-    if not isinstance(response, httpx2.Response):
-        return unreadable()
-    status = response.status_code
-    if status < 400:  # an error inside a stream that began well: what came before it may be billed
-        return unreadable() if 200 <= status < 300 else _worded(Failure.BAD_REQUEST, status, billed=False)
-    kind = _kind(status, str(getattr(error, "body", "")).lower())
+def _from_status(error: ErrorStatus) -> ProviderError:
+    status = error.status
+    if status < 400:
+        return _worded(Failure.BAD_REQUEST, status, billed=False)
+    kind = _kind(status, error.body.lower())
     billed = status in _MAYBE_BILLED or (status >= 500 and status not in _NOT_BILLED)
-    return _worded(kind, status, billed=billed, wait=retry_after(response.headers))
+    return _worded(kind, status, billed=billed, wait=retry_after(error.headers))
 
 
 def _kind(status: int, body: str) -> Failure:
@@ -136,16 +135,13 @@ def _worded(kind: Failure, status: int, *, billed: bool, wait: float | None = No
     return ProviderError(kind, f"{_WORDS[kind]} (status {status})", billed=billed, retry_after=wait)
 
 
-def _from_transport(error: BaseException) -> ProviderError:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, _NEVER_SENT):
-            return ProviderError(Failure.GONE, "the provider cannot be reached", billed=False)
-        if isinstance(cause, TooLarge):
-            return ProviderError(Failure.GONE, "the provider's answer was far larger than asked for", billed=True)
-        if isinstance(cause, httpx2.TimeoutException):
-            return ProviderError(Failure.TIMED_OUT, "the provider timed out", billed=True)
-        if isinstance(cause, httpx2.TransportError):
-            return cut_off()
-        cause = cause.__cause__
+def _from_transport(error: Exception) -> ProviderError:
+    if isinstance(error, _NEVER_SENT):
+        return ProviderError(Failure.GONE, "the provider cannot be reached", billed=False)
+    if isinstance(error, TooLarge):
+        return ProviderError(Failure.GONE, "the provider's answer was far larger than asked for", billed=True)
+    if isinstance(error, TimeoutError):
+        return ProviderError(Failure.TIMED_OUT, "the provider timed out", billed=True)
+    if isinstance(error, aiohttp.ClientError | OSError):
+        return cut_off()
     return unreadable()

@@ -1,6 +1,6 @@
 """Reads the fields of an answer from its JSON.
 
-An SDK does not check an answer against its types, and its conversions may yield nonsense: `true` becomes 1 token.
+What a provider answers is checked, field by field: `true` is no number of tokens.
 """
 
 from __future__ import annotations

@@ -1,22 +1,21 @@
-"""The HTTP client under the SDKs. It has as many connections as there are calls, and bounds the size of an answer.
+"""HTTP to providers: a request goes out once, and its answer is read as JSON, or as a stream of it, up to a bound.
 
-The bound is needed because an SDK reads an answer, an error's body or an event of a stream to its end, however long.
+There are as many connections as there are calls: the broker decides how many go at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
-import ssl
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import AbstractAsyncContextManager, aclosing, suppress
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import httpx2
+import aiohttp
 
+from rlm_server.broker.providers.event_stream import EventStream
 from rlm_server.broker.rate_limit import hear
 
 CONNECT_TIMEOUT = 10.0
@@ -25,11 +24,6 @@ CONNECT_TIMEOUT = 10.0
 IDLE_SECONDS = 4.0
 """How long a connection is kept for another request. Common servers close one after 5 s; a request that meets the
 closing is in doubt, and costs its whole hold."""
-
-POOLS = 16
-IDLE_CONNECTIONS = 16
-"""Connections are in so many pools, each of which keeps so many idle ones: httpx2 looks at all of a pool's connections
-for each request, which at 500 in flight would take it as long as everything else."""
 
 KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -50,139 +44,151 @@ ERROR_BYTES = 65_536
 ERROR_SECONDS = 5.0
 """How long an error's body is waited for; its status is known before."""
 
-_MOST = "x-rlm-most-bytes"
+_FORM = {
+    "accept": "application/json",
+    "accept-encoding": "identity",
+    "content-type": "application/json",
+    "user-agent": "rlm-server",
+}
 
 
-class TooLarge(httpx2.RequestError):
+class TooLarge(Exception):
     """An answer was longer than its bound, or was compressed against the request and so could unpack to any size."""
 
 
-def bounded(max_tokens: int) -> dict[str, str]:
-    """Return headers that bound the answer to a request. `Client` takes them off before it sends the request."""
-    return {_MOST: str(ANSWER_BYTES + ANSWER_BYTES_PER_TOKEN * max_tokens)}
+class ErrorStatus(Exception):
+    """An answer with a status other than 2xx. `body` is the beginning of what it said."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], body: str) -> None:
+        super().__init__(status)
+        self.status, self.headers, self.body = status, headers, body
 
 
-class Client(httpx2.AsyncClient):
-    """Sends an SDK's requests to one address, through the proxy that the environment names for that address."""
+class Client:
+    """Sends requests to one address, through the proxy that the environment names for that address.
 
-    def __init__(self, base_url: str) -> None:
-        options: dict[str, Any] = {
-            "timeout": httpx2.Timeout(None, connect=CONNECT_TIMEOUT),
-            "follow_redirects": False,  # the key is for this host
-            "headers": {"accept-encoding": "identity"},
-        }
-        proxy = _proxy(httpx2.URL(base_url))
-        super().__init__(**options, transport=_transport(proxy))
-        self._pools = [_Pool(httpx2.AsyncClient(**options, transport=_transport(proxy))) for _ in range(POOLS)]
+    A request is sent once: none is repeated, and no redirect is followed, because the key is for this host. Made
+    anywhere, it is used on one event loop.
 
-    async def send(self, request: httpx2.Request, *, stream: bool = False, **options: Any) -> httpx2.Response:
-        """Send a request. Reading its answer, here or later, may also raise TooLarge."""
-        most = int(request.headers.pop(_MOST, ANSWER_BYTES))
-        pool = min(self._pools, key=lambda pool: pool.busy)
-        response = await pool.send(request, options)
-        hear(response.headers)
-        encoded = response.headers.pop("content-encoding", "identity") != "identity"
-        if response.is_success:
-            response.stream = _Answer(response.stream, pool, 0 if encoded else most)
-        else:
-            response.stream = _Error(response.stream, pool)
-        if not stream:
-            try:
-                await response.aread()
-            finally:
-                await response.aclose()
-        return response
+    What `post` and `stream` raise, besides what is named there, is aiohttp's: see `faults`.
+    """
 
-    async def aclose(self) -> None:
+    def __init__(self, url: str, headers: Mapping[str, str]) -> None:
+        self._url, self._proxy = url, _proxy(url)
+        self._headers = {**_FORM, **headers}
+        self._open: aiohttp.ClientSession | None = None
+
+    async def post(self, body: Mapping[str, object], max_tokens: int) -> object:
+        """Send a request for so many tokens, and return the JSON of its answer.
+
+        Raises:
+            ErrorStatus: the answer was an error.
+            TooLarge: it was longer than it may be.
+            ValueError: it was no JSON, or did not say that it was.
+        """
+        parts: list[bytes] = []
+        async with self._answer(body, max_tokens) as answer:
+            if not answer.kind.endswith("json"):
+                raise ValueError(answer.kind)
+            while part := await answer.part():
+                parts.append(part)
+        said: object = json.loads(b"".join(parts))
+        return said
+
+    async def stream(self, body: Mapping[str, object], max_tokens: int) -> AsyncGenerator[tuple[str, object], None]:
+        """Send a request for so many tokens, and yield its answer's events: each one's name, and the JSON of its data.
+
+        It ends with the answer, or with an event that says so, `[DONE]`.
+
+        Raises:
+            ErrorStatus: the answer was an error.
+            TooLarge: it was longer than it may be.
+            ValueError: the data of an event were no JSON.
+        """
+        stream = EventStream()
+        async with self._answer(body, max_tokens) as answer:
+            while part := await answer.part():
+                for name, data in stream.read(part):
+                    if data.startswith("[DONE]"):
+                        return
+                    if data:
+                        yield name, json.loads(data)
+
+    async def close(self) -> None:
         """Close all connections."""
-        await super().aclose()
-        for pool in self._pools:
-            await pool.client.aclose()
+        if self._open is not None:
+            await self._open.close()
+
+    @asynccontextmanager
+    async def _answer(self, body: Mapping[str, object], max_tokens: int) -> AsyncIterator[_Answer]:
+        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        posting = self._session.post(
+            self._url, data=data, headers=self._headers, proxy=self._proxy, allow_redirects=False
+        )
+        async with posting as response:
+            hear(response.headers)
+            if not 200 <= response.status < 300:
+                raise ErrorStatus(response.status, response.headers, await _beginning(response))
+            yield _Answer(response, max_tokens)
+
+    @property
+    def _session(self) -> aiohttp.ClientSession:
+        if self._open is None:  # which needs the loop, and this was made in a thread
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=IDLE_SECONDS, socket_factory=opened)
+            self._open = aiohttp.ClientSession(
+                connector=connector,
+                timeout=aiohttp.ClientTimeout(total=None, connect=CONNECT_TIMEOUT),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        return self._open
 
 
-@dataclass(slots=True)
-class _Pool:
-    """Some of the connections, and how many requests are under way on them."""
-
-    client: httpx2.AsyncClient
-    busy: int = 0
-
-    async def send(self, request: httpx2.Request, options: dict[str, Any]) -> httpx2.Response:
-        """Send a request, which is under way until its answer is closed."""
-        self.busy += 1
-        try:
-            return await self.client.send(request, stream=True, **options)
-        except BaseException:
-            self.busy -= 1
-            raise
+def opened(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Open the socket of a connection to an address, as `socket.getaddrinfo` tells of it."""
+    family, kind, protocol, *_ = address
+    connection = socket.socket(family, kind, protocol)
+    for level, option, value in KEEPALIVE:
+        connection.setsockopt(level, option, value)
+    return connection
 
 
-def _proxy(url: httpx2.URL) -> str | None:
+def _proxy(url: str) -> str | None:
     """Return the proxy of an address, by `HTTPS_PROXY` and its like. None without one or if `NO_PROXY` rules it out."""
-    proxies = getproxies()
-    proxy = proxies.get(url.scheme, "") or proxies.get("all", "")
-    if not proxy or proxy_bypass(url.netloc.decode("ascii")):
+    proxies, parts = getproxies(), urlsplit(url)
+    proxy = proxies.get(parts.scheme, "") or proxies.get("all", "")
+    if not proxy or proxy_bypass(parts.netloc.rpartition("@")[2]):
         return None
     return proxy if "://" in proxy else f"http://{proxy}"
 
 
-def _transport(proxy: str | None) -> httpx2.AsyncHTTPTransport:
-    # The broker decides how many calls go at once. A call that waited here would count as sent.
-    limits = httpx2.Limits(
-        max_connections=None, max_keepalive_connections=IDLE_CONNECTIONS, keepalive_expiry=IDLE_SECONDS
-    )
-    return httpx2.AsyncHTTPTransport(verify=_authorities(), limits=limits, proxy=proxy, socket_options=KEEPALIVE)
+class _Answer:
+    """The body of an answer to a request for so many tokens, in the parts in which it comes."""
+
+    def __init__(self, response: aiohttp.ClientResponse, max_tokens: int) -> None:
+        encoded = response.headers.get("content-encoding", "identity") != "identity"
+        self.kind = response.headers.get("content-type", "").partition(";")[0].strip()
+        self._body = response.content
+        self._left = 0 if encoded else ANSWER_BYTES + ANSWER_BYTES_PER_TOKEN * max_tokens
+
+    async def part(self) -> bytes:
+        """Wait for the next part; empty at the end.
+
+        Raises:
+            TooLarge: the answer is longer than it may be.
+        """
+        part = await self._body.readany()
+        self._left -= len(part)
+        if self._left < 0:
+            raise TooLarge("the answer is larger than it may be")
+        return part
 
 
-@cache
-def _authorities() -> ssl.SSLContext:
-    """Return the trusted authorities, read once for all providers."""
-    return httpx2.create_ssl_context()
-
-
-class _Body(httpx2.AsyncByteStream):
-    """Wraps a body that httpx2 made. Its request is under way until it is closed."""
-
-    def __init__(self, body: object, pool: _Pool) -> None:
-        assert isinstance(body, httpx2.AsyncByteStream)  # noqa: S101 (httpx2's type allows a synchronous one)
-        self._body = body
-        self._pool = pool
-
-    def _parts(self) -> AbstractAsyncContextManager[AsyncGenerator[bytes, None]]:
-        parts = self._body.__aiter__()
-        assert isinstance(parts, AsyncGenerator)  # noqa: S101 (which it is, and has to be closed like one)
-        return aclosing(parts)
-
-    async def aclose(self) -> None:
-        self._pool.busy -= 1
-        await self._body.aclose()
-
-
-class _Answer(_Body):
-    """A body that must not be longer than `most` bytes."""
-
-    def __init__(self, body: object, pool: _Pool, most: int) -> None:
-        super().__init__(body, pool)
-        self._left = most
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        async with self._parts() as parts:
-            async for part in parts:
-                self._left -= len(part)
-                if self._left < 0:
-                    raise TooLarge("the answer is larger than it may be")
-                yield part
-
-
-class _Error(_Body):
-    """The body of an error, as far as it comes. If it breaks off or drags on, the error is the same."""
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        read = bytearray()
-        with suppress(httpx2.TransportError, TimeoutError):
-            async with asyncio.timeout(ERROR_SECONDS), self._parts() as parts:
-                async for part in parts:
-                    read += part
-                    if len(read) > ERROR_BYTES:
-                        break
-        yield bytes(read[:ERROR_BYTES])
+async def _beginning(response: aiohttp.ClientResponse) -> str:
+    """Return the body of an error, as far as it comes. If it breaks off or drags on, the error is the same."""
+    read = bytearray()
+    with suppress(aiohttp.ClientError, OSError, TimeoutError):
+        async with asyncio.timeout(ERROR_SECONDS):
+            while len(read) < ERROR_BYTES and (part := await response.content.readany()):
+                read += part
+    return read[:ERROR_BYTES].decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""A provider that is made when the first call needs it, because importing an SDK takes seconds at the start."""
+"""A provider that is made when the first call needs it, because what it imports would delay the start."""
 
 from __future__ import annotations
 

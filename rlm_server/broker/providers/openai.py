@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
-
-import openai
-from openai.types.chat import ChatCompletionMessageParam
-from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
+import os
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Literal
 
 from rlm_server.broker.provider import ModelReply, ModelRequest
 from rlm_server.broker.providers.faults import STREAM_ABOVE, cut_off, reply_or_error, unreadable
 from rlm_server.broker.providers.fields import count, field, text
-from rlm_server.broker.providers.http import Client, bounded
+from rlm_server.broker.providers.http import Client
 from rlm_server.broker.providers.temperatures import taken
 from rlm_server.ledger import Usage
+
+if TYPE_CHECKING:  # the SDK checks what is sent, and sends nothing
+    from openai.types.chat import ChatCompletionMessageParam
+    from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 
 URL = "https://api.openai.com/v1"
 PATH = "/chat/completions"
 NAME = "openai"
+
+_BILLED_TO = {"openai-organization": "OPENAI_ORG_ID", "openai-project": "OPENAI_PROJECT_ID"}
+"""Headers that say whom OpenAI bills, and the variables of the environment that they come from."""
 
 CACHED_CHARACTERS = 4_096
 """About as long as the shortest prefix that OpenAI caches, 1,024 tokens."""
@@ -33,13 +38,11 @@ class OpenAIProvider:
 
     def __init__(self, *, api_key: str = "", base_url: str = URL, compatible: bool | None = None) -> None:
         self._compatible = base_url != URL if compatible is None else compatible
-        # The broker retries: every attempt needs a hold of its own. The SDK insists on a key; self-hosted endpoints
-        # do not.
-        self._client = openai.AsyncOpenAI(
-            api_key=api_key or "none", base_url=base_url, max_retries=0, http_client=Client(base_url)
-        )
-        if self._compatible:
-            self._client.organization = self._client.project = None  # the environment's values are for OpenAI
+        # Self-hosted endpoints need no key, but may insist on one.
+        headers = {"authorization": f"Bearer {api_key or 'none'}"}
+        if not self._compatible:
+            headers |= {name: value for name, key in _BILLED_TO.items() if (value := os.environ.get(key, "")) != ""}
+        self._client = Client(base_url.rstrip("/") + PATH, headers)
 
     async def complete(self, request: ModelRequest) -> ModelReply:
         """Make one attempt, streaming where the answer may be long.
@@ -48,16 +51,14 @@ class OpenAIProvider:
             ProviderError: the attempt failed.
         """
         work = self._streamed(request) if request.max_tokens > STREAM_ABOVE else self._whole(request)
-        return await reply_or_error(work, openai.APIStatusError)
+        return await reply_or_error(work)
 
     async def close(self) -> None:
         """Release connections."""
         await self._client.close()
 
     async def _whole(self, request: ModelRequest) -> ModelReply:
-        answer: object = await self._client.post(
-            PATH, cast_to=object, body=self._body(request), options=_options(request)
-        )
+        answer = await self._client.post(self._body(request), request.max_tokens)
         match answer:
             case {"choices": [{"message": {**message}} as choice, *_]}:
                 said, refusal = text(message, "content"), text(message, "refusal")
@@ -66,20 +67,15 @@ class OpenAIProvider:
         raise unreadable()
 
     async def _streamed(self, request: ModelRequest) -> ModelReply:
-        stream = await self._client.post(
-            PATH,
-            cast_to=object,
-            body={**self._body(request), "stream": True, "stream_options": {"include_usage": True}},
-            options=_options(request),
-            stream=True,
-            stream_cls=openai.AsyncStream[object],
-        )
+        body = {**self._body(request), "stream": True, "stream_options": {"include_usage": True}}
         parts: list[str] = []
         usage: Usage | None = None
         reason: object = None
         refused = False
-        async with stream:
-            async for chunk in stream:
+        async with aclosing(self._client.stream(body, request.max_tokens)) as stream:
+            async for _, chunk in stream:
+                if field(chunk, "error"):
+                    raise unreadable()
                 if (report := field(chunk, "usage")) is not None:
                     usage = _usage(report)
                 match chunk:
@@ -105,11 +101,6 @@ class OpenAIProvider:
             body["store"] = False
             body["prompt_cache_key"] = _cache_key(request)
         return body
-
-
-def _options(request: ModelRequest) -> openai.RequestOptions:
-    # Without `security`, an administrator's key in the environment would be accepted too.
-    return {"headers": bounded(request.max_tokens), "security": {"bearer_auth": True}}
 
 
 def _messages(request: ModelRequest) -> list[ChatCompletionMessageParam]:
