@@ -48,8 +48,9 @@ class Attempt:
     Where there is no room for that, and the request allows it, it is sent with a lower `max_tokens`; `request` and
     `hold` are then those that left. `input_tokens` is the most that its input has.
 
-    `trial` is entered before the request leaves, may refuse it, and sees how it ended. `deadline` is on the clock of
-    `time.monotonic()`; once sent, the answer may take `seconds`, but not beyond the deadline.
+    `trial` is entered before the request leaves, may refuse it, and sees how it ended. `begun` is called when the hold
+    is there. `deadline` is on the clock of `time.monotonic()`; once sent, the answer may take `seconds`, but not beyond
+    the deadline.
     """
 
     request: ModelRequest
@@ -61,6 +62,7 @@ class Attempt:
     provider_gate: Gate
     ledger_gate: Gate
     trial: Callable[[], AbstractContextManager[None]]
+    begun: Callable[[], None]
     deadline: float
     seconds: float
     counters: Counters
@@ -159,6 +161,7 @@ class Attempt:
             self._held = isinstance(error, DatabaseLostError)
             raise self._not_recorded(error) from None
         self._held = True
+        self.begun()
 
     async def _reserve_and_dispatch(self) -> None:
         async with self._slot(self.ledger_gate):

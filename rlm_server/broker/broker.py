@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -191,13 +191,15 @@ class Broker:
         deadline: float,
         call_id: str | None = None,
         ahead: bool = False,
+        begun: Callable[[], None] = lambda: None,
     ) -> Completion:
         """Make a call, trying again while the provider is busy and the deadline, on `time.monotonic()`, allows.
 
         Where the model stays busy or cannot be reached, and nothing was billed, those of its fallbacks are asked that
         the tenant's policy allows. Cancelling the task abandons the call once its hold is settled; `cost` then returns
-        what it cost. `call_id` names the call and must be new; None makes one up. Where the answer is wanted `ahead` of
-        the books, whoever asks waits for what is `settling` before it looks at what is left, and before it ends.
+        what it cost. `call_id` names the call and must be new; None makes one up. `begun` is called whenever an attempt
+        has its hold. Where the answer is wanted `ahead` of the books, whoever asks waits for what is `settling` before it
+        looks at what is left, and before it ends.
 
         Raises:
             UnknownModel: no route has that name.
@@ -206,7 +208,7 @@ class Broker:
             CallFailed: the ProviderError of a call that got no answer.
         """
         models = self._models(request, payer)
-        call = _Call(secrets.token_hex(16) if call_id is None else call_id, request, payer, deadline, ahead)
+        call = _Call(secrets.token_hex(16) if call_id is None else call_id, request, payer, deadline, ahead, begun)
         self.counters.calls += 1
         try:
             call.input_tokens = input_bound(request)
@@ -292,6 +294,7 @@ class Broker:
             provider_gate=self._provider_gates[route.provider_name],
             ledger_gate=self._ledger_gate,
             trial=partial(self._breakers.trial, model, payer.tenant),
+            begun=call.begun,
             deadline=call.deadline,
             seconds=self._attempt_seconds,
             counters=self.counters,
@@ -328,6 +331,7 @@ class _Call:
     payer: Payer
     deadline: float
     ahead: bool
+    begun: Callable[[], None]
     input_tokens: int = 0
     attempts: int = 0
     held: Amounts = field(default_factory=Amounts)

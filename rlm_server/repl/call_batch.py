@@ -72,6 +72,8 @@ class Batch:
     askings: list[Asking]
     room: Room
     refusal: Refusal | None = None
+    alone: bool = False
+    """Whether one call is all that is to be made: it finds out itself whether it can be."""
 
     @classmethod
     def of(cls, model: str, prompts: list[str], room: Room, *, each: bool) -> Batch:

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 from rlm_server.broker.breaker import RouteUnavailable
@@ -149,8 +150,11 @@ class ModelCalls:
             raise refusal.error
         batch = Batch.of(named, prompts, room or Room.of(self.options.reply_bytes), each=form.fresh)
         keyed = await self._recall(batch, form.digest(named, self.options.max_tokens), remembered=not form.fresh)
-        most = self.options.most_prompts
+        most, batch.alone = self.options.most_prompts, len(keyed) == 1
         for part in (keyed[start : start + most] for start in range(0, len(keyed), most)):
+            if batch.alone:
+                await self._send_alone(batch, form, *part[0])
+                break
             if batch.refusal is None:
                 batch.refusal = await self._hopeless(batch, form, [asking for asking, _ in part])
             await self._send(batch, form, part)
@@ -195,6 +199,18 @@ class ModelCalls:
             raise refusal.error
         return refusal
 
+    async def _send_alone(self, batch: Batch, form: CallForm, asking: Asking, key: bytes) -> None:
+        """Ask about the only prompt.
+
+        Raises:
+            DoorRefusal: that cannot be, and there is no answer to any other prompt of the batch.
+        """
+        await self._pace.wait(self._payer.tenant)
+        async with self._places:
+            batch.refusal = batch.refusal or self._too_many_failed()
+            if batch.refusal is None:
+                await self._one(batch, form, asking, key)
+
     async def _send(self, batch: Batch, form: CallForm, askings: Sequence[tuple[Asking, bytes]]) -> None:
         """Ask about the prompts, in their order, until one finds that it is of no use."""
         async with asyncio.TaskGroup() as group:
@@ -230,6 +246,15 @@ class ModelCalls:
                 done = await self._made(call, request)
             except (CallFailed, BudgetError) as error:
                 refusal = self._failed(batch, error)
+                if batch.alone and shorter is None and not call.told and _is_refused(error):
+                    self.count -= 1  # it was none
+                    if batch.unanswered == len(batch.slots):
+                        raise refusal.error from None
+                    batch.refusal = refusal
+                    return
+                spent = error.spent if isinstance(error, CallFailed) else Amounts()
+                self._tally.started(call)
+                self._tally.ended(call, spent, str(error))
                 if shorter is not None:
                     self._answered(batch, asking, key, shorter)
                     return
@@ -249,24 +274,27 @@ class ModelCalls:
             return
 
     async def _made(self, call: Call, request: ModelRequest) -> Completion:
-        """Make a call, and tell of it; of its end only where it has no answer.
+        """Make a call, and tell of its start, once it is paid for, and of its end where that is a cancellation.
 
         Raises:
             CallFailed, BudgetError: it has none.
         """
         self.count += 1
-        self._tally.started(call)
         texts = [text for text in (request.system, request.messages[0].content) if text]
         try:
             with charged(self._bill):
-                making = self._broker.complete(request, self._payer, deadline=self.options.deadline, call_id=call.id)
+                making = self._broker.complete(
+                    request,
+                    self._payer,
+                    deadline=self.options.deadline,
+                    call_id=call.id,
+                    begun=partial(self._tally.started, call),
+                )
                 done = await measured(making, self._bill)
         except asyncio.CancelledError:
             await run_to_completion(self._cancelled(call))
             raise
         except (CallFailed, BudgetError) as error:
-            spent = error.spent if isinstance(error, CallFailed) else Amounts()
-            self._tally.ended(call, spent, str(error))
             if isinstance(error, CallFailed) and error.billed:
                 self._tracer.trace(call.id, texts, self._report)
             raise
@@ -302,6 +330,7 @@ class ModelCalls:
         batch.answer(asking, answer.text, cut_at)
 
     async def _cancelled(self, call: Call) -> None:
+        self._tally.started(call)
         self._tally.ended(call, await self._broker.cost(call.id), "cancelled")
 
     # ---- failures ------------------------------------------------------------------------------------------------
@@ -336,6 +365,11 @@ class ModelCalls:
 def _size(text: str) -> int:
     """Return the bytes of a text in UTF-8. Most texts are ASCII, and are not copied for it."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "replace"))
+
+
+def _is_refused(error: CallFailed | BudgetError) -> bool:
+    """Whether a call that has no hold was refused for what no other call in flight can change."""
+    return error.failure is Failure.UNAVAILABLE if isinstance(error, CallFailed) else isinstance(error, BudgetExceeded)
 
 
 def _new_id() -> str:

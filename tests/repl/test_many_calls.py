@@ -14,7 +14,7 @@ from rlm_server.repl.bounds import MAX_ERROR, MAX_NAME
 from rlm_server.repl.call_tally import TOLD_SINGLY
 from rlm_server.repl.events import CallStarted, UntoldCalls
 from sandbox.door import DoorRefusal, HostCall
-from tests.broker.books import PAYER, Books
+from tests.broker.books import PAYER, Books, reserving
 from tests.repl.stage import Stage, errors
 
 
@@ -80,6 +80,33 @@ async def test_what_is_known_is_answered_though_nothing_else_can_be_paid(books: 
     assert known == {"ok": "KNOWN"}
     assert {kind for kind, _ in errors(rest)} == {"LimitExceeded"}
     assert books.orders == orders
+
+
+async def test_one_call_that_cannot_be_paid_leaves_no_trace_beside_an_answer_that_is_known(books: Books) -> None:
+    stage = Stage(books)
+    await stage.calls.ask(["known"], None)
+    await books.set_limit(PAYER.account, Limit(calls=1))
+    told, count = list(stage.told), stage.calls.count
+    with pytest.raises(DoorRefusal, match="this needs up to"):
+        await stage.calls.ask(["unknown"], None)
+    assert (stage.told, stage.calls.count) == (told, count)
+    known, unknown = await stage.calls.ask(["known", "unknown"], None)
+    assert known == {"ok": "KNOWN"}
+    assert errors([unknown])[0][0] == "LimitExceeded"
+    assert [done.memo for done in stage.finished] == [False, True]
+    assert stage.failures.count == 2
+
+
+async def test_a_call_is_told_to_start_once_it_is_paid_for(books: Books) -> None:
+    async def answer(prompt: str) -> str:
+        told.append(len(stage.told))
+        return prompt
+
+    stage, told = Stage(books, answer), list[int]()
+    books.before[reserving(dispatch=True)] = lambda: told.append(len(stage.told))
+    await stage.calls.ask(["a"], None)
+    assert told == [0, 1]
+    assert [body.kind for body in stage.told] == ["call_started", "call_finished"]
 
 
 async def test_the_first_call_that_cannot_be_paid_ends_its_batch(books: Books) -> None:
