@@ -198,8 +198,8 @@ class Broker:
         Where the model stays busy or cannot be reached, and nothing was billed, those of its fallbacks are asked that
         the tenant's policy allows. Cancelling the task abandons the call once its hold is settled; `cost` then returns
         what it cost. `call_id` names the call and must be new; None makes one up. `begun` is called whenever an attempt
-        has its hold. Where the answer is wanted `ahead` of the books, whoever asks waits for what is `settling` before it
-        looks at what is left, and before it ends.
+        has its hold. Where the answer is wanted `ahead` of the books, whoever asks waits for what is `settling` before
+        it looks at what is left, and before it ends.
 
         Raises:
             UnknownModel: no route has that name.
