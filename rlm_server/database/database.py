@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from rlm_server.database.engine import READERS, Connection, DatabaseClosedError, DatabaseError, Engine, Failed
+from rlm_server.database.line import Line
 from rlm_server.shares.gate import Gate
 from rlm_server.shares.host_time import current, measured_function
 
@@ -22,27 +24,30 @@ T = TypeVar("T")
 GROUP = 256
 """The most functions that share one commit, so that the first of them is not kept waiting for long."""
 
+GROUP_SECONDS = 0.01
+"""After so long a group of several owners' functions is committed, though more of them wait."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Write:
-    function: Callable[[Connection], Any] | None
-    """None only has what was queued before it committed."""
-    due: float = 0.0
-    """When it is to be committed at the latest, on the clock of `time.monotonic()`."""
+    owner: str
+    function: Callable[[Connection], Any]
     future: Future[Any] = field(default_factory=Future)
 
 
 class Database:
     """A database with one owner. Made by `Database.open`; belongs to the event loop that opened it.
 
-    Writes are answered only once they are durable.
+    Writes are answered only once they are durable. Each is somebody's: by default of the tenant that the present work
+    is charged to. Those of one owner run in the order they were submitted; owners take turns, by what theirs took, so
+    that a write never waits for all those of another.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.commits = 0
         """How many there have been since it was opened."""
-        self._writes: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._line: Line[_Write] = Line()
         self._readers = Gate(calls=READERS, tenant_calls=READERS // 2, reserved=READERS // 4)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="database-reader")
         self._thread = threading.Thread(target=self._serve, name="database-writer", daemon=True)
@@ -69,10 +74,13 @@ class Database:
         """Which owner of the database this is: every `open` is one more than the one before."""
         return self._engine.epoch
 
-    def submit(self, function: Callable[[Connection], T], *, patience: float = 0.0) -> asyncio.Future[T]:
-        """Queue a write and return at once; functions run in the order they were submitted.
+    def submit(
+        self, function: Callable[[Connection], T], *, patience: float = 0.0, owner: str | None = None
+    ) -> asyncio.Future[T]:
+        """Queue a write and return at once.
 
-        With `patience` it waits so many seconds for another write that it can share a commit with.
+        With `patience` it waits so many seconds for another write that it can share a commit with. `owner` says whose
+        it is, where it is not the present work's.
 
         The function runs on the writer's thread, in a transaction that it must not end. Its exception undoes its own
         work alone, and reaches its caller. It may be run again where its first run was undone, so it must change
@@ -83,13 +91,13 @@ class Database:
             DatabaseClosedError: `close()` was called.
         """
         self._refuse_if_closed()
-        write = _Write(measured_function(function), time.monotonic() + patience if patience else 0.0)
-        self._writes.put(write)
+        write = _Write(_present() if owner is None else owner, measured_function(function))
+        self._line.put(write.owner, write, time.monotonic() + patience if patience else 0.0)
         return asyncio.wrap_future(write.future, loop=asyncio.get_running_loop())
 
     def hurry(self, patience: float = 0.0) -> None:
         """Have what was submitted before committed within so many seconds, however patient it is."""
-        self._writes.put(_Write(None, time.monotonic() + patience))
+        self._line.hurry(time.monotonic() + patience)
 
     async def write(self, function: Callable[[Connection], T], *, patience: float = 0.0) -> T:
         """Run `function` as `submit` does, and wait until its work is durable.
@@ -112,9 +120,8 @@ class Database:
             Exception: whatever the function raised.
         """
         self._refuse_if_closed()
-        charged_to = current()
-        tenant = charged_to.tenant if charged_to is not None else ""
-        async with self._readers.slot(tenant, tenant, deadline=None):  # nobody has every reader
+        owner = _present()
+        async with self._readers.slot(owner, owner, deadline=None):  # nobody has every reader
             self._refuse_if_closed()
             read = measured_function(self._engine.read)
             return await asyncio.get_running_loop().run_in_executor(self._pool, read, function)
@@ -122,7 +129,7 @@ class Database:
     async def close(self) -> None:
         """Finish what is queued, then release the database. Closing again is harmless."""
         if self._closed is None:
-            self._writes.put(None)
+            self._line.close()
             self._closed = asyncio.ensure_future(asyncio.to_thread(self._finish))
         await asyncio.shield(self._closed)
 
@@ -144,32 +151,35 @@ class Database:
         self._engine.close()
 
     def _serve(self) -> None:
-        while True:
-            group, last = self._next_group()
-            self._commit([write for write in group if write.future.set_running_or_notify_cancel()])
-            if last:
+        while self._line.wait(GROUP):
+            group: list[_Write] = []
+            with closing(self._taken(group)) as functions:
+                first = next(functions, None)
+                if first is not None:  # else all were cancelled
+                    self._commit(group, chain([first], functions))
+
+    def _taken(self, group: list[_Write]) -> Generator[Callable[[Connection], Any]]:
+        """Take writes in their turns into a group, and yield the function of each, to be run before the next.
+
+        As many are taken as wait at the beginning, but one that comes meanwhile may be among them: it is another
+        owner's turn then.
+        """
+        began, shared, most = time.monotonic(), False, min(GROUP, self._line.waiting)
+        while len(group) < most and (write := self._line.take()) is not None:
+            started = time.monotonic()
+            try:
+                if write.future.set_running_or_notify_cancel():
+                    group.append(write)
+                    shared = shared or write.owner != group[0].owner
+                    yield write.function
+            finally:
+                now = time.monotonic()
+                self._line.took(now - started)
+            if shared and now - began >= GROUP_SECONDS:
                 return
 
-    def _next_group(self) -> tuple[list[_Write], bool]:
-        """Wait for writes: until one is due, and then for all that are there."""
-        group: list[_Write] = []
-        due: float | None = None
-        while len(group) < GROUP:
-            try:
-                write = self._writes.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
-            except queue.Empty:
-                return group, False
-            if write is None:
-                return group, True
-            group.append(write)
-            due = write.due if due is None else min(due, write.due)
-        return group, False
-
-    def _commit(self, group: list[_Write]) -> None:
-        functions = [write.function for write in group if write.function is not None]
-        if not functions:
-            return
-        group = [write for write in group if write.function is not None]
+    def _commit(self, group: list[_Write], functions: Iterator[Callable[[Connection], Any]]) -> None:
+        """Run the functions of a group, which grows as they are taken, and answer them once they are kept."""
         try:
             answers = self._engine.transact(functions)
         except BaseException as error:
@@ -182,6 +192,12 @@ class Database:
                 write.future.set_exception(answer.error)
             else:
                 write.future.set_result(answer)
+
+
+def _present() -> str:
+    """Return whose the present work is: the tenant that it is charged to, or "" for the server's own."""
+    charged_to = current()
+    return charged_to.tenant if charged_to is not None else ""
 
 
 def _undone(error: BaseException) -> DatabaseError:

@@ -100,10 +100,11 @@ class Engine(Protocol):
         """Which owner of the database this is: one more than the owner before."""
         ...
 
-    def transact(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+    def transact(self, functions: Iterator[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction; a `Failed` stands for the answer of one that raised.
 
-        Each is undone alone where it raises, and may be run again where the whole transaction was undone.
+        Each is taken once those before it have run. It is undone alone where it raises, and may be run again where the
+        whole transaction was undone.
 
         Raises:
             DatabaseError: the transaction as a whole failed.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self, TypeVar
 
 import psycopg
@@ -125,17 +125,18 @@ class Postgres:
         raw.execute("SET synchronous_commit = on")
         return PostgresConnection(raw)
 
-    def transact(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+    def transact(self, functions: Iterator[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction; see `Engine.transact`.
 
         Where the connection is lost the database is waited for, and the work is done again unless it had been kept.
         """
         give_up = time.monotonic() + PATIENCE_SECONDS
+        taken: list[Callable[[Connection], Any]] = []
         while True:
             committing: list[Any] | None = None
             try:
                 self._begin()
-                committing = self._answers(functions)
+                committing = self._answers(taken, functions)
                 self._writer.execute("COMMIT")
             except BaseException as error:
                 if not self._writer.broken:
@@ -174,10 +175,16 @@ class Postgres:
         if turn.rowcount != 1:
             raise DatabaseOwnedError("another server has taken the database over; this one must stop")
 
-    def _answers(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+    def _answers(
+        self, taken: list[Callable[[Connection], Any]], functions: Iterator[Callable[[Connection], Any]]
+    ) -> list[Any]:
+        """Run those that were taken before, and then the others, which are kept among those that were taken."""
         # A savepoint for each would double the trips to the database, and failures are rare: a second run finds them.
         try:
-            answers = [function(self._writer) for function in functions]
+            answers = [function(self._writer) for function in taken]
+            for function in functions:
+                taken.append(function)
+                answers.append(function(self._writer))
         except BaseException:
             if self._writer.broken:
                 raise
@@ -187,7 +194,7 @@ class Postgres:
         refuse_if_ended(self._writer)
         self._writer.execute("ROLLBACK")
         self._begin()
-        return [in_savepoint(self._writer, function, _typed) for function in functions]
+        return [in_savepoint(self._writer, function, _typed) for function in taken]
 
     # ---- who owns it ---------------------------------------------------------------------------------------------
 

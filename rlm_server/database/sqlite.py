@@ -6,7 +6,7 @@ import fcntl
 import os
 import queue
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -81,7 +81,7 @@ class SQLite:
             os.close(lock)
             raise
 
-    def transact(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+    def transact(self, functions: Iterator[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction, each in a savepoint of its own; see `Engine.transact`."""
         with translated(_typed):
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -22,6 +23,9 @@ from rlm_server.ledger.holds import Hold, HoldState, StoredHold, find, insert
 
 PASS_SIZE = 128
 """The most holds one pass takes or judges for the first time, so that other tenants' writes get their turn."""
+
+PASS_SECONDS = 0.01
+"""After so long a pass ends, for the same reason. One hold is judged at least."""
 
 
 class Admission(Enum):
@@ -72,8 +76,10 @@ class Pass:
         """The verdict on each hold of the queue, and whether the pass ended before the queue did."""
         verdicts: list[Verdict] = []
         waited_on: set[str] = set()
+        end = time.monotonic() + PASS_SECONDS
+        over = False
         for queued in queue:
-            if self.counted >= PASS_SIZE:
+            if over:
                 verdicts += [Admission.UNJUDGED] * (len(queue) - len(verdicts))
                 break
             # Behind another on its own account, a hold that was judged before would only have to wait again.
@@ -85,8 +91,9 @@ class Pass:
             self.counted += queued.fresh or verdict is Admission.TAKEN
             if isinstance(verdict, BudgetBusy):
                 waited_on.add(queued.hold.account)
+            over = self.counted >= PASS_SIZE or (self.counted > 0 and time.monotonic() >= end)
         self.tree.save()
-        return verdicts, self.counted >= PASS_SIZE
+        return verdicts, over
 
     def _verdict(self, hold: Hold, state: HoldState) -> Verdict:
         kept = find(self.connection, hold.id)

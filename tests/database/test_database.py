@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from rlm_server.database.database import Database
+from rlm_server.database.database import GROUP_SECONDS, Database
 from rlm_server.database.engine import (
     Connection,
     DatabaseBusyError,
@@ -22,6 +23,7 @@ from rlm_server.database.engine import (
     DatabaseOwnedError,
     DatabaseVersionError,
 )
+from rlm_server.shares.host_time import HostTime, charged
 
 SCHEMA = ("CREATE TABLE note (number INTEGER PRIMARY KEY AUTOINCREMENT, text TEXT NOT NULL UNIQUE) STRICT;",)
 
@@ -280,3 +282,44 @@ async def test_numbers_and_texts_come_back_as_they_were(database: Database) -> N
         return text, sums
 
     assert await database.write(there_and_back) == ("percent % and question ? and naïve 🙂 and ", 2**62 + 1)
+
+
+async def test_a_write_does_not_wait_for_all_those_of_another_owner(database: Database) -> None:
+    gate, first = await occupied(database)
+    ran: list[str] = []
+    many = [database.submit(lambda _: ran.append("many"), owner="many") for _ in range(1_000)]
+    one = database.submit(lambda _: ran.append("one"), owner="one")
+    gate.opened.set()
+    await one
+    assert ran.index("one") <= 1
+    await asyncio.gather(first, *many)
+
+
+async def test_a_group_that_took_long_is_committed_though_more_of_another_owner_waits(database: Database) -> None:
+    def slow(_: Connection) -> None:
+        time.sleep(GROUP_SECONDS)
+
+    gate, _ = await occupied(database)
+    many = [database.submit(slow, owner="many") for _ in range(20)]
+    one = database.submit(note("one"), owner="one")
+    gate.opened.set()
+    await one
+    assert not all(write.done() for write in many)
+    await asyncio.gather(*many)
+
+
+async def test_a_write_is_by_default_of_whom_the_present_work_is_charged_to(database: Database) -> None:
+    gate, _ = await occupied(database)
+    ran: list[str] = []
+
+    async def write_as(tenant: str, times: int) -> None:
+        with charged(HostTime(tenant=tenant)):
+            await asyncio.gather(*(database.write(lambda _: ran.append(tenant)) for _ in range(times)))
+
+    async with asyncio.TaskGroup() as both:
+        both.create_task(write_as("many", 300))
+        both.create_task(write_as("one", 1))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        gate.opened.set()
+    assert ran.index("one") < 300
