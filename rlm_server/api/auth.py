@@ -198,8 +198,13 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         With it comes what the call's work is charged to.
         """
         owner = await self._admit(authorizations)
-        self._admission.check_paid(owner, method.name)
+        self._admission.message(owner)  # its headers, and how it ends: that is work for refused calls as well
         host_time = self._admission.host_time(owner)
+        return await measured(self._entered(owner, method, sent, counted), host_time), host_time
+
+    async def _entered(self, owner: str, method: _Method, sent: AsyncIterator[bytes], counted: ExitStack) -> Any:
+        """Count a tenant's call, and return its request, or the stream of them: see `_enter`."""
+        self._admission.check_paid(owner, method.name)
         try:
             counted.enter_context(self._admission.call(owner))
         except TooManyRequests:
@@ -212,7 +217,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             counted.enter_context(self._admission.stream(owner))
         if method.takes_stream:
             self._admission.message(owner)
-            return _Messages(sent, method.decode, owner, self._admission), host_time
+            return _Messages(sent, method.decode, owner, self._admission)
         try:
             receiving: Any = aiter(sent)  # a generator of gRPC's
             message = await self._admission.received(owner, receiving)
@@ -224,7 +229,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         except BaseException:
             del message  # else it stays for as long as anything refers to the refusal
             raise
-        return _decoded(message, method.decode), host_time
+        return _decoded(message, method.decode)
 
 
 @dataclass(frozen=True, slots=True)

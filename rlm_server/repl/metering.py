@@ -12,17 +12,24 @@ import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from itertools import count
+from types import TracebackType
+from typing import Self
 
 from rlm_server.ledger import AccountClosed, AccountUnknown, Amounts, BudgetError, Hold, Ledger, Payer, settle
 from rlm_server.shares.host_time import HostTime, HostTimes, charged, current, measured
-from sandbox.cancellation import run_to_completion
+from sandbox.cancellation import run_to_completion, until_ended
 from sandbox.door import DoorRefusal
 from sandbox.limits import Limits
 from sandbox.pool.worker_turn import TURN_SLACK_SECONDS
 from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)
+
+ON_THE_WAY_SECONDS = 1.0
+"""How often a turn without a hold is posted while it goes on: what it takes is not to be free until its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,7 @@ async def metered(
     host_seconds: float,
     host_times: HostTimes,
     patience: float | None = None,
+    ran: Callable[[], float] = lambda: 0.0,
 ) -> Metered:
     """Execute a turn under a hold for its longest, and return it with what it cost.
 
@@ -53,7 +61,8 @@ async def metered(
     `check_host_time`. What it works beyond the hold goes on the tenant's bill.
 
     With `patience` there is no hold where nothing limits processor time. The cost is then posted with another write
-    that comes within so many seconds, and whoever calls this waits until it is `booked`.
+    that comes within so many seconds, and whoever calls this waits until it is `booked`. Of a turn that goes on for
+    longer, what it took so far is posted every second; `ran` says for how many seconds its code ran, at least.
 
     Raises:
         BudgetExceeded: what is left is less than a turn may take.
@@ -71,15 +80,21 @@ async def metered(
         code, host = _within(worst, seconds), int(host_time.seconds * 1000)
         over = max(0, code.cpu_ms + host - worst.cpu_ms)
         host_times.of(payer.tenant).owe(over / 1000)
-        return Amounts(cpu_ms=code.cpu_ms + host - over)
+        return Amounts(cpu_ms=max(code.cpu_ms + host - over, part.posted_ms))
+
+    def so_far() -> int:
+        return min(_within(worst, ran()).cpu_ms + int(host_time.seconds * 1000), worst.cpu_ms)
+
+    part = _OnTheWay(ledger, hold, host_times.of(payer.tenant), so_far)
 
     def book(cost: Amounts) -> asyncio.Future[None]:
-        charged_now = replace(hold, amounts=cost)
-        return asyncio.ensure_future(_charge(ledger, charged_now, host_times.of(payer.tenant), patience or 0.0))
+        rest = replace(hold, amounts=Amounts(cpu_ms=cost.cpu_ms - part.posted_ms))
+        return asyncio.ensure_future(_charge(ledger, rest, host_times.of(payer.tenant), patience or 0.0))
 
     try:
-        with charged(host_time):
-            turn = await measured(execute(), host_time)
+        async with nullcontext() if held else part:
+            with charged(host_time):
+                turn = await measured(execute(), host_time)
         cost = spent(turn.running_seconds)
     except BaseException:
         cost = spent(time.monotonic() - started)
@@ -91,6 +106,40 @@ async def metered(
     booked: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     booked.set_result(None)
     return Metered(turn, cost, booked)
+
+
+class _OnTheWay:
+    """Posts every second what a turn without a hold has taken so far, as long as the context is open."""
+
+    def __init__(self, ledger: Ledger, hold: Hold, bill: HostTime, so_far: Callable[[], int]) -> None:
+        """`so_far` returns the milliseconds that it took since it began."""
+        self._ledger, self._hold, self._bill, self._so_far = ledger, hold, bill, so_far
+        self._over = asyncio.Event()
+        self.posted_ms = 0
+
+    async def __aenter__(self) -> Self:
+        self._posting = asyncio.create_task(self._post())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._over.set()
+        await until_ended(self._posting)  # not cancelled: what is being posted would be posted again
+        self._posting.result()
+
+    async def _post(self) -> None:
+        for number in count(1):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ON_THE_WAY_SECONDS):
+                    await self._over.wait()
+            if self._over.is_set():
+                return
+            took = self._so_far() - self.posted_ms
+            if took > 0:
+                part = replace(self._hold, id=f"{self._hold.id}.{number}", amounts=Amounts(cpu_ms=took))
+                self.posted_ms += took
+                await _charge(self._ledger, part, self._bill, 0.0)
 
 
 def check_host_time() -> None:

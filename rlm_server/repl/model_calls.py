@@ -331,6 +331,7 @@ class ModelCalls:
 
     async def _cancelled(self, call: Call) -> None:
         self._tally.started(call)
+        await self._pace.wait(self._payer.tenant)  # hundreds may be cancelled at once
         self._tally.ended(call, await self._broker.cost(call.id), "cancelled")
 
     # ---- failures ------------------------------------------------------------------------------------------------

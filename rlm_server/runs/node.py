@@ -377,6 +377,7 @@ class Node:
                 host_seconds=self.tree.limits.host_seconds,
                 host_times=self.tree.services.shares.host_times,
                 patience=PATIENCE,
+                ran=lambda: session.running_seconds,
             )
         except BudgetError as error:
             raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None

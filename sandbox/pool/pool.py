@@ -75,6 +75,11 @@ class LiveSession(Protocol):
         ...
 
     @property
+    def running_seconds(self) -> float:
+        """What the turn that is under way has run so far, at least; 0 where none is."""
+        ...
+
+    @property
     def private_bytes(self) -> int:
         """Bytes of memory that are the session's own."""
         ...

@@ -109,6 +109,11 @@ class WorkerSession:
         return self.checkpoint.layout.corpora if self.checkpoint else self._corpora
 
     @property
+    def running_seconds(self) -> float:
+        """What the turn that is under way has run so far, at least; 0 where none is."""
+        return self._turn.running_seconds if self._turn is not None else 0.0
+
+    @property
     def idle(self) -> bool:
         """Whether no turn is running or waiting to run."""
         return not (self._in_line or self._one_at_a_time.locked())

@@ -80,7 +80,7 @@ class WorkerTurn:
         self._began = self._ended_at = 0.0
         self._ran = 0.0
         self._running_since: float | None = None
-        self._hangs_at = 0.0  # on the process's clock of turns
+        self._began_at = self._hangs_at = 0.0  # on the process's clock of turns
 
     async def run(self, process: Process, ask: Callable[[Process, int], Frame]) -> Frame:
         """Send the process the frame that `ask` makes for this turn, and return the frame with which the turn ended.
@@ -94,6 +94,7 @@ class WorkerTurn:
         self._process, self._began = process, self._loop.time()
         try:
             process.clock.begin()
+            self._began_at = process.clock.seconds
             process.turns.add(self)
             process.follow(self._session, self._heard)
             process.send(ask(process, self.number))
@@ -109,6 +110,13 @@ class WorkerTurn:
     def ran(self) -> float:
         """The seconds it has run so far, without what it waited for answers."""
         return self._ran + (self._loop.time() - self._running_since if self._running_since is not None else 0.0)
+
+    @property
+    def running_seconds(self) -> float:
+        """The least that it has run so far: without what it may have waited for other turns in its worker."""
+        if self._process is None:
+            return 0.0
+        return min(self.ran, self._process.clock.seconds - self._began_at)
 
     @property
     def end(self) -> Frame | None:

@@ -234,3 +234,20 @@ async def test_streams_that_need_no_key_are_few_and_a_check_of_the_health_is_ans
         assert (await stub.Check(health_pb2.HealthCheckRequest())).status == health_pb2.HealthCheckResponse.SERVING
         for watch in watches:
             watch.cancel()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_refused_call_counts_as_work_for_its_tenant(
+    kind: str, few: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    def owes(tenant: str, method: str) -> None:
+        raise TooManyRequests("tenant_requests", 1, 1, f"{tenant} owes too much for {method}")
+
+    monkeypatch.setattr(few.admission, "message", lambda tenant, size=0: counted.append(tenant))
+    monkeypatch.setattr(few.admission, "check_paid", owes)
+    said = await few.refused(kind, words(kind, "one"), few.bearer)
+    assert (said.code, counted) == (EXHAUSTED, ["ann"])
+    assert (await few.refused(kind, words(kind, "one"))).code is grpc.StatusCode.UNAUTHENTICATED
+    assert counted == ["ann"], "who has no key is nobody's"

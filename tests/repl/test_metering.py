@@ -13,6 +13,7 @@ import pytest
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Amounts, Ledger, Limit, Payer, Query
+from rlm_server.repl import metering
 from rlm_server.repl.metering import check_host_time, metered
 from rlm_server.shares.host_time import HostTimes, current
 from sandbox.cancellation import run_to_completion
@@ -207,3 +208,48 @@ async def test_what_the_server_worked_beyond_the_hold_is_on_the_tenants_bill(led
     await of_a_turn(ledger, execute, bills)
     await check_settled(ledger, WORST, WORST)
     assert bills.of("acme").seconds >= 2.0
+
+
+@pytest.mark.parametrize("limit", [FREE], ids=["nothing limits it"])
+async def test_what_a_long_turn_takes_without_a_hold_is_posted_on_the_way_and_only_once(
+    ledger: Ledger, limit: Limit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metering, "ON_THE_WAY_SECONDS", 0.01)
+    seconds = 0.0
+    seen: list[int] = []
+
+    async def execute() -> Turn:
+        nonlocal seconds
+        for seconds in (0.5, 1.25):
+            while (posted := (await ledger.balance("acme")).posted.cpu_ms) < seconds * 1000:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+            seen.append(posted)
+        return turn(1.5)
+
+    done = await metered(
+        ledger, PAYER, LIMITS, execute, deadline=time.monotonic() + 30, host_seconds=1.0, host_times=HostTimes(),
+        patience=0.001, ran=lambda: seconds,
+    )  # fmt: skip
+    await done.booked
+    assert 500 <= seen[0] < 1250 <= seen[1] < 1500 + 1000, "what its code ran, and what this process did for it"
+    assert done.spent.cpu_ms == (await ledger.balance("acme")).posted.cpu_ms >= 1500
+    assert len(await ledger.entries(Query("acme", node="node"))) >= 3
+
+
+@pytest.mark.parametrize("limit", [FREE], ids=["nothing limits it"])
+async def test_a_turn_never_costs_less_than_was_posted_on_the_way(
+    ledger: Ledger, limit: Limit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metering, "ON_THE_WAY_SECONDS", 0.01)
+
+    async def execute() -> Turn:
+        while (await ledger.balance("acme")).posted.cpu_ms < 1000:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        return turn(0.2)  # it was run again in another worker, where it took less
+
+    done = await metered(
+        ledger, PAYER, LIMITS, execute, deadline=time.monotonic() + 30, host_seconds=1.0, host_times=HostTimes(),
+        patience=0.001, ran=lambda: 1.0,
+    )  # fmt: skip
+    await done.booked
+    assert done.spent.cpu_ms == (await ledger.balance("acme")).posted.cpu_ms
