@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +15,7 @@ from rlm.v1 import run_pb2, types_pb2
 
 from rlm_server.database.engine import DatabaseBusyError, DatabaseLostError
 from rlm_server.ledger import Limit, Query, Span
+from rlm_server.repl import metering
 from tests.servers import Served
 from tests.system.accountant import TALK, Accountant
 from tests.system.books import check_settled, check_story
@@ -55,6 +57,19 @@ async def test_the_time_that_code_runs_is_paid_for_and_limited(server: Served) -
         turns = await served.running.ledger.entries(Query("development", run=session))
         assert [turn.hold.model for turn in turns] == ["", ""]
         assert sum(turn.actual.cpu_ms for turn in turns) == spent.cpu_ms
+        check_settled(served.data_dir)
+
+
+async def test_what_code_takes_that_nothing_limits_is_in_the_books_while_it_runs(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metering, "ON_THE_WAY_SECONDS", 0.1)
+    async with server(Play(code("while True: pass"))) as served:
+        run = await served.caller.create()
+        while (posted := (await served.caller.get(run.run_id)).spent.cpu_ms) < 300:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        await served.caller.cancel(run.run_id)
+        assert (await served.caller.ended(run.run_id)).run.spent.cpu_ms >= posted
         check_settled(served.data_dir)
 
 

@@ -363,3 +363,28 @@ async def test_owners_take_turns_in_the_threads_of_the_store() -> None:
     await asyncio.wait_for(asyncio.gather(*first), 60)
     assert order == ["b", *["a"] * 20]
     threads.close()
+
+
+async def test_what_a_turn_under_way_has_run_is_known_and_is_never_more_than_it_ran(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    async with pool_of(loaded, tmp_path, 2) as pool:
+        session = await pool.create("a", "core", LIMITS)
+        assert session.running_seconds == 0
+        waiting, answered = asyncio.Event(), asyncio.Event()
+
+        async def answer(call: HostCall) -> Json:
+            waiting.set()
+            await answered.wait()
+            return None
+
+        busy = "import time, _door\nend = time.monotonic() + 0.2\nwhile time.monotonic() < end: pass\n_door.call('x')"
+        turn = asyncio.create_task(session.execute(busy, answer, ignore))
+        await waiting.wait()
+        ran = session.running_seconds
+        assert ran >= 0.2
+        await asyncio.sleep(0.05)
+        assert session.running_seconds == ran, "it waits for an answer"
+        answered.set()
+        await turn
+        assert session.running_seconds == 0
