@@ -12,6 +12,9 @@ written, by what they wrote alone.
 `attacker_unpaid_cpu_s` is the processor time of the server beside the attacker, without what the victim's calls took
 alone, and with that of all workers but the victim's. From it goes what was posted to the attacker's account, and what
 its turns that still ran took, up to what is held for them.
+
+`keyless_cpu_share` is the same as a part of one processor, in scenarios that use no tenant's key: connections, headers
+that are too large, health and reflection. Nobody can be billed for that, so that it has to be little.
 """
 
 from __future__ import annotations
@@ -50,6 +53,8 @@ class Found:
     cpu_s: float = 0.0
     """Of the server and the attacker's workers, for the attacker."""
     paid_cpu_s: float = 0.0
+    keyless_seconds: float = 0.0
+    """How long the attack was, where it used no key."""
     deaths: int = 0
     """Of the server."""
     worker_deaths: int = 0
@@ -65,7 +70,11 @@ class Found:
 
     @property
     def unpaid_cpu_s(self) -> float:
-        return max(0.0, self.cpu_s - self.paid_cpu_s)
+        return 0.0 if self.keyless_seconds else max(0.0, self.cpu_s - self.paid_cpu_s)
+
+    @property
+    def keyless_cpu_share(self) -> float:
+        return self.cpu_s / self.keyless_seconds if self.keyless_seconds else 0.0
 
     @property
     def stop_s(self) -> float:
@@ -120,6 +129,7 @@ class Findings:
             "server_rss_growth_mb": round(max((one.rss_mb for one in found), default=0.0), 1),
             "disk_growth_mb_unpaid": round(max((one.disk_unpaid_mb for one in found), default=0.0), 1),
             "attacker_unpaid_cpu_s": round(max((one.unpaid_cpu_s for one in found), default=0.0), 2),
+            "keyless_cpu_share": round(max((one.keyless_cpu_share for one in found), default=0.0), 2),
             "victim_errors": sum(len(one.errors) for one in found),
             "server_deaths": sum(one.deaths for one in found),
             "worker_deaths_of_others": sum(one.worker_deaths for one in found),

@@ -56,7 +56,7 @@ class Stage:
 
         One that cannot be played is noted as such.
         """
-        found = Found(scenario.name)
+        found = Found(scenario.name, keyless_seconds=self.seconds if scenario.keyless else 0.0)
         self.findings.found.append(found)
         attacker = await Spoken.started(ATTACKER_MODULE, niceness=ATTACKER_NICENESS)
         try:

@@ -33,13 +33,21 @@ class Scenario:
     """Of the server's disk; as large as it is where 0."""
     refusable: tuple[str, ...]
     """Kinds of the victim's calls that may be refused beside it."""
+    keyless: bool
+    """Whether it is work for nobody's key: what comes before a key is checked, which is bounded and not billed."""
 
 
 class Table(dict[str, Scenario]):
     """Scenarios by name."""
 
     def of(
-        self, limit: Mapping[str, int] = RICH, *, disk_mb: int = 0, refusable: tuple[str, ...] = (), **settings: object
+        self,
+        limit: Mapping[str, int] = RICH,
+        *,
+        disk_mb: int = 0,
+        refusable: tuple[str, ...] = (),
+        keyless: bool = False,
+        **settings: object,
     ) -> Callable[[Prepare], Prepare]:
         """Enter a function as a scenario."""
 
@@ -47,7 +55,7 @@ class Table(dict[str, Scenario]):
             name = prepare.__name__
             if name in self:
                 raise ValueError(f"there are two scenarios called {name}")
-            self[name] = Scenario(name, prepare, limit, settings, disk_mb, refusable)
+            self[name] = Scenario(name, prepare, limit, settings, disk_mb, refusable, keyless)
             return prepare
 
         return enter

@@ -29,6 +29,8 @@ RECEIVE_SECONDS = 60.0
 """How long a request may take to come, once it is waited for."""
 STRANGERS_AT_ONCE, STRANGER_SECONDS = 4, 0.04
 """Calls without a key that begin at once, and how long each has its place: so a hundred a second do."""
+MAX_WAITING_STRANGERS = 8_192
+"""Calls that need no key and wait for their turn, of all callers together. Callers take turns by their addresses."""
 MAX_OPEN_STREAMS = 64
 """Streams of those calls that need no key, such as a watch of the server's health, of all callers together."""
 
@@ -151,9 +153,19 @@ class Admission:
             await self._pace.wait(tenant)
 
     @asynccontextmanager
-    async def without_key(self) -> AsyncIterator[None]:
-        """Begin a call that needs no key, in its turn among all of these."""
-        async with self._strangers.slot("", "", deadline=None):
+    async def without_key(self, peer: str) -> AsyncIterator[None]:
+        """Begin a call that needs no key. Addresses take turns: whoever floods this waits behind itself.
+
+        `peer` is what gRPC calls the caller: its address and port.
+
+        Raises:
+            TooManyRequests: as many wait as may.
+        """
+        waiting = self._strangers.load.waiting
+        if waiting >= MAX_WAITING_STRANGERS:
+            raise TooManyRequests("waiting_strangers", MAX_WAITING_STRANGERS, waiting, "calls without a key that wait")
+        address = peer.rpartition(":")[0]
+        async with self._strangers.slot(address, address, deadline=None):
             yield
             await asyncio.sleep(STRANGER_SECONDS)
 

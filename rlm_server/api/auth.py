@@ -75,13 +75,16 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         method = _Method("", handler)
 
         async def one(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            async with self._admission.without_key():
-                answered = method.inner(sent, context)
-                return await answered if isawaitable(answered) else answered
+            try:
+                async with self._admission.without_key(context.peer()):
+                    answered = method.inner(sent, context)
+                    return await answered if isawaitable(answered) else answered
+            except TooManyRequests as error:
+                await context.abort_with_status(refusal(error))
 
         async def stream(sent: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             try:
-                async with self._admission.without_key():
+                async with self._admission.without_key(context.peer()):
                     pass
                 with self._admission.open_stream():
                     answered = method.inner(sent, context)
@@ -91,7 +94,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
                     async with aclosing(answered):
                         async for response in answered:
                             await context.write(response)
-            except TooManyStreams as error:
+            except (TooManyRequests, TooManyStreams) as error:
                 await context.abort_with_status(refusal(error))
 
         make, call = {

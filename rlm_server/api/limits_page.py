@@ -85,6 +85,9 @@ FIXED = (
     Fixed("rlm_server.api.transport", "LOOKAHEAD", "a stream", "gRPC makes the sender wait"),
     Fixed("rlm_server.api.admission", "MAX_REQUEST", "a request", ErrorReason.ERROR_REASON_REQUEST_TOO_LARGE),
     Fixed("rlm_server.api.admission", "MAX_OPEN_STREAMS", "the server", ErrorReason.ERROR_REASON_TOO_MANY_STREAMS),
+    Fixed(
+        "rlm_server.api.admission", "MAX_WAITING_STRANGERS", "the server", ErrorReason.ERROR_REASON_TOO_MANY_REQUESTS
+    ),
     Fixed("rlm_server.tenants.keys", "MAX_WAITING_CHECKS", "the server", ErrorReason.ERROR_REASON_SERVER_FULL),
     Fixed("rlm_server.api.requests", "MAX_REQUEST_ID", "a request", _FIELD),
     Fixed("rlm_server.repl.bounds", "MAX_NAME", "a request", _FIELD),

@@ -11,10 +11,12 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from rlm_server.api import admission as module
 from rlm_server.api.admission import (
     MAX_OPEN_STREAMS,
     MAX_REQUEST,
     REQUEST_COPIES,
+    STRANGERS_AT_ONCE,
     Admission,
     TooManyRequests,
     TooManyStreams,
@@ -251,3 +253,34 @@ async def test_a_refused_call_counts_as_work_for_its_tenant(
     assert (said.code, counted) == (EXHAUSTED, ["ann"])
     assert (await few.refused(kind, words(kind, "one"))).code is grpc.StatusCode.UNAUTHENTICATED
     assert counted == ["ann"], "who has no key is nobody's"
+
+
+async def test_callers_without_a_key_take_turns_by_their_addresses(few: Stage) -> None:
+    order: list[str] = []
+
+    async def call(peer: str) -> None:
+        async with few.admission.without_key(peer):
+            order.append(peer)
+
+    flood = [asyncio.create_task(call(f"ipv4:10.0.0.1:{port}")) for port in range(1, 200)]
+    await asyncio.sleep(0)
+    await call("ipv4:10.0.0.2:1")
+    assert len(order) <= 2 * STRANGERS_AT_ONCE, "it came after those that had begun, and not after all that wait"
+    for one in flood:
+        one.cancel()
+    await asyncio.gather(*flood, return_exceptions=True)
+
+
+async def test_no_more_callers_without_a_key_wait_than_may(few: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_WAITING_STRANGERS", 3)
+
+    async def call() -> None:
+        async with few.admission.without_key("ipv4:10.0.0.1:1"):
+            pass
+
+    waiting = [asyncio.create_task(call()) for _ in range(STRANGERS_AT_ONCE + 3)]
+    await asyncio.sleep(0)
+    with pytest.raises(TooManyRequests, match="waiting_strangers"):
+        await call()
+    await asyncio.gather(*waiting)
+    await call()

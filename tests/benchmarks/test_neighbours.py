@@ -19,8 +19,8 @@ from benchmarks.neighbours.server import CONTEXT_QUOTA, Database, Looked, Server
 from benchmarks.neighbours.victim import MIX
 
 FIGURES = [
-    *("victim_p99_x", "server_rss_growth_mb", "disk_growth_mb_unpaid", "attacker_unpaid_cpu_s", "victim_errors"),
-    *("server_deaths", "worker_deaths_of_others", "stop_s_worst"),
+    *("victim_p99_x", "server_rss_growth_mb", "disk_growth_mb_unpaid", "attacker_unpaid_cpu_s", "keyless_cpu_share"),
+    *("victim_errors", "server_deaths", "worker_deaths_of_others", "stop_s_worst"),
 ]
 
 
@@ -147,6 +147,7 @@ def test_the_disk_is_the_attackers_unless_the_victim_writes_as_much_alone_or_a_q
 def test_the_result_is_the_worst_of_all_scenarios_and_the_sum_of_what_must_not_be() -> None:
     quick = Found("quick", {"read": [0.02]}, ["read: no"], rss_mb=7, cpu_s=2, paid_cpu_s=3, stops={"server": 0.2})
     slow = Found("slow", {"read": [0.5]}, ["read: no"], rss_mb=3, cpu_s=2, paid_cpu_s=1.5, deaths=1)
-    findings = Findings("nothing", defaultdict(list, read=[0.1]), [quick, slow])
+    strange = Found("strange", cpu_s=2, keyless_seconds=4)
+    findings = Findings("nothing", defaultdict(list, read=[0.1]), [quick, slow, strange])
     assert findings.worst(slow) == (5, "read")
-    assert list(findings.result().values()) == [5, 7, 0, 0.5, 2, 1, 0, 0.2]
+    assert list(findings.result().values()) == [5, 7, 0, 0.5, 0.5, 2, 1, 0, 0.2]

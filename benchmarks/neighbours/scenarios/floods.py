@@ -136,11 +136,27 @@ async def random_bytes(attacker: Attacker) -> Play:
 
 @TABLE.of(POOR)
 async def headers(attacker: Attacker) -> Play:
-    """Calls with as many headers as they may have, and some with more, by new connections too."""
+    """Calls with as many headers as they may have."""
+    request = session_pb2.GetSessionRequest(session_id="nobody")
+    extra = [(f"x-header-{n}", "x" * 60) for n in range(60)]
+    metadata = (*attacker.client.metadata, *extra)
+
+    async def once(_: int) -> None:
+        await attacker.tried(attacker.client.sessions.GetSession(request, metadata=metadata))
+
+    async def play() -> None:
+        await attacker.at_once(16, once)
+
+    return play
+
+
+@TABLE.of(POOR, keyless=True)
+async def headers_of_strangers(attacker: Attacker) -> Play:
+    """Calls with more headers than they may have, and calls with a wrong key, by new connections."""
     request = session_pb2.GetSessionRequest(session_id="nobody")
 
     async def once(number: int) -> None:
-        client = Client(attacker.address, attacker.key)
+        client = Client(attacker.address, "wrong")
         extra = [(f"x-header-{n}", "x" * 60) for n in range(60 if number % 2 else 600)]
         for _ in range(20):
             await attacker.tried(client.sessions.GetSession(request, metadata=(*client.metadata, *extra)))
@@ -152,7 +168,7 @@ async def headers(attacker: Attacker) -> Play:
     return play
 
 
-@TABLE.of(POOR)
+@TABLE.of(POOR, keyless=True)
 async def health_watchers(attacker: Attacker) -> Play:
     """Two thousand watchers of the server's health, which needs no key, and calls for a list of services."""
 

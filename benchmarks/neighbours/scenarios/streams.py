@@ -105,7 +105,7 @@ async def cancelled_turns(attacker: Attacker) -> Play:
     return play
 
 
-@TABLE.of(POOR)
+@TABLE.of(POOR, keyless=True)
 async def silent_connections(attacker: Attacker) -> Play:
     """500 connections that say half a greeting and no more."""
     host, _, port = attacker.address.rpartition(":")
