@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection, DatabaseError
@@ -15,6 +16,9 @@ from rlm_server.ledger.errors import BudgetBusy
 from rlm_server.ledger.holds import Hold, HoldState, withdraw
 
 logger = logging.getLogger(__name__)
+
+APPLIED_AT_ONCE = 16
+"""Verdicts that are applied in one step of the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +105,28 @@ class WaitQueue:
         judging.add_done_callback(lambda judged: self._pass_ended(waiters, judged))
 
     def _pass_ended(self, waiters: Sequence[_Waiter], judged: asyncio.Future[tuple[list[Verdict], bool]]) -> None:
-        for waiter in waiters:
-            waiter.in_pass = False
         error = judged.exception()
         if error is not None:
             self._fail(waiters, error)
+            self._pass_over()
+            return
+        verdicts, cut = judged.result()
+        self._pass_again |= cut
+        self._apply_some(zip(waiters, verdicts, strict=True))
+
+    def _apply_some(self, judged: Iterator[tuple[_Waiter, Verdict]]) -> None:
+        """Apply verdicts, a few at a time: hundreds who go on at once would keep everybody else waiting."""
+        some = list(islice(judged, APPLIED_AT_ONCE))
+        for waiter, verdict in some:
+            waiter.in_pass = False
+            self._apply(waiter, verdict)
+        if len(some) == APPLIED_AT_ONCE:
+            asyncio.get_running_loop().call_soon(self._apply_some, judged)
         else:
-            verdicts, cut = judged.result()
-            self._pass_again |= cut
-            for waiter, verdict in zip(waiters, verdicts, strict=True):
-                self._apply(waiter, verdict)
-        # Only now, so that no other pass begins while half of the verdicts are still to be applied.
+            self._pass_over()
+
+    def _pass_over(self) -> None:
+        # Only now, so that no other pass begins while some of the verdicts are still to be applied.
         self._pass_under_way = False
         if self._pass_again:
             self.advance()
@@ -171,6 +186,7 @@ class WaitQueue:
 
     def _fail(self, waiters: Sequence[_Waiter], error: BaseException) -> None:
         for waiter in waiters:
+            waiter.in_pass = False
             self._leave(waiter, error)
 
     def _give_way(self, waiter: _Waiter, error: BaseException | None) -> None:

@@ -6,9 +6,10 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Self
 
 from rlm_server.broker.breaker import RouteUnavailable
@@ -30,6 +31,9 @@ from sandbox.door import DoorRefusal, HostCall, Json
 
 _BROKEN = frozenset({Failure.AUTH, Failure.UNAVAILABLE, Failure.INTERNAL})
 """Failures that the next call would meet as well."""
+
+CANCELLED_AT_ONCE = 16
+"""Calls of a batch that are cancelled in one step of the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,16 +217,25 @@ class ModelCalls:
 
     async def _send(self, batch: Batch, form: CallForm, askings: Sequence[tuple[Asking, bytes]]) -> None:
         """Ask about the prompts, in their order, until one finds that it is of no use."""
+        making: set[asyncio.Task[None]] = set()
         async with asyncio.TaskGroup() as group:
-            for asking, key in askings:
-                await self._pace.wait(self._payer.tenant)
-                await self._places.acquire()
-                batch.refusal = batch.refusal or self._too_many_failed()
-                if batch.refusal is not None:
-                    self._places.release()
-                    break
-                making = group.create_task(self._one(batch, form, asking, key))
-                making.add_done_callback(lambda _: self._places.release())
+            try:
+                for asking, key in askings:
+                    await self._pace.wait(self._payer.tenant)
+                    await self._places.acquire()
+                    batch.refusal = batch.refusal or self._too_many_failed()
+                    if batch.refusal is not None:
+                        self._places.release()
+                        break
+                    one = group.create_task(self._one(batch, form, asking, key))
+                    one.add_done_callback(lambda _: self._places.release())
+                    making.add(one)
+                    one.add_done_callback(making.discard)
+                if making:
+                    await asyncio.wait([*making])
+            except asyncio.CancelledError:
+                await run_to_completion(_cancel_all(making))
+                raise
 
     async def _one(self, batch: Batch, form: CallForm, asking: Asking, key: bytes) -> None:
         if form.fresh:
@@ -361,6 +374,15 @@ class ModelCalls:
                 words = f"{count} model calls of this {whose} have failed, and it may make no more"
                 return Refusal("LimitExceeded", f"{words}; the limit is {most} ({name})")
         return None
+
+
+async def _cancel_all(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel tasks, a few at a time: hundreds at once would keep everybody else waiting."""
+    left = iter(list(tasks))
+    while some := list(islice(left, CANCELLED_AT_ONCE)):
+        for task in some:
+            task.cancel()
+        await asyncio.sleep(0)
 
 
 def _size(text: str) -> int:

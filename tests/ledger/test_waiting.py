@@ -10,6 +10,7 @@ import pytest
 
 from rlm_server.database.engine import DatabaseClosedError
 from rlm_server.ledger import Amounts, BudgetBusy, BudgetExceeded, HoldUnknown, Limit, Query
+from rlm_server.ledger.wait_queue import APPLIED_AT_ONCE
 from tests.ledger.accounting import Books, a_hold, at_most, at_once, cents, soon
 
 
@@ -327,3 +328,22 @@ async def test_a_hold_that_is_made_lower_as_its_caller_gives_up_leaves_no_trace(
     await cancelled(waiting)
     await lowering
     assert (await books.ledger.balance("acme")).pending == cents(8)
+
+
+async def test_hundreds_that_are_let_through_at_once_go_on_a_few_at_a_time(books: Books) -> None:
+    await books.tenant(Limit())
+    went_on = 0
+
+    async def call() -> None:
+        nonlocal went_on
+        await books.ledger.reserve(a_hold("acme", cents(1)), deadline=soon())
+        went_on += 1
+
+    async with asyncio.TaskGroup() as calls:
+        for _ in range(200):
+            calls.create_task(call())
+        before = most = 0
+        while before < 200:
+            await asyncio.sleep(0)
+            most, before = max(most, went_on - before), went_on
+    assert 1 <= most <= 2 * APPLIED_AT_ONCE

@@ -13,6 +13,7 @@ from rlm_server.ledger import Limit
 from rlm_server.repl.bounds import MAX_ERROR, MAX_NAME
 from rlm_server.repl.call_tally import TOLD_SINGLY
 from rlm_server.repl.events import CallStarted, UntoldCalls
+from rlm_server.repl.model_calls import CANCELLED_AT_ONCE
 from sandbox.door import DoorRefusal, HostCall
 from tests.broker.books import PAYER, Books, reserving
 from tests.repl.stage import Stage, errors
@@ -332,3 +333,30 @@ async def test_calls_that_were_not_sent_are_given_up_without_a_word_and_without_
     assert [call.error for call in stage.finished] == ["cancelled"] * 4
     assert len(stage.told) == 8
     assert len(books.orders) == 8, "each that was sent is held and resolved"
+
+
+async def test_calls_of_a_batch_that_are_under_way_are_given_up_a_few_at_a_time(books: Books) -> None:
+    reached, given_up = asyncio.Event(), 0
+
+    async def hang(prompt: str) -> str:
+        nonlocal given_up
+        if stage.script.asked.total() == 200:
+            reached.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            given_up += 1
+        raise AssertionError
+
+    stage = Stage(books, hang, run_calls=200)
+    asking = asyncio.create_task(stage.calls.ask(prompts(200), None))
+    await asyncio.wait_for(reached.wait(), 60)
+    asking.cancel()
+    before = most = 0
+    while not asking.done():
+        await asyncio.sleep(0)
+        most, before = max(most, given_up - before), given_up
+    assert asking.cancelled()
+    assert given_up == 200
+    assert most <= 2 * CANCELLED_AT_ONCE
+    assert len(books.orders) == 400, "each is held and resolved"
