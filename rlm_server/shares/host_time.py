@@ -77,9 +77,13 @@ class HostTime:
 
 
 class HostTimes:
-    """What each tenant's work outside of turns has spent, and is not billed yet."""
+    """What each tenant's work outside of turns has spent, and is not billed yet.
+
+    `charge_under_way` charges what work in threads took so far; it is called before anything is shared out or billed.
+    """
 
     def __init__(self) -> None:
+        self.charge_under_way: Callable[[], None] = lambda: None
         self._all = HostTime()
         self._totals: dict[str, HostTime] = {}
         self._of: dict[str, HostTime] = {}
@@ -125,6 +129,7 @@ class HostTimes:
         That is what gRPC does in threads of its own, and the event loop between the steps of tasks. It is shared by
         messages and by what was measured.
         """
+        self.charge_under_way()
         before, measured_before = self._shared_out
         now = process_time()
         unmeasured = max(0.0, now - before - (self._all.seconds - measured_before))

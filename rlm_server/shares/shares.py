@@ -32,7 +32,9 @@ class Shares:
         host_times = HostTimes()
         pace = Pace(host_times)
         held = Held(lambda tenant: limits(tenant).tenant_held_bytes)
-        return cls(limits, Threads(weights=weights, pace=pace), held, host_times, pace)
+        threads = Threads(weights=weights, pace=pace)
+        host_times.charge_under_way = threads.charge
+        return cls(limits, threads, held, host_times, pace)
 
     def close(self) -> None:
         """End the threads. No work may be under way."""

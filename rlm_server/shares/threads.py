@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from time import thread_time
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from rlm_server.shares import host_time
 from rlm_server.shares.gate import Gate, Load
@@ -79,6 +78,13 @@ class Threads:
             purpose: ThreadPoolExecutor(size.threads, thread_name_prefix=purpose) for purpose, size in sizes.items()
         }
 
+        self._jobs: set[_Job[Any]] = set()
+
+    def charge(self) -> None:
+        """Charge what work that is under way took so far: a step of it may take a second, as a search's may."""
+        for job in self._jobs:
+            job.charge()
+
     def close(self) -> None:
         """End the threads. No work may be under way."""
         for executor in self._executors.values():
@@ -104,7 +110,9 @@ class Threads:
                 await self._pace.wait(tenant)
             given_up = threading.Event()
             job = _Job(work, given_up, host_time.current(), deadline)
+            self._jobs.add(job)
             future = asyncio.get_running_loop().run_in_executor(self._executors[purpose], job)
+            future.add_done_callback(lambda _: self._jobs.discard(job))
             try:
                 return await asyncio.shield(future)
             except asyncio.CancelledError:
@@ -124,24 +132,34 @@ class _Job(Generic[_T]):
         deadline: float | None,
     ) -> None:
         self._work, self._given_up, self._charged_to, self._deadline = work, given_up, charged_to, deadline
+        self._clock: int | None = None
+        """Of the thread that it is run by, while it is."""
         self._charged_until = 0.0
+        self._charging = threading.Lock()
 
     def __call__(self) -> _T:
-        self._charged_until = thread_time()
+        clock = time.pthread_getcpuclockid(threading.get_ident())
+        with self._charging:
+            self._clock, self._charged_until = clock, time.clock_gettime(clock)
         try:
             return self._work(self._cancelled)
         finally:
-            self._charge()
+            self.charge()
+            with self._charging:
+                self._clock = None
 
     def _cancelled(self) -> bool:
-        self._charge()  # long work is not to be free until its end
+        self.charge()  # long work is not to be free until its end
         return (
             self._given_up.is_set()
             or (self._deadline is not None and time.monotonic() >= self._deadline)
             or (self._charged_to is not None and self._charged_to.over())
         )
 
-    def _charge(self) -> None:
-        if self._charged_to is not None:
-            before, self._charged_until = self._charged_until, thread_time()
+    def charge(self) -> None:
+        """Charge what it took since it was charged last. Any thread may say so."""
+        with self._charging:
+            if self._charged_to is None or self._clock is None:
+                return
+            before, self._charged_until = self._charged_until, time.clock_gettime(self._clock)
             self._charged_to.spend(self._charged_until - before)

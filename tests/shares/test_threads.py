@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 
 from rlm_server.shares.gate import WaitedTooLong
+from rlm_server.shares.host_time import charged
+from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import SIZES, Cancelled, Purpose, Threads
 
 
@@ -72,3 +74,25 @@ async def test_work_is_told_of_its_deadline_and_one_in_the_line_is_refused_by_it
     with pytest.raises(WaitedTooLong):
         await threads.run(Purpose.LINEAGE, "tenant", until_cancelled, deadline=soon)
     await asyncio.gather(*inside)
+
+
+async def test_what_a_step_of_work_in_a_thread_takes_is_charged_before_it_ends() -> None:
+    shares, seen = Shares.of(), threading.Event()
+
+    def work(_: Cancelled) -> None:  # which does not ask whether it is to end
+        while not seen.is_set():
+            pass
+
+    async def search() -> None:
+        with charged(shares.host_times.of("ann")):
+            await shares.threads.run(Purpose.SEARCH, "ann", work)
+
+    searching = asyncio.create_task(search())
+    try:
+        async with asyncio.timeout(60):
+            while shares.host_times.total("ann") < 0.05:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        seen.set()
+        await searching
+        shares.close()
