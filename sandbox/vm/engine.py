@@ -18,6 +18,8 @@ from typing import Any
 import wasmtime
 from wasmtime import _bindings as raw
 
+from sandbox.vm.safepoints import add_polls
+
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.01
@@ -132,8 +134,13 @@ class Program:
 
 
 def compile_module(wasm: Path) -> bytes:
-    """Compile a module to the form `Program` loads. Takes minutes of processor time and gigabytes of memory."""
-    return bytes(wasmtime.Module.from_file(wasmtime.Engine(settings()), str(wasm)).serialize())
+    """Compile a module with polls to the form `Program` loads. Takes minutes of processor time and gigabytes of memory.
+
+    Raises:
+        ModuleRefused: polls cannot be put into it.
+    """
+    polled = add_polls(wasm.read_bytes()).module
+    return bytes(wasmtime.Module(wasmtime.Engine(settings()), polled).serialize())
 
 
 @_EPOCH_CALLBACK  # type: ignore[untyped-decorator]

@@ -24,7 +24,7 @@ from sandbox.door import HostCall, Json
 from sandbox.limits import Limits
 from sandbox.memory import memory
 from sandbox.turn import Status
-from sandbox.vm import engine, immortal, instance, wasi
+from sandbox.vm import engine, immortal, instance, instructions, safepoints, stopping_proof, wasi
 from sandbox.vm.engine import Program
 from sandbox.vm.files import STDLIB_PATH, TMP, Files, Inode
 from sandbox.vm.image_cache import ImageCache, NotOurs, Progress
@@ -141,6 +141,7 @@ def _module_key() -> str:
     return _key(
         WASM_SHA256, STDLIB_SHA256, metadata.version("wasmtime"), platform.machine(), _processor(),
         Path(engine.__file__).read_text().split("def settings")[1].split("\n\n\n")[0],
+        *(Path(str(part.__file__)).read_text() for part in (safepoints, instructions)),
     )  # fmt: skip
 
 
@@ -180,8 +181,13 @@ def _artifacts() -> tuple[Path, Path]:
 def _build_module(into: Path, progress: Progress) -> None:
     progress("checking the guest's artifacts")
     wasm, stdlib = _artifacts()
-    progress("compiling CPython to machine code (once, 1 to 3 minutes)")
-    (into / "guest.cwasm").write_bytes(engine.compile_module(wasm))
+    try:
+        progress("making sure that a guest can be stopped")
+        stopping_proof.check_stopping(engine.settings())
+        progress("compiling CPython, with a poll in every loop, to machine code (once, 1 to 3 minutes)")
+        (into / "guest.cwasm").write_bytes(engine.compile_module(wasm))
+    except (stopping_proof.CannotStop, instructions.ModuleRefused) as error:
+        raise ImageError(f"a guest could not be stopped: {error}") from None
     shutil.copyfile(stdlib, into / "stdlib.zip")
 
 
