@@ -23,7 +23,7 @@ from sandbox.corpora.text import Form
 from sandbox.door import HostCall, Json
 from sandbox.limits import Limits
 from sandbox.memory import memory
-from sandbox.turn import Status
+from sandbox.turn import Status, Stop
 from sandbox.vm import engine, immortal, instance, instructions, safepoints, stopping_proof, wasi
 from sandbox.vm.engine import Program
 from sandbox.vm.files import STDLIB_PATH, TMP, Files, Inode
@@ -207,7 +207,9 @@ def _golden(
         if set(guest.files.writable) != {TMP} or set(guest.files.open) != {3}:
             raise ImageError(f"the image {spec.name!r} leaves files behind or open")
         guest.close()
-        _check_text_layout(program, _image(spec.name, into / "memory", files))
+        image = _image(spec.name, into / "memory", files)
+        _check_text_layout(program, image)
+        _check_it_stops(program, image)
 
     made_by = repr((_WARM_UP, WARM_UP_ROUNDS)) + Path(immortal.__file__).read_text()
     entry = entries.entry(f"golden-{spec.name}-{_key(module, prelude, made_by)}", build)
@@ -250,6 +252,22 @@ def _mapped(path: Path) -> mmap.mmap:
     """Map a whole file, so that reading it copies nothing."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+_ENDLESS = ("while True: pass", "s = 1\nfor _ in range(60): s = slice(s, s, s)\nhash(s)")
+"""A loop, and calls without one: the hash of a slice is made of its parts' hashes."""
+
+
+def _check_it_stops(program: Program, image: Image) -> None:
+    """Make sure that what would go on for ever is stopped when its time is up."""
+    for code in _ENDLESS:
+        session = Session(program, image, Limits(turn_seconds=0.1))
+        try:
+            turn = session.execute(code)
+        finally:
+            session.close()
+        if turn.error is None or turn.error.type is not Stop.TURN_TIME:
+            raise ImageError(f"the image {image.name!r} is not stopped when its time is up: {turn.error}")
 
 
 def _check_text_layout(program: Program, image: Image) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 LOOP = 0x03
 READS = (0x2C, 0x30, 0x32, 0x31)
-"""Of which polls are made: `i32.load8_s`, `i64.load8_s`, `i64.load16_s`, `i64.load8_u`. Code has few of its own."""
+"""Of which polls are made: i32.load8_s, i64.load8_s, i64.load16_s and i64.load8_u. Code has few of its own."""
 CALLS = frozenset({0x10, 0x11, 0x14})
 """`call`, `call_indirect` and `call_ref`."""
 _BR_TABLE, _SELECT, _TRY_TABLE = 0x0E, 0x1C, 0x1F

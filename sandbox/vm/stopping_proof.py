@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import wasmtime
@@ -20,7 +21,6 @@ ENDLESS = 1 << 35
 """Rounds of a loop until it ends by itself, some ten seconds: what cannot be stopped fails, and does not hang."""
 _BEGUN = 1 << 15
 """Address of a byte that the code sets when it has begun."""
-_DEADLINE_SECONDS = 60.0
 _UNDER_WAY_SECONDS = 0.005
 _NO_ACCESS, _READ_AND_WRITE = 0, mmap.PROT_READ | mmap.PROT_WRITE
 
@@ -63,14 +63,18 @@ def check_stopping(config: wasmtime.Config) -> None:
     Raises:
         CannotStop: it does not.
     """
-    begin = f"(i32.store8 (i32.const {_BEGUN}) (i32.const 1))"
-    functions = [f'(func (export "{i}") (param $n i64) {begin} {code})' for i, code in enumerate(KINDS.values())]
-    text = _MODULE.format(count=_ROUND_A, functions=" ".join(functions))
     engine = wasmtime.Engine(config)
-    module = wasmtime.Module(engine, add_polls(bytes(wasmtime.wat2wasm(text))).module)
+    module = wasmtime.Module(engine, add_polls(bytes(wasmtime.wat2wasm(text_of(KINDS.values())))).module)
     for i, kind in enumerate(KINDS):
         if not stops(engine, module, str(i), ENDLESS):
             raise CannotStop(f"this Wasmtime drops polls: {kind} could not be stopped")
+
+
+def text_of(codes: Iterable[str]) -> str:
+    """Return a module, as text, whose exported functions "0", "1" and so on begin, and then run these codes."""
+    begin = f"(i32.store8 (i32.const {_BEGUN}) (i32.const 1))"
+    functions = [f'(func (export "{i}") (param $n i64) {begin} {code})' for i, code in enumerate(codes)]
+    return _MODULE.format(count=_ROUND_A, functions=" ".join(functions))
 
 
 def stops(engine: wasmtime.Engine, module: wasmtime.Module, function: str, *arguments: int) -> bool:
