@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,17 @@ HostFunction = Callable[..., int | None]
 """Takes the guest and the call's arguments as unsigned integers; returns the result, or None to stop the guest."""
 
 
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A host function that is called so often that its arguments are not made ready for it.
+
+    It takes the guest and the values of the call as they lie in memory: words of 32 bits, of which each argument has
+    four. It returns the result.
+    """
+
+    function: Callable[[Any, Any], int]
+
+
 class Program:
     """A compiled guest with its host functions: one in a process, shared by every instance.
 
@@ -82,7 +94,9 @@ class Program:
     mapping is answered by `missing`, with an error like `ENOSYS`.
     """
 
-    def __init__(self, compiled: Path, functions: Mapping[tuple[str, str], HostFunction], missing: HostFunction):
+    def __init__(
+        self, compiled: Path, functions: Mapping[tuple[str, str], HostFunction | Direct], missing: HostFunction
+    ) -> None:
         self.engine = wasmtime.Engine(settings())
         self.module = wasmtime.Module.deserialize_file(self.engine, str(compiled))
         self.clock = EpochClock(self.engine)
@@ -93,27 +107,8 @@ class Program:
                 function = functions.get((needed.module, needed.name), missing)
                 self._define(needed.module, needed.name, needed.type, function)
 
-    def _define(self, module: str, name: str, type_: wasmtime.FuncType, function: HostFunction) -> None:
-        wide = [str(parameter) == "i64" for parameter in type_.params]
-        has_result, any_wide, end = bool(type_.results), any(wide), 4 * len(wide)
-
-        def call(_env: int, _caller: int, words: Any, _count: int) -> int:
-            try:
-                arguments = words[0:end:4] if end else []  # a value has 16 bytes
-                if any_wide:
-                    longs = ctypes.cast(words, _Longs)
-                    arguments = [longs[2 * i] if wide[i] else word for i, word in enumerate(arguments)]
-                result = function(current.guest, *arguments)
-            except Exception:  # never raise into Wasmtime
-                log.exception("host function %s failed", name)
-                result = ERRNO_INVAL
-            if result is None:
-                message = f"stopped in {name}".encode()
-                return ctypes.cast(raw.wasmtime_trap_new(message, len(message)), ctypes.c_void_p).value or 0
-            if has_result:
-                words[0] = result
-            return 0
-
+    def _define(self, module: str, name: str, type_: wasmtime.FuncType, function: HostFunction | Direct) -> None:
+        call = _direct(name, function.function) if isinstance(function, Direct) else _called(name, type_, function)
         callback = _Callback(call)
         self._kept += [callback, type_]
         pointer = ctypes.cast(callback, raw.wasmtime_func_unchecked_callback_t)
@@ -131,6 +126,43 @@ class Program:
     def close(self) -> None:
         """Stop the clock. No guest must run afterwards."""
         self.clock.close()
+
+
+def _called(name: str, type_: wasmtime.FuncType, function: HostFunction) -> Callable[[int, int, Any, int], int]:
+    """Return what Wasmtime calls where the guest calls this function."""
+    wide = [str(parameter) == "i64" for parameter in type_.params]
+    has_result, any_wide, end = bool(type_.results), any(wide), 4 * len(wide)
+
+    def call(_env: int, _caller: int, words: Any, _count: int) -> int:
+        try:
+            arguments = words[0:end:4] if end else []  # a value has 16 bytes
+            if any_wide:
+                longs = ctypes.cast(words, _Longs)
+                arguments = [longs[2 * i] if wide[i] else word for i, word in enumerate(arguments)]
+            result = function(current.guest, *arguments)
+        except Exception:  # never raise into Wasmtime
+            log.exception("host function %s failed", name)
+            result = ERRNO_INVAL
+        if result is None:
+            message = f"stopped in {name}".encode()
+            return ctypes.cast(raw.wasmtime_trap_new(message, len(message)), ctypes.c_void_p).value or 0
+        if has_result:
+            words[0] = result
+        return 0
+
+    return call
+
+
+def _direct(name: str, function: Callable[[Any, Any], int]) -> Callable[[int, int, Any, int], int]:
+    def call(_env: int, _caller: int, words: Any, _count: int) -> int:
+        try:
+            words[0] = function(current.guest, words)
+        except Exception:  # never raise into Wasmtime
+            log.exception("host function %s failed", name)
+            words[0] = ERRNO_INVAL
+        return 0
+
+    return call
 
 
 def compile_module(wasm: Path) -> bytes:

@@ -7,6 +7,7 @@ import ctypes
 from sandbox.memory import memory, pagetable
 from sandbox.memory.memory import Runs
 from sandbox.vm.engine import GuestStopped, Machine
+from sandbox.vm.safepoints import PAGE_BYTES
 
 ADDRESSES = 1 << 32
 """Bytes a guest can address."""
@@ -109,6 +110,16 @@ class GuestMemory:
         """
         self._check(address + len(data))
         ctypes.memmove(self.base + address, data, len(data))
+
+    def write_long(self, address: int, value: int) -> None:
+        """Write a number of 64 bits, at little cost.
+
+        Raises:
+            BadAddress: it would not be within memory, or in the first page.
+        """
+        if address < PAGE_BYTES or not self._has(address + 8):
+            raise BadAddress(address)
+        ctypes.c_uint64.from_address(self.base + address).value = value
 
     def view(self) -> memoryview:
         """Return a view of the memory at its present size. It must not be used after the guest is closed."""

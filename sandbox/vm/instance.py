@@ -23,7 +23,7 @@ from sandbox.turn import (
     Variable,
 )  # fmt: skip
 from sandbox.vm import clocks, wasi
-from sandbox.vm.engine import GuestStopped, HostFunction, Program, current
+from sandbox.vm.engine import Direct, GuestStopped, HostFunction, Program, current
 from sandbox.vm.files import Files
 from sandbox.vm.guest_door import GuestDoor, Handler
 from sandbox.vm.guest_memory import ADDRESSES, GuestMemory
@@ -231,5 +231,5 @@ def _door(guest: Instance, *arguments: int) -> int | None:
     return guest.door.answer(*arguments)
 
 
-FUNCTIONS: dict[tuple[str, str], HostFunction] = {**wasi.FUNCTIONS, ("host", "call"): _door}
+FUNCTIONS: dict[tuple[str, str], HostFunction | Direct] = {**wasi.FUNCTIONS, ("host", "call"): _door}
 """Everything a guest may import."""

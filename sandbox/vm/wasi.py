@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import posixpath
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from sandbox.vm import clocks
+from sandbox.vm.engine import Direct, HostFunction
 from sandbox.vm.files import (
     ALL_RIGHTS,
     APPEND,
@@ -51,6 +52,10 @@ class Memory(Protocol):
 
     def write(self, address: int, data: bytes) -> None:
         """Copy into it; raises `BadAddress`."""
+        ...
+
+    def write_long(self, address: int, value: int) -> None:
+        """Write a number of 64 bits; raises `BadAddress`."""
         ...
 
 
@@ -158,8 +163,16 @@ def _now(guest: Guest, clock: int) -> int:
     return clocks.coarse(int(guest.running_seconds * 1e9))
 
 
-def clock_time_get(guest: Guest, clock: int, _precision: int, out: int) -> int:
-    return _pack(guest, out, "<Q", _now(guest, clock))
+def clock_time_get(guest: Guest, words: Sequence[int]) -> int:
+    """Write the time where the guest wants it. Python reads clocks far more often than it calls anything else."""
+    clock = words[0]
+    if clock > 3:
+        return INVAL
+    try:
+        guest.memory.write_long(words[8], _now(guest, clock))
+    except BadAddress:
+        return FAULT
+    return SUCCESS
 
 
 def random_get(guest: Guest, address: int, size: int) -> int:
@@ -451,7 +464,7 @@ def _guarded(function: Callable[..., int | None]) -> Callable[..., int | None]:
 
 
 _SERVED = (
-    args_sizes_get, args_get, environ_sizes_get, environ_get, clock_res_get, clock_time_get, random_get, sched_yield,
+    args_sizes_get, args_get, environ_sizes_get, environ_get, clock_res_get, random_get, sched_yield,
     proc_exit, poll_oneoff, fd_prestat_get, fd_prestat_dir_name, fd_fdstat_get, fd_fdstat_set_flags, fd_filestat_get,
     fd_filestat_set_size, fd_filestat_set_times, fd_close, fd_tell, fd_seek, fd_read, fd_pread, fd_write, fd_pwrite,
     fd_readdir, path_open, path_filestat_get, path_filestat_set_times, path_create_directory, path_remove_directory,
@@ -459,6 +472,8 @@ _SERVED = (
 )  # fmt: skip
 
 MODULE = "wasi_snapshot_preview1"
-FUNCTIONS: dict[tuple[str, str], Callable[..., int | None]] = {
-    (MODULE, function.__name__): _guarded(function) for function in _SERVED
-} | {(MODULE, name): _accepted for name in ("fd_sync", "fd_datasync", "fd_advise")}
+FUNCTIONS: dict[tuple[str, str], HostFunction | Direct] = {
+    **{(MODULE, function.__name__): _guarded(function) for function in _SERVED},
+    **{(MODULE, name): _accepted for name in ("fd_sync", "fd_datasync", "fd_advise")},
+    (MODULE, "clock_time_get"): Direct(clock_time_get),
+}
