@@ -203,7 +203,10 @@ def _golden(
         turn = guest.run(prelude.encode())
         if turn.error or turn.stderr:
             raise ImageError(f"the image {spec.name!r} does not start: {turn.error}\n{turn.stderr}")
-        (into / "memory").write_bytes(_warmed(guest, spec.name))
+        warm = _warmed(guest, spec.name)
+        if any(warm[: safepoints.PAGE_BYTES]):
+            raise ImageError(f"the image {spec.name!r} uses the first page of its memory, by which it is stopped")
+        (into / "memory").write_bytes(warm)
         if set(guest.files.writable) != {TMP} or set(guest.files.open) != {3}:
             raise ImageError(f"the image {spec.name!r} leaves files behind or open")
         guest.close()

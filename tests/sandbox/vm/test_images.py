@@ -14,6 +14,7 @@ import pytest
 from sandbox.limits import Limits
 from sandbox.vm import engine, file_hashes, image
 from sandbox.vm.image import ImageError, ImageSpec, Loaded, cache_folder, prepare
+from sandbox.vm.instance import Instance
 from sandbox.vm.session import Session
 from tests.sandbox.repl import Repl
 
@@ -240,6 +241,28 @@ def test_an_image_that_leaves_files_behind_is_refused(cache: Path, tmp_path: Pat
     module.write_text("open('/tmp/left', 'w').close()")
     with pytest.raises(ImageError, match="leaves files behind"):
         prepare([ImageSpec("untidy", (), {"untidy": module})], cache)
+
+
+def test_an_image_that_goes_on_when_its_time_is_up_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "_ENDLESS", ("while True: pass", "'this ends by itself'"))
+    with pytest.raises(ImageError, match="'endless' is not stopped when its time is up: None"):
+        prepare([ImageSpec("endless", ())], cache)
+    assert list(cache.glob("golden-endless-*")) == []
+
+
+def test_an_image_that_uses_the_page_by_which_it_is_stopped_is_refused(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = image._warmed
+
+    def written(guest: Instance, name: str) -> bytearray:
+        warm = honest(guest, name)
+        warm[7] = 1
+        return warm
+
+    monkeypatch.setattr(image, "_warmed", written)
+    with pytest.raises(ImageError, match="'writes' uses the first page of its memory"):
+        prepare([ImageSpec("writes", ())], cache)
 
 
 def test_an_applications_modules_are_there_from_the_start(cache: Path, tmp_path: Path) -> None:
