@@ -43,6 +43,9 @@ TIMED = (
 )
 """The medians of many rounds."""
 MEMORY = Figure("private_mb_per_session", "hold", "memory of an idle session, MB", 1e-6)
+STOP_WORST = Figure("stop_ms_worst", "stop", "stopping a runaway, at worst, ms", 1e3, rounds=3)
+STOP_MIDDLE = Figure("stop_ms_p50", "stop", "the same, in the middle, ms", 1e3, rounds=3)
+"""Over all kinds of runaways: from the interrupt until the turn is undone and the session ready for the next."""
 SLOWDOWN = Figure("guest_slowdown", "program", "pyperformance, native's time = 1", rounds=5)
 """A geometric mean over programs."""
-FIGURES = (*TIMED, MEMORY, SLOWDOWN)
+FIGURES = (*TIMED, STOP_WORST, STOP_MIDDLE, MEMORY, SLOWDOWN)

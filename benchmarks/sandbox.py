@@ -14,13 +14,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import geometric_mean
+from statistics import geometric_mean, median
 
 from benchmarks import memory, peers, plot, programs
 from benchmarks.contestant import OURS, ROOT, Contestant, Driver, DriverError
-from benchmarks.figure import MEMORY, SLOWDOWN, TIMED
+from benchmarks.figure import MEMORY, SLOWDOWN, STOP_MIDDLE, STOP_WORST, TIMED
 from benchmarks.report import Report
 from benchmarks.rounds import Answers, Progress, Question, alternate
+from benchmarks.runaways import RUNAWAYS
 
 NATIVE = "native"
 SYSTEM_PYTHON = "/usr/bin/python3"
@@ -38,7 +39,10 @@ def own(sessions: int) -> list[Contestant]:
     ]
 
 
-def measured(contestants: Sequence[Contestant], rounds: int, pyperformance: Path | None, progress: Progress) -> Report:
+def measured(
+    contestants: Sequence[Contestant], rounds: int, pyperformance: Path | None, progress: Progress,
+    runaways: Sequence[str] = tuple(RUNAWAYS),
+) -> Report:  # fmt: skip
     """Measure everything; without pyperformance's folder of benchmarks, all but its programs.
 
     Raises:
@@ -52,7 +56,7 @@ def measured(contestants: Sequence[Contestant], rounds: int, pyperformance: Path
             with failing_softly(contestant, progress):
                 drivers.append(stack.enter_context(Driver(contestant)))
                 report.about.setdefault(contestant.name, drivers[-1].about)
-        report.figures = timed(drivers, rounds, progress)
+        report.figures = timed(drivers, rounds, progress) | stops(drivers, runaways, rounds, progress)
         if pyperformance:
             report.slowdowns = slowdowns(drivers, pyperformance, rounds, progress)
     for name in report.about:
@@ -72,6 +76,22 @@ def timed(drivers: Sequence[Driver], rounds: int, progress: Progress) -> Answers
     answers = alternate(drivers, [Question(f.name, f.measure, f.rounds) for f in TIMED], rounds, progress)
     scales = {figure.name: figure.scale for figure in TIMED}
     return {(contestant, name): value * scales[name] for (contestant, name), value in answers.items()}
+
+
+def stops(drivers: Sequence[Driver], runaways: Sequence[str], rounds: int, progress: Progress) -> Answers:
+    """Return how long stopping a runaway takes, at worst and in the middle of these kinds."""
+    progress("stopping runaways")
+    taken: dict[str, list[float]] = {}
+    for _ in range(min(rounds, STOP_WORST.rounds)):
+        for kind in runaways:
+            for driver in drivers:
+                if STOP_WORST.measure in driver.measures:
+                    taken.setdefault(driver.contestant.name, []).append(driver.ask(STOP_WORST.measure, kind=kind))
+    return {
+        (contestant, figure.name): of_all(values) * figure.scale
+        for contestant, values in taken.items()
+        for figure, of_all in ((STOP_WORST, max), (STOP_MIDDLE, median))
+    }
 
 
 def slowdowns(drivers: Sequence[Driver], pyperformance: Path, rounds: int, progress: Progress) -> Answers:

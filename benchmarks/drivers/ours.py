@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import platform
+import random
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
 from benchmarks.drivers.serving import Measure, expect, seconds, serve
+from benchmarks.runaways import GOING, RUNAWAYS
 from sandbox.door import HostCall, Json
 from sandbox.limits import Limits
-from sandbox.turn import Status, Turn
+from sandbox.turn import Status, Stop, Turn
 from sandbox.vm.engine import THREAD_STACK_BYTES
 from sandbox.vm.image import Loaded, prepare, standard_specs
 from sandbox.vm.session import Session
@@ -90,6 +93,35 @@ class Ours:
             checked(self._programs[name].execute(first))
         return seconds(lambda: checked(self._programs[name].execute(code)))
 
+    def stop(self, kind: str) -> float:
+        """From the interrupt of a runaway, at any moment of it, until its session is ready for the next turn."""
+        runaway = RUNAWAYS[kind]
+        session = self._session(runaway.image)
+        going, stopped_at = threading.Event(), [0.0]
+
+        def stop() -> None:
+            going.wait()
+            time.sleep(random.uniform(0.02, 0.2))
+            stopped_at[0] = time.perf_counter()
+            session.interrupt()
+
+        def heard(_stream: int, data: bytes) -> None:
+            if GOING.encode() in data:
+                going.set()
+
+        stopper = threading.Thread(target=stop)
+        stopper.start()
+        try:
+            turn = session.execute(runaway.turn, pong, heard)
+            taken = time.perf_counter() - stopped_at[0]
+        finally:
+            going.set()
+            stopper.join()
+        expect(turn.error.type if turn.error is not None else "nothing", Stop.INTERRUPTED)
+        checked(session.execute(TRIVIAL), "45\n")
+        session.close()
+        return taken
+
     def hold(self, count: int) -> float:
         """Hold so many more sessions, each after a turn; return how many are held."""
         for _ in range(count):
@@ -108,6 +140,7 @@ class Ours:
             "fork": self.fork,
             "door": self.door,
             "program": self.program,
+            "stop": self.stop,
             "hold": self.hold,
         }
 

@@ -31,6 +31,8 @@ libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
 
 _M_MMAP_THRESHOLD = -3
 _OWN_MAPPING = 256 << 10
@@ -183,6 +185,17 @@ def clear(address: int, size: int) -> None:
     elif libc.mmap(address, size, _PROT_READ_WRITE, _MAP_PRIVATE_ANONYMOUS_FIXED_NORESERVE, -1, 0) != address:
         number = ctypes.get_errno()
         raise OSError(number, f"unmapping {size} bytes of guest memory: {os.strerror(number)}")
+
+
+def forbid(address: int, size: int) -> None:
+    """Have every access to whole pages at `address` fault from now on.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    if libc.mprotect(address, size, 0) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"protecting {size} bytes of guest memory: {os.strerror(number)}")
 
 
 def lay_over(address: int, size: int, fd: int, offset: int = 0) -> None:

@@ -21,11 +21,10 @@ import struct
 import threading
 
 from sandbox.memory.memory import MAPPING, PAGE, Runs, libc, reading
+from sandbox.memory.missing import API, CLOSE_ON_EXEC, UFFDIO_API, UFFDIO_REGISTER, USER_MODE_ONLY, USERFAULTFD
 
-_USERFAULTFD = {"x86_64": 323, "aarch64": 282}
-_CLOSE_ON_EXEC, _USER_MODE_ONLY = 0x80000, 1
-_UFFDIO_API, UFFDIO_REGISTER, PAGEMAP_SCAN = 0xC018AA3F, 0xC020AA00, 0xC0606610
-_API, _WRITE_PROTECT_ASYNC, _REGISTER_WRITE_PROTECT = 0xAA, 1 << 15, 2
+PAGEMAP_SCAN = 0xC0606610
+_WRITE_PROTECT_ASYNC, _REGISTER_WRITE_PROTECT = 1 << 15, 2
 _PROTECT_MATCHING, _CHECK_WATCHED = 1, 2
 _WRITTEN, _FILE, _PRESENT, _SWAPPED = 2, 4, 8, 16
 _MAX_REGIONS = 2048
@@ -37,8 +36,6 @@ _PAGEMAP = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC) if MAPPING 
 _OWN = bytes(1 if entry & 0x40 or (entry & 0x80 and not entry & 0x20) else 0 for entry in range(256))
 _OF_FILE = bytes(1 if entry & 0xA0 == 0xA0 else 0 for entry in range(256))
 
-libc.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p]
-
 
 class _OnThisThread(threading.local):
     def __init__(self) -> None:
@@ -48,20 +45,21 @@ class _OnThisThread(threading.local):
 _buffer = _OnThisThread()
 
 
-def own_pages(address: int, size: int, image: int) -> Runs:
+def own_pages(address: int, size: int, image: int, start: int = 0) -> Runs:
     """Find the pages within `size` bytes at `address` that differ from the file `image` mapped there.
 
-    On Linux these are the pages that were written to.
+    On Linux these are the pages that were written to. What is below `start` is left out.
     """
     if _can_scan():
-        return _scan(address, size, 0, _FILE)
+        return _scan(address, size, 0, _FILE, start=start)
     if MAPPING:
-        return _runs(_entries(address, size).translate(_OWN))
+        return _runs(_entries(address + start, size - start).translate(_OWN), start)
     return _runs(
         bytes(
             ctypes.string_at(address + at, PAGE) != os.pread(image, PAGE, at).ljust(PAGE, b"\0")
-            for at in range(0, size, PAGE)
-        )
+            for at in range(start, size, PAGE)
+        ),
+        start,
     )
 
 
@@ -98,12 +96,12 @@ def _entries(address: int, size: int) -> bytes:
     return os.pread(_PAGEMAP, 8 * (size // PAGE), address // PAGE * 8)[7::8]
 
 
-def _runs(flags: bytes) -> Runs:
+def _runs(flags: bytes, first: int = 0) -> Runs:
     found, end = [], 0
     while (start := flags.find(1, end)) >= 0:
         end = flags.find(0, start)
         end = len(flags) if end < 0 else end
-        found.append((start * PAGE, (end - start) * PAGE))
+        found.append((first + start * PAGE, (end - start) * PAGE))
     return found
 
 
@@ -132,22 +130,25 @@ def watch(address: int, size: int) -> None:
     fcntl.ioctl(_watcher(), UFFDIO_REGISTER, struct.pack("QQQQ", address, size, _REGISTER_WRITE_PROTECT, 0))
 
 
-def written(address: int, size: int) -> Runs:
+def written(address: int, size: int, start: int = 0) -> Runs:
     """Return the private pages of a watched range that were written since the last call, and begin anew.
+
+    What is below `start` is left out, and need not be watched.
 
     Raises:
         OSError: part of the range is not watched.
     """
-    return _scan(address, size, _PROTECT_MATCHING | _CHECK_WATCHED, _WRITTEN | _FILE)
+    return _scan(address, size, _PROTECT_MATCHING | _CHECK_WATCHED, _WRITTEN | _FILE, start=start)
 
 
 def _scan(
-    address: int, size: int, flags: int, mask: int, *, inverted: int = _FILE, any_of: int = _PRESENT | _SWAPPED
-) -> Runs:
+    address: int, size: int, flags: int, mask: int, *, inverted: int = _FILE, any_of: int = _PRESENT | _SWAPPED,
+    start: int = 0,
+) -> Runs:  # fmt: skip
     """Find pages of all categories in `mask`, or not of it where it is in `inverted`, and of one of `any_of`."""
     regions = _buffer.regions
     runs: Runs = []
-    at, end = address, address + size
+    at, end = address + start, address + size
     while at < end:
         scan = (ctypes.c_uint64 * 12)(
             96, flags, at, end, 0, ctypes.addressof(regions), _MAX_REGIONS, 0,
@@ -179,12 +180,12 @@ def _can_scan() -> bool:
 @functools.cache
 def _watcher() -> int:
     """Return this process's userfaultfd, or -1 where the kernel has no asynchronous write protection."""
-    if not _can_scan() or platform.machine() not in _USERFAULTFD:
+    if not _can_scan() or platform.machine() not in USERFAULTFD:
         return -1
-    fd = int(libc.syscall(_USERFAULTFD[platform.machine()], _CLOSE_ON_EXEC | _USER_MODE_ONLY))
+    fd = int(libc.syscall(USERFAULTFD[platform.machine()], CLOSE_ON_EXEC | USER_MODE_ONLY))
     if fd >= 0:
         try:
-            fcntl.ioctl(fd, _UFFDIO_API, struct.pack("QQQ", _API, _WRITE_PROTECT_ASYNC, 0))
+            fcntl.ioctl(fd, UFFDIO_API, struct.pack("QQQ", API, _WRITE_PROTECT_ASYNC, 0))
         except OSError:
             os.close(fd)
             return -1

@@ -1,4 +1,4 @@
-"""Wasmtime: its settings, the compiled module, calls in both directions, and the clock that stops a guest.
+"""Wasmtime: its settings, the compiled module, and calls in both directions.
 
 Everything this project uses of wasmtime-py's private names is in this module. The public way through `Caller` and
 `Memory.read` costs 185 µs for each host call; the raw one used here about 10 µs, and it keeps clear of the exception
@@ -10,7 +10,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import threading
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +18,11 @@ from typing import Any
 import wasmtime
 from wasmtime import _bindings as raw
 
+from sandbox.vm.bulk_memory import in_parts
+from sandbox.vm.clock_thread import ClockThread
 from sandbox.vm.safepoints import add_polls
 
 log = logging.getLogger(__name__)
-
-TICK_SECONDS = 0.01
-"""How often a running guest is looked at: the resolution of its time limit and of an interrupt."""
-REST_TICKS = 100
-"""The clock goes idle so many ticks after the last guest."""
 
 WASM_STACK_BYTES = 2 << 20
 """What Wasmtime allows at most without its asynchronous stacks."""
@@ -39,7 +35,6 @@ _Words = ctypes.POINTER(ctypes.c_uint32)
 _Longs = ctypes.POINTER(ctypes.c_uint64)
 _Callback = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, _Words, ctypes.c_size_t)
 _NO_FINALIZER = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
-_EPOCH_CALLBACK = raw._wasmtime_store_epoch_deadline_callback.argtypes[1]
 
 
 class GuestStopped(Exception):
@@ -59,15 +54,17 @@ current = _OnThisThread()
 
 
 def settings() -> wasmtime.Config:
-    """Return the settings that guests are compiled and run with. Only what the module needs is on."""
+    """Return the settings that guests are compiled and run with. Only what the module needs is on.
+
+    Tail calls are off: a function that calls itself so would be a loop without a safepoint.
+    """
     config = wasmtime.Config()
     config.wasm_exceptions = True
     config.wasm_gc = True
-    config.wasm_tail_call = True
+    config.wasm_tail_call = False
     config.wasm_threads = False
     config.wasm_memory64 = False
     config.wasm_component_model = False
-    config.epoch_interruption = True
     config.max_wasm_stack = WASM_STACK_BYTES
     return config
 
@@ -99,7 +96,7 @@ class Program:
     ) -> None:
         self.engine = wasmtime.Engine(settings())
         self.module = wasmtime.Module.deserialize_file(self.engine, str(compiled))
-        self.clock = EpochClock(self.engine)
+        self.clock = ClockThread()
         self._linker = wasmtime.Linker(self.engine)
         self._kept: list[object] = []  # ctypes callbacks live only as long as Python holds them
         for needed in self.module.imports:
@@ -171,21 +168,8 @@ def compile_module(wasm: Path) -> bytes:
     Raises:
         ModuleRefused: polls cannot be put into it.
     """
-    polled = add_polls(wasm.read_bytes()).module
+    polled = add_polls(in_parts(wasm.read_bytes())).module
     return bytes(wasmtime.Module(wasmtime.Engine(settings()), polled).serialize())
-
-
-@_EPOCH_CALLBACK  # type: ignore[untyped-decorator]
-def _on_epoch(_context: Any, _data: int, delta: Any, _kind: Any) -> int:
-    try:
-        reason = current.guest.tick()
-    except Exception:  # never raise into Wasmtime
-        log.exception("the epoch callback failed")
-        reason = "internal error"
-    if reason is None:
-        delta[0] = 1
-        return 0
-    return ctypes.cast(raw.wasmtime_error_new(reason.encode()), ctypes.c_void_p).value or 0
 
 
 class Machine:
@@ -196,9 +180,7 @@ class Machine:
     ) -> None:
         self._store = wasmtime.Store(engine)
         self.limit_memory(memory_bytes)
-        raw.wasmtime_store_epoch_deadline_callback(self._store.ptr(), _on_epoch, None, _NO_FINALIZER)
         self._context = raw.wasmtime_store_context(self._store.ptr())
-        raw.wasmtime_context_set_epoch_deadline(self._context, 1)
         exports: Any = linker.instantiate(self._store, module).exports(self._store)
         self._memory = exports["memory"]
         self._exports = {name: _Export(self._context, exports[name]) for name in ("turn", "host_alloc")}
@@ -231,7 +213,7 @@ class Machine:
         """Call an export of 32-bit integers and return its result, unsigned.
 
         Raises:
-            GuestStopped: the guest trapped or its epoch stopped it.
+            GuestStopped: the guest trapped, which is also how it is stopped.
         """
         return self._exports[export](arguments)
 
@@ -265,52 +247,3 @@ class _Export:
             overflow = code is wasmtime.TrapCode.STACK_OVERFLOW
             raise GuestStopped(f"the interpreter crashed: {cause}", stack_overflow=overflow)
         return int(self._values[0])
-
-
-class EpochClock:
-    """Advances the engine's epoch while guests run, and goes idle when none has run for a while.
-
-    Its thread starts with the first guest that runs, and again with the first after `close`. It goes on for a second
-    after a turn, so that a turn that follows need not wake it.
-    """
-
-    def __init__(self, engine: wasmtime.Engine) -> None:
-        self._engine = engine
-        self._running = 0
-        self._idle = False
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> None:
-        with self._changed:
-            self._running += 1
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._tick, name="epoch-clock", daemon=True)
-                self._thread.start()
-            if self._idle:
-                self._changed.notify()
-
-    def __exit__(self, *_: object) -> None:
-        with self._changed:
-            self._running -= 1
-
-    def _tick(self) -> None:
-        mine = threading.current_thread()
-        idle = 0
-        while self._thread is mine:
-            time.sleep(TICK_SECONDS)  # first: most turns end before
-            self._engine.increment_epoch()
-            idle = 0 if self._running else idle + 1
-            if idle > REST_TICKS:
-                with self._changed:
-                    self._idle = True
-                    self._changed.wait_for(lambda: self._running or self._thread is not mine)
-                    self._idle = False
-
-    def close(self) -> None:
-        """Stop the thread."""
-        with self._changed:
-            thread, self._thread = self._thread, None
-            self._changed.notify()
-        if thread:
-            thread.join()

@@ -69,7 +69,7 @@ class GuestDoor:
         self._handler, self.report = handler, None
         self.calls = self._bytes = 0
         self._requests = Requests(self._waiting, self._limits.frame_bytes)
-        if self._guard.interrupted():
+        if self._guard.interrupted:
             self._requests.stop()
 
     def end(self) -> None:
@@ -177,14 +177,16 @@ class GuestDoor:
 
     def _wait(self, wait: Callable[[], Json | Reply]) -> Json | Reply:
         """Wait. The turn's time does not run meanwhile."""
-        started = time.monotonic()
+        guard = self._guard
+        started, guard.waits = time.monotonic(), True
         try:
             return wait()
         except CancelledError:
-            self._guard.interrupt()
+            guard.interrupt()
             raise DoorRefusal("CancelledError", "the call was cancelled") from None
         finally:
-            self._guard.waited += time.monotonic() - started
+            guard.waited(time.monotonic() - started)
+            guard.waits = False
 
     def sleep(self, seconds: float) -> bool:
         """Wait on the guest's behalf, and return whether the turn may go on.
@@ -193,5 +195,9 @@ class GuestDoor:
         """
         guard = self._guard
         longest = max(0.0, guard.turn_seconds - guard.running_seconds + 0.02)
-        guard.waited += self._waiting.until(guard.interrupted, min(seconds, longest))
+        guard.waits = True
+        try:
+            guard.waited(self._waiting.until(lambda: guard.interrupted, min(seconds, longest)))
+        finally:
+            guard.waits = False
         return guard.reason() is None

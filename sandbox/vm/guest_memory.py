@@ -17,14 +17,14 @@ _WASM_PAGE = 65536
 
 
 class BadAddress(Exception):
-    """The guest named memory it does not have."""
+    """The guest named memory it does not have, or the page by which it is stopped."""
 
 
 class GuestMemory:
     """The memory of one guest. It may grow to `limit` bytes; memory reserved for documents is counted apart.
 
     It begins as the `image_size` bytes of the golden image in the file `image_fd`. Without a file (-1) it begins as the
-    module's own. Not thread-safe.
+    module's own. Its first page may be unreadable at any time, and is left alone. Not thread-safe.
     """
 
     def __init__(self, machine: Machine, limit: int, image_fd: int = -1, image_size: int = 0) -> None:
@@ -38,7 +38,7 @@ class GuestMemory:
         self._known_size = 0  # memory never shrinks, so addresses within this need no new look
         if image_fd >= 0:
             machine.grow(image_size)
-            memory.lay_over(self.base, image_size, image_fd)
+            memory.lay_over(self.base + PAGE_BYTES, image_size - PAGE_BYTES, image_fd, PAGE_BYTES)
 
     # ---- size ----------------------------------------------------------------------------------------------------
 
@@ -71,7 +71,7 @@ class GuestMemory:
     def allocate_or_none(self, size: int) -> int | None:
         """Return the address of `size` bytes from the guest's allocator. None where it has none, or lies about it."""
         address = self._machine.call("host_alloc", size)
-        return address if address and self._has(address + size) else None
+        return address if address >= PAGE_BYTES and self._has(address + size) else None
 
     def allocate(self, size: int) -> int:
         """Return the address of `size` bytes from the guest's allocator.
@@ -89,26 +89,26 @@ class GuestMemory:
     def _has(self, end: int) -> bool:
         return end <= self._known_size or end <= self.size
 
-    def _check(self, end: int) -> None:
-        if not self._has(end):
-            raise BadAddress(end)
+    def _check(self, address: int, size: int) -> None:
+        if (address < PAGE_BYTES and size) or not self._has(address + size):
+            raise BadAddress(address)
 
     def read(self, address: int, size: int) -> bytes:
         """Copy bytes out.
 
         Raises:
-            BadAddress: they are not all within memory.
+            BadAddress: they are not all within memory, or some are in its first page.
         """
-        self._check(address + size)
+        self._check(address, size)
         return ctypes.string_at(self.base + address, size)
 
     def write(self, address: int, data: bytes) -> None:
         """Copy bytes in.
 
         Raises:
-            BadAddress: they would not all be within memory.
+            BadAddress: they would not all be within memory, or some in its first page.
         """
-        self._check(address + len(data))
+        self._check(address, len(data))
         ctypes.memmove(self.base + address, data, len(data))
 
     def write_long(self, address: int, value: int) -> None:
@@ -122,7 +122,10 @@ class GuestMemory:
         ctypes.c_uint64.from_address(self.base + address).value = value
 
     def view(self) -> memoryview:
-        """Return a view of the memory at its present size. It must not be used after the guest is closed."""
+        """Return a view of the memory at its present size. It must not be used after the guest is closed.
+
+        Its first page must not be touched while another thread may stop the guest.
+        """
         return memoryview((ctypes.c_char * self.size).from_address(self.base)).cast("B")
 
     # ---- what was written ----------------------------------------------------------------------------------------
@@ -130,16 +133,16 @@ class GuestMemory:
     def watch(self) -> None:
         """Watch writes from now on, where that is possible. The caller knows the guest's own pages up to now."""
         if pagetable.can_watch():
-            pagetable.watch(self.base, ADDRESSES)
-            pagetable.written(self.base, self.size)
+            pagetable.watch(self.base + PAGE_BYTES, ADDRESSES - PAGE_BYTES)
+            pagetable.written(self.base, self.size, PAGE_BYTES)
             self._watched = True
 
     def changed_pages(self) -> tuple[Runs, bool]:
         """Return the pages that may have changed since the last call, and whether all others are the image's."""
         if self._watched:
-            return pagetable.written(self.base, self.size), False
+            return pagetable.written(self.base, self.size, PAGE_BYTES), False
         if self._own is None:
-            self._own = pagetable.own_pages(self.base, self.size, self._image_fd)
+            self._own = pagetable.own_pages(self.base, self.size, self._image_fd, PAGE_BYTES)
             if sum(size for _, size in self._own) > WATCHED_FROM * memory.PAGE:
                 self.watch()
         return self._own, True

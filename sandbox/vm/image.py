@@ -24,7 +24,7 @@ from sandbox.door import HostCall, Json
 from sandbox.limits import Limits
 from sandbox.memory import memory
 from sandbox.turn import Status, Stop
-from sandbox.vm import engine, immortal, instance, instructions, safepoints, stopping_proof, wasi
+from sandbox.vm import bulk_memory, engine, immortal, instance, instructions, safepoints, stopping_proof, wasi
 from sandbox.vm.engine import Program
 from sandbox.vm.files import STDLIB_PATH, TMP, Files, Inode
 from sandbox.vm.image_cache import ImageCache, NotOurs, Progress
@@ -141,7 +141,7 @@ def _module_key() -> str:
     return _key(
         WASM_SHA256, STDLIB_SHA256, metadata.version("wasmtime"), platform.machine(), _processor(),
         Path(engine.__file__).read_text().split("def settings")[1].split("\n\n\n")[0],
-        *(Path(str(part.__file__)).read_text() for part in (safepoints, instructions)),
+        *(Path(str(part.__file__)).read_text() for part in (safepoints, instructions, bulk_memory)),
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from sandbox.corpora.corpus import BLOCK, Corpus, Kind
 from sandbox.door import HostCall
 from sandbox.limits import Limits
-from sandbox.memory import pagetable
+from sandbox.memory import missing, pagetable
 from sandbox.turn import (
     MAX_COUNT,
     MAX_NAME,
@@ -28,6 +28,7 @@ from sandbox.vm.files import Files
 from sandbox.vm.guest_door import GuestDoor, Handler
 from sandbox.vm.guest_memory import ADDRESSES, GuestMemory
 from sandbox.vm.mappings import Mappings
+from sandbox.vm.poll_page import PollPage
 from sandbox.vm.turn_guard import TurnGuard
 from sandbox.vm.waiting import ThreadWaiter, Waiting
 
@@ -63,8 +64,8 @@ def turn_frame(code: str, number: int, proof: int, *, fresh: bool) -> bytes:
 class Instance:
     """A running guest.
 
-    Not thread-safe: only `interrupt` may be called from another thread. After a turn that was stopped, the instance
-    must be closed and another restored in its place.
+    Not thread-safe: only `interrupt`, `tick`, `pause` and `resume` may be called from another thread. After a turn that
+    was stopped, the instance must be closed and another restored in its place.
     """
 
     def __init__(
@@ -79,7 +80,8 @@ class Instance:
         self._machine = program.instantiate(min(limit + 65536, ADDRESSES))
         self.memory = GuestMemory(self._machine, limit, image.fd if image is not None else -1, size)
         self.mappings = Mappings(self.memory)
-        self._guard = TurnGuard(limits.turn_seconds)
+        self._page = PollPage(self.memory.base)
+        self._guard = TurnGuard(limits.turn_seconds, self._page)
         self._waiting = waiting if waiting is not None else ThreadWaiter()
         local = {"sandbox.document": self.mappings.give, "sandbox.locate": self.mappings.locate}
         self.door = GuestDoor(self.memory, self._guard, limits, self._waiting, local)
@@ -102,7 +104,7 @@ class Instance:
         outer, current.guest = current.guest, self
         code, faults = -1, pagetable.faults()
         try:
-            with self._program.clock:
+            with self._program.clock.watching(self):
                 if guard.reason() is None:  # a turn that was stopped before it began runs nothing
                     code = self._call_turn(frame)
         except GuestStopped as stopped:
@@ -147,21 +149,37 @@ class Instance:
         return self._guard.running_seconds
 
     def interrupt(self) -> None:
-        """Stop the running turn at once, whatever it is doing, and every later one. May be called from any thread."""
+        """Stop the running turn at once, whatever it is doing, and every later one."""
         self._guard.interrupt()
         self.door.stop()
 
     @property
     def interrupted(self) -> bool:
         """Whether `interrupt` was called, so that this instance runs nothing more."""
-        return self._guard.interrupted()
+        return self._guard.interrupted
 
-    # ---- for the engine and the guest's system -------------------------------------------------------------------
+    # ---- for other threads while a turn runs ---------------------------------------------------------------------
 
-    def tick(self) -> str | None:
-        """Return why the guest must stop now, or None. The engine calls this at intervals while the guest runs."""
-        self._guard.waited += self._waiting.tick()
-        return self._guard.reason()
+    def tick(self) -> None:
+        """Stop the turn if its time is up, and do what else must be done at intervals while the guest runs."""
+        if not self._guard.waits:
+            self._guard.tick()
+            self._waiting.tick(self)
+
+    @property
+    def pausable(self) -> bool:
+        """Whether a turn can be kept waiting here."""
+        return missing.can_serve()
+
+    def pause(self) -> bool:
+        """Have the running turn wait at its next loop, which is not running time. Return False where it cannot."""
+        return self._guard.pause()
+
+    def resume(self) -> None:
+        """Let a turn that waits go on."""
+        self._guard.resume()
+
+    # ---- for the guest's system ----------------------------------------------------------------------------------
 
     def sleep(self, seconds: float) -> bool:
         """Wait on the guest's behalf, and return whether it may go on. This wait counts as running."""
@@ -203,6 +221,7 @@ class Instance:
 
     def close(self) -> None:
         """Free the guest's memory."""
+        self._page.close()
         self._machine.close()
 
 

@@ -39,6 +39,7 @@ class Session:
         self._change = Change()
         self._ahead = False  # whether a turn has ended since the checkpoint was taken
         self._instance = self._restored()
+        self._freeing: threading.Thread | None = None
         self.turns = 0
         self.seen = [0] * len(self._checkpoint.layout.corpora)
         """Of each corpus, a bit for each block that code has looked at, in turns that were undone as well."""
@@ -100,9 +101,23 @@ class Session:
             self._note_seen()
             if undone or self._instance.interrupted:  # an interrupt may come as the turn ends
                 self.take_checkpoint()
-                self._instance.close()
-                self._instance = self._restored()
+                stopped = self._instance
+                try:
+                    self._instance = self._restored()
+                finally:
+                    self._free(stopped)
         return turn
+
+    def _free(self, stopped: Instance) -> None:
+        """Free an instance on a thread of its own: where it used much memory, that takes longer than all else."""
+        self._wait_until_freed()
+        self._freeing = threading.Thread(target=stopped.close, name="freeing")
+        self._freeing.start()
+
+    def _wait_until_freed(self) -> None:
+        if self._freeing is not None:
+            self._freeing.join()
+            self._freeing = None
 
     def _note_seen(self) -> None:
         for number, seen in enumerate(self._instance.mappings.seen):
@@ -134,5 +149,6 @@ class Session:
                 raise RuntimeError("a turn is running")
             closing, self._closed = not self._closed, True
         if closing:
+            self._wait_until_freed()
             self._instance.close()
             self._checkpoint.close()

@@ -23,6 +23,23 @@ AROUND = 64
 """Bytes that stand around a reply, or several, in a frame."""
 
 
+class Pausable(Protocol):
+    """A turn that other threads can keep waiting."""
+
+    @property
+    def pausable(self) -> bool:
+        """Whether this system can do that at all."""
+        ...
+
+    def pause(self) -> bool:
+        """Have it wait at its next loop, which is not running time. Return False where it cannot just now."""
+        ...
+
+    def resume(self) -> None:
+        """Let it go on, if it was to wait."""
+        ...
+
+
 class Waiting(Protocol):
     """How a guest waits."""
 
@@ -34,8 +51,8 @@ class Waiting(Protocol):
         """Have the waiting threads check again whether they are done. May be called from any thread."""
         ...
 
-    def tick(self) -> float:
-        """Do what must be done at intervals while the guest runs. Return for how many seconds it waited meanwhile."""
+    def tick(self, turn: Pausable) -> None:
+        """Do what must be done at intervals while the guest runs. Called by another thread, and must not block it."""
         ...
 
 
@@ -56,9 +73,8 @@ class ThreadWaiter:
         with self._changed:
             self._changed.notify_all()
 
-    def tick(self) -> float:
+    def tick(self, turn: Pausable) -> None:
         """Do nothing."""
-        return 0.0
 
 
 class Requests:

@@ -2,7 +2,8 @@
 
 A worker has a thread for each running turn, and guest code runs without the interpreter's lock. Without places, an
 owner's hundreds of busy turns would leave a neighbour's single one next to no processor time. A turn gives its place
-back while it waits in the door or sleeps, and passes it on after `SLICE_SECONDS` where others wait.
+back while it waits in the door or sleeps. After `SLICE_SECONDS` it is taken from it where others wait: its guest then
+waits at its next loop until its place comes again.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+
+from sandbox.vm.waiting import Pausable
 
 SLICE_SECONDS = 0.05
 """So long a turn keeps its place while others wait in line."""
@@ -21,68 +24,35 @@ class Places:
 
     def __init__(self, most: int, before_waiting: Callable[[], None]) -> None:
         self.before_waiting = before_waiting
-        self._free = deque([None] * most)  # taken and given back without a lock where nobody waits
-        self._line: deque[Place] = deque()
-        self._lock = threading.Lock()  # of the line
+        self.free = most
+        self.line: deque[Place] = deque()
+        self.lock = threading.Lock()
+        """Of these two and of all places."""
 
-    def take_free(self) -> bool:
-        """Take a place if one is free and nobody waits for it."""
-        if self._line:
-            return False
-        try:
-            self._free.pop()
-        except IndexError:
-            return False
-        return True
-
-    def give(self) -> None:
-        """Give a place back."""
-        self._free.append(None)
-        if self._line:  # looked at after the place is back: one who lines up looks for it after that
-            self._hand_out()
-
-    def line_up(self, place: Place) -> None:
-        """Enter the line for a place."""
-        with self._lock:
-            self._line.append(place)
-        self._hand_out()
-
-    def leave(self, place: Place) -> None:
-        """Leave the line, without a place."""
-        with self._lock:
-            if place in self._line:
-                self._line.remove(place)
-                place.come.release()
-
-    def _hand_out(self) -> None:
-        with self._lock:
-            while self._line:
-                try:
-                    self._free.pop()
-                except IndexError:
-                    return
-                place = self._line.popleft()
-                place.held = True
-                place.come.release()
+    def hand_out(self) -> None:
+        """Give free places to the first in line. To be called with the lock."""
+        while self.line and self.free:
+            self.free -= 1
+            self.line.popleft().came()
 
     @property
     def wanted(self) -> bool:
         """Whether anybody waits in line."""
-        return bool(self._line)
+        return bool(self.line)
 
 
 class Place:
-    """The place of one session's turns. `stop` may be called from any thread, all else from the turn's."""
+    """The place of one session's turns. Any thread may call `stop` and `pass_on`, only the turn's all else."""
 
     def __init__(self, places: Places) -> None:
         self._places = places
         self._since = 0.0
         self._stopped = False
+        self._paused: Pausable | None = None
         self.held = False
         """Whether the turn has a place now."""
-        self.come = threading.Lock()
-        """Released once the turn has a place, or has left the line."""
-        self.come.acquire()
+        self._come = threading.Lock()  # released once the turn has a place, or has left the line
+        self._come.acquire()
 
     def begin(self) -> None:
         """Note that a turn is about to begin. Until then it waits for nothing."""
@@ -90,39 +60,73 @@ class Place:
 
     def take(self) -> float:
         """Take a place, and return for how many seconds this waited in line. A turn that is stopped gets none."""
-        if self.held:
-            return 0.0
-        if self._places.take_free():
-            self.held = True
-            return 0.0
-        if self._stopped:
-            return 0.0
+        places = self._places
+        with places.lock:
+            if self.held or self._stopped:
+                return 0.0
+            if places.free and not places.line:
+                places.free -= 1
+                self.held = True
+                return 0.0
+            places.line.append(self)
         started = time.monotonic()
-        self._places.before_waiting()
-        self._places.line_up(self)
-        if self._stopped:  # perhaps since before it was in the line
-            self._places.leave(self)
-        self.come.acquire()
+        places.before_waiting()
+        self._come.acquire()
         self._since = time.monotonic()
         return self._since - started
 
-    def give(self) -> None:
-        """Give the place back, if the turn has one."""
-        if self.held:
-            self.held = False
-            self._places.give()
+    def came(self) -> None:
+        """Take the place that has come, and go on. To be called with the lock."""
+        self.held = True
+        self._go_on()
 
-    def pass_on(self) -> float:
-        """Where others wait and the turn had its place for long, line up behind them. Return the seconds waited."""
-        if not self._places.wanted or not self.held:
-            return 0.0
-        now = time.monotonic()
-        if now - self._since < SLICE_SECONDS:
-            return 0.0
-        self.give()
-        return self.take()
+    def _go_on(self) -> None:
+        """Have whoever waits in line for this place go on: the turn's thread, or its guest where that was paused."""
+        paused, self._paused = self._paused, None
+        if paused is None:
+            self._come.release()
+        else:
+            self._since = time.monotonic()
+            paused.resume()
+
+    def give(self) -> None:
+        """Give the place back, if the turn has one. A guest that is paused is so no longer, and has none."""
+        places = self._places
+        with places.lock:
+            if self.held:
+                self.held = False
+                places.free += 1
+                places.hand_out()
+            elif self._paused is not None:
+                self._leave()
+
+    def _leave(self) -> None:
+        if self in self._places.line:
+            self._places.line.remove(self)
+            self._go_on()
+
+    def pass_on(self, turn: Pausable) -> None:
+        """Where others wait and the turn had its place for long, pause it, and line it up behind them.
+
+        Where turns cannot be paused, it goes on beside them, without a place.
+        """
+        places = self._places
+        if not places.line or not self.held:
+            return
+        with places.lock:
+            if not places.line or not self.held or time.monotonic() - self._since < SLICE_SECONDS:
+                return
+            if turn.pausable:
+                if not turn.pause():
+                    return
+                self._paused = turn
+                places.line.append(self)
+            self.held = False
+            places.free += 1
+            places.hand_out()
 
     def stop(self) -> None:
         """Have the turn wait no longer: what it does next is to end."""
-        self._stopped = True
-        self._places.leave(self)
+        with self._places.lock:
+            self._stopped = True
+            self._leave()

@@ -94,7 +94,15 @@ class LeaderFollowers:
             if self._waiting:
                 self._changed.notify_all()
 
-    # ---- for threads that run a turn -----------------------------------------------------------------------------
+    def call(self, work: Work) -> bool:
+        """Have a thread without a turn do something soon. Return False before the start: there is none yet."""
+        with self._lock:
+            if self._started:
+                self._queue.append(work)
+                self._call_one()
+            return self._started
+
+    # ---- while turns run -----------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """Make sure that another thread reads while a turn goes on."""

@@ -22,7 +22,7 @@ from sandbox.corpora.corpus import BLOCK, Corpus, in_memory
 from sandbox.corpora.corpus import Kind as CorpusKind
 from sandbox.door import HostCall, Reply
 from sandbox.limits import Limits
-from sandbox.memory import memory, pagetable
+from sandbox.memory import memory, missing, pagetable
 from sandbox.turn import OutputListener, Turn
 from sandbox.vm import instance, wasi
 from sandbox.vm.checkpoint import Checkpoint
@@ -30,6 +30,7 @@ from sandbox.vm.engine import THREAD_STACK_BYTES, Program
 from sandbox.vm.files import STDLIB_PATH, Files, Inode
 from sandbox.vm.instance import Image
 from sandbox.vm.session import Session
+from sandbox.vm.waiting import Pausable
 from sandbox.wire.files import read_files, write_files
 from sandbox.wire.frames import Channel, Frame, Kind
 from sandbox.wire.sessions import SentState, read_corpus, read_session, write_end, write_layout
@@ -63,8 +64,10 @@ class _Served:
         self._reported: list[int] = []  # for each corpus, the blocks that were reported to the server
         self._calls: dict[int, Future[Reply]] = {}
         self._last_call = 0
+        self._sending = threading.Lock()  # of the three below, and while they are sent: frames keep their order
         self._output: list[Frame] = []
         self._output_bytes = 0
+        self._flushing = False
         self._lock = threading.Lock()  # of the two below
         self._turn = 0  # the number of the turn that runs or is about to; 0 between turns
         self._closing = False
@@ -128,15 +131,25 @@ class _Served:
 
     def printed(self, stream: int, data: bytes) -> None:
         """Keep what the guest printed, to be sent to the server soon."""
-        self._output.append(Frame(Kind.OUTPUT, self._number, stream, data=data, turn=self._turn))
-        self._output_bytes += len(data)
-        if self._output_bytes > MAX_OUTPUT:
-            self._send()
+        with self._sending:
+            self._output.append(Frame(Kind.OUTPUT, self._number, stream, data=data, turn=self._turn))
+            self._output_bytes += len(data)
+            if self._output_bytes > MAX_OUTPUT:
+                self._send_now()
 
     def _send(self, *frames: Frame) -> None:
         """Send the output kept so far, and then these frames."""
+        with self._sending:
+            self._send_now(*frames)
+
+    def _send_now(self, *frames: Frame) -> None:
         output, self._output, self._output_bytes = self._output, [], 0
-        self._channel.send(*output, *frames)
+        if output or frames:
+            self._channel.send(*output, *frames)
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self._send()
 
     def until(self, done: Callable[[], bool], seconds: float | None) -> float:
         """Wait until `done()`, or so many seconds, and read frames meanwhile. The turn's place is free meanwhile."""
@@ -149,12 +162,14 @@ class _Served:
         """Have the waiting threads check again whether they are done."""
         self._threads.wake()
 
-    def tick(self) -> float:
-        """Send the output kept so far, make sure that another thread reads, and let others in line run."""
-        if self._output:
-            self._send()
+    def tick(self, turn: Pausable) -> None:
+        """Have the output kept so far sent, make sure that another thread reads, and let others in line run."""
+        if self._output and not self._flushing:  # by another thread: the server may be slow to take it
+            self._flushing = True
+            if not self._threads.call(self._flush):
+                self._flushing = False
         self._threads.tick()
-        return self._place.pass_on()
+        self._place.pass_on(turn)
 
     def close(self) -> None:
         """End the session. A running turn is stopped first, and the thread that runs it then closes the session."""
@@ -281,6 +296,7 @@ def _warm_up(program: Program, image: Image) -> None:
         write_layout(session.checkpoint.layout)
         read_files(*write_files(session.checkpoint.files), image.files)
         pagetable.can_watch()
+        missing.can_serve()
         served.turn(1, lambda: session.execute("x = 1"))()
         session.execute("x = 2")
         session.checkpoint.fork().close()

@@ -14,6 +14,7 @@ from sandbox.turn import OutputListener, Status, Turn
 from sandbox.vm.engine import THREAD_STACK_BYTES
 from sandbox.vm.guest_door import Handler
 from sandbox.vm.image import Loaded
+from sandbox.vm.safepoints import PAGE_BYTES
 from sandbox.vm.session import Session
 
 
@@ -106,6 +107,6 @@ def answering(answer: Callable[[HostCall], Json]) -> Handler:
 
 
 def memory_of(repl: Repl) -> bytes:
-    """Return the whole linear memory of a session between turns."""
+    """Return the linear memory of a session between turns, without the page by which it is stopped."""
     memory = repl.session._instance.memory
-    return memory.read(0, memory.size)
+    return memory.read(PAGE_BYTES, memory.size - PAGE_BYTES)

@@ -23,8 +23,10 @@ from sandbox.vm.instance import FUNCTIONS, Instance
 from tests.sandbox.repl import answering, on_thread
 
 SIZE = 2 * 65536
-REQUEST = "{\\22op\\22:\\22a\\22}"  # 10 bytes at address 0, as WAT writes them
-HONEST_ALLOC = "(i32.const 1024)"
+AT = 4096
+"""Where the guest's own data begins: the page before it is the one by which it is stopped."""
+REQUEST = "{\\22op\\22:\\22a\\22}"  # 10 bytes at address AT, as WAT writes them
+HONEST_ALLOC = f"(i32.const {AT + 1024})"
 
 Run = Callable[..., Turn]
 
@@ -54,11 +56,11 @@ def calls_door(arguments: str, alloc: str = HONEST_ALLOC, expect: int = 0) -> st
     """A guest that calls the door once and ends well only if the answer is `expect`."""
     return f"""(module
       (import "host" "call" (func $call (param i32 i32 i32 i32) (result i32)))
-      (memory (export "memory") 2) (data (i32.const 0) "{REQUEST}")
+      (memory (export "memory") 2) (data (i32.const {AT}) "{REQUEST}")
       (global $n (mut i32) (i32.const 0))
       (func (export "host_alloc") (param $size i32) (result i32)
         (global.set $n (i32.add (global.get $n) (i32.const 1)))
-        (if (i32.eq (global.get $n) (i32.const 1)) (then (return (i32.const 2048))))
+        (if (i32.eq (global.get $n) (i32.const 1)) (then (return (i32.const {AT + 2048}))))
         {alloc})
       (func (export "turn") (param i32 i32) (result i32)
         (if (i32.ne (call $call {arguments}) (i32.const {expect})) (then unreachable))
@@ -69,30 +71,40 @@ def constants(*values: int) -> str:
     return " ".join(f"(i32.const {value})" for value in values)
 
 
+CALL = constants(AT, 10, AT + 512, AT + 516)
+"""An honest call's arguments."""
+
+
 def test_an_honest_guest_is_answered(run_module: Run) -> None:
-    assert run_module(calls_door(constants(0, 10, 512, 516))).status is Status.OK
+    assert run_module(calls_door(CALL)).status is Status.OK
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        (-1, 10, 512, 516),
-        (-1, 1, 512, 516),
-        (SIZE - 9, 10, 512, 516),
-        (SIZE, 1, 512, 516),
-        (2**31, 10, 512, 516),
-        (0, SIZE + 1, 512, 516),
-        (0, 10, -1, 516),
-        (0, 10, SIZE - 3, 516),
-        (0, 10, 512, -4),
-        (0, 10, 512, SIZE),
+        (-1, 10, AT + 512, AT + 516),
+        (-1, 1, AT + 512, AT + 516),
+        (SIZE - 9, 10, AT + 512, AT + 516),
+        (SIZE, 1, AT + 512, AT + 516),
+        (2**31, 10, AT + 512, AT + 516),
+        (AT, SIZE + 1, AT + 512, AT + 516),
+        (AT, 10, -1, AT + 516),
+        (AT, 10, SIZE - 3, AT + 516),
+        (AT, 10, AT + 512, -4),
+        (AT, 10, AT + 512, SIZE),
+        (0, 10, AT + 512, AT + 516),
+        (AT - 1, 10, AT + 512, AT + 516),
+        (AT, 10, 0, AT + 516),
+        (AT, 10, AT + 512, AT - 4),
     ],
 )
-def test_addresses_outside_memory_are_a_fault(run_module: Run, arguments: tuple[int, ...]) -> None:
+def test_addresses_outside_memory_or_in_its_first_page_are_a_fault(run_module: Run, arguments: tuple[int, ...]) -> None:
     assert run_module(calls_door(constants(*arguments), expect=-2)).status is Status.OK
 
 
-@pytest.mark.parametrize("arguments", [(0, -1, 512, 516), (-1, -1, -1, -1), (8, 2**31, 512, 516)])
+@pytest.mark.parametrize(
+    "arguments", [(AT, -1, AT + 512, AT + 516), (-1, -1, -1, -1), (AT + 8, 2**31, AT + 512, AT + 516)]
+)
 def test_a_length_beyond_the_limit_is_never_read(run_module: Run, arguments: tuple[int, ...]) -> None:
     reached: list[HostCall] = []
     turn = run_module(calls_door(constants(*arguments)), answering(reached.append))
@@ -100,9 +112,9 @@ def test_a_length_beyond_the_limit_is_never_read(run_module: Run, arguments: tup
     assert reached == []
 
 
-@pytest.mark.parametrize("arguments", [(0, 10, 512, 512), (0, 10, 0, 4), (0, 10, 1024, 1028), (0, 10, 513, 515)])
-def test_addresses_that_overlap_hurt_only_the_guest(run_module: Run, arguments: tuple[int, ...]) -> None:
-    assert run_module(calls_door(constants(*arguments))).status is Status.OK
+@pytest.mark.parametrize("outs", [(512, 512), (0, 4), (1024, 1028), (513, 515)])
+def test_addresses_that_overlap_hurt_only_the_guest(run_module: Run, outs: tuple[int, int]) -> None:
+    assert run_module(calls_door(constants(AT, 10, *(AT + out for out in outs)))).status is Status.OK
 
 
 @pytest.mark.parametrize(
@@ -111,14 +123,15 @@ def test_addresses_that_overlap_hurt_only_the_guest(run_module: Run, arguments: 
         "(i32.const 0)",
         "(i32.const -1)",
         f"(i32.const {SIZE - 2})",
+        f"(i32.const {AT - 8})",
         "unreachable",
         "(loop (br 0)) unreachable",
-        f"(drop (call $call {constants(0, 10, 512, 516)})) (i32.const 1024)",
+        f"(drop (call $call {CALL})) {HONEST_ALLOC}",
     ],
-    ids=["zero", "minus one", "at the end", "traps", "never returns", "calls the door again"],
+    ids=["zero", "minus one", "at the end", "in the first page", "traps", "never returns", "calls the door again"],
 )
 def test_an_allocator_that_lies_ends_its_own_turn(run_module: Run, alloc: str) -> None:
-    turn = run_module(calls_door(constants(0, 10, 512, 516), alloc))
+    turn = run_module(calls_door(CALL, alloc))
     assert turn.status is Status.ROLLED_BACK
     assert turn.error is not None
     assert turn.error.type in (Stop.TRAP, Stop.TURN_TIME, Stop.STACK)
@@ -126,15 +139,15 @@ def test_an_allocator_that_lies_ends_its_own_turn(run_module: Run, alloc: str) -
 
 def test_an_allocator_that_writes_over_the_request_changes_nothing_that_was_checked(run_module: Run) -> None:
     seen: list[HostCall] = []
-    alloc = "(memory.fill (i32.const 0) (i32.const 255) (i32.const 512)) (i32.const 1024)"
-    assert run_module(calls_door(constants(0, 10, 512, 516), alloc), answering(seen.append)).status is Status.OK
+    alloc = f"(memory.fill (i32.const {AT}) (i32.const 255) (i32.const 512)) {HONEST_ALLOC}"
+    assert run_module(calls_door(CALL, alloc), answering(seen.append)).status is Status.OK
     assert seen == [HostCall("a", {})]
 
 
 def test_memory_that_grows_while_the_host_answers_is_no_trouble(run_module: Run) -> None:
     alloc = f"(drop (memory.grow (i32.const 16))) (i32.const {SIZE + 100})"
     limits = Limits(turn_seconds=2)
-    assert run_module(calls_door(constants(0, 10, 512, 516), alloc), None, limits).status is Status.OK
+    assert run_module(calls_door(CALL, alloc), None, limits).status is Status.OK
 
 
 def test_memory_and_tables_stop_at_their_limits(run_module: Run) -> None:
@@ -147,14 +160,56 @@ def test_memory_and_tables_stop_at_their_limits(run_module: Run) -> None:
     assert run_module(wat).status is Status.OK
 
 
-def test_endless_copying_is_stopped(run_module: Run) -> None:
-    wat = f"""(module (memory (export "memory") 1000)
+ENDLESS = {
+    "copying": f"(loop (memory.copy (i32.const {AT}) (i32.const 1000000) (i32.const 60000000)) (br 0))",
+    "copying back": f"(loop (memory.copy (i32.const 1000000) (i32.const {AT}) (i32.const 60000000)) (br 0))",
+    "filling": f"(loop (memory.fill (i32.const {AT}) (i32.const 1) (i32.const 65000000)) (br 0))",
+    "copying nothing": "(loop (memory.copy (i32.const 0) (i32.const 0) (i32.const 0)) (br 0))",
+    "growing": "(loop (drop (memory.grow (i32.const 1))) (br 0))",
+    "calling": "(loop (drop (call $host (i32.const 4608) (i32.const 16))) (br 0))",
+    "branching": "(loop (br_table 0 0 (memory.size)))",
+}
+
+
+def works(body: str) -> str:
+    """A guest whose turn does this."""
+    return f"""(module (import "{wasi.MODULE}" "random_get" (func $host (param i32 i32) (result i32)))
+      (memory (export "memory") 1000)
       (func (export "host_alloc") (param i32) (result i32) {HONEST_ALLOC})
-      (func (export "turn") (param i32 i32) (result i32)
-        (loop (memory.copy (i32.const 0) (i32.const 1000000) (i32.const 60000000)) (br 0)) unreachable))"""
-    turn = run_module(wat, None, Limits(turn_seconds=0.2))
+      (func $turn (export "turn") (param i32 i32) (result i32) {body} unreachable))"""
+
+
+@pytest.mark.parametrize("body", ENDLESS.values(), ids=ENDLESS)
+def test_what_goes_on_without_end_is_stopped(run_module: Run, body: str) -> None:
+    turn = run_module(works(body), None, Limits(turn_seconds=0.2))
     assert turn.error is not None
     assert turn.error.type is Stop.TURN_TIME
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_recursion_without_a_loop_ends_with_the_stack_or_is_stopped(run_module: Run, branches: int) -> None:
+    again = "(drop (call $turn (local.get 0) (local.get 1)))" * branches
+    turn = run_module(works(again), None, Limits(turn_seconds=0.5))
+    assert turn.error is not None
+    assert turn.error.type is Stop.STACK
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        f"(memory.copy (i32.const {AT - 1}) (i32.const 1000000) (i32.const 8))",
+        f"(memory.copy (i32.const 1000000) (i32.const {AT - 1}) (i32.const 8))",
+        "(memory.copy (i32.const 1000000) (i32.const 0) (i32.const 60000000))",
+        "(memory.copy (i32.const -1000) (i32.const 1000000) (i32.const 9000))",
+        "(memory.copy (i32.const 1000000) (i32.const -1000) (i32.const 9000))",
+        "(memory.fill (i32.const 0) (i32.const 1) (i32.const 1))",
+        "(memory.fill (i32.const -1000) (i32.const 1) (i32.const 9000))",
+    ],
+)
+def test_copying_and_filling_the_first_page_is_a_fault_of_the_guests(run_module: Run, body: str) -> None:
+    turn = run_module(works(body), None, Limits(turn_seconds=20))
+    assert turn.error is not None
+    assert turn.error.type is Stop.TRAP
 
 
 def test_a_reply_that_comes_after_the_turns_end_is_not_delivered(run_module: Run) -> None:
@@ -163,12 +218,15 @@ def test_a_reply_that_comes_after_the_turns_end_is_not_delivered(run_module: Run
         future.cancel()
         return future
 
-    turn = run_module(calls_door(constants(0, 10, 512, 516)), handler)
+    turn = run_module(calls_door(CALL), handler)
     assert turn.error is not None
     assert turn.error.type is Stop.INTERRUPTED
 
 
-EDGES = [0, 1, 3, 4, 8, 255, 512, 4096, SIZE - 8, SIZE - 1, SIZE, 2**31 - 1, 2**31, 2**32 - 8, 2**32 - 1]
+EDGES = [
+    0, 1, 3, 4, 8, 255, 512, AT - 1, AT, AT + 4, AT + 512, SIZE - 8, SIZE - 1, SIZE, 2**31 - 1, 2**31, 2**32 - 8,
+    2**32 - 1,
+]  # fmt: skip
 
 
 def wasi_functions(loaded: Loaded) -> dict[str, list[str]]:
@@ -198,7 +256,7 @@ def test_no_arguments_to_the_system_make_a_host_function_fail(
             words.append(f"({kind}.const {data.draw(st.sampled_from(edges))})")
         calls.append(f"(drop (call ${name} {' '.join(words)}))")
     wat = f"""(module {" ".join(imports)} (memory (export "memory") 2)
-      (data (i32.const 512) "/tmp/file") (data (i32.const 4096) "../../../etc/passwd")
+      (data (i32.const {AT + 512}) "/tmp/file") (data (i32.const {AT + 4096}) "../../../etc/passwd")
       (func (export "host_alloc") (param i32) (result i32) {HONEST_ALLOC})
       (func (export "turn") (param i32 i32) (result i32) {" ".join(calls)} (i32.const 0)))"""
     caplog.clear()

@@ -88,27 +88,110 @@ def test_one_who_is_stopped_leaves_the_line_without_a_place() -> None:
     assert other.held
 
 
-def test_one_who_held_its_place_for_long_goes_behind_those_in_line() -> None:
-    places, order = Places(1, nothing), list[str]()
-    long, short = Place(places), Place(places)
+class Turn:
+    """A turn that may be paused, and says whether it is."""
+
+    def __init__(self, *, pausable: bool = True, at_a_loop: bool = True) -> None:
+        self.pausable, self.at_a_loop, self.paused = pausable, at_a_loop, False
+
+    def pause(self) -> bool:
+        self.paused = self.at_a_loop
+        return self.at_a_loop
+
+    def resume(self) -> None:
+        self.paused = False
+
+
+def in_line(place: Place) -> threading.Thread:
+    """Have a place wait in line, on a thread of its own."""
+    waiting = threading.Thread(target=place.take, daemon=True)
+    waiting.start()
+    until(lambda: place._places.wanted)
+    return waiting
+
+
+def passed_on(place: Place, turn: Turn) -> None:
+    """Have a place passed on once its turn had it for long."""
+
+    def gone() -> bool:
+        place.pass_on(turn)
+        return not place.held
+
+    until(gone)
+
+
+def test_one_who_held_its_place_for_long_is_paused_and_goes_behind_those_in_line() -> None:
+    places = Places(1, nothing)
+    long, short, turn = Place(places), Place(places), Turn()
     long.take()
+    long.pass_on(turn)
+    assert long.held  # nobody is in line
+    waiting = in_line(short)
+    passed_on(long, turn)
+    waiting.join(60)
+    assert short.held
+    assert turn.paused
+    short.give()
+    assert long.held
+    assert not turn.paused
 
-    def other() -> None:
-        short.take()
-        order.append("short")
-        short.give()
 
-    def busy() -> None:
-        until(lambda: places.wanted)
-        waited = 0.0
-        while not waited:
-            time.sleep(SLICE_SECONDS / 5)
-            waited = long.pass_on()
-        order.append("long")
-        assert long.held
+def test_one_who_cannot_be_paused_just_now_keeps_its_place() -> None:
+    places = Places(1, nothing)
+    long, short, turn = Place(places), Place(places), Turn(at_a_loop=False)
+    long.take()
+    waiting = in_line(short)
+    time.sleep(SLICE_SECONDS)
+    long.pass_on(turn)
+    assert long.held
+    long.give()
+    waiting.join(60)
+    assert short.held
 
-    on_threads(other, busy)
-    assert order == ["short", "long"]
+
+def test_where_turns_cannot_be_paused_one_goes_on_beside_those_in_line() -> None:
+    places = Places(1, nothing)
+    long, short, turn = Place(places), Place(places), Turn(pausable=False)
+    long.take()
+    waiting = in_line(short)
+    passed_on(long, turn)
+    waiting.join(60)
+    assert short.held
+    assert not turn.paused
+    long.give()
+    short.give()
+    assert long.take() == 0.0
+    assert not places.wanted
+
+
+def test_one_who_ends_or_waits_while_it_is_paused_leaves_the_line() -> None:
+    places = Places(1, nothing)
+    long, short, turn = Place(places), Place(places), Turn()
+    long.take()
+    waiting = in_line(short)
+    passed_on(long, turn)
+    waiting.join(60)
+    long.give()
+    assert not turn.paused
+    assert not places.wanted
+    short.give()
+    assert not long.held
+    assert short.take() == 0.0
+
+
+def test_one_who_is_stopped_while_it_is_paused_goes_on_to_its_end() -> None:
+    places = Places(1, nothing)
+    long, short, turn = Place(places), Place(places), Turn()
+    long.take()
+    waiting = in_line(short)
+    passed_on(long, turn)
+    waiting.join(60)
+    long.stop()
+    assert not turn.paused
+    assert not long.held
+    long.give()
+    short.give()
+    assert short.take() == 0.0
 
 
 def test_who_keeps_giving_and_taking_does_not_pass_those_in_line() -> None:

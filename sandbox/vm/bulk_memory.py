@@ -1,0 +1,151 @@
+"""Puts functions in the place of a module's `memory.copy` and `memory.fill`, which these do part by part.
+
+The compiler makes of such an instruction a call into the host, which then copies. One over gigabytes could not be
+stopped. Worse: one that touches the page by which a guest is stopped, while that is unreadable, would be a fault of the
+host's, and end the process. So each is done in parts of a mebibyte, in a loop, which has a poll like any other; and one
+that touches the first page traps. (A guest gets there only where it has lost its own memory, but that is its to lose.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import wasmtime
+
+from sandbox.vm.instructions import ModuleRefused, number, skip_to_bulk, skip_types, step
+from sandbox.vm.safepoints import PAGE_BYTES, imported_functions, sections, written
+
+PART_BYTES = 1 << 20
+"""Copied or filled between two polls."""
+
+_TYPES, _IMPORTS, _FUNCTIONS, _CODE = 1, 2, 3, 10
+_INIT, _COPY, _FILL = b"\xfc\x08", b"\xfc\x0a", b"\xfc\x0b"
+_FUNCTION_TYPE, _CALL = 0x60, 0x10
+_THREE_NUMBERS = bytes([_FUNCTION_TYPE, 3, 0x7F, 0x7F, 0x7F, 0])
+
+_IN_PARTS = f"""(module (memory 1)
+  (func (param $to i32) (param $from i32) (param $left i32) (local $part i32)
+    (if (i32.and (i32.ne (local.get $left) (i32.const 0)) (i32.or
+          (i32.or (i32.lt_u (local.get $to) (i32.const {PAGE_BYTES}))
+            (i32.lt_u (i32.add (local.get $to) (local.get $left)) (local.get $to)))
+          (i32.or (i32.lt_u (local.get $from) (i32.const {PAGE_BYTES}))
+            (i32.lt_u (i32.add (local.get $from) (local.get $left)) (local.get $from)))))
+      (then unreachable))
+    (local.set $part (i32.const {PART_BYTES}))
+    (if (i32.le_u (local.get $to) (local.get $from))
+      (then (loop $more
+        (if (i32.lt_u (local.get $left) (local.get $part)) (then (local.set $part (local.get $left))))
+        (memory.copy (local.get $to) (local.get $from) (local.get $part))
+        (local.set $to (i32.add (local.get $to) (local.get $part)))
+        (local.set $from (i32.add (local.get $from) (local.get $part)))
+        (br_if $more (local.tee $left (i32.sub (local.get $left) (local.get $part))))))
+      (else (loop $more
+        (if (i32.lt_u (local.get $left) (local.get $part)) (then (local.set $part (local.get $left))))
+        (local.set $left (i32.sub (local.get $left) (local.get $part)))
+        (memory.copy (i32.add (local.get $to) (local.get $left)) (i32.add (local.get $from) (local.get $left))
+          (local.get $part))
+        (br_if $more (local.get $left))))))
+  (func (param $to i32) (param $byte i32) (param $left i32) (local $part i32)
+    (if (i32.and (i32.ne (local.get $left) (i32.const 0)) (i32.or
+          (i32.lt_u (local.get $to) (i32.const {PAGE_BYTES}))
+          (i32.lt_u (i32.add (local.get $to) (local.get $left)) (local.get $to))))
+      (then unreachable))
+    (local.set $part (i32.const {PART_BYTES}))
+    (loop $more
+      (if (i32.lt_u (local.get $left) (local.get $part)) (then (local.set $part (local.get $left))))
+      (memory.fill (local.get $to) (local.get $byte) (local.get $part))
+      (local.set $to (i32.add (local.get $to) (local.get $part)))
+      (br_if $more (local.tee $left (i32.sub (local.get $left) (local.get $part)))))))"""
+"""What copies and what fills. Neither names a type or a function, so they mean the same in any module with a memory."""
+
+
+def in_parts(module: bytes) -> bytes:
+    """Return the module with such functions instead of the instructions. Takes time linear in its size.
+
+    Raises:
+        ModuleRefused: it is malformed, or initialises memory from data by itself, or has several memories or types that
+            are none of functions.
+    """
+    found = {kind: (start, end) for kind, _, start, end in sections(module)}
+    if _CODE not in found or not any(one in module for one in (_INIT, _COPY, _FILL)):
+        return module
+    types = _count_of_types(module, *found[_TYPES])
+    imported = imported_functions(module, *found[_IMPORTS]) if _IMPORTS in found else 0
+    own, _ = number(module, *found[_FUNCTIONS])
+    added = {
+        _TYPES: _longer(module, *found[_TYPES], [_THREE_NUMBERS]),
+        _FUNCTIONS: _longer(module, *found[_FUNCTIONS], [written(types)] * 2),
+        _CODE: _code(module, *found[_CODE], imported + own),
+    }
+    out = [module[:8]]
+    for kind, head, _, end in sections(module):
+        parts = added.get(kind)
+        out += [module[head:end]] if parts is None else [bytes([kind]), written(sum(map(len, parts))), *parts]
+    return b"".join(out)
+
+
+def _longer(module: bytes, at: int, end: int, more: list[bytes]) -> list[bytes]:
+    """Return a list of the module's in parts, with more at its end."""
+    count, start = number(module, at, end)
+    return [written(count + len(more)), module[start:end], *more]
+
+
+def _count_of_types(module: bytes, at: int, end: int) -> int:
+    count, at = number(module, at, end)
+    for _ in range(count):
+        if at >= end or module[at] != _FUNCTION_TYPE:
+            raise ModuleRefused(f"the type at byte {at} of the module is none of a function")
+        at += 1
+        for _side in range(2):
+            values, at = number(module, at, end)
+            at = skip_types(module, at, end, values)
+    return count
+
+
+def _code(module: bytes, at: int, end: int, first: int) -> list[bytes]:
+    """Return the code in parts. The functions that copy and fill have the numbers `first` and `first + 1`."""
+    count, at = number(module, at, end)
+    bodies = list(_bodies())
+    parts, since = [written(count + len(bodies))], at
+    calls = {_COPY: bytes([_CALL]) + written(first), _FILL: bytes([_CALL]) + written(first + 1)}
+    for _ in range(count):
+        head = at
+        size, start = number(module, at, end)
+        at = start + size
+        body = list(_calling(module, start, at, calls))
+        if len(body) > 1:
+            parts += [module[since:head], written(sum(map(len, body))), *body]
+            since = at
+    return [*parts, module[since:end], *bodies]
+
+
+def _calling(module: bytes, start: int, end: int, calls: dict[bytes, bytes]) -> Iterator[bytes]:
+    """Yield a function's body in parts, with calls in the place of the instructions."""
+    if any(module.find(one, start, end) >= 0 for one in (_INIT, _COPY, _FILL)):
+        groups, at = number(module, start, end)
+        for _ in range(groups):
+            _, at = number(module, at, end)
+            at = skip_types(module, at, end, 1)
+        while (at := skip_to_bulk(module, at, end)) < end:
+            after = step(module, at, end)
+            instruction = module[at:after]
+            if instruction[:2] in (_INIT, _COPY, _FILL):
+                call = calls.get(instruction[:2])
+                if call is None or any(instruction[2:]):
+                    raise ModuleRefused(f"byte {at} of the module initialises memory, or touches a second one")
+                yield from (module[start:at], call)
+                start = after
+            at = after
+    yield module[start:end]
+
+
+def _bodies() -> Iterator[bytes]:
+    """Yield the two functions as they lie in code."""
+    module = bytes(wasmtime.wat2wasm(_IN_PARTS))
+    start, end = next((start, end) for kind, _, start, end in sections(module) if kind == _CODE)
+    count, at = number(module, start, end)
+    for _ in range(count):
+        head = at
+        size, start = number(module, at, end)
+        at = start + size
+        yield module[head:at]
