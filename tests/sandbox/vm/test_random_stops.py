@@ -49,7 +49,7 @@ class Stopped:
         self._begin()
 
     def _begin(self) -> None:
-        self._repl, self._turns = self._start(turn_seconds=60), 0
+        self._repl, self._turns = self._start(turn_seconds=60, door_calls=10**9, door_bytes=1 << 50), 0
         self._repl.show("turns = 0\n_ = open('/tmp/turns', 'w').write('0')")
 
     def work(self, stops: int) -> set[str]:
@@ -112,7 +112,7 @@ def test_turns_stopped_at_random_moments_leave_every_session_whole_and_nothing_r
     sessions = [Stopped(start, seed) for seed in range(AT_ONCE)]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         works = [pool.submit(session.work, STOPS // AT_ONCE) for session in sessions]
-        kinds = set().union(*(work.result() for work in works))
+        kinds = set[str]().union(*(work.result() for work in works))
     assert kinds == set(TURNS)
     assert loaded.program.clock._guests == set()
 
