@@ -110,6 +110,7 @@ RUNAWAYS = {
     "a heap": _again("heapq.heapify(list(data)), heapq.nsmallest(1000, data), list(heapq.merge(data, data))", "import heapq; data = [n * 7919 % 1_000_003 for n in range(500_000)]"),
     "bisection": _again("[bisect.insort(kept, n * 7919 % 1_000_003) for n in range(200_000)]", "import bisect; kept = []\nfor _ in range(3): kept = sorted(kept[:100_000])"),
     "comparison of nested tuples": Runaway("a == b", "a = b = ()\nfor _ in range(60): a, b = (a, a), (b, b)"),
+    "hashes of nested slices": Runaway("hash(a)", "a = 1\nfor _ in range(60): a = slice(a, a, a)"),
     "deep copies": _again("copy.deepcopy(data)", "import copy; data = [{'a': [n], 'b': (n, str(n))} for n in range(100_000)]"),
     "reference cycles": _again("gc.collect()", "import gc; kept = [[] for _ in range(2_000_000)]\nfor one in kept: one.append(one)"),
     # formats

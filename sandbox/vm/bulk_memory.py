@@ -1,4 +1,4 @@
-"""Puts functions in the place of a module's `memory.copy` and `memory.fill`, which these do part by part.
+"""Puts functions in the place of a module's instructions that copy and fill memory, which these do part by part.
 
 The compiler makes of such an instruction a call into the host, which then copies. One over gigabytes could not be
 stopped. Worse: one that touches the page by which a guest is stopped, while that is unreadable, would be a fault of the

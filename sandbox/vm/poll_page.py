@@ -1,8 +1,8 @@
 """The page that every loop of a guest reads: how another thread stops a guest, or keeps it from going on for a while.
 
 It is the first of the guest's memory, which the module leaves unused: the far end of its shadow stack. The guest's code
-reads it at the head of every loop (see `docs/decisions/0020-safepoints.md`). Where the page may not be read, the next
-loop traps. Where the page is missing and this process serves its faults, the guest waits at its next loop.
+reads it at the head of every loop (`sandbox/vm/safepoints.py`). Where the page may not be read, the next loop traps.
+Where the page is missing and this process serves its faults, the guest waits at its next loop.
 
 What the page holds is no part of a guest's state. The host never reads or writes it, as it may be unreadable, and
 refuses addresses that a guest names there.
