@@ -6,8 +6,16 @@ from __future__ import annotations
 
 import pytest
 
-from tests.attacks.attack import Attack, each, refused, shows
+from sandbox.turn import Stop
+from tests.attacks.attack import Attack, each, refused, shows, stopped
 from tests.attacks.conftest import Withstand
+
+ITS_FIRST_PAGE = """
+import numpy
+block = numpy.zeros(1 << 20, numpy.uint8)
+at = block.__array_interface__['data'][0]
+everything_below = numpy.lib.stride_tricks.as_strided(block, (at,), (-1,))[::-1]
+"""
 
 ATTACKS = [
     refused("two gigabytes at once", "bytearray(2 ** 31)", "MemoryError", "OverflowError"),
@@ -60,6 +68,23 @@ ATTACKS = [
     refused("a huge draw of randomness", "import os; os.urandom(1 << 30)", "MemoryError", "OSError", "OverflowError"),
     shows("many draws of randomness", "import os; len({os.urandom(16) for _ in range(1000)})", "1000"),
     Attack("many vectors", "import os; os.writev(1, [b''] * 5000)", ("OSError", "AttributeError")),
+    stopped(
+        "reading its first page",
+        f"{ITS_FIRST_PAGE}\nwhile True: block[:] = everything_below[:1 << 20]",
+        Stop.TRAP,
+        turn_seconds=20.0,
+    ),
+    stopped(
+        "writing its first page",
+        f"{ITS_FIRST_PAGE}\nwhile True: everything_below[:1 << 20] = block",
+        Stop.TRAP,
+        turn_seconds=20.0,
+    ),
+    stopped(
+        "reading its first page byte by byte",
+        f"{ITS_FIRST_PAGE}\nwhile True: everything_below[:4000:3].sum()",
+        turn_seconds=3.0,
+    ),
     Attack(
         "many subscriptions",
         "import select; select.select(list(range(5000)), [], [], 0)",

@@ -13,7 +13,7 @@ from sandbox.vm.bulk_memory import PART_BYTES, in_parts
 from sandbox.vm.instructions import ModuleRefused
 from sandbox.vm.safepoints import PAGE_BYTES, add_polls
 
-SIZE = 100 * 65536
+SIZE = 40 * 65536
 FILLED = random.Random(1).randbytes(SIZE - PAGE_BYTES)
 EDGES = [
     0, 1, PAGE_BYTES - 1, PAGE_BYTES, PAGE_BYTES + 1, SIZE - 1, SIZE, SIZE + 1, PART_BYTES, PART_BYTES + 1,
@@ -21,7 +21,7 @@ EDGES = [
 ]  # fmt: skip
 NUMBERS = "(param i32 i32 i32)"
 ARGUMENTS = "(local.get 0) (local.get 1) (local.get 2)"
-WAT = f"""(module (import "a" "b" (func)) (memory (export "memory") 100)
+WAT = f"""(module (import "a" "b" (func)) (memory (export "memory") 40)
   (func (export "copy") {NUMBERS} (block (memory.copy {ARGUMENTS})))
   (func (export "neither") (param i32) (result i32) (local.get 0))
   (func (export "fill") {NUMBERS} (memory.fill {ARGUMENTS}) (memory.fill {ARGUMENTS})))"""
@@ -67,7 +67,7 @@ def test_random_copies_and_fillings_do_what_the_instructions_do() -> None:
 
     plain, parted = both()
     done = 0
-    while done < 300:
+    while done < 120:
         name = chance.choice(("copy", "fill"))
         to, other, size = number(), number(), number() if chance.random() < 0.5 else chance.randrange(5000)
         if name == "copy" and chance.random() < 0.3:
