@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import wasmtime
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sandbox.vm import engine, image, instructions, safepoints, stopping_proof
@@ -136,7 +136,9 @@ def outcome(data: bytes) -> list[object]:
         return [result, bytes(memory), exports["fuel"].value(store)]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=60, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
+)
 @given(programs())
 def test_a_program_with_polls_does_what_it_did_and_no_loop_is_without_one(text: str) -> None:
     data = wasm(text)
@@ -192,6 +194,19 @@ def test_more_polls_than_fit_into_a_short_number_are_all_different() -> None:
     wasmtime.Module.validate(ENGINE, polled.module)
     with pytest.raises(ModuleRefused, match="no room for its 4096 polls"):
         add_polls(wasm(f"(module (memory 1) (func {'loop end ' * 4096}))"))
+
+
+def test_a_function_that_has_all_reads_of_polls_for_itself_is_refused() -> None:
+    own = ["i32.load8_s", "i64.load8_s", "i64.load16_s", "i64.load8_u"]
+    for reads in (own[:3], own):
+        data = wasm(
+            f"(module (memory 1) (func {' '.join(f'(drop ({read} (i32.const 1)))' for read in reads)} (loop nop)))"
+        )
+        if reads == own:
+            with pytest.raises(ModuleRefused, match="no room for its 1 polls"):
+                add_polls(data)
+        else:
+            assert add_polls(data).module.count(b"\x31\x00\x00\x1a") == 1
 
 
 def test_what_tells_places_in_the_code_is_dropped() -> None:

@@ -114,9 +114,7 @@ def _expression(depth: int) -> st.SearchStrategy[str]:
         st.builds("(i32.{} {} {})".format, st.sampled_from(operators.split()), inner, inner),
         st.builds("(i32.{} {})".format, st.sampled_from(["clz", "eqz", "extend8_s", "popcnt"]), inner),
         st.builds("(i32.{} {})".format, st.sampled_from(["load8_s", "load8_u", "load16_s", "load"]), address),
-        st.builds(
-            "(i32.wrap_i64 (i64.{} offset=3 {}))".format, st.sampled_from(["load8_s", "load8_u", "load16_s"]), address
-        ),
+        st.builds("(i32.wrap_i64 (i64.{} offset=3 {}))".format, st.sampled_from(["load8_s", "load16_s"]), address),
         st.builds("(select (result i32) {} {} {})".format, inner, inner, inner),
         st.builds("(i32.trunc_sat_f64_s (f64.convert_i32_u {}))".format, inner),
         st.builds("(i32x4.extract_lane 2 (i32x4.add (i32x4.splat {}) (v128.const i32x4 3 3 65 11)))".format, inner),
@@ -144,7 +142,7 @@ def statements(depth: int) -> st.SearchStrategy[str]:
     )
     if depth == 0:
         return simple
-    several = st.lists(statements(depth - 1), max_size=3).map(" ".join)
+    several = st.lists(statements(depth - 1), min_size=1, max_size=3).map(" ".join)
     return st.one_of(
         simple,
         st.builds("(if {} (then {}) (else {}))".format, value, several, several),
@@ -166,7 +164,7 @@ def _past_first(address: str) -> str:
 
 def programs() -> st.SearchStrategy[str]:
     """Modules that export `run`, which ends, `memory` and `fuel`."""
-    body = st.lists(statements(3), min_size=1, max_size=4).map(" ".join)
+    body = st.lists(statements(3), min_size=3, max_size=6).map(" ".join)
     return st.builds(
         f"""(module (memory (export "memory") 2) (tag $x) (global $fuel (export "fuel") (mut i32) (i32.const 300))
           (table 4 funcref) (elem (i32.const 0) $f $g $f) (data $d "\\03\\03\\0b\\1a")
@@ -175,7 +173,8 @@ def programs() -> st.SearchStrategy[str]:
             (if {_TIRED} (then (return (i32.const 9)))) {{}} (local.get $a))
           (func $g (param $a i32) (result i32) (local $b i32) (local $l i64) {_SPEND}
             (if {_TIRED} (then (return (i32.const 9)))) {{}} (i32.add (local.get $b) (local.get $a)))
-          (func (export "run") (result i32) (local $a i32) (local $b i32) (local $l i64) {{}}
-            (local.get $b)))""".format,
+          (func (export "run") (result i32) (local $a i32) (local $b i32) (local $l i64)
+            (local.set $a (i32.const 5)) (local.set $b (i32.const -3)) {{}}
+            (i32.add (local.get $a) (i32.mul (local.get $b) (i32.const 31)))))""".format,
         body, body, body,
     )  # fmt: skip
