@@ -19,7 +19,7 @@ def main(folder: Path, question: str) -> int:
     """Ask, and return 0 where the run succeeded."""
     with Client() as client:
         context = client.upload(folder, skip_binary=True, on_skip=lambda where: print("left out:", where))
-        print(f"{context.documents} documents with {context.characters:,} characters")
+        print(f"{context.document_count} documents with {context.character_count:,} characters")
 
         run = client.create_run(question, context.context_id, budget=Budget(usd="0.50"))
         print(f"{run.run_id}: {run.model}, with {usd(run.budget.nano_usd)} to spend\n")
@@ -27,10 +27,10 @@ def main(folder: Path, question: str) -> int:
             tell(event)
 
         ended = client.get_run(run.run_id)
-        calls, tokens = ended.spent.calls, ended.spent.tokens
+        calls, tokens = ended.spent.call_count, ended.spent.token_count
         print(f"\n{RunState.Name(ended.state)}: {calls} calls, {tokens:,} tokens, {usd(ended.spent.nano_usd)}")
         print(f"its code looked at {ended.coverage.fraction:.0%} of the folder\n")
-        print(ended.answer or ended.reason)
+        print(ended.answer or ended.end_message)
         return 0 if ended.state == RunState.RUN_STATE_SUCCEEDED else 1
 
 
@@ -49,7 +49,7 @@ def tell(event: RunEvent) -> None:
             call = event.call_finished.call
             print(f"{indent}  asked {call.model}: {call.error or usd(call.spent.nano_usd)}")
         case "child_started":
-            print(f"{indent}  gave a child {event.child_started.context_characters:,} characters")
+            print(f"{indent}  gave a child {event.child_started.context_character_count:,} characters")
 
 
 if __name__ == "__main__":

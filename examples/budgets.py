@@ -41,7 +41,8 @@ def main() -> None:
         print("\nIts entries in the ledger, each with what was held and what it cost:")
         for entry in client.list_entries(Entries(run_id=run.run_id)):
             held, cost = usd(entry.held.nano_usd), usd(entry.amounts.nano_usd)
-            print(f"  {entry.model or 'a turn of code':14} held {held:12} cost {cost:11} {entry.amounts.cpu_ms:5} ms")
+            cpu_ms = entry.amounts.cpu_time.ToMilliseconds()
+            print(f"  {entry.model or 'a turn of code':14} held {held:12} cost {cost:11} {cpu_ms:5} ms")
 
         print("\nA run with a dollar succeeds, and leaves most of it:")
         show(client, finished(client, context_id, Budget(usd=1)))
@@ -63,9 +64,9 @@ def main() -> None:
 
         print("\nWhat the tenant has spent, by model:")
         for row in client.list_usage("model"):
-            spent = row.amounts
+            spent, cpu_ms = row.amounts, row.amounts.cpu_time.ToMilliseconds()
             name = row.key or "turns of code"
-            print(f"  {name:14} {usd(spent.nano_usd):11} {spent.calls:5} calls {spent.cpu_ms:7} ms")
+            print(f"  {name:14} {usd(spent.nano_usd):11} {spent.call_count:5} calls {cpu_ms:7} ms")
 
 
 def finished(client: Client, context_id: str, budget: Budget) -> Run:
@@ -79,9 +80,9 @@ def finished(client: Client, context_id: str, budget: Budget) -> Run:
 def show(client: Client, run: Run) -> None:
     """Print how a run ended, and where its account stands."""
     account = client.get_budget(run.run_id).account
-    print(f"  {RunState.Name(run.state)}{': ' + run.reason if run.reason else ''}")
+    print(f"  {RunState.Name(run.state)}{': ' + run.end_message if run.end_message else ''}")
     limit = f"of {usd(account.limit.nano_usd)}" if account.limit.HasField("nano_usd") else "with no limit of money"
-    print(f"  spent {usd(account.posted.nano_usd)} {limit}, in {account.posted.calls} calls")
+    print(f"  spent {usd(account.posted.nano_usd)} {limit}, in {account.posted.call_count} calls")
 
 
 if __name__ == "__main__":

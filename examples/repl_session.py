@@ -10,6 +10,7 @@ from __future__ import annotations
 from rlm.v1.session_pb2 import TurnStatus
 from rlm.v1.types_pb2 import SandboxLimits
 from rlm_client import Budget, Client, usd
+from rlm_client.durations import milliseconds
 
 TEXT = "\n".join(f"{day:03} {'rain' if day % 7 in (0, 1, 4) else 'sun'} {day * 37 % 23}" for day in range(1, 366))
 """A year of weather: the day, what it was like, and how warm."""
@@ -33,7 +34,7 @@ def main() -> None:
         session = client.create_session(
             context.context_id,
             budget=Budget(usd="0.10"),
-            limits=SandboxLimits(turn_milliseconds=500),
+            limits=SandboxLimits(turn_time=milliseconds(500)),
         )
         try:
             for code in TURNS:
@@ -42,7 +43,10 @@ def main() -> None:
             print(f"the session looked at {seen.fraction:.0%} of the text")
         finally:
             spent = client.delete_session(session.session_id)
-        print(f"it cost {usd(spent.nano_usd)} for {spent.calls} call, and {spent.cpu_ms} ms of processor time")
+        print(
+            f"it cost {usd(spent.nano_usd)} for {spent.call_count} call, "
+            f"and {spent.cpu_time.ToMilliseconds()} ms of processor time"
+        )
 
 
 def run(client: Client, session_id: str, code: str) -> None:

@@ -18,9 +18,10 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import Message
-from rlm.v1 import types_pb2
 
 from benchmarks.neighbours.client import Client
+from rlm_server.api import responses
+from rlm_server.ledger import Limit
 
 NICENESS = 10
 """An attacker's own work is on another machine as a rule, so it leaves the processor to the others."""
@@ -48,7 +49,7 @@ class Attacker:
         """`limit` is that of its account, of which each of its sessions and runs has a share."""
         self.address, self.key = address, key
         self.client = Client(address, key)
-        self.budget = types_pb2.Budget(**{unit: max(1, amount // SHARES) for unit, amount in limit.items()})
+        self.budget = responses.budget(Limit(**{unit: max(1, amount // SHARES) for unit, amount in limit.items()}))
         self.calls = 0
         self.refused: Counter[str] = Counter()
         self._told = 0.0

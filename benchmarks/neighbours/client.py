@@ -130,7 +130,9 @@ def uploaded_documents(documents: Sequence[str]) -> Iterator[context_pb2.UploadC
             context_pb2.UploadDocument(name=f"{first + at:07d}", size_bytes=len(one))
             for at, one in enumerate(encoded[first : first + ANNOUNCED])
         ]
-        yield context_pb2.UploadContextRequest(documents=context_pb2.UploadDocuments(first=first, documents=announced))
+        yield context_pb2.UploadContextRequest(
+            documents=context_pb2.UploadDocuments(first_document=first, documents=announced)
+        )
     yield from _chunks(data)
 
 
@@ -138,7 +140,7 @@ def header(size: int, sha256: str, *, documents: int = 0, request_id: str = "") 
     """Return the first message of an upload."""
     return context_pb2.UploadContextRequest(
         header=context_pb2.UploadHeader(
-            name="text", size_bytes=size, sha256=sha256, documents=documents, request_id=request_id
+            name="text", size_bytes=size, sha256=sha256, document_count=documents, request_id=request_id
         )
     )
 

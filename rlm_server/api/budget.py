@@ -69,9 +69,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
             next_page_token=responses.page_token(list_name, page[-1].key) if len(rest) > size else "",
         )
 
-    async def ListLedgerEntries(
-        self, request: budget_pb2.ListLedgerEntriesRequest, context: Any
-    ) -> budget_pb2.ListLedgerEntriesResponse:
+    async def ListEntries(self, request: budget_pb2.ListEntriesRequest, context: Any) -> budget_pb2.ListEntriesResponse:
         """List what was posted."""
         query = await self._query(request.filter)
         size = requests.page_size(request.page_size, 100, 1_000)
@@ -80,27 +78,27 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         after = query.after if last is None else max(query.after, last[0])
         entries = await self._ledger.entries(replace(query, after=after), most=size + 1)
         more = len(entries) > size
-        return budget_pb2.ListLedgerEntriesResponse(
+        return budget_pb2.ListEntriesResponse(
             entries=[_entry(one) for one in entries[:size]],
             next_page_token=responses.page_token(list_name, entries[size - 1].number) if more else "",
         )
 
-    async def ExportLedgerEntries(
-        self, request: budget_pb2.ExportLedgerEntriesRequest, context: Any
-    ) -> AsyncIterator[budget_pb2.ExportLedgerEntriesResponse]:
+    async def ExportEntries(
+        self, request: budget_pb2.ExportEntriesRequest, context: Any
+    ) -> AsyncIterator[budget_pb2.ExportEntriesResponse]:
         """Write what was posted as a file."""
         if request.format not in _LINES:
             raise InvalidField("format", f"must be CSV or JSONL, not {request.format}")
         line, query = _LINES[request.format], await self._query(request.filter)
         last = await self._ledger.last_entry(tenant())
         head = ledger_export.header().encode() if line is ledger_export.csv_line else b""
-        yield budget_pb2.ExportLedgerEntriesResponse(data=head, last_number=last)
+        yield budget_pb2.ExportEntriesResponse(data=head, last_number=last)
         while entries := await self._ledger.entries(query, most=EXPORT_PAGE):
             query = replace(query, after=entries[-1].number)
             wanted = [entry for entry in entries if entry.number <= last]
             lines = await self._threads.run(Purpose.EXPORTS, tenant(), partial(_lines, wanted, line))
             for chunk in ledger_export.chunks(lines):
-                yield budget_pb2.ExportLedgerEntriesResponse(data=chunk, last_number=last)
+                yield budget_pb2.ExportEntriesResponse(data=chunk, last_number=last)
             if entries[-1].number >= last:
                 return
 
@@ -160,7 +158,7 @@ def _window(window: Window) -> budget_pb2.BudgetWindow:
     return budget_pb2.BudgetWindow(
         span=_SPANS[window.span],
         label=window.label,
-        begin_time=responses.time(window.begins),
+        start_time=responses.time(window.begins),
         end_time=responses.time(window.ends),
         limit=responses.budget(balance.limit),
         posted=responses.amounts(balance.posted),
@@ -175,15 +173,15 @@ def _usage(row: UsageRow) -> budget_pb2.UsageRow:
         key=row.key,
         amounts=responses.amounts(row.actual),
         usage=responses.token_usage(row.usage),
-        entries=row.entries,
-        ambiguous_entries=row.ambiguous,
+        entry_count=row.entries,
+        ambiguous_entry_count=row.ambiguous,
         ambiguous_amounts=responses.amounts(row.doubtful),
     )
 
 
-def _entry(entry: Entry) -> budget_pb2.LedgerEntry:
+def _entry(entry: Entry) -> budget_pb2.Entry:
     hold = entry.hold
-    return budget_pb2.LedgerEntry(
+    return budget_pb2.Entry(
         number=entry.number,
         hold_id=hold.id,
         run_id=hold.run,

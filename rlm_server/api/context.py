@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -34,8 +35,8 @@ MAX_READ = 1 << 18
 """Characters that one read asks for."""
 MAX_DOCUMENTS = 10_000
 """Documents that one search may name."""
-MAX_ANSWER = 3 << 20
-"""Bytes of a list's answer, after which it ends. A client of gRPC takes 4 MiB."""
+MAX_ANSWER = 900_000
+"""Bytes of a list's answer, after which it ends: below the 1 MiB that no message has more than."""
 
 
 class ContextServicer(context_pb2_grpc.ContextServiceServicer):
@@ -69,7 +70,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             raise NotFound("upload", request_id)
         return context_pb2.GetUploadStatusResponse(
             received_bytes=progress.received_bytes,
-            received_documents=progress.received_documents,
+            received_document_count=progress.received_documents,
             context=responses.context(progress.context) if progress.context else None,
         )
 
@@ -117,7 +118,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             _check_document("document", request.document, corpus)
             text = corpus[request.document]
             part = await self._threads.run(Purpose.READING, tenant(), lambda _: text.read(start, end))
-            return context_pb2.ReadContextResponse(text=part, characters=text.characters)
+            return context_pb2.ReadContextResponse(text=part, character_count=text.characters)
 
     async def SearchContext(
         self, request: context_pb2.SearchContextRequest, context: Any
@@ -127,18 +128,28 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             raise InvalidField("pattern", "must not be empty")
         if len(request.pattern) > LONGEST_PATTERN:
             raise InvalidField("pattern", f"may have {LONGEST_PATTERN} characters, not {len(request.pattern)}")
-        limit = requests.page_size(request.limit, 100, 1_000, "limit")
+        size = requests.page_size(request.page_size, 100, 1_000)
+        list_name = _list_name(request)
+        place = requests.page_token(request.page_token, list_name, 2)
+        after = (place[0], place[1]) if place is not None else None
         if len(request.documents) > MAX_DOCUMENTS:
             raise InvalidField("documents", f"may name {MAX_DOCUMENTS} documents, not {len(request.documents)}")
         async with self._reading(request.context_id) as (_, corpus):
-            for place, number in enumerate(request.documents):
-                _check_document(f"documents[{place}]", number, corpus)
+            for index, number in enumerate(request.documents):
+                _check_document(f"documents[{index}]", number, corpus)
             documents = list(request.documents) or None
             try:
                 result = await self._threads.run(
                     Purpose.SEARCH,
                     tenant(),
-                    lambda cancelled: search(corpus, request.pattern, documents, limit, cancelled=cancelled),
+                    lambda cancelled: search(
+                        corpus,
+                        request.pattern,
+                        documents,
+                        size,
+                        after=after and (after[0], after[1]),
+                        cancelled=cancelled,
+                    ),
                     deadline=time.monotonic() + SEARCH_SECONDS,
                 )
             except PatternRefused as error:
@@ -147,7 +158,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 raise SearchTooLong from None
             if result.stopped:
                 raise SearchTooLong
-        return _search_response(result)
+        return _search_response(result, list_name)
 
     async def DeleteContext(
         self, request: context_pb2.DeleteContextRequest, context: Any
@@ -195,7 +206,7 @@ def _documents(context: Context, corpus: Corpus, first: int, at: int, most: int)
         if number >= len(corpus):  # the token has a place that is none of this number's
             raise InvalidField("page_token", "is not one of this list")
         characters = corpus[number].characters
-        response.documents.append(context_pb2.Document(number=number, name=name, characters=characters))
+        response.documents.append(context_pb2.Document(number=number, name=name, character_count=characters))
         size += len(name.encode()) + 24
         at += len(name) + 1
     return response
@@ -212,12 +223,21 @@ def _lines(corpus: Corpus, at: int) -> Iterator[str]:
     yield rest
 
 
-def _search_response(result: Found) -> context_pb2.SearchContextResponse:
-    response, size = context_pb2.SearchContextResponse(more=result.more), 0
+def _list_name(request: context_pb2.SearchContextRequest) -> str:
+    """Name a list of matches by all that it depends on, so that a page token of one is not taken for another's."""
+    asked = repr((request.context_id, request.pattern, list(request.documents)))
+    return f"matches {hashlib.sha256(asked.encode('utf-8', 'replace')).hexdigest()[:16]}"
+
+
+def _search_response(result: Found, list_name: str) -> context_pb2.SearchContextResponse:
+    response, size, more = context_pb2.SearchContextResponse(), 0, result.more
     for match in result.matches:
         size += len(match.text.encode()) + 40
         if size > MAX_ANSWER:
-            response.more = True
+            more = True
             break
         response.matches.add(document=match.document, start=match.start, end=match.end, text=match.text)
+    if more and response.matches:
+        last = response.matches[-1]
+        response.next_page_token = responses.page_token(list_name, last.document, max(last.end, last.start + 1))
     return response

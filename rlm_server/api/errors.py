@@ -41,7 +41,7 @@ from sandbox.pool.worker_session import SessionClosed, TooManyTurns
 
 log = logging.getLogger(__name__)
 
-DOMAIN = "rlm.v1"
+DOMAIN = "rlm-server"
 MAX_TEXT = 1_000
 """Bytes of UTF-8 of a status's message, and of the description of a field or a quota.
 

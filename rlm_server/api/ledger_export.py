@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from rlm_server.ledger import UNITS, Entry
 from rlm_server.ledger.usage import COUNTS
 
-MAX_CHUNK = 1 << 20
+MAX_CHUNK = 256 << 10
 """Bytes of one message of an export."""
 
 COLUMNS = (

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Container
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
 
+from rlm_server.api import requests
 from rlm_server.api.errors import InvalidField
 from sandbox.limits import declared
 
@@ -17,26 +19,40 @@ if TYPE_CHECKING:
 
 Declared = TypeVar("Declared", bound="DataclassInstance")
 
+_DURATION = "google.protobuf.Duration"
+
 
 def lowered(field: str, requested: Message, ceiling: Declared) -> Declared:
-    """Return the limits: the tenant's, lowered where the request says so. It names them as they are declared.
+    """Return the limits: the tenant's, lowered where the request says so. What it does not say is the tenant's.
 
-    What a limit has in seconds a request may say in milliseconds. 0 means the tenant's, except where the request can
-    tell 0 from nothing.
+    The protocol calls counts `X_count` and durations `X_time` where limits are declared as `X`, `Xs` or `X_seconds`.
     """
     limits = declared(ceiling)
     changes: dict[str, float] = {}
     for one in requested.DESCRIPTOR.fields:
-        if one.message_type is not None:
+        if not _is_limit(one) or not requested.HasField(one.name):
             continue
-        name, a_second = re.sub("_milliseconds$", "_seconds", one.name), 1000 if "_milliseconds" in one.name else 1
+        name, path = declared_name(one.name, limits), f"{field}.{one.name}"
+        most, least = getattr(ceiling, name), min(limits[name].least, getattr(ceiling, name))
         value = getattr(requested, one.name)
-        if not (requested.HasField(one.name) if one.has_presence else value):
-            continue
-        most = getattr(ceiling, name) * a_second
-        least = min(math.ceil(limits[name].least * a_second), most)
-        if not least <= value <= most:
-            zero = "" if one.has_presence else f", or 0 for {most:.15g}"
-            raise InvalidField(f"{field}.{one.name}", f"must be from {least:.15g} to {most:.15g}{zero}, not {value}")
-        changes[name] = value / a_second if a_second > 1 else value
+        if one.message_type is not None:
+            milliseconds = requests.duration(value, path)
+            if not math.ceil(least * 1000) <= milliseconds <= most * 1000:
+                raise InvalidField(path, f"must be from {least:.15g} to {most:.15g} s, not {milliseconds / 1000:.15g}")
+            changes[name] = milliseconds / 1000
+        elif not least <= value <= most:
+            raise InvalidField(path, f"must be from {least:.15g} to {most:.15g}, not {value}")
+        else:
+            changes[name] = value
     return replace(ceiling, **changes)
+
+
+def declared_name(field: str, limits: Container[str]) -> str:
+    """Return the name by which a limit is declared that the protocol names so."""
+    count = re.sub("_count$", "", field)
+    names = (field, re.sub("_time$", "_seconds", field), count, f"{count}s")
+    return next(name for name in names if name in limits)
+
+
+def _is_limit(field: Any) -> bool:
+    return field.message_type is None or field.message_type.full_name == _DURATION

@@ -94,6 +94,7 @@ FIXED = (
     Fixed("rlm_server.api.requests", "MAX_TOKEN", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_AMOUNT", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_SECONDS", "a request", _FIELD),
+    Fixed("rlm_server.api.requests", "MAX_DURATION", "a request", _FIELD),
     Fixed("rlm_server.repl.limits", "MAX_QUESTION", "a request", _FIELD),
     Fixed("rlm_server.repl.call_request", "MAX_SYSTEM", "a model call", "the code gets an exception"),
     Fixed("rlm_server.api.session", "MAX_CODE", "a request", _FIELD),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import types_pb2
 from rlm.v1.errors_pb2 import ErrorReason
@@ -13,7 +14,7 @@ from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
-from rlm_server.ledger import UNITS, Limit
+from rlm_server.ledger import Limit
 from rlm_server.repl.bounds import MAX_NAME
 
 MAX_REQUEST_ID = 128
@@ -22,6 +23,8 @@ MAX_TOKEN = 2_000
 """Characters of a page token."""
 MAX_SECONDS = 253_402_300_799
 """Seconds since 1970 of a time: the last of the year 9999, where the protocol's times end."""
+MAX_DURATION = 315_576_000_000
+"""Seconds of a duration: the most that the protocol's durations have."""
 MAX_AMOUNT = 1 << 60
 """Of a budget, in each of its units."""
 
@@ -33,11 +36,11 @@ def request_id(value: str, field: str = "request_id") -> str | None:
     return value or None
 
 
-def page_size(value: int, usual: int, most: int, field: str = "page_size") -> int:
-    """Return how many items a page may have: `usual` where the request has 0."""
-    if not 0 <= value <= most:
-        raise InvalidField(field, f"must be from 1 to {most}, or 0 for {usual}, not {value}")
-    return value or usual
+def page_size(value: int, usual: int, most: int) -> int:
+    """Return how many items a page may have: `usual` where the request has 0, and never more than `most`."""
+    if value < 0:
+        raise InvalidField("page_size", f"must not be negative; it is {value}")
+    return min(value, most) or usual
 
 
 def page_token(value: str, list_name: str, numbers: int) -> tuple[int, ...] | None:
@@ -76,6 +79,20 @@ def time(value: Timestamp, field: str) -> int:
     return value.seconds * 1000 - (-value.nanos // 1_000_000)
 
 
+def check_not_negative(field: str, value: int) -> None:
+    """Refuse a number below 0."""
+    if value < 0:
+        raise InvalidField(field, f"must not be negative; it is {value}")
+
+
+def duration(value: Duration, field: str) -> int:
+    """Return a duration in milliseconds, rounded up."""
+    whole = 0 <= value.seconds <= MAX_DURATION and 0 <= value.nanos < 1_000_000_000
+    if not whole:
+        raise InvalidField(field, f"must be a duration from 0 to {MAX_DURATION} s")
+    return value.seconds * 1000 - (-value.nanos // 1_000_000)
+
+
 def required(field: str, value: str, most: int) -> str:
     """Return a text that must be there and may have `most` characters."""
     if not value.strip():
@@ -85,15 +102,21 @@ def required(field: str, value: str, most: int) -> str:
     return value
 
 
-def budget(value: types_pb2.Budget) -> Limit:
+def budget(value: types_pb2.Budget, field: str = "budget") -> Limit:
     """Return a budget. Every amount that is set must be more than 0."""
-    amounts: dict[str, int | None] = {}
-    for unit in UNITS:
-        amounts[unit] = getattr(value, unit) if value.HasField(unit) else None  # type: ignore[arg-type]
-        amount = amounts[unit]
+    asked = {
+        "nano_usd": ("nano_usd", value.nano_usd if value.HasField("nano_usd") else None),
+        "tokens": ("token_count", value.token_count if value.HasField("token_count") else None),
+        "calls": ("call_count", value.call_count if value.HasField("call_count") else None),
+        "cpu_ms": (
+            "cpu_time",
+            duration(value.cpu_time, f"{field}.cpu_time") if value.HasField("cpu_time") else None,
+        ),
+    }
+    for name, amount in asked.values():
         if amount is not None and not 0 < amount <= MAX_AMOUNT:
-            raise InvalidField(f"budget.{unit}", f"must be from 1 to {MAX_AMOUNT}, not {amount}")
-    return Limit(**amounts)
+            raise InvalidField(f"{field}.{name}", f"must be from 1 to {MAX_AMOUNT}, not {amount}")
+    return Limit(**{unit: amount for unit, (_, amount) in asked.items()})
 
 
 def check_offered(routes: Routes, field: str, model: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2, types_pb2
@@ -22,13 +24,13 @@ from rlm_server.repl.events import (
     TurnRestarted,
     UntoldCalls,
 )
-from rlm_server.runs.cuts import CutText, beginning_of
-from rlm_server.runs.events import Body, Event
+from rlm_server.runs.cuts import CutText
+from rlm_server.runs.events import Body, BudgetWarning, ChildFinished, Event, Guard, ModelReplied, RunFinished
 from rlm_server.runs.journal import NodeRow
-from rlm_server.runs.state import RunState
+from rlm_server.runs.state import EndReason, RunState
 from rlm_server.sessions.happenings import LeftOut
 from sandbox.corpora.corpus import Kind
-from sandbox.turn import Status, Turn
+from sandbox.turn import Status, Stop, Turn, TurnError
 
 _STREAMS = {"stdout": session_pb2.OUTPUT_STREAM_STDOUT, "stderr": session_pb2.OUTPUT_STREAM_STDERR}
 _STATUSES = {
@@ -36,7 +38,29 @@ _STATUSES = {
     Status.ERROR: session_pb2.TURN_STATUS_ERROR,
     Status.ROLLED_BACK: session_pb2.TURN_STATUS_ROLLED_BACK,
 }
+_STOPS = {stop: session_pb2.StopReason.Value(f"STOP_REASON_{stop}") for stop in Stop}
 _KINDS = {Kind.TEXT: context_pb2.CONTEXT_KIND_TEXT, Kind.DOCUMENTS: context_pb2.CONTEXT_KIND_DOCUMENTS}
+_UNITS = {
+    "nano_usd": types_pb2.BUDGET_UNIT_NANO_USD,
+    "tokens": types_pb2.BUDGET_UNIT_TOKENS,
+    "calls": types_pb2.BUDGET_UNIT_CALLS,
+    "cpu_ms": types_pb2.BUDGET_UNIT_CPU_MS,
+}
+_GUARDS = {
+    name.removeprefix("GUARD_KIND_").lower(): kind
+    for name, kind in run_pb2.GuardKind.items()
+    if kind != run_pb2.GUARD_KIND_UNSPECIFIED
+}
+_REPLY_ENDS = {
+    "": run_pb2.REPLY_END_UNSPECIFIED,
+    "end": run_pb2.REPLY_END_COMPLETE,
+    "length": run_pb2.REPLY_END_LENGTH,
+    "refusal": run_pb2.REPLY_END_REFUSAL,
+}
+_END_REASONS = {
+    end: run_pb2.EndReason.Value("END_REASON_KEPT_BYTES" if end is EndReason.EVENT_BYTES else f"END_REASON_{end.name}")
+    for end in EndReason
+}
 _STATES = {state: run_pb2.RunState.Value(f"RUN_STATE_{state.upper()}") for state in RunState}
 
 
@@ -47,24 +71,45 @@ def time(milliseconds: int) -> Timestamp:
     return stamp
 
 
+def duration(milliseconds: int) -> Duration:
+    """Write a duration in milliseconds."""
+    written = Duration()
+    written.FromMilliseconds(milliseconds)
+    return written
+
+
 def amounts(value: Amounts) -> types_pb2.Amounts:
     """Write amounts of every unit."""
-    return types_pb2.Amounts(nano_usd=value.nano_usd, tokens=value.tokens, calls=value.calls, cpu_ms=value.cpu_ms)
+    return types_pb2.Amounts(
+        nano_usd=value.nano_usd,
+        token_count=value.tokens,
+        call_count=value.calls,
+        cpu_time=duration(value.cpu_ms) if value.cpu_ms else None,
+    )
 
 
 def budget(value: Limit) -> types_pb2.Budget:
     """Write a budget. An amount that is not limited is left out."""
-    return types_pb2.Budget(**asdict(value))
+    return types_pb2.Budget(**_limited(value))
 
 
 def allowance(value: Limit) -> budget_pb2.Allowance:
     """Write what is left of a budget. An amount that is not limited is left out."""
-    return budget_pb2.Allowance(**asdict(value))
+    return budget_pb2.Allowance(**_limited(value))
+
+
+def _limited(value: Limit) -> dict[str, Any]:
+    return {
+        "nano_usd": value.nano_usd,
+        "token_count": value.tokens,
+        "call_count": value.calls,
+        "cpu_time": None if value.cpu_ms is None else duration(value.cpu_ms),
+    }
 
 
 def token_usage(value: Usage) -> budget_pb2.TokenUsage:
     """Write the tokens that a provider counted."""
-    return budget_pb2.TokenUsage(**asdict(value))
+    return budget_pb2.TokenUsage(**{f"{name}_count": count for name, count in asdict(value).items()})
 
 
 def context(value: Context) -> context_pb2.Context:
@@ -73,11 +118,11 @@ def context(value: Context) -> context_pb2.Context:
         context_id=value.id,
         name=value.name,
         size_bytes=value.size_bytes,
-        characters=value.characters,
+        character_count=value.characters,
         sha256=value.sha256,
         create_time=time(value.created_at),
         kind=_KINDS[value.kind],
-        documents=value.documents,
+        document_count=value.documents,
     )
 
 
@@ -93,17 +138,32 @@ def state(value: RunState) -> run_pb2.RunState.ValueType:
 
 def turn_result(value: Turn) -> session_pb2.TurnResult:
     """Write how a turn ended."""
-    error = value.error
     return session_pb2.TurnResult(
         status=_STATUSES[value.status],
-        error=session_pb2.TurnError(type=error.type, message=error.message, traceback=error.traceback)
-        if error
-        else None,
+        error=None if value.error is None else _turn_error(value.error, value.status),
         output_bytes=value.output_bytes,
         truncated=value.truncated,
-        running_milliseconds=value.running_seconds * 1000,
-        variables=[session_pb2.Variable(name=v.name, type=v.type, length=v.length) for v in value.variables],
+        running_time=Duration(
+            seconds=int(value.running_seconds), nanos=int(value.running_seconds % 1 * 1_000_000) * 1_000
+        ),
+        variables=[
+            session_pb2.Variable(name=v.name, type=v.type, length=v.length if v.length >= 0 else None)
+            for v in value.variables
+        ],
+        stop_reason=_stop_reason(value),
     )
+
+
+def _turn_error(error: TurnError, status: Status) -> session_pb2.TurnError:
+    """Write an exception. What stopped a turn from outside is no type of the guest's."""
+    kind = error.type if status is Status.ERROR else ""
+    return session_pb2.TurnError(type=kind, message=error.message, traceback=error.traceback)
+
+
+def _stop_reason(value: Turn) -> session_pb2.StopReason.ValueType:
+    if value.status is not Status.ROLLED_BACK or value.error is None:
+        return session_pb2.STOP_REASON_UNSPECIFIED
+    return _STOPS[Stop(value.error.type)]
 
 
 def output(value: Printed) -> session_pb2.Output:
@@ -125,18 +185,18 @@ def finished_call(value: FinishedCall) -> session_pb2.ModelCallFinished:
 
 def untold_calls(value: UntoldCalls) -> session_pb2.UntoldCalls:
     """Write how many calls of a turn have no events of their own."""
-    return session_pb2.UntoldCalls(from_memory=value.from_memory, failed=value.failed)
+    return session_pb2.UntoldCalls(from_memory_count=value.from_memory, failed_count=value.failed)
 
 
 def left_out(value: LeftOut) -> session_pb2.LeftOut:
     """Write how much of a turn is not told."""
-    return session_pb2.LeftOut(events=value.events, characters=value.characters)
+    return session_pb2.LeftOut(event_count=value.events, character_count=value.characters)
 
 
 def coverage(value: Coverage) -> context_pb2.Coverage:
     """Write how much of a context was looked at."""
     ranges = [context_pb2.Range(document=one.document, start=one.start, end=one.end) for one in value.ranges]
-    return context_pb2.Coverage(fraction=value.fraction, documents=value.documents, ranges=ranges, more=value.more)
+    return context_pb2.Coverage(fraction=value.fraction, document_count=value.documents, ranges=ranges, more=value.more)
 
 
 def traced_call(value: CallTraced) -> session_pb2.ModelCallTraced:
@@ -150,8 +210,16 @@ def traced_call(value: CallTraced) -> session_pb2.ModelCallTraced:
     return session_pb2.ModelCallTraced(call_id=value.call_id, passages=passages, more=value.more)
 
 
-MOST_MESSAGE = 4_000_000
-"""Bytes of a run as a message: below the 4 MiB that every client takes."""
+MOST_TEXT = 64 << 10
+"""Bytes of UTF-8 of a question, and of an answer, in a run."""
+MOST_NODE_TEXT = 4 << 10
+"""The same in a node."""
+
+
+def end_reason(state: RunState, reason: str) -> run_pb2.EndReason.ValueType:
+    """Write why a run, or a node, ended that did not succeed."""
+    found = EndReason.of(state, reason)
+    return run_pb2.END_REASON_UNSPECIFIED if found is None else _END_REASONS[found]
 
 
 def node(value: NodeRow, balance: Balance) -> run_pb2.Node:
@@ -163,25 +231,23 @@ def node(value: NodeRow, balance: Balance) -> run_pb2.Node:
         state=state(value.state),
         question=value.question,
         answer=value.answer,
-        reason=value.reason,
-        turns=value.turns,
+        end_message=value.reason,
+        end_reason=end_reason(value.state, value.reason),
+        turn_count=value.turns,
         spent=amounts(balance.posted),
         coverage_fraction=value.coverage_fraction,
         cut=cut_texts(value.cut),
+        answer_bytes=value.answer_bytes,
     )
-
-
-def fill_answer(message: run_pb2.Run, root: NodeRow) -> None:
-    """Write a run's answer, as far as the message has room for it."""
-    answer = beginning_of(root.answer, MOST_MESSAGE - message.ByteSize())
-    message.answer = answer
-    if len(answer) < len(root.answer):
-        message.cut.add(field="answer", size_bytes=root.answer_bytes)
 
 
 def cut_texts(values: Iterable[CutText]) -> list[types_pb2.CutText]:
     """Write which texts are not whole."""
-    return [types_pb2.CutText(field=one.field, size_bytes=one.size_bytes) for one in values]
+    return [types_pb2.CutText(field=_path(one.field), size_bytes=one.size_bytes) for one in values]
+
+
+def _path(field: str) -> str:
+    return "end_message" if field == "reason" else field
 
 
 def event(value: Event) -> run_pb2.RunEvent:
@@ -208,31 +274,79 @@ _WRITERS: dict[type, Callable[[Any], object]] = {
     UntoldCalls: untold_calls,
     Coverage: coverage,
 }
+_COUNTS = frozenset({"max_turns", "context_characters", "prompt_characters", "reply_characters"})
+"""Fields of events' bodies that the protocol calls `…_count`."""
 
 
 def _body(body: Body) -> Message:
-    """Write an event's body. Its message has the same name, and fields of the same names."""
-    if isinstance(body, Printed):
-        return output(body)
-    if isinstance(body, CallTraced):
-        return traced_call(body)
-    if isinstance(body, TurnRestarted):
-        return turn_restarted(body)
+    """Write an event's body. Its message has the same name, and mostly fields of the same names."""
     kind = type(body)
+    if kind in _OWN:
+        return _OWN[kind](body)
     message, names = _messages.get(kind) or _message_of(kind)
     written = {}
-    for name in names:
+    for name, called in names:
         value = getattr(body, name)
         writer = _WRITERS.get(type(value))
-        written[name] = value if writer is None else writer(value)
+        written[called] = value if writer is None else writer(value)
     return message(**written)
 
 
-_messages: dict[type, tuple[Callable[..., Message], tuple[str, ...]]] = {}
-"""Of each kind of body its message, and the names of its fields."""
+_messages: dict[type, tuple[Callable[..., Message], tuple[tuple[str, str], ...]]] = {}
+"""Of each kind of body its message, and the names of its fields in both."""
 
 
-def _message_of(kind: type[Any]) -> tuple[Callable[..., Message], tuple[str, ...]]:
-    names = tuple(field.name for field in fields(kind) if field.name != "kind")
-    _messages[kind] = getattr(run_pb2, kind.__name__), names
+def _message_of(kind: type[Any]) -> tuple[Callable[..., Message], tuple[tuple[str, str], ...]]:
+    names = (field.name for field in fields(kind) if field.name != "kind")
+    called = tuple((name, re.sub("s?$", "_count", name, count=1) if name in _COUNTS else name) for name in names)
+    _messages[kind] = getattr(run_pb2, kind.__name__), called
     return _messages[kind]
+
+
+def _guard(body: Guard) -> run_pb2.Guard:
+    return run_pb2.Guard(kind=_GUARDS[body.name], detail=body.detail)
+
+
+def _budget_warning(body: BudgetWarning) -> run_pb2.BudgetWarning:
+    return run_pb2.BudgetWarning(
+        unit=_UNITS[body.unit], percent=body.percent, spent=body.spent, limit=body.limit
+    )
+
+
+def _model_replied(body: ModelReplied) -> run_pb2.ModelReplied:
+    return run_pb2.ModelReplied(
+        model=body.model, text=body.text, spent=amounts(body.spent), call_id=body.call_id, end=_REPLY_ENDS[body.stopped]
+    )
+
+
+def _child_finished(body: ChildFinished) -> run_pb2.ChildFinished:
+    return run_pb2.ChildFinished(
+        child_id=body.child_id,
+        state=state(body.state),
+        end_message=body.reason,
+        end_reason=end_reason(body.state, body.reason),
+        spent=amounts(body.spent),
+    )
+
+
+def _run_finished(body: RunFinished) -> run_pb2.RunFinished:
+    return run_pb2.RunFinished(
+        state=state(body.state),
+        end_message=body.reason,
+        end_reason=end_reason(body.state, body.reason),
+        spent=amounts(body.spent),
+        answer=body.answer,
+    )
+
+
+_OWN: dict[type, Callable[[Any], Message]] = {
+    Printed: output,
+    CallTraced: traced_call,
+    TurnRestarted: turn_restarted,
+    Guard: _guard,
+    BudgetWarning: _budget_warning,
+    ModelReplied: _model_replied,
+    ChildFinished: _child_finished,
+    RunFinished: _run_finished,
+}
+"""Bodies whose messages have fields of other names."""

@@ -5,23 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rlm.v1 import run_pb2, run_pb2_grpc
+from rlm.v1 import run_pb2, run_pb2_grpc, types_pb2
 
 from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound, WatcherTooSlow
+from rlm_server.api.heartbeats import with_heartbeats
 from rlm_server.api.limits import lowered
 from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Ledger
 from rlm_server.repl.limits import MAX_QUESTION, RunLimits
-from rlm_server.runs.journal import Journal, RunRow
+from rlm_server.runs.cuts import size_of
+from rlm_server.runs.events import Event, RunFinished
+from rlm_server.runs.journal import MOST_NODES, Journal, RunRow
 from rlm_server.runs.supervisor import NewRun, Supervisor
 
+ANSWER_PIECE = 64 << 10
+"""Characters of an answer in one message."""
 TAKEN_SECONDS = 60.0
 """How long a watcher may take nothing of what is sent to it, before its stream is ended."""
 
@@ -68,24 +73,87 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         return replace(limits, sandbox=lowered("limits.sandbox", asked.sandbox, ceiling.sandbox))
 
     async def GetRun(self, request: run_pb2.GetRunRequest, context: Any) -> run_pb2.GetRunResponse:
-        """Return a run with its tree."""
+        """Return a run."""
         return run_pb2.GetRunResponse(run=await self._message(await self._row(request.run_id)))
 
     async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
         """Stream a run's events."""
         run = await self._row(request.run_id)
-        if request.from_sequence < 0:
-            raise InvalidField("from_sequence", "must not be negative")
-        async with aclosing(self._supervisor.watch(run.id, request.from_sequence)) as events:
-            async for event in events:
+        wanted = await self._filter(run, request)
+        sequence = wanted.first
+        async with (
+            aclosing(self._supervisor.watch(run.id, wanted.first)) as events,
+            aclosing(with_heartbeats(events)) as told,
+        ):
+            async for event in told:
+                if event is not None:
+                    sequence = event.sequence
+                    if not wanted.has(event) and not isinstance(event.body, RunFinished):
+                        continue
                 # Written and not yielded, because whoever yields cannot tell how long that takes.
                 try:
                     async with asyncio.timeout(TAKEN_SECONDS):
-                        await context.write(run_pb2.WatchRunResponse(event=responses.event(event)))
+                        await context.write(_watched(event))
                 except TimeoutError:
-                    raise WatcherTooSlow(TAKEN_SECONDS, event.sequence) from None
+                    raise WatcherTooSlow(TAKEN_SECONDS, sequence) from None
         return
         yield  # which makes it a stream
+
+    async def ListRunEvents(self, request: run_pb2.ListRunEventsRequest, context: Any) -> run_pb2.ListRunEventsResponse:
+        """List what has happened in a run."""
+        run = await self._row(request.run_id)
+        wanted = await self._filter(run, request)
+        size, list_name = requests.page_size(request.page_size, 100, 1_000), f"events {run.id}"
+        place = requests.page_token(request.page_token, list_name, 1)
+        events = await self._journal.events(run.id, wanted.first if place is None else place[0], size)
+        last = await self._journal.last_sequence(run.id)
+        more = bool(events) and events[-1].sequence < last
+        return run_pb2.ListRunEventsResponse(
+            events=[responses.event(event) for event in events if wanted.has(event)],
+            next_page_token=responses.page_token(list_name, events[-1].sequence + 1) if more else "",
+        )
+
+    async def ListNodes(self, request: run_pb2.ListNodesRequest, context: Any) -> run_pb2.ListNodesResponse:
+        """List the nodes of a run's tree."""
+        run = await self._row(request.run_id)
+        size, list_name = requests.page_size(request.page_size, 100, 1_000), f"nodes {run.id}"
+        place = requests.page_token(request.page_token, list_name, 1)
+        first = 0 if place is None else place[0]
+        nodes = await self._journal.nodes(run.id, first, min(size, MOST_NODES), responses.MOST_NODE_TEXT)
+        balances = await self._ledger.balances([node.id for node in nodes])
+        there_are = await self._journal.node_count(run.id)
+        after = first + len(nodes)
+        return run_pb2.ListNodesResponse(
+            nodes=map(responses.node, nodes, balances),
+            next_page_token=responses.page_token(list_name, after) if nodes and after < there_are else "",
+        )
+
+    async def ReadAnswer(
+        self, request: run_pb2.ReadAnswerRequest, context: Any
+    ) -> AsyncIterator[run_pb2.ReadAnswerResponse]:
+        """Stream an answer, however long it is."""
+        run = await self._row(request.run_id)
+        node = request.node_id or run.id
+        requests.check_not_negative("offset", request.offset)
+        start, at = 0, 0
+        while True:
+            found = await self._journal.answer_piece(run.id, node, start, ANSWER_PIECE)
+            if found is None:
+                raise NotFound("node", node)
+            piece, whole = found
+            if request.offset > whole:
+                raise InvalidField("offset", f"must be from 0 to {whole}, the bytes of the answer")
+            start, end = start + len(piece), at + size_of(piece)
+            if end > request.offset or (not piece and start == 0) or (end == whole == request.offset):
+                skipped = piece.encode()[max(0, request.offset - at) :]
+                try:
+                    text = skipped.decode()
+                except UnicodeDecodeError:
+                    raise InvalidField("offset", "must be where a character begins") from None
+                yield run_pb2.ReadAnswerResponse(offset=max(at, request.offset), text=text, answer_bytes=whole)
+            at = end
+            if at >= whole or not piece:
+                return
 
     async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:
         """Stop a run."""
@@ -105,29 +173,65 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             raise NotFound("run", run_id)
         return run
 
+    async def _filter(self, run: RunRow, asked: run_pb2.WatchRunRequest | run_pb2.ListRunEventsRequest) -> _EventFilter:
+        requests.check_not_negative("from_sequence", asked.from_sequence)
+        for place, kind in enumerate(asked.kinds):
+            if kind not in _KINDS:
+                raise InvalidField(f"kinds[{place}]", f"must be a kind of an event, not {kind}")
+        if asked.node_id and await self._journal.answer_piece(run.id, asked.node_id, 0, 0) is None:
+            raise NotFound("node", asked.node_id)
+        return _EventFilter(asked.from_sequence, frozenset(_KINDS[kind] for kind in asked.kinds), asked.node_id)
+
     async def _message(self, run: RunRow) -> run_pb2.Run:
-        nodes = await self._journal.nodes(run.id)
-        root = await self._journal.root(run.id)
+        root = await self._journal.root(run.id, responses.MOST_TEXT)
         if root is None:  # deleted meanwhile
             raise NotFound("run", run.id)
-        balances = await self._ledger.balances([node.id for node in nodes])
+        (balance,) = await self._ledger.balances([run.id])
         coverage = await self._supervisor.coverage(run.id) if run.context is not None else None
-        message = run_pb2.Run(
+        return run_pb2.Run(
             run_id=run.id,
             state=responses.state(root.state),
             question=root.question,
             context_id=run.context or "",
             model=run.model,
             sub_model=run.sub_model,
-            reason=root.reason,
+            answer=root.answer,
+            answer_bytes=root.answer_bytes,
+            end_message=root.reason,
+            end_reason=responses.end_reason(root.state, root.reason),
             budget=responses.budget(run.budget),
-            spent=responses.amounts(balances[0].posted),
-            pending=responses.amounts(balances[0].pending),
+            spent=responses.amounts(balance.posted),
+            pending=responses.amounts(balance.pending),
             create_time=responses.time(run.created_at),
             end_time=responses.time(run.ended_at) if run.ended_at is not None else None,
             last_sequence=await self._journal.last_sequence(run.id),
-            nodes=map(responses.node, nodes, balances),
+            node_count=await self._journal.node_count(run.id),
             coverage=responses.coverage(coverage) if coverage is not None else None,
+            cut=responses.cut_texts(root.cut),
         )
-        responses.fill_answer(message, root)
-        return message
+
+
+_KINDS = {
+    kind: name.removeprefix("RUN_EVENT_KIND_").lower()
+    for name, kind in run_pb2.RunEventKind.items()
+    if kind != run_pb2.RUN_EVENT_KIND_UNSPECIFIED
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _EventFilter:
+    """Which events of a run are wanted: from a number on, of these kinds, of this node; all where empty."""
+
+    first: int
+    kinds: frozenset[str]
+    node: str
+
+    def has(self, event: Event) -> bool:
+        of_kind = not self.kinds or event.body.kind in self.kinds
+        return of_kind and (not self.node or event.origin.node == self.node)
+
+
+def _watched(event: Event | None) -> run_pb2.WatchRunResponse:
+    if event is None:
+        return run_pb2.WatchRunResponse(heartbeat=types_pb2.Heartbeat())
+    return run_pb2.WatchRunResponse(event=responses.event(event))

@@ -192,7 +192,7 @@ def _take(upload: Upload, messages: list[context_pb2.UploadContextRequest]) -> N
                 spool.add(message.chunk.offset, message.chunk.data)
             case "documents":
                 documents = message.documents
-                spool.announce(documents.first, ((one.name, one.size_bytes) for one in documents.documents))
+                spool.announce(documents.first_document, ((one.name, one.size_bytes) for one in documents.documents))
             case _:
                 raise UploadRefused("chunk", "only chunks and documents may follow the header")
 
@@ -200,13 +200,13 @@ def _take(upload: Upload, messages: list[context_pb2.UploadContextRequest]) -> N
 def _header(tenant: str, header: context_pb2.UploadHeader, most_bytes: int) -> Header:
     """Return what a header announces, checked."""
     request_id = requests.request_id(header.request_id, "header.request_id")
-    if not 0 <= header.documents <= MAX_DOCUMENTS:
-        raise InvalidField("header.documents", f"must be from 0 to {MAX_DOCUMENTS}, not {header.documents}")
-    least, most = (0, most_bytes) if header.documents else (1, min(most_bytes, MAX_DOCUMENT))
+    if not 0 <= header.document_count <= MAX_DOCUMENTS:
+        raise InvalidField("header.document_count", f"must be from 0 to {MAX_DOCUMENTS}, not {header.document_count}")
+    least, most = (0, most_bytes) if header.document_count else (1, min(most_bytes, MAX_DOCUMENT))
     if not least <= header.size_bytes <= most:
         raise InvalidField("header.size_bytes", f"must be from {least} to {most}, not {header.size_bytes}")
     if not _SHA256.fullmatch(header.sha256):
         raise InvalidField("header.sha256", "must be 64 lower-case hex digits")
     if len(header.name) > MAX_NAME:
         raise InvalidField("header.name", f"may have {MAX_NAME} characters, not {len(header.name)}")
-    return Header(tenant, request_id, header.name, header.size_bytes, header.sha256, header.documents)
+    return Header(tenant, request_id, header.name, header.size_bytes, header.sha256, header.document_count)

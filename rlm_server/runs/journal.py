@@ -21,8 +21,8 @@ from rlm_server.runs.state import RunState, move
 
 MOST_EVENTS_BYTES = 128 << 10
 """Of events that are read at once, where more than one is."""
-MOST_TEXTS_BYTES = 256 << 10
-"""Of the questions and answers of a run's tree, together."""
+MOST_NODES = 1_000
+"""Of a run's tree, that are read at once."""
 PATIENCE = 0.02
 """Seconds for which a write waits that another follows soon."""
 DELETED_AT_ONCE = 200
@@ -127,26 +127,53 @@ class Journal:
 
         await self._database.write(write)
 
-    async def nodes(self, run: str, texts_bytes: int = MOST_TEXTS_BYTES) -> list[NodeRow]:
-        """Return a run's tree, the root first, in the order of their start.
+    async def nodes(
+        self, run: str, first: int = 0, most: int = MOST_NODES, text_bytes: int = MAX_EVENT_TEXT
+    ) -> list[NodeRow]:
+        """Return up to `most` nodes of a run's tree, in the order of their start, from its node number `first` on.
 
-        Their questions and answers have `texts_bytes` of UTF-8 together at most: each is cut to an equal share.
+        The root is number 0. Of each question and each answer there are at most `text_bytes` of UTF-8.
         """
 
         def read(connection: Connection) -> list[NodeRow]:
-            (number,) = connection.execute("SELECT count(*) FROM node WHERE run = ?", (run,)).fetchone()
-            share = texts_bytes // max(1, 2 * number)
-            rows = connection.execute(f"{_NODE} WHERE run = ? ORDER BY number", (share, share, run)).fetchall()
-            return [_node(row, share) for row in rows]
+            rows = connection.execute(
+                f"{_NODE} WHERE run = ? AND number >= ? ORDER BY number LIMIT ?",
+                (text_bytes, text_bytes, run, first, most),
+            ).fetchall()
+            return [_node(row, text_bytes) for row in rows]
 
         return await self._database.read(read)
 
-    async def root(self, run: str) -> NodeRow | None:
-        """Return a run's root with the whole of its question and its answer."""
+    async def node_count(self, run: str) -> int:
+        """Return how many nodes there have been in a run's tree."""
+
+        def read(connection: Connection) -> int:
+            return int(connection.execute("SELECT count(*) FROM node WHERE run = ?", (run,)).fetchone()[0])
+
+        return await self._database.read(read)
+
+    async def root(self, run: str, text_bytes: int | None = None) -> NodeRow | None:
+        """Return a run's root, of its question and its answer at most `text_bytes` of UTF-8, or the whole."""
 
         def read(connection: Connection) -> NodeRow | None:
-            row = connection.execute(f"{_NODE} WHERE id = ?", (*_WHOLE, run)).fetchone()
-            return None if row is None else _node(row)
+            texts = _WHOLE if text_bytes is None else (text_bytes, text_bytes)
+            row = connection.execute(f"{_NODE} WHERE id = ?", (*texts, run)).fetchone()
+            return None if row is None else _node(row, text_bytes)
+
+        return await self._database.read(read)
+
+    async def answer_piece(self, run: str, node: str, start: int, most: int) -> tuple[str, int] | None:
+        """Return up to `most` characters of a node's answer from character `start` on, and the bytes of the whole.
+
+        None where the run has no such node.
+        """
+
+        def read(connection: Connection) -> tuple[str, int] | None:
+            row = connection.execute(
+                "SELECT substr(answer, ?, ?), answer_bytes FROM node WHERE run = ? AND id = ?",
+                (start + 1, most, run, node),
+            ).fetchone()
+            return None if row is None else (str(row[0]), int(row[1]))
 
         return await self._database.read(read)
 

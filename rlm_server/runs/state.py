@@ -30,6 +30,36 @@ MOVES: dict[RunState, frozenset[RunState]] = {
 }
 
 
+class EndReason(StrEnum):
+    """Why a run, or a node of one, ended without its answer."""
+
+    CANCELLED = "cancelled"
+    TURNS = "max_turns"
+    WALL_TIME = "wall_seconds"
+    BUDGET_NANO_USD = "budget.nano_usd"
+    BUDGET_TOKENS = "budget.tokens"
+    BUDGET_CALLS = "budget.calls"
+    BUDGET_CPU_TIME = "budget.cpu_ms"
+    ERRORS_IN_A_ROW = "errors_in_a_row"
+    NO_PROGRESS = "no progress"
+    EVENT_BYTES = "event_bytes"
+    KEPT_BYTES = "tenant_kept_bytes"
+    MODEL_FAILED = "the model"
+    SERVER_STOPPED = "the server stopped"
+    FAILED = "failed"
+
+    @classmethod
+    def of(cls, state: RunState, reason: str) -> EndReason | None:
+        """Return what a reason in words says, or None where the state needs none. A reason begins with its value."""
+        match state:
+            case RunState.CANCELLED:
+                return cls.CANCELLED
+            case RunState.EXHAUSTED | RunState.FAILED:
+                said = (one for one in cls if reason.startswith(one))
+                return next(said, cls.FAILED)
+        return None
+
+
 class NodeEnded(Exception):
     """A node's work ends without an answer, in this state; the message is the reason."""
 

@@ -201,7 +201,7 @@ def test_an_error_becomes_its_status(case: str) -> None:
     expected = CASES[case]
     status = status_of(expected.error)
     info = detail(status, error_details_pb2.ErrorInfo)
-    assert (info.reason, info.domain, dict(info.metadata)) == (expected.reason, "rlm.v1", expected.metadata)
+    assert (info.reason, info.domain, dict(info.metadata)) == (expected.reason, "rlm-server", expected.metadata)
     value = ErrorReason.DESCRIPTOR.values_by_name[f"ERROR_REASON_{expected.reason}"]
     name = value.GetOptions().Extensions[errors_pb2.status_code]
     assert status.code == grpc.StatusCode[name].value[0]

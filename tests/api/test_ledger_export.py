@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 import pytest
-from rlm.v1 import budget_pb2
+from rlm.v1 import budget_pb2, types_pb2
 
 from rlm_server.api import ledger_export
 from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Usage
@@ -18,7 +18,12 @@ from tests.system.accountant import CHUNK, TALK, Accountant, entry_filter, spend
 from tests.system.books import UNITS
 
 
-def as_told(entry: budget_pb2.LedgerEntry) -> dict[str, object]:
+def units(amounts: types_pb2.Amounts) -> dict[str, int]:
+    told = (amounts.nano_usd, amounts.token_count, amounts.call_count, amounts.cpu_time.ToMilliseconds())
+    return dict(zip(UNITS, told, strict=True))
+
+
+def as_told(entry: budget_pb2.Entry) -> dict[str, object]:
     """An entry of the list as a line of the file has it."""
     used = entry.usage if entry.HasField("usage") else None
     return {
@@ -30,10 +35,10 @@ def as_told(entry: budget_pb2.LedgerEntry) -> dict[str, object]:
         "model": entry.model,
         "price_version": entry.price_version,
         "ambiguous": entry.ambiguous,
-        **{unit: getattr(entry.amounts, unit) for unit in UNITS},
-        **{f"held_{unit}": getattr(entry.held, unit) for unit in UNITS},
+        **units(entry.amounts),
+        **{f"held_{unit}": amount for unit, amount in units(entry.held).items()},
         **{
-            f"{name}_tokens": getattr(used, name) if used else None
+            f"{name}_tokens": getattr(used, f"{name}_count") if used else None
             for name in ("input", "output", "cache_read", "cache_write", "reasoning")
         },
     }

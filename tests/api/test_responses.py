@@ -20,11 +20,11 @@ from rlm_server.contexts.passages import Passage
 from rlm_server.ledger import UNITS, Amounts, Limit, Usage
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import CallTraced, FinishedCall, Printed
-from rlm_server.runs.events import Answer, Body, Event, EventOrigin
+from rlm_server.runs.events import Answer, Body, BudgetWarning, Event, EventOrigin, Guard
 from rlm_server.runs.state import RunState
 from sandbox.corpora.corpus import Kind
 from sandbox.corpora.coverage import Range
-from sandbox.turn import Status, Turn, TurnError, Variable
+from sandbox.turn import Status, Stop, Turn, TurnError, Variable
 
 BODIES = get_args(Body)
 NUMBERS: dict[type, st.SearchStrategy[Any]] = {
@@ -35,8 +35,32 @@ NUMBERS: dict[type, st.SearchStrategy[Any]] = {
 }
 
 
+TURN_ENDS = st.one_of(
+    st.tuples(st.just(Status.OK), st.none()),
+    st.tuples(st.just(Status.ERROR), st.builds(TurnError, st.text(), st.text(), st.text())),
+    st.tuples(st.just(Status.ROLLED_BACK), st.builds(TurnError, st.sampled_from(Stop), st.text(), st.text())),
+)
+"""How turns end: with nothing, with an exception of the guest's, or stopped."""
+
+
+def turns() -> st.SearchStrategy[Turn]:
+    variables = st.lists(st.builds(Variable, st.text(), st.text(), st.integers(-1, 1 << 40)), max_size=3).map(tuple)
+    counts = st.integers(0, 1 << 40)
+    return st.builds(
+        lambda end, size, cut, seconds, names: Turn(end[0], "", "", size, cut, seconds, 0, end[1], names),
+        TURN_ENDS, counts, st.booleans(), NUMBERS[float], variables,
+    )  # fmt: skip
+
+
 def values(kind: Any) -> st.SearchStrategy[Any]:
     """Any value of a type: of a dataclass, of what its fields are made of, or of an enum."""
+    if kind is Turn:
+        return turns()
+    if kind is Guard:
+        kinds = [name.removeprefix("GUARD_KIND_").lower() for name in run_pb2.GuardKind.keys()[1:]]
+        return st.builds(Guard, st.sampled_from(kinds), st.text())
+    if kind is BudgetWarning:
+        return st.builds(BudgetWarning, st.sampled_from(UNITS), *[NUMBERS[int]] * 3)
     origin, inner = get_origin(kind), get_args(kind)
     if kind in NUMBERS:
         return NUMBERS[kind]
@@ -71,24 +95,48 @@ def read(kind: Any, written: Any) -> Any:
         at = written.range
         return Passage(at.document, at.start, at.end, written.prompt_start)
     if kind is Turn:
-        seconds = written.running_milliseconds / 1000
+        seconds = written.running_time.ToMicroseconds() / 1_000_000
         error = read(TurnError, written.error) if written.HasField("error") else None
+        if written.stop_reason:
+            assert error is not None
+            assert not error.type, "what stopped a turn is no type of the guest's"
+            stop = session_pb2.StopReason.Name(written.stop_reason).removeprefix("STOP_REASON_")
+            error = replace(error, type=Stop(stop))
         variables = read(tuple[Variable, ...], written.variables)
         status, size = read(Status, written.status), written.output_bytes
         return Turn(status, "", "", size, written.truncated, seconds, 0, error, variables)
+    if kind is Variable:
+        return Variable(written.name, written.type, written.length if written.HasField("length") else -1)
+    if kind is BudgetWarning:
+        unit = types_pb2.BudgetUnit.Name(written.unit).removeprefix("BUDGET_UNIT_").lower()
+        return BudgetWarning(unit, written.percent, written.spent, written.limit)
+    if kind is Guard:
+        return Guard(run_pb2.GuardKind.Name(written.kind).removeprefix("GUARD_KIND_").lower(), written.detail)
     if get_origin(kind) is Literal:
-        return written
+        ends = {"COMPLETE": "end", "UNSPECIFIED": ""}
+        name = run_pb2.ReplyEnd.Name(written).removeprefix("REPLY_END_")
+        return ends.get(name, name.lower())
     assert is_dataclass(kind)
     hints = get_type_hints(kind)
     names = [field.name for field in fields(kind) if field.name != "kind"]
     return kind(**{name: _field(hints[name], written, name) for name in names})  # type: ignore[operator]
 
 
+WRITTEN = {"reason": "end_message", "stopped": "end", "cpu_ms": "cpu_time"}
+"""What the protocol calls fields of events, where that is no count of the same name."""
+
+
 def _field(kind: Any, message: Message, name: str) -> Any:
+    there = message.DESCRIPTOR.fields_by_name
+    counts = (f"{name}_count", f"{name.removesuffix('s')}_count")
+    called = next(one for one in (name, WRITTEN.get(name, name), *counts) if one in there)
+    value = getattr(message, called)
+    if called == "cpu_time":
+        return value.ToMilliseconds() if message.HasField(called) or kind is int else None
     if type(None) in get_args(kind):
         (present,) = set(get_args(kind)) - {type(None)}
-        return read(present, getattr(message, name)) if message.HasField(name) else None
-    return read(kind, getattr(message, name))
+        return read(present, value) if message.HasField(called) else None
+    return read(kind, value)
 
 
 def shown(value: Any) -> Any:
@@ -145,7 +193,7 @@ def test_a_turn_without_an_error_has_none() -> None:
 
 
 def test_a_turn_counts_its_time_in_milliseconds() -> None:
-    assert responses.turn_result(Turn(Status.OK, "", "", 0, False, 1.5, 0)).running_milliseconds == 1500
+    assert responses.turn_result(Turn(Status.OK, "", "", 0, False, 1.5, 0)).running_time.ToMilliseconds() == 1500
 
 
 @given(values(FinishedCall))
@@ -172,7 +220,7 @@ def test_coverage_says_which_ranges_were_read() -> None:
     coverage = Coverage(0.5, 2, (Range(0, 1, 3), Range(7, 0, 65_536)), more=True)
     assert responses.coverage(coverage) == context_pb2.Coverage(
         fraction=0.5,
-        documents=2,
+        document_count=2,
         ranges=[context_pb2.Range(start=1, end=3), context_pb2.Range(document=7, end=65_536)],
         more=True,
     )
@@ -208,11 +256,11 @@ def test_a_context_says_all_that_its_owner_may_know(context: Context) -> None:
         context_id="ctx_1",
         name="name",
         size_bytes=9,
-        characters=7,
+        character_count=7,
         sha256="a" * 64,
         create_time=responses.time(1_700_000_000_123),
         kind=context_pb2.CONTEXT_KIND_DOCUMENTS,
-        documents=2,
+        document_count=2,
     )
     assert responses.context(replace(context, kind=Kind.TEXT)).kind == context_pb2.CONTEXT_KIND_TEXT
 
@@ -235,7 +283,8 @@ def test_the_tokens_of_a_provider_can_be_read_back(usage: Usage) -> None:
 
 @pytest.mark.parametrize("message", [types_pb2.Amounts, types_pb2.Budget, budget_pb2.Allowance])
 def test_a_message_of_amounts_has_every_unit(message: type[Message]) -> None:
-    assert {field.name for field in message.DESCRIPTOR.fields} == set(UNITS)
+    names = {"nano_usd": "nano_usd", "tokens": "token_count", "calls": "call_count", "cpu_ms": "cpu_time"}
+    assert {field.name for field in message.DESCRIPTOR.fields} == {names[unit] for unit in UNITS}
 
 
 @pytest.mark.parametrize(("milliseconds", "text"), [(0, "1970-01-01T00:00:00Z"), (1, "1970-01-01T00:00:00.001Z")])

@@ -161,10 +161,12 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
             case "documents":
                 if request.ByteSize() >= MAX_ANNOUNCEMENT:
                     raise Wrong("documents", f"{request.ByteSize()} bytes in one message")
-                if not arrived.header.documents:
+                if not arrived.header.document_count:
                     raise Wrong("documents", "the whole is one text")
-                if request.documents.first != len(arrived.documents):
-                    raise Wrong("documents.first", f"{request.documents.first} after {len(arrived.documents)}")
+                if request.documents.first_document != len(arrived.documents):
+                    raise Wrong(
+                        "documents.first_document", f"{request.documents.first_document} after {len(arrived.documents)}"
+                    )
                 arrived.documents += request.documents.documents
             case "chunk":
                 self._take_chunk(arrived, request.chunk)
@@ -177,7 +179,7 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
         if not 0 < len(chunk.data) <= CHUNK:
             raise Wrong("chunk.data", f"{len(chunk.data)} bytes")
         announced = sum(document.size_bytes for document in arrived.documents)
-        room = announced if arrived.header.documents else arrived.header.size_bytes
+        room = announced if arrived.header.document_count else arrived.header.size_bytes
         if len(arrived.data) + len(chunk.data) > room:
             raise Wrong("chunk.data", f"more than the {room} bytes announced")
         arrived.data += chunk.data
@@ -202,18 +204,18 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
             raise Wrong("header.size_bytes", f"{header.size_bytes} announced, {len(data)} arrived")
         if sha256(data).hexdigest() != header.sha256:
             raise Wrong("header.sha256", f"the SHA-256 is {sha256(data).hexdigest()}")
-        if len(arrived.documents) != header.documents:
-            raise Wrong("header.documents", f"{header.documents} announced, {len(arrived.documents)} named")
+        if len(arrived.documents) != header.document_count:
+            raise Wrong("header.document_count", f"{header.document_count} announced, {len(arrived.documents)} named")
         documents = list(_cut(arrived))
         stored = context_pb2.Context(
             context_id=f"context-{len(self.stored) + 1}",
             name=header.name,
             size_bytes=len(data),
-            characters=sum(len(text) for _, text in documents),
+            character_count=sum(len(text) for _, text in documents),
             sha256=header.sha256,
             create_time=Timestamp(seconds=1_700_000_000),
-            kind=context_pb2.CONTEXT_KIND_DOCUMENTS if header.documents else context_pb2.CONTEXT_KIND_TEXT,
-            documents=len(documents),
+            kind=context_pb2.CONTEXT_KIND_DOCUMENTS if header.document_count else context_pb2.CONTEXT_KIND_TEXT,
+            document_count=len(documents),
         )
         self.stored[stored.context_id] = Stored(stored, documents)
         return stored
@@ -229,7 +231,7 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
         too_few = self.understates.popleft() if self.understates else 0
         return context_pb2.GetUploadStatusResponse(
             received_bytes=len(arrived.data) - too_few,
-            received_documents=len(arrived.documents),
+            received_document_count=len(arrived.documents),
             context=arrived.context,
         )
 
@@ -254,7 +256,7 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.ListDocumentsResponse:
         self.enter("ListDocuments", request, context)
         found = [
-            context_pb2.Document(number=number, name=name, characters=len(text))
+            context_pb2.Document(number=number, name=name, character_count=len(text))
             for number, (name, text) in enumerate(self._find(request.context_id, context).documents)
         ]
         page, token = _page(found, request.page_token)
@@ -268,7 +270,7 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
         if not 0 <= request.end - request.start <= MAX_READ:
             said = f"end: at most {MAX_READ} after start, not {request.end - request.start}"
             refuse(context, refusal(grpc.StatusCode.INVALID_ARGUMENT, said))
-        return context_pb2.ReadContextResponse(text=text[request.start : request.end], characters=len(text))
+        return context_pb2.ReadContextResponse(text=text[request.start : request.end], character_count=len(text))
 
     def SearchContext(
         self, request: context_pb2.SearchContextRequest, context: grpc.ServicerContext
@@ -280,7 +282,10 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
             if not request.documents or number in request.documents
             for match in re.finditer(request.pattern, text)
         ]
-        return context_pb2.SearchContextResponse(matches=matches[: request.limit], more=len(matches) > request.limit)
+        more = len(matches) > request.page_size
+        return context_pb2.SearchContextResponse(
+            matches=matches[: request.page_size], next_page_token="more" if more else ""
+        )
 
     def DeleteContext(
         self, request: context_pb2.DeleteContextRequest, context: grpc.ServicerContext
@@ -298,7 +303,7 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
 
 def _cut(arrived: Arrived) -> Iterator[tuple[str, str]]:
     """Cut what arrived into its documents, each of them UTF-8."""
-    if not arrived.header.documents:
+    if not arrived.header.document_count:
         yield "", arrived.data.decode("utf-8")
     start = 0
     for document in arrived.documents:

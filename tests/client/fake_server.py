@@ -29,6 +29,8 @@ class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc
         self.metadata: list[dict[str, str | bytes]] = []
         self.refusals: dict[str, deque[status_pb2.Status]] = defaultdict(deque)
         self.run = run_pb2.Run(run_id="run-1", state=run_pb2.RUN_STATE_SUCCEEDED, answer="42")
+        self.nodes: list[run_pb2.Node] = []
+        self.answer_parts: list[str] = []
         self.events: list[run_pb2.RunEvent] = []
         self.breaks_after: deque[int] = deque()
         """The sequence numbers after which the next watches break."""
@@ -67,6 +69,23 @@ class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc
     def GetRun(self, request: run_pb2.GetRunRequest, context: grpc.ServicerContext) -> run_pb2.GetRunResponse:
         self.enter("GetRun", request, context)
         return run_pb2.GetRunResponse(run=self.run)
+
+    def ListNodes(self, request: run_pb2.ListNodesRequest, context: grpc.ServicerContext) -> run_pb2.ListNodesResponse:
+        self.enter("ListNodes", request, context)
+        return run_pb2.ListNodesResponse(nodes=self.nodes)
+
+    def ListRunEvents(
+        self, request: run_pb2.ListRunEventsRequest, context: grpc.ServicerContext
+    ) -> run_pb2.ListRunEventsResponse:
+        self.enter("ListRunEvents", request, context)
+        return run_pb2.ListRunEventsResponse(events=self.events)
+
+    def ReadAnswer(
+        self, request: run_pb2.ReadAnswerRequest, context: grpc.ServicerContext
+    ) -> Iterator[run_pb2.ReadAnswerResponse]:
+        self.enter("ReadAnswer", request, context)
+        for part in self.answer_parts:
+            yield run_pb2.ReadAnswerResponse(text=part)
 
     def WatchRun(
         self, request: run_pb2.WatchRunRequest, context: grpc.ServicerContext
@@ -113,7 +132,7 @@ class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc
         self, request: session_pb2.GetSessionRequest, context: grpc.ServicerContext
     ) -> session_pb2.GetSessionResponse:
         self.enter("GetSession", request, context)
-        coverage = context_pb2.Coverage(fraction=0.5, documents=1)
+        coverage = context_pb2.Coverage(fraction=0.5, document_count=1)
         session = session_pb2.Session(session_id=request.session_id, coverage=coverage)
         return session_pb2.GetSessionResponse(session=session)
 

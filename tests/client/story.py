@@ -34,7 +34,7 @@ class Story:
 
 
 def money(cents: int, tokens: int = 0, calls: int = 0) -> types_pb2.Amounts:
-    return types_pb2.Amounts(nano_usd=cents * CENT, tokens=tokens, calls=calls)
+    return types_pb2.Amounts(nano_usd=cents * CENT, token_count=tokens, call_count=calls)
 
 
 def printed(text: str, stream: session_pb2.OutputStream.ValueType = session_pb2.OUTPUT_STREAM_STDOUT) -> Story:
@@ -43,7 +43,7 @@ def printed(text: str, stream: session_pb2.OutputStream.ValueType = session_pb2.
     return (
         Story()
         .tell(turn=0, run_started=run_pb2.RunStarted(model="m"))
-        .tell(turn_started=run_pb2.TurnStarted(max_turns=5))
+        .tell(turn_started=run_pb2.TurnStarted(max_turn_count=5))
         .tell(code_started=run_pb2.CodeStarted(code="print(x)", block=1))
         .tell(output=output)
         .tell(code_finished=run_pb2.CodeFinished(result=OK))
@@ -56,23 +56,23 @@ def small_run() -> Story:
         question="How many?",
         model="big",
         sub_model="small",
-        context_characters=1_234_567,
+        context_character_count=1_234_567,
         budget=types_pb2.Budget(nano_usd=50 * CENT),
     )
     story = (
         Story()
         .tell(turn=0, run_started=started)
-        .tell(turn_started=run_pb2.TurnStarted(max_turns=20))
+        .tell(turn_started=run_pb2.TurnStarted(max_turn_count=20))
         .tell(model_replied=run_pb2.ModelReplied(model="big", text="…", spent=money(2, 1000, 1)))
         .tell(code_started=run_pb2.CodeStarted(code="for part in parts:\n    llm_query(part)", block=1))
     )
     for call_id in ("a", "b"):
-        story.tell(call_started=run_pb2.CallStarted(call_id=call_id, model="small", prompt_characters=10))
+        story.tell(call_started=run_pb2.CallStarted(call_id=call_id, model="small", prompt_character_count=10))
     for call_id in ("a", "b"):
         call = session_pb2.ModelCallFinished(call_id=call_id, model="small", spent=money(1, 100, 1))
-        story.tell(call_finished=run_pb2.CallFinished(call=call, reply_characters=5))
-    story.tell(child_started=run_pb2.ChildStarted(child_id="kid", question="And here?", context_characters=500))
-    story.tell("kid", "root", 1, 1, turn_started=run_pb2.TurnStarted(max_turns=20))
+        story.tell(call_finished=run_pb2.CallFinished(call=call, reply_character_count=5))
+    story.tell(child_started=run_pb2.ChildStarted(child_id="kid", question="And here?", context_character_count=500))
+    story.tell("kid", "root", 1, 1, turn_started=run_pb2.TurnStarted(max_turn_count=20))
     replied = run_pb2.ModelReplied(model="small", text="…", spent=money(2, 200, 1))
     return (
         story.tell("kid", "root", 1, 1, model_replied=replied)
@@ -81,8 +81,12 @@ def small_run() -> Story:
                 child_id="kid", state=run_pb2.RUN_STATE_SUCCEEDED, spent=money(2, 200, 1)
             )
         )
-        .tell(budget_warning=run_pb2.BudgetWarning(unit="nano_usd", percent=80, spent=40 * CENT, limit=50 * CENT))
-        .tell(guard=run_pb2.Guard(name="repeat", detail="the same code again"))
+        .tell(
+            budget_warning=run_pb2.BudgetWarning(
+                unit=types_pb2.BUDGET_UNIT_NANO_USD, percent=80, spent=40 * CENT, limit=50 * CENT
+            )
+        )
+        .tell(guard=run_pb2.Guard(kind=run_pb2.GUARD_KIND_REPEATED, detail="the same code again"))
         .tell(code_finished=run_pb2.CodeFinished(result=OK))
         .tell(turn_checkpointed=run_pb2.TurnCheckpointed(private_bytes=65536))
         .tell(answer=run_pb2.Answer(text="42"))

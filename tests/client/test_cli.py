@@ -47,7 +47,7 @@ def test_options_reach_the_server(rlm: Rlm, fake: FakeServer, text: str) -> None
         "small",
     )
     assert (asked.image, asked.budget.nano_usd) == ("data", 500_000_000)
-    assert (asked.limits.max_turns, asked.limits.max_depth, asked.limits.wall_seconds) == (7, 0, 60)
+    assert (asked.limits.max_turn_count, asked.limits.max_depth, asked.limits.wall_time.seconds) == (7, 0, 60)
     assert asked.limits.HasField("max_depth")
 
 
@@ -76,7 +76,7 @@ def test_a_context_can_come_from_stdin(rlm: Rlm, fake: FakeServer) -> None:
 def test_the_exit_code_is_the_end_of_the_run(
     command: str, state: run_pb2.RunState.ValueType, code: int, stdout: str, rlm: Rlm, fake: FakeServer, text: str
 ) -> None:
-    fake.run = run_pb2.Run(run_id="run-1", state=state, answer="best", reason="why")
+    fake.run = run_pb2.Run(run_id="run-1", state=state, answer="best", end_message="why")
     result = rlm("run", "--context", text, "?") if command == "run" else rlm("watch", "run-1")
     assert (result.exit_code, result.stdout) == (code, stdout)
 
@@ -125,13 +125,13 @@ def test_a_run_can_be_shown(rlm: Rlm, fake: FakeServer) -> None:
         question="How many?",
         model="big",
         answer=f"line one\n{'x' * 400}",
-        reason=f"turns {ESCAPE}",
+        end_message=f"turns {ESCAPE}",
         spent=money(6, 1400, 4),
-        nodes=[
-            run_pb2.Node(node_id="a", question="How many?", turns=3, spent=money(6)),
-            run_pb2.Node(node_id="b", parent_id="a", depth=1, question="And here?", turns=1, spent=money(2)),
-        ],
     )
+    fake.nodes = [
+        run_pb2.Node(node_id="a", question="How many?", turn_count=3, spent=money(6)),
+        run_pb2.Node(node_id="b", parent_id="a", depth=1, question="And here?", turn_count=1, spent=money(2)),
+    ]
     result = rlm("show", "run-1")
     assert result.exit_code == 0
     head = [line.rstrip() for line in result.stdout.splitlines()[:4]]
@@ -144,10 +144,12 @@ def test_a_run_can_be_shown(rlm: Rlm, fake: FakeServer) -> None:
 
 
 def execution(
-    *, output: str = "", error: session_pb2.TurnError | None = None, undone: bool = False
+    *, output: str = "", error: session_pb2.TurnError | None = None, stop: str = ""
 ) -> list[session_pb2.ExecuteResponse]:
-    failed = session_pb2.TURN_STATUS_ROLLED_BACK if undone else session_pb2.TURN_STATUS_ERROR
+    failed = session_pb2.TURN_STATUS_ROLLED_BACK if stop else session_pb2.TURN_STATUS_ERROR
     result = session_pb2.TurnResult(status=failed if error else session_pb2.TURN_STATUS_OK, error=error)
+    if stop:
+        result.stop_reason = session_pb2.StopReason.Value(f"STOP_REASON_{stop}")
     stdout = session_pb2.Output(stream=session_pb2.OUTPUT_STREAM_STDOUT, text=output)
     stderr = session_pb2.Output(stream=session_pb2.OUTPUT_STREAM_STDERR, text=f"note {ESCAPE}\n")
     call = session_pb2.ModelCallFinished(call_id="a", spent=money(1))
@@ -163,8 +165,8 @@ def test_exec_counts_calls_that_were_not_told_singly_and_says_what_was_left_out(
     rlm: Rlm, fake: FakeServer, text: str
 ) -> None:
     *before, result = execution(output="9\n")
-    untold = session_pb2.UntoldCalls(from_memory=1_899, failed=7)
-    left_out = session_pb2.LeftOut(events=3, characters=12_000)
+    untold = session_pb2.UntoldCalls(from_memory_count=1_899, failed_count=7)
+    left_out = session_pb2.LeftOut(event_count=3, character_count=12_000)
     fake.responses = [
         *before,
         session_pb2.ExecuteResponse(untold_calls=untold),
@@ -188,17 +190,17 @@ def test_exec_runs_code_in_a_session_of_its_own(rlm: Rlm, fake: FakeServer, text
 
 
 @pytest.mark.parametrize(
-    ("error", "undone", "code", "told"),
+    ("error", "stop", "code", "told"),
     [
-        (session_pb2.TurnError(type="E", message="m", traceback="Traceback\n  x\nE: m\n"), False, 1, "  x\nE: m\n"),
-        (session_pb2.TurnError(type="MEMORY", message="64 MiB"), True, 3, "rolled back: MEMORY: 64 MiB"),
-        (session_pb2.TurnError(type="TRAP", message="unreachable"), True, 1, "rolled back: TRAP: unreachable"),
+        (session_pb2.TurnError(type="E", message="m", traceback="Traceback\n  x\nE: m\n"), "", 1, "  x\nE: m\n"),
+        (session_pb2.TurnError(message="60 s"), "TURN_TIME", 3, "rolled back: TURN_TIME: 60 s"),
+        (session_pb2.TurnError(message="unreachable"), "TRAP", 1, "rolled back: TRAP: unreachable"),
     ],
 )
 def test_exec_tells_why_code_stopped(
-    error: session_pb2.TurnError, undone: bool, code: int, told: str, rlm: Rlm, fake: FakeServer
+    error: session_pb2.TurnError, stop: str, code: int, told: str, rlm: Rlm, fake: FakeServer
 ) -> None:
-    fake.responses = execution(error=error, undone=undone)
+    fake.responses = execution(error=error, stop=stop)
     result = rlm("exec", "1 / 0")
     assert result.exit_code == code
     assert told in result.stderr

@@ -204,7 +204,7 @@ def test_show_says_that_there_are_more_documents(rlm: Rlm, fake: FakeServer, tmp
 
 def test_show_can_give_json(rlm: Rlm, stored: str) -> None:
     (context,) = rlm("context", "show", "--json", stored).stdout.splitlines()
-    assert json.loads(context)["documents"] == "2"
+    assert json.loads(context)["document_count"] == "2"
     _, *documents = rlm("context", "show", "--json", "--documents", stored).stdout.splitlines()
     assert [json.loads(line)["name"] for line in documents] == ["a.txt", "sub/b.txt"]
 

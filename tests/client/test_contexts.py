@@ -32,7 +32,8 @@ def test_a_list_is_asked_for_as_it_is_taken(client: Client, fake: FakeServer, st
 
 def test_documents_are_listed_in_their_order(client: Client, stored: str) -> None:
     assert list(client.list_documents(stored)) == [
-        Document(number=number, name=name, characters=len(text)) for number, (name, text) in enumerate(TEXTS.items())
+        Document(number=number, name=name, character_count=len(text))
+        for number, (name, text) in enumerate(TEXTS.items())
     ]
 
 
@@ -71,7 +72,7 @@ def test_a_search_gives_places_and_whether_there_are_more(client: Client, stored
         Match(document=2, start=20, end=24, text="is 3"),
         Match(document=5, start=5, end=9, text="is 5"),
     ]
-    assert found.more
+    assert found.next_page_token
 
 
 def test_a_search_asks_for_all_documents_and_a_hundred_matches_unless_told(
@@ -79,7 +80,7 @@ def test_a_search_asks_for_all_documents_and_a_hundred_matches_unless_told(
 ) -> None:
     assert len(client.search_context(stored, "is [0-9]").matches) == 2 * len(TEXTS)
     (asked,) = fake.asked(context_pb2.SearchContextRequest)
-    assert (list(asked.documents), asked.limit) == ([], 100)
+    assert (list(asked.documents), asked.page_size) == ([], 100)
 
 
 def test_what_is_deleted_is_gone(client: Client, stored: str) -> None:

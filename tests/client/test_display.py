@@ -51,7 +51,7 @@ def test_a_run_reads_as_a_story() -> None:
         "└─ child 1 succeeded · $0.0200 · 200 tokens",
         "─ turn 1, going on",
         "! budget: 80 % of the money is spent ($0.40 of $0.50)",
-        "! guard repeat: the same code again",
+        "! guard repeated: the same code again",
         "llm_query ×2 · 2 done · $0.0200",  # noqa: RUF001
         "answer of 2 characters",
         "succeeded · $0.0600 of $0.50 · 1,400 tokens · 4 calls · depth 1 · 17.0 s",
@@ -155,7 +155,7 @@ def test_output_of_a_turn_that_began_again_is_not_mixed_with_what_comes_after() 
     story = (
         Story()
         .tell(turn=0, run_started=run_pb2.RunStarted(model="m"))
-        .tell(turn_started=run_pb2.TurnStarted(max_turns=5))
+        .tell(turn_started=run_pb2.TurnStarted(max_turn_count=5))
         .tell(code_started=run_pb2.CodeStarted(code="print(x)", block=1))
         .tell(output=session_pb2.Output(text="".join(f"{n}\n" for n in range(40)) + "cut sh"))
         .tell(turn_restarted=session_pb2.TurnRestarted(reason="the process died"))
@@ -180,7 +180,7 @@ def test_an_error_in_the_code_is_named() -> None:
 
 def test_the_reason_a_run_ended_is_shown_in_full() -> None:
     reason = "the budget of the run is used up; " * 10
-    finished = run_pb2.RunFinished(state=run_pb2.RUN_STATE_EXHAUSTED, reason=reason)
+    finished = run_pb2.RunFinished(state=run_pb2.RUN_STATE_EXHAUSTED, end_message=reason)
     shown = drawn(Story().tell(turn=0, run_finished=finished))
     assert shown.startswith("exhausted · ")
     assert " ".join(shown.split()).count("is used up;") == 10
@@ -202,10 +202,9 @@ HOSTILE_STORIES = {
     "model": Story().tell(model_replied=run_pb2.ModelReplied(model=HOSTILE)),
     "models": Story().tell(run_started=run_pb2.RunStarted(model=HOSTILE, sub_model=HOSTILE)),
     "question": Story().tell(child_started=run_pb2.ChildStarted(child_id="a", question=HOSTILE)),
-    "child": Story().tell(child_finished=run_pb2.ChildFinished(child_id=HOSTILE, reason=HOSTILE)),
+    "child": Story().tell(child_finished=run_pb2.ChildFinished(child_id=HOSTILE, end_message=HOSTILE)),
     "node": Story().tell(HOSTILE, "root", 1, 1, turn_started=run_pb2.TurnStarted()),
-    "guard": Story().tell(guard=run_pb2.Guard(name=HOSTILE, detail=HOSTILE)),
-    "unit": Story().tell(budget_warning=run_pb2.BudgetWarning(unit=HOSTILE)),
+    "guard": Story().tell(guard=run_pb2.Guard(detail=HOSTILE)),
     "error": Story().tell(
         code_finished=run_pb2.CodeFinished(
             result=session_pb2.TurnResult(
@@ -213,7 +212,7 @@ HOSTILE_STORIES = {
             )
         )
     ),
-    "reason": Story().tell(turn=0, run_finished=run_pb2.RunFinished(reason=HOSTILE)),
+    "reason": Story().tell(turn=0, run_finished=run_pb2.RunFinished(end_message=HOSTILE)),
 }
 
 

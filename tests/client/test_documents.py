@@ -41,8 +41,8 @@ def test_a_mapping_keeps_names_and_order(client: Client, fake: FakeServer) -> No
     texts: dict[str, str | bytes] = {"zwei": "päper", "eins": b"stone", "leer": ""}
     context = client.upload(texts, name="games")
     assert list(fake.documents.items()) == [("zwei", "päper"), ("eins", "stone"), ("leer", "")]
-    assert (context.kind, context.documents, context.name) == (ContextKind.CONTEXT_KIND_DOCUMENTS, 3, "games")
-    assert (context.size_bytes, context.characters) == (11, 10)
+    assert (context.kind, context.document_count, context.name) == (ContextKind.CONTEXT_KIND_DOCUMENTS, 3, "games")
+    assert (context.size_bytes, context.character_count) == (11, 10)
 
 
 def test_pairs_may_repeat_a_name(client: Client, fake: FakeServer) -> None:
@@ -160,7 +160,7 @@ def test_chunks_run_through_documents(client: Client, fake: FakeServer) -> None:
 
 def test_a_hundred_thousand_small_documents_take_few_messages(client: Client, fake: FakeServer) -> None:
     texts = {f"folder/document-{number:06}": f"text {number}" for number in range(100_000)}
-    assert client.upload(texts).documents == 100_000
+    assert client.upload(texts).document_count == 100_000
     assert fake.documents == texts
     assert len(fake.asked(context_pb2.UploadContextRequest)) < 20
 

@@ -64,7 +64,7 @@ def test_a_status_is_an_error_type(
 def test_reason_and_metadata_are_the_servers(
     sent: str, known: ErrorReason.ValueType, client: Client, fake: FakeServer
 ) -> None:
-    info = error_details_pb2.ErrorInfo(reason=sent, domain="rlm.v1", metadata={"run_id": "run-9"})
+    info = error_details_pb2.ErrorInfo(reason=sent, domain="rlm-server", metadata={"run_id": "run-9"})
     fake.refusals["GetRun"].append(refusal(grpc.StatusCode.NOT_FOUND, "no such run", info))
     with pytest.raises(NotFound) as caught:
         client.get_run("run-9")

@@ -44,8 +44,8 @@ def test_an_amount_of_any_magnitude_is_judged_without_writing_it_out(amount: str
 def test_a_budget_sets_only_the_limits_it_was_given() -> None:
     message = Budget(usd="0.25", calls=10).message()
     assert message.nano_usd == 250_000_000
-    assert message.calls == 10
-    assert not message.HasField("tokens")
+    assert message.call_count == 10
+    assert not message.HasField("token_count")
 
 
 @pytest.mark.parametrize("limits", [{"tokens": 0}, {"calls": -1}])

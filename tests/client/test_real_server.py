@@ -72,8 +72,8 @@ def test_documents_from_anywhere_are_there_with_their_names(
 ) -> None:
     context = client.upload(sources[kind])
     assert documents(client, context) == TEXTS
-    assert (context.kind, context.documents) == (ContextKind.CONTEXT_KIND_DOCUMENTS, 3)
-    assert context.characters == sum(map(len, TEXTS.values()))
+    assert (context.kind, context.document_count) == (ContextKind.CONTEXT_KIND_DOCUMENTS, 3)
+    assert context.character_count == sum(map(len, TEXTS.values()))
 
 
 @pytest.mark.parametrize("over", ["nothing", "a text", "folder", "lines", "data"])
@@ -100,7 +100,7 @@ def test_the_same_documents_from_elsewhere_are_the_same_context(sources: dict[st
 def test_one_text_is_a_text(client: Client, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("one text")
     context = client.upload(tmp_path / "text.txt")
-    assert (context.kind, context.documents, context.name) == (ContextKind.CONTEXT_KIND_TEXT, 1, "text.txt")
+    assert (context.kind, context.document_count, context.name) == (ContextKind.CONTEXT_KIND_TEXT, 1, "text.txt")
     assert client.read_context(context.context_id) == "one text"
 
 
@@ -108,7 +108,7 @@ def test_thousands_of_documents_arrive_in_their_order(client: Client) -> None:
     texts = {f"folder {number % 7}/document {number}": f"text {number} " * (number % 50) for number in range(20_000)}
     context = client.upload(texts)
     found = list(client.list_documents(context.context_id))
-    assert [(one.number, one.name, one.characters) for one in found] == [
+    assert [(one.number, one.name, one.character_count) for one in found] == [
         (number, name, len(text)) for number, (name, text) in enumerate(texts.items())
     ]
     assert client.read_context(context.context_id, document=19_999) == texts["folder 0/document 19999"]
@@ -131,9 +131,9 @@ def test_documents_are_searched(client: Client) -> None:
         (0, 0, 9, "the first"),
         (2, 0, 9, "the third"),
     ]
-    assert not found.more
+    assert not found.next_page_token
     assert [one.document for one in client.search_context(context_id, "the", documents=[2]).matches] == [2]
-    assert client.search_context(context_id, "the", limit=1).more
+    assert client.search_context(context_id, "the", limit=1).next_page_token
     with pytest.raises(InvalidArgument, match="pattern"):
         client.search_context(context_id, "(")
 
@@ -199,7 +199,7 @@ def test_an_upload_outlives_the_server(number: signal.Signals, real: RealServer,
     assert told[before] >= 4 * MIB, "it went on from what was there"
     assert told[-1] == 16 * MIB
     last = client.read_context(context.context_id, 0, 9, document=15)
-    assert (context.documents, last) == (16, "00000015" + source.letter)
+    assert (context.document_count, last) == (16, "00000015" + source.letter)
 
 
 KILLED = """
@@ -228,7 +228,7 @@ def test_an_upload_of_a_process_that_was_killed_is_gone_on_with_by_another(real:
     source.go_on.set()
     context = client.upload(source, request_id="of-two-processes", progress=lambda received, _: told.append(received))
     assert 4 * MIB <= told[0] <= 8 * MIB
-    assert context.documents == 16
+    assert context.document_count == 16
     assert client.upload(source, request_id="of-two-processes") == context
 
 

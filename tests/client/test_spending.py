@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from rlm.v1 import budget_pb2, budget_pb2_grpc, types_pb2
 from rlm_client import Budget, BudgetRefused, Client, Entries, InvalidArgument, NotFound
 from rlm_client.cli import main
+from rlm_client.durations import milliseconds
 
 from tests.client.fake_server import KEY
 from tests.client.real_server import RealServer
@@ -33,7 +34,7 @@ class Books(budget_pb2_grpc.BudgetServiceServicer):
         self.requests: list[Any] = []
         self.budget = budget_pb2.GetBudgetResponse()
         self.rows: list[budget_pb2.UsageRow] = []
-        self.entries: list[budget_pb2.LedgerEntry] = []
+        self.entries: list[budget_pb2.Entry] = []
         self.chunks: list[bytes] = []
         self.breaks = False
 
@@ -47,16 +48,16 @@ class Books(budget_pb2_grpc.BudgetServiceServicer):
         token = str(at + 2) if at + 2 < len(self.rows) else ""
         return budget_pb2.ListUsageResponse(rows=self.rows[at : at + 2], next_page_token=token)
 
-    def ListLedgerEntries(self, request: Any, context: Any) -> budget_pb2.ListLedgerEntriesResponse:
+    def ListEntries(self, request: Any, context: Any) -> budget_pb2.ListEntriesResponse:
         self.requests.append(request)
         at = int(request.page_token or 0)
         token = str(at + 2) if at + 2 < len(self.entries) else ""
-        return budget_pb2.ListLedgerEntriesResponse(entries=self.entries[at : at + 2], next_page_token=token)
+        return budget_pb2.ListEntriesResponse(entries=self.entries[at : at + 2], next_page_token=token)
 
-    def ExportLedgerEntries(self, request: Any, context: Any) -> Iterator[budget_pb2.ExportLedgerEntriesResponse]:
+    def ExportEntries(self, request: Any, context: Any) -> Iterator[budget_pb2.ExportEntriesResponse]:
         self.requests.append(request)
         for chunk in self.chunks:
-            yield budget_pb2.ExportLedgerEntriesResponse(data=chunk, last_number=17)
+            yield budget_pb2.ExportEntriesResponse(data=chunk, last_number=17)
         if self.breaks:
             context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
 
@@ -80,11 +81,11 @@ def rlm(target: str, *arguments: str, key: str = KEY) -> Result:
 
 
 def amounts(nano_usd: int, tokens: int = 0, calls: int = 0, cpu_ms: int = 0) -> types_pb2.Amounts:
-    return types_pb2.Amounts(nano_usd=nano_usd, tokens=tokens, calls=calls, cpu_ms=cpu_ms)
+    return types_pb2.Amounts(nano_usd=nano_usd, token_count=tokens, call_count=calls, cpu_time=milliseconds(cpu_ms))
 
 
-def entry(number: int, **more: Any) -> budget_pb2.LedgerEntry:
-    made = budget_pb2.LedgerEntry(number=number, hold_id=f"call_{number}.1", run_id="run_1", model="gpt", **more)
+def entry(number: int, **more: Any) -> budget_pb2.Entry:
+    made = budget_pb2.Entry(number=number, hold_id=f"call_{number}.1", run_id="run_1", model="gpt", **more)
     made.time.FromDatetime(datetime(2026, 11, 25, 7, 30))
     return made
 
@@ -96,11 +97,11 @@ def test_a_budget_is_a_table_of_limits_what_was_spent_and_what_is_left(books: Bo
     books.budget = budget_pb2.GetBudgetResponse(
         account=budget_pb2.Account(
             account_id="acme",
-            limit=types_pb2.Budget(nano_usd=100 * USD, calls=5_000),
+            limit=types_pb2.Budget(nano_usd=100 * USD, call_count=5_000),
             posted=amounts(1_500_000, 12_345, 3, 2_500),
             pending=amounts(USD // 2, 100, 1),
             overrun=amounts(500_000),
-            left=budget_pb2.Allowance(nano_usd=9 * USD, calls=0),
+            left=budget_pb2.Allowance(nano_usd=9 * USD, call_count=0),
         )
     )
     result = rlm(books.target, "budget")
@@ -122,9 +123,9 @@ def test_windows_are_shown_with_their_ends_and_a_warning_near_their_limits(books
     window = budget_pb2.BudgetWindow(
         span=budget_pb2.WINDOW_SPAN_DAY,
         label="2026-11-25",
-        limit=types_pb2.Budget(nano_usd=USD, tokens=100),
+        limit=types_pb2.Budget(nano_usd=USD, token_count=100),
         posted=amounts(USD * 81 // 100, 79),
-        left=budget_pb2.Allowance(nano_usd=USD * 19 // 100, tokens=21),
+        left=budget_pb2.Allowance(nano_usd=USD * 19 // 100, token_count=21),
     )
     window.end_time.FromDatetime(datetime(2026, 11, 26))
     books.budget = budget_pb2.GetBudgetResponse(account=budget_pb2.Account(account_id="acme"), windows=[window])
@@ -142,10 +143,10 @@ def test_the_account_to_show_can_be_named(books: Books) -> None:
 
 def test_a_budget_as_json_is_the_protocols_own(books: Books) -> None:
     books.budget = budget_pb2.GetBudgetResponse(
-        account=budget_pb2.Account(account_id="acme", left=budget_pb2.Allowance(calls=0))
+        account=budget_pb2.Account(account_id="acme", left=budget_pb2.Allowance(call_count=0))
     )
     (line,) = rlm(books.target, "budget", "--json").stdout.splitlines()
-    assert json.loads(line) == {"account": {"account_id": "acme", "left": {"calls": "0"}}}
+    assert json.loads(line) == {"account": {"account_id": "acme", "left": {"call_count": "0"}}}
 
 
 # ---- rlm usage -------------------------------------------------------------------------------------------------------
@@ -153,15 +154,15 @@ def test_a_budget_as_json_is_the_protocols_own(books: Books) -> None:
 
 def test_usage_is_a_table_with_its_sum(books: Books) -> None:
     books.rows = [
-        budget_pb2.UsageRow(key="", amounts=amounts(0, cpu_ms=1_500), entries=2),
+        budget_pb2.UsageRow(key="", amounts=amounts(0, cpu_ms=1_500), entry_count=2),
         budget_pb2.UsageRow(
             key="gpt",
             amounts=amounts(USD, 1_000, 3),
-            entries=3,
-            ambiguous_entries=1,
+            entry_count=3,
+            ambiguous_entry_count=1,
             ambiguous_amounts=amounts(USD // 4),
         ),
-        budget_pb2.UsageRow(key=f"x{ESCAPE}", amounts=amounts(1, 1, 1), entries=1),
+        budget_pb2.UsageRow(key=f"x{ESCAPE}", amounts=amounts(1, 1, 1), entry_count=1),
     ]
     result = rlm(books.target, "usage", "--by", "model")
     assert result.exit_code == 0
@@ -177,9 +178,9 @@ def test_usage_is_a_table_with_its_sum(books: Books) -> None:
 
 
 def test_usage_is_by_day_where_nothing_else_is_asked_for(books: Books) -> None:
-    books.rows = [budget_pb2.UsageRow(key="2026-11-25", entries=1)]
+    books.rows = [budget_pb2.UsageRow(key="2026-11-25", entry_count=1)]
     (line,) = rlm(books.target, "usage", "--json").stdout.splitlines()
-    assert json.loads(line) == {"key": "2026-11-25", "entries": "1"}
+    assert json.loads(line) == {"key": "2026-11-25", "entry_count": "1"}
     assert books.requests[0].by == budget_pb2.USAGE_GROUPING_DAY
 
 
@@ -187,7 +188,7 @@ def test_entries_are_listed_over_all_pages(books: Books) -> None:
     books.entries = [
         entry(1, amounts=amounts(USD, 1234, 1), ambiguous=True),
         entry(2, amounts=amounts(0, 5, 1)),
-        budget_pb2.LedgerEntry(number=9, hold_id="turn_1", run_id=f"{ESCAPE}", amounts=amounts(0, cpu_ms=2_000)),
+        budget_pb2.Entry(number=9, hold_id="turn_1", run_id=f"{ESCAPE}", amounts=amounts(0, cpu_ms=2_000)),
     ]
     lines = rlm(books.target, "usage", "--entries").stdout.splitlines()
     assert lines[0].split() == [

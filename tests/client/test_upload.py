@@ -37,14 +37,14 @@ def test_a_file_is_sent_as_a_header_and_chunks_with_their_offsets(
     assert [part.chunk.offset for part in chunks] == list(range(0, len(data), CHUNK_BYTES))
     assert max(len(part.chunk.data) for part in chunks) == CHUNK_BYTES == 1024 * 1024
     assert b"".join(part.chunk.data for part in chunks) == data
-    assert context.characters == len(TEXT)
+    assert context.character_count == len(TEXT)
     assert context.kind == ContextKind.CONTEXT_KIND_TEXT
 
 
 @pytest.mark.parametrize("source", ["päper", "päper".encode()])
 def test_a_str_and_bytes_are_the_text_itself(source: str | bytes, client: Client) -> None:
     context = client.upload(source, name="mine")
-    assert (context.name, context.size_bytes, context.characters) == ("mine", 6, 5)
+    assert (context.name, context.size_bytes, context.character_count) == ("mine", 6, 5)
 
 
 def test_a_str_that_names_a_file_is_not_taken_for_a_text(client: Client, fake: FakeServer, tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_is_not_utf8_is_refused_before_anything_is_sent(client: Client, fak
 
 def test_a_character_may_lie_across_two_chunks(client: Client) -> None:
     text = "x" * (CHUNK_BYTES - 1) + "é"
-    assert client.upload(text).characters == CHUNK_BYTES
+    assert client.upload(text).character_count == CHUNK_BYTES
 
 
 @pytest.mark.parametrize("end", [b"", b"x"], ids=["at the end", "in the middle"])

@@ -74,13 +74,13 @@ def test_asking_uploads_runs_and_waits(client: Client, fake: FakeServer) -> None
 
 
 def test_an_answer_that_a_limit_ended_is_marked(client: Client, fake: FakeServer) -> None:
-    fake.run = run_pb2.Run(state=run_pb2.RUN_STATE_EXHAUSTED, answer="maybe 41", reason="turns")
+    fake.run = run_pb2.Run(state=run_pb2.RUN_STATE_EXHAUSTED, answer="maybe 41", end_message="turns")
     answer: Answer = client.ask("How many?", "some text")
-    assert (answer.text, answer.complete, answer.run.reason) == ("maybe 41", False, "turns")
+    assert (answer.text, answer.complete, answer.run.end_message) == ("maybe 41", False, "turns")
 
 
 def test_a_run_that_failed_is_an_error_with_the_run(client: Client, fake: FakeServer) -> None:
-    fake.run = run_pb2.Run(run_id="run-1", state=run_pb2.RUN_STATE_FAILED, reason="no such model")
+    fake.run = run_pb2.Run(run_id="run-1", state=run_pb2.RUN_STATE_FAILED, end_message="no such model")
     with pytest.raises(RunFailed, match="run-1 failed: no such model") as caught:
         client.ask("How many?", "some text")
     assert caught.value.run == fake.run
@@ -102,4 +102,4 @@ def test_a_session_executes_and_says_what_it_spent(client: Client, fake: FakeSer
     assert list(client.execute(session.session_id, "print(1 + 1)")) == fake.responses
     assert client.delete_session(session.session_id).nano_usd == 7
     (created,) = fake.asked(session_pb2.CreateSessionRequest)
-    assert (created.image, created.budget.calls) == ("data", 3)
+    assert (created.image, created.budget.call_count) == ("data", 3)

@@ -43,15 +43,15 @@ def never_more(_: Ended, __: Play) -> None:
 
 def depths(*expected: int) -> object:
     def check(ended: Ended, _: Play) -> None:
-        assert [node.depth for node in ended.run.nodes] == list(expected)
+        assert [node.depth for node in ended.nodes] == list(expected)
 
     return check
 
 
 def ended_by_its_errors(ended: Ended, _: Play) -> None:
-    (child,) = [node for node in ended.run.nodes if node.depth]
-    assert (child.state, child.turns) == (run_pb2.RUN_STATE_EXHAUSTED, 5)
-    assert "errors_in_a_row" in child.reason
+    (child,) = [node for node in ended.nodes if node.depth]
+    assert (child.state, child.turn_count) == (run_pb2.RUN_STATE_EXHAUSTED, 5)
+    assert "errors_in_a_row" in child.end_message
 
 
 def asked_plainly(ended: Ended, play: Play) -> None:
@@ -62,8 +62,8 @@ def asked_plainly(ended: Ended, play: Play) -> None:
 def all_is_told_and_paid(ended: Ended, _: Play) -> None:
     codes = [event.depth for event in ended.events if event.WhichOneof("body") == "code_started"]
     assert codes == [0, 1]
-    assert ended.run.spent.calls == 3
-    assert ended.run.spent.nano_usd == sum(node.spent.nano_usd for node in ended.run.nodes if not node.parent_id)
+    assert ended.run.spent.call_count == 3
+    assert ended.run.spent.nano_usd == sum(node.spent.nano_usd for node in ended.nodes if not node.parent_id)
 
 
 CASES = (

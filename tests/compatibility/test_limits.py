@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 from rlm.v1 import run_pb2, types_pb2
+from rlm_client.durations import milliseconds, seconds
 
 from rlm_server.broker.provider import Failure, ProviderError
 from tests.compatibility.theatre import EXHAUSTED, Case, Theatre, blocks, case, played, tokens
@@ -24,7 +25,7 @@ async def never(_: str) -> str:
 
 def within(ended: Ended, _: Play) -> None:
     spent, budget = ended.run.spent, ended.run.budget
-    assert spent.tokens <= (budget.tokens if budget.HasField("tokens") else spent.tokens)
+    assert spent.token_count <= (budget.token_count if budget.HasField("token_count") else spent.token_count)
     assert spent.nano_usd <= (budget.nano_usd if budget.HasField("nano_usd") else spent.nano_usd)
 
 
@@ -36,7 +37,7 @@ CASES = (
         state=EXHAUSTED,
         reason="max_turns",
         answer="As far as I see, 42.",
-        asked={"limits": run_pb2.RunLimits(max_turns=3)},
+        asked={"limits": run_pb2.RunLimits(max_turn_count=3)},
         turns=3,
     ),
     case(
@@ -45,7 +46,7 @@ CASES = (
         "",
         state=EXHAUSTED,
         answer="a draft",
-        asked={"limits": run_pb2.RunLimits(max_turns=1)},
+        asked={"limits": run_pb2.RunLimits(max_turn_count=1)},
     ),
     case("so_many_failing_turns_in_a_row_end_the_run", *BAD, state=EXHAUSTED, reason="errors_in_a_row", turns=5),
     case(
@@ -79,7 +80,7 @@ CASES = (
         state=EXHAUSTED,
         reason="wall_seconds",
         sub=never,
-        asked={"limits": run_pb2.RunLimits(wall_seconds=1)},
+        asked={"limits": run_pb2.RunLimits(wall_time=seconds(1))},
     ),
     blocks(
         "a_block_that_does_not_end_is_stopped_and_the_loop_goes_on",
@@ -88,7 +89,7 @@ CASES = (
         "FINAL(x)",
         answer="kept",
         turns=3,
-        asked={"limits": run_pb2.RunLimits(sandbox=types_pb2.SandboxLimits(turn_milliseconds=300))},
+        asked={"limits": run_pb2.RunLimits(sandbox=types_pb2.SandboxLimits(turn_time=milliseconds(300)))},
     ),
     case(
         "failing_turns_in_a_row_leave_the_model_a_last_word",
@@ -112,7 +113,7 @@ async def test_a_model_that_refuses_fails_the_run_with_the_reason(theatre: Theat
     theatre.begin(Play(ProviderError(Failure.BAD_REQUEST, "not today", billed=False)))
     ended = await theatre.caller.ask()
     assert ended.run.state == run_pb2.RUN_STATE_FAILED
-    assert "not today" in ended.run.reason
+    assert "not today" in ended.run.end_message
 
 
 @pytest.mark.asyncio(loop_scope="package")
@@ -123,4 +124,4 @@ async def test_a_run_can_be_cancelled_in_the_middle_of_a_block(theatre: Theatre)
         await theatre.caller.until(run.run_id, "call_started")
         ended = await theatre.caller.cancel(run.run_id)
     assert ended.state == run_pb2.RUN_STATE_CANCELLED
-    assert (ended.spent.calls, ended.pending.calls) == (2, 0)  # what may have been billed is paid for
+    assert (ended.spent.call_count, ended.pending.call_count) == (2, 0)  # what may have been billed is paid for

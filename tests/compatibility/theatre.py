@@ -104,8 +104,8 @@ class Theatre:
 
     def _compare(self, one: Case, ended: Ended) -> None:
         run = ended.run
-        assert run.state == one.state, (run_pb2.RunState.Name(run.state), run.reason, self.told)
-        assert one.reason in run.reason
+        assert run.state == one.state, (run_pb2.RunState.Name(run.state), run.end_message, self.told)
+        assert one.reason in run.end_message
         if one.answer is not None:
             assert run.answer == one.answer, self.told
         if one.printed is not None:
@@ -146,4 +146,4 @@ class Second:
 
 
 def tokens(most: int) -> types_pb2.Budget:
-    return types_pb2.Budget(tokens=most)
+    return types_pb2.Budget(token_count=most)

@@ -84,14 +84,15 @@ ASKED = """
 from rlm_server.api.errors import InvalidField
 from rlm_server.api.limits import lowered
 from rlm_server.config.settings import Settings
+from rlm_client.durations import milliseconds
 limits = Settings.load().run_limits()
 def asked(**values):
     try:
         return str(lowered("limits", toy_limits.message(**values), limits.sandbox if "toys" in values else limits))
     except InvalidField as error:
         return f"{error.field}: {error}"
-print(json.dumps([asked(toys=5), asked(toys=1), asked(toys=8), asked(toys=0),
-                  asked(game_milliseconds=1500), asked(game_milliseconds=2501)]))
+print(json.dumps([asked(toys=5), asked(toys=1), asked(toys=8), asked(),
+                  asked(game_time=milliseconds(1500)), asked(game_time=milliseconds(2501))]))
 """
 
 PAGE = """
@@ -115,11 +116,11 @@ def test_a_new_limit_is_a_setting_of_all_and_of_tenants() -> None:
 def test_a_request_may_lower_a_new_limit_and_not_raise_it() -> None:
     five, one, eight, nothing, quick, slow = with_toys(ASKED)
     assert "toys=5" in five
-    assert one == "limits.toys: must be from 2 to 7, or 0 for 7, not 1"
-    assert eight == "limits.toys: must be from 2 to 7, or 0 for 7, not 8"
-    assert "toys=7" in nothing
+    assert one == "limits.toys: must be from 2 to 7, not 1"
+    assert eight == "limits.toys: must be from 2 to 7, not 8"
+    assert "game_seconds=2.5" in nothing
     assert "game_seconds=1.5" in quick
-    assert slow == "limits.game_milliseconds: must be from 500 to 2500, or 0 for 2500, not 2501"
+    assert slow == "limits.game_time: must be from 0.5 to 2.5 s, not 2.501"
 
 
 def test_a_new_limit_is_on_the_page() -> None:

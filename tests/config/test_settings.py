@@ -270,7 +270,7 @@ async def test_a_second_server_on_the_same_data_is_refused(server: Served, tmp_p
         with pytest.raises(DatabaseOwnedError, match="already open for writing, by process"):
             async with server(Play("")):
                 pass
-        assert (await served.caller.upload("still there")).characters == 11
+        assert (await served.caller.upload("still there")).character_count == 11
 
 
 async def test_a_tenant_budget_below_what_is_spent_is_refused_at_start(server: Served) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.duration_pb2 import Duration
 
 import sandbox.limits
 from sandbox.limits import limit
@@ -29,17 +30,27 @@ class ToyRunLimits(rlm_server.repl.limits.RunLimits):
 rlm_server.repl.limits.RunLimits = ToyRunLimits  # type: ignore[misc]
 
 
-def message(**values: int) -> Any:
+def message(**values: int | Duration) -> Any:
     """A request's message of limits, as the protocol would have one with these fields."""
+    field = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="toys.proto", syntax="proto3", package="toys")
+    file.dependency.append("google/protobuf/duration.proto")
     described = file.message_type.add(name="Limits")
-    for number, name in enumerate(values, start=1):
-        described.field.add(
-            name=name,
-            number=number,
-            type=descriptor_pb2.FieldDescriptorProto.TYPE_INT64,
-            label=descriptor_pb2.FieldDescriptorProto.LABEL_OPTIONAL,
+    for number, (name, value) in enumerate(values.items(), start=1):
+        described.oneof_decl.add(name=f"_{name}")
+        added = described.field.add(
+            name=name, number=number, label=field.LABEL_OPTIONAL, oneof_index=number - 1, proto3_optional=True
         )
+        if isinstance(value, int):
+            added.type = field.TYPE_INT64
+        else:
+            added.type, added.type_name = field.TYPE_MESSAGE, ".google.protobuf.Duration"
     pool = descriptor_pool.DescriptorPool()
+    pool.AddSerializedFile(Duration.DESCRIPTOR.file.serialized_pb)
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("toys.Limits"))(**values)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("toys.Limits"))(
+        **{
+            name: value if isinstance(value, int) else {"seconds": value.seconds, "nanos": value.nanos}
+            for name, value in values.items()
+        }
+    )

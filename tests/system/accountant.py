@@ -14,7 +14,7 @@ from tests.system.books import UNITS
 from tests.system.stage import Caller, Play, code
 
 TALK = Play(code("print(llm_query_batched(['a', 'b', 'c']))", "FINAL('done')"))
-CHUNK = 1 << 20
+CHUNK = 256 << 10
 
 
 class Accountant:
@@ -34,24 +34,24 @@ class Accountant:
         found: budget_pb2.ListUsageResponse = await self.stub.ListUsage(request, metadata=self.caller.metadata)
         return found
 
-    async def entries(self, **asked: Any) -> budget_pb2.ListLedgerEntriesResponse:
-        request = budget_pb2.ListLedgerEntriesRequest(**asked)
-        found: budget_pb2.ListLedgerEntriesResponse = await self.stub.ListLedgerEntries(
+    async def entries(self, **asked: Any) -> budget_pb2.ListEntriesResponse:
+        request = budget_pb2.ListEntriesRequest(**asked)
+        found: budget_pb2.ListEntriesResponse = await self.stub.ListEntries(
             request, metadata=self.caller.metadata
         )
         return found
 
-    async def chunks(self, **asked: Any) -> AsyncIterator[budget_pb2.ExportLedgerEntriesResponse]:
-        request = budget_pb2.ExportLedgerEntriesRequest(**asked)
-        async for chunk in self.stub.ExportLedgerEntries(request, metadata=self.caller.metadata):
+    async def chunks(self, **asked: Any) -> AsyncIterator[budget_pb2.ExportEntriesResponse]:
+        request = budget_pb2.ExportEntriesRequest(**asked)
+        async for chunk in self.stub.ExportEntries(request, metadata=self.caller.metadata):
             yield chunk
 
     async def export(self, **asked: Any) -> str:
         return b"".join([chunk.data async for chunk in self.chunks(**asked)]).decode()
 
-    async def everything(self, **asked: Any) -> list[budget_pb2.LedgerEntry]:
+    async def everything(self, **asked: Any) -> list[budget_pb2.Entry]:
         """All pages, of the size asked for, one after another."""
-        found: list[budget_pb2.LedgerEntry] = []
+        found: list[budget_pb2.Entry] = []
         token = ""
         while True:
             page = await self.entries(page_token=token, **asked)

@@ -8,8 +8,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from rlm.v1 import run_pb2
-
 from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from tests.system.stage import ENDED, Ended
 
@@ -62,25 +60,25 @@ def check_story(ended: Ended) -> None:
     assert ended.kinds.count("run_finished") == 1
     assert run.state in ENDED
     last = events[-1].run_finished
-    assert (last.state, last.reason, last.spent) == (run.state, run.reason, run.spent)
+    assert (last.state, last.end_message, last.spent) == (run.state, run.end_message, run.spent)
     assert last.answer == run.answer[:MAX_EVENT_TEXT]
     calls = [call.call_id for call in ended.bodies("call_started")]
     assert sorted(calls) == sorted(body.call.call_id for body in ended.bodies("call_finished"))
     assert len(set(calls)) == len(calls)
     children = [child.child_id for child in ended.bodies("child_started")]
     assert sorted(children) == sorted(child.child_id for child in ended.bodies("child_finished"))
-    assert sorted([run.run_id, *children]) == sorted(node.node_id for node in run.nodes)
-    assert all(node.state in ENDED for node in run.nodes)
-    _check_tree(run, events)
+    assert sorted([run.run_id, *children]) == sorted(node.node_id for node in ended.nodes)
+    assert all(node.state in ENDED for node in ended.nodes)
+    _check_tree(ended)
 
 
-def _check_tree(run: run_pb2.Run, events: list[run_pb2.RunEvent]) -> None:
-    nodes = {node.node_id: node for node in run.nodes}
-    assert run.nodes[0].node_id == run.run_id
-    for node in run.nodes:
+def _check_tree(ended: Ended) -> None:
+    nodes = {node.node_id: node for node in ended.nodes}
+    assert ended.nodes[0].node_id == ended.run.run_id
+    for node in ended.nodes:
         parent = nodes.get(node.parent_id)
         assert node.depth == (parent.depth + 1 if parent else 0)
-    for event in events:
+    for event in ended.events:
         node = nodes[event.node_id]
         assert (event.parent_id, event.depth) == (node.parent_id, node.depth)
         if event.WhichOneof("body") == "child_started":

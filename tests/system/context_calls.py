@@ -36,7 +36,7 @@ def header(data: bytes, documents: int = 0, **other: Any) -> Message:
 
 def announcement(documents: Documents, first: int = 0) -> Message:
     named = [context_pb2.UploadDocument(name=name, size_bytes=len(encoded(text))) for name, text in documents]
-    return Message(documents=context_pb2.UploadDocuments(first=first, documents=named))
+    return Message(documents=context_pb2.UploadDocuments(first_document=first, documents=named))
 
 
 def chunks(data: bytes, start: int = 0, chunk: int = CHUNK) -> list[Message]:
@@ -89,7 +89,7 @@ class ContextCalls:
         async with asyncio.timeout(60):
             while True:
                 known = await self.known(request_id)
-                if known and (known.received_bytes, known.received_documents) == (received, documents):
+                if known and (known.received_bytes, known.received_document_count) == (received, documents):
                     return
                 await asyncio.sleep(0.01)
 

@@ -102,7 +102,7 @@ class Hostile:
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
             request_id=self.random.choice(["", *(f"upload {n}" for n in range(5))]),
-            documents=count,
+            document_count=count,
         )
         announced = [
             context_pb2.UploadDocument(name="d", size_bytes=len(data) * (n == 0)) for n in range(min(count, 2))

@@ -79,6 +79,7 @@ class Ended:
     """A run that has ended, with all it told."""
 
     run: run_pb2.Run
+    nodes: list[run_pb2.Node]
     events: list[run_pb2.RunEvent]
 
     def bodies(self, kind: str) -> list[Any]:
@@ -134,7 +135,8 @@ class Caller:
     async def watch(self, run_id: str, from_sequence: int = 0) -> AsyncIterator[run_pb2.RunEvent]:
         request = run_pb2.WatchRunRequest(run_id=run_id, from_sequence=from_sequence)
         async for response in self.runs.WatchRun(request, metadata=self.metadata):
-            yield response.event
+            if response.HasField("event"):
+                yield response.event
 
     async def until(self, run_id: str, kind: str) -> run_pb2.RunEvent:
         """Watch a run until something of a kind happens."""
@@ -145,7 +147,23 @@ class Caller:
 
     async def ended(self, run_id: str) -> Ended:
         events = [event async for event in self.watch(run_id)]
-        return Ended(await self.get(run_id), events)
+        return Ended(await self.get(run_id), await self.nodes(run_id), events)
+
+    async def nodes(self, run_id: str) -> list[run_pb2.Node]:
+        """All nodes of a run's tree."""
+        nodes: list[run_pb2.Node] = []
+        request = run_pb2.ListNodesRequest(run_id=run_id)
+        while True:
+            page = await self.runs.ListNodes(request, metadata=self.metadata)
+            nodes += page.nodes
+            if not page.next_page_token:
+                return nodes
+            request.page_token = page.next_page_token
+
+    async def read_answer(self, run_id: str, **asked: Any) -> str:
+        """The whole answer of a run, or of a node of it."""
+        request = run_pb2.ReadAnswerRequest(run_id=run_id, **asked)
+        return "".join([part.text async for part in self.runs.ReadAnswer(request, metadata=self.metadata)])
 
     async def ask(self, question: str = "What?", **asked: Any) -> Ended:
         """Start a run and wait for its end."""
@@ -236,7 +254,7 @@ async def refusal(call: Awaitable[object]) -> Refusal:
     assert status is not None, error
     info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     assert status.details[0].Unpack(info)
-    assert info.domain == "rlm.v1"
+    assert info.domain == "rlm-server"
     fields = []
     for detail in status.details:
         if detail.Unpack(bad):

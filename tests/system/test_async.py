@@ -47,7 +47,7 @@ class Together:
 async def test_sub_calls_are_in_flight_together(server: Served, ask: str) -> None:
     async with server(Play(code(f"{PROMPTS}{ask}\nFINAL(' '.join(found))"), sub=Together())) as served:
         ended = await served.caller.ask()
-        assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.reason
+        assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.end_message
         assert ended.run.answer == " ".join(f"P{n}" for n in range(TOGETHER))
         assert len(ended.bodies("call_finished")) == TOGETHER
         check_story(ended)
@@ -69,8 +69,8 @@ async def test_children_are_in_flight_together(server: Served) -> None:
     child = code("FINAL(llm_query(context))")
     async with server(Play(code(ask), sub=meet, first=child, second=child)) as served:
         ended = await served.caller.ask()
-        assert ended.run.answer == "one two", ended.run.reason
-        assert len(ended.run.nodes) == 3
+        assert ended.run.answer == "one two", ended.run.end_message
+        assert len(ended.nodes) == 3
         check_story(ended)
         check_settled(served.data_dir)
 

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 from rlm.v1 import context_pb2, run_pb2, types_pb2
+from rlm_client.durations import milliseconds, seconds
 
 from tests.servers import Served, Server
 from tests.system.every_call import make, methods, namings
@@ -76,12 +77,12 @@ async def test_what_is_not_there_and_what_is_anothers_are_not_found_alike(server
         ({"image": "nothing"}, "image", "INVALID_FIELD"),
         ({"image": "i" * 1_000_000}, "image", "INVALID_FIELD"),
         ({"request_id": "x" * 129}, "request_id", "INVALID_FIELD"),
-        ({"limits": run_pb2.RunLimits(max_turns=31)}, "limits.max_turns", "INVALID_FIELD"),
-        ({"limits": run_pb2.RunLimits(max_turns=-1)}, "limits.max_turns", "INVALID_FIELD"),
+        ({"limits": run_pb2.RunLimits(max_turn_count=31)}, "limits.max_turns", "INVALID_FIELD"),
+        ({"limits": run_pb2.RunLimits(max_turn_count=-1)}, "limits.max_turns", "INVALID_FIELD"),
         ({"limits": run_pb2.RunLimits(max_depth=5)}, "limits.max_depth", "INVALID_FIELD"),
-        ({"limits": run_pb2.RunLimits(wall_seconds=3601)}, "limits.wall_seconds", "INVALID_FIELD"),
+        ({"limits": run_pb2.RunLimits(wall_time=seconds(3601))}, "limits.wall_seconds", "INVALID_FIELD"),
         (
-            {"limits": run_pb2.RunLimits(sandbox=types_pb2.SandboxLimits(turn_milliseconds=60_001))},
+            {"limits": run_pb2.RunLimits(sandbox=types_pb2.SandboxLimits(turn_time=milliseconds(60_001)))},
             "limits.sandbox.turn_milliseconds",
             "INVALID_FIELD",
         ),
@@ -177,7 +178,7 @@ async def test_the_same_text_is_the_same_context_for_its_tenant_alone(server: Se
         together = await asyncio.gather(*[served.caller.upload(TEXT) for _ in range(5)])
         assert len({context.context_id for context in together}) == 1
         assert await served.caller.send_parts(parts(TEXT, chunk=7)) == together[0]
-        assert together[0].characters == len(TEXT)
+        assert together[0].character_count == len(TEXT)
         assert together[0].size_bytes == len(TEXT.encode())
         assert [file.name for file in (served.data_dir / "contexts").iterdir()] == [together[0].context_id]
         other = await served.tenant("other")

@@ -8,16 +8,21 @@ import grpc
 import pytest
 from rlm.v1 import run_pb2, types_pb2
 
+from rlm_server.api import responses
 from rlm_server.broker.provider import ModelRequest
+from rlm_server.ledger import Limit
 from tests.servers import Served
 from tests.system.books import check_settled, check_story, rows
 from tests.system.stage import USD, Play, code, refusal
+
+FIELDS = {"nano_usd": "nano_usd", "tokens": "token_count", "calls": "call_count"}
+"""What the protocol calls the units."""
 
 TALK = code("for i in range(1000): llm_query(f'number {i}')", "FINAL('done')")
 
 
 @pytest.mark.parametrize(
-    ("unit", "budget"), [("nano_usd", types_pb2.Budget(nano_usd=1000)), ("tokens", types_pb2.Budget(tokens=100))]
+    ("unit", "budget"), [("nano_usd", types_pb2.Budget(nano_usd=1000)), ("tokens", types_pb2.Budget(token_count=100))]
 )
 async def test_a_budget_too_small_for_one_call_ends_the_run_before_it(
     server: Served, unit: str, budget: types_pb2.Budget
@@ -26,7 +31,7 @@ async def test_a_budget_too_small_for_one_call_ends_the_run_before_it(
     async with server(play) as served:
         ended = await served.caller.ask(budget=budget)
         assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
-        assert unit in ended.run.reason
+        assert unit in ended.run.end_message
         assert ended.run.spent == types_pb2.Amounts()
         assert play.asked == []
         check_story(ended)
@@ -49,13 +54,14 @@ async def test_a_budget_too_small_for_the_whole_is_spent_up_to_its_limit_and_no_
         ]
     )
     async with server(Play(code(loop, "raise RuntimeError(1)"), sub=lambda prompt: "x" * 8000)) as served:
-        ended = await served.caller.ask(budget=types_pb2.Budget(**{unit: most}))
+        ended = await served.caller.ask(budget=responses.budget(Limit(**{unit: most})))
         assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
         assert "LimitExceeded" in ended.printed
-        assert unit in ended.run.reason
-        assert 0 < getattr(ended.run.spent, unit) <= most
+        assert unit in ended.run.end_message
+        assert 0 < getattr(ended.run.spent, FIELDS[unit]) <= most
         warned = [(warning.unit, warning.percent) for warning in ended.bodies("budget_warning")]
-        assert (unit, 50) in warned
+        assert (types_pb2.BudgetUnit.Value(f"BUDGET_UNIT_{unit.upper()}"), 50) in warned
+        assert run_pb2.EndReason.Name(ended.run.end_reason) == f"END_REASON_BUDGET_{unit.upper()}"
         check_story(ended)
         check_settled(served.data_dir)
 
@@ -63,9 +69,9 @@ async def test_a_budget_too_small_for_the_whole_is_spent_up_to_its_limit_and_no_
 async def test_a_hundred_calls_at_once_pass_a_budget_no_more_than_one(server: Served) -> None:
     ask = code("print(llm_query_batched([f'number {i}' for i in range(100)]))", "FINAL('done')")
     async with server(Play(ask), run_calls=64) as served:
-        ended = await served.caller.ask(budget=types_pb2.Budget(calls=20))
+        ended = await served.caller.ask(budget=types_pb2.Budget(call_count=20))
         assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED
-        assert ended.run.spent.calls == 19, "one is kept for a closing answer"
+        assert ended.run.spent.call_count == 19, "one is kept for a closing answer"
         failed = [body.call for body in ended.bodies("call_finished") if body.call.error]
         finished, _ = ended.bodies("code_finished")
         assert len(failed) + finished.untold.failed == 82
@@ -84,8 +90,8 @@ async def test_twenty_children_cannot_each_spend_the_same_remainder(server: Serv
     async with server(play) as served:
         budget = 3 * USD
         ended = await served.caller.ask(budget=types_pb2.Budget(nano_usd=budget))
-        assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.reason
-        children = [node for node in ended.run.nodes if node.depth]
+        assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.end_message
+        children = [node for node in ended.nodes if node.depth]
         assert len(children) == 20
         assert {node.state for node in children} == {run_pb2.RUN_STATE_EXHAUSTED}
         promised = [child.budget.nano_usd for child in ended.bodies("child_started")]
@@ -106,7 +112,7 @@ async def test_a_child_spends_no_more_than_the_code_allowed_it(server: Served) -
         ended = await served.caller.ask()
         (child,) = ended.bodies("child_started")
         assert child.budget.nano_usd == USD // 10
-        assert 0 < ended.run.nodes[1].spent.nano_usd <= USD // 10
+        assert 0 < ended.nodes[1].spent.nano_usd <= USD // 10
         assert "exhausted" in ended.printed
         assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED
         check_settled(served.data_dir)
@@ -121,7 +127,7 @@ async def test_a_child_gets_no_budget_that_is_not_there(server: Served, budget: 
     async with server(Play(code(ask, "FINAL('done')"), child=code("FINAL('never')"))) as served:
         ended = await served.caller.ask()
         assert error in ended.printed
-        assert len(ended.run.nodes) == 1
+        assert len(ended.nodes) == 1
         check_settled(served.data_dir)
 
 
@@ -129,11 +135,11 @@ async def test_a_child_gets_no_budget_that_is_not_there(server: Served, budget: 
 @pytest.mark.parametrize("amount", [0, -1, 1 << 62])
 async def test_a_budget_that_makes_no_sense_is_refused_by_name(server: Served, unit: str, amount: int) -> None:
     async with server(Play("")) as served:
-        asked = types_pb2.Budget(**{unit: amount})
+        asked = responses.budget(Limit(**{unit: amount}))
         for refused in (served.caller.create(budget=asked), served.caller.open_session(budget=asked)):
             said = await refusal(refused)
             assert (said.code, said.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
-            assert said.fields == [f"budget.{unit}"]
+            assert said.fields == [f"budget.{FIELDS[unit]}"]
 
 
 async def test_a_budget_beyond_the_tenants_is_refused(server: Served) -> None:

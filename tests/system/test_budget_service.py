@@ -12,6 +12,7 @@ import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, types_pb2
+from rlm_client.durations import milliseconds
 
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
@@ -42,8 +43,8 @@ async def test_the_tenants_budget_says_what_was_spent_and_what_is_left(server: S
         assert account.limit == types_pb2.Budget(nano_usd=2 * USD)
         assert account.posted == ended.run.spent
         assert account.posted.nano_usd > 0
-        assert account.posted.tokens == sum(usage.input + usage.output for _, usage in served.provider.billed)
-        assert account.posted.cpu_ms > 0
+        assert account.posted.token_count == sum(usage.input + usage.output for _, usage in served.provider.billed)
+        assert account.posted.cpu_time.ToMilliseconds() > 0
         assert account.pending == account.carved == account.overrun == types_pb2.Amounts()
         assert account.left == budget_pb2.Allowance(nano_usd=2 * USD - account.posted.nano_usd)
 
@@ -51,16 +52,16 @@ async def test_the_tenants_budget_says_what_was_spent_and_what_is_left(server: S
 async def test_a_run_a_session_and_a_node_have_accounts_of_their_own(server: Served) -> None:
     play = Play(code("rlm_query('child', budget=0.10)", "FINAL('done')"), child=code("FINAL('x')"))
     async with server(play) as served:
-        asked = types_pb2.Budget(nano_usd=USD, tokens=500_000, calls=9, cpu_ms=600_000)
+        asked = types_pb2.Budget(nano_usd=USD, token_count=500_000, call_count=9, cpu_time=milliseconds(600_000))
         ended = await served.caller.ask(budget=asked)
         accountant = Accountant(served.caller)
-        run, child = ended.run.run_id, ended.run.nodes[1].node_id
+        run, child = ended.run.run_id, ended.nodes[1].node_id
         own = (await accountant.budget(run)).account
         assert (own.limit, own.parent_id, own.closed) == (asked, "development", True)
         assert own.posted == ended.run.spent
         under = (await accountant.budget(child)).account
         assert (under.parent_id, under.limit.nano_usd) == (run, USD // 10)
-        assert under.posted == ended.run.nodes[1].spent
+        assert under.posted == ended.nodes[1].spent
         session = await served.caller.open_session(budget=types_pb2.Budget(nano_usd=USD // 2))
         there = (await accountant.budget(session)).account
         assert (there.closed, there.left.nano_usd) == (False, USD // 2)
@@ -71,23 +72,23 @@ async def test_what_is_left_is_the_least_that_any_account_above_or_window_leaves
         await served.running.ledger.set_window("development", Span.MONTH, Limit(calls=3))
         session = await served.caller.open_session(budget=types_pb2.Budget(nano_usd=USD))
         accountant = Accountant(served.caller)
-        assert (await accountant.budget(session)).account.left == budget_pb2.Allowance(nano_usd=USD // 2, calls=3)
+        assert (await accountant.budget(session)).account.left == budget_pb2.Allowance(nano_usd=USD // 2, call_count=3)
         await served.caller.turn(session, "llm_query('a')")
         found = await accountant.budget(session)
         spent = found.account.posted
-        assert found.account.left == budget_pb2.Allowance(nano_usd=USD // 2 - spent.nano_usd, calls=2)
+        assert found.account.left == budget_pb2.Allowance(nano_usd=USD // 2 - spent.nano_usd, call_count=2)
         day, month = found.windows
         assert [window.span for window in found.windows] == [
             budget_pb2.WINDOW_SPAN_DAY,
             budget_pb2.WINDOW_SPAN_MONTH,
         ]
-        begin, end = day.begin_time.ToDatetime(UTC), day.end_time.ToDatetime(UTC)
+        begin, end = day.start_time.ToDatetime(UTC), day.end_time.ToDatetime(UTC)
         assert end - begin == timedelta(days=1)
         assert day.label == f"{begin:%Y-%m-%d}"
         assert begin == begin.replace(hour=0, minute=0, second=0, microsecond=0)
         assert (day.posted, day.limit) == (spent, types_pb2.Budget(nano_usd=USD // 2))
         assert day.left == budget_pb2.Allowance(nano_usd=USD // 2 - spent.nano_usd)
-        assert (month.posted, month.left) == (spent, budget_pb2.Allowance(calls=2))
+        assert (month.posted, month.left) == (spent, budget_pb2.Allowance(call_count=2))
 
 
 async def test_another_tenants_accounts_runs_and_nodes_do_not_exist(server: Served) -> None:
@@ -123,7 +124,9 @@ async def test_without_a_key_nothing_is_told(server: Served) -> None:
 
 async def test_code_can_ask_for_all_that_is_left(server: Served) -> None:
     async with server(Play(code("import json; FINAL(json.dumps(budget()))"))) as served:
-        ended = await served.caller.ask(budget=types_pb2.Budget(nano_usd=USD, calls=9, cpu_ms=600_000))
+        ended = await served.caller.ask(
+            budget=types_pb2.Budget(nano_usd=USD, call_count=9, cpu_time=milliseconds(600_000))
+        )
         told = json.loads(ended.run.answer)
         assert told["calls"] == 7, "one is kept for a closing answer"
         assert 0 < told["cpu_seconds"] < 600
@@ -146,13 +149,13 @@ async def test_entries_and_usage_add_up_to_the_account(server: Served) -> None:
         for entry in entries:
             assert all(getattr(entry.amounts, unit) <= getattr(entry.held, unit) for unit in UNITS)
             assert not entry.ambiguous
-            assert bool(entry.model) == entry.HasField("usage") == bool(entry.amounts.calls)
+            assert bool(entry.model) == entry.HasField("usage") == bool(entry.amounts.call_count)
             assert bool(entry.price_version) == bool(entry.model)
         for by in (budget_pb2.USAGE_GROUPING_DAY, budget_pb2.USAGE_GROUPING_MODEL, budget_pb2.USAGE_GROUPING_RUN):
             found = (await accountant.usage(by=by)).rows
             assert total([row.amounts for row in found]) == posted
-            assert sum(row.entries for row in found) == len(entries)
-            assert sum(row.usage.input + row.usage.output for row in found) == posted.tokens
+            assert sum(row.entry_count for row in found) == len(entries)
+            assert sum(row.usage.input_count + row.usage.output_count for row in found) == posted.token_count
         by_run = {row.key: row.amounts for row in found}
         assert by_run == {one.run.run_id: one.run.spent for one in ended}
 
@@ -162,7 +165,7 @@ async def test_entries_can_be_asked_for_by_what_they_are_of(server: Served) -> N
     async with server(play) as served:
         await served.caller.ask()
         ended = await served.caller.ask()
-        accountant, run, child = Accountant(served.caller), ended.run.run_id, ended.run.nodes[1].node_id
+        accountant, run, child = Accountant(served.caller), ended.run.run_id, ended.nodes[1].node_id
         everything = await accountant.everything()
 
         async def numbers(**asked: Any) -> list[int]:
@@ -193,10 +196,12 @@ async def test_what_is_in_doubt_is_told_apart(server: Served) -> None:
         await spend(served, "development", 2, doubtful=True)
         accountant = Accountant(served.caller)
         (row,) = (await accountant.usage(by=budget_pb2.USAGE_GROUPING_MODEL)).rows
-        assert (row.entries, row.ambiguous_entries) == (5, 2)
-        assert row.ambiguous_amounts == types_pb2.Amounts(nano_usd=2000, tokens=20, calls=2)
-        assert row.amounts == types_pb2.Amounts(nano_usd=2003, tokens=41, calls=5)
-        assert row.usage == budget_pb2.TokenUsage(input=15, output=6, cache_read=3, cache_write=3, reasoning=3)
+        assert (row.entry_count, row.ambiguous_entry_count) == (5, 2)
+        assert row.ambiguous_amounts == types_pb2.Amounts(nano_usd=2000, token_count=20, call_count=2)
+        assert row.amounts == types_pb2.Amounts(nano_usd=2003, token_count=41, call_count=5)
+        assert row.usage == budget_pb2.TokenUsage(
+            input_count=15, output_count=6, cache_read_count=3, cache_write_count=3, reasoning_count=3
+        )
         doubtful = await accountant.everything(filter=entry_filter(ambiguous_only=True))
         assert [entry.amounts.nano_usd for entry in doubtful] == [1000, 1000]
         assert all(entry.ambiguous and not entry.HasField("usage") for entry in doubtful)

@@ -45,7 +45,7 @@ async def test_the_nodes_of_a_run_count_all_it_ever_had(server: Served) -> None:
     async with server(Play(loop, code("FINAL(1)"), child=code("FINAL(2)")), nodes=4) as served:
         ended = await served.caller.ask()
         assert error_of(ended)[1] == "nodes: a run may have 4 RLMs in all; it has had 4, and 1 more"
-        assert len(ended.run.nodes) == 4
+        assert len(ended.nodes) == 4
 
 
 async def test_a_slice_that_would_take_too_much_memory_is_refused_and_one_that_takes_none_is_not(

@@ -32,7 +32,7 @@ async def _read_all(calls: ContextCalls, context_id: str, document: int) -> str:
     text, characters = "", 1
     while len(text) < characters:
         part = await calls.read(context_id, document, len(text), len(text) + (1 << 18))
-        text, characters = text + part.text, part.characters
+        text, characters = text + part.text, part.character_count
         if not characters:
             break
     return text
@@ -43,11 +43,11 @@ async def test_a_text_is_described_and_read_as_it_was_sent(server: Served) -> No
         calls = ContextCalls(served.caller)
         context = await calls.send(of_text(TEXT * 100, name="my text", chunk=7))
         assert context == await calls.get(context.context_id)
-        assert (context.name, context.kind, context.documents) == ("my text", context_pb2.CONTEXT_KIND_TEXT, 1)
-        assert (context.characters, context.size_bytes) == (len(TEXT) * 100, len(TEXT.encode()) * 100)
+        assert (context.name, context.kind, context.document_count) == ("my text", context_pb2.CONTEXT_KIND_TEXT, 1)
+        assert (context.character_count, context.size_bytes) == (len(TEXT) * 100, len(TEXT.encode()) * 100)
         assert await _read_all(calls, context.context_id, 0) == TEXT * 100
         (document,) = (await calls.documents(context.context_id)).documents
-        assert (document.number, document.name, document.characters) == (0, "", len(TEXT) * 100)
+        assert (document.number, document.name, document.character_count) == (0, "", len(TEXT) * 100)
         assert in_order(served.data_dir)
 
 
@@ -56,10 +56,10 @@ async def test_documents_are_described_and_read_as_they_were_sent(server: Served
     async with server(Play("")) as served:
         calls = ContextCalls(served.caller)
         context = await calls.send(of_documents(DOCUMENTS, chunk=chunk))
-        assert (context.kind, context.documents) == (context_pb2.CONTEXT_KIND_DOCUMENTS, len(DOCUMENTS))
-        assert context.characters == sum(len(text) for _, text in DOCUMENTS)
+        assert (context.kind, context.document_count) == (context_pb2.CONTEXT_KIND_DOCUMENTS, len(DOCUMENTS))
+        assert context.character_count == sum(len(text) for _, text in DOCUMENTS)
         listed = (await calls.documents(context.context_id)).documents
-        assert [(one.number, one.name, one.characters) for one in listed] == [
+        assert [(one.number, one.name, one.character_count) for one in listed] == [
             (number, name, len(text)) for number, (name, text) in enumerate(DOCUMENTS)
         ]
         for number, (_, text) in enumerate(DOCUMENTS):
@@ -76,7 +76,7 @@ async def test_documents_may_be_announced_as_they_come(server: Served) -> None:
         for number, (name, text) in enumerate(DOCUMENTS):
             data = str(text).encode()
             told = context_pb2.UploadDocument(name=name, size_bytes=len(data))
-            announced = context_pb2.UploadDocuments(first=number, documents=[told])
+            announced = context_pb2.UploadDocuments(first_document=number, documents=[told])
             yield context_pb2.UploadContextRequest(documents=announced)
             if data:
                 yield context_pb2.UploadContextRequest(chunk=context_pb2.UploadChunk(offset=offset, data=data))
@@ -92,7 +92,7 @@ async def test_documents_without_any_text_are_a_context(server: Served) -> None:
     async with server(Play("")) as served:
         calls = ContextCalls(served.caller)
         context = await calls.send(of_documents([("a", ""), ("b", "")]))
-        assert (context.size_bytes, context.characters, context.documents) == (0, 0, 2)
+        assert (context.size_bytes, context.character_count, context.document_count) == (0, 0, 2)
         assert (await calls.read(context.context_id, 1)).text == ""
 
 
@@ -164,10 +164,10 @@ async def test_a_search_finds_what_is_there_in_the_order_of_the_text(server: Ser
             (2, 0, 3, "two"),
             (2, 4, 7, "two"),
         ]
-        assert not found.more
+        assert not found.next_page_token
         assert [one.start for one in (await calls.search(context_id, "two", documents=[2, 2])).matches] == [0, 4]
         limited = await calls.search(context_id, "two", limit=2)
-        assert (len(limited.matches), limited.more) == (2, True)
+        assert (len(limited.matches), bool(limited.next_page_token)) == (2, True)
         assert not (await calls.search(context_id, "three")).matches
 
 
@@ -178,7 +178,7 @@ async def test_the_answer_to_a_search_is_never_larger_than_a_client_takes(server
         found = await calls.search(context_id, "🎉+", limit=1_000)
         assert found.ByteSize() < 4 << 20
         assert 500 < len(found.matches) < 1_000
-        assert found.more
+        assert found.next_page_token
 
 
 async def test_a_search_ends_with_its_caller(server: Served) -> None:

@@ -95,14 +95,14 @@ class Work:
             if known.HasField("context"):  # and its answer was lost
                 self.kept[known.context.context_id] = sent
                 return None
-            received, announced = known.received_bytes, known.received_documents
+            received, announced = known.received_bytes, known.received_document_count
             self.went_on += received > 0
             first, *others = sent.messages()
             rest = [first]
             for other in others:
                 if other.HasField("documents"):
                     del other.documents.documents[:announced]
-                    other.documents.first = announced
+                    other.documents.first_document = announced
                     rest += [other] * bool(other.documents.documents)
                 elif other.chunk.offset + len(other.chunk.data) > received:
                     skipped = max(0, received - other.chunk.offset)
@@ -167,7 +167,7 @@ class Work:
         assert self.kept.keys() - self.deleting <= there.keys()
         for context_id, context in there.items():
             sent = self.kept.setdefault(context_id, self.sent[context.sha256])  # one whose answer was lost, too
-            number = self.rng.randrange(context.documents)
+            number = self.rng.randrange(context.document_count)
             text, expected = "", sent.expected(number)
             while len(text) < len(expected):
                 text += (await calls.read(context_id, number, len(text), len(text) + (1 << 18))).text

@@ -41,7 +41,7 @@ def raw(name: str, size: int) -> context_pb2.UploadDocument:
 
 
 def announcing(*documents: context_pb2.UploadDocument, first: int = 0) -> Message:
-    return Message(documents=context_pb2.UploadDocuments(first=first, documents=documents))
+    return Message(documents=context_pb2.UploadDocuments(first_document=first, documents=documents))
 
 
 async def check_refused(served: Server, sent: Sequence[Message], field: str, words: str) -> None:
@@ -263,7 +263,7 @@ async def test_a_full_disk_is_said_and_the_upload_can_be_gone_on_with(
                 said = await refusal(calls.go_on(sent))
                 assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL")
         assert len(spooled(served.data_dir)) == 1
-        assert (await calls.go_on([whole[0], whole[2]])).characters == 6
+        assert (await calls.go_on([whole[0], whole[2]])).character_count == 6
         await eventually(lambda: nothing_of_uploads(served.data_dir))
 
 

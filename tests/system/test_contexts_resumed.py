@@ -63,13 +63,19 @@ async def test_documents_go_on_at_any_byte(server: Served, restarted: bool) -> N
             async with server(Play("")) as served:
                 calls = ContextCalls(served.caller)
                 status = await calls.status("mine")
-                assert (status.received_bytes, status.received_documents) == (received, documents)
+                assert (status.received_bytes, status.received_document_count) == (received, documents)
                 made = await calls.send(rest_of(documents, received))
         async with server(Play("")) as served:
             calls = ContextCalls(served.caller)
-            assert (made.sha256, made.characters, made.documents) == (whole.sha256, whole.characters, whole.documents)
+            assert (made.sha256, made.character_count, made.document_count) == (
+                whole.sha256,
+                whole.character_count,
+                whole.document_count,
+            )
             listed = (await calls.documents(made.context_id)).documents
-            assert [(one.name, one.characters) for one in listed] == [(name, len(text)) for name, text in DOCUMENTS]
+            assert [(one.name, one.character_count) for one in listed] == [
+                (name, len(text)) for name, text in DOCUMENTS
+            ]
             for number, (_, text) in enumerate(DOCUMENTS):
                 assert (await calls.read(made.context_id, number)).text == text
             assert nothing_of_uploads(served.data_dir)
@@ -98,7 +104,7 @@ async def test_a_finished_upload_is_told_again_and_not_received_again(server: Se
         made = await calls.send(of_documents(DOCUMENTS, request_id="mine"))
         status = await calls.status("mine")
         assert status.context == made
-        assert (status.received_bytes, status.received_documents) == (len(DATA), len(DOCUMENTS))
+        assert (status.received_bytes, status.received_document_count) == (len(DATA), len(DOCUMENTS))
         assert await calls.send(of_documents(DOCUMENTS, request_id="mine")[:1]) == made
     async with server(Play("")) as served:
         calls = ContextCalls(served.caller)
@@ -123,7 +129,7 @@ async def test_an_upload_goes_on_with_the_same_header_alone(
         await (calls.send(whole) if finished else calls.send_part(whole[:4]))
         said = await refusal(calls.send([header(DATA, **{"documents": 20, "request_id": "mine", field: other})]))
         assert (said.code, said.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [f"header.{field}"])
-        assert (await calls.go_on([*whole[:1], *whole[4:]])).documents == 20
+        assert (await calls.go_on([*whole[:1], *whole[4:]])).document_count == 20
 
 
 async def test_a_second_writer_is_sent_away(server: Served) -> None:
@@ -179,8 +185,8 @@ async def test_a_stream_that_ends_too_early_is_refused_and_can_be_gone_on_with(s
         assert (await calls.status("mine")).received_bytes == 4
         said = await refusal(calls.send(of_documents(DOCUMENTS, request_id="docs")[:2]))
         assert said.fields == ["header.size_bytes"]
-        assert (await calls.status("docs")).received_documents == 20
-        assert (await calls.send([whole[0], *whole[2:]])).characters == 9
+        assert (await calls.status("docs")).received_document_count == 20
+        assert (await calls.send([whole[0], *whole[2:]])).character_count == 9
 
 
 async def test_a_stream_of_which_nothing_comes_is_ended_and_can_be_gone_on_with(server: Served) -> None:
@@ -195,7 +201,7 @@ async def test_a_stream_of_which_nothing_comes_is_ended_and_can_be_gone_on_with(
             assert (said.code, said.reason) == (grpc.StatusCode.ABORTED, "UPLOAD_STALLED")
         assert len(spooled(served.data_dir)) == 1
         whole[0].header.request_id = "mine"
-        assert (await calls.send([whole[0], *whole[2:]])).characters == 9
+        assert (await calls.send([whole[0], *whole[2:]])).character_count == 9
         assert nothing_of_uploads(served.data_dir)
 
 
@@ -248,5 +254,5 @@ async def test_what_a_process_that_died_left_is_removed_at_the_start(server: Ser
         assert stored(data_dir) == {kept.context_id}
         assert len(spooled(data_dir)) == 1
         whole = of_text("some text", chunk=4, request_id="mine")
-        assert (await calls.send([whole[0], *whole[2:]])).characters == 9
+        assert (await calls.send([whole[0], *whole[2:]])).character_count == 9
         assert (await calls.read(kept.context_id)).text == "kept"

@@ -40,7 +40,7 @@ async def test_a_child_has_what_it_was_given_though_that_is_nothing(server: Serv
         context = await served.caller.send_parts(of_documents(DOCUMENTS))
         ended = await served.caller.ask(context_id=context.context_id)
         assert (ended.run.state, ended.run.answer) == (SUCCEEDED, GIVEN[given])
-        child = ended.run.nodes[1]
+        child = ended.nodes[1]
         assert (child.state, child.coverage_fraction) == (SUCCEEDED, 1.0)
         told = next(request for request in script.asked if "child" in request.messages[0].content)
         assert "with 0 characters. Your code has touched 100% of it" in told.messages[0].content
@@ -54,7 +54,7 @@ async def test_a_child_has_the_empty_text_it_was_given(server: Served, given: st
         ended = await served.caller.ask(context_id=context.context_id)
         said = "['str', '', 0, True, [Match(document=0, start=0, end=0, text='')]]"
         assert (ended.run.state, ended.run.answer) == (SUCCEEDED, said)
-        assert ended.run.nodes[1].coverage_fraction == 1.0
+        assert ended.nodes[1].coverage_fraction == 1.0
 
 
 async def test_of_a_batch_some_may_be_given_nothing(server: Served) -> None:
@@ -64,7 +64,7 @@ async def test_of_a_batch_some_may_be_given_nothing(server: Served) -> None:
         context = await served.caller.send_parts(of_documents(DOCUMENTS))
         ended = await served.caller.ask(context_id=context.context_id)
         assert ended.run.answer == "Documents 0 str 3 Documents 0 Documents 2 str 0"
-        assert [node.state for node in ended.run.nodes] == [SUCCEEDED] * 6
+        assert [node.state for node in ended.nodes] == [SUCCEEDED] * 6
 
 
 async def test_at_the_depth_cap_a_model_is_asked_about_nothing(server: Served) -> None:
@@ -98,11 +98,11 @@ async def test_a_context_of_empty_documents_is_one(server: Served) -> None:
     async with server(script) as served:
         caller = served.caller
         context = await caller.send_parts(of_documents({"one": "", "two": ""}))
-        assert (context.documents, context.characters) == (2, 0)
+        assert (context.document_count, context.character_count) == (2, 0)
         ended = await caller.ask(context_id=context.context_id)
         assert ended.run.answer == "(2, ['', ''], ['one', 'two'], [])"
         assert (ended.run.coverage.fraction, read(ended.run.coverage)) == (1.0, [])
-        assert ended.run.nodes[0].coverage_fraction == 1.0
+        assert ended.nodes[0].coverage_fraction == 1.0
         assert [list(traced.passages) for traced in ended.bodies("call_traced")] == [[], []]
         session = await caller.open_session(context_id=context.context_id)
         assert (await session_of(caller, session)).coverage.fraction == 1.0

@@ -45,7 +45,7 @@ async def test_what_a_child_that_failed_has_cost_is_not_lost(server: Served) -> 
     play.sub = sub
     async with server(play, max_turns=2) as served:
         ended = await served.caller.ask()
-        root, child = ended.run.nodes
+        root, child = ended.nodes
         assert child.state != run_pb2.RUN_STATE_SUCCEEDED
         (paid,) = rows(served.data_dir, "SELECT sum(actual_nano_usd) AS n FROM hold WHERE node = ?", child.node_id)
         assert 0 < child.spent.nano_usd == paid["n"]

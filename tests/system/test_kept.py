@@ -10,7 +10,7 @@ from rlm.v1 import run_pb2
 
 from rlm_server.api import run as run_api
 from rlm_server.api.errors import WatcherTooSlow
-from rlm_server.api.responses import MOST_MESSAGE
+from rlm_server.api.responses import MOST_TEXT
 from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from tests.servers import Served
 from tests.system.books import check_settled, check_story, rows
@@ -28,8 +28,9 @@ async def test_a_long_text_of_an_event_is_cut_and_the_event_says_how_long_it_was
         assert sizes["code_started"] == {"code": answer + len("FINAL('')\n")}
         assert sizes["answer"] == {"text": answer}
         assert sizes["run_finished"] == {"answer": answer}
-        assert ended.run.answer == "\u00e9" * MAX_EVENT_TEXT
-        assert not ended.run.cut
+        assert ended.run.answer == "\u00e9" * (MOST_TEXT // 2)
+        assert {one.field: one.size_bytes for one in ended.run.cut} == {"answer": answer}
+        assert await served.caller.read_answer(ended.run.run_id) == "\u00e9" * MAX_EVENT_TEXT
         for event in ended.events:
             assert event.ByteSize() < 2 * MAX_EVENT_TEXT
 
@@ -56,13 +57,15 @@ async def test_an_answer_above_the_limit_is_refused_by_its_name_and_the_loop_goe
             assert "answer_bytes: an answer may have 1024 bytes" in told
 
 
-async def test_the_largest_answer_fits_into_a_message_that_every_client_takes(server: Served) -> None:
+async def test_the_largest_answer_can_be_read_in_messages_that_every_client_takes(server: Served) -> None:
     async with server(Play(code(f"FINAL('x' * {3 * MIB})"))) as served:
         created = await served.caller.create("\U0001f600" * 100_000)
         await served.caller.until(created.run_id, "run_finished")
-        run = await served.another(plain=True).get(created.run_id)
-        assert len(run.answer) == 3 * MIB
-        assert run.ByteSize() <= MOST_MESSAGE
+        plain = served.another(plain=True)
+        run = await plain.get(created.run_id)
+        assert (len(run.answer), run.answer_bytes) == (MOST_TEXT, 3 * MIB)
+        assert run.ByteSize() <= MIB
+        assert await plain.read_answer(created.run_id) == "x" * (3 * MIB)
 
 
 async def test_a_run_whose_events_are_too_many_ends_and_names_the_limit(server: Served) -> None:
@@ -70,7 +73,7 @@ async def test_a_run_whose_events_are_too_many_ends_and_names_the_limit(server: 
     async with server(play, sandbox={"output_bytes": MIB}, event_bytes=256 << 10) as served:
         ended = await served.caller.ask()
         assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
-        assert ended.run.reason == "event_bytes: a run's events may have 262144 bytes"
+        assert ended.run.end_message == "event_bytes: a run's events may have 262144 bytes"
         check_story(ended)
         check_settled(served.data_dir)
 
@@ -81,7 +84,7 @@ async def test_a_tenant_whose_runs_keep_too_much_starts_none_until_it_deletes_so
                       tenant_kept_bytes=MIB) as served:  # fmt: skip
         full = await served.caller.ask()
         assert full.run.state == run_pb2.RUN_STATE_EXHAUSTED
-        assert full.run.reason.startswith("tenant_kept_bytes: ")
+        assert full.run.end_message.startswith("tenant_kept_bytes: ")
         check_story(full)
         said = await refusal(served.caller.create("small"))
         assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RUN_QUOTA_EXCEEDED")

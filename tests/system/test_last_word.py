@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from rlm.v1 import run_pb2, types_pb2
+from rlm_client.durations import seconds
 
 from rlm_server.broker.provider import Failure, ModelRequest, ProviderError
 from tests.servers import Served
@@ -41,21 +42,21 @@ LONG = "x" * 16_000
 @pytest.mark.parametrize(
     ("lines", "asked", "limit"),
     [
-        ([code(f"print({i})") for i in range(3)], {"limits": run_pb2.RunLimits(max_turns=3)}, "max_turns"),
+        ([code(f"print({i})") for i in range(3)], {"limits": run_pb2.RunLimits(max_turn_count=3)}, "max_turns"),
         ([code(f"raise ValueError({i})") for i in range(9)], {}, "errors_in_a_row"),
         (["I think."], {}, "errors_in_a_row"),
         ([code("print(1)")], {}, "no progress"),
         (SPEND, {"budget": types_pb2.Budget(nano_usd=USD // 5)}, "budget.nano_usd"),
-        (SPEND, {"budget": types_pb2.Budget(tokens=60_000)}, "budget.tokens"),
-        (SPEND, {"budget": types_pb2.Budget(calls=12)}, "budget.calls"),
+        (SPEND, {"budget": types_pb2.Budget(token_count=60_000)}, "budget.tokens"),
+        (SPEND, {"budget": types_pb2.Budget(call_count=12)}, "budget.calls"),
         (
             [code("print('here')"), code("import time\nwhile True: time.sleep(0.01)")],
-            {"limits": run_pb2.RunLimits(wall_seconds=4)},
+            {"limits": run_pb2.RunLimits(wall_time=seconds(4))},
             "wall_seconds",
         ),
         (
             [code("print('here')"), code("rlm_query('wait')")],
-            {"limits": run_pb2.RunLimits(wall_seconds=4)},
+            {"limits": run_pb2.RunLimits(wall_time=seconds(4))},
             "wall_seconds",
         ),
     ],
@@ -67,9 +68,11 @@ async def test_a_run_that_a_limit_ends_has_a_last_word(
     play = Closing(*lines, sub=lambda prompt: LONG, wait=code("import time\nwhile True: time.sleep(0.01)"))
     async with server(play) as served:
         ended = await served.caller.ask(**asked)
-        assert (ended.run.state, ended.run.answer) == (EXHAUSTED, GUESS), ended.run.reason
-        assert ended.run.reason.startswith(limit)
-        (closing,) = [asked for asked in play.closing if not asked.messages[0].content.startswith("Question:\nwait\n")]
+        assert (ended.run.state, ended.run.answer) == (EXHAUSTED, GUESS), ended.run.end_message
+        assert ended.run.end_message.startswith(limit)
+        (closing,) = [asked for asked in play.closing if not asked.messages[0].content.startswith("Question:
+wait
+")]
         assert f"({limit})" in closing.messages[-1].content
         budget = asked.get("budget")
         for unit in ("nano_usd", "tokens", "calls"):
@@ -83,10 +86,10 @@ async def test_where_the_conversation_has_grown_too_large_for_what_is_left_its_e
     talk = code("print('x' * 7_000 + 'the last thing')")
     play = Closing(*[f"{i}\n{talk}".replace("x'", f"{i % 10}'") for i in range(30)])
     async with server(play) as served:
-        ended = await served.caller.ask("How many are there?", budget=types_pb2.Budget(tokens=60_000))
+        ended = await served.caller.ask("How many are there?", budget=types_pb2.Budget(token_count=60_000))
         assert (ended.run.state, ended.run.answer) == (EXHAUSTED, GUESS)
-        assert ended.run.reason.startswith("budget.tokens")
-        assert ended.run.spent.tokens <= 60_000
+        assert ended.run.end_message.startswith("budget.tokens")
+        assert ended.run.spent.token_count <= 60_000
         (closing,) = play.closing
         assert len(closing.messages) == 1
         assert closing.messages[0].content.startswith("Question:\nHow many are there?\n")
@@ -104,7 +107,7 @@ async def test_a_child_that_used_up_what_it_had_says_what_it_knows_to_its_parent
         ended = await served.caller.ask()
         assert ended.run.state == SUCCEEDED
         assert f"child: {GUESS}" in ended.printed
-        _, child = ended.run.nodes
+        _, child = ended.nodes
         assert (child.state, child.answer) == (EXHAUSTED, GUESS)
         assert child.spent.nano_usd <= 3 * USD // 10
         check_story(ended)
@@ -115,22 +118,22 @@ async def test_where_the_last_word_fails_the_run_ends_with_the_answer_its_code_h
     busy = ProviderError(Failure.GONE, "the provider's answer was cut off", billed=True)
     begun = code("answer['content'] = 'so far'\nprint(1)")
     async with server(Closing(begun, code("print(2)"), guess=busy)) as served:
-        ended = await served.caller.ask(limits=run_pb2.RunLimits(max_turns=2))
+        ended = await served.caller.ask(limits=run_pb2.RunLimits(max_turn_count=2))
         assert (ended.run.state, ended.run.answer) == (EXHAUSTED, "so far")
         assert [guard.name for guard in ended.bodies("guard") if guard.name != "root_call"] == ["last_word"]
-        assert ended.run.reason.startswith("max_turns")
+        assert ended.run.end_message.startswith("max_turns")
         check_settled(served.data_dir)
 
 
 async def test_a_last_word_that_is_code_again_is_no_answer(server: Served) -> None:
     async with server(Closing(code("print(1)"), guess=code("FINAL(3)"))) as served:
-        ended = await served.caller.ask(limits=run_pb2.RunLimits(max_turns=2))
+        ended = await served.caller.ask(limits=run_pb2.RunLimits(max_turn_count=2))
         assert (ended.run.state, ended.run.answer) == (EXHAUSTED, "")
 
 
 async def test_a_last_word_in_the_form_of_an_answer_is_one(server: Served) -> None:
     async with server(Closing(code("print(1)"), guess="I know.\nFINAL(3)")) as served:
-        ended = await served.caller.ask(limits=run_pb2.RunLimits(max_turns=2))
+        ended = await served.caller.ask(limits=run_pb2.RunLimits(max_turn_count=2))
         assert (ended.run.state, ended.run.answer) == (EXHAUSTED, "3")
 
 
@@ -146,7 +149,7 @@ async def test_a_run_is_cancelled_in_its_last_word_too(server: Served) -> None:
             return said
 
     async with server(Silent(code("print(1)"))) as served:
-        run = await served.caller.create(limits=run_pb2.RunLimits(max_turns=2))
+        run = await served.caller.create(limits=run_pb2.RunLimits(max_turn_count=2))
         await asked.wait()
         ended = await served.caller.cancel(run.run_id)
         assert ended.state == run_pb2.RUN_STATE_CANCELLED

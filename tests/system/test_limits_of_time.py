@@ -12,6 +12,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from rlm.v1 import run_pb2, types_pb2
+from rlm_client.durations import milliseconds
 
 from rlm_server.database.engine import DatabaseBusyError, DatabaseLostError
 from rlm_server.ledger import Limit, Query, Span
@@ -31,7 +32,7 @@ async def test_a_tenant_spends_no_more_in_a_window_than_that_allows_and_is_told_
     async with server(Play(SPEND, sub=lambda prompt: "x" * 8_000), **{f"{span}_budget_usd": "0.2"}) as served:
         ended = await served.caller.ask()
         assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
-        assert f"for the {span} " in ended.run.reason
+        assert f"for the {span} " in ended.run.end_message
         (window,) = await served.running.ledger.windows("development")
         assert USD // 10 < window.balance.posted.nano_usd <= USD // 5
         check_story(ended)
@@ -44,19 +45,19 @@ async def test_a_tenant_spends_no_more_in_a_window_than_that_allows_and_is_told_
 
 async def test_the_time_that_code_runs_is_paid_for_and_limited(server: Served) -> None:
     busy = "import time\nend = time.monotonic() + 0.3\nwhile time.monotonic() < end: pass"
-    limits = types_pb2.SandboxLimits(turn_milliseconds=1000)
+    limits = types_pb2.SandboxLimits(turn_time=milliseconds(1000))
     async with server(Play("")) as served:
-        asked = {"limits": limits, "budget": types_pb2.Budget(cpu_ms=11_600)}
+        asked = {"limits": limits, "budget": types_pb2.Budget(cpu_time=milliseconds(11_600))}
         session = await served.caller.open_session(**asked)
         for _ in range(2):
             await served.caller.turn(session, busy)
         said = await refusal(served.caller.turn(session, busy))
         assert (said.reason, said.said["unit"]) == ("BUDGET_EXCEEDED", "cpu_ms")
         spent = await served.caller.delete(session)
-        assert 600 <= spent.cpu_ms <= 11_600
+        assert 600 <= spent.cpu_time.ToMilliseconds() <= 11_600
         turns = await served.running.ledger.entries(Query("development", run=session))
         assert [turn.hold.model for turn in turns] == ["", ""]
-        assert sum(turn.actual.cpu_ms for turn in turns) == spent.cpu_ms
+        assert sum(turn.actual.cpu_ms for turn in turns) == spent.cpu_time.ToMilliseconds()
         check_settled(served.data_dir)
 
 
@@ -91,15 +92,15 @@ async def test_a_turn_ends_as_it_did_though_its_books_cannot_be_written_for_a_wh
         assert seen.printed == "ran\n"
         assert next(failures, None) is None
         (turn,) = await ledger.entries(Query("development", run=session))
-        assert (await served.caller.delete(session)).cpu_ms == turn.actual.cpu_ms
+        assert (await served.caller.delete(session)).cpu_time.ToMilliseconds() == turn.actual.cpu_ms
         check_settled(served.data_dir)
 
 
 async def test_a_run_ends_when_its_time_is_used_up(server: Served) -> None:
     async with server(Play(code("pass")), sandbox={"turn_seconds": 1}) as served:
-        ended = await served.caller.ask(budget=types_pb2.Budget(cpu_ms=10_999))
+        ended = await served.caller.ask(budget=types_pb2.Budget(cpu_time=milliseconds(10_999)))
         assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
-        assert "processor time" in ended.run.reason
+        assert "processor time" in ended.run.end_message
         check_settled(served.data_dir)
 
 
@@ -140,13 +141,13 @@ async def test_a_run_that_a_window_stops_names_it(server: Served) -> None:
         ended = await served.caller.ask()
         (window,) = (await Accountant(served.caller).budget()).windows
         assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
-        assert f"for the day {window.label} (UTC)" in ended.run.reason
+        assert f"for the day {window.label} (UTC)" in ended.run.end_message
         assert ended.run.spent == types_pb2.Amounts()
 
 
 async def test_a_refusal_of_an_account_gives_no_time_to_come_back(server: Served) -> None:
     async with server(TALK) as served:
-        session = await served.caller.open_session(budget=types_pb2.Budget(cpu_ms=1))
+        session = await served.caller.open_session(budget=types_pb2.Budget(cpu_time=milliseconds(1)))
         said, wait = await refused(served.caller.turn(session, "1"))
         assert said.reason == "BUDGET_EXCEEDED"
         assert wait is None

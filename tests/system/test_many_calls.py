@@ -60,7 +60,7 @@ async def test_batches_that_cannot_be_paid_leave_nothing_in_a_run_and_soon_are_n
 ) -> None:
     source = REFUSED.format(times=12, model="")
     async with server(Play(code(source, "FINAL(1)")), failed_calls=10) as served:
-        ended = await served.caller.ask(budget=types_pb2.Budget(calls=1))
+        ended = await served.caller.ask(budget=types_pb2.Budget(call_count=1))
         assert ended.printed.count("LimitExceeded") == 12
         assert "call_started" not in ended.kinds
         assert len(holds_of_calls(served)) == 1
@@ -78,7 +78,7 @@ async def test_what_a_session_says_of_calls_from_memory_is_bounded(server: Serve
             kinds[str(response.WhichOneof("event"))] += 1
             untold.MergeFrom(response.untold_calls)
         assert kinds == {"call_finished": 101, "output": 1, "untold_calls": 1, "result": 1}
-        assert (untold.from_memory, untold.failed) == (10_000 - 101, 0)
+        assert (untold.from_memory_count, untold.failed_count) == (10_000 - 101, 0)
 
 
 @pytest.mark.parametrize("source", [BATCH, LATER], ids=["a batch", "requests for later"])

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from rlm.v1 import types_pb2
+from rlm_client.durations import milliseconds
 
 from rlm_server.broker.provider import Failure, ProviderError
 from rlm_server.config.settings import ConfigError, Settings
@@ -71,7 +72,7 @@ async def test_what_is_under_way_is_told_while_it_is(server: Served) -> None:
         return "ok"
 
     async with server(Play(code("llm_query('a')", "FINAL('done')"), sub=sub), **ON) as served:
-        run = await served.caller.create(budget=types_pb2.Budget(nano_usd=USD, cpu_ms=1_000_000))
+        run = await served.caller.create(budget=types_pb2.Budget(nano_usd=USD, cpu_time=milliseconds(1_000_000)))
         await asked.wait()
         seen = await samples(served)
         for name in ("rlm_runs", "rlm_nodes", "rlm_live_sessions", "rlm_held_calls"):
@@ -120,11 +121,11 @@ async def test_no_tenant_key_run_or_text_is_told(server: Served) -> None:
     async with server(script, **ON) as served:
         other = await served.tenant("tenant-other")
         context = await other.upload(secret * 100)
-        asked: dict[str, Any] = {"context_id": context.context_id, "budget": types_pb2.Budget(calls=5)}
+        asked: dict[str, Any] = {"context_id": context.context_id, "budget": types_pb2.Budget(call_count=5)}
         ended = await other.ask(question, **asked)
         told = await scrape(served)
         private = (secret, question, "tenant-other", "development", served.running.key, context.context_id)
-        for text in (*private, *[node.node_id for node in ended.run.nodes]):
+        for text in (*private, *[node.node_id for node in ended.nodes]):
             assert text not in told
 
 

@@ -56,7 +56,7 @@ def guards(ended: Ended) -> list[str]:
 async def test_every_form_of_answer_is_taken(server: Served, reply: str, answer: str | None) -> None:
     async with server(Play(reply, code("FINAL('another')"))) as served:
         ended = await served.caller.ask()
-        assert ended.run.state == SUCCEEDED, ended.run.reason
+        assert ended.run.state == SUCCEEDED, ended.run.end_message
         assert ended.run.answer == (answer if answer is not None else "another")
         assert ended.bodies("answer")[-1].text == ended.run.answer[:MAX_EVENT_TEXT]
         check(served, ended)
@@ -121,7 +121,7 @@ async def test_a_reply_without_code_is_told_so_and_ends_the_run_when_it_goes_on(
     async with server(Talk()) as served:
         ended = await served.caller.ask()
         assert ended.run.state == EXHAUSTED
-        assert ended.run.reason.startswith("errors_in_a_row")
+        assert ended.run.end_message.startswith("errors_in_a_row")
         assert set(guards(ended)) == {"no_code"}
         check(served, ended)
 
@@ -130,8 +130,8 @@ async def test_turns_that_fail_one_after_another_end_the_run(server: Served) -> 
     async with server(Play(*[code(f"raise ValueError({i})") for i in range(9)])) as served:
         ended = await served.caller.ask()
         assert ended.run.state == EXHAUSTED
-        assert ended.run.reason.startswith("errors_in_a_row")
-        assert ended.run.nodes[0].turns == 5
+        assert ended.run.end_message.startswith("errors_in_a_row")
+        assert ended.nodes[0].turn_count == 5
         check(served, ended)
 
 
@@ -140,7 +140,7 @@ async def test_code_that_repeats_itself_ends_the_run(server: Served) -> None:
     async with server(play) as served:
         ended = await served.caller.ask()
         assert ended.run.state == EXHAUSTED
-        assert "no progress" in ended.run.reason
+        assert "no progress" in ended.run.end_message
         assert guards(ended) == ["repeated", "repeated", "last_word"]
         assert "before" in play.asked[2].messages[-1].content
         check(served, ended)
@@ -149,9 +149,9 @@ async def test_code_that_repeats_itself_ends_the_run(server: Served) -> None:
 async def test_the_last_turn_is_followed_by_a_closing_answer(server: Served) -> None:
     play = Play(code("print(1)"), code("print(2)"), code("print(3)"), "My best guess is 3.")
     async with server(play) as served:
-        ended = await served.caller.ask(limits=run_pb2.RunLimits(max_turns=3))
+        ended = await served.caller.ask(limits=run_pb2.RunLimits(max_turn_count=3))
         assert (ended.run.state, ended.run.answer) == (EXHAUSTED, "My best guess is 3.")
-        assert ended.run.reason.startswith("max_turns")
+        assert ended.run.end_message.startswith("max_turns")
         assert len(play.asked) == 4
         check(served, ended)
 
@@ -188,7 +188,7 @@ async def test_a_busy_provider_is_asked_again_and_billed_once(server: Served, er
         ended = await served.caller.ask()
         assert ended.run.state == SUCCEEDED
         assert "ok" in ended.printed
-        assert ended.run.spent.calls == 2
+        assert ended.run.spent.call_count == 2
         states = [hold["state"] for hold in rows(served.data_dir, "SELECT state FROM hold WHERE model <> ''")]
         assert sorted(states) == ["posted", "posted", "voided"]
         check(served, ended)
@@ -203,7 +203,7 @@ async def test_events_name_the_model_that_answered_where_it_is_a_fallback(server
     settings: dict[str, object] = {"fallbacks": {"play": ["other"]}, "tenants": {"development": {"fallbacks": True}}}
     async with server(Play(BAD_KEY, sub=refuse), {"other": other}, **settings) as served:
         ended = await served.caller.ask()
-        assert ended.run.state == SUCCEEDED, ended.run.reason
+        assert ended.run.state == SUCCEEDED, ended.run.end_message
         assert ended.printed == "from the other\n" * 2
         assert [reply.model for reply in ended.bodies("model_replied")] == ["other"]
         assert [started.model for started in ended.bodies("call_started")] == ["play", "play"]
@@ -219,9 +219,9 @@ async def test_a_node_whose_model_fails_fails_with_the_reason(server: Served, er
     async with server(Failing(error, node=True), root_attempts=1) as served:
         ended = await served.caller.ask()
         assert ended.run.state == FAILED
-        assert error.failure in ended.run.reason
-        assert str(error) in ended.run.reason
-        assert ended.run.spent.calls == int(error.billed)
+        assert error.failure in ended.run.end_message
+        assert str(error) in ended.run.end_message
+        assert ended.run.spent.call_count == int(error.billed)
         check(served, ended)
 
 
@@ -247,7 +247,7 @@ async def test_an_error_of_a_script_is_an_internal_error_that_leaks_nothing(serv
     async with server(Broken()) as served:
         ended = await served.caller.ask()
         assert ended.run.state == FAILED
-        assert "detail" not in ended.run.reason
+        assert "detail" not in ended.run.end_message
         check(served, ended)
 
 
@@ -267,7 +267,7 @@ async def test_a_model_that_never_answers_is_given_up_and_paid_in_full(server: S
     async with server(Silent(node=True), call_seconds=0.3, root_attempts=1) as served:
         ended = await served.caller.ask()
         assert ended.run.state == FAILED
-        assert "timed_out" in ended.run.reason
+        assert "timed_out" in ended.run.end_message
         (hold,) = rows(served.data_dir, "SELECT * FROM hold WHERE model <> ''")
         assert (hold["state"], hold["actual_nano_usd"]) == ("posted", hold["nano_usd"])
         assert ended.run.spent.nano_usd == hold["nano_usd"]
@@ -289,7 +289,7 @@ async def test_the_time_of_a_run_ends_it_whatever_it_waits_for(server: Served, n
     async with server(Silent(node=node), wall_seconds=0.5) as served:
         ended = await served.caller.ask()
         assert ended.run.state == EXHAUSTED
-        assert ended.run.reason.startswith("wall_seconds")
+        assert ended.run.end_message.startswith("wall_seconds")
         check(served, ended)
 
 
@@ -303,7 +303,7 @@ async def test_the_time_of_a_run_ends_its_children_too(server: Served) -> None:
     async with server(play, wall_seconds=1.5, sessions=10) as served:
         ended = await served.caller.ask()
         assert ended.run.state == EXHAUSTED
-        assert ended.run.reason.startswith("wall_seconds")
+        assert ended.run.end_message.startswith("wall_seconds")
         check(served, ended)
         assert (await served.caller.ask("again")).run.state == SUCCEEDED
 
@@ -312,7 +312,7 @@ async def test_half_a_surrogate_pair_in_a_reply_harms_nobody(server: Served) -> 
     replies = Play(code("print(llm_query('x'))\n# \ud83d", "FINAL('done \ud83d')"), sub=lambda _: "a\udc00b")
     async with server(replies) as served:
         ended = await served.caller.ask()
-        assert (ended.run.state, ended.run.answer) == (SUCCEEDED, "done ?"), ended.run.reason
+        assert (ended.run.state, ended.run.answer) == (SUCCEEDED, "done ?"), ended.run.end_message
         assert "a?b" in ended.printed
         check(served, ended)
 
@@ -327,7 +327,7 @@ async def test_below_the_last_level_a_child_is_one_call(server: Served) -> None:
         assert ended.run.answer == repr("a child\n\nText:\nits text").join(["answered ", ""])
         assert guards(ended) == ["max_depth"]
         assert "depth cap" in ended.printed
-        assert len(ended.run.nodes) == 1
+        assert len(ended.nodes) == 1
         check(served, ended)
 
 
@@ -338,7 +338,7 @@ async def test_a_child_with_a_model_that_is_not_there_is_an_error_in_the_code(se
         ended = await served.caller.ask()
         assert ended.run.state == SUCCEEDED
         assert f"there is no model {model!r}; the models are: play" in ended.printed
-        assert len(ended.run.nodes) == 1
+        assert len(ended.nodes) == 1
         check(served, ended)
 
 
@@ -351,7 +351,7 @@ async def test_a_child_that_fails_is_an_error_in_its_parents_code(server: Served
         assert ended.run.state == SUCCEEDED
         assert "'fine'" in ended.printed
         assert "Error: the child RLM ended failed" in ended.printed
-        assert sorted(node.state for node in ended.run.nodes) == [SUCCEEDED, SUCCEEDED, FAILED]
+        assert sorted(node.state for node in ended.nodes) == [SUCCEEDED, SUCCEEDED, FAILED]
         check(served, ended)
 
 
@@ -381,9 +381,9 @@ async def test_identical_prompts_are_asked_once(server: Served) -> None:
         assert len(finished) == 13
         assert len([call for call in finished if call.memo]) == 11
         assert all(call.spent == types_pb2.Amounts() for call in finished if call.memo)
-        assert ended.run.spent.calls == 2 + 1 + 2
+        assert ended.run.spent.call_count == 2 + 1 + 2
         again = await served.caller.ask()
-        assert again.run.spent.calls == 5, "what one run asked is not another's"
+        assert again.run.spent.call_count == 5, "what one run asked is not another's"
         check(served, ended)
 
 

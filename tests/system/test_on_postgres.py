@@ -53,7 +53,7 @@ async def test_children_share_a_budget_on_postgres(server: Served, postgres_url:
     )
     async with server(play, database_url=postgres_url) as served:
         ended = await served.caller.ask(budget=types_pb2.Budget(nano_usd=USD))
-        assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.reason
+        assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.end_message
         assert USD // 2 < ended.run.spent.nano_usd <= USD
         assert await served.running.ledger.unresolved() == 0
         assert (await served.running.ledger.balance("development")).carved.nano_usd == 0

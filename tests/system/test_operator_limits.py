@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 from rlm.v1 import run_pb2, types_pb2
+from rlm_client.durations import milliseconds
 
 from tests.servers import Served
 from tests.system.stage import Play, code, refusal
@@ -41,12 +42,12 @@ async def test_a_sessions_turn_waits_for_models_as_long_as_the_operator_says(ser
 async def test_a_run_that_goes_wrong_ends_where_the_operator_says(server: Served) -> None:
     async with server(Play(code("1 / 0"), code("2 / 0"), code("3 / 0")), errors_in_a_row=2) as served:
         ended = await served.caller.ask()
-        assert (ended.run.state, ended.run.reason) == (
+        assert (ended.run.state, ended.run.end_message) == (
             run_pb2.RUN_STATE_EXHAUSTED,
             "errors_in_a_row: 2 turns in a row failed",
         )
     async with server(Play(code("1")), repeats=2) as served:
-        assert "the same result 2 times" in (await served.caller.ask()).run.reason
+        assert "the same result 2 times" in (await served.caller.ask()).run.end_message
 
 
 @pytest.mark.parametrize(
@@ -75,16 +76,16 @@ async def test_a_tenants_own_limits_of_runs_hold_for_it_alone(server: Served) ->
     async with server(play, tenants=own) as served:
         small = await served.tenant("small")
         for limits, field in (
-            (run_pb2.RunLimits(max_turns=3), "limits.max_turns"),
+            (run_pb2.RunLimits(max_turn_count=3), "limits.max_turns"),
             (run_pb2.RunLimits(max_depth=2), "limits.max_depth"),
             (
-                run_pb2.RunLimits(sandbox=types_pb2.SandboxLimits(turn_milliseconds=1501)),
+                run_pb2.RunLimits(sandbox=types_pb2.SandboxLimits(turn_time=milliseconds(1501))),
                 "limits.sandbox.turn_milliseconds",
             ),
         ):
             said = await refusal(small.create(limits=limits))
             assert (said.code, said.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [field])
         ended = await small.ask()
-        assert ended.run.reason == "max_turns: no answer after 2 turns"
+        assert ended.run.end_message == "max_turns: no answer after 2 turns"
         assert [request.max_tokens for request in play.asked if not request.system] == [5]
         assert (await served.caller.ask()).run.answer == "3"

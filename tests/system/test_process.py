@@ -78,7 +78,7 @@ async def test_a_server_that_was_killed_in_a_run_starts_again_with_its_books_in_
             caller = Caller(await address(third), key)
             ended = await caller.ended(run.run_id)
             assert ended.run.state == run_pb2.RUN_STATE_FAILED
-            assert ended.run.reason == "the server stopped during the run"
+            assert ended.run.end_message == "the server stopped during the run"
             assert ended.run.spent.nano_usd == hold["nano_usd"], "what was dispatched is paid in full"
             assert ended.events[seen.sequence - 1] == seen
             check_story(ended)

@@ -27,7 +27,7 @@ def of_documents(documents: dict[str, str], name: str = "corpus") -> Iterator[co
     sizes = [context_pb2.UploadDocument(name=n, size_bytes=len(text.encode())) for n, text in documents.items()]
     yield context_pb2.UploadContextRequest(
         header=context_pb2.UploadHeader(
-            name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), documents=len(documents)
+            name=name, size_bytes=len(data), sha256=hashlib.sha256(data).hexdigest(), document_count=len(documents)
         )
     )
     yield context_pb2.UploadContextRequest(documents=context_pb2.UploadDocuments(documents=sizes))
@@ -50,7 +50,7 @@ async def test_documents_are_a_sequence_in_the_guest(server: Served) -> None:
     async with server(Play("")) as served:
         caller = served.caller
         context = await caller.send_parts(of_documents(DOCUMENTS))
-        assert (context.kind, context.documents) == (context_pb2.CONTEXT_KIND_DOCUMENTS, len(DOCUMENTS))
+        assert (context.kind, context.document_count) == (context_pb2.CONTEXT_KIND_DOCUMENTS, len(DOCUMENTS))
         session = await caller.open_session(context_id=context.context_id)
         turn = await caller.turn(session, "print([len(d) for d in context], context.names, context[2][:12])")
         texts = list(DOCUMENTS.values())
@@ -189,7 +189,7 @@ async def test_a_runs_coverage_and_lineage_are_those_of_its_whole_tree(server: S
         context = await caller.upload(LINES)
         ended = await caller.ask(context_id=context.context_id)
         assert ended.run.answer == f"said{2 * BLOCK} a text of its own"
-        nodes = {node.question: node for node in ended.run.nodes}
+        nodes = {node.question: node for node in ended.nodes}
         root, child, other = nodes["What?"], nodes["child"], nodes["other"]
         assert read(ended.run.coverage) == [(0, 0, BLOCK), (0, 2 * BLOCK, 4 * BLOCK)]
         assert root.coverage_fraction == 3 * BLOCK / len(LINES)

@@ -51,7 +51,7 @@ async def test_replies_of_every_maker_run_what_they_mean_or_are_told_why_not(ser
     async with server(play, **PATIENT) as served:
         for question, part in parts.items():
             ended = await served.caller.ask(question)
-            assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.reason
+            assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.end_message
             assert ended.run.answer == "done"
             for turn, one in enumerate(part, start=2):
                 assert ran_in(ended, turn) == one.runs, one.text
@@ -64,7 +64,7 @@ async def test_an_answer_in_prose_is_the_one_its_author_means(server: Served) ->
     async with server(play) as served:
         for question, said in questions.items():
             ended = await served.caller.ask(question)
-            assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.reason
+            assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.end_message
             assert ended.run.answer == said.answer, said.text
 
 

@@ -92,7 +92,11 @@ async def test_a_run_survives_one_failure_at_each_of_its_root_calls_and_counts_i
                 fake.billed.clear()
                 fake.faults.extend([*[None] * before, *faults])
                 ended = await served.caller.ask()
-                assert (ended.run.state, ended.run.answer) == (SUCCEEDED, "done"), (faults, before, ended.run.reason)
+                assert (ended.run.state, ended.run.answer) == (SUCCEEDED, "done"), (
+                    faults,
+                    before,
+                    ended.run.end_message,
+                )
                 check_books(served, ended, fake.billed, failure_cost)
                 failed = [call.call.error for call in ended.bodies("call_finished")]
                 again = [guard.detail for guard in ended.bodies("guard") if guard.name == "root_call"]
@@ -127,7 +131,7 @@ async def test_a_model_that_goes_on_failing_ends_the_run_after_so_many_attempts_
         fake.chance = lambda: Fault.SERVER_ERROR
         ended = await served.caller.ask()
         assert ended.run.state == FAILED
-        assert "the model fake did not answer: gone: the provider failed (status 500)" in ended.run.reason
+        assert "the model fake did not answer: gone: the provider failed (status 500)" in ended.run.end_message
         assert fake.requests == 3
         check_books(served, ended, fake.billed, "full")
         calls = ended.bodies("call_finished")
@@ -150,7 +154,7 @@ async def test_no_attempt_goes_beyond_the_budget(server: Served) -> None:
         fake.chance = lambda: Fault.SERVER_ERROR
         ended = await served.caller.ask(budget=types_pb2.Budget(nano_usd=50_000_000))
         assert ended.run.state == EXHAUSTED
-        assert ended.run.reason.startswith("budget.nano_usd")
+        assert ended.run.end_message.startswith("budget.nano_usd")
         assert 1 <= fake.requests < 5
         assert ended.run.spent.nano_usd <= 50_000_000
         check_settled(served.data_dir)

@@ -78,7 +78,7 @@ def wrong_with(error: grpc.aio.AioRpcError) -> str:
     info = error_details_pb2.ErrorInfo()
     if status is None or not status.details or not status.details[0].Unpack(info):
         return f"no ErrorInfo: {error.code()}: {error.details()}"
-    return "" if info.domain == "rlm.v1" and info.reason in REASONS else f"an unknown reason {info.reason}"
+    return "" if info.domain == "rlm-server" and info.reason in REASONS else f"an unknown reason {info.reason}"
 
 
 async def things(caller: Caller, number: int) -> dict[str, str]:

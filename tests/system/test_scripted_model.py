@@ -72,6 +72,6 @@ async def test_a_question_over_data_is_answered_over_its_json(server: Served) ->
 async def test_calls_that_the_budget_refuses_are_told_and_left_out(server: Served) -> None:
     async with server(SCRIPTS["scripted"]) as served:
         context_id = (await served.caller.send_parts(of_text(LETTER * 1000))).context_id
-        ended = await served.caller.ask(QUESTION, context_id=context_id, budget=types_pb2.Budget(calls=4))
+        ended = await served.caller.ask(QUESTION, context_id=context_id, budget=types_pb2.Budget(call_count=4))
     assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
     assert "1 of 8 had something; 7 calls failed [LimitExceeded(" in ended.printed

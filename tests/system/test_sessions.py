@@ -7,6 +7,7 @@ import asyncio
 import grpc
 import pytest
 from rlm.v1 import session_pb2, types_pb2
+from rlm_client.durations import milliseconds
 
 from tests.servers import Served
 from tests.system.books import check_settled, rows
@@ -82,7 +83,7 @@ async def test_output_is_seen_before_the_turn_ends(server: Served) -> None:
 async def test_a_session_goes_on_after(server: Served, source: str, status: int | None, error: str) -> None:
     async with server(Play("")) as served:
         limits = types_pb2.SandboxLimits(
-            turn_milliseconds=1_500 if error == "TURN_TIME" else 60_000, memory_bytes=200 * MIB
+            turn_time=milliseconds(1_500 if error == "TURN_TIME" else 60_000), memory_bytes=200 * MIB
         )
         session = await served.caller.open_session(limits=limits)
         await served.caller.turn(session, "kept = 1")
@@ -170,13 +171,15 @@ async def test_a_caller_who_goes_away_stops_the_turn_and_undoes_it(server: Serve
 async def test_a_session_that_is_deleted_stops_its_turns_and_says_what_it_spent(server: Served) -> None:
     async with server(Play(""), sessions=1) as served:
         session = await served.caller.open_session()
-        assert (await served.caller.turn(session, "print(llm_query_batched(['a', 'b', 'a']))")).calls[0].spent.calls
+        assert (
+            (await served.caller.turn(session, "print(llm_query_batched(['a', 'b', 'a']))")).calls[0].spent.call_count
+        )
         loop = aiter(served.caller.execute(session, "print('begun')\nwhile True: pass"))
         assert (await anext(loop)).output.text == "begun\n"
         queued = asyncio.create_task(refusal(served.another().turn(session, "1")))
         await asyncio.sleep(0)
         spent = await served.caller.delete(session)
-        assert spent.calls == 2
+        assert spent.call_count == 2
         assert spent.nano_usd == sum(1000 * u.input + 5000 * u.output for _, u in served.provider.billed)
         rest = [response async for response in loop]
         assert (rest[-1].result.status, rest[-1].result.error.type) == (ROLLED_BACK, "INTERRUPTED")
@@ -230,7 +233,7 @@ async def test_a_tenant_has_no_more_sessions_than_it_may(server: Served) -> None
 async def test_a_tenants_own_limits_hold_for_it_alone(server: Served) -> None:
     async with server(Play(""), tenants={"small": {"memory_bytes": 128 * MIB, "files": 2}}) as served:
         small = await served.tenant("small")
-        for asked in (types_pb2.SandboxLimits(memory_bytes=200 * MIB), types_pb2.SandboxLimits(files=3)):
+        for asked in (types_pb2.SandboxLimits(memory_bytes=200 * MIB), types_pb2.SandboxLimits(file_count=3)):
             said = await refusal(small.open_session(limits=asked))
             assert said.code is grpc.StatusCode.INVALID_ARGUMENT
         session = await small.open_session()
@@ -251,25 +254,34 @@ async def test_an_operators_image_has_its_modules_imported(server: Served) -> No
         assert "core, data, graphs" in said.message
 
 
+def wanted(name: str, value: int) -> types_pb2.SandboxLimits:
+    limits = types_pb2.SandboxLimits()
+    if name == "turn_time":
+        limits.turn_time.FromMilliseconds(value)
+    else:
+        setattr(limits, name, value)
+    return limits
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("memory_bytes", 513 * MIB),
         ("memory_bytes", -1),
         ("memory_bytes", 1),
-        ("turn_milliseconds", 60_001),
-        ("turn_milliseconds", -5),
+        ("turn_time", 60_001),
+        ("turn_time", 0),
         ("output_bytes", (64 << 10) + 1),
-        ("door_calls", 10_001),
+        ("door_call_count", 10_001),
         ("door_bytes", 257 * MIB),
-        ("door_waiting", 1_001),
+        ("door_waiting_count", 1_001),
         ("file_bytes", 65 * MIB),
-        ("files", -1),
+        ("file_count", -1),
     ],
 )
 async def test_limits_that_cannot_be_are_refused_by_name(server: Served, name: str, value: int) -> None:
     async with server(Play(""), sessions=1) as served:
-        said = await refusal(served.caller.open_session(limits=types_pb2.SandboxLimits(**{name: value})))
+        said = await refusal(served.caller.open_session(limits=wanted(name, value)))
         assert (said.code, said.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [f"limits.{name}"])
         await served.caller.open_session()
 

@@ -64,7 +64,7 @@ async def test_printed_has_the_whole_of_what_each_block_printed(server: Served) 
     )
     async with server(play) as served:
         ended = await served.caller.ask()
-        assert ended.run.state == SUCCEEDED, ended.run.reason
+        assert ended.run.state == SUCCEEDED, ended.run.end_message
     told = [request.messages[-1].content for request in play.asked]
     assert "`printed[-3]`, a str, has all of it" in told[1]
     assert "[10001, 4, 0, 2] 'a" in told[3]
@@ -79,7 +79,7 @@ async def test_what_a_stopped_block_printed_is_nowhere_and_not_said_to_be(server
     play = Play(loop, code("print(len(printed), printed[-1][:1])"), code("FINAL('done')"))
     async with server(play) as served:
         ended = await served.caller.ask()
-        assert ended.run.state == SUCCEEDED, ended.run.reason
+        assert ended.run.state == SUCCEEDED, ended.run.end_message
     first, second = (play.asked[turn].messages[-1].content for turn in (1, 2))
     assert first.count("`printed[-1]`") == 1
     assert "was stopped and undone" in first

@@ -69,7 +69,7 @@ async def test_a_session_goes_on_after_a_turn_that_left_a_call_under_way(server:
         assert (await other).printed == "once\nok\n"
         calls = len(seen.calls) + 3
         spent = await served.caller.delete(session)
-        assert spent.calls == calls
+        assert spent.call_count == calls
         holds = rows(served.data_dir, "SELECT * FROM hold WHERE account = ? AND calls = 1", session)
         assert (len(holds), {hold["state"] for hold in holds}) == (calls, {"posted"})
         await served.caller.delete(neighbour)
@@ -100,7 +100,7 @@ async def test_children_left_under_way_end_with_the_turn_and_their_money_comes_b
     async with server(script) as served:
         ended = await served.caller.ask()
         assert (ended.run.state, ended.run.answer) == (SUCCEEDED, "1")
-        children = ended.run.nodes[1:]
+        children = ended.nodes[1:]
         assert {child.state for child in children} <= {run_pb2.RUN_STATE_CANCELLED}
         assert len(ended.bodies("child_finished")) == len(ended.bodies("child_started")) == len(children) > 0
         check_story(ended)

@@ -95,7 +95,7 @@ async def test_an_upload_that_trickles_is_ended_and_can_be_gone_on_with(server: 
         received = (await calls.status("mine")).received_bytes
         assert 0 < received < 10_000
         rest = chunks(b"x" * 10_000, received)
-        assert (await calls.send([whole[0], *rest])).characters == 10_000
+        assert (await calls.send([whole[0], *rest])).character_count == 10_000
 
 
 # ---- memory ------------------------------------------------------------------------------------------------------

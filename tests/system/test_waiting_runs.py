@@ -6,6 +6,7 @@ import asyncio
 
 import grpc
 from rlm.v1 import run_pb2
+from rlm_client.durations import seconds
 
 from tests.servers import Served
 from tests.system.books import check_settled, check_story
@@ -30,7 +31,7 @@ async def test_a_run_that_waits_is_pending_and_begins_when_another_has_ended(ser
     async with server(Play(code("llm_query('wait')\nFINAL('done')"), sub=gate), runs=1) as served:
         first, second = (
             await served.caller.create(),
-            await served.caller.create(limits=run_pb2.RunLimits(wall_seconds=1)),
+            await served.caller.create(limits=run_pb2.RunLimits(wall_time=seconds(1))),
         )
         await eventually(lambda: gate.reached)
         assert (await served.caller.get(second.run_id)).state == run_pb2.RUN_STATE_PENDING
@@ -74,7 +75,7 @@ async def test_a_new_tenant_begins_after_a_turn_of_one_that_has_every_place(serv
     turn = code("llm_query('wait')")
     play = Play(turn, turn, code("FINAL('long')"), sub=gate, quick=code("FINAL('quick')"))
     async with server(play, runs=2, tenant_runs=2) as served:
-        first = [await served.caller.create(limits=run_pb2.RunLimits(wall_seconds=60)) for _ in range(2)]
+        first = [await served.caller.create(limits=run_pb2.RunLimits(wall_time=seconds(60))) for _ in range(2)]
         await eventually(lambda: gate.reached == 2)
         other = await served.tenant("other")
         run = await other.create("quick")

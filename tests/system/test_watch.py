@@ -44,7 +44,7 @@ async def test_a_client_that_lost_its_connection_resumes_from_its_last_number(se
         await lost.channel.close(None)
         gate.open.set()
         seen += [event async for event in served.another().watch(run.run_id, seen[-1].sequence + 1)]
-        check_story(Ended(await served.caller.get(run.run_id), seen))
+        check_story(Ended(await served.caller.get(run.run_id), await served.caller.nodes(run.run_id), seen))
 
 
 async def test_a_client_that_was_killed_resumes_from_its_last_number(server: Served) -> None:

@@ -85,11 +85,11 @@ async def test_a_question_over_a_large_text_is_answered_exactly_by_a_tree_of_mod
     async with server(script) as served, asyncio.timeout(150):
         caller = served.caller
         context = await caller.upload(text)
-        assert context.characters == len(text)
+        assert context.character_count == len(text)
         run = await caller.create(
             QUESTION,
             context_id=context.context_id,
-            budget=types_pb2.Budget(nano_usd=90 * USD, calls=500),
+            budget=types_pb2.Budget(nano_usd=90 * USD, call_count=500),
             limits=run_pb2.RunLimits(max_depth=3),
         )
 
@@ -97,23 +97,23 @@ async def test_a_question_over_a_large_text_is_answered_exactly_by_a_tree_of_mod
             if event.sequence % 5 == 0:
                 now = await caller.get(run.run_id)
                 assert now.spent.nano_usd + now.pending.nano_usd <= 90 * USD
-                assert now.spent.calls + now.pending.calls <= 500
+                assert now.spent.call_count + now.pending.call_count <= 500
                 check_within_limits(served.data_dir)
 
         ended = await caller.ended(run.run_id)
-        assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.reason
+        assert ended.run.state == run_pb2.RUN_STATE_SUCCEEDED, ended.run.end_message
         assert int(ended.run.answer) == declarations(text)
         assert script.most >= TOGETHER
-        assert {node.depth for node in ended.run.nodes} == {0, 1, 2, 3}
-        assert len(ended.run.nodes) == 1 + 2 + 4 + 8
+        assert {node.depth for node in ended.nodes} == {0, 1, 2, 3}
+        assert len(ended.nodes) == 1 + 2 + 4 + 8
         assert len(ended.bodies("call_started")) == 64
 
         check_story(ended)
         check_settled(served.data_dir)
         billed = served.provider.billed
-        assert ended.run.spent.calls == len(billed) == 2 * 15 + 64
+        assert ended.run.spent.call_count == len(billed) == 2 * 15 + 64
         assert ended.run.spent.nano_usd == sum(1000 * usage.input + 5000 * usage.output for _, usage in billed)
-        assert ended.run.spent.tokens == sum(usage.input + usage.output for _, usage in billed)
+        assert ended.run.spent.token_count == sum(usage.input + usage.output for _, usage in billed)
         (tenant,) = rows(served.data_dir, "SELECT * FROM account WHERE parent IS NULL")
         assert tenant["posted_nano_usd"] == ended.run.spent.nano_usd
         assert all(event.spent.calls for event in ended.bodies("model_replied"))  # each says what it cost

@@ -71,8 +71,8 @@ async def ledger_exports(attacker: Attacker) -> Play:
     await attacker.turn(session, "_ = [llm_query_batched([f'{m} {n}' for n in range(1000)]) for m in range(3)]")
 
     async def once(number: int) -> None:
-        request = budget_pb2.ExportLedgerEntriesRequest(format=FORMATS[number % 2])
-        call = attacker.client.budgets.ExportLedgerEntries(request, metadata=attacker.client.metadata)
+        request = budget_pb2.ExportEntriesRequest(format=FORMATS[number % 2])
+        call = attacker.client.budgets.ExportEntries(request, metadata=attacker.client.metadata)
         while await attacker.tried(call.read()):
             pass
 
@@ -104,8 +104,8 @@ async def forged_page_tokens(attacker: Attacker) -> Play:
         requests.append((attacker.client.contexts.ListDocuments, documents))
         contexts = context_pb2.ListContextsRequest(page_token=token)
         requests.append((attacker.client.contexts.ListContexts, contexts))
-        entries = budget_pb2.ListLedgerEntriesRequest(page_token=token)
-        requests.append((attacker.client.budgets.ListLedgerEntries, entries))
+        entries = budget_pb2.ListEntriesRequest(page_token=token)
+        requests.append((attacker.client.budgets.ListEntries, entries))
 
     async def play() -> None:
         await attacker.at_once(len(requests), lambda number: attacker.call(*requests[number]))
@@ -115,7 +115,7 @@ async def forged_page_tokens(attacker: Attacker) -> Play:
 
 METHODS = (
     *("/rlm.v1.ContextService/GetContext", "/rlm.v1.SessionService/CreateSession", "/rlm.v1.RunService/CreateRun"),
-    *("/rlm.v1.BudgetService/ListLedgerEntries", "/rlm.v1.ContextService/SearchContext"),
+    *("/rlm.v1.BudgetService/ListEntries", "/rlm.v1.ContextService/SearchContext"),
 )
 
 

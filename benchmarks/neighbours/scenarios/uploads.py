@@ -65,7 +65,7 @@ async def empty_documents(attacker: Attacker) -> Play:
         yield header(0, NO_SHA256, documents=1_000_000)
         announced = [context_pb2.UploadDocument(name="n" * 400)] * 2_000
         for first in range(0, 1_000_000, 2_000):
-            documents = context_pb2.UploadDocuments(first=first, documents=announced)
+            documents = context_pb2.UploadDocuments(first_document=first, documents=announced)
             yield context_pb2.UploadContextRequest(documents=documents)
 
     async def play() -> None:

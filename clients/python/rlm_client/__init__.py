@@ -7,10 +7,10 @@ them. What is ours is small: `Client`, `Budget`, `Entries`, `Answer`, `Retry`, `
         print(client.ask("How many users are named?", Path("log.txt"), budget=Budget(usd="0.50")).text)
 """
 
-from rlm.v1.budget_pb2 import Account, BudgetWindow, GetBudgetResponse, LedgerEntry, UsageRow
+from rlm.v1.budget_pb2 import Account, BudgetWindow, Entry, GetBudgetResponse, UsageRow
 from rlm.v1.context_pb2 import Context, ContextKind, Coverage, Document, Match, Range, SearchContextResponse
 from rlm.v1.errors_pb2 import ErrorReason
-from rlm.v1.run_pb2 import Run, RunEvent, RunState
+from rlm.v1.run_pb2 import Node, Run, RunEvent, RunState
 from rlm.v1.session_pb2 import ExecuteResponse, Session
 from rlm.v1.types_pb2 import Amounts
 
@@ -59,14 +59,15 @@ __all__ = [
     "DeadlineExceeded",
     "Document",
     "Entries",
+    "Entry",
     "ErrorReason",
     "ExecuteResponse",
     "FailedPrecondition",
     "GetBudgetResponse",
     "InvalidArgument",
-    "LedgerEntry",
     "Match",
     "NoKey",
+    "Node",
     "NotFound",
     "PermissionDenied",
     "PlaintextRefused",

@@ -16,7 +16,7 @@ from rlm_client.cli_errors import FAILED, INTERRUPTED, ExplainingGroup
 from rlm_client.client import Client
 from rlm_client.context_command import context
 from rlm_client.context_options import ContextOptions, context_options
-from rlm_client.display import Display, console_for, state_name
+from rlm_client.display import Display, console_for, state_name, stop_name
 from rlm_client.errors import RlmError, Unavailable
 from rlm_client.interrupts import Interrupts
 from rlm_client.money import Budget
@@ -37,7 +37,7 @@ _EXIT_CODES = {
     run_pb2.RUN_STATE_CANCELLED: CANCELLED,
 }
 
-_LIMITS_OF_A_TURN = {"TURN_TIME", "MEMORY", "STACK"}
+_LIMITS_OF_A_TURN = {session_pb2.STOP_REASON_TURN_TIME, session_pb2.STOP_REASON_STACK}
 
 _image = click.option("--image", default="", metavar="NAME", help="Golden image of the REPL: core or data.")
 
@@ -111,9 +111,9 @@ def run(
             model=model,
             sub_model=sub_model,
             budget=budget,
-            max_turns=max_turns or 0,
+            max_turns=max_turns,
             max_depth=max_depth,
-            wall_seconds=wall_seconds or 0,
+            wall_seconds=wall_seconds,
             image=image,
         )
         if not as_json:
@@ -145,13 +145,15 @@ def watch(access: Access, run_id: str, from_sequence: int, as_json: bool) -> Non
 @json_option
 @click.pass_obj
 def show(access: Access, run_id: str, as_json: bool) -> None:
-    """Show a run as it is now: its state, tree, cost and answer."""
+    """Show a run as it is now: its state, tree, cost and answer. With --json first the run, then its nodes."""
     with access.open() as (client, interrupts):
         found = interrupts.wait(lambda: client.get_run(run_id))
+        nodes = list(interrupts.stream(lambda: client.list_nodes(run_id)))
     if as_json:
-        print_json(found)
+        for message in (found, *nodes):
+            print_json(message)
     else:
-        print_report(console_for(sys.stdout), found)
+        print_report(console_for(sys.stdout), found, nodes)
 
 
 @main.command(name="exec")
@@ -191,7 +193,8 @@ def _turn(responses: Iterator[session_pb2.ExecuteResponse], console: Console, as
                 say(console, f"the code began again, and what it printed until here is void: {reason}", "yellow")
             case "left_out" if not as_json:
                 left = response.left_out
-                say(console, f"left out: {left.events:,} calls and {left.characters:,} characters of output", "yellow")
+                told = f"{left.event_count:,} calls and {left.character_count:,} characters of output"
+                say(console, f"left out: {told}", "yellow")
             case "call_finished":
                 calls.add(response.call_finished)
             case "untold_calls":
@@ -208,7 +211,7 @@ def _turn(responses: Iterator[session_pb2.ExecuteResponse], console: Console, as
 def _say_error(console: Console, result: session_pb2.TurnResult) -> None:
     error = result.error
     if result.status == session_pb2.TURN_STATUS_ROLLED_BACK:
-        say(console, f"rolled back: {error.type}: {error.message}", "red")
+        say(console, f"rolled back: {stop_name(result.stop_reason)}: {error.message}", "red")
         return
     for line in (error.traceback.strip("\n") or f"{error.type}: {error.message}").split("\n"):
         say(console, line, "red")
@@ -217,7 +220,7 @@ def _say_error(console: Console, result: session_pb2.TurnResult) -> None:
 def _exit_code(result: session_pb2.TurnResult) -> int:
     if result.status == session_pb2.TURN_STATUS_OK:
         return 0
-    return EXHAUSTED if result.error.type in _LIMITS_OF_A_TURN else FAILED
+    return EXHAUSTED if result.stop_reason in _LIMITS_OF_A_TURN else FAILED
 
 
 def _follow(

@@ -27,6 +27,7 @@ from rlm.v1 import (
 from rlm_client import errors
 from rlm_client.archive import ArchiveLimits
 from rlm_client.connection import connect, find_key, find_target
+from rlm_client.durations import seconds
 from rlm_client.errors import RlmError, RunFailed
 from rlm_client.money import Budget
 from rlm_client.pages import pages
@@ -55,7 +56,7 @@ class Answer:
 
     @property
     def complete(self) -> bool:
-        """Whether the run succeeded, rather than ran out of something; `run.reason` then names the limit."""
+        """Whether the run succeeded, rather than ran out of something; `run.end_reason` then names the limit."""
         return self.run.state == run_pb2.RUN_STATE_SUCCEEDED
 
 
@@ -201,18 +202,20 @@ class Client(Spending):
             reply = self._unary(self._contexts.ReadContext, request)
             parts.append(reply.text)
             start += len(reply.text)
-            if not reply.text or start >= reply.characters or start == end:
+            if not reply.text or start >= reply.character_count or start == end:
                 return "".join(parts)
 
     def search_context(
-        self, context_id: str, pattern: str, documents: Iterable[int] = (), limit: int = 100
+        self, context_id: str, pattern: str, documents: Iterable[int] = (), limit: int = 100, page_token: str = ""
     ) -> context_pb2.SearchContextResponse:
-        """Find where a pattern in RE2's syntax matches: `matches` in the order of the text, and if there are `more`.
+        """Find where a pattern in RE2's syntax matches: `matches` in the order of the text.
 
-        Only the documents at the places given are searched; all where none is given. `limit` is at most 1,000.
+        Only the documents at the places given are searched; all where none is given. At most `limit` matches come, and
+        never more than 1,000. Those after them come with the answer's `next_page_token`, which is empty where there are
+        none.
         """
         request = context_pb2.SearchContextRequest(
-            context_id=context_id, pattern=pattern, documents=documents, limit=limit
+            context_id=context_id, pattern=pattern, documents=documents, page_size=limit, page_token=page_token
         )
         return self._unary(self._contexts.SearchContext, request)
 
@@ -228,15 +231,15 @@ class Client(Spending):
         model: str = "",
         sub_model: str = "",
         budget: Budget | None = None,
-        max_turns: int = 0,
+        max_turns: int | None = None,
         max_depth: int | None = None,
-        wall_seconds: int = 0,
+        wall_seconds: float | None = None,
         image: str = "",
         request_id: str | None = None,
     ) -> run_pb2.Run:
         """Start a run, and return at once; it goes on whether or not anyone watches.
 
-        What is left empty, 0 or None is the server's default. `max_turns` counts each node's turns, `max_depth` the
+        What is left empty or None is the server's default. `max_turns` counts each node's turns, `max_depth` the
         levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. `request_id` names
         this request: the same one again returns the same run. One is made up where none is given.
 
@@ -251,15 +254,42 @@ class Client(Spending):
             model=model,
             sub_model=sub_model,
             budget=_message(budget),
-            limits=run_pb2.RunLimits(max_turns=max_turns, max_depth=max_depth, wall_seconds=wall_seconds),
+            limits=run_pb2.RunLimits(
+                max_turn_count=max_turns,
+                max_depth=max_depth,
+                wall_time=None if wall_seconds is None else seconds(wall_seconds),
+            ),
             image=image,
         )
         return self._unary(self._runs.CreateRun, request).run
 
     def get_run(self, run_id: str) -> run_pb2.Run:
-        """Give the run as it is now: its answer, what it spent, and its whole tree."""
+        """Give the run as it is now: what it spent, and its answer, or the first 64 KiB of that: see `read_answer`."""
         request = run_pb2.GetRunRequest(run_id=run_id)
         return self._unary(self._runs.GetRun, request).run
+
+    def list_nodes(self, run_id: str) -> Iterator[run_pb2.Node]:
+        """Give the nodes of the run's tree, the root first, asking for more as they are taken."""
+        request = run_pb2.ListNodesRequest(run_id=run_id)
+        for page in pages(partial(self._unary, self._runs.ListNodes), request):
+            yield from page.nodes
+
+    def list_run_events(self, run_id: str, from_sequence: int = 1) -> Iterator[run_pb2.RunEvent]:
+        """Give what has happened in the run's tree so far, from a number on, asking for more as it is taken."""
+        request = run_pb2.ListRunEventsRequest(run_id=run_id, from_sequence=from_sequence)
+        for page in pages(partial(self._unary, self._runs.ListRunEvents), request):
+            yield from page.events
+
+    def read_answer(self, run_id: str, node_id: str = "") -> Iterator[str]:
+        """Give the whole answer of a run, or of one of its nodes, part by part, however long it is."""
+        request = run_pb2.ReadAnswerRequest(run_id=run_id, node_id=node_id)
+        call = self._runs.ReadAnswer(request, metadata=self._metadata)
+        try:
+            with errors.typed():
+                for part in call:
+                    yield part.text
+        finally:
+            call.cancel()
 
     def watch_run(self, run_id: str, from_sequence: int = 1) -> Iterator[run_pb2.RunEvent]:
         """Give every event of the run's tree from a number on, those to come included, until the run has ended.
@@ -353,9 +383,9 @@ class Client(Spending):
         model: str = "",
         sub_model: str = "",
         budget: Budget | None = None,
-        max_turns: int = 0,
+        max_turns: int | None = None,
         max_depth: int | None = None,
-        wall_seconds: int = 0,
+        wall_seconds: float | None = None,
         image: str = "",
     ) -> Answer:
         """Upload a text or documents, run a question over them, and wait for the answer.
@@ -386,7 +416,8 @@ class Client(Spending):
             raise
         if ended.state not in (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_EXHAUSTED):
             raise RunFailed(ended)
-        return Answer(ended.answer, ended)
+        whole = not any(cut.field == "answer" for cut in ended.cut)
+        return Answer(ended.answer if whole else "".join(self.read_answer(run.run_id)), ended)
 
     def _ended(self, run_id: str) -> run_pb2.Run:
         for _ in self.watch_run(run_id):

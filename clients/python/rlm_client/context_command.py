@@ -65,7 +65,7 @@ def list_(access: Access, limit: int | None, as_json: bool) -> None:
             if as_json:
                 print_json(one)
             else:
-                size = f"{one.characters:>15,} characters  {one.documents:>9,} {_unit(one):<9}"
+                size = f"{one.character_count:>15,} characters  {one.document_count:>9,} {_unit(one):<9}"
                 write(f"{one.context_id}  {_created(one)}  {size}  {sanitize_line(one.name, 200)}\n")
 
 
@@ -89,9 +89,9 @@ def show(access: Access, context_id: str, all_documents: bool, as_json: bool) ->
             if as_json:
                 print_json(one)
             else:
-                write(f"{one.number:>9,}  {one.characters:>13,} characters  {sanitize_line(one.name, 500)}\n")
-    if not all_documents and stored.documents > _SHOWN_DOCUMENTS:
-        say(console_for(sys.stderr), f"… and {stored.documents - _SHOWN_DOCUMENTS:,} more: --documents shows them")
+                write(f"{one.number:>9,}  {one.character_count:>13,} characters  {sanitize_line(one.name, 500)}\n")
+    if not all_documents and stored.document_count > _SHOWN_DOCUMENTS:
+        say(console_for(sys.stderr), f"… and {stored.document_count - _SHOWN_DOCUMENTS:,} more: --documents shows them")
 
 
 @context.command()
@@ -136,7 +136,7 @@ def search(
             print_json(match)
         else:
             write(f"{match.document}:{match.start}-{match.end}: {sanitize_line(match.text)}\n")
-    if response.more and not as_json:
+    if response.next_page_token and not as_json:
         say(console_for(sys.stderr), f"there may be more than these {len(response.matches):,}: --limit, --document")
 
 
@@ -161,8 +161,8 @@ def _write_context(context: context_pb2.Context) -> None:
         ("name", sanitize_line(context.name, 200)),
         ("created", _created(context)),
         ("kind", kind),
-        ("documents", f"{context.documents:,}"),
-        ("characters", f"{context.characters:,}"),
+        ("documents", f"{context.document_count:,}"),
+        ("characters", f"{context.character_count:,}"),
         ("bytes", f"{context.size_bytes:,}"),
         ("sha256", sanitize_line(context.sha256)),
     ):
@@ -176,4 +176,4 @@ def _created(one: context_pb2.Context) -> str:
 def _unit(one: context_pb2.Context) -> str:
     if one.kind != context_pb2.CONTEXT_KIND_DOCUMENTS:
         return "text"
-    return "document" if one.documents == 1 else "documents"
+    return "document" if one.document_count == 1 else "documents"

@@ -139,5 +139,5 @@ def _say_what(console: Console, name: str, context: context_pb2.Context, skipped
         more = f" and {len(skipped) - _MAX_NAMED:,} more" if len(skipped) > _MAX_NAMED else ""
         say(console, f"left out, as they are not UTF-8: {', '.join(skipped[:_MAX_NAMED])}{more}", "yellow")
     is_text = context.kind != context_pb2.CONTEXT_KIND_DOCUMENTS
-    documents = "" if is_text else f"{context.documents:,} document{'s' if context.documents != 1 else ''}, "
+    documents = "" if is_text else f"{context.document_count:,} document{'s' if context.document_count != 1 else ''}, "
     say(console, f"uploaded {sanitize_line(name, 60)} ({documents}{context.size_bytes:,} bytes)")

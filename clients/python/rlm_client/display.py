@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -16,7 +16,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 from rich.spinner import Spinner
 from rich.syntax import Syntax
 from rich.text import Text
-from rlm.v1 import run_pb2, session_pb2
+from rlm.v1 import run_pb2, session_pb2, types_pb2
 
 from rlm_client.excerpt import Excerpt
 from rlm_client.money import usd
@@ -47,8 +47,12 @@ def console_for(stream: TextIO) -> Console:
 
 def state_name(state: run_pb2.RunState.ValueType) -> str:
     """Write a run's state as people do: `succeeded`."""
-    known = state in run_pb2.RunState.values()
-    return run_pb2.RunState.Name(state).removeprefix("RUN_STATE_").lower() if known else f"state {state}"
+    return _words(run_pb2.RunState, state, "RUN_STATE_")
+
+
+def stop_name(stop: session_pb2.StopReason.ValueType) -> str:
+    """Write what stopped a turn: `TURN_TIME`."""
+    return _words(session_pb2.StopReason, stop, "STOP_REASON_").upper()
 
 
 @contextmanager
@@ -116,12 +120,12 @@ class Display:
             case "run_started" if not event.depth:
                 self._run_started(event.run_started, node)
             case "turn_started":
-                limit = event.turn_started.max_turns
+                limit = event.turn_started.max_turn_count
                 self._header(event.node_id, node, f"turn {event.turn}" + (f" of {limit}" if limit else ""))
             case "model_replied":
                 reply = event.model_replied
                 summary = f"{sanitize_line(reply.model, 60)} replied · {cost(reply.spent.nano_usd)}"
-                self._in_node(event, node, f"{summary} · {reply.spent.tokens:,} tokens", "dim")
+                self._in_node(event, node, f"{summary} · {reply.spent.token_count:,} tokens", "dim")
             case "code_started":
                 self._code(event, node)
             case "output":
@@ -146,7 +150,7 @@ class Display:
         models = sanitize_line(started.model, 60)
         if started.sub_model and started.sub_model != started.model:
             models += f" · sub-model {sanitize_line(started.sub_model, 60)}"
-        self._line(node, f"model {models} · context of {started.context_characters:,} characters", "bold")
+        self._line(node, f"model {models} · context of {started.context_character_count:,} characters", "bold")
         if started.model.startswith("scripted") or started.sub_model.startswith("scripted"):
             self._line(node, _SCRIPTED, "bold magenta")
 
@@ -174,21 +178,24 @@ class Display:
             self._in_node(event, node, f"  output of {result.output_bytes:,} bytes, cut by the server", "dim")
         if result.status != session_pb2.TURN_STATUS_OK:
             undone = "rolled back: " if result.status == session_pb2.TURN_STATUS_ROLLED_BACK else ""
-            self._in_node(event, node, f"  ✗ {undone}{result.error.type}: {result.error.message}", "red")
+            kind = result.error.type or stop_name(result.stop_reason)
+            self._in_node(event, node, f"  ✗ {undone}{kind}: {result.error.message}", "red")
 
     def _child(self, event: run_pb2.RunEvent) -> None:
         if event.WhichOneof("body") == "child_started":
             started = event.child_started
             child = self._progress.nodes[started.child_id]
             self._last_node = started.child_id
-            size = f"{started.context_characters:,} characters"
+            size = f"{started.context_character_count:,} characters"
             self._line(child, f"child {child.label} · {size}: {started.question}", "bold blue", branch="├─ ")
             return
         finished = event.child_finished
         child = self._progress.nodes.get(finished.child_id) or NodeState(finished.child_id, event.depth + 1)
         state = state_name(finished.state)
-        summary = f"child {child.label} {state} · {cost(finished.spent.nano_usd)} · {finished.spent.tokens:,} tokens"
-        reason = f" · {finished.reason}" if finished.reason else ""
+        summary = (
+            f"child {child.label} {state} · {cost(finished.spent.nano_usd)} · {finished.spent.token_count:,} tokens"
+        )
+        reason = f" · {finished.end_message}" if finished.end_message else ""
         self._last_node = ""
         self._line(child, summary + reason, _STATE_STYLES.get(state, ""), branch="└─ ")
 
@@ -198,9 +205,9 @@ class Display:
         ended = f" · {spent} · depth {progress.deepest} · {progress.elapsed_seconds:.1f} s"
         line = Text().append(state, style=_STATE_STYLES.get(state, "")).append(ended)
         self._console.print(line)
-        if finished.reason:
+        if finished.end_message:
             # Wrapped, as a reason says what to do; the padding keeps its later lines from the edge.
-            self._console.print(Padding(Text(sanitize_line(finished.reason, 2000)), (0, 0, 0, 2)))
+            self._console.print(Padding(Text(sanitize_line(finished.end_message, 2000)), (0, 0, 0, 2)))
 
     def _header(self, node_id: str, node: NodeState, title: str) -> None:
         self._last_node = node_id
@@ -243,8 +250,15 @@ def _live_line(turn: ClosedTurn) -> Text:
 
 def _warning(event: run_pb2.RunEvent) -> str:
     if event.WhichOneof("body") == "guard":
-        return f"! guard {event.guard.name}: {event.guard.detail}"
+        kind = _words(run_pb2.GuardKind, event.guard.kind, "GUARD_KIND_")
+        return f"! guard {kind}: {event.guard.detail}"
     warned = event.budget_warning
-    if warned.unit == "nano_usd":
+    if warned.unit == types_pb2.BUDGET_UNIT_NANO_USD:
         return f"! budget: {warned.percent} % of the money is spent ({usd(warned.spent)} of {usd(warned.limit)})"
-    return f"! budget: {warned.percent} % of the {warned.unit} are spent ({warned.spent:,} of {warned.limit:,})"
+    unit = _words(types_pb2.BudgetUnit, warned.unit, "BUDGET_UNIT_")
+    return f"! budget: {warned.percent} % of the {unit} are spent ({warned.spent:,} of {warned.limit:,})"
+
+
+def _words(kind: Any, value: int, prefix: str) -> str:
+    """Write a value of an enum as people do; one that this version does not know as its number."""
+    return str(kind.Name(value)).removeprefix(prefix).lower() if value in kind.values() else str(value)

@@ -120,7 +120,7 @@ class RunFailed(RlmError):
 
     def __init__(self, run: run_pb2.Run) -> None:
         state = run_pb2.RunState.Name(run.state).removeprefix("RUN_STATE_").lower()
-        super().__init__(f"run {run.run_id} {state}: {run.reason or 'no reason given'}", reason=run.reason)
+        super().__init__(f"run {run.run_id} {state}: {run.end_message or 'no reason given'}", reason=run.end_message)
         self.run = run
 
 

@@ -7,6 +7,8 @@ from decimal import Decimal, InvalidOperation
 
 from rlm.v1 import types_pb2
 
+from rlm_client.durations import milliseconds
+
 NANO = 1_000_000_000
 """Nano-US-dollars in one US dollar."""
 
@@ -79,4 +81,9 @@ class Budget:
     def message(self) -> types_pb2.Budget:
         """Give the protocol's form, with money in nano-US-dollars."""
         nano = None if self.usd is None else nano_usd(self.usd)
-        return types_pb2.Budget(nano_usd=nano, tokens=self.tokens, calls=self.calls, cpu_ms=self.cpu_ms)
+        return types_pb2.Budget(
+            nano_usd=nano,
+            token_count=self.tokens,
+            call_count=self.calls,
+            cpu_time=None if self.cpu_ms is None else milliseconds(self.cpu_ms),
+        )

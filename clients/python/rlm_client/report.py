@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
@@ -13,20 +15,20 @@ from rlm_client.run_progress import cost, spending
 from rlm_client.sanitize import sanitize, sanitize_line
 
 
-def print_report(console: Console, run: run_pb2.Run) -> None:
-    """Print a run: what was asked, how it stands, its tree, and its answer under a gutter."""
+def print_report(console: Console, run: run_pb2.Run, nodes: Sequence[run_pb2.Node]) -> None:
+    """Print a run: what was asked, how it stands, the nodes of its tree, and its answer under a gutter."""
     console.print(Text(f"run {sanitize_line(run.run_id)} {state_name(run.state)}", style="bold"))
     _wrapped(console, "question", run.question)
     models = run.model if run.sub_model in ("", run.model) else f"{run.model} · sub-model {run.sub_model}"
     _wrapped(console, "model", models)
-    if run.reason:
-        _wrapped(console, "reason", run.reason)
-    depth = max((node.depth for node in run.nodes), default=0)
+    if run.end_message:
+        _wrapped(console, "reason", run.end_message)
+    depth = max((node.depth for node in nodes), default=0)
     _wrapped(console, "spent", f"{spending(run.spent, run.budget)} · depth {depth}{_elapsed(run)}")
     if run.pending.nano_usd:
         _wrapped(console, "pending", cost(run.pending.nano_usd))
-    if len(run.nodes) > 1:
-        console.print(_tree(run))
+    if len(nodes) > 1:
+        console.print(_tree(nodes))
     if run.answer:
         console.print("answer")
         room = max(console.width - 4, 1)
@@ -47,12 +49,12 @@ def _elapsed(run: run_pb2.Run) -> str:
     return f" · {seconds.total_seconds():.1f} s"
 
 
-def _tree(run: run_pb2.Run) -> Tree:
+def _tree(nodes: Iterable[run_pb2.Node]) -> Tree:
     branches: dict[str, Tree] = {}
     root = Tree(Text("tree"))
-    for node in run.nodes:
+    for node in nodes:
         parent = branches.get(node.parent_id, root)
-        said = f"{state_name(node.state)} · {node.turns} turns · {cost(node.spent.nano_usd)} · "
+        said = f"{state_name(node.state)} · {node.turn_count} turns · {cost(node.spent.nano_usd)} · "
         label = Text(said + sanitize_line(node.question, 200), no_wrap=True, overflow="ellipsis")
         branches[node.node_id] = parent.add(label)
     return root

@@ -21,8 +21,8 @@ def cost(nano: int) -> str:
 def spending(spent: types_pb2.Amounts, budget: types_pb2.Budget) -> str:
     """Write what was spent in money, tokens and calls, each against its limit where it has one."""
     money = cost(spent.nano_usd) + (f" of {usd(budget.nano_usd)}" if budget.HasField("nano_usd") else "")
-    tokens = f"{spent.tokens:,}" + (f" of {budget.tokens:,}" if budget.HasField("tokens") else "")
-    calls = f"{spent.calls:,}" + (f" of {budget.calls:,}" if budget.HasField("calls") else "")
+    tokens = f"{spent.token_count:,}" + (f" of {budget.token_count:,}" if budget.HasField("token_count") else "")
+    calls = f"{spent.call_count:,}" + (f" of {budget.call_count:,}" if budget.HasField("call_count") else "")
     return f"{money} · {tokens} tokens · {calls} calls"
 
 
@@ -45,9 +45,9 @@ class Calls:
 
     def add_untold(self, calls: session_pb2.UntoldCalls) -> None:
         """Count calls that were not told by themselves."""
-        self.finished += calls.from_memory + calls.failed
-        self.memo += calls.from_memory
-        self.failed += calls.failed
+        self.finished += calls.from_memory_count + calls.failed_count
+        self.memo += calls.from_memory_count
+        self.failed += calls.failed_count
 
     def __str__(self) -> str:
         parts = [f"llm_query ×{max(self.started, self.finished)}", f"{self.finished} done"]  # noqa: RUF001 - a times sign
@@ -158,5 +158,5 @@ class RunProgress:
 
     def _spend(self, spent: types_pb2.Amounts) -> None:
         self.spent.nano_usd += spent.nano_usd
-        self.spent.tokens += spent.tokens
-        self.spent.calls += spent.calls
+        self.spent.token_count += spent.token_count
+        self.spent.call_count += spent.call_count

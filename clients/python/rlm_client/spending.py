@@ -85,20 +85,20 @@ class Spending(ABC):
         for page in pages(partial(self._unary, self._budgets.ListUsage), request):
             yield from page.rows
 
-    def list_entries(self, entries: Entries | None = None) -> Iterator[budget_pb2.LedgerEntry]:
+    def list_entries(self, entries: Entries | None = None) -> Iterator[budget_pb2.Entry]:
         """Give the ledger's entries in the order they were posted, asking for more as they are taken.
 
         Raises:
             InvalidArgument: `since` is after `until`.
             NotFound: there is no such run or node.
         """
-        request = budget_pb2.ListLedgerEntriesRequest(filter=_filter(entries), page_size=_PAGE)
-        for page in pages(partial(self._unary, self._budgets.ListLedgerEntries), request):
+        request = budget_pb2.ListEntriesRequest(filter=_filter(entries), page_size=_PAGE)
+        for page in pages(partial(self._unary, self._budgets.ListEntries), request):
             yield from page.entries
 
     def export_entries(
         self, format: Format = "csv", entries: Entries | None = None
-    ) -> Iterator[budget_pb2.ExportLedgerEntriesResponse]:
+    ) -> Iterator[budget_pb2.ExportEntriesResponse]:
         """Give the ledger's entries as one file, chunk by chunk: `data` of each holds whole lines.
 
         The file holds what had been posted when it began. A broken export is not resumed: begin anew, or set `after` to
@@ -108,8 +108,8 @@ class Spending(ABC):
             InvalidArgument: `since` is after `until`.
             NotFound: there is no such run or node.
         """
-        request = budget_pb2.ExportLedgerEntriesRequest(format=_FORMATS[format], filter=_filter(entries))
-        call: Any = self._budgets.ExportLedgerEntries(request, metadata=self._metadata)
+        request = budget_pb2.ExportEntriesRequest(format=_FORMATS[format], filter=_filter(entries))
+        call: Any = self._budgets.ExportEntries(request, metadata=self._metadata)
         try:
             with errors.typed():
                 yield from call

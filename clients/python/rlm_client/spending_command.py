@@ -12,6 +12,7 @@ from rlm.v1 import budget_pb2, types_pb2
 
 from rlm_client.access import Access
 from rlm_client.display import console_for
+from rlm_client.durations import milliseconds
 from rlm_client.money import usd
 from rlm_client.output import json_option, print_json, say, write
 from rlm_client.sanitize import sanitize_line
@@ -20,7 +21,7 @@ from rlm_client.spending import Entries, Format, Grouping
 NEARLY = 80
 """Percent of a limit from which on the command says that it is nearly used up."""
 
-_UNITS = {"nano_usd": "US dollars", "tokens": "tokens", "calls": "model calls", "cpu_ms": "cpu seconds"}
+_UNITS = {"nano_usd": "US dollars", "token_count": "tokens", "call_count": "model calls", "cpu_time": "cpu seconds"}
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
 _SPANS = {
     budget_pb2.WINDOW_SPAN_HOUR: "hour",
@@ -106,18 +107,17 @@ def _sum_up(access: Access, by: Grouping, asked: Entries, as_json: bool) -> None
 
 def _usage_cells(row: budget_pb2.UsageRow, by: str) -> tuple[str, ...]:
     key = row.key or ("(sandbox)" if by == "model" else "")
-    doubt = usd(row.ambiguous_amounts.nano_usd) if row.ambiguous_entries else ""
-    return (key, *_amounts(row.amounts), f"{row.entries:,}", f"{row.ambiguous_entries:,}", doubt)
+    doubt = usd(row.ambiguous_amounts.nano_usd) if row.ambiguous_entry_count else ""
+    return (key, *_amounts(row.amounts), f"{row.entry_count:,}", f"{row.ambiguous_entry_count:,}", doubt)
 
 
 def _sum(rows: Iterable[budget_pb2.UsageRow]) -> budget_pb2.UsageRow:
     total = budget_pb2.UsageRow(key="in all")
     for row in rows:
-        total.entries += row.entries
-        total.ambiguous_entries += row.ambiguous_entries
+        total.entry_count += row.entry_count
+        total.ambiguous_entry_count += row.ambiguous_entry_count
         for into, part in ((total.amounts, row.amounts), (total.ambiguous_amounts, row.ambiguous_amounts)):
-            for unit in _UNITS:
-                setattr(into, unit, getattr(into, unit) + getattr(part, unit))
+            into.CopyFrom(_together(into, part))
     return total
 
 
@@ -155,7 +155,16 @@ def _write_account(of: budget_pb2.Account | budget_pb2.BudgetWindow) -> None:
 
 
 def _spent(of: budget_pb2.Account | budget_pb2.BudgetWindow) -> types_pb2.Amounts:
-    return types_pb2.Amounts(**{unit: _part(unit, of.posted) + _part(unit, of.overrun) for unit in _UNITS})
+    return _together(of.posted, of.overrun)
+
+
+def _together(one: types_pb2.Amounts, other: types_pb2.Amounts) -> types_pb2.Amounts:
+    return types_pb2.Amounts(
+        nano_usd=one.nano_usd + other.nano_usd,
+        token_count=one.token_count + other.token_count,
+        call_count=one.call_count + other.call_count,
+        cpu_time=milliseconds(one.cpu_time.ToMilliseconds() + other.cpu_time.ToMilliseconds()),
+    )
 
 
 def _nearly_used(response: budget_pb2.GetBudgetResponse) -> Iterator[str]:
@@ -165,7 +174,7 @@ def _nearly_used(response: budget_pb2.GetBudgetResponse) -> Iterator[str]:
     ]
     for name, of in named:
         for unit, words in _UNITS.items():
-            limit = getattr(of.limit, unit)
+            limit = _part(unit, of.limit)
             percent = _part(unit, _spent(of)) * 100 // limit if limit else 0
             if percent >= NEARLY:
                 yield f"{name}: {percent} % of the {words} are spent"
@@ -175,12 +184,13 @@ def _window_name(window: budget_pb2.BudgetWindow) -> str:
     return f"{_SPANS.get(window.span, 'window')} {sanitize_line(window.label, 40)}"
 
 
-def _part(unit: str, of: types_pb2.Amounts) -> int:
-    return int(getattr(of, unit))
+def _part(unit: str, of: types_pb2.Amounts | types_pb2.Budget | budget_pb2.Allowance) -> int:
+    """Give an amount of a unit: of time in milliseconds."""
+    return int(of.cpu_time.ToMilliseconds() if unit == "cpu_time" else getattr(of, unit))
 
 
 def _limit(unit: str, of: types_pb2.Budget | budget_pb2.Allowance) -> str:
-    return _shown(unit, getattr(of, unit)) if unit in {field.name for field, _ in of.ListFields()} else "no limit"
+    return _shown(unit, _part(unit, of)) if unit in {field.name for field, _ in of.ListFields()} else "no limit"
 
 
 def _amounts(of: types_pb2.Amounts) -> tuple[str, ...]:
@@ -190,7 +200,7 @@ def _amounts(of: types_pb2.Amounts) -> tuple[str, ...]:
 def _shown(unit: str, value: int) -> str:
     if unit == "nano_usd":
         return usd(value)
-    return f"{value / 1000:,.1f}" if unit == "cpu_ms" else f"{value:,}"
+    return f"{value / 1000:,.1f}" if unit == "cpu_time" else f"{value:,}"
 
 
 def _write_table(rows: Sequence[Sequence[str]]) -> None:

@@ -97,7 +97,7 @@ class Transfer:
         return arrived.context
 
     def _sent(self, upload: Upload, arrived: Status) -> context_pb2.Context:
-        sending = _Sending(upload.messages(arrived.received_bytes, arrived.received_documents))
+        sending = _Sending(upload.messages(arrived.received_bytes, arrived.received_document_count))
         call = self.send(sending)
         sending.call.put(call)
         try:

@@ -118,7 +118,7 @@ def measure(material: Material, request_id: str = "", reading: FileOptions | Non
         size_bytes=sum(sizes),
         sha256=digest.hexdigest(),
         request_id=request_id,
-        documents=0 if material.is_text else len(sizes),
+        document_count=0 if material.is_text else len(sizes),
     )
     return Upload(material, header, sizes, stamps, frozenset(left_out))
 
@@ -209,7 +209,7 @@ class _Packing:
         self._offset += len(data)
 
     def _announcement(self) -> Message:
-        message = Message(documents=context_pb2.UploadDocuments(first=self._first, documents=self._announced))
+        message = Message(documents=context_pb2.UploadDocuments(first_document=self._first, documents=self._announced))
         self._first += len(self._announced)
         self._announced.clear()
         self._announced_bytes = 0

@@ -43,7 +43,7 @@ def resumed(open_at: Open, from_sequence: int, retry: Retry) -> Iterator[run_pb2
         stream = open_at(following)
         try:
             for response in stream:
-                if response.event.sequence < following:
+                if not response.HasField("event") or response.event.sequence < following:
                     continue
                 following = response.event.sequence + 1
                 waits = retry.waits()

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class BudgetServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Accounts, and what was posted to them. Everything here is the caller's own tenant's.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -44,43 +45,44 @@ class BudgetServiceStub:
                 request_serializer=rlm_dot_v1_dot_budget__pb2.ListUsageRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_budget__pb2.ListUsageResponse.FromString,
                 _registered_method=True)
-        self.ListLedgerEntries = channel.unary_unary(
-                '/rlm.v1.BudgetService/ListLedgerEntries',
-                request_serializer=rlm_dot_v1_dot_budget__pb2.ListLedgerEntriesRequest.SerializeToString,
-                response_deserializer=rlm_dot_v1_dot_budget__pb2.ListLedgerEntriesResponse.FromString,
+        self.ListEntries = channel.unary_unary(
+                '/rlm.v1.BudgetService/ListEntries',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.ListEntriesRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.ListEntriesResponse.FromString,
                 _registered_method=True)
-        self.ExportLedgerEntries = channel.unary_stream(
-                '/rlm.v1.BudgetService/ExportLedgerEntries',
-                request_serializer=rlm_dot_v1_dot_budget__pb2.ExportLedgerEntriesRequest.SerializeToString,
-                response_deserializer=rlm_dot_v1_dot_budget__pb2.ExportLedgerEntriesResponse.FromString,
+        self.ExportEntries = channel.unary_stream(
+                '/rlm.v1.BudgetService/ExportEntries',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.ExportEntriesRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.ExportEntriesResponse.FromString,
                 _registered_method=True)
 
 
 class BudgetServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Accounts, and what was posted to them. Everything here is the caller's own tenant's.
+    """
 
     def GetBudget(self, request, context):
-        """An account: its limit, where it stands, and what is left.
+        """An account: its limits, where it stands, and what is left.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListUsage(self, request, context):
-        """What was spent on each day, with each model, or in each run.
+        """What was spent on each day, with each model, in each run, by each account, or under each label.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ListLedgerEntries(self, request, context):
+    def ListEntries(self, request, context):
         """Every call that was paid for, and every turn of sandboxed code, in the order they were posted.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ExportLedgerEntries(self, request, context):
+    def ExportEntries(self, request, context):
         """The same as one file: what had been posted when the call began, and nothing that came later.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -100,15 +102,15 @@ def add_BudgetServiceServicer_to_server(servicer, server):
                     request_deserializer=rlm_dot_v1_dot_budget__pb2.ListUsageRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_budget__pb2.ListUsageResponse.SerializeToString,
             ),
-            'ListLedgerEntries': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListLedgerEntries,
-                    request_deserializer=rlm_dot_v1_dot_budget__pb2.ListLedgerEntriesRequest.FromString,
-                    response_serializer=rlm_dot_v1_dot_budget__pb2.ListLedgerEntriesResponse.SerializeToString,
+            'ListEntries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEntries,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.ListEntriesRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.ListEntriesResponse.SerializeToString,
             ),
-            'ExportLedgerEntries': grpc.unary_stream_rpc_method_handler(
-                    servicer.ExportLedgerEntries,
-                    request_deserializer=rlm_dot_v1_dot_budget__pb2.ExportLedgerEntriesRequest.FromString,
-                    response_serializer=rlm_dot_v1_dot_budget__pb2.ExportLedgerEntriesResponse.SerializeToString,
+            'ExportEntries': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportEntries,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.ExportEntriesRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.ExportEntriesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -119,7 +121,8 @@ def add_BudgetServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class BudgetService:
-    """Missing associated documentation comment in .proto file."""
+    """Accounts, and what was posted to them. Everything here is the caller's own tenant's.
+    """
 
     @staticmethod
     def GetBudget(request,
@@ -176,7 +179,7 @@ class BudgetService:
             _registered_method=True)
 
     @staticmethod
-    def ListLedgerEntries(request,
+    def ListEntries(request,
             target,
             options=(),
             channel_credentials=None,
@@ -189,9 +192,9 @@ class BudgetService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/rlm.v1.BudgetService/ListLedgerEntries',
-            rlm_dot_v1_dot_budget__pb2.ListLedgerEntriesRequest.SerializeToString,
-            rlm_dot_v1_dot_budget__pb2.ListLedgerEntriesResponse.FromString,
+            '/rlm.v1.BudgetService/ListEntries',
+            rlm_dot_v1_dot_budget__pb2.ListEntriesRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.ListEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -203,7 +206,7 @@ class BudgetService:
             _registered_method=True)
 
     @staticmethod
-    def ExportLedgerEntries(request,
+    def ExportEntries(request,
             target,
             options=(),
             channel_credentials=None,
@@ -216,9 +219,9 @@ class BudgetService:
         return grpc.experimental.unary_stream(
             request,
             target,
-            '/rlm.v1.BudgetService/ExportLedgerEntries',
-            rlm_dot_v1_dot_budget__pb2.ExportLedgerEntriesRequest.SerializeToString,
-            rlm_dot_v1_dot_budget__pb2.ExportLedgerEntriesResponse.FromString,
+            '/rlm.v1.BudgetService/ExportEntries',
+            rlm_dot_v1_dot_budget__pb2.ExportEntriesRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.ExportEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ContextServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Texts, uploaded once and read by any number of sessions and runs. Everything here is the caller's own tenant's.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -77,12 +78,13 @@ class ContextServiceStub:
 
 
 class ContextServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Texts, uploaded once and read by any number of sessions and runs. Everything here is the caller's own tenant's.
+    """
 
     def UploadContext(self, request_iterator, context):
-        """Stores UTF-8 text, of one document or of many. First a header; then documents and chunks, in order. The same
-        documents uploaded again are the same context. An upload that breaks off is kept for a while: GetUploadStatus says
-        from where to go on, in a new stream that begins with the same header.
+        """Stores UTF-8 text, of one document or of many. First a header; then documents and chunks, in order. Every upload makes
+        a context of its own, with its own name and labels; equal texts are stored once. An upload that breaks off is kept for
+        a while: GetUploadStatus says from where to go on, in a new stream that begins with the same header.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -189,7 +191,8 @@ def add_ContextServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ContextService:
-    """Missing associated documentation comment in .proto file."""
+    """Texts, uploaded once and read by any number of sessions and runs. Everything here is the caller's own tenant's.
+    """
 
     @staticmethod
     def UploadContext(request_iterator,

@@ -263,7 +263,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every call that fails ends with a google.rpc.Status. Its message is for people. Its first detail is a
-    google.rpc.ErrorInfo for programs: `domain` is "rlm.v1", `reason` is the name of one of these values without
+    google.rpc.ErrorInfo for programs: `domain` is "rlm-server", `reason` is the name of one of these values without
     ERROR_REASON_, and `metadata` has the particulars that the value names. A client must expect reasons it does not know,
     and then go by the status code.
 

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class RunServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Runs of the recursive loop. Everything here is the caller's own tenant's.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -49,6 +50,21 @@ class RunServiceStub:
                 request_serializer=rlm_dot_v1_dot_run__pb2.WatchRunRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_run__pb2.WatchRunResponse.FromString,
                 _registered_method=True)
+        self.ListRunEvents = channel.unary_unary(
+                '/rlm.v1.RunService/ListRunEvents',
+                request_serializer=rlm_dot_v1_dot_run__pb2.ListRunEventsRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_run__pb2.ListRunEventsResponse.FromString,
+                _registered_method=True)
+        self.ListNodes = channel.unary_unary(
+                '/rlm.v1.RunService/ListNodes',
+                request_serializer=rlm_dot_v1_dot_run__pb2.ListNodesRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_run__pb2.ListNodesResponse.FromString,
+                _registered_method=True)
+        self.ReadAnswer = channel.unary_stream(
+                '/rlm.v1.RunService/ReadAnswer',
+                request_serializer=rlm_dot_v1_dot_run__pb2.ReadAnswerRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_run__pb2.ReadAnswerResponse.FromString,
+                _registered_method=True)
         self.CancelRun = channel.unary_unary(
                 '/rlm.v1.RunService/CancelRun',
                 request_serializer=rlm_dot_v1_dot_run__pb2.CancelRunRequest.SerializeToString,
@@ -62,7 +78,8 @@ class RunServiceStub:
 
 
 class RunServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Runs of the recursive loop. Everything here is the caller's own tenant's.
+    """
 
     def CreateRun(self, request, context):
         """Starts a run; it goes on whether or not anyone watches. It is pending until it is the tenant's turn.
@@ -72,7 +89,7 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetRun(self, request, context):
-        """The run with its answer, what it spent, and its whole tree.
+        """The run, with its answer and what it spent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -80,6 +97,27 @@ class RunServiceServicer:
 
     def WatchRun(self, request, context):
         """Every event of the run's tree from a sequence number on, those to come included; ends when the run has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRunEvents(self, request, context):
+        """The events of the run's tree that have happened, page by page.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListNodes(self, request, context):
+        """The run's tree: the root first, then every child RLM in the order of their start.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadAnswer(self, request, context):
+        """The whole answer of a run, or of one of its nodes, however long it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +155,21 @@ def add_RunServiceServicer_to_server(servicer, server):
                     request_deserializer=rlm_dot_v1_dot_run__pb2.WatchRunRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_run__pb2.WatchRunResponse.SerializeToString,
             ),
+            'ListRunEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunEvents,
+                    request_deserializer=rlm_dot_v1_dot_run__pb2.ListRunEventsRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_run__pb2.ListRunEventsResponse.SerializeToString,
+            ),
+            'ListNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListNodes,
+                    request_deserializer=rlm_dot_v1_dot_run__pb2.ListNodesRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_run__pb2.ListNodesResponse.SerializeToString,
+            ),
+            'ReadAnswer': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadAnswer,
+                    request_deserializer=rlm_dot_v1_dot_run__pb2.ReadAnswerRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_run__pb2.ReadAnswerResponse.SerializeToString,
+            ),
             'CancelRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRun,
                     request_deserializer=rlm_dot_v1_dot_run__pb2.CancelRunRequest.FromString,
@@ -136,7 +189,8 @@ def add_RunServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RunService:
-    """Missing associated documentation comment in .proto file."""
+    """Runs of the recursive loop. Everything here is the caller's own tenant's.
+    """
 
     @staticmethod
     def CreateRun(request,
@@ -209,6 +263,87 @@ class RunService:
             '/rlm.v1.RunService/WatchRun',
             rlm_dot_v1_dot_run__pb2.WatchRunRequest.SerializeToString,
             rlm_dot_v1_dot_run__pb2.WatchRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRunEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.RunService/ListRunEvents',
+            rlm_dot_v1_dot_run__pb2.ListRunEventsRequest.SerializeToString,
+            rlm_dot_v1_dot_run__pb2.ListRunEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.RunService/ListNodes',
+            rlm_dot_v1_dot_run__pb2.ListNodesRequest.SerializeToString,
+            rlm_dot_v1_dot_run__pb2.ListNodesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadAnswer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rlm.v1.RunService/ReadAnswer',
+            rlm_dot_v1_dot_run__pb2.ReadAnswerRequest.SerializeToString,
+            rlm_dot_v1_dot_run__pb2.ReadAnswerResponse.FromString,
             options,
             channel_credentials,
             insecure,

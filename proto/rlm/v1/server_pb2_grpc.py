@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ServerServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """What the server is, what it offers, and what of it the caller's tenant may use.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -42,7 +43,8 @@ class ServerServiceStub:
 
 
 class ServerServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """What the server is, what it offers, and what of it the caller's tenant may use.
+    """
 
     def GetQuota(self, request, context):
         """What the caller's tenant may have of the server at once, and what of it is in use.
@@ -68,7 +70,8 @@ def add_ServerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ServerService:
-    """Missing associated documentation comment in .proto file."""
+    """What the server is, what it offers, and what of it the caller's tenant may use.
+    """
 
     @staticmethod
     def GetQuota(request,

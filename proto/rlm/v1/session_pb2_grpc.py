@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class SessionServiceStub:
-    """Missing associated documentation comment in .proto file."""
+    """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's.
+    """
 
     def __init__(self, channel):
         """Constructor.
@@ -39,11 +40,6 @@ class SessionServiceStub:
                 request_serializer=rlm_dot_v1_dot_session__pb2.CreateSessionRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_session__pb2.CreateSessionResponse.FromString,
                 _registered_method=True)
-        self.Execute = channel.unary_stream(
-                '/rlm.v1.SessionService/Execute',
-                request_serializer=rlm_dot_v1_dot_session__pb2.ExecuteRequest.SerializeToString,
-                response_deserializer=rlm_dot_v1_dot_session__pb2.ExecuteResponse.FromString,
-                _registered_method=True)
         self.GetSession = channel.unary_unary(
                 '/rlm.v1.SessionService/GetSession',
                 request_serializer=rlm_dot_v1_dot_session__pb2.GetSessionRequest.SerializeToString,
@@ -54,20 +50,19 @@ class SessionServiceStub:
                 request_serializer=rlm_dot_v1_dot_session__pb2.DeleteSessionRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_session__pb2.DeleteSessionResponse.FromString,
                 _registered_method=True)
+        self.Execute = channel.unary_stream(
+                '/rlm.v1.SessionService/Execute',
+                request_serializer=rlm_dot_v1_dot_session__pb2.ExecuteRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.ExecuteResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer:
-    """Missing associated documentation comment in .proto file."""
+    """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's.
+    """
 
     def CreateSession(self, request, context):
         """Starts a REPL with its own memory and its own account.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def Execute(self, request, context):
-        """Runs one piece of code as a turn; output, calls and the result stream back as they happen.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,6 +82,14 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Execute(self, request, context):
+        """Runs one piece of code as a turn; output, calls and the result stream back as they happen. Turns of a session run one
+        after another, in the order they came.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -94,11 +97,6 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.CreateSession,
                     request_deserializer=rlm_dot_v1_dot_session__pb2.CreateSessionRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_session__pb2.CreateSessionResponse.SerializeToString,
-            ),
-            'Execute': grpc.unary_stream_rpc_method_handler(
-                    servicer.Execute,
-                    request_deserializer=rlm_dot_v1_dot_session__pb2.ExecuteRequest.FromString,
-                    response_serializer=rlm_dot_v1_dot_session__pb2.ExecuteResponse.SerializeToString,
             ),
             'GetSession': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSession,
@@ -110,6 +108,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     request_deserializer=rlm_dot_v1_dot_session__pb2.DeleteSessionRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_session__pb2.DeleteSessionResponse.SerializeToString,
             ),
+            'Execute': grpc.unary_stream_rpc_method_handler(
+                    servicer.Execute,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.ExecuteRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.ExecuteResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'rlm.v1.SessionService', rpc_method_handlers)
@@ -119,7 +122,8 @@ def add_SessionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SessionService:
-    """Missing associated documentation comment in .proto file."""
+    """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's.
+    """
 
     @staticmethod
     def CreateSession(request,
@@ -138,33 +142,6 @@ class SessionService:
             '/rlm.v1.SessionService/CreateSession',
             rlm_dot_v1_dot_session__pb2.CreateSessionRequest.SerializeToString,
             rlm_dot_v1_dot_session__pb2.CreateSessionResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def Execute(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/rlm.v1.SessionService/Execute',
-            rlm_dot_v1_dot_session__pb2.ExecuteRequest.SerializeToString,
-            rlm_dot_v1_dot_session__pb2.ExecuteResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -219,6 +196,33 @@ class SessionService:
             '/rlm.v1.SessionService/DeleteSession',
             rlm_dot_v1_dot_session__pb2.DeleteSessionRequest.SerializeToString,
             rlm_dot_v1_dot_session__pb2.DeleteSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Execute(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rlm.v1.SessionService/Execute',
+            rlm_dot_v1_dot_session__pb2.ExecuteRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.ExecuteResponse.FromString,
             options,
             channel_credentials,
             insecure,
