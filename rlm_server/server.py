@@ -33,7 +33,7 @@ from rlm_server.api.auth import AuthInterceptor
 from rlm_server.api.budget import BudgetServicer
 from rlm_server.api.context import ContextServicer
 from rlm_server.api.run import RunServicer
-from rlm_server.api.server import Gauge, ServerServicer, Used
+from rlm_server.api.server import Gauge, Offered, ServerServicer, Used
 from rlm_server.api.session import SessionServicer
 from rlm_server.api.transport import OPTIONS
 from rlm_server.api.upload_stream import Pace
@@ -223,8 +223,13 @@ async def serving(
                     RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
                 )
                 budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts, shares.threads), server)
+                offered = Offered(
+                    models.routes,
+                    models.prices.version,
+                    {spec.name: spec.imports for spec in image_specs(settings, functions)},
+                )
                 gauges = _gauges(settings, shares, admission, sessions, store, uploads, supervisor, journal)
-                server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges), server)
+                server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges, offered, defaults), server)
                 async with (
                     _metrics(settings, database, broker, accounts, journal, pool) as metrics,
                     _listening(server, settings) as address,

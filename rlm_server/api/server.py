@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 from rlm.v1 import server_pb2, server_pb2_grpc
 
+from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
+from rlm_server.broker.prices.table import Price, Rates
+from rlm_server.broker.routes import Route, Routes
+from rlm_server.config.defaults import Defaults
+from rlm_server.repl.limits import RunLimits
+from sandbox.limits import Limits, declared
+
+FEATURES = ("answer_streams", "resumable_uploads", "run_event_filters", "search_pages")
+"""What this server can do that a client may ask for. A name never changes its meaning."""
 
 Used = Callable[[str], int | Awaitable[int]]
 """Returns what a tenant has, at once or after a look into the database."""
@@ -24,11 +34,59 @@ class Gauge:
     used: Used
 
 
-class ServerServicer(server_pb2_grpc.ServerServiceServicer):
-    """Tells tenants what they may have of the server."""
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """What the server offers: models at the prices of a table, and images with what each has imported."""
 
-    def __init__(self, gauges: Sequence[Gauge]) -> None:
-        self._gauges = gauges
+    routes: Routes
+    price_version: str
+    images: Mapping[str, Sequence[str]]
+
+
+class ServerServicer(server_pb2_grpc.ServerServiceServicer):
+    """Tells tenants what the server is and offers, and what they may have of it."""
+
+    def __init__(self, gauges: Sequence[Gauge], offered: Offered, defaults: Defaults) -> None:
+        self._gauges, self._offered, self._defaults = gauges, offered, defaults
+
+    async def GetServerInfo(
+        self, request: server_pb2.GetServerInfoRequest, context: Any
+    ) -> server_pb2.GetServerInfoResponse:
+        """Tell what the server is, and what the caller's requests may ask for."""
+        limits = self._defaults.limits_of(tenant())
+        response = server_pb2.GetServerInfoResponse(version=version("rlm-server"), features=FEATURES)
+        for values in (limits, limits.sandbox):
+            kind = RunLimits if isinstance(values, RunLimits) else Limits
+            for name, bounds in declared(kind).items():
+                response.limits.add(name=name, unit=bounds.unit, value=getattr(values, name))
+        return response
+
+    async def ListModels(self, request: server_pb2.ListModelsRequest, context: Any) -> server_pb2.ListModelsResponse:
+        """List the models on offer."""
+        size = requests.page_size(request.page_size, 100, 1_000)
+        last = requests.page_key(request.page_token, "models")
+        rest = [name for name in self._offered.routes.models if last is None or name > last]
+        page = rest[:size]
+        return server_pb2.ListModelsResponse(
+            models=[self._model(name, self._offered.routes.route(name)) for name in page],
+            next_page_token=responses.page_token("models", page[-1]) if len(rest) > size else "",
+        )
+
+    def _model(self, name: str, route: Route) -> server_pb2.Model:
+        return server_pb2.Model(
+            name=name,
+            provider=route.provider_name.partition(":")[0],
+            price_tiers=_tiers(route.price),
+            context_window_token_count=0 if route.context_window is None else route.context_window,
+            price_version=self._offered.price_version,
+            default_model=name == self._defaults.model,
+            default_sub_model=name == self._defaults.sub_model,
+        )
+
+    async def ListImages(self, request: server_pb2.ListImagesRequest, context: Any) -> server_pb2.ListImagesResponse:
+        """List the golden images."""
+        images = [server_pb2.Image(name=name, modules=modules) for name, modules in self._offered.images.items()]
+        return server_pb2.ListImagesResponse(images=images)
 
     async def GetQuota(self, request: server_pb2.GetQuotaRequest, context: Any) -> server_pb2.GetQuotaResponse:
         """Tell what the caller's tenant may have, and has."""
@@ -42,3 +100,17 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
                 used=used if isinstance(used, int) else await used,
             )
         return response
+
+
+def _tiers(price: Price) -> list[server_pb2.PriceTier]:
+    tiers: list[tuple[int, Rates]] = [(0, price.rates), *((tier.above, tier.rates) for tier in price.tiers)]
+    return [
+        server_pb2.PriceTier(
+            above_input_token_count=above,
+            input_nano_usd=rates.input,
+            output_nano_usd=rates.output,
+            cache_read_nano_usd=rates.read,
+            cache_write_nano_usd=rates.write,
+        )
+        for above, rates in tiers
+    ]

@@ -23,6 +23,15 @@ class Asked(server_pb2_grpc.ServerServiceServicer):
         server_pb2.Quota(name="none", unit="things", limit=0, used=0),
     )
 
+    def GetServerInfo(self, request: Any, context: Any) -> server_pb2.GetServerInfoResponse:
+        return server_pb2.GetServerInfoResponse(version="0.1.0")
+
+    def ListModels(self, request: Any, context: Any) -> server_pb2.ListModelsResponse:
+        return server_pb2.ListModelsResponse()
+
+    def ListImages(self, request: Any, context: Any) -> server_pb2.ListImagesResponse:
+        return server_pb2.ListImagesResponse()
+
     def GetQuota(self, request: Any, context: Any) -> server_pb2.GetQuotaResponse:
         return server_pb2.GetQuotaResponse(quotas=self.quotas)
 

@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from google.protobuf.descriptor_pb2 import EnumDescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import EnumDescriptorProto, FileDescriptorProto
 from rlm.v1 import errors_pb2
 
-ROOT = Path(__file__).parents[2]
+from tests.repository.proto_comments import ROOT, comments, described
+
 PAGE = ROOT / "docs" / "errors.md"
 PREFIX = "ERROR_REASON_"
 PROTO = "rlm/v1/errors.proto"
@@ -44,30 +41,20 @@ class Reason:
 
 def read() -> tuple[str, list[Reason]]:
     """Return the comment of the enum, and its values without the one that is never sent."""
-    command = ["grpc_tools.protoc", "-Iproto", "--include_source_info", "--descriptor_set_out=/dev/stdout", PROTO]
-    made = subprocess.run([sys.executable, "-m", *command], cwd=ROOT, check=True, capture_output=True).stdout
-    (file,) = FileDescriptorSet.FromString(made).file
+    (file,) = described(PROTO)
     (enum,) = file.enum_type
-    comments = _comments(file)
+    said = comments(file)
     at = (FileDescriptorProto.ENUM_TYPE_FIELD_NUMBER, 0)
     reasons = [
         Reason(
             value.name.removeprefix(PREFIX),
             value.options.Extensions[errors_pb2.status_code],
-            comments.get((*at, EnumDescriptorProto.VALUE_FIELD_NUMBER, place), ""),
+            said.get((*at, EnumDescriptorProto.VALUE_FIELD_NUMBER, place), ""),
         )
         for place, value in enumerate(enum.value)
         if value.number
     ]
-    return comments[at], reasons
-
-
-def _comments(file: FileDescriptorProto) -> Mapping[tuple[int, ...], str]:
-    """Return every comment by the path of what it stands before."""
-    return {
-        tuple(one.path): "\n".join(line.strip() for line in one.leading_comments.strip().splitlines())
-        for one in file.source_code_info.location
-    }
+    return said[at], reasons
 
 
 def page() -> str:

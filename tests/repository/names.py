@@ -261,7 +261,7 @@ def _protocol() -> str:
 
 
 def _is_in_the_protocol(name: str) -> bool:
-    """Whether it is a package, a call or a field: `rlm.v1`, `RunService.CreateRun`, `Run.end_message`."""
+    """Whether it is a package, a call or a field: `rlm.v1`, `RunService.CreateRun`, `Run.answer`."""
     if f"package {name};" in _protocol():
         return True
     first, *rest = name.split(".")

@@ -38,7 +38,7 @@ def test_what_has_moved_is_seen(text: str) -> None:
     "text",
     [
         "`runs/node.py`, `rlm_server/runs/node.py`, `rlm_server/runs/`, docs/money.md and `node.py`",
-        "`sandbox.door`, `sandbox.wait`, `ledger.Ledger`, `Ledger.reserve()`, `RunService.CreateRun`, `Run.end_message`",
+        "`sandbox.door`, `sandbox.wait`, `ledger.Ledger`, `Ledger.reserve()`, `RunService.CreateRun`, `Run.answer`",
         "`asyncio.gather`, `pydantic.create_model`, `str.find`, `/tmp/x`, `~/.local/share`, `https://host/path`",
         "[page](money.md#holds), [other](https://example.org/x)",
         "```sh\nrlm run --context docs a/b\n```",

@@ -36,9 +36,7 @@ class Accountant:
 
     async def entries(self, **asked: Any) -> budget_pb2.ListEntriesResponse:
         request = budget_pb2.ListEntriesRequest(**asked)
-        found: budget_pb2.ListEntriesResponse = await self.stub.ListEntries(
-            request, metadata=self.caller.metadata
-        )
+        found: budget_pb2.ListEntriesResponse = await self.stub.ListEntries(request, metadata=self.caller.metadata)
         return found
 
     async def chunks(self, **asked: Any) -> AsyncIterator[budget_pb2.ExportEntriesResponse]:

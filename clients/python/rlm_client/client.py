@@ -371,6 +371,19 @@ class Client(Spending):
         request = session_pb2.DeleteSessionRequest(session_id=session_id)
         return self._unary(self._sessions.DeleteSession, request).spent
 
+    def get_server_info(self) -> server_pb2.GetServerInfoResponse:
+        """Give the server's version, what it can do, and what your requests may ask for at most."""
+        return self._unary(self._server.GetServerInfo, server_pb2.GetServerInfoRequest())
+
+    def list_models(self) -> Iterator[server_pb2.Model]:
+        """Give the models on offer with their prices, in the order of their names."""
+        for page in pages(partial(self._unary, self._server.ListModels), server_pb2.ListModelsRequest()):
+            yield from page.models
+
+    def list_images(self) -> list[server_pb2.Image]:
+        """Give the golden images that REPLs start from, the default one first."""
+        return list(self._unary(self._server.ListImages, server_pb2.ListImagesRequest()).images)
+
     def get_quota(self) -> list[server_pb2.Quota]:
         """Give what your tenant may have of the server at once, and what of it is in use."""
         return list(self._unary(self._server.GetQuota, server_pb2.GetQuotaRequest()).quotas)

@@ -155,16 +155,13 @@ Global___ListModelsResponse: _TypeAlias = ListModelsResponse  # noqa: Y015
 
 @_typing.final
 class Model(_message.Message):
-    """A model that runs and sessions may name. Prices are nano-US-dollars for a million tokens."""
+    """A model that runs and sessions may name."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     PROVIDER_FIELD_NUMBER: _builtins.int
-    INPUT_NANO_USD_FIELD_NUMBER: _builtins.int
-    OUTPUT_NANO_USD_FIELD_NUMBER: _builtins.int
-    CACHE_READ_NANO_USD_FIELD_NUMBER: _builtins.int
-    CACHE_WRITE_NANO_USD_FIELD_NUMBER: _builtins.int
+    PRICE_TIERS_FIELD_NUMBER: _builtins.int
     CONTEXT_WINDOW_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
     DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
@@ -173,31 +170,24 @@ class Model(_message.Message):
     """The name to call it by."""
     provider: _builtins.str
     """Who answers: "anthropic", "openai", "compatible", "scripted"."""
-    input_nano_usd: _builtins.int
-    """Of input."""
-    output_nano_usd: _builtins.int
-    """Of output."""
-    cache_read_nano_usd: _builtins.int
-    """Of input that is read from the provider's cache."""
-    cache_write_nano_usd: _builtins.int
-    """Of input that is written to the provider's cache."""
     context_window_token_count: _builtins.int
     """The most tokens that its input may have; 0 where it is not known."""
     price_version: _builtins.str
-    """The version of the price list that this price is from."""
+    """The version of the price table that holds now. Entries of the ledger say which one they were computed with."""
     default_model: _builtins.bool
     """Whether this is the root model of runs that name none."""
     default_sub_model: _builtins.bool
     """Whether this is the sub-model of sessions, and of runs that name no model."""
+    @_builtins.property
+    def price_tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceTier]:
+        """What its tokens cost: the last tier whose bound a call's input is above holds for all tokens of that call."""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         provider: _builtins.str = ...,
-        input_nano_usd: _builtins.int = ...,
-        output_nano_usd: _builtins.int = ...,
-        cache_read_nano_usd: _builtins.int = ...,
-        cache_write_nano_usd: _builtins.int = ...,
+        price_tiers: _abc.Iterable[Global___PriceTier] | None = ...,
         context_window_token_count: _builtins.int = ...,
         price_version: _builtins.str = ...,
         default_model: _builtins.bool = ...,
@@ -205,11 +195,49 @@ class Model(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cache_read_nano_usd", b"cache_read_nano_usd", "cache_write_nano_usd", b"cache_write_nano_usd", "context_window_token_count", b"context_window_token_count", "default_model", b"default_model", "default_sub_model", b"default_sub_model", "input_nano_usd", b"input_nano_usd", "name", b"name", "output_nano_usd", b"output_nano_usd", "price_version", b"price_version", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_window_token_count", b"context_window_token_count", "default_model", b"default_model", "default_sub_model", b"default_sub_model", "name", b"name", "price_tiers", b"price_tiers", "price_version", b"price_version", "provider", b"provider"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class PriceTier(_message.Message):
+    """What tokens cost, in nano-US-dollars for a million of them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ABOVE_INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    INPUT_NANO_USD_FIELD_NUMBER: _builtins.int
+    OUTPUT_NANO_USD_FIELD_NUMBER: _builtins.int
+    CACHE_READ_NANO_USD_FIELD_NUMBER: _builtins.int
+    CACHE_WRITE_NANO_USD_FIELD_NUMBER: _builtins.int
+    above_input_token_count: _builtins.int
+    """Of calls whose input has more tokens than these."""
+    input_nano_usd: _builtins.int
+    """Of input."""
+    output_nano_usd: _builtins.int
+    """Of output, reasoning included."""
+    cache_read_nano_usd: _builtins.int
+    """Of input that is read from the provider's cache."""
+    cache_write_nano_usd: _builtins.int
+    """Of input that is written to the provider's cache."""
+    def __init__(
+        self,
+        *,
+        above_input_token_count: _builtins.int = ...,
+        input_nano_usd: _builtins.int = ...,
+        output_nano_usd: _builtins.int = ...,
+        cache_read_nano_usd: _builtins.int = ...,
+        cache_write_nano_usd: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["above_input_token_count", b"above_input_token_count", "cache_read_nano_usd", b"cache_read_nano_usd", "cache_write_nano_usd", b"cache_write_nano_usd", "input_nano_usd", b"input_nano_usd", "output_nano_usd", b"output_nano_usd"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PriceTier: _TypeAlias = PriceTier  # noqa: Y015
 
 @_typing.final
 class ListImagesRequest(_message.Message):

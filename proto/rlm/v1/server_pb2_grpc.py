@@ -35,6 +35,21 @@ class ServerServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GetServerInfo = channel.unary_unary(
+                '/rlm.v1.ServerService/GetServerInfo',
+                request_serializer=rlm_dot_v1_dot_server__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_server__pb2.GetServerInfoResponse.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/rlm.v1.ServerService/ListModels',
+                request_serializer=rlm_dot_v1_dot_server__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_server__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.ListImages = channel.unary_unary(
+                '/rlm.v1.ServerService/ListImages',
+                request_serializer=rlm_dot_v1_dot_server__pb2.ListImagesRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_server__pb2.ListImagesResponse.FromString,
+                _registered_method=True)
         self.GetQuota = channel.unary_unary(
                 '/rlm.v1.ServerService/GetQuota',
                 request_serializer=rlm_dot_v1_dot_server__pb2.GetQuotaRequest.SerializeToString,
@@ -46,6 +61,27 @@ class ServerServiceServicer:
     """What the server is, what it offers, and what of it the caller's tenant may use.
     """
 
+    def GetServerInfo(self, request, context):
+        """The server's version, and what it can do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """The models that the caller's tenant may name, with their prices.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListImages(self, request, context):
+        """The golden images that REPLs start from.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetQuota(self, request, context):
         """What the caller's tenant may have of the server at once, and what of it is in use.
         """
@@ -56,6 +92,21 @@ class ServerServiceServicer:
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetServerInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerInfo,
+                    request_deserializer=rlm_dot_v1_dot_server__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_server__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=rlm_dot_v1_dot_server__pb2.ListModelsRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_server__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ListImages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListImages,
+                    request_deserializer=rlm_dot_v1_dot_server__pb2.ListImagesRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_server__pb2.ListImagesResponse.SerializeToString,
+            ),
             'GetQuota': grpc.unary_unary_rpc_method_handler(
                     servicer.GetQuota,
                     request_deserializer=rlm_dot_v1_dot_server__pb2.GetQuotaRequest.FromString,
@@ -72,6 +123,87 @@ def add_ServerServiceServicer_to_server(servicer, server):
 class ServerService:
     """What the server is, what it offers, and what of it the caller's tenant may use.
     """
+
+    @staticmethod
+    def GetServerInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.ServerService/GetServerInfo',
+            rlm_dot_v1_dot_server__pb2.GetServerInfoRequest.SerializeToString,
+            rlm_dot_v1_dot_server__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.ServerService/ListModels',
+            rlm_dot_v1_dot_server__pb2.ListModelsRequest.SerializeToString,
+            rlm_dot_v1_dot_server__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListImages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.ServerService/ListImages',
+            rlm_dot_v1_dot_server__pb2.ListImagesRequest.SerializeToString,
+            rlm_dot_v1_dot_server__pb2.ListImagesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def GetQuota(request,

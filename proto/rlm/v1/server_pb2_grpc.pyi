@@ -33,6 +33,12 @@ class ServerServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ServerServiceAsyncStub: ...
+    GetServerInfo: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetServerInfoRequest, _server_pb2.GetServerInfoResponse]
+    """The server's version, and what it can do."""
+    ListModels: _grpc.UnaryUnaryMultiCallable[_server_pb2.ListModelsRequest, _server_pb2.ListModelsResponse]
+    """The models that the caller's tenant may name, with their prices."""
+    ListImages: _grpc.UnaryUnaryMultiCallable[_server_pb2.ListImagesRequest, _server_pb2.ListImagesResponse]
+    """The golden images that REPLs start from."""
     GetQuota: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetQuotaRequest, _server_pb2.GetQuotaResponse]
     """What the caller's tenant may have of the server at once, and what of it is in use."""
 
@@ -41,11 +47,41 @@ class ServerServiceAsyncStub(ServerServiceStub):
     """What the server is, what it offers, and what of it the caller's tenant may use."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetServerInfo: _aio.UnaryUnaryMultiCallable[_server_pb2.GetServerInfoRequest, _server_pb2.GetServerInfoResponse]  # type: ignore[assignment]
+    """The server's version, and what it can do."""
+    ListModels: _aio.UnaryUnaryMultiCallable[_server_pb2.ListModelsRequest, _server_pb2.ListModelsResponse]  # type: ignore[assignment]
+    """The models that the caller's tenant may name, with their prices."""
+    ListImages: _aio.UnaryUnaryMultiCallable[_server_pb2.ListImagesRequest, _server_pb2.ListImagesResponse]  # type: ignore[assignment]
+    """The golden images that REPLs start from."""
     GetQuota: _aio.UnaryUnaryMultiCallable[_server_pb2.GetQuotaRequest, _server_pb2.GetQuotaResponse]  # type: ignore[assignment]
     """What the caller's tenant may have of the server at once, and what of it is in use."""
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
     """What the server is, what it offers, and what of it the caller's tenant may use."""
+
+    @_abc_1.abstractmethod
+    def GetServerInfo(
+        self,
+        request: _server_pb2.GetServerInfoRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_pb2.GetServerInfoResponse, _abc.Awaitable[_server_pb2.GetServerInfoResponse]]:
+        """The server's version, and what it can do."""
+
+    @_abc_1.abstractmethod
+    def ListModels(
+        self,
+        request: _server_pb2.ListModelsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_pb2.ListModelsResponse, _abc.Awaitable[_server_pb2.ListModelsResponse]]:
+        """The models that the caller's tenant may name, with their prices."""
+
+    @_abc_1.abstractmethod
+    def ListImages(
+        self,
+        request: _server_pb2.ListImagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_server_pb2.ListImagesResponse, _abc.Awaitable[_server_pb2.ListImagesResponse]]:
+        """The golden images that REPLs start from."""
 
     @_abc_1.abstractmethod
     def GetQuota(
