@@ -308,9 +308,7 @@ def _guard(body: Guard) -> run_pb2.Guard:
 
 
 def _budget_warning(body: BudgetWarning) -> run_pb2.BudgetWarning:
-    return run_pb2.BudgetWarning(
-        unit=_UNITS[body.unit], percent=body.percent, spent=body.spent, limit=body.limit
-    )
+    return run_pb2.BudgetWarning(unit=_UNITS[body.unit], percent=body.percent, spent=body.spent, limit=body.limit)
 
 
 def _model_replied(body: ModelReplied) -> run_pb2.ModelReplied:

@@ -152,9 +152,9 @@ class Spool:
             UploadRefused: a gap, a bad name or size, or more than the header says.
         """
         if self.header.kind is Kind.TEXT:
-            raise UploadRefused("documents", "header.documents is 0: the whole is one text")
+            raise UploadRefused("documents", "header.document_count is 0: the whole is one text")
         if first != self.announced:
-            raise UploadRefused("documents.first", f"the next document is number {self.announced}, not {first}")
+            raise UploadRefused("documents.first_document", f"the next document is {self.announced}, not {first}")
         lines = bytearray()
         for number, (name, size) in enumerate(documents):
             self._check_document(f"documents.documents[{number}]", name, size)
@@ -165,7 +165,7 @@ class Spool:
 
     def _check_document(self, field: str, name: str, size: int) -> None:
         if self.announced >= self.header.documents:
-            raise UploadRefused("header.documents", f"more than the {self.header.documents} documents announced came")
+            raise UploadRefused("header.document_count", f"more than the {self.header.documents} announced came")
         if self._documents_bytes > MAX_NAMES:
             raise UploadRefused(f"{field}.name", f"the names of all documents may have {MAX_NAMES} bytes together")
         if len(name) > MAX_DOCUMENT_NAME:
@@ -273,7 +273,7 @@ class Spool:
         if self.received != header.size_bytes:
             raise UploadShort("header.size_bytes", f"{header.size_bytes} bytes announced, {self.received} arrived")
         if self.announced != header.documents:
-            raise UploadShort("header.documents", f"{header.documents} announced, {self.announced} arrived")
+            raise UploadShort("header.document_count", f"{header.documents} announced, {self.announced} arrived")
 
     def check_whole(self) -> None:
         """Refuse an upload that is incomplete, or not what its header said.

@@ -349,10 +349,10 @@ class Upload:
 
 
 def _check_same(known: Header, header: Header) -> None:
-    for field in ("size_bytes", "sha256", "documents", "name"):
-        before, now = getattr(known, field), getattr(header, field)
+    for name in ("size_bytes", "sha256", "documents", "name"):
+        before, now = getattr(known, name), getattr(header, name)
         if now != before:
             raise UploadRefused(
-                f"header.{field}",
+                f"header.{'document_count' if name == 'documents' else name}",
                 f"the upload {header.request_id!r} began with {before!r}, and cannot go on with {now!r}",
             )

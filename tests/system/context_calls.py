@@ -28,7 +28,7 @@ def header(data: bytes, documents: int = 0, **other: Any) -> Message:
         "name": "text",
         "size_bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
-        "documents": documents,
+        "document_count": documents,
         **other,
     }
     return Message(header=context_pb2.UploadHeader(**told))

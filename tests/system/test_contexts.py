@@ -166,8 +166,11 @@ async def test_a_search_finds_what_is_there_in_the_order_of_the_text(server: Ser
         ]
         assert not found.next_page_token
         assert [one.start for one in (await calls.search(context_id, "two", documents=[2, 2])).matches] == [0, 4]
-        limited = await calls.search(context_id, "two", limit=2)
+        limited = await calls.search(context_id, "two", page_size=2)
         assert (len(limited.matches), bool(limited.next_page_token)) == (2, True)
+        rest = await calls.search(context_id, "two", page_size=2, page_token=limited.next_page_token)
+        assert [*limited.matches, *rest.matches] == [*found.matches]
+        assert not rest.next_page_token
         assert not (await calls.search(context_id, "three")).matches
 
 
@@ -175,10 +178,15 @@ async def test_the_answer_to_a_search_is_never_larger_than_a_client_takes(server
     async with server(Play("")) as served:
         calls = ContextCalls(served.caller)
         context_id = (await calls.send(of_text(("🎉" * 1_000 + "\n") * 1_000))).context_id
-        found = await calls.search(context_id, "🎉+", limit=1_000)
-        assert found.ByteSize() < 4 << 20
-        assert 500 < len(found.matches) < 1_000
-        assert found.next_page_token
+        found = await calls.search(context_id, "🎉+", page_size=1_000)
+        assert found.ByteSize() < 1 << 20
+        assert 200 < len(found.matches) < 1_000
+        starts = [one.start for one in found.matches]
+        while found.next_page_token:
+            found = await calls.search(context_id, "🎉+", page_size=1_000, page_token=found.next_page_token)
+            assert found.ByteSize() < 1 << 20
+            starts += [one.start for one in found.matches]
+        assert starts == list(range(0, 1_000 * 1_001, 1_001))
 
 
 async def test_a_search_ends_with_its_caller(server: Served) -> None:

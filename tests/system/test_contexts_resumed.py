@@ -118,7 +118,7 @@ async def test_a_finished_upload_is_told_again_and_not_received_again(server: Se
 
 @pytest.mark.parametrize("finished", [False, True], ids=["unfinished", "finished"])
 @pytest.mark.parametrize(
-    ("field", "other"), [("name", "other"), ("size_bytes", 17), ("sha256", "0" * 64), ("documents", 3)]
+    ("field", "other"), [("name", "other"), ("size_bytes", 17), ("sha256", "0" * 64), ("document_count", 3)]
 )
 async def test_an_upload_goes_on_with_the_same_header_alone(
     server: Served, field: str, other: Any, finished: bool
@@ -127,7 +127,7 @@ async def test_an_upload_goes_on_with_the_same_header_alone(
         calls = ContextCalls(served.caller)
         whole = of_documents(DOCUMENTS, request_id="mine", chunk=50)
         await (calls.send(whole) if finished else calls.send_part(whole[:4]))
-        said = await refusal(calls.send([header(DATA, **{"documents": 20, "request_id": "mine", field: other})]))
+        said = await refusal(calls.send([header(DATA, **{"document_count": 20, "request_id": "mine", field: other})]))
         assert (said.code, said.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [f"header.{field}"])
         assert (await calls.go_on([*whole[:1], *whole[4:]])).document_count == 20
 
@@ -146,7 +146,7 @@ async def test_a_second_writer_is_sent_away(server: Served) -> None:
         for message in whole[2:]:
             await call.write(message)
         await call.done_writing()
-        assert (await call).context.characters == 9
+        assert (await call).context.character_count == 9
 
 
 async def test_of_many_writers_at_once_one_writes(server: Served) -> None:

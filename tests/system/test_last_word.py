@@ -70,9 +70,7 @@ async def test_a_run_that_a_limit_ends_has_a_last_word(
         ended = await served.caller.ask(**asked)
         assert (ended.run.state, ended.run.answer) == (EXHAUSTED, GUESS), ended.run.end_message
         assert ended.run.end_message.startswith(limit)
-        (closing,) = [asked for asked in play.closing if not asked.messages[0].content.startswith("Question:
-wait
-")]
+        (closing,) = [asked for asked in play.closing if not asked.messages[0].content.startswith("Question:\nwait\n")]
         assert f"({limit})" in closing.messages[-1].content
         budget = asked.get("budget")
         for unit in ("nano_usd", "tokens", "calls"):
@@ -157,7 +155,7 @@ async def test_a_run_is_cancelled_in_its_last_word_too(server: Served) -> None:
 
 
 WAIT = "import time\nwhile True: time.sleep(0.01)"
-SHORT = {"limits": run_pb2.RunLimits(wall_seconds=12)}
+SHORT = {"limits": run_pb2.RunLimits(wall_time=seconds(12))}
 
 
 class Family(Closing):
@@ -181,8 +179,8 @@ async def test_when_the_time_ends_children_say_what_they_know_to_code_that_still
     async with server(play) as served:
         ended = await served.caller.ask("root", **SHORT)
         assert (ended.run.state, ended.run.answer) == (EXHAUSTED, f"{GUESS} (root)")
-        assert ended.run.reason.startswith("wall_seconds")
-        nodes = ended.run.nodes
+        assert ended.run.end_message.startswith("wall_seconds")
+        nodes = ended.nodes
         assert [node.answer for node in nodes[1:]] == [f"{GUESS} (child)", f"{GUESS} (deepest)"][:depth]
         assert {node.state for node in nodes} == {EXHAUSTED}
         root = play.closing[-1].messages
@@ -202,7 +200,7 @@ async def test_when_the_time_ends_each_child_of_a_batch_has_its_word_and_its_par
     async with server(play) as served:
         ended = await served.caller.ask("root", **SHORT)
         assert (ended.run.state, ended.run.answer) == (EXHAUSTED, f"{GUESS} (root)")
-        by_question = {node.question: node for node in ended.run.nodes}
+        by_question = {node.question: node for node in ended.nodes}
         assert by_question["child"].answer == f"{GUESS} (child)"
         assert by_question["other"].answer == f"{GUESS} (other)"
         assert (by_question["quick"].state, by_question["quick"].answer) == (SUCCEEDED, "7")

@@ -67,10 +67,10 @@ async def test_what_code_takes_that_nothing_limits_is_in_the_books_while_it_runs
     monkeypatch.setattr(metering, "ON_THE_WAY_SECONDS", 0.1)
     async with server(Play(code("while True: pass"))) as served:
         run = await served.caller.create()
-        while (posted := (await served.caller.get(run.run_id)).spent.cpu_ms) < 300:  # noqa: ASYNC110
+        while (posted := (await served.caller.get(run.run_id)).spent.cpu_time.ToMilliseconds()) < 300:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         await served.caller.cancel(run.run_id)
-        assert (await served.caller.ended(run.run_id)).run.spent.cpu_ms >= posted
+        assert (await served.caller.ended(run.run_id)).run.spent.cpu_time.ToMilliseconds() >= posted
         check_settled(served.data_dir)
 
 

@@ -23,7 +23,7 @@ Progress = Callable[[int, int], None]
 Status = context_pb2.GetUploadStatusResponse
 
 _NOTHING = Status()
-_PLACES = {"chunk.offset", "documents.first"}
+_PLACES = {"chunk.offset", "documents.first_document"}
 _TELL_SECONDS = 0.5  # between questions for how much has arrived
 
 

@@ -1845,7 +1845,6 @@ class RunFinished(_message.Message):
     SPENT_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
-    ANSWER_BYTES_FIELD_NUMBER: _builtins.int
     state: Global___RunState.ValueType
     """How."""
     end_message: _builtins.str
@@ -1854,8 +1853,6 @@ class RunFinished(_message.Message):
     """The answer, or its beginning."""
     end_reason: Global___EndReason.ValueType
     """Why it ended, where it did not succeed."""
-    answer_bytes: _builtins.int
-    """Bytes of UTF-8 of the whole answer."""
     @_builtins.property
     def spent(self) -> _types_pb2.Amounts:
         """What the whole tree has spent."""
@@ -1868,11 +1865,10 @@ class RunFinished(_message.Message):
         spent: _types_pb2.Amounts | None = ...,
         answer: _builtins.str = ...,
         end_reason: Global___EndReason.ValueType = ...,
-        answer_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "answer_bytes", b"answer_bytes", "end_message", b"end_message", "end_reason", b"end_reason", "spent", b"spent", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "end_message", b"end_message", "end_reason", b"end_reason", "spent", b"spent", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
