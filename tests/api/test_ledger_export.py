@@ -9,18 +9,13 @@ import json
 from typing import Any
 
 import pytest
-from rlm.v1 import budget_pb2, types_pb2
+from rlm.v1 import budget_pb2
 
 from rlm_server.api import ledger_export
 from rlm_server.ledger import Amounts, Entry, Hold, Ledger, Usage
 from tests.servers import Served
-from tests.system.accountant import CHUNK, TALK, Accountant, entry_filter, spend
+from tests.system.accountant import CHUNK, TALK, Accountant, entry_filter, spend, units
 from tests.system.books import UNITS
-
-
-def units(amounts: types_pb2.Amounts) -> dict[str, int]:
-    told = (amounts.nano_usd, amounts.token_count, amounts.call_count, amounts.cpu_time.ToMilliseconds())
-    return dict(zip(UNITS, told, strict=True))
 
 
 def as_told(entry: budget_pb2.Entry) -> dict[str, object]:
@@ -35,8 +30,8 @@ def as_told(entry: budget_pb2.Entry) -> dict[str, object]:
         "model": entry.model,
         "price_version": entry.price_version,
         "ambiguous": entry.ambiguous,
-        **units(entry.amounts),
-        **{f"held_{unit}": amount for unit, amount in units(entry.held).items()},
+        **dict(zip(UNITS, units(entry.amounts), strict=True)),
+        **{f"held_{unit}": amount for unit, amount in zip(UNITS, units(entry.held), strict=True)},
         **{
             f"{name}_tokens": getattr(used, f"{name}_count") if used else None
             for name in ("input", "output", "cache_read", "cache_write", "reasoning")

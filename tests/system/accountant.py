@@ -17,6 +17,11 @@ TALK = Play(code("print(llm_query_batched(['a', 'b', 'c']))", "FINAL('done')"))
 CHUNK = 256 << 10
 
 
+def units(amounts: types_pb2.Amounts) -> tuple[int, ...]:
+    """Amounts as numbers, in the order of the ledger's units."""
+    return amounts.nano_usd, amounts.token_count, amounts.call_count, amounts.cpu_time.ToMilliseconds()
+
+
 class Accountant:
     """Calls the service with a caller's key."""
 

@@ -74,8 +74,8 @@ async def test_a_hundred_calls_at_once_pass_a_budget_no_more_than_one(server: Se
         assert ended.run.spent.call_count == 19, "one is kept for a closing answer"
         failed = [body.call for body in ended.bodies("call_finished") if body.call.error]
         finished, _ = ended.bodies("code_finished")
-        assert len(failed) + finished.untold.failed == 82
-        assert finished.untold.failed >= 82 - 64, "those that were not sent yet have no events"
+        assert len(failed) + finished.untold.failed_count == 82
+        assert finished.untold.failed_count >= 82 - 64, "those that were not sent yet have no events"
         check_story(ended)
         check_settled(served.data_dir)
 

@@ -18,8 +18,8 @@ from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Amounts, By, Hold, Ledger, Limit, Query, Span, Totals
 from tests.servers import Served
-from tests.system.accountant import TALK, Accountant, entry_filter, spend, stamp, total
-from tests.system.books import UNITS, rows
+from tests.system.accountant import TALK, Accountant, entry_filter, spend, stamp, total, units
+from tests.system.books import rows
 from tests.system.stage import USD, Play, code, refusal
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
@@ -147,7 +147,7 @@ async def test_entries_and_usage_add_up_to_the_account(server: Served) -> None:
         assert numbers == sorted(set(numbers))
         assert {entry.run_id for entry in entries} == {one.run.run_id for one in ended}
         for entry in entries:
-            assert all(getattr(entry.amounts, unit) <= getattr(entry.held, unit) for unit in UNITS)
+            assert all(spent <= held for spent, held in zip(units(entry.amounts), units(entry.held), strict=True))
             assert not entry.ambiguous
             assert bool(entry.model) == entry.HasField("usage") == bool(entry.amounts.call_count)
             assert bool(entry.price_version) == bool(entry.model)
@@ -283,8 +283,7 @@ async def test_what_is_not_offered_is_refused_by_name(server: Served) -> None:
             (accountant.usage(by=99), "by"),
             (accountant.export(format=99), "format"),
             (accountant.entries(page_size=-1), "page_size"),
-            (accountant.entries(page_size=1001), "page_size"),
-            (accountant.usage(page_size=1001), "page_size"),
+            (accountant.usage(page_size=-1), "page_size"),
         ):
             said = await refusal(call)
             assert (said.code, said.fields) == (INVALID, [field])

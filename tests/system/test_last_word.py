@@ -73,7 +73,7 @@ async def test_a_run_that_a_limit_ends_has_a_last_word(
         (closing,) = [asked for asked in play.closing if not asked.messages[0].content.startswith("Question:\nwait\n")]
         assert f"({limit})" in closing.messages[-1].content
         budget = asked.get("budget")
-        for unit in ("nano_usd", "tokens", "calls"):
+        for unit in ("nano_usd", "token_count", "call_count"):
             most = getattr(budget, unit, 0)
             assert not most or getattr(ended.run.spent, unit) <= most
         check_story(ended)
@@ -118,7 +118,9 @@ async def test_where_the_last_word_fails_the_run_ends_with_the_answer_its_code_h
     async with server(Closing(begun, code("print(2)"), guess=busy)) as served:
         ended = await served.caller.ask(limits=run_pb2.RunLimits(max_turn_count=2))
         assert (ended.run.state, ended.run.answer) == (EXHAUSTED, "so far")
-        assert [guard.name for guard in ended.bodies("guard") if guard.name != "root_call"] == ["last_word"]
+        assert [one.kind for one in ended.bodies("guard") if one.kind != run_pb2.GUARD_KIND_ROOT_CALL] == [
+            run_pb2.GUARD_KIND_LAST_WORD
+        ]
         assert ended.run.end_message.startswith("max_turns")
         check_settled(served.data_dir)
 

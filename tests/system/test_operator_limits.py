@@ -76,11 +76,11 @@ async def test_a_tenants_own_limits_of_runs_hold_for_it_alone(server: Served) ->
     async with server(play, tenants=own) as served:
         small = await served.tenant("small")
         for limits, field in (
-            (run_pb2.RunLimits(max_turn_count=3), "limits.max_turns"),
+            (run_pb2.RunLimits(max_turn_count=3), "limits.max_turn_count"),
             (run_pb2.RunLimits(max_depth=2), "limits.max_depth"),
             (
                 run_pb2.RunLimits(sandbox=types_pb2.SandboxLimits(turn_time=milliseconds(1501))),
-                "limits.sandbox.turn_milliseconds",
+                "limits.sandbox.turn_time",
             ),
         ):
             said = await refusal(small.create(limits=limits))

@@ -76,7 +76,7 @@ async def test_a_reply_that_was_cut_off_is_not_run_and_the_events_say_so(server:
     assert ended.run.answer == "done"
     assert [reply.stopped for reply in ended.bodies("model_replied")] == ["length", "end"]
     assert "cut off at 50 tokens" in play.asked[1].messages[-1].content
-    assert [guard.name for guard in ended.bodies("guard")] == ["cut_off"]
+    assert [guard.kind for guard in ended.bodies("guard")] == [run_pb2.GUARD_KIND_CUT_OFF]
 
 
 async def test_reasoning_stays_in_the_event_and_leaves_the_conversation(server: Served) -> None:

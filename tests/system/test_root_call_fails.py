@@ -99,7 +99,7 @@ async def test_a_run_survives_one_failure_at_each_of_its_root_calls_and_counts_i
                 )
                 check_books(served, ended, fake.billed, failure_cost)
                 failed = [call.call.error for call in ended.bodies("call_finished")]
-                again = [guard.detail for guard in ended.bodies("guard") if guard.name == "root_call"]
+                again = [guard.detail for guard in ended.bodies("guard") if guard.kind == run_pb2.GUARD_KIND_ROOT_CALL]
                 assert len(failed) == len(again) == (0 if faults[0] in UNBILLED else 1), (
                     "those are the broker's to repeat"
                 )

@@ -182,7 +182,10 @@ async def test_a_session_that_is_deleted_stops_its_turns_and_says_what_it_spent(
         assert spent.call_count == 2
         assert spent.nano_usd == sum(1000 * u.input + 5000 * u.output for _, u in served.provider.billed)
         rest = [response async for response in loop]
-        assert (rest[-1].result.status, rest[-1].result.error.type) == (ROLLED_BACK, "INTERRUPTED")
+        assert (rest[-1].result.status, rest[-1].result.stop_reason) == (
+            ROLLED_BACK,
+            session_pb2.STOP_REASON_INTERRUPTED,
+        )
         assert (await queued).code is grpc.StatusCode.NOT_FOUND
         assert (await refusal(served.caller.turn(session, "1"))).code is grpc.StatusCode.NOT_FOUND
         check_settled(served.data_dir)

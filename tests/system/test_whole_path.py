@@ -116,7 +116,7 @@ async def test_a_question_over_a_large_text_is_answered_exactly_by_a_tree_of_mod
         assert ended.run.spent.token_count == sum(usage.input + usage.output for _, usage in billed)
         (tenant,) = rows(served.data_dir, "SELECT * FROM account WHERE parent IS NULL")
         assert tenant["posted_nano_usd"] == ended.run.spent.nano_usd
-        assert all(event.spent.calls for event in ended.bodies("model_replied"))  # each says what it cost
+        assert all(event.spent.call_count for event in ended.bodies("model_replied"))  # each says what it cost
         told = [body.spent for body in ended.bodies("model_replied")]
         told += [body.call.spent for body in ended.bodies("call_finished")]
         assert sum(spent.nano_usd for spent in told) == ended.run.spent.nano_usd

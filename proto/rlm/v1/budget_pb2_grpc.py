@@ -69,7 +69,7 @@ class BudgetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListUsage(self, request, context):
-        """What was spent on each day, with each model, in each run, by each account, or under each label.
+        """What was spent on each day, with each model, or in each run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

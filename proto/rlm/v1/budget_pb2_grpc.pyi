@@ -38,7 +38,7 @@ class BudgetServiceStub:
     GetBudget: _grpc.UnaryUnaryMultiCallable[_budget_pb2.GetBudgetRequest, _budget_pb2.GetBudgetResponse]
     """An account: its limits, where it stands, and what is left."""
     ListUsage: _grpc.UnaryUnaryMultiCallable[_budget_pb2.ListUsageRequest, _budget_pb2.ListUsageResponse]
-    """What was spent on each day, with each model, in each run, by each account, or under each label."""
+    """What was spent on each day, with each model, or in each run."""
     ListEntries: _grpc.UnaryUnaryMultiCallable[_budget_pb2.ListEntriesRequest, _budget_pb2.ListEntriesResponse]
     """Every call that was paid for, and every turn of sandboxed code, in the order they were posted."""
     ExportEntries: _grpc.UnaryStreamMultiCallable[_budget_pb2.ExportEntriesRequest, _budget_pb2.ExportEntriesResponse]
@@ -52,7 +52,7 @@ class BudgetServiceAsyncStub(BudgetServiceStub):
     GetBudget: _aio.UnaryUnaryMultiCallable[_budget_pb2.GetBudgetRequest, _budget_pb2.GetBudgetResponse]  # type: ignore[assignment]
     """An account: its limits, where it stands, and what is left."""
     ListUsage: _aio.UnaryUnaryMultiCallable[_budget_pb2.ListUsageRequest, _budget_pb2.ListUsageResponse]  # type: ignore[assignment]
-    """What was spent on each day, with each model, in each run, by each account, or under each label."""
+    """What was spent on each day, with each model, or in each run."""
     ListEntries: _aio.UnaryUnaryMultiCallable[_budget_pb2.ListEntriesRequest, _budget_pb2.ListEntriesResponse]  # type: ignore[assignment]
     """Every call that was paid for, and every turn of sandboxed code, in the order they were posted."""
     ExportEntries: _aio.UnaryStreamMultiCallable[_budget_pb2.ExportEntriesRequest, _budget_pb2.ExportEntriesResponse]  # type: ignore[assignment]
@@ -75,7 +75,7 @@ class BudgetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _budget_pb2.ListUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_budget_pb2.ListUsageResponse, _abc.Awaitable[_budget_pb2.ListUsageResponse]]:
-        """What was spent on each day, with each model, in each run, by each account, or under each label."""
+        """What was spent on each day, with each model, or in each run."""
 
     @_abc_1.abstractmethod
     def ListEntries(

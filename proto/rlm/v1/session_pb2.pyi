@@ -8,7 +8,6 @@ again and how to resume.
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
-from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -25,34 +24,6 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
-
-class _SessionState:
-    ValueType = _typing.NewType("ValueType", _builtins.int)
-    V: _TypeAlias = ValueType  # noqa: Y015
-
-class _SessionStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SessionState.ValueType], _builtins.type):
-    DESCRIPTOR: _descriptor.EnumDescriptor
-    SESSION_STATE_UNSPECIFIED: _SessionState.ValueType  # 0
-    """Never sent."""
-    SESSION_STATE_IDLE: _SessionState.ValueType  # 1
-    """No turn runs."""
-    SESSION_STATE_RUNNING: _SessionState.ValueType  # 2
-    """A turn runs."""
-    SESSION_STATE_PAUSED: _SessionState.ValueType  # 3
-    """It is on the disk, and the next turn wakes it."""
-
-class SessionState(_SessionState, metaclass=_SessionStateEnumTypeWrapper):
-    """Where a session is."""
-
-SESSION_STATE_UNSPECIFIED: SessionState.ValueType  # 0
-"""Never sent."""
-SESSION_STATE_IDLE: SessionState.ValueType  # 1
-"""No turn runs."""
-SESSION_STATE_RUNNING: SessionState.ValueType  # 2
-"""A turn runs."""
-SESSION_STATE_PAUSED: SessionState.ValueType  # 3
-"""It is on the disk, and the next turn wakes it."""
-Global___SessionState: _TypeAlias = SessionState  # noqa: Y015
 
 class _OutputStream:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -156,49 +127,20 @@ class CreateSessionRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     CONTEXT_ID_FIELD_NUMBER: _builtins.int
     SUB_MODEL_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
-    IDLE_TIME_FIELD_NUMBER: _builtins.int
-    LIFE_TIME_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters: see types.proto."""
+    """Chosen by the caller, at most 128 characters; repeating one returns the first answer."""
     image: _builtins.str
     """Golden image: "core" (default), "data" (numpy and pandas imported), or another that ListImages tells."""
     context_id: _builtins.str
     """A context to have as the variable `context`."""
     sub_model: _builtins.str
     """The model that llm_query calls; the server's default where empty."""
-    account_id: _builtins.str
-    """The account that pays: a customer's of the tenant; the tenant's own where empty."""
-    snapshot_id: _builtins.str
-    """A snapshot to begin from. Image and context are then the snapshot's, and may not be given."""
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -206,18 +148,6 @@ class CreateSessionRequest(_message.Message):
     @_builtins.property
     def limits(self) -> _types_pb2.SandboxLimits:
         """What its code may use."""
-
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The session's labels: at most 16, keys and values of at most 63 characters. Its usage has them, too."""
-
-    @_builtins.property
-    def idle_time(self) -> _duration_pb2.Duration:
-        """A session without a turn for so long is ended; the server's default where not set, which is also the most."""
-
-    @_builtins.property
-    def life_time(self) -> _duration_pb2.Duration:
-        """A session that exists for so long is ended; the server's default where not set, which is also the most."""
 
     def __init__(
         self,
@@ -228,15 +158,10 @@ class CreateSessionRequest(_message.Message):
         sub_model: _builtins.str = ...,
         budget: _types_pb2.Budget | None = ...,
         limits: _types_pb2.SandboxLimits | None = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        account_id: _builtins.str = ...,
-        snapshot_id: _builtins.str = ...,
-        idle_time: _duration_pb2.Duration | None = ...,
-        life_time: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "idle_time", b"idle_time", "life_time", b"life_time", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "idle_time", b"idle_time", "image", b"image", "labels", b"labels", "life_time", b"life_time", "limits", b"limits", "request_id", b"request_id", "snapshot_id", b"snapshot_id", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "context_id", b"context_id", "image", b"image", "limits", b"limits", "request_id", b"request_id", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -272,26 +197,6 @@ class Session(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
     SESSION_ID_FIELD_NUMBER: _builtins.int
     IMAGE_FIELD_NUMBER: _builtins.int
     CONTEXT_ID_FIELD_NUMBER: _builtins.int
@@ -299,14 +204,6 @@ class Session(_message.Message):
     BUDGET_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
-    LIMITS_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    STATE_FIELD_NUMBER: _builtins.int
-    IDLE_TIME_FIELD_NUMBER: _builtins.int
-    LIFE_TIME_FIELD_NUMBER: _builtins.int
-    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
-    USE_TIME_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Its id, which is also its account's."""
     image: _builtins.str
@@ -315,10 +212,6 @@ class Session(_message.Message):
     """The context that is the variable `context`; empty where there is none."""
     sub_model: _builtins.str
     """The model that llm_query calls."""
-    account_id: _builtins.str
-    """The account that pays: a customer's, or the tenant's own."""
-    state: Global___SessionState.ValueType
-    """Where it is."""
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -331,30 +224,6 @@ class Session(_message.Message):
     def coverage(self) -> _context_pb2.Coverage:
         """How much of the context the session has looked at."""
 
-    @_builtins.property
-    def limits(self) -> _types_pb2.SandboxLimits:
-        """What its code may use."""
-
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """At most 16, keys and values of at most 63 characters."""
-
-    @_builtins.property
-    def idle_time(self) -> _duration_pb2.Duration:
-        """A session without a turn for so long is ended."""
-
-    @_builtins.property
-    def life_time(self) -> _duration_pb2.Duration:
-        """A session that exists for so long is ended."""
-
-    @_builtins.property
-    def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When it ends if nothing more happens."""
-
-    @_builtins.property
-    def use_time(self) -> _timestamp_pb2.Timestamp:
-        """When its last turn ended, or it was made."""
-
     def __init__(
         self,
         *,
@@ -365,18 +234,10 @@ class Session(_message.Message):
         budget: _types_pb2.Budget | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         coverage: _context_pb2.Coverage | None = ...,
-        limits: _types_pb2.SandboxLimits | None = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        account_id: _builtins.str = ...,
-        state: Global___SessionState.ValueType = ...,
-        idle_time: _duration_pb2.Duration | None = ...,
-        life_time: _duration_pb2.Duration | None = ...,
-        expire_time: _timestamp_pb2.Timestamp | None = ...,
-        use_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time", "expire_time", b"expire_time", "idle_time", b"idle_time", "life_time", b"life_time", "limits", b"limits", "use_time", b"use_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "expire_time", b"expire_time", "idle_time", b"idle_time", "image", b"image", "labels", b"labels", "life_time", b"life_time", "limits", b"limits", "session_id", b"session_id", "state", b"state", "sub_model", b"sub_model", "use_time", b"use_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "image", b"image", "session_id", b"session_id", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,174 +290,22 @@ class GetSessionResponse(_message.Message):
 Global___GetSessionResponse: _TypeAlias = GetSessionResponse  # noqa: Y015
 
 @_typing.final
-class ListSessionsRequest(_message.Message):
-    """Which sessions are listed."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    STATES_FIELD_NUMBER: _builtins.int
-    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
-    page_size: _builtins.int
-    """The most sessions that the answer may have. 0 means 100; more than 1,000 means 1,000."""
-    page_token: _builtins.str
-    """From the answer before, for the page after it."""
-    account_id: _builtins.str
-    """Only those of this account."""
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Only those that have all of these labels."""
-
-    @_builtins.property
-    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___SessionState.ValueType]:
-        """Only those that are in one of these states."""
-
-    def __init__(
-        self,
-        *,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        states: _abc.Iterable[Global___SessionState.ValueType] | None = ...,
-        account_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListSessionsRequest: _TypeAlias = ListSessionsRequest  # noqa: Y015
-
-@_typing.final
-class ListSessionsResponse(_message.Message):
-    """A page of sessions."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSIONS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    """Empty on the last page."""
-    @_builtins.property
-    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]:
-        """The newest first, without their coverage."""
-
-    def __init__(
-        self,
-        *,
-        sessions: _abc.Iterable[Global___Session] | None = ...,
-        next_page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "sessions", b"sessions"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListSessionsResponse: _TypeAlias = ListSessionsResponse  # noqa: Y015
-
-@_typing.final
-class UpdateSessionRequest(_message.Message):
-    """What of a session is changed."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    SESSION_FIELD_NUMBER: _builtins.int
-    UPDATE_MASK_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters: see types.proto."""
-    @_builtins.property
-    def session(self) -> Global___Session:
-        """The session, by its `session_id`, with what is to be new."""
-
-    @_builtins.property
-    def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """What changes: `labels` (all of them are replaced), `idle_time`, `life_time`. Nothing else can be changed."""
-
-    def __init__(
-        self,
-        *,
-        request_id: _builtins.str = ...,
-        session: Global___Session | None = ...,
-        update_mask: _field_mask_pb2.FieldMask | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session", "update_mask", b"update_mask"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "session", b"session", "update_mask", b"update_mask"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UpdateSessionRequest: _TypeAlias = UpdateSessionRequest  # noqa: Y015
-
-@_typing.final
-class UpdateSessionResponse(_message.Message):
-    """The session as it is now."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def session(self) -> Global___Session:
-        """The session."""
-
-    def __init__(
-        self,
-        *,
-        session: Global___Session | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___UpdateSessionResponse: _TypeAlias = UpdateSessionResponse  # noqa: Y015
-
-@_typing.final
 class DeleteSessionRequest(_message.Message):
     """Which session is ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session's id."""
-    request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters: see types.proto."""
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
-        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -635,7 +344,6 @@ class ExecuteRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     CODE_FIELD_NUMBER: _builtins.int
-    DETACHED_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters; repeating one returns the first result and runs nothing. The last 64
     results of a session are remembered, and the ids of its last 1,000 requests: one whose result is forgotten fails as
@@ -645,21 +353,16 @@ class ExecuteRequest(_message.Message):
     """The session's id."""
     code: _builtins.str
     """Python source, at most 1,000,000 bytes of UTF-8."""
-    detached: _builtins.bool
-    """Whether the turn goes on when its stream breaks; WatchTurn takes it up again. It needs a `request_id`. Without this a
-    turn is stopped when its caller goes away, and the session is as it was before.
-    """
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         session_id: _builtins.str = ...,
         code: _builtins.str = ...,
-        detached: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "detached", b"detached", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -671,7 +374,6 @@ class ExecuteResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    SEQUENCE_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     CALL_FINISHED_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
@@ -679,9 +381,6 @@ class ExecuteResponse(_message.Message):
     TURN_RESTARTED_FIELD_NUMBER: _builtins.int
     LEFT_OUT_FIELD_NUMBER: _builtins.int
     UNTOLD_CALLS_FIELD_NUMBER: _builtins.int
-    HEARTBEAT_FIELD_NUMBER: _builtins.int
-    sequence: _builtins.int
-    """1, 2, 3, … without gaps within a turn; 0 for a heartbeat, and for what was left out."""
     @_builtins.property
     def output(self) -> Global___Output:
         """The code printed."""
@@ -710,14 +409,9 @@ class ExecuteResponse(_message.Message):
     def untold_calls(self) -> Global___UntoldCalls:
         """Calls that are not told one by one."""
 
-    @_builtins.property
-    def heartbeat(self) -> _types_pb2.Heartbeat:
-        """Nothing happened for 15 seconds."""
-
     def __init__(
         self,
         *,
-        sequence: _builtins.int = ...,
         output: Global___Output | None = ...,
         call_finished: Global___ModelCallFinished | None = ...,
         result: Global___TurnResult | None = ...,
@@ -725,724 +419,16 @@ class ExecuteResponse(_message.Message):
         turn_restarted: Global___TurnRestarted | None = ...,
         left_out: Global___LeftOut | None = ...,
         untold_calls: Global___UntoldCalls | None = ...,
-        heartbeat: _types_pb2.Heartbeat | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "heartbeat", b"heartbeat", "left_out", b"left_out", "output", b"output", "result", b"result", "turn_restarted", b"turn_restarted", "untold_calls", b"untold_calls"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "left_out", b"left_out", "output", b"output", "result", b"result", "turn_restarted", b"turn_restarted", "untold_calls", b"untold_calls"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "heartbeat", b"heartbeat", "left_out", b"left_out", "output", b"output", "result", b"result", "sequence", b"sequence", "turn_restarted", b"turn_restarted", "untold_calls", b"untold_calls"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_finished", b"call_finished", "call_traced", b"call_traced", "event", b"event", "left_out", b"left_out", "output", b"output", "result", b"result", "turn_restarted", b"turn_restarted", "untold_calls", b"untold_calls"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["output", "call_finished", "result", "call_traced", "turn_restarted", "left_out", "untold_calls", "heartbeat"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["output", "call_finished", "result", "call_traced", "turn_restarted", "left_out", "untold_calls"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
 Global___ExecuteResponse: _TypeAlias = ExecuteResponse  # noqa: Y015
-
-@_typing.final
-class ExecuteOnceRequest(_message.Message):
-    """Code to run."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    CODE_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters; as that of ExecuteRequest, with which it shares its memory."""
-    session_id: _builtins.str
-    """The session's id."""
-    code: _builtins.str
-    """Python source, at most 1,000,000 bytes of UTF-8."""
-    def __init__(
-        self,
-        *,
-        request_id: _builtins.str = ...,
-        session_id: _builtins.str = ...,
-        code: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ExecuteOnceRequest: _TypeAlias = ExecuteOnceRequest  # noqa: Y015
-
-@_typing.final
-class ExecuteOnceResponse(_message.Message):
-    """What came of it."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    STDOUT_FIELD_NUMBER: _builtins.int
-    STDERR_FIELD_NUMBER: _builtins.int
-    RESULT_FIELD_NUMBER: _builtins.int
-    SPENT_FIELD_NUMBER: _builtins.int
-    CUT_FIELD_NUMBER: _builtins.int
-    stdout: _builtins.str
-    """What the code printed to standard output, of both streams at most what the session's limit keeps, and at most its
-    beginning of 256 KiB.
-    """
-    stderr: _builtins.str
-    """What the code printed to standard error, likewise."""
-    @_builtins.property
-    def result(self) -> Global___TurnResult:
-        """How the turn ended."""
-
-    @_builtins.property
-    def spent(self) -> _types_pb2.Amounts:
-        """What its model calls cost."""
-
-    @_builtins.property
-    def cut(self) -> _containers.RepeatedCompositeFieldContainer[_types_pb2.CutText]:
-        """The texts above that are not whole."""
-
-    def __init__(
-        self,
-        *,
-        stdout: _builtins.str = ...,
-        stderr: _builtins.str = ...,
-        result: Global___TurnResult | None = ...,
-        spent: _types_pb2.Amounts | None = ...,
-        cut: _abc.Iterable[_types_pb2.CutText] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result", "spent", b"spent"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cut", b"cut", "result", b"result", "spent", b"spent", "stderr", b"stderr", "stdout", b"stdout"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ExecuteOnceResponse: _TypeAlias = ExecuteOnceResponse  # noqa: Y015
-
-@_typing.final
-class WatchTurnRequest(_message.Message):
-    """Which turn is watched."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    TURN_REQUEST_ID_FIELD_NUMBER: _builtins.int
-    FROM_SEQUENCE_FIELD_NUMBER: _builtins.int
-    session_id: _builtins.str
-    """The session's id."""
-    turn_request_id: _builtins.str
-    """That of the turn's ExecuteRequest."""
-    from_sequence: _builtins.int
-    """The first sequence number wanted; 0 and 1 both mean from the start."""
-    def __init__(
-        self,
-        *,
-        session_id: _builtins.str = ...,
-        turn_request_id: _builtins.str = ...,
-        from_sequence: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["from_sequence", b"from_sequence", "session_id", b"session_id", "turn_request_id", b"turn_request_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchTurnRequest: _TypeAlias = WatchTurnRequest  # noqa: Y015
-
-@_typing.final
-class WatchTurnResponse(_message.Message):
-    """One thing that happens in the turn."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    EVENT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def event(self) -> Global___ExecuteResponse:
-        """The same as Execute tells it."""
-
-    def __init__(
-        self,
-        *,
-        event: Global___ExecuteResponse | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___WatchTurnResponse: _TypeAlias = WatchTurnResponse  # noqa: Y015
-
-@_typing.final
-class InterruptSessionRequest(_message.Message):
-    """Whose turn is interrupted."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    session_id: _builtins.str
-    """The session's id."""
-    request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters: see types.proto."""
-    def __init__(
-        self,
-        *,
-        session_id: _builtins.str = ...,
-        request_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___InterruptSessionRequest: _TypeAlias = InterruptSessionRequest  # noqa: Y015
-
-@_typing.final
-class InterruptSessionResponse(_message.Message):
-    """The interrupt was delivered."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    INTERRUPTED_FIELD_NUMBER: _builtins.int
-    interrupted: _builtins.bool
-    """Whether a turn ran."""
-    def __init__(
-        self,
-        *,
-        interrupted: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["interrupted", b"interrupted"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___InterruptSessionResponse: _TypeAlias = InterruptSessionResponse  # noqa: Y015
-
-@_typing.final
-class ForkSessionRequest(_message.Message):
-    """How a session is forked."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
-    BUDGET_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    session_id: _builtins.str
-    """The session's id."""
-    request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters: see types.proto."""
-    count: _builtins.int
-    """How many sessions are made, from 1 to 64; 0 means 1. All of them or none."""
-    @_builtins.property
-    def budget(self) -> _types_pb2.Budget:
-        """What each may spend."""
-
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """The labels of each; those of the forked session where empty."""
-
-    def __init__(
-        self,
-        *,
-        session_id: _builtins.str = ...,
-        request_id: _builtins.str = ...,
-        count: _builtins.int = ...,
-        budget: _types_pb2.Budget | None = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "count", b"count", "labels", b"labels", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ForkSessionRequest: _TypeAlias = ForkSessionRequest  # noqa: Y015
-
-@_typing.final
-class ForkSessionResponse(_message.Message):
-    """The new sessions."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSIONS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Session]:
-        """As many as were asked for."""
-
-    def __init__(
-        self,
-        *,
-        sessions: _abc.Iterable[Global___Session] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sessions", b"sessions"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ForkSessionResponse: _TypeAlias = ForkSessionResponse  # noqa: Y015
-
-@_typing.final
-class PauseSessionRequest(_message.Message):
-    """Which session is paused."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    session_id: _builtins.str
-    """The session's id."""
-    request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters: see types.proto."""
-    def __init__(
-        self,
-        *,
-        session_id: _builtins.str = ...,
-        request_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PauseSessionRequest: _TypeAlias = PauseSessionRequest  # noqa: Y015
-
-@_typing.final
-class PauseSessionResponse(_message.Message):
-    """The session as it is now."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SESSION_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def session(self) -> Global___Session:
-        """The session."""
-
-    def __init__(
-        self,
-        *,
-        session: Global___Session | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["session", b"session"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PauseSessionResponse: _TypeAlias = PauseSessionResponse  # noqa: Y015
-
-@_typing.final
-class Snapshot(_message.Message):
-    """A session's state at one moment, kept until it is deleted."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    IMAGE_FIELD_NUMBER: _builtins.int
-    CONTEXT_ID_FIELD_NUMBER: _builtins.int
-    SIZE_BYTES_FIELD_NUMBER: _builtins.int
-    CREATE_TIME_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    snapshot_id: _builtins.str
-    """Its id."""
-    session_id: _builtins.str
-    """The session it was made of."""
-    image: _builtins.str
-    """The golden image that its sessions have."""
-    context_id: _builtins.str
-    """The context that its sessions have; empty where there is none."""
-    size_bytes: _builtins.int
-    """Bytes on the disk."""
-    @_builtins.property
-    def create_time(self) -> _timestamp_pb2.Timestamp:
-        """When it was made."""
-
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """At most 16, keys and values of at most 63 characters."""
-
-    def __init__(
-        self,
-        *,
-        snapshot_id: _builtins.str = ...,
-        session_id: _builtins.str = ...,
-        image: _builtins.str = ...,
-        context_id: _builtins.str = ...,
-        size_bytes: _builtins.int = ...,
-        create_time: _timestamp_pb2.Timestamp | None = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_id", b"context_id", "create_time", b"create_time", "image", b"image", "labels", b"labels", "session_id", b"session_id", "size_bytes", b"size_bytes", "snapshot_id", b"snapshot_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
-
-@_typing.final
-class CreateSnapshotRequest(_message.Message):
-    """Of which session a snapshot is made."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    session_id: _builtins.str
-    """The session's id."""
-    request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters: see types.proto."""
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """At most 16, keys and values of at most 63 characters."""
-
-    def __init__(
-        self,
-        *,
-        session_id: _builtins.str = ...,
-        request_id: _builtins.str = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "request_id", b"request_id", "session_id", b"session_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CreateSnapshotRequest: _TypeAlias = CreateSnapshotRequest  # noqa: Y015
-
-@_typing.final
-class CreateSnapshotResponse(_message.Message):
-    """The new snapshot."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SNAPSHOT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def snapshot(self) -> Global___Snapshot:
-        """The snapshot."""
-
-    def __init__(
-        self,
-        *,
-        snapshot: Global___Snapshot | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___CreateSnapshotResponse: _TypeAlias = CreateSnapshotResponse  # noqa: Y015
-
-@_typing.final
-class ListSnapshotsRequest(_message.Message):
-    """Which snapshots are listed."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    PAGE_SIZE_FIELD_NUMBER: _builtins.int
-    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    SESSION_ID_FIELD_NUMBER: _builtins.int
-    page_size: _builtins.int
-    """The most snapshots that the answer may have. 0 means 100; more than 1,000 means 1,000."""
-    page_token: _builtins.str
-    """From the answer before, for the page after it."""
-    session_id: _builtins.str
-    """Only those of this session."""
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Only those that have all of these labels."""
-
-    def __init__(
-        self,
-        *,
-        page_size: _builtins.int = ...,
-        page_token: _builtins.str = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        session_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "session_id", b"session_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListSnapshotsRequest: _TypeAlias = ListSnapshotsRequest  # noqa: Y015
-
-@_typing.final
-class ListSnapshotsResponse(_message.Message):
-    """A page of snapshots."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SNAPSHOTS_FIELD_NUMBER: _builtins.int
-    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
-    next_page_token: _builtins.str
-    """Empty on the last page."""
-    @_builtins.property
-    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot]:
-        """The newest first."""
-
-    def __init__(
-        self,
-        *,
-        snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
-        next_page_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "snapshots", b"snapshots"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ListSnapshotsResponse: _TypeAlias = ListSnapshotsResponse  # noqa: Y015
-
-@_typing.final
-class DeleteSnapshotRequest(_message.Message):
-    """Which snapshot is deleted."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    snapshot_id: _builtins.str
-    """The snapshot's id."""
-    request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters: see types.proto."""
-    def __init__(
-        self,
-        *,
-        snapshot_id: _builtins.str = ...,
-        request_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "snapshot_id", b"snapshot_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DeleteSnapshotRequest: _TypeAlias = DeleteSnapshotRequest  # noqa: Y015
-
-@_typing.final
-class DeleteSnapshotResponse(_message.Message):
-    """The snapshot is no longer there."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    def __init__(
-        self,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___DeleteSnapshotResponse: _TypeAlias = DeleteSnapshotResponse  # noqa: Y015
-
-@_typing.final
-class ExportSnapshotRequest(_message.Message):
-    """Which snapshot is exported."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
-    snapshot_id: _builtins.str
-    """The snapshot's id."""
-    def __init__(
-        self,
-        *,
-        snapshot_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot_id", b"snapshot_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ExportSnapshotRequest: _TypeAlias = ExportSnapshotRequest  # noqa: Y015
-
-@_typing.final
-class ExportSnapshotResponse(_message.Message):
-    """The next bytes of the file."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    DATA_FIELD_NUMBER: _builtins.int
-    data: _builtins.bytes
-    """At most 256 KiB."""
-    def __init__(
-        self,
-        *,
-        data: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ExportSnapshotResponse: _TypeAlias = ExportSnapshotResponse  # noqa: Y015
-
-@_typing.final
-class ImportSnapshotRequest(_message.Message):
-    """The next bytes of the file that is imported."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    @_typing.final
-    class LabelsEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
-
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.str
-        value: _builtins.str
-        def __init__(
-            self,
-            *,
-            key: _builtins.str = ...,
-            value: _builtins.str = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
-    LABELS_FIELD_NUMBER: _builtins.int
-    DATA_FIELD_NUMBER: _builtins.int
-    request_id: _builtins.str
-    """In the first message alone: chosen by the caller, at most 128 characters: see types.proto."""
-    data: _builtins.bytes
-    """The next bytes, at most 256 KiB."""
-    @_builtins.property
-    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """In the first message alone: the snapshot's labels; those it was exported with where empty."""
-
-    def __init__(
-        self,
-        *,
-        request_id: _builtins.str = ...,
-        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
-        data: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "labels", b"labels", "request_id", b"request_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ImportSnapshotRequest: _TypeAlias = ImportSnapshotRequest  # noqa: Y015
-
-@_typing.final
-class ImportSnapshotResponse(_message.Message):
-    """The snapshot that was imported."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SNAPSHOT_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def snapshot(self) -> Global___Snapshot:
-        """The snapshot, with a new id."""
-
-    def __init__(
-        self,
-        *,
-        snapshot: Global___Snapshot | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["snapshot", b"snapshot"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ImportSnapshotResponse: _TypeAlias = ImportSnapshotResponse  # noqa: Y015
 
 @_typing.final
 class Output(_message.Message):

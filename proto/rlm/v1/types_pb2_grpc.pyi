@@ -7,17 +7,14 @@ Quantities and conventions shared by every service.
 
 Authentication: send the metadata `authorization: Bearer <key>` with every call, once. Keys begin with `rlm_`.
 
-Deadlines: set one on every unary call; 30 s suits all but these. ExecuteOnce and Complete answer when the work has
-ended: give them what the work may take. Streams that watch (Execute, WatchTurn, WatchRun) need none: a Heartbeat comes
-at least every 15 s, and a stream silent for 45 s is broken. UploadContext needs what the upload takes. Keepalive pings
-are allowed every 10 s.
+Deadlines: set one on every unary call; 30 s suits all but CancelRun, which returns when the whole tree has stopped.
+WatchRun needs none: a Heartbeat comes at least every 15 s, and a stream silent for 45 s is broken. Execute and
+UploadContext need what the turn or the upload may take.
 
-Trying again: every call that changes something has a `request_id`, chosen by the caller (a UUID, say). Repeated with
-the same content it returns the first answer and does nothing, also after a restart of the server and for as long as
-what it made exists. With other content it fails as REQUEST_ID_REUSED. So after UNAVAILABLE, or after a deadline, send
-the same request again. A call without one is never known again.
+Trying again: calls that make something have a `request_id`, chosen by the caller (a UUID, say). Repeated it returns
+the first answer and makes nothing. So after UNAVAILABLE, or after a deadline, send the same request again.
 
-Resuming: what a stream tells is numbered from 1 without gaps. After a broken stream ask again with `from_sequence` set
+Resuming: the events of a run are numbered from 1 without gaps. After a broken stream ask again with `from_sequence` set
 to the last number seen plus 1.
 
 Sizes: no message is larger than 1 MiB in either direction. What may be longer is cut and says so, paged, or streamed.
