@@ -7,10 +7,10 @@ import logging
 import os
 import secrets
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -26,6 +26,8 @@ from rlm.v1 import (
     server_pb2_grpc,
     session_pb2,
     session_pb2_grpc,
+    tenant_pb2,
+    tenant_pb2_grpc,
 )
 
 from rlm_server.api.admission import Admission
@@ -33,8 +35,9 @@ from rlm_server.api.auth import AuthInterceptor
 from rlm_server.api.budget import BudgetServicer
 from rlm_server.api.context import ContextServicer
 from rlm_server.api.run import RunServicer
-from rlm_server.api.server import Gauge, Offered, ServerServicer, Used
+from rlm_server.api.server import Catalog, Gauge, ServerServicer, Used
 from rlm_server.api.session import SessionServicer
+from rlm_server.api.tenant import TenantServicer
 from rlm_server.api.transport import OPTIONS
 from rlm_server.api.upload_stream import Pace
 from rlm_server.broker.broker import Broker
@@ -44,16 +47,18 @@ from rlm_server.config.defaults import Defaults
 from rlm_server.config.model_catalog import Models, build_models
 from rlm_server.config.private_files import check_private
 from rlm_server.config.settings import ConfigError, Settings, nano
+from rlm_server.contexts.background import keep_up
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.local_files import LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore
 from rlm_server.contexts.uploads import Uploads
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
-from rlm_server.ledger import Ledger, Limit, LimitTooLow, Span
+from rlm_server.ledger import Ledger, Limit
 from rlm_server.ledger.host_bills import HostBills
 from rlm_server.repl.functions import FUNCTIONS, Functions
 from rlm_server.runs.journal import Journal
+from rlm_server.runs.retention import Retention
 from rlm_server.runs.supervisor import Supervisor
 from rlm_server.runs.tree import Services
 from rlm_server.sessions.ends import Ends
@@ -63,8 +68,13 @@ from rlm_server.shares.host_time import measured_tasks
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.shares.memory import give_back, settled
 from rlm_server.shares.shares import Shares
+from rlm_server.tenants.checks import Offered
 from rlm_server.tenants.keys import Keys
-from rlm_server.tenants.tenants import Tenants
+from rlm_server.tenants.open_calls import OpenCalls
+from rlm_server.tenants.removal import Removal
+from rlm_server.tenants.tenants import Tenants, TenantUnknown
+from rlm_server.tenants.terms import Terms
+from rlm_server.tenants.watch import Watch
 from sandbox.cancellation import cancel_and_wait
 from sandbox.limits import declared
 from sandbox.pool.pool import WorkerPool
@@ -80,12 +90,10 @@ SWITCH_SECONDS = 0.0001
 """How long the event loop waits for a thread that computes. Several of them make it wait several times as long."""
 IMPORTED_LATER = ("rlm_server.contexts.lineage",)
 """What comes with numpy: a quarter of a second that a server starts without."""
-MOST_REMEMBERED = 4_096
-"""Tenants whose limits are put together once."""
 BUSY_SECONDS = 5.0
 """How long a lock of a foreign connection on the database is waited for."""
 
-_SERVICES = (context_pb2, session_pb2, run_pb2, budget_pb2, server_pb2)
+_SERVICES = (context_pb2, session_pb2, run_pb2, budget_pb2, server_pb2, tenant_pb2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +142,12 @@ async def serving(
         if loaded is None:
             loaded = prepare(image_specs(settings, functions), progress=progress)
             owned.callback(loaded.program.close)
-        accounts, tenants, keys = Ledger(database), Tenants(database), Keys(database)
-        key = await _development_key(settings, tenants, keys, accounts)
+        terms, calls = settings.terms(), OpenCalls()
+        accounts, tenants, keys = Ledger(database), Tenants(database, terms), Keys(database)
+        key = await _development_key(settings, tenants, keys)
         journal = Journal(database)
-        tenant_limits = lru_cache(MOST_REMEMBERED)(settings.tenant_limits)  # every call asks for them
-        shares = Shares.of(tenant_limits, {name: own.weight for name, own in settings.tenants.items()})
+        tenant_limits = partial(terms.limits, kind=TenantLimits)
+        shares = Shares.of(tenant_limits, terms.weights)
         owned.callback(shares.close)
         contexts = Contexts(
             database,
@@ -146,14 +155,14 @@ async def serving(
             shares.threads,
             objects=_objects(settings),
             cache_bytes=settings.context_cache_bytes,
-            retention_days=settings.context_retention_days,
+            retention_days=lambda tenant: tenant_limits(tenant).context_retention_days,
         )
         broker = Broker(
             accounts,
             models.routes,
             models.prices,
             limits=settings.call_limits,
-            policies=models.policies,
+            policies=terms.policies,
         )
         of_pool = settings.pool_limits
         store = SessionStore(settings.data_dir / "sessions", secrets.token_bytes(32), of_pool.stored_bytes)
@@ -185,7 +194,7 @@ async def serving(
                     settings.data_dir / "uploads",
                     contexts,
                     shares,
-                    quota=settings.context_quota,
+                    quota=lambda tenant: tenant_limits(tenant).context_bytes,
                     reserve_bytes=settings.disk_reserve_bytes,
                     rest_seconds=settings.upload_rest_seconds,
                 ) as uploads,
@@ -194,7 +203,7 @@ async def serving(
                     contexts,
                     most=settings.runs,
                     tenant_limits=tenant_limits,
-                    weights={name: own.weight for name, own in settings.tenants.items()},
+                    weights=terms.weights,
                 ) as supervisor,
                 Sessions(
                     pool,
@@ -204,10 +213,16 @@ async def serving(
                     Ends(idle_seconds=settings.session_idle_seconds, life_seconds=settings.session_seconds),
                     shares,
                 ) as sessions,
+                _old_runs(journal, supervisor, tenant_limits),
+                Removal(
+                    tenants,
+                    (calls.ended, supervisor.delete_all, sessions.delete_all, uploads.remove_all, contexts.delete_all),
+                ) as removal,
+                Watch(tenants, keys, terms, calls, changed=accounts.heed_limits, leaving=removal.begin) as watch,
             ):
-                defaults = _defaults(settings, models, pool)
+                defaults = _defaults(settings, models, pool, terms)
                 admission = Admission(shares, bills.check)
-                server = grpc.aio.server(interceptors=[AuthInterceptor(keys, admission)], options=OPTIONS)
+                server = grpc.aio.server(interceptors=[AuthInterceptor(keys, admission, calls)], options=OPTIONS)
                 texts = ContextServicer(
                     contexts,
                     uploads,
@@ -217,19 +232,23 @@ async def serving(
                 )
                 context_pb2_grpc.add_ContextServiceServicer_to_server(texts, server)
                 session_pb2_grpc.add_SessionServiceServicer_to_server(
-                    SessionServicer(sessions, contexts, accounts, models.routes, defaults), server
+                    SessionServicer(sessions, contexts, accounts, broker.routes_of, defaults), server
                 )
                 run_pb2_grpc.add_RunServiceServicer_to_server(
-                    RunServicer(supervisor, journal, contexts, accounts, models.routes, defaults), server
+                    RunServicer(supervisor, journal, contexts, accounts, broker.routes_of, defaults), server
                 )
                 budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts, shares.threads), server)
-                offered = Offered(
-                    models.routes,
+                catalog = Catalog(
+                    broker.routes_of,
                     models.prices.version,
                     {spec.name: spec.imports for spec in image_specs(settings, functions)},
                 )
+                offered = Offered(models.routes.models, pool.images)
+                tenant_pb2_grpc.add_TenantServiceServicer_to_server(
+                    TenantServicer(tenants, keys, terms, watch, removal, accounts, offered), server
+                )
                 gauges = _gauges(settings, shares, admission, sessions, store, uploads, supervisor, journal)
-                server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges, offered, defaults), server)
+                server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges, catalog, defaults), server)
                 async with (
                     _metrics(settings, database, broker, accounts, journal, pool) as metrics,
                     _listening(server, settings) as address,
@@ -239,6 +258,19 @@ async def serving(
         finally:
             await pool.close()
             await broker.close()
+
+
+@asynccontextmanager
+async def _old_runs(
+    journal: Journal, supervisor: Supervisor, limits: Callable[[str], TenantLimits]
+) -> AsyncIterator[None]:
+    """Have runs removed that their tenants keep no longer, as long as the server serves."""
+    retention = Retention(journal, lambda tenant: limits(tenant).run_retention_days, supervisor.delete)
+    removing = asyncio.create_task(keep_up("runs", retention.remove_old, retention.pause))
+    try:
+        yield
+    finally:
+        await cancel_and_wait(removing)
 
 
 @asynccontextmanager
@@ -262,15 +294,14 @@ async def _database(settings: Settings) -> Database:
     return await Database.open(settings.database, MIGRATIONS, busy_timeout=BUSY_SECONDS)
 
 
-def _defaults(settings: Settings, models: Models, pool: WorkerPool) -> Defaults:
+def _defaults(settings: Settings, models: Models, pool: WorkerPool, terms: Terms) -> Defaults:
     return Defaults(
         model=models.model,
         sub_model=models.sub_model,
         budget=Limit(nano_usd=nano(settings.run_budget_usd)),
-        limits=settings.run_limits(),
+        terms=terms,
         depth=settings.default_depth,
         images=pool.images,
-        tenants={name: settings.run_limits(name) for name in settings.tenants},
     )
 
 
@@ -305,7 +336,7 @@ def _gauges(
         limited("tenant_runs", supervisor.working),
         limited("tenant_waiting_runs", supervisor.waiting),
         limited("tenant_kept_bytes", journal.kept_bytes),
-        Gauge("context_bytes", "bytes", settings.context_quota, context_bytes),
+        limited("context_bytes", context_bytes),
         Gauge("stored_bytes", "bytes", lambda _: settings.pool_limits.stored_bytes, store.stored_bytes),
     ]
 
@@ -322,24 +353,27 @@ def _objects(settings: Settings) -> ObjectStore | None:
         raise ConfigError(f"context_store: {error}") from None
 
 
-async def _development_key(settings: Settings, tenants: Tenants, keys: Keys, accounts: Ledger) -> str:
-    """Return the development tenant's key: the one in the file that a former start wrote, or a new one."""
+async def _development_key(settings: Settings, tenants: Tenants, keys: Keys) -> str:
+    """Return the development tenant's key: the one in the file that a former start wrote, or a new one.
+
+    It is empty where an operator has deleted that tenant. All tenants' budgets are as the settings say from here on,
+    unless they were told others.
+    """
     await tenants.ensure(DEVELOPMENT_TENANT)
-    limit = Limit(nano_usd=nano(settings.tenant_budget_usd))
-    await accounts.open_account(DEVELOPMENT_TENANT, tenant=DEVELOPMENT_TENANT, parent=None, limit=limit)
-    try:
-        await accounts.set_limit(DEVELOPMENT_TENANT, limit)
-    except LimitTooLow as error:
-        raise ConfigError(f"tenant_budget_usd: {error}") from None
-    for span in Span:
-        usd = getattr(settings, f"{span}_budget_usd")
-        await accounts.set_window(DEVELOPMENT_TENANT, span, None if usd is None else Limit(nano_usd=nano(usd)))
+    for tenant, error in (await tenants.settle_budgets()).items():
+        if tenant == DEVELOPMENT_TENANT:
+            raise ConfigError(f"tenant_budget_usd: {error}")
+        log.warning("the budget of tenant %s stays as it was: %s", tenant, error)
     path = settings.data_dir / "development-key"
     if path.exists():
         key = path.read_text().strip()
-        if await keys.tenant_of(key) == DEVELOPMENT_TENANT:
+        holder = await keys.holder_of(key)
+        if holder is not None and holder.tenant == DEVELOPMENT_TENANT:
             return key
-    key = await keys.create(DEVELOPMENT_TENANT)
+    try:
+        _, key = await keys.create(DEVELOPMENT_TENANT)
+    except TenantUnknown:
+        return ""
     path.unlink(missing_ok=True)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(key + "\n")

@@ -19,6 +19,7 @@ from rlm_server.config.settings import Settings
 from rlm_server.config.sources import FILE_VARIABLE, OTHER_VARIABLES
 from rlm_server.ledger import Limit
 from rlm_server.server import Running, image_specs, serving
+from rlm_server.tenants.terms import OwnTerms
 from sandbox.vm.image import Loaded, prepare
 from tests.system.stage import USD, Caller, provider_of
 
@@ -63,9 +64,9 @@ class Server:
 
     async def tenant(self, name: str, usd: int = 10) -> Caller:
         """A client of another tenant."""
-        await self.running.tenants.ensure(name)
-        await self.running.ledger.open_account(name, tenant=name, parent=None, limit=Limit(nano_usd=usd * USD))
-        return self.another(await self.running.keys.create(name))
+        await self.running.tenants.create(name, OwnTerms(budget=Limit(nano_usd=usd * USD)), {})
+        _, key = await self.running.keys.create(name)
+        return self.another(key)
 
 
 @asynccontextmanager

@@ -18,6 +18,7 @@ from benchmarks.neighbours.script import Player
 from rlm_server.config.settings import Settings
 from rlm_server.ledger import Limit
 from rlm_server.server import serving
+from rlm_server.tenants.terms import OwnTerms
 
 
 async def main() -> None:
@@ -31,9 +32,8 @@ async def main() -> None:
     async with serving(Settings.load(**asked["settings"]), scripts={"play": Player()}) as running:
         keys = {}
         for name, limit in asked["tenants"].items():
-            await running.tenants.ensure(name)
-            await running.ledger.open_account(name, tenant=name, parent=None, limit=Limit(**limit))
-            keys[name] = await running.keys.create(name)
+            await running.tenants.create(name, OwnTerms(budget=Limit(**limit)), {})
+            _, keys[name] = await running.keys.create(name)
         print(json.dumps({"address": running.address, "keys": keys}), flush=True)
         await stopped.wait()
 

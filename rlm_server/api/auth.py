@@ -1,9 +1,12 @@
-"""What every call passes on its way in and out: who calls, what it asks, and what an error becomes."""
+"""What every call passes on its way in and out: who calls, what it asks, and what an error becomes.
+
+Tenants' keys are for every service but one, and operators' keys for that one alone.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,9 +18,15 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from rlm_server.api.admission import REFUSAL_SECONDS, Admission, RequestNotReceived, TooManyRequests, TooManyStreams
-from rlm_server.api.errors import MalformedRequest, Unauthenticated, refusal
+from rlm_server.api.errors import MalformedRequest, Unauthenticated, WrongKindOfKey, refusal
 from rlm_server.shares.host_time import HostTime, charged, measured
-from rlm_server.tenants.keys import Keys
+from rlm_server.tenants.keys import Holder, Keys
+from rlm_server.tenants.open_calls import NOT_VALID, OpenCalls
+
+OPERATORS = "/rlm.v1.TenantService/"
+"""What the methods begin with that are for operators alone."""
+OPERATOR = ":operator"
+"""Whom an operator's calls are counted for. No tenant can have this name."""
 
 _tenant: ContextVar[str] = ContextVar("tenant")
 
@@ -30,12 +39,14 @@ def tenant() -> str:
 class AuthInterceptor(grpc.aio.ServerInterceptor):
     """Resolves the bearer key of every `rlm` call once, counts the call, and maps every error.
 
+    A call ends when its key does: `calls` has those that are under way.
+
     A request is received after its key was checked and the call was counted, and decoded after its bytes were counted:
     a stranger learns nothing of what it sends, and has the server keep nothing of it. Health and reflection are open.
     """
 
-    def __init__(self, keys: Keys, admission: Admission) -> None:
-        self._keys, self._admission = keys, admission
+    def __init__(self, keys: Keys, admission: Admission, calls: OpenCalls | None = None) -> None:
+        self._keys, self._admission, self._calls = keys, admission, calls or OpenCalls()
 
     async def intercept_service(
         self,
@@ -107,21 +118,24 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
 
-    async def _admit(self, authorizations: list[Any]) -> str:
+    async def _admit(self, method: _Method, authorizations: list[Any]) -> Holder:
         """Return whose call this is.
 
         Raises:
             Unauthenticated: it carries no key, more than one, or one that is not valid.
+            WrongKindOfKey: the key is not for this service.
         """
         if len(authorizations) > 1:
             raise Unauthenticated(f"{len(authorizations)} keys are sent: send one `authorization` alone")
         scheme, _, key = str(authorizations[0]).partition(" ") if authorizations else ("", "", "")
         if scheme.lower() != "bearer" or not key:
             raise Unauthenticated("a key is missing: send `authorization: Bearer <key>`")
-        owner = await self._keys.tenant_of(key)
-        if owner is None:
-            raise Unauthenticated("the key is not valid")
-        return owner
+        holder = await self._keys.holder_of(key)
+        if holder is None:
+            raise Unauthenticated(NOT_VALID)
+        if method.is_operators != (holder.tenant is None):
+            raise WrongKindOfKey(operators=method.is_operators)
+        return holder
 
     def _single(self, method: _Method, authorizations: list[Any]) -> Any:
         async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
@@ -145,62 +159,63 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         where nothing of the request is left.
         """
         try:
-            with ExitStack() as counted:
-                request, host_time = await self._enter(method, authorizations, sent, counted)
-                with charged(host_time):
-                    return await measured(method.inner(request, context), host_time)
+            holder = await self._admit(method, authorizations)
+            async with self._calls.call(holder):
+                with ExitStack() as counted:
+                    request, host_time = await self._enter(method, holder, sent, counted)
+                    with charged(host_time):
+                        return await measured(method.inner(request, context), host_time)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
             return Refused(refusal(error))
 
     def _streaming(self, method: _Method, authorizations: list[Any]) -> Any:
-        async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
-            refused = None
-            async with aclosing(self._answers(method, authorizations, sent, context)) as answers:
-                async for answer in answers:
-                    if isinstance(answer, Refused):
-                        refused = answer
-                        break
-                    yield answer
+        async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            refused = await self._write_answers(method, authorizations, sent, context)
             if refused is not None:
                 await context.abort_with_status(refused.status)
 
         return call
 
-    async def _answers(
+    async def _write_answers(
         self,
         method: _Method,
         authorizations: list[Any],
         sent: AsyncIterator[bytes],
         context: grpc.aio.ServicerContext[Any, Any],
-    ) -> AsyncGenerator[Any, None]:
-        """Yield a method's answers, and where one fails, what that becomes: see `_answer`."""
+    ) -> Refused | None:
+        """Write a method's answers, and where one fails, return what that becomes: see `_answer`.
+
+        They are written here and not yielded, because whoever yields cannot be told meanwhile that the key has ended.
+        """
         try:
-            with ExitStack() as counted:
-                request, host_time = await self._enter(method, authorizations, sent, counted)
-                paced = _Paced(context, tenant(), self._admission)
-                async with aclosing(method.inner(request, paced)) as responses:
-                    while True:
-                        await self._admission.pace(tenant(), method.name)
-                        with charged(host_time):
-                            response = await measured(anext(responses, None), host_time)
-                        if response is None:
-                            return
-                        yield response
+            holder = await self._admit(method, authorizations)
+            async with self._calls.call(holder):
+                with ExitStack() as counted:
+                    request, host_time = await self._enter(method, holder, sent, counted)
+                    paced = _Paced(context, tenant(), self._admission)
+                    async with aclosing(method.inner(request, paced)) as responses:
+                        while True:
+                            await self._admission.pace(tenant(), method.name)
+                            with charged(host_time):
+                                response = await measured(anext(responses, None), host_time)
+                            if response is None:
+                                return None
+                            await context.write(response)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
-            yield Refused(refusal(error))
+            return Refused(refusal(error))
 
     async def _enter(
-        self, method: _Method, authorizations: list[Any], sent: AsyncIterator[bytes], counted: ExitStack
+        self, method: _Method, holder: Holder, sent: AsyncIterator[bytes], counted: ExitStack
     ) -> tuple[Any, HostTime]:
-        """Check the key, count the call until `counted` is closed, and return its request, or the stream of them.
+        """Count the call until `counted` is closed, and return its request, or the stream of them.
 
         With it comes what the call's work is charged to.
         """
-        owner = await self._admit(authorizations)
+        owner = OPERATOR if holder.tenant is None else holder.tenant
         self._admission.message(owner)  # its headers, and how it ends: that is work for refused calls as well
         host_time = self._admission.host_time(owner)
         return await measured(self._entered(owner, method, sent, counted), host_time), host_time
@@ -252,6 +267,11 @@ class _Method:
     @property
     def takes_stream(self) -> bool:
         return bool(self.handler.request_streaming)
+
+    @property
+    def is_operators(self) -> bool:
+        """Whether it is for operators alone."""
+        return self.name.startswith(OPERATORS)
 
     @property
     def is_stream(self) -> bool:

@@ -50,7 +50,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         statement = await self._ledger.statement(tenant(), name)
         if statement is None:
             raise NotFound("account", name)
-        windows = [_window(one) for one in statement.windows]
+        windows = [budget_window(one) for one in statement.windows]
         return budget_pb2.GetBudgetResponse(account=_account(statement), windows=windows)
 
     async def ListUsage(self, request: budget_pb2.ListUsageRequest, context: Any) -> budget_pb2.ListUsageResponse:
@@ -153,7 +153,8 @@ def _account(statement: Statement) -> budget_pb2.Account:
     )
 
 
-def _window(window: Window) -> budget_pb2.BudgetWindow:
+def budget_window(window: Window) -> budget_pb2.BudgetWindow:
+    """Write a window of a tenant's budget."""
     balance = window.balance
     return budget_pb2.BudgetWindow(
         span=_SPANS[window.span],

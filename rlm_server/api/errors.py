@@ -32,7 +32,10 @@ from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import SessionLineFull, TooManySessions
 from rlm_server.shares.held import TooMuchHeld
-from rlm_server.tenants.keys import TooManyChecks
+from rlm_server.tenants.keys import KeyUnknown, TooManyChecks
+from rlm_server.tenants.open_calls import KeyLapsed
+from rlm_server.tenants.requests import RequestIdReused
+from rlm_server.tenants.tenants import TenantExists, TenantInUse, TenantUnknown
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
@@ -54,6 +57,18 @@ MAX_VALUE = 200
 
 class Unauthenticated(Exception):
     """The call carries no valid key."""
+
+
+class WrongKindOfKey(Exception):
+    """The key is valid, and for other services than the one that is called."""
+
+    def __init__(self, *, operators: bool) -> None:
+        super().__init__(
+            "this service is for operators alone, and the key is a tenant's"
+            if operators
+            else "an operator's key is for TenantService alone: call this service with a tenant's key"
+        )
+        self.kind = "operator" if operators else "tenant"
 
 
 class MalformedRequest(Exception):
@@ -100,6 +115,22 @@ def status_of(error: Exception) -> status_pb2.Status:
     match error:
         case Unauthenticated():
             return _status(ErrorReason.ERROR_REASON_UNAUTHENTICATED, text)
+        case KeyLapsed():
+            return _status(ErrorReason.ERROR_REASON_UNAUTHENTICATED, text)
+        case WrongKindOfKey():
+            return _status(ErrorReason.ERROR_REASON_WRONG_KIND_OF_KEY, text, metadata={"key_kind": error.kind})
+        case RequestIdReused():
+            reason = ErrorReason.ERROR_REASON_REQUEST_ID_REUSED
+            return _status(reason, text, metadata={"request_id": error.request_id})
+        case TenantUnknown():
+            return status_of(NotFound("tenant", error.tenant))
+        case KeyUnknown():
+            return status_of(NotFound("key", error.key))
+        case TenantExists():
+            return _status(ErrorReason.ERROR_REASON_TENANT_EXISTS, text, resource=("tenant", error.tenant))
+        case TenantInUse():
+            counts = {what: str(number) for what, number in error.counts.items()}
+            return _status(ErrorReason.ERROR_REASON_TENANT_IN_USE, text, metadata=counts)
         case MalformedRequest():
             return _status(ErrorReason.ERROR_REASON_MALFORMED_REQUEST, text)
         case RequestTooLarge():

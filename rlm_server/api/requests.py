@@ -131,9 +131,10 @@ def check_offered(routes: Routes, field: str, model: str) -> None:
 def image(value: str, known: tuple[str, ...]) -> str:
     """Return the name of an image that exists: the first where the request names none."""
     check_name("image", value)
-    name = value or known[0]
+    name = value or next(iter(known), "")
     if name not in known:
-        raise InvalidField("image", f"there is no image {name[:100]!r}; the images are: {', '.join(known)}")
+        offered = ", ".join(known) or "none"
+        raise InvalidField("image", f"there is no image {name[:100]!r}; the images are: {offered}")
     return name
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,18 +40,18 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         journal: Journal,
         contexts: Contexts,
         ledger: Ledger,
-        routes: Routes,
+        routes_of: Callable[[str], Routes],
         defaults: Defaults,
     ) -> None:
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
-        self._ledger, self._routes, self._defaults = ledger, routes, defaults
+        self._ledger, self._routes_of, self._defaults = ledger, routes_of, defaults
 
     async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:
         """Start a run."""
         model = request.model or self._defaults.model
         sub_model = request.sub_model or (request.model or self._defaults.sub_model)
-        requests.check_offered(self._routes, "model", model)
-        requests.check_offered(self._routes, "sub_model", sub_model)
+        requests.check_offered(self._offered(), "model", model)
+        requests.check_offered(self._offered(), "sub_model", sub_model)
         new = NewRun(
             tenant(),
             requests.request_id(request.request_id),
@@ -61,9 +61,12 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             sub_model,
             requests.budget(request.budget) if request.HasField("budget") else self._defaults.budget,
             self._limits(request.limits),
-            requests.image(request.image, self._defaults.images),
+            requests.image(request.image, self._defaults.images_of(tenant())),
         )
         return run_pb2.CreateRunResponse(run=await self._message(await self._supervisor.create(new)))
+
+    def _offered(self) -> Routes:
+        return self._routes_of(tenant())
 
     def _limits(self, asked: run_pb2.RunLimits) -> RunLimits:
         ceiling = self._defaults.limits_of(tenant())

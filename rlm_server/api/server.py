@@ -35,10 +35,10 @@ class Gauge:
 
 
 @dataclass(frozen=True, slots=True)
-class Offered:
-    """What the server offers: models at the prices of a table, and images with what each has imported."""
+class Catalog:
+    """What the server offers: a tenant's models at the prices of a table, and images with what each has imported."""
 
-    routes: Routes
+    routes_of: Callable[[str], Routes]
     price_version: str
     images: Mapping[str, Sequence[str]]
 
@@ -46,8 +46,8 @@ class Offered:
 class ServerServicer(server_pb2_grpc.ServerServiceServicer):
     """Tells tenants what the server is and offers, and what they may have of it."""
 
-    def __init__(self, gauges: Sequence[Gauge], offered: Offered, defaults: Defaults) -> None:
-        self._gauges, self._offered, self._defaults = gauges, offered, defaults
+    def __init__(self, gauges: Sequence[Gauge], catalog: Catalog, defaults: Defaults) -> None:
+        self._gauges, self._catalog, self._defaults = gauges, catalog, defaults
 
     async def GetServerInfo(
         self, request: server_pb2.GetServerInfoRequest, context: Any
@@ -65,10 +65,11 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
         """List the models on offer."""
         size = requests.page_size(request.page_size, 100, 1_000)
         last = requests.page_key(request.page_token, "models")
-        rest = [name for name in self._offered.routes.models if last is None or name > last]
+        routes = self._catalog.routes_of(tenant())
+        rest = [name for name in routes.models if last is None or name > last]
         page = rest[:size]
         return server_pb2.ListModelsResponse(
-            models=[self._model(name, self._offered.routes.route(name)) for name in page],
+            models=[self._model(name, routes.route(name)) for name in page],
             next_page_token=responses.page_token("models", page[-1]) if len(rest) > size else "",
         )
 
@@ -78,14 +79,15 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
             provider=route.provider_name.partition(":")[0],
             price_tiers=_tiers(route.price),
             context_window_token_count=0 if route.context_window is None else route.context_window,
-            price_version=self._offered.price_version,
+            price_version=self._catalog.price_version,
             default_model=name == self._defaults.model,
             default_sub_model=name == self._defaults.sub_model,
         )
 
     async def ListImages(self, request: server_pb2.ListImagesRequest, context: Any) -> server_pb2.ListImagesResponse:
         """List the golden images."""
-        images = [server_pb2.Image(name=name, modules=modules) for name, modules in self._offered.images.items()]
+        modules = self._catalog.images
+        images = [server_pb2.Image(name=name, modules=modules[name]) for name in self._defaults.images_of(tenant())]
         return server_pb2.ListImagesResponse(images=images)
 
     async def GetQuota(self, request: server_pb2.GetQuotaRequest, context: Any) -> server_pb2.GetQuotaResponse:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
@@ -31,24 +31,29 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
     """Serves REPLs to those who bring their own loop."""
 
     def __init__(
-        self, sessions: Sessions, contexts: Contexts, ledger: Ledger, routes: Routes, defaults: Defaults
+        self,
+        sessions: Sessions,
+        contexts: Contexts,
+        ledger: Ledger,
+        routes_of: Callable[[str], Routes],
+        defaults: Defaults,
     ) -> None:
         self._sessions, self._contexts, self._ledger = sessions, contexts, ledger
-        self._routes, self._defaults = routes, defaults
+        self._routes_of, self._defaults = routes_of, defaults
 
     async def CreateSession(
         self, request: session_pb2.CreateSessionRequest, context: Any
     ) -> session_pb2.CreateSessionResponse:
         """Start a session."""
         sub_model = request.sub_model or self._defaults.sub_model
-        requests.check_offered(self._routes, "sub_model", sub_model)
+        requests.check_offered(self._offered(), "sub_model", sub_model)
         budget = requests.budget(request.budget) if request.HasField("budget") else self._defaults.budget
         check_affordable(tenant(), budget, (await self._ledger.balance(tenant())).left)
         ceiling = self._defaults.limits_of(tenant())
         new = NewSession(
             tenant(),
             requests.request_id(request.request_id),
-            requests.image(request.image, self._defaults.images),
+            requests.image(request.image, self._defaults.images_of(tenant())),
             await requests.context(self._contexts, tenant(), request.context_id),
             sub_model,
             budget,
@@ -77,6 +82,9 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """End a session."""
         spent = await self._sessions.delete(self._session(request.session_id))
         return session_pb2.DeleteSessionResponse(spent=responses.amounts(spent))
+
+    def _offered(self) -> Routes:
+        return self._routes_of(tenant())
 
     def _session(self, session_id: str) -> ReplSession:
         session = self._sessions.get(tenant(), session_id)

@@ -20,12 +20,12 @@ from rlm_server.broker.learned_cap import RESERVED, LearnedCap
 from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
-from rlm_server.broker.routes import Routes
+from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.broker.worst_case import bound, input_bound
 from rlm_server.database.engine import DatabaseError
 from rlm_server.ledger import Amounts, BudgetError, Hold, Ledger, Payer
 from rlm_server.shares.gate import Gate, Load
-from rlm_server.tenants.policy import Policy
+from rlm_server.tenants.policy import Policy, Weights
 
 _random = secrets.SystemRandom()
 
@@ -100,8 +100,8 @@ class Broker:
     of a run go on at once, their pauses and waits included. Before each attempt it waits for the
     model, which is given as many calls at once as are learned to be well, and for its provider: `provider_calls` are in
     flight to it at most. Tenants share both by their weights. Then it waits for the ledger, which
-    tenants share in the same way. `policies` are those of tenants that have their own. An attempt may take
-    `call_seconds` once it is sent. The numbers are those of `limits`.
+    tenants share in the same way. `policies` are those of tenants that have their own, as they are now. An attempt may
+    take `call_seconds` once it is sent. The numbers are those of `limits`.
     """
 
     def __init__(
@@ -123,10 +123,12 @@ class Broker:
         self._attempt_seconds = limits.call_seconds
         self.run_calls = limits.run_calls
         """Calls of one run that go on at once."""
-        self._policies = dict(policies or {})
+        self._policies: Mapping[str, Policy] = {} if policies is None else policies
+        self._permitted: dict[tuple[str, ...], Routes] = {}
+        """By what a policy says of models, those of the routes that it permits."""
         self._breakers = Breakers(breaker or BreakerConfig())
         self._tenant_gate = Gate(tenant_calls=limits.tenant_calls, run_calls=limits.run_calls)
-        weights = {tenant: policy.weight for tenant, policy in self._policies.items()}
+        weights = Weights(self._policies)
         names = {routes.route(model).provider_name for model in routes.models}
         self._ledger_gate = Gate(calls=LEDGER_WRITES, weights=weights)
         calls, reserved = limits.provider_calls, limits.provider_calls // RESERVED
@@ -138,6 +140,15 @@ class Broker:
     def routes(self) -> Routes:
         """The models that can be called."""
         return self._routes
+
+    def routes_of(self, tenant: str) -> Routes:
+        """Return the models that a tenant may ask."""
+        policy = self._policies.get(tenant)
+        if policy is None or not policy.models:
+            return self._routes
+        if policy.models not in self._permitted:
+            self._permitted[policy.models] = self._routes.only(policy.permits)
+        return self._permitted[policy.models]
 
     @property
     def waiting(self) -> int:
@@ -179,7 +190,18 @@ class Broker:
             await self._ledger.check(payer.account, most)
 
     def _models(self, request: ModelRequest, payer: Payer) -> tuple[str, ...]:
-        """The model asked, and those that may answer in its place."""
+        """The model asked, and those that may answer in its place.
+
+        Raises:
+            UnknownModel: there is none of that name.
+            ProviderError: the tenant may not ask it (BAD_REQUEST).
+        """
+        try:
+            self.routes_of(payer.tenant).route(request.model)
+        except UnknownModel as error:
+            if request.model not in self._routes.models:
+                raise
+            raise ProviderError(Failure.BAD_REQUEST, str(error), billed=False) from None
         policy = self._policies.get(payer.tenant, Policy())
         return (request.model, *filter(policy.allows, self._routes.route(request.model).fallbacks))
 
@@ -207,10 +229,11 @@ class Broker:
             BudgetBusy: other calls' holds left too little until the deadline.
             CallFailed: the ProviderError of a call that got no answer.
         """
-        models = self._models(request, payer)
+        self._routes.route(request.model)
         call = _Call(secrets.token_hex(16) if call_id is None else call_id, request, payer, deadline, ahead, begun)
         self.counters.calls += 1
         try:
+            models = self._models(request, payer)
             call.input_tokens = input_bound(request)
             self._refuse_at_once(payer.tenant, models)
             async with in_turn(self._tenant_gate, payer.tenant, payer.run, deadline):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -88,6 +88,10 @@ class Routes:
             return self._routes[model]
         except KeyError:
             raise UnknownModel(model, self.models) from None
+
+    def only(self, permitted: Callable[[str], bool]) -> Routes:
+        """Those of the routes whose names are permitted. They have the same providers, and are not closed by it."""
+        return Routes({name: route for name, route in self._routes.items() if permitted(name)})
 
     async def close(self) -> None:
         """Close every provider, once each."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 # The compiled libraries print below Python's logging; these keep them to errors.
@@ -53,23 +54,34 @@ def build() -> None:
     build_images()
 
 
-class _Prices(click.Group):
-    """A group whose commands are in `rlm_server.commands.prices`."""
+class _Elsewhere(click.Group):
+    """A group whose commands are in the module of its own name, which is imported when one of them is wanted."""
+
+    @property
+    def _commands(self) -> click.Group:
+        commands: click.Group = import_module(f"rlm_server.commands.{self.name}").commands
+        return commands
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        from rlm_server.commands.prices import commands
-
-        return commands.list_commands(ctx)
+        return self._commands.list_commands(ctx)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        from rlm_server.commands.prices import commands
-
-        return commands.get_command(ctx, cmd_name)
+        return self._commands.get_command(ctx, cmd_name)
 
 
-@main.group(cls=_Prices)
+@main.group(cls=_Elsewhere)
 def prices() -> None:
     """What models cost: the pinned table, and what you state beside it."""
+
+
+@main.group(cls=_Elsewhere)
+def tenant() -> None:
+    """Tenants: make and delete them, and say what each may do and spend."""
+
+
+@main.group(cls=_Elsewhere)
+def key() -> None:
+    """Keys, by which tenants and operators call: make, list and revoke them."""
 
 
 if __name__ == "__main__":

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from rlm_server.ledger import Limit
 from rlm_server.repl.limits import RunLimits
+from rlm_server.tenants.terms import Terms
+from sandbox.limits import Limits
 
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """The server's defaults. `limits` are ceilings as well; the first of `images` is the default one.
+    """The server's defaults. The first of `images` is the default one, `terms` has the ceilings of every tenant.
 
-    `tenants` are the limits of those that have their own. `depth` is a run's where its request says nothing of it.
+    `depth` is a run's where its request says nothing of it.
     """
 
     model: str
     sub_model: str
     budget: Limit
-    limits: RunLimits
+    terms: Terms
     depth: int
     images: tuple[str, ...]
-    tenants: Mapping[str, RunLimits] = field(default_factory=dict)
 
     def limits_of(self, tenant: str) -> RunLimits:
         """Return what a tenant's runs and sessions may use at most."""
-        return self.tenants.get(tenant, self.limits)
+        return replace(self.terms.limits(tenant, RunLimits), sandbox=self.terms.limits(tenant, Limits))
+
+    def images_of(self, tenant: str) -> tuple[str, ...]:
+        """Return the images that a tenant's sandboxes may start from, the default one first."""
+        return self.terms.policy(tenant).images_of(self.images)

@@ -13,18 +13,17 @@ from rlm_server.broker.providers.scripted import Script, ScriptedProvider
 from rlm_server.broker.routes import FailureCost, Route, Routes
 from rlm_server.config.price_list import SCRIPTED_PRICE, PriceList
 from rlm_server.config.settings import CompatibleModel, ConfigError, Settings, TenantSettings
-from rlm_server.tenants.policy import Policy
+from rlm_server.tenants.policy import is_pattern
 
 
 @dataclass(frozen=True, slots=True)
 class Models:
-    """The models on offer, their prices, those used where a request names none, and tenants' own terms."""
+    """The models on offer, their prices, and those used where a request names none."""
 
     routes: Routes
     prices: Prices
     model: str
     sub_model: str
-    policies: Mapping[str, Policy]
 
 
 def build_models(settings: Settings, scripts: Mapping[str, Script]) -> Models:
@@ -60,7 +59,8 @@ def _with_defaults(routes: Routes, prices: Prices, settings: Settings, last: str
     sub_model = sub_model or model
     for field, name in (("model", model), ("sub_model", sub_model)):
         _check_offered(field, name, routes.models)
-    return Models(routes, prices, model, sub_model, _policies(settings.tenants, routes.models))
+    _check_tenants(settings.tenants, routes.models)
+    return Models(routes, prices, model, sub_model)
 
 
 def _compatible(models: Mapping[str, CompatibleModel], prices: Prices) -> dict[str, Route]:
@@ -106,14 +106,14 @@ def _with_fallbacks(routes: Mapping[str, Route], fallbacks: Mapping[str, list[st
     return {name: replace(routes[name], fallbacks=tuple(others)) for name, others in fallbacks.items()}
 
 
-def _policies(tenants: Mapping[str, TenantSettings], models: Collection[str]) -> dict[str, Policy]:
-    policies = {}
+def _check_tenants(tenants: Mapping[str, TenantSettings], models: Collection[str]) -> None:
+    """Refuse a model of a tenant's that is not offered. What is a pattern may have none today."""
     for name, own in tenants.items():
-        allowed = own.fallbacks if isinstance(own.fallbacks, list) else []
-        for model in allowed:
-            _check_offered(f"tenants.{name}.fallbacks", model, models)
-        policies[name] = Policy(own.weight, None if own.fallbacks is True else frozenset(allowed))
-    return policies
+        fallbacks = own.fallbacks if isinstance(own.fallbacks, list) else []
+        for field, listed in (("fallbacks", fallbacks), ("models", own.models)):
+            for model in listed:
+                if not is_pattern(model):
+                    _check_offered(f"tenants.{name}.{field}", model, models)
 
 
 def _check_offered(field: str, model: str, models: Collection[str]) -> None:

@@ -34,16 +34,19 @@ from rlm_server.config.declared import (
     own_limit_fields,
 )
 from rlm_server.config.described import DELIMITER, PREFIX
-from rlm_server.ledger.amounts import NANO
+from rlm_server.ledger import NANO, Limit, Span
 from rlm_server.repl.limits import RunLimits
 from rlm_server.shares.limits import TenantLimits
-from sandbox.limits import Limits, PoolLimits
+from rlm_server.tenants.terms import LEAST_WEIGHT, MOST_WEIGHT, OwnTerms, Terms
+from sandbox.limits import Limits, PoolLimits, declared
 
 Usd = Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=16, decimal_places=9), Unit("US dollars")]
 
 UsdPerMillion = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9), Unit("US dollars for 1,000,000 tokens")]
 
 Seconds = Annotated[float, Field(gt=0), Unit("seconds")]
+
+Pattern = Annotated[str, Field(min_length=1, max_length=200)]
 
 Bytes = Annotated[int, Field(ge=0), Unit("bytes")]
 
@@ -116,12 +119,22 @@ class TenantSettings(_Strict):
     What is another for one tenant: a table for each, by its name. What one does not say is as for all.
     """
 
-    weight: Annotated[float, Field(ge=0.01, le=100), Unit("shares")] = 1
+    weight: Annotated[float, Field(ge=LEAST_WEIGHT, le=MOST_WEIGHT), Unit("shares")] = 1
     """Its share of a provider's calls in flight, where others wait for that provider too."""
-    fallbacks: bool | list[str] = False
+    models: list[Pattern] = Field(default_factory=list)
+    """The models it may ask, by names or patterns (`gpt-*`); all where empty."""
+    images: list[Pattern] = Field(default_factory=list)
+    """The images its sandboxes may start from, in the same form; all where empty."""
+    fallbacks: bool | list[Pattern] = False
     """Which of the models that `fallbacks` names may answer its calls: all, none, or these."""
-    context_bytes: Annotated[Bytes | None, DefaultWords("the server's")] = None
-    """Its contexts together."""
+
+    @property
+    def terms(self) -> OwnTerms:
+        """What this says of the tenant."""
+        fallbacks = self.fallbacks if isinstance(self.fallbacks, list) else ["*"] * self.fallbacks
+        names = [name for kind in (TenantLimits, RunLimits, Limits) for name in declared(kind)]
+        limits = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return OwnTerms(tuple(self.models), tuple(self.images), tuple(fallbacks), self.weight, limits)
 
 
 class ServingSettings(_Strict):
@@ -206,13 +219,13 @@ class BudgetSettings(_Strict):
     """Budgets."""
 
     hour_budget_usd: Usd | None = None
-    """What the development tenant may spend in every hour of UTC."""
+    """What a tenant may spend in every hour of UTC that was told no other budget."""
     day_budget_usd: Usd | None = None
-    """What the development tenant may spend in every day of UTC."""
+    """What a tenant may spend in every day of UTC that was told no other budget."""
     month_budget_usd: Usd | None = None
-    """What the development tenant may spend in every month of UTC."""
+    """What a tenant may spend in every month of UTC that was told no other budget."""
     tenant_budget_usd: Usd = Decimal(100)
-    """What the development tenant may spend in all."""
+    """What a tenant may spend in all that was told no other budget."""
     run_budget_usd: Usd = Decimal(1)
     """What a run or session may spend that names no budget."""
 
@@ -271,13 +284,8 @@ class SessionSettings(_Strict):
 class ContextSettings(_Strict):
     """Contexts."""
 
-    context_bytes: Bytes = 100 << 30
-    """Contexts of one tenant together, in bytes of UTF-8; where a text has wider characters, up to four times as much
-    is stored."""
     max_context_bytes: Annotated[int, Field(ge=1, le=1 << 40), Unit("bytes")] = 64 << 30
     """One context, in bytes of UTF-8."""
-    context_retention_days: Annotated[float, Field(ge=0), Unit("days")] = 0
-    """A context that nobody has used for so long, nor holds, is removed; 0 keeps all for ever."""
     context_store: str = ""
     """URL of an object store that keeps the contexts (`s3://bucket/prefix`); the data directory keeps them where empty.
     No other server may have the same."""
@@ -300,7 +308,7 @@ class ContextSettings(_Strict):
 class ShareSettings(_Strict):
     """Shares of the server.
 
-    What one tenant may have of the server itself at once, so that others find it as if they were alone.
+    What one tenant may have of the server itself, at once and for long, so that others find it as if they were alone.
     """
 
 
@@ -328,22 +336,24 @@ class Settings(
         env_prefix=PREFIX, extra="forbid", env_nested_delimiter=DELIMITER, hide_input_in_errors=True
     )
 
-    def context_quota(self, tenant: str) -> int:
-        """Return how many bytes a tenant's contexts may have together."""
-        own = self.tenants[tenant].context_bytes if tenant in self.tenants else None
-        return self.context_bytes if own is None else own
+    def tenant_limits(self) -> TenantLimits:
+        """Return what a tenant may have of the server itself that has no limits of its own."""
+        return overlaid(TenantLimits(), self)
 
-    def tenant_limits(self, tenant: str) -> TenantLimits:
-        """Return what a tenant may have of the server itself."""
-        limits = overlaid(TenantLimits(), self)
-        own = self.tenants.get(tenant)
-        return overlaid(limits, own) if own else limits
+    def run_limits(self) -> RunLimits:
+        """Return what runs may use at most, those of a tenant without limits of its own."""
+        return replace(overlaid(RunLimits(), self), sandbox=overlaid(Limits(), self.sandbox))
 
-    def run_limits(self, tenant: str = "") -> RunLimits:
-        """Return what a tenant's runs may use at most, those of one without settings of its own by default."""
-        limits = replace(overlaid(RunLimits(), self), sandbox=overlaid(Limits(), self.sandbox))
-        own = self.tenants.get(tenant)
-        return replace(overlaid(limits, own), sandbox=overlaid(limits.sandbox, own)) if own else limits
+    def terms(self) -> Terms:
+        """Return the terms of all tenants, as far as the settings say them."""
+        limits = self.run_limits()
+        usds = {span: getattr(self, f"{span}_budget_usd") for span in Span}
+        windows = {span: Limit(nano_usd=nano(usd)) for span, usd in usds.items() if usd is not None}
+        return Terms(
+            (self.tenant_limits(), limits, limits.sandbox),
+            for_all=OwnTerms(budget=Limit(nano_usd=nano(self.tenant_budget_usd)), windows=windows),
+            configured={name: own.terms for name, own in self.tenants.items()},
+        )
 
     @classmethod
     def settings_customise_sources(

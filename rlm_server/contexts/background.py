@@ -40,7 +40,7 @@ class Background:
         return task
 
 
-async def keep_up(what: str, work: Callable[[], Awaitable[None]], pause_seconds: float) -> None:
+async def keep_up(what: str, work: Callable[[], Awaitable[None]], pause_seconds: float | Callable[[], float]) -> None:
     """Repeat work until cancelled, pausing after each round. A round that fails is logged, and the next follows.
 
     `what` names the work in the log.
@@ -50,4 +50,5 @@ async def keep_up(what: str, work: Callable[[], Awaitable[None]], pause_seconds:
             await work()
         except Exception:
             log.exception("the %s could not be kept up; it is tried again later", what)
-        await asyncio.sleep(min(pause_seconds, UPKEEP_SECONDS))
+        pause = pause_seconds() if callable(pause_seconds) else pause_seconds
+        await asyncio.sleep(min(pause, UPKEEP_SECONDS))

@@ -93,9 +93,18 @@ class ContextTable:
         """Mark a tenant's context as deleted, and return its id; nothing where there was none."""
         return await self._delete("tenant = ? AND id = ?", tenant, context_id)
 
-    async def delete_unused_since(self, at: int) -> list[str]:
-        """Mark every context that was last used before a time (Unix milliseconds) as deleted, and return the ids."""
-        return await self._delete("used_at < ?", at)
+    async def delete_unused_since(self, tenant: str, at: int) -> list[str]:
+        """Mark a tenant's contexts that were last used before a time (Unix milliseconds) as deleted; return the ids."""
+        return await self._delete("tenant = ? AND used_at < ?", tenant, at)
+
+    async def delete_all(self, tenant: str) -> list[str]:
+        """Mark all of a tenant's contexts as deleted, and return the ids."""
+        return await self._delete("tenant = ?", tenant)
+
+    async def tenants(self) -> list[str]:
+        """Return the tenants that have contexts."""
+        query = "SELECT DISTINCT tenant FROM context WHERE deleted_at IS NULL"
+        return await self._database.read(lambda db: [tenant for (tenant,) in db.execute(query).fetchall()])
 
     async def remove(self, context_id: str) -> None:
         """Remove a row whose files are gone."""

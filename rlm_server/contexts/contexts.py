@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -59,13 +59,16 @@ class Contexts:
         *,
         objects: ObjectStore | None = None,
         cache_bytes: int = 1 << 62,
-        retention_days: float = 0,
+        retention_days: Callable[[str], float] = lambda _: 0.0,
     ) -> None:
-        """`cache_bytes` bounds the local files where `objects` keeps the contexts. `retention_days` 0 is for ever."""
+        """`cache_bytes` bounds the local files where `objects` keeps the contexts.
+
+        `retention_days` tells for how long a tenant's contexts are kept that nobody uses; 0 is for ever.
+        """
         self.local_files = local_files
         self._table, self._pins = ContextTable(database), Pins()
         self._files = ContextFiles(local_files, objects, self._table, self._pins, cache_bytes, threads)
-        self._retention_ms = round(retention_days * _DAY)
+        self._retention_days, self._pause = retention_days, UPKEEP_SECONDS
         self._deleted: set[str] = set()  # their files are still there
         self._removing: set[str] = set()
         self._background = Background()
@@ -77,7 +80,7 @@ class Contexts:
         await self._files.clear_unknown(set(ids))
         await self._background.__aenter__()
         self._begin_removal()
-        self._background.start(keep_up("contexts", self._keep_up, self._retention_ms / 1000 or UPKEEP_SECONDS))
+        self._background.start(keep_up("contexts", self._keep_up, lambda: self._pause))
         return self
 
     async def __aexit__(
@@ -201,6 +204,10 @@ class Contexts:
         """Delete a tenant's context, and return whether it existed. Its files are removed when nobody pins it."""
         return await run_to_completion(self._delete(self._table.delete(tenant, context_id))) > 0
 
+    async def delete_all(self, tenant: str) -> None:
+        """Delete all of a tenant's contexts."""
+        await run_to_completion(self._delete(self._table.delete_all(tenant)))
+
     async def _delete(self, marking: Awaitable[list[str]]) -> int:
         deleted = await marking
         self._begin_removal(deleted)
@@ -231,8 +238,12 @@ class Contexts:
 
     async def _keep_up(self) -> None:
         await self._record_use()
-        if self._retention_ms:
-            await self._delete(self._table.delete_unused_since(now() - self._retention_ms))
+        self._pause = UPKEEP_SECONDS
+        for tenant in await self._table.tenants():
+            kept = round(self._retention_days(tenant) * _DAY)
+            if kept:
+                self._pause = min(self._pause, kept / 1000)
+                await self._delete(self._table.delete_unused_since(tenant, now() - kept))
         await self._files.trim()
         self._begin_removal()
 

@@ -67,6 +67,10 @@ class UploadTable:
         """Return every tenant's uploads, finished or not."""
         return await self._rows("1 = 1")
 
+    async def of_tenant(self, tenant: str) -> list[UploadRow]:
+        """Return a tenant's uploads, finished or not."""
+        return await self._rows("tenant = ?", tenant)
+
     async def resumable_ids(self) -> set[str]:
         """Return the ids of uploads that a stream may continue, also after a restart."""
         return {row.id for row in await self._rows("context IS NULL AND request_id IS NOT NULL")}

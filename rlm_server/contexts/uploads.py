@@ -288,6 +288,20 @@ class Uploads:
             elif row.header.request_id is None or self._changed_at(row) < oldest:
                 await self._give_up(row)
 
+    async def remove_all(self, tenant: str) -> None:
+        """Remove all of a tenant's uploads, of which no stream may be under way.
+
+        Raises:
+            UploadBusy: one is being made a context.
+        """
+        for row in await self._table.of_tenant(tenant):
+            if row.id in self._taken:
+                raise UploadBusy(f"the upload {row.id} is being made a context")
+            if row.context is not None:
+                await self._table.remove(row.id)
+            else:
+                await self._give_up(row)
+
     async def _give_up(self, row: UploadRow) -> None:
         self._taken[row.id] = None
         try:

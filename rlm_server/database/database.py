@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 from rlm_server.database.engine import READERS, Connection, DatabaseClosedError, DatabaseError, Engine, Failed
 from rlm_server.database.line import Line
+from rlm_server.database.visit import Visit
 from rlm_server.shares.gate import Gate
 from rlm_server.shares.host_time import current, measured_function
 
@@ -68,6 +69,25 @@ class Database:
             DatabaseError: it cannot be opened, or is not a database.
         """
         return cls(await asyncio.to_thread(_engine, at, tuple(migrations), busy_timeout))
+
+    @classmethod
+    async def visit(cls, at: str | Path, migrations: Sequence[str], *, busy_timeout: float = 5.0) -> Self:
+        """Open a database for a command, beside the server that owns it, or without one.
+
+        One that is new, or of an older version, is brought up to date first, which needs that no server has it.
+
+        Raises:
+            DatabaseOwnedError: it is of an older version, and a server has it.
+            DatabaseVersionError: it has seen more migrations than are given.
+            DatabaseError: it cannot be opened, or is not a database.
+        """
+        engine = await asyncio.to_thread(Visit.open, at, tuple(migrations), busy_timeout)
+        if engine is None:
+            await (await cls.open(at, migrations, busy_timeout=busy_timeout)).close()
+            engine = await asyncio.to_thread(Visit.open, at, tuple(migrations), busy_timeout)
+        if engine is None:
+            raise DatabaseError("the database changed meanwhile; try again")
+        return cls(engine)
 
     @property
     def epoch(self) -> int:

@@ -64,7 +64,7 @@ _TYPED_CLASSES: dict[str, tuple[type[DatabaseError], str]] = {
 _DURABLE = ("fsync", "full_page_writes")
 
 
-def _typed(error: BaseException) -> DatabaseError | None:
+def typed(error: BaseException) -> DatabaseError | None:
     """The type of a failure of the database itself; None for a fault of the function (a constraint, say)."""
     if not isinstance(error, psycopg.Error):
         return None
@@ -75,14 +75,22 @@ def _typed(error: BaseException) -> DatabaseError | None:
     if kind_and_text is None:
         return None
     kind, text = kind_and_text
-    typed = kind(f"{text} ({_line(error)})")
-    typed.__cause__ = error
-    return typed
+    failure = kind(f"{text} ({_line(error)})")
+    failure.__cause__ = error
+    return failure
 
 
 def _line(error: BaseException) -> str:
     """What an error says, on one line."""
     return " ".join(str(error).split())
+
+
+def connected(url: str, busy_timeout: float) -> PostgresConnection:
+    """Open a connection whose every commit is flushed to the disk."""
+    raw = psycopg.connect(url, autocommit=True, connect_timeout=5, application_name="rlm-server", prepare_threshold=1)
+    raw.execute(f"SET lock_timeout = {int(busy_timeout * 1000)}")
+    raw.execute("SET synchronous_commit = on")
+    return PostgresConnection(raw)
 
 
 class Postgres:
@@ -104,9 +112,9 @@ class Postgres:
         try:
             self = cls(url, busy_timeout)
         except psycopg.Error as error:
-            raise _typed(error) or DatabaseError(f"the database cannot be opened ({error})") from error
+            raise typed(error) or DatabaseError(f"the database cannot be opened ({error})") from error
         try:
-            with translated(_typed):
+            with translated(typed):
                 self._refuse_unsafe()
                 self._own()
                 _migrate(self._writer, migrations)
@@ -118,12 +126,7 @@ class Postgres:
 
     def connect(self) -> PostgresConnection:
         """Open one more connection."""
-        raw = psycopg.connect(
-            self._url, autocommit=True, connect_timeout=5, application_name="rlm-server", prepare_threshold=1
-        )
-        raw.execute(f"SET lock_timeout = {int(self._busy_timeout * 1000)}")
-        raw.execute("SET synchronous_commit = on")
-        return PostgresConnection(raw)
+        return connected(self._url, self._busy_timeout)
 
     def transact(self, functions: Iterator[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction; see `Engine.transact`.
@@ -141,10 +144,10 @@ class Postgres:
             except BaseException as error:
                 if not self._writer.broken:
                     self._writer.abandon()
-                    typed = _typed(error)
-                    if typed is None:
+                    failure = typed(error)
+                    if failure is None:
                         raise
-                    raise typed from error
+                    raise failure from error
                 log.warning("the connection to the database was lost: %s", _line(error))
                 self._reconnect(give_up)
                 if committing is None or not self._kept():
@@ -156,7 +159,7 @@ class Postgres:
         """Run a function over one snapshot; see `Engine.read`."""
         reader = self._readers.get()
         try:
-            with translated(_typed):
+            with translated(typed):
                 return reader.read(function)
         finally:
             self._readers.put(reader)
@@ -194,7 +197,7 @@ class Postgres:
         refuse_if_ended(self._writer)
         self._writer.execute("ROLLBACK")
         self._begin()
-        return [in_savepoint(self._writer, function, _typed) for function in taken]
+        return [in_savepoint(self._writer, function, typed) for function in taken]
 
     # ---- who owns it ---------------------------------------------------------------------------------------------
 
@@ -253,7 +256,7 @@ class _Reader:
                 return self._once(function)
             except psycopg.Error as error:
                 gone = self._connection is None or self._connection.broken
-                if not gone or not isinstance(_typed(error), DatabaseLostError) or time.monotonic() >= give_up:
+                if not gone or not isinstance(typed(error), DatabaseLostError) or time.monotonic() >= give_up:
                     raise
             time.sleep(PAUSE_SECONDS)
 

@@ -36,7 +36,7 @@ _TYPED = {
 }
 
 
-def _typed(error: BaseException) -> DatabaseError | None:
+def typed(error: BaseException) -> DatabaseError | None:
     """The type of a failure of the database itself; None for a fault of the function (a constraint, say)."""
     # Errors raised by the Python binding itself carry no code. Of a code, the low byte is the primary one, the rest
     # refines it: https://www.sqlite.org/rescode.html
@@ -44,9 +44,9 @@ def _typed(error: BaseException) -> DatabaseError | None:
     if code is None or code & 0xFF not in _TYPED:
         return None
     kind, text = _TYPED[code & 0xFF]
-    typed = kind(f"{text} ({error})")
-    typed.__cause__ = error
-    return typed
+    failure = kind(f"{text} ({error})")
+    failure.__cause__ = error
+    return failure
 
 
 class SQLite:
@@ -68,11 +68,11 @@ class SQLite:
         lock = _own(path)
         connections: list[sqlite3.Connection] = []
         try:
-            with translated(_typed):
-                connections.append(_connect(path, busy_timeout))
+            with translated(typed):
+                connections.append(connect(path, busy_timeout))
                 _migrate(connections[0], migrations)
                 for _ in range(READERS):
-                    connections.append(_connect(path, busy_timeout))
+                    connections.append(connect(path, busy_timeout))
                     connections[-1].execute("PRAGMA query_only = ON")
                 return cls(connections[0], connections[1:], lock)
         except BaseException:
@@ -83,10 +83,10 @@ class SQLite:
 
     def transact(self, functions: Iterator[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction, each in a savepoint of its own; see `Engine.transact`."""
-        with translated(_typed):
+        with translated(typed):
             try:
                 self._writer.execute("BEGIN IMMEDIATE")
-                answers = [in_savepoint(self._writer, function, _typed) for function in functions]
+                answers = [in_savepoint(self._writer, function, typed) for function in functions]
                 self._writer.execute("COMMIT")
             except BaseException:
                 if self._writer.in_transaction:
@@ -98,7 +98,7 @@ class SQLite:
         """Run a function over one snapshot; see `Engine.read`."""
         connection = self._idle.get()
         try:
-            with translated(_typed):
+            with translated(typed):
                 connection.execute("BEGIN")
                 return function(connection)
         finally:
@@ -134,7 +134,8 @@ def _own(path: Path) -> int:
     return lock
 
 
-def _connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
+def connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
+    """Open one more connection to a file, which is made where it is missing."""
     # Made here so that nobody else on the machine may read it; SQLite gives its log files the same mode.
     os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)

@@ -281,6 +281,13 @@ class Ledger:
                 self._limited[account] = found
         return getattr(found, unit) is not None
 
+    def heed_limits(self, tenant: str) -> None:
+        """Hear that others changed a tenant's limits in the database: those who wait for room are judged again."""
+        self._limits_changed_of(tenant)
+        queue = self._wait_queues.get(tenant)
+        if queue is not None:
+            queue.advance()
+
     def _limits_changed_of(self, tenant: str) -> str:
         self._limits_changed += 1
         self._limited.clear()

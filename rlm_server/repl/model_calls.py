@@ -125,7 +125,7 @@ class ModelCalls:
             for number, slot in zip(numbers, answers, strict=True):
                 slots[number] = slot
 
-        known = set(self._broker.routes.models) | {None}
+        known = set(self._broker.routes_of(self._payer.tenant).models) | {None}
         for model in places.keys() - known:
             await ask(model, places[model])
         async with asyncio.TaskGroup() as group:
@@ -148,7 +148,7 @@ class ModelCalls:
                 sent. Nothing was told then.
         """
         named = model if model is not None else self.options.model
-        check_model(self._broker.routes, named, "llm_query")
+        check_model(self._broker.routes_of(self._payer.tenant), named, "llm_query")
         refusal = self._too_many_failed()
         if refusal is not None and prompts:
             raise refusal.error

@@ -88,7 +88,7 @@ class Children:
         return list(slots)
 
     def _wanted(self, question: str, asked: Json, model: str | None) -> _Wanted:
-        routes = self._tree.services.broker.routes
+        routes = self._tree.services.broker.routes_of(self._tree.run.tenant)
         check_model(routes, model if model is not None else self._tree.run.sub_model, "rlm_query")
         if isinstance(asked, str) and asked != question and asked in routes.models:
             raise DoorRefusal(

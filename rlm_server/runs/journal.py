@@ -330,6 +330,18 @@ class Journal:
 
         await self._database.write(write)
 
+    async def tenants(self) -> list[str]:
+        """Return the tenants that have, or had, runs."""
+        query = "SELECT tenant FROM tenant_usage"
+        return await self._database.read(lambda db: [tenant for (tenant,) in db.execute(query).fetchall()])
+
+    async def ended_before(self, tenant: str, at: int, most: int) -> list[str]:
+        """Return some of a tenant's runs that ended before a time (Unix milliseconds)."""
+        query = "SELECT id FROM run WHERE tenant = ? AND ended_at < ? LIMIT ?"
+        return await self._database.read(
+            lambda db: [run for (run,) in db.execute(query, (tenant, at, most)).fetchall()]
+        )
+
     async def last_sequence(self, run: str) -> int:
         """Return the number of a run's newest event, 0 for none."""
 

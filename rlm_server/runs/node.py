@@ -86,8 +86,8 @@ class Node:
         self._draft = Draft()
         self._system = system(
             Facts(
-                tree.services.functions, broker.routes, task.model, tree.run.sub_model, broker.run_calls,
-                tree.services.numbers.get(tree.image, ""), tree.services.advice,
+                tree.services.functions, broker.routes_of(tree.run.tenant), task.model, tree.run.sub_model,
+                broker.run_calls, tree.services.numbers.get(tree.image, ""), tree.services.advice,
             )
         )  # fmt: skip
         self._messages: list[Message] = []

@@ -59,6 +59,10 @@ class RunQuotaExceeded(Exception):
         self.limit, self.used = limit, used
 
 
+_AT_ONCE = 100
+"""Runs that are looked up at once."""
+
+
 class RunNotEnded(Exception):
     """A run that is to be deleted goes on."""
 
@@ -83,6 +87,7 @@ class NewRun:
 
 @dataclass(slots=True)
 class _Live:
+    tenant: str
     event_log: EventLog
     task: asyncio.Task[None] = field(init=False)
     tree: Tree | None = None
@@ -178,7 +183,7 @@ class Supervisor:
             if isinstance(failure, BaseException):
                 raise failure
         quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
-        live = self._live[run_id] = _Live(EventLog(journal, run_id, quota))
+        live = self._live[run_id] = _Live(new.tenant, EventLog(journal, run_id, quota))
         # Its question is in the journal: what waits in line holds no more than it must.
         question = None if self._places.in_line(new.tenant) else new.question
         live.task = self._group.create_task(self._run(row, question, new.context, new.limits, new.image, live))
@@ -288,6 +293,17 @@ class Supervisor:
         if live is not None:
             live.task.cancel()
             await asyncio.wait([live.task])
+
+    async def delete_all(self, tenant: str) -> None:
+        """Stop all of a tenant's runs and forget them."""
+        tasks = [live.task for live in self._live.values() if live.tenant == tenant]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        while runs := await self._services.journal.ended_before(tenant, 1 << 62, _AT_ONCE):
+            for run in runs:
+                await self.delete(run)
 
     async def coverage(self, run_id: str) -> Coverage:
         """Return how much of its context a run's whole tree has looked at so far."""

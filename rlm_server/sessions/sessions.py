@@ -163,6 +163,11 @@ class Sessions:
             self._ends.check(tenant, session_id)
         return session if session and session.asked.tenant == tenant else None
 
+    async def delete_all(self, tenant: str) -> None:
+        """End all of a tenant's sessions."""
+        for session in [one for one in self._sessions.values() if one.asked.tenant == tenant]:
+            await self.delete(session)
+
     async def delete(self, session: ReplSession) -> Amounts:
         """End a session and return what it spent."""
         return await run_to_completion(self._delete(session))

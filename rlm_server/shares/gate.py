@@ -42,7 +42,7 @@ class Gate:
     ) -> None:
         if any(isinstance(cap, int) and cap < 1 for cap in (calls, tenant_calls, run_calls)):
             raise ValueError("a gate lets at least one call through")
-        self._weights = dict(weights or {})
+        self._weights: Mapping[str, float] = {} if weights is None else weights  # which may be others later
         if any(weight <= 0 for weight in self._weights.values()):
             raise ValueError("a weight is above 0")
         self._tenant_calls, self._run_calls = tenant_calls, run_calls
@@ -151,9 +151,11 @@ class _Share:
 
     def part(self, key: str, cap: int | None, weight: float = 1.0) -> _Share:
         """The share of a tenant, or of one of its runs, within this one."""
-        if key not in self.parts:
-            self.parts[key] = _Share(cap, weight, self, key)
-        return self.parts[key]
+        part = self.parts.get(key)
+        if part is None:
+            part = self.parts[key] = _Share(cap, weight, self, key)
+        part.cap, part.weight = cap, weight  # which may be others than when it was made
+        return part
 
     def keeps_out(self, part: _Share) -> bool:
         """Whether what is left is reserved for others than this part."""

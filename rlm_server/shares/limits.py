@@ -1,4 +1,4 @@
-"""What one tenant may have of the server itself at once."""
+"""What one tenant may have of the server itself, at once and for long."""
 
 from __future__ import annotations
 
@@ -56,4 +56,27 @@ class TenantLimits:
         unit="bytes",
         doc="Events, questions and answers of one tenant's runs in the database. A run that would keep more ends, and "
         "no more are started.",
+    )
+    context_bytes: int = limit(
+        100 << 30,
+        least=0,
+        most=1 << 50,
+        unit="bytes",
+        doc="Contexts of one tenant together, in UTF-8; where a text has wider characters, up to four times as much is "
+        "stored. More are refused.",
+    )
+    context_retention_days: float = limit(
+        0.0,
+        least=0,
+        most=36_500,
+        unit="days",
+        doc="A context that nobody has used for so long, nor holds, is removed; 0 keeps all for ever.",
+    )
+    run_retention_days: float = limit(
+        0.0,
+        least=0,
+        most=36_500,
+        unit="days",
+        doc="A run that ended so long ago is removed, with its question, events and answers; what it spent stays in "
+        "the ledger. 0 keeps all for ever.",
     )

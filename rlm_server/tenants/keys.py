@@ -1,16 +1,25 @@
-"""Tenants' keys. A key is shown once, when it is made; only its hash is kept."""
+"""The keys by which tenants and operators call. A key is shown once, when it is made; only its hash is kept."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import re
 import secrets
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
 
 from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
+from rlm_server.tenants.changes import next_version
+from rlm_server.tenants.checks import WrongTerm
+from rlm_server.tenants.requests import Request, once
+from rlm_server.tenants.tenants import TenantUnknown
 
 KEY_PREFIX = "rlm_"
 MAX_WAITING_CHECKS = 256
@@ -23,44 +32,179 @@ class TooManyChecks(Exception):
     """As many keys never seen before wait to be looked up as may. Those that were valid before wait for none."""
 
 
+class KeyUnknown(Exception):
+    """There is no key of this id."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"there is no key {key[:200]!r}")
+        self.key = key
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who calls: a tenant, or an operator, whose `tenant` is None.
+
+    `key` is the id of the key, empty where the caller was known by something else. `expires_at` is when that ends to be
+    good, in Unix milliseconds.
+    """
+
+    tenant: str | None
+    key: str = ""
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key as it is kept. `tenant` is None for an operator's. Times are Unix milliseconds."""
+
+    number: int
+    id: str
+    prefix: str
+    tenant: str | None
+    labels: Mapping[str, str]
+    created_at: int
+    expires_at: int | None = None
+    used_at: int | None = None
+    revoked_at: int | None = None
+
+
 @dataclass(slots=True)
 class _LookedUp:
     """How often a key's owner was asked for and told, and who it is."""
 
     asked: int = 0
     told: int = 0
-    owner: str | None = None
+    owner: Holder | None = None
     line: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
+_keys = TypeAdapter(Key)
+_SELECT = "SELECT number, id, prefix, tenant, labels, created_at, expires_at, used_at, revoked_at FROM api_key WHERE "
+_GOOD = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
+_HOLDER = (
+    f"SELECT tenant, id, expires_at, (SELECT number FROM tenant_version) FROM api_key WHERE sha256 = ? AND {_GOOD}"  # noqa: S608
+)
+
+
 class Keys:
-    """The keys by which tenants may call.
+    """The keys by which tenants and operators may call.
 
     A key that was valid before is looked up at once, and only once for all calls that wait for that: however many a
     tenant makes, it has one of the database's readers. Other keys are looked up one at a time, so that strangers who
     guess keys have one reader, too, and keep no tenant waiting.
+
     """
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self.seen: Callable[[int], Awaitable[None]] | None = None
+        """Is awaited with the number of the last change to tenants and keys that a look-up has read, before its caller
+        is told."""
         self._known: dict[str, _LookedUp] = {}
         """By hash, the keys that were valid when they were looked up last."""
+        self._used: dict[str, int] = {}
+        """By id, when keys were used that is not written down yet."""
         self._one_stranger = asyncio.Lock()
         self._waiting = 0
 
-    async def create(self, tenant: str) -> str:
-        """Make a key for a tenant and return it: the only time it is seen."""
-        key = KEY_PREFIX + secrets.token_urlsafe(32)
+    # ---- making and revoking -------------------------------------------------------------------------------------
 
-        def write(connection: Connection) -> None:
-            row = (_sha256(key), key[:_SHOWN], tenant, now())
-            connection.execute("INSERT INTO api_key VALUES (?, ?, ?, ?, NULL)", row)
+    async def create(
+        self,
+        tenant: str | None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        expires_at: int | None = None,
+        request: Request | None = None,
+    ) -> tuple[Key, str]:
+        """Make a key for a tenant, or with None for an operator; return it and its secret, which is told this once.
 
-        await self._database.write(write)
-        return key
+        Where the request was answered before, the secret is empty.
 
-    async def tenant_of(self, key: str) -> str | None:
-        """Return whose key this is, or None for an unknown or revoked one.
+        Raises:
+            TenantUnknown: there is no such tenant.
+            WrongTerm: it would have expired already.
+            RequestIdReused: the request asked for something else before.
+        """
+        secret = KEY_PREFIX + secrets.token_urlsafe(32)
+        key_id = "key_" + secrets.token_hex(16)
+
+        def work(connection: Connection) -> Key:
+            if expires_at is not None and expires_at <= now():
+                raise WrongTerm("expire_time", "must be in the future")
+            if tenant is not None:
+                known = "SELECT 1 FROM tenant WHERE id = ? AND deleted_at IS NULL"
+                if connection.execute(known, (tenant,)).fetchone() is None:
+                    raise TenantUnknown(tenant)
+            row = (
+                key_id, _sha256(secret), secret[:_SHOWN], tenant, json.dumps(dict(labels or {})), now(), expires_at,
+                next_version(connection),
+            )  # fmt: skip
+            connection.execute(
+                "INSERT INTO api_key (id, sha256, prefix, tenant, labels, created_at, expires_at, version) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                row,
+            )
+            return _get(connection, key_id)
+
+        key, repeated = await self._database.write(
+            lambda connection: once(connection, request, _keys, lambda: work(connection))
+        )
+        return key, "" if repeated else secret
+
+    async def revoke(self, key: str, request: Request | None = None) -> Key:
+        """Revoke a key, by its id; once it is revoked, nothing changes.
+
+        Raises:
+            KeyUnknown: there is none.
+            RequestIdReused: the request asked for something else before.
+        """
+
+        def work(connection: Connection) -> Key:
+            _get(connection, key)
+            connection.execute(
+                "UPDATE api_key SET revoked_at = ?, version = ? WHERE id = ? AND revoked_at IS NULL",
+                (now(), next_version(connection), key),
+            )
+            return _get(connection, key)
+
+        revoked, _ = await self._database.write(
+            lambda connection: once(connection, request, _keys, lambda: work(connection))
+        )
+        return revoked
+
+    async def page(self, tenant: str | None, after: int, most: int, *, inactive: bool = False) -> list[Key]:
+        """Return a tenant's keys, or with None operators', in the order they were made, after the one of a number.
+
+        Those that work no more are among them where they are asked for.
+        """
+        whose = "tenant IS NULL" if tenant is None else "tenant = ?"
+        where = f"{whose} AND number > ? AND ({_GOOD} OR ? = 1) ORDER BY number LIMIT ?"
+        values = (*(() if tenant is None else (tenant,)), after, now(), int(inactive), most)
+        return await self._database.read(
+            lambda connection: [_key(row) for row in connection.execute(_SELECT + where, values).fetchall()]
+        )
+
+    async def revoked_since(self, seen: int) -> list[str]:
+        """Return the ids of the keys that were revoked after a version of tenants and keys."""
+        query = "SELECT id FROM api_key WHERE revoked_at IS NOT NULL AND version > ?"
+        return await self._database.read(
+            lambda connection: [id for (id,) in connection.execute(query, (seen,)).fetchall()]
+        )
+
+    async def record_use(self) -> None:
+        """Write down when keys were used since this was done last."""
+        used, self._used = self._used, {}
+        if used:
+            rows = [(at, id) for id, at in used.items()]
+            await self._database.write(
+                lambda connection: connection.executemany("UPDATE api_key SET used_at = ? WHERE id = ?", rows)
+            )
+
+    # ---- looking up ----------------------------------------------------------------------------------------------
+
+    async def holder_of(self, key: str) -> Holder | None:
+        """Return who calls with this key, or None for one that is unknown, revoked or expired.
 
         Raises:
             TooManyChecks: too many unknown ones are being looked up.
@@ -79,7 +223,20 @@ class Keys:
         finally:
             self._waiting -= 1
 
-    async def _look_up_again(self, key: _LookedUp, sha256: str) -> str | None:
+    async def holder_named(self, tenant: str) -> Holder | None:
+        """Return the tenant of this name as a caller, or None where there is none.
+
+        This is for callers who are known by something else than a key, such as the name in a certificate.
+        """
+        query = "SELECT id, (SELECT number FROM tenant_version) FROM tenant WHERE id = ? AND deleted_at IS NULL"
+        row = await self._database.read(lambda connection: connection.execute(query, (tenant,)).fetchone())
+        if row is None:
+            return None
+        if self.seen is not None:
+            await self.seen(int(row[1]))
+        return Holder(str(row[0]))
+
+    async def _look_up_again(self, key: _LookedUp, sha256: str) -> Holder | None:
         """Look up a known key, together with others that ask meanwhile: none is told what was so before it asked."""
         wanted = key.asked + 1
         async with key.line:
@@ -89,20 +246,34 @@ class Keys:
                 key.told = key.asked
             return key.owner
 
-    async def _look_up(self, sha256: str) -> str | None:
-        def read(connection: Connection) -> str | None:
-            row = connection.execute(
-                "SELECT tenant FROM api_key WHERE sha256 = ? AND revoked_at IS NULL", (sha256,)
-            ).fetchone()
-            return None if row is None else str(row[0])
+    async def _look_up(self, sha256: str) -> Holder | None:
+        def read(connection: Connection) -> tuple[Any, ...] | None:
+            row: tuple[Any, ...] | None = connection.execute(_HOLDER, (sha256, now())).fetchone()
+            return row
 
-        owner = await self._database.read(read)
-        if owner is None:
+        row = await self._database.read(read)
+        if row is None:
             self._known.pop(sha256, None)
-        else:
-            self._known.setdefault(sha256, _LookedUp())
-        return owner
+            return None
+        self._known.setdefault(sha256, _LookedUp())
+        tenant, key_id, expires_at, version = row
+        self._used[key_id] = now()
+        if self.seen is not None:
+            await self.seen(version)
+        return Holder(tenant, key_id, expires_at)
 
 
 def _sha256(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
+
+
+def _get(connection: Connection, key: str) -> Key:
+    row = connection.execute(f"{_SELECT} id = ?", (key,)).fetchone()
+    if row is None:
+        raise KeyUnknown(key)
+    return _key(row)
+
+
+def _key(row: tuple[Any, ...]) -> Key:
+    number, id, prefix, tenant, labels, *times = row
+    return Key(number, id, prefix, tenant, json.loads(labels), *times)

@@ -23,7 +23,7 @@ from rlm_server.api.admission import (
 )
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.shares.shares import Shares
-from rlm_server.tenants.keys import KEY_PREFIX, MAX_WAITING_CHECKS, Keys
+from rlm_server.tenants.keys import KEY_PREFIX, MAX_WAITING_CHECKS, Holder, Keys
 from tests.api.toy import KINDS, Stage, serving, words
 from tests.servers import Served
 from tests.system.stage import Play, eventually, refusal
@@ -165,7 +165,7 @@ async def test_strangers_who_guess_keys_are_looked_up_one_at_a_time_and_keep_no_
     at_once, most, go_on = 0, 0, asyncio.Event()
     look_up = Keys._look_up
 
-    async def slow(keys: Keys, sha256: str) -> str | None:
+    async def slow(keys: Keys, sha256: str) -> Holder | None:
         nonlocal at_once, most
         if sha256 in keys._known:
             return await look_up(keys, sha256)
@@ -176,7 +176,7 @@ async def test_strangers_who_guess_keys_are_looked_up_one_at_a_time_and_keep_no_
         return None
 
     monkeypatch.setattr(Keys, "_look_up", slow)
-    guesses = [asyncio.ensure_future(few.keys.tenant_of(f"{KEY_PREFIX}{n:043}")) for n in range(MAX_WAITING_CHECKS)]
+    guesses = [asyncio.ensure_future(few.keys.holder_of(f"{KEY_PREFIX}{n:043}")) for n in range(MAX_WAITING_CHECKS)]
     await asyncio.sleep(0)
     said = await few.refused(
         "unary_unary", words("unary_unary", "one"), ("authorization", f"Bearer {KEY_PREFIX}{'x' * 43}")
@@ -195,7 +195,7 @@ async def test_what_cannot_be_a_key_is_not_looked_up(few: Stage, key: str, monke
         raise AssertionError("it was looked up")
 
     monkeypatch.setattr(Keys, "_look_up", never)
-    assert await few.keys.tenant_of(key) is None
+    assert await few.keys.holder_of(key) is None
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ async def test_where_the_database_is_away_nobody_is_told_that_the_key_is_wrong(
     async def away(*_: object) -> None:
         raise DatabaseLostError("away")
 
-    monkeypatch.setattr(Keys, "tenant_of", away)
+    monkeypatch.setattr(Keys, "holder_of", away)
     said = await stage.refused(kind, words(kind, "one"), stage.bearer)
     assert (said.code, said.reason) == (grpc.StatusCode.UNAVAILABLE, "DATABASE_UNAVAILABLE")
     assert "google.rpc.RetryInfo" in said.details

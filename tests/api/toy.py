@@ -135,7 +135,7 @@ async def serving(folder: Path, limits: TenantLimits = USUAL) -> AsyncIterator[S
     async with await Database.open(folder / "keys.sqlite", MIGRATIONS) as database:
         await Tenants(database).ensure("ann")
         keys, toy = Keys(database), Toy()
-        key = await keys.create("ann")
+        _, key = await keys.create("ann")
         shares = Shares.of(lambda _: limits)
         held, admission = shares.held, Admission(shares)
         server = grpc.aio.server(interceptors=[AuthInterceptor(keys, admission)], options=OPTIONS)

@@ -27,7 +27,7 @@ def test_every_default_is_within_its_bounds_and_every_limit_is_explained(limits:
 
 def test_a_server_without_configuration_has_the_declared_defaults() -> None:
     settings = Settings.load()
-    assert settings.run_limits() == settings.run_limits("anybody") == RunLimits()
+    assert settings.run_limits() == settings.terms().limits("anybody", RunLimits) == RunLimits()
     assert settings.run_limits().sandbox == Limits()
     assert settings.pool_limits == PoolLimits()
     assert settings.call_limits == CallLimits()
@@ -53,11 +53,12 @@ def test_what_a_tenant_does_not_say_is_as_for_all() -> None:
         max_turns=4,
         tenants={"acme": {"files": 9, "max_depth": 0, "sub_tokens": 7}, "globex": {"weight": 2}},
     )
-    acme, globex = settings.run_limits("acme"), settings.run_limits("globex")
-    assert (acme.sandbox.files, acme.sandbox.turn_seconds) == (9, 3)
+    terms = settings.terms()
+    acme, sandbox = terms.limits("acme", RunLimits), terms.limits("acme", Limits)
+    assert (sandbox.files, sandbox.turn_seconds) == (9, 3)
     assert (acme.max_turns, acme.max_depth, acme.sub_tokens) == (4, 0, 7)
-    assert globex == settings.run_limits()
-    assert (globex.sandbox.files, globex.max_turns) == (5, 4)
+    assert terms.limits("globex", RunLimits) == settings.run_limits()
+    assert (terms.limits("globex", Limits).files, terms.limits("globex", RunLimits).max_turns) == (5, 4)
 
 
 def with_toys(code: str, **environment: str) -> Any:
@@ -68,8 +69,9 @@ def with_toys(code: str, **environment: str) -> Any:
 LOADED = """
 from rlm_server.config.settings import Settings
 settings = Settings.load()
-all, acme = settings.run_limits(), settings.run_limits("acme")
-print(json.dumps([all.sandbox.toys, all.game_seconds, acme.sandbox.toys, acme.game_seconds]))
+all, terms = settings.run_limits(), settings.terms()
+acme, sandbox = terms.limits("acme", type(all)), terms.limits("acme", type(all.sandbox))
+print(json.dumps([all.sandbox.toys, all.game_seconds, sandbox.toys, acme.game_seconds]))
 """
 
 WRONG = """

@@ -82,10 +82,11 @@ async def test_a_route_names_its_fallbacks_in_order() -> None:
         (TenantSettings(fallbacks=True), Policy(fallbacks=None)),
         (TenantSettings(fallbacks=False), Policy()),
         (TenantSettings(fallbacks=["played"]), Policy(fallbacks=frozenset({"played"}))),
+        (TenantSettings(models=["pla*"], images=["core"]), Policy(models=("pla*",), images=("core",))),
     ],
 )
 def test_a_tenants_settings_become_its_policy(own: TenantSettings, policy: Policy) -> None:
-    assert models_of(tenants={"acme": own}).policies == {"acme": policy}
+    assert Settings.load(tenants={"acme": own}).terms().policies == {"acme": policy}
 
 
 def test_by_default_nothing_may_answer_for_another() -> None:

@@ -15,6 +15,7 @@ from rlm_server.config import page
 from rlm_server.config.described import all_settings, docs, sections
 from rlm_server.config.settings import Settings
 from rlm_server.config.sources import OTHER_VARIABLES, unknown_variables
+from sandbox.limits import Limits
 
 ROOT = Path(__file__).parents[2]
 NOT_TEXT = {".png", ".gz", ".json", ".lock", ".pyc"}
@@ -46,7 +47,7 @@ def test_the_pages_examples_are_taken(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("RLM_CONFIG", str(tmp_path / "rlm.toml"))
     settings = Settings.load()
     assert (settings.listen, settings.run_limits().sandbox.turn_seconds) == ("0.0.0.0:7400", 30)
-    assert settings.run_limits("acme").sandbox.memory_bytes == 256 << 20
+    assert settings.terms().limits("acme", Limits).memory_bytes == 256 << 20
     monkeypatch.delenv("RLM_CONFIG")
     (line,) = re.findall("^RLM_.*rlm-server serve$", page.text(), re.M)
     for name, value in (word.split("=", 1) for word in shlex.split(line) if word.startswith("RLM_")):

@@ -32,6 +32,11 @@ def methods() -> list[Any]:
     return [method for service in services() for method in service.methods]
 
 
+def tenants_methods() -> list[Any]:
+    """Every method that tenants may call: all but operators'."""
+    return [method for method in methods() if method.containing_service.name != "TenantService"]
+
+
 @dataclass(frozen=True)
 class Naming:
     """A method, and the path of the field of its request that names a thing."""
@@ -58,7 +63,7 @@ class Naming:
 
 def namings() -> list[Naming]:
     """Every way to name a thing in a request."""
-    found = [Naming(method, path) for method in methods() for path in _ids(method.input_type)]
+    found = [Naming(method, path) for method in tenants_methods() for path in _ids(method.input_type)]
     return found + [Naming(method, ("request_id",)) for method in methods() if method.full_name == NAMES_AN_UPLOAD]
 
 

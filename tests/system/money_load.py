@@ -13,9 +13,10 @@ from rlm.v1 import run_pb2, session_pb2, types_pb2
 
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
-from rlm_server.ledger import Ledger, Limit
+from rlm_server.ledger import Limit
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
+from rlm_server.tenants.terms import OwnTerms
 from tests.system.stage import USD, Caller, code
 
 TENANTS = {"rich": 1_000 * USD, "modest": 20 * USD, "poor": USD // 2}
@@ -35,11 +36,10 @@ ANSWER = code(
 async def make_tenants(at: str | Path) -> dict[str, str]:
     """Make the tenants in a new database; return their keys."""
     async with await Database.open(at, MIGRATIONS) as database:
-        tenants, keys, ledger = Tenants(database), Keys(database), Ledger(database)
+        tenants, keys = Tenants(database), Keys(database)
         for name, limit in TENANTS.items():
-            await tenants.ensure(name)
-            await ledger.open_account(name, tenant=name, parent=None, limit=Limit(nano_usd=limit))
-        return {name: await keys.create(name) for name in TENANTS}
+            await tenants.create(name, OwnTerms(budget=Limit(nano_usd=limit)), {})
+        return {name: (await keys.create(name))[1] for name in TENANTS}
 
 
 @dataclass

@@ -28,11 +28,11 @@ def full_database(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have every transaction fail as it is committed, as SQLite's do on a full disk, and be undone."""
 
     def transact(engine: sqlite.SQLite, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
-        with translated(sqlite._typed):
+        with translated(sqlite.typed):
             engine._writer.execute("BEGIN IMMEDIATE")
             try:
                 for function in functions:
-                    in_savepoint(engine._writer, function, sqlite._typed)
+                    in_savepoint(engine._writer, function, sqlite.typed)
                 error = sqlite3.OperationalError("database or disk is full")
                 error.sqlite_errorcode = sqlite3.SQLITE_FULL
                 raise error

@@ -95,6 +95,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERRORREASON'].values_by_name["ERROR_REASON_RUN_NOT_ENDED"]._serialized_options = b'\202\265\030\023FAILED_PRECONDITION'
   _globals['_ERRORREASON'].values_by_name["ERROR_REASON_WATCHER_TOO_SLOW"]._loaded_options = None
   _globals['_ERRORREASON'].values_by_name["ERROR_REASON_WATCHER_TOO_SLOW"]._serialized_options = b'\202\265\030\007ABORTED'
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_WRONG_KIND_OF_KEY"]._loaded_options = None
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_WRONG_KIND_OF_KEY"]._serialized_options = b'\202\265\030\021PERMISSION_DENIED'
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_REQUEST_ID_REUSED"]._loaded_options = None
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_REQUEST_ID_REUSED"]._serialized_options = b'\202\265\030\016ALREADY_EXISTS'
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_TENANT_EXISTS"]._loaded_options = None
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_TENANT_EXISTS"]._serialized_options = b'\202\265\030\016ALREADY_EXISTS'
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_TENANT_IN_USE"]._loaded_options = None
+  _globals['_ERRORREASON'].values_by_name["ERROR_REASON_TENANT_IN_USE"]._serialized_options = b'\202\265\030\023FAILED_PRECONDITION'
   _globals['_ERRORREASON']._serialized_start=66
-  _globals['_ERRORREASON']._serialized_end=1790
+  _globals['_ERRORREASON']._serialized_end=2014
 # @@protoc_insertion_point(module_scope)

@@ -35,7 +35,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Metadata: none.
 
-    To do: send `authorization: Bearer <key>` once, with a key that has not been revoked.
+    To do: send `authorization: Bearer <key>` once, with a key that has not been revoked and has not expired. A call
+    under way whose key is revoked, or expires, ends so within a second.
     """
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 2
     """The server failed in a way that is not the caller's doing. It has logged what happened.
@@ -62,7 +63,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 5
     """There is no such thing, or it is another tenant's.
 
-    Metadata: none. A ResourceInfo has its kind ("run", "session", "context", "upload", "account", "node") and its id.
+    Metadata: none. A ResourceInfo has its kind ("run", "session", "context", "upload", "account", "node";
+    for operators "tenant", "key") and its id.
 
     To do: check the id, and that the key is of the tenant that the thing belongs to.
     """
@@ -260,6 +262,34 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: watch the run again from that number.
     """
+    ERROR_REASON_WRONG_KIND_OF_KEY: _ErrorReason.ValueType  # 60
+    """The key is valid and of the wrong kind: a tenant's calls TenantService, or an operator's calls another service.
+
+    Metadata: `key_kind`, the kind that the service takes ("tenant" or "operator").
+
+    To do: send a key of that kind.
+    """
+    ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 61
+    """The request id was sent before, with another content.
+
+    Metadata: `request_id`.
+
+    To do: send the same request as then, or choose another request id.
+    """
+    ERROR_REASON_TENANT_EXISTS: _ErrorReason.ValueType  # 62
+    """There is a tenant of this name, or there was one.
+
+    Metadata: none. A ResourceInfo has its kind ("tenant") and its name.
+
+    To do: choose another name.
+    """
+    ERROR_REASON_TENANT_IN_USE: _ErrorReason.ValueType  # 63
+    """The tenant has keys that work, runs, sessions or uploads under way, or contexts, and is not deleted with them.
+
+    Metadata: how many of each: `keys`, `runs`, `sessions`, `uploads`, `contexts`.
+
+    To do: end and remove what is left, or set `force`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every call that fails ends with a google.rpc.Status. Its message is for people. Its first detail is a
@@ -282,7 +312,8 @@ ERROR_REASON_UNAUTHENTICATED: ErrorReason.ValueType  # 1
 
 Metadata: none.
 
-To do: send `authorization: Bearer <key>` once, with a key that has not been revoked.
+To do: send `authorization: Bearer <key>` once, with a key that has not been revoked and has not expired. A call
+under way whose key is revoked, or expires, ends so within a second.
 """
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 2
 """The server failed in a way that is not the caller's doing. It has logged what happened.
@@ -309,7 +340,8 @@ To do: choose one that is offered.
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 5
 """There is no such thing, or it is another tenant's.
 
-Metadata: none. A ResourceInfo has its kind ("run", "session", "context", "upload", "account", "node") and its id.
+Metadata: none. A ResourceInfo has its kind ("run", "session", "context", "upload", "account", "node";
+for operators "tenant", "key") and its id.
 
 To do: check the id, and that the key is of the tenant that the thing belongs to.
 """
@@ -506,6 +538,34 @@ ERROR_REASON_WATCHER_TOO_SLOW: ErrorReason.ValueType  # 43
 Metadata: `from_sequence`, the number to resume from.
 
 To do: watch the run again from that number.
+"""
+ERROR_REASON_WRONG_KIND_OF_KEY: ErrorReason.ValueType  # 60
+"""The key is valid and of the wrong kind: a tenant's calls TenantService, or an operator's calls another service.
+
+Metadata: `key_kind`, the kind that the service takes ("tenant" or "operator").
+
+To do: send a key of that kind.
+"""
+ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 61
+"""The request id was sent before, with another content.
+
+Metadata: `request_id`.
+
+To do: send the same request as then, or choose another request id.
+"""
+ERROR_REASON_TENANT_EXISTS: ErrorReason.ValueType  # 62
+"""There is a tenant of this name, or there was one.
+
+Metadata: none. A ResourceInfo has its kind ("tenant") and its name.
+
+To do: choose another name.
+"""
+ERROR_REASON_TENANT_IN_USE: ErrorReason.ValueType  # 63
+"""The tenant has keys that work, runs, sessions or uploads under way, or contexts, and is not deleted with them.
+
+Metadata: how many of each: `keys`, `runs`, `sessions`, `uploads`, `contexts`.
+
+To do: end and remove what is left, or set `force`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -1,0 +1,320 @@
+"""The servicer of `TenantService`, which is for operators."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from google.protobuf.message import Message
+from rlm.v1 import tenant_pb2, tenant_pb2_grpc, types_pb2
+
+from rlm_server.api import requests, responses
+from rlm_server.api.budget import budget_window
+from rlm_server.api.errors import InvalidField
+from rlm_server.ledger import Ledger, Limit, LimitTooLow, Span
+from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_name, check_terms
+from rlm_server.tenants.keys import Key, Keys
+from rlm_server.tenants.removal import Removal
+from rlm_server.tenants.requests import Request
+from rlm_server.tenants.tenants import Tenant, Tenants
+from rlm_server.tenants.terms import NO_LIMIT, InForce, OwnTerms, Source, Terms
+from rlm_server.tenants.watch import Watch
+
+USUAL_PAGE, MOST_PAGE = 100, 1_000
+"""Tenants, or keys, of a page."""
+
+_SOURCES = {
+    Source.SERVER: tenant_pb2.LIMIT_SOURCE_SERVER,
+    Source.CONFIGURATION: tenant_pb2.LIMIT_SOURCE_CONFIGURATION,
+    Source.TENANT: tenant_pb2.LIMIT_SOURCE_TENANT,
+}
+_KINDS = {
+    tenant_pb2.API_KEY_KIND_UNSPECIFIED: False,
+    tenant_pb2.API_KEY_KIND_TENANT: False,
+    tenant_pb2.API_KEY_KIND_OPERATOR: True,
+}
+"""Whether a kind of key is an operator's."""
+_BUDGETS: Mapping[str, Span | None] = {"budget": None, **{f"{span}_budget": span for span in Span}}
+"""The fields of a tenant that are budgets, and of which windows."""
+_LISTS = {"allowed_models": "models", "allowed_images": "images", "allowed_fallbacks": "fallbacks"}
+_SETTABLE = ("labels", *_LISTS, "weight", "limits", *_BUDGETS)
+"""The fields of a tenant that a call may change."""
+
+
+class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
+    """Makes, changes and deletes tenants and keys."""
+
+    def __init__(
+        self,
+        tenants: Tenants,
+        keys: Keys,
+        terms: Terms,
+        watch: Watch,
+        removal: Removal,
+        ledger: Ledger,
+        offered: Offered,
+    ) -> None:
+        self._tenants, self._keys, self._terms, self._watch = tenants, keys, terms, watch
+        self._removal, self._ledger, self._offered = removal, ledger, offered
+
+    # ---- tenants -------------------------------------------------------------------------------------------------
+
+    async def CreateTenant(
+        self, request: tenant_pb2.CreateTenantRequest, context: Any
+    ) -> tenant_pb2.CreateTenantResponse:
+        """Make a tenant."""
+        asked = request.tenant
+        with _named("tenant"):
+            check_name(asked.tenant_id)
+            terms, labels = _terms(asked), dict(asked.labels)
+            check_labels(labels)
+            check_terms(terms, self._terms, self._offered)
+        made = await self._tenants.create(asked.tenant_id, terms, labels, _request(request))
+        await self._watch.look()
+        return tenant_pb2.CreateTenantResponse(tenant=_tenant(made))
+
+    async def GetTenant(self, request: tenant_pb2.GetTenantRequest, context: Any) -> tenant_pb2.GetTenantResponse:
+        """Describe a tenant."""
+        found = await self._tenants.get(request.tenant_id)
+        windows = await self._ledger.windows(found.id)
+        return tenant_pb2.GetTenantResponse(
+            tenant=_tenant(found),
+            limits=map(_limit, self._terms.in_force(found.id)),
+            budget=responses.budget(self._terms.of(found.id).budget),
+            windows=map(budget_window, windows),
+        )
+
+    async def ListTenants(self, request: tenant_pb2.ListTenantsRequest, context: Any) -> tenant_pb2.ListTenantsResponse:
+        """List tenants."""
+        size = _page_size(request.page_size)
+        list_name = f"tenants {request.show_deleted}"
+        after = requests.page_key(request.page_token, list_name) or ""
+        found = await self._tenants.page(after, size + 1, deleted=request.show_deleted)
+        more = len(found) > size
+        return tenant_pb2.ListTenantsResponse(
+            tenants=map(_tenant, found[:size]),
+            next_page_token=responses.page_token(list_name, found[size - 1].id) if more else "",
+        )
+
+    async def UpdateTenant(
+        self, request: tenant_pb2.UpdateTenantRequest, context: Any
+    ) -> tenant_pb2.UpdateTenantResponse:
+        """Change a tenant."""
+        paths = _paths(request)
+        with _named("tenant"):
+            changed = await self._tenants.update(
+                request.tenant.tenant_id, partial(self._changed, request.tenant, paths), _request(request)
+            )
+        await self._watch.look()
+        return tenant_pb2.UpdateTenantResponse(tenant=_tenant(changed))
+
+    def _changed(self, asked: tenant_pb2.Tenant, paths: list[str], before: Tenant) -> Tenant:
+        said, terms, labels = _terms(asked), before.terms, before.labels
+        for path in paths:
+            field, _, name = path.partition(".")
+            if field == "labels":
+                labels = dict(asked.labels)
+            elif field in _LISTS:
+                terms = replace(terms, **{_LISTS[field]: getattr(said, _LISTS[field])})
+            elif field == "weight":
+                terms = replace(terms, weight=said.weight)
+            elif field == "limits":
+                kept = {one: value for one, value in terms.limits.items() if name and one != name}
+                new = {one: value for one, value in said.limits.items() if not name or one == name}
+                terms = replace(terms, limits={**kept, **new})
+            else:
+                terms = _with_budget(terms, _BUDGETS[field], _budget_of(said, _BUDGETS[field]))
+        check_labels(labels)
+        check_terms(terms, self._terms, self._offered)
+        return replace(before, terms=terms, labels=labels)
+
+    async def DeleteTenant(
+        self, request: tenant_pb2.DeleteTenantRequest, context: Any
+    ) -> tenant_pb2.DeleteTenantResponse:
+        """Delete a tenant, and return when nothing is left of what it had."""
+        deleted = await self._tenants.delete(request.tenant_id, force=request.force, request=_request(request))
+        await self._watch.look()
+        await self._removal.ended(request.tenant_id)
+        return tenant_pb2.DeleteTenantResponse(tenant=_tenant(deleted))
+
+    # ---- keys ----------------------------------------------------------------------------------------------------
+
+    async def CreateApiKey(
+        self, request: tenant_pb2.CreateApiKeyRequest, context: Any
+    ) -> tenant_pb2.CreateApiKeyResponse:
+        """Make a key."""
+        labels, asked = dict(request.labels), _request(request)
+        with _named(""):
+            check_labels(labels)
+        expires_at = requests.time(request.expire_time, "expire_time") if request.HasField("expire_time") else None
+        whose = _whose(request.kind, request.tenant_id)
+        with _named(""):
+            key, secret = await self._keys.create(whose, labels=labels, expires_at=expires_at, request=asked)
+        await self._watch.look()
+        return tenant_pb2.CreateApiKeyResponse(key=_key(key), secret=secret, repeated=not secret)
+
+    async def ListApiKeys(self, request: tenant_pb2.ListApiKeysRequest, context: Any) -> tenant_pb2.ListApiKeysResponse:
+        """List keys."""
+        whose, size = _whose(request.kind, request.tenant_id), _page_size(request.page_size)
+        if whose is not None:
+            await self._tenants.get(whose)
+        list_name = f"keys {whose or ''} {request.show_inactive}"
+        after = requests.page_token(request.page_token, list_name, 1) or (0,)
+        found = await self._keys.page(whose, after[0], size + 1, inactive=request.show_inactive)
+        more = len(found) > size
+        return tenant_pb2.ListApiKeysResponse(
+            keys=map(_key, found[:size]),
+            next_page_token=responses.page_token(list_name, found[size - 1].number) if more else "",
+        )
+
+    async def RevokeApiKey(
+        self, request: tenant_pb2.RevokeApiKeyRequest, context: Any
+    ) -> tenant_pb2.RevokeApiKeyResponse:
+        """Revoke a key."""
+        revoked = await self._keys.revoke(request.key_id, _request(request))
+        await self._watch.look()
+        return tenant_pb2.RevokeApiKeyResponse(key=_key(revoked))
+
+
+# ---- reading -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _named(message: str) -> Iterator[None]:
+    """Have what is wrong with a tenant, or a key, named as a field of the request."""
+    above = f"{message}." if message else ""
+    try:
+        yield
+    except WrongTerm as error:
+        raise InvalidField(f"{above}{error.field}", str(error)) from None
+    except LimitTooLow as error:
+        raise InvalidField(f"{above}budget", str(error)) from None
+
+
+def _request(request: Any) -> Request | None:
+    """Return a request as one that may come again, where it has a request id."""
+    asked = requests.request_id(request.request_id)
+    if asked is None:
+        return None
+    content = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
+    return Request(asked, hashlib.sha256(content).hexdigest())
+
+
+def _page_size(asked: int) -> int:
+    return requests.page_size(min(asked, MOST_PAGE), USUAL_PAGE, MOST_PAGE)
+
+
+def _whose(kind: tenant_pb2.ApiKeyKind.ValueType, tenant_id: str) -> str | None:
+    """Return the tenant whose key is meant, None for an operator's."""
+    if kind not in _KINDS:
+        raise InvalidField("kind", f"must be TENANT or OPERATOR, not {kind}")
+    if _KINDS[kind]:
+        if tenant_id:
+            raise InvalidField("tenant_id", "must be empty, as an operator's key is of no tenant")
+        return None
+    return requests.required("tenant_id", tenant_id, requests.MAX_REQUEST_ID)
+
+
+def _terms(asked: tenant_pb2.Tenant) -> OwnTerms:
+    budgets = {span: _budget(field, getattr(asked, field)) for field, span in _BUDGETS.items() if asked.HasField(field)}  # type: ignore[arg-type]
+    return OwnTerms(
+        tuple(asked.allowed_models),
+        tuple(asked.allowed_images),
+        tuple(asked.allowed_fallbacks),
+        asked.weight if asked.HasField("weight") else None,
+        dict(asked.limits),
+        budgets.pop(None, NO_LIMIT),
+        {span: limit for span, limit in budgets.items() if span is not None},
+    )
+
+
+def _budget(field: str, value: types_pb2.Budget) -> Limit:
+    try:
+        return requests.budget(value)
+    except InvalidField as error:
+        raise InvalidField(f"tenant.{field}{error.field.removeprefix('budget')}", str(error)) from None
+
+
+def _budget_of(terms: OwnTerms, span: Span | None) -> Limit:
+    return terms.budget if span is None else terms.window(span)
+
+
+def _with_budget(terms: OwnTerms, span: Span | None, limit: Limit) -> OwnTerms:
+    if span is None:
+        return replace(terms, budget=limit)
+    others = {one: kept for one, kept in terms.windows.items() if one is not span}
+    return replace(terms, windows=others if limit == NO_LIMIT else {**others, span: limit})
+
+
+def _paths(request: tenant_pb2.UpdateTenantRequest) -> list[str]:
+    """Return the fields to change: those of the mask, else those that are set."""
+    paths = list(request.update_mask.paths)
+    if not paths:
+        return [field.name for field, _ in request.tenant.ListFields() if field.name in _SETTABLE]
+    if paths == ["*"]:
+        return list(_SETTABLE)
+    for path in paths:
+        field, dot, _ = path.partition(".")
+        if field not in _SETTABLE or (dot and field != "limits"):
+            known = ", ".join((*_SETTABLE, "limits.NAME"))
+            raise InvalidField("update_mask", f"{path[:60]!r} is no field that can be changed; these can: {known}")
+    return paths
+
+
+# ---- writing -----------------------------------------------------------------------------------------------------
+
+
+def _tenant(value: Tenant) -> tenant_pb2.Tenant:
+    terms = value.terms
+    message = tenant_pb2.Tenant(
+        tenant_id=value.id,
+        labels=value.labels,
+        allowed_models=terms.models,
+        allowed_images=terms.images,
+        allowed_fallbacks=terms.fallbacks,
+        weight=terms.weight,
+        limits=terms.limits,
+        spent=responses.amounts(value.spent),
+    )
+    for field, span in _BUDGETS.items():
+        if (limit := _budget_of(terms, span)) != NO_LIMIT:
+            getattr(message, field).CopyFrom(responses.budget(limit))
+    _stamp(message, {"create": value.created_at, "update": value.changed_at, "delete": value.deleted_at})
+    return message
+
+
+def _limit(one: InForce) -> tenant_pb2.TenantLimit:
+    bounds = one.bounds
+    return tenant_pb2.TenantLimit(
+        name=one.name,
+        value=one.value,
+        unit=bounds.unit,
+        minimum=bounds.least,
+        maximum=bounds.most,
+        description=bounds.doc,
+        source=_SOURCES[one.source],
+    )
+
+
+def _key(value: Key) -> tenant_pb2.ApiKey:
+    operators = value.tenant is None
+    message = tenant_pb2.ApiKey(
+        key_id=value.id,
+        kind=tenant_pb2.API_KEY_KIND_OPERATOR if operators else tenant_pb2.API_KEY_KIND_TENANT,
+        tenant_id=value.tenant or "",
+        prefix=value.prefix,
+        labels=value.labels,
+    )
+    times = {"create": value.created_at, "expire": value.expires_at, "last_use": value.used_at}
+    _stamp(message, {**times, "revoke": value.revoked_at})
+    return message
+
+
+def _stamp(message: Message, times: Mapping[str, int | None]) -> None:
+    for name, at in times.items():
+        if at is not None:
+            getattr(message, f"{name}_time").CopyFrom(responses.time(at))

@@ -1,0 +1,136 @@
+"""What `rlm-server tenant` is told of a tenant, as NAME=VALUE, and how it is shown again in the same form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
+
+from rlm_server.ledger import NANO, UNITS, Limit, Span
+from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_terms
+from rlm_server.tenants.tenants import Tenant
+from rlm_server.tenants.terms import OwnTerms, Terms
+
+LISTS = {"models": "allowed_models", "images": "allowed_images", "fallbacks": "allowed_fallbacks"}
+"""The lists that may be said of a tenant, and what the protocol calls them."""
+_UNITS = {"usd" if unit == "nano_usd" else unit: unit for unit in UNITS}
+BUDGETS: Mapping[str, tuple[Span | None, str]] = {
+    f"{prefix}budget_{name}": (span, unit)
+    for prefix, span in (("", None), *((f"{span}_", span) for span in Span))
+    for name, unit in _UNITS.items()
+}
+"""The budgets that may be said of a tenant: of which windows, and in which unit."""
+
+
+class WrongAssignment(ValueError):
+    """What is said of a tenant may not be; the message names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What is said of a tenant: its terms and its labels."""
+
+    terms: OwnTerms = field(default_factory=OwnTerms)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+def assigned(said: Said, assignments: tuple[str, ...], terms: Terms) -> Said:
+    """Return what is said after some NAME=VALUE; without a VALUE it is as configured again.
+
+    Raises:
+        WrongAssignment: one of them is wrong.
+    """
+    try:
+        for assignment in assignments:
+            said = _one(said, assignment, terms)
+        check_labels(said.labels)
+        check_terms(said.terms, terms, Offered())
+    except WrongTerm as error:
+        raise WrongAssignment(f"{_told(error.field)}: {error}") from None
+    return said
+
+
+def _one(said: Said, assignment: str, terms: Terms) -> Said:
+    own = said.terms
+    name, equals, value = assignment.partition("=")
+    if not equals:
+        raise WrongTerm(name[:60], "needs a value: NAME=VALUE, or NAME= to have it as configured")
+    if name.startswith("label."):
+        label = name.removeprefix("label.")
+        labels = {one: text for one, text in said.labels.items() if one != label}
+        return replace(said, labels={**labels, label: value} if value else labels)
+    if name in LISTS:
+        return replace(said, terms=_with_list(own, name, tuple(filter(None, map(str.strip, value.split(","))))))
+    if name == "weight":
+        return replace(said, terms=replace(own, weight=_number(name, value) if value else None))
+    if name in BUDGETS:
+        return replace(said, terms=_with_budget(own, name, value))
+    if name not in terms.declared:
+        near = ", ".join(terms.near(name))
+        raise WrongTerm(name[:60], "there is no such limit" + (f"; is it {near}?" if near else ""))
+    others = {one: number for one, number in own.limits.items() if one != name}
+    return replace(said, terms=replace(own, limits={**others, name: _number(name, value)} if value else others))
+
+
+def _with_list(own: OwnTerms, name: str, names: tuple[str, ...]) -> OwnTerms:
+    if name == "models":
+        return replace(own, models=names)
+    return replace(own, images=names) if name == "images" else replace(own, fallbacks=names)
+
+
+def _with_budget(own: OwnTerms, name: str, value: str) -> OwnTerms:
+    span, unit = BUDGETS[name]
+    amount = _amount(name, unit, value) if value else None
+    limit = replace(own.budget if span is None else own.window(span), **{unit: amount})
+    if span is None:
+        return replace(own, budget=limit)
+    others = {one: kept for one, kept in own.windows.items() if one is not span}
+    return replace(own, windows=others if limit == Limit() else {**others, span: limit})
+
+
+def _amount(name: str, unit: str, value: str) -> int:
+    try:
+        amount = Decimal(value) * (NANO if unit == "nano_usd" else 1)
+        whole = int(amount)
+    except (InvalidOperation, ValueError, OverflowError):
+        raise WrongTerm(name, f"must be a number, not {value[:50]!r}") from None
+    if amount != whole or whole <= 0:
+        kind = "an amount above 0, with at most 9 decimals" if unit == "nano_usd" else "a whole number above 0"
+        raise WrongTerm(name, f"must be {kind}, not {value[:50]!r}")
+    return whole
+
+
+def _number(name: str, value: str) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise WrongTerm(name, f"must be a number, not {value[:50]!r}") from None
+
+
+def _told(field_name: str) -> str:
+    """The name that an operator gave, of a field of the protocol."""
+    names = {protocol: name for name, protocol in LISTS.items()}
+    return names.get(field_name, field_name.removeprefix("limits."))
+
+
+def assignments_of(tenant: Tenant) -> Iterator[tuple[str, str]]:
+    """Yield all that a tenant was told itself, as names and values."""
+    own = tenant.terms
+    for label, text in sorted(tenant.labels.items()):
+        yield f"label.{label}", text
+    for name in LISTS:
+        if getattr(own, name):
+            yield name, ",".join(getattr(own, name))
+    if own.weight is not None:
+        yield "weight", f"{own.weight:g}"
+    yield from budgets_of(own)
+    for name, number in own.limits.items():
+        yield name, f"{number:.15g}"
+
+
+def budgets_of(own: OwnTerms) -> Iterator[tuple[str, str]]:
+    """Yield budgets, as names and values."""
+    for name, (span, unit) in BUDGETS.items():
+        amount: int | None = getattr(own.budget if span is None else own.window(span), unit)
+        if amount is not None:
+            yield name, f"{Decimal(amount) / NANO:f}" if unit == "nano_usd" else str(amount)

@@ -1,0 +1,42 @@
+"""Removes runs that ended so long ago that their tenant keeps them no longer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from rlm_server.clock import now
+from rlm_server.contexts.background import UPKEEP_SECONDS
+from rlm_server.runs.journal import Journal
+
+DAY_MS = 86_400_000
+AT_ONCE = 100
+"""Runs of one tenant that are looked up at once."""
+
+
+class Retention:
+    """Removes old runs. `days` tells for how long a tenant keeps a run after its end, 0 for ever.
+
+    `delete` forgets a run that has ended.
+    """
+
+    def __init__(
+        self, journal: Journal, days: Callable[[str], float], delete: Callable[[str], Awaitable[None]]
+    ) -> None:
+        self._journal, self._days, self._delete = journal, days, delete
+        self._shortest = UPKEEP_SECONDS
+
+    def pause(self) -> float:
+        """Return the seconds until there may be more to remove."""
+        return self._shortest
+
+    async def remove_old(self) -> None:
+        """Remove what is old now."""
+        self._shortest = UPKEEP_SECONDS
+        for tenant in await self._journal.tenants():
+            days = self._days(tenant)
+            if days:
+                self._shortest = min(self._shortest, days * DAY_MS / 1000)
+                before = now() - round(days * DAY_MS)
+                while runs := await self._journal.ended_before(tenant, before, AT_ONCE):
+                    for run in runs:
+                        await self._delete(run)

@@ -1,0 +1,116 @@
+"""What may be said of a tenant or a key. A value that may not be is named, with what it may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from rlm_server.ledger import UNITS, Limit
+from rlm_server.tenants.policy import is_pattern
+from rlm_server.tenants.tenants import NAME
+from rlm_server.tenants.terms import LEAST_WEIGHT, MOST_WEIGHT, OwnTerms, Terms
+
+MAX_LABELS = 16
+"""Labels of a tenant or a key."""
+MAX_LABEL = 63
+"""Characters of a label's name, and of its value."""
+MAX_PATTERNS = 64
+"""Names or patterns in one list of a tenant's."""
+MAX_PATTERN = 200
+"""Characters of a name or pattern of models or images."""
+MAX_BUDGET = 1 << 60
+"""Of a tenant's budget, in each of its units."""
+
+
+class WrongTerm(ValueError):
+    """Something that is said of a tenant or a key may not be. `field` names it."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+@dataclass(frozen=True, slots=True)
+class Offered:
+    """The models and images that there are, where that is known. Names must be of these; patterns need not."""
+
+    models: Collection[str] | None = None
+    images: Collection[str] | None = None
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot be a tenant's name.
+
+    Raises:
+        WrongTerm: it cannot.
+    """
+    if not NAME.fullmatch(name):
+        raise WrongTerm(
+            "tenant_id",
+            f"must be 1 to 63 lower-case letters, digits and hyphens, the first a letter, not {name[:70]!r}",
+        )
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Refuse labels that are too many or too long.
+
+    Raises:
+        WrongTerm: they are.
+    """
+    if len(labels) > MAX_LABELS:
+        raise WrongTerm("labels", f"may be {MAX_LABELS}, not {len(labels)}")
+    for name, value in labels.items():
+        if not 1 <= len(name) <= MAX_LABEL:
+            raise WrongTerm("labels", f"a name must have 1 to {MAX_LABEL} characters, not {len(name)}")
+        if len(value) > MAX_LABEL:
+            raise WrongTerm(f"labels.{name}", f"may have {MAX_LABEL} characters, not {len(value)}")
+
+
+def check_terms(own: OwnTerms, terms: Terms, offered: Offered) -> None:
+    """Refuse terms that a tenant may not have.
+
+    Raises:
+        WrongTerm: one of them is wrong.
+    """
+    _check_names("allowed_models", own.models, offered.models)
+    _check_names("allowed_images", own.images, offered.images)
+    _check_names("allowed_fallbacks", own.fallbacks, offered.models)
+    if own.weight is not None and not LEAST_WEIGHT <= own.weight <= MOST_WEIGHT:
+        raise WrongTerm("weight", f"must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {own.weight:g}")
+    for name, value in own.limits.items():
+        _check_limit(name, value, terms)
+    _check_budget("budget", own.budget)
+    for span, limit in own.windows.items():
+        _check_budget(f"{span}_budget", limit)
+
+
+def _check_names(field: str, names: Sequence[str], offered: Collection[str] | None) -> None:
+    if len(names) > MAX_PATTERNS:
+        raise WrongTerm(field, f"may be {MAX_PATTERNS}, not {len(names)}")
+    for name in names:
+        if not 1 <= len(name) <= MAX_PATTERN:
+            raise WrongTerm(field, f"each must have 1 to {MAX_PATTERN} characters, not {len(name)}")
+        if offered is not None and not is_pattern(name) and name not in offered:
+            raise WrongTerm(field, f"{name!r} is not offered here; there are: {', '.join(sorted(offered))}")
+
+
+def _check_limit(name: str, value: float, terms: Terms) -> None:
+    bounds = terms.declared.get(name)
+    if bounds is None:
+        near = ", ".join(terms.near(name))
+        raise WrongTerm(f"limits.{name[:60]}", "there is no such limit" + (f"; is it {near}?" if near else ""))
+    whole = terms.is_whole(name)
+    if not bounds.least <= value <= bounds.most or (whole and not float(value).is_integer()):
+        most = "" if bounds.most == math.inf else f" to {bounds.most:.15g}"
+        kind = "a whole number " if whole else ""
+        raise WrongTerm(
+            f"limits.{name}", f"must be {kind}from {bounds.least:.15g}{most} {bounds.unit}, not {value:.15g}"
+        )
+
+
+def _check_budget(field: str, limit: Limit) -> None:
+    for unit in UNITS:
+        amount = getattr(limit, unit)
+        if amount is not None and not 0 < amount <= MAX_BUDGET:
+            raise WrongTerm(f"{field}.{unit}", f"must be from 1 to {MAX_BUDGET}, not {amount}")
