@@ -145,6 +145,7 @@ async def serving(
         terms, calls = settings.terms(), OpenCalls()
         accounts, tenants, keys = Ledger(database), Tenants(database, terms), Keys(database)
         key = await _development_key(settings, tenants, keys)
+        await tenants.tell_all()
         journal = Journal(database)
         tenant_limits = partial(terms.limits, kind=TenantLimits)
         shares = Shares.of(tenant_limits, terms.weights)

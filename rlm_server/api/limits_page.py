@@ -89,6 +89,11 @@ FIXED = (
         "rlm_server.api.admission", "MAX_WAITING_STRANGERS", "the server", ErrorReason.ERROR_REASON_TOO_MANY_REQUESTS
     ),
     Fixed("rlm_server.tenants.keys", "MAX_WAITING_CHECKS", "the server", ErrorReason.ERROR_REASON_SERVER_FULL),
+    Fixed("rlm_server.tenants.checks", "MAX_LABELS", "a request", _FIELD),
+    Fixed("rlm_server.tenants.checks", "MAX_LABEL", "a request", _FIELD),
+    Fixed("rlm_server.tenants.checks", "MAX_PATTERNS", "a request", _FIELD),
+    Fixed("rlm_server.tenants.checks", "MAX_PATTERN", "a request", _FIELD),
+    Fixed("rlm_server.tenants.checks", "MAX_BUDGET", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_REQUEST_ID", "a request", _FIELD),
     Fixed("rlm_server.repl.bounds", "MAX_NAME", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_TOKEN", "a request", _FIELD),

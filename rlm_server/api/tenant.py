@@ -92,7 +92,8 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         """List tenants."""
         size = _page_size(request.page_size)
         list_name = f"tenants {request.show_deleted}"
-        after = requests.page_key(request.page_token, list_name) or ""
+        place = requests.page_key(request.page_token, list_name)
+        after = "" if place is None else place
         found = await self._tenants.page(after, size + 1, deleted=request.show_deleted)
         more = len(found) > size
         return tenant_pb2.ListTenantsResponse(
@@ -163,8 +164,9 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         if whose is not None:
             await self._tenants.get(whose)
         list_name = f"keys {whose or ''} {request.show_inactive}"
-        after = requests.page_token(request.page_token, list_name, 1) or (0,)
-        found = await self._keys.page(whose, after[0], size + 1, inactive=request.show_inactive)
+        place = requests.page_token(request.page_token, list_name, 1)
+        after = 0 if place is None else place[0]
+        found = await self._keys.page(whose, after, size + 1, inactive=request.show_inactive)
         more = len(found) > size
         return tenant_pb2.ListApiKeysResponse(
             keys=map(_key, found[:size]),

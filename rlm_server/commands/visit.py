@@ -40,7 +40,6 @@ def as_json(command: F) -> F:
 class Visited:
     """The tenants and keys of a database, whether or not a server has it open."""
 
-    database: Database
     tenants: Tenants
     keys: Keys
     terms: Terms
@@ -53,9 +52,9 @@ async def visiting(settings: Settings) -> AsyncIterator[Visited]:
         settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     async with await Database.visit(settings.database, MIGRATIONS) as database:
         terms = settings.terms()
-        for tenant, own in (await Tenants(database).changed_since(-1)).terms.items():
-            terms.tell(tenant, own)
-        yield Visited(database, Tenants(database, terms), Keys(database), terms)
+        tenants = Tenants(database, terms)
+        await tenants.tell_all()
+        yield Visited(tenants, Keys(database), terms)
 
 
 def visit(data_dir: Path | None, work: Callable[[Visited], Coroutine[Any, Any, T]]) -> T:

@@ -211,6 +211,11 @@ class Tenants:
 
         return await self._database.read(read)
 
+    async def tell_all(self) -> None:
+        """Have the terms say what every tenant was told."""
+        for tenant, own in (await self.changed_since(-1)).terms.items():
+            self._served.tell(tenant, own)
+
     async def settle_budgets(self) -> dict[str, LimitTooLow]:
         """Have the ledger limit all tenants as their terms say now, as after a change of the settings.
 

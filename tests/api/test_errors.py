@@ -27,6 +27,7 @@ from rlm_server.api.errors import (
     NotFound,
     Unauthenticated,
     WatcherTooSlow,
+    WrongKindOfKey,
     status_of,
 )
 from rlm_server.contexts.contexts import ContextGone
@@ -49,7 +50,10 @@ from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import SessionLineFull, TooManySessions
 from rlm_server.shares.held import TooMuchHeld
-from rlm_server.tenants.keys import TooManyChecks
+from rlm_server.tenants.keys import KeyUnknown, TooManyChecks
+from rlm_server.tenants.open_calls import KeyLapsed
+from rlm_server.tenants.requests import RequestIdReused
+from rlm_server.tenants.tenants import TenantExists, TenantInUse, TenantUnknown
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
@@ -85,6 +89,16 @@ def window(span: Span, at: int) -> str:
 
 CASES: dict[str, Expected] = {
     "no key": Expected(Unauthenticated("no"), "UNAUTHENTICATED"),
+    "a key that has ended": Expected(KeyLapsed("no"), "UNAUTHENTICATED"),
+    "a key of a tenant's": Expected(WrongKindOfKey(operators=True), "WRONG_KIND_OF_KEY", {"key_kind": "operator"}),
+    "a key of an operator's": Expected(WrongKindOfKey(operators=False), "WRONG_KIND_OF_KEY", {"key_kind": "tenant"}),
+    "a request id of before": Expected(RequestIdReused("r"), "REQUEST_ID_REUSED", {"request_id": "r"}),
+    "no tenant": Expected(TenantUnknown("acme"), "NOT_FOUND", details=("ResourceInfo",)),
+    "no such key": Expected(KeyUnknown("key_1"), "NOT_FOUND", details=("ResourceInfo",)),
+    "a tenant of the name": Expected(TenantExists("acme", deleted=True), "TENANT_EXISTS", details=("ResourceInfo",)),
+    "a tenant that has something": Expected(
+        TenantInUse("acme", {"keys": 1, "runs": 0}), "TENANT_IN_USE", {"keys": "1", "runs": "0"}
+    ),
     "malformed": Expected(MalformedRequest(), "MALFORMED_REQUEST"),
     "a key that waits": Expected(TooManyChecks("no"), "SERVER_FULL", details=("RetryInfo",)),
     "too many calls": Expected(

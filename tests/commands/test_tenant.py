@@ -1,0 +1,96 @@
+"""`rlm-server tenant` and `rlm-server key` work without a server, on both databases, and name what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from rlm_server.commands.cli import main
+
+Command = Callable[..., Any]
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+@pytest.fixture
+def command(database_at: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command on a new database, and return what it answers in JSON."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    if isinstance(database_at, str):
+        monkeypatch.setenv("RLM_DATABASE_URL", database_at)
+
+    def command(*words: str) -> Any:
+        done = run(*words, "--json")
+        assert done.exit_code == 0, (words, done.output)
+        return json.loads(done.stdout)
+
+    return command
+
+
+def test_a_tenant_and_its_keys_are_made_changed_and_deleted_without_a_server(command: Command) -> None:
+    made = command("tenant", "create", "acme", "budget_usd=0.5", "day_budget_calls=9", "label.a=b", "batch=7")
+    assert (made["labels"], made["limits"]) == ({"a": "b"}, {"batch": 7})
+    assert made["budgets"] == {"budget_usd": "0.5", "day_budget_calls": "9"}
+    changed = command("tenant", "set", "acme", "batch=", "max_depth=1", "label.a=", "models=a*,b", "day_budget_calls=")
+    assert (changed["labels"], changed["limits"], changed["models"]) == ({}, {"max_depth": 1}, ["a*", "b"])
+    assert changed["budgets"] == {"budget_usd": "0.5"}
+    shown = command("tenant", "show", "acme")
+    in_force = {one["name"]: (one["value"], one["from"]) for one in shown["limits_in_force"]}
+    assert (in_force["max_depth"], in_force["batch"]) == ((1, "tenant"), (2_000, "server"))
+    key, operators = command("key", "create", "acme", "--label", "x=y"), command("key", "create", "--operator")
+    assert (key["tenant_id"], key["kind"], key["secret"].startswith("rlm_")) == ("acme", "tenant", True)
+    assert (operators["tenant_id"], operators["kind"]) == ("", "operator")
+    assert [one["key_id"] for one in command("key", "list", "acme")] == [key["key_id"]]
+    assert [one["key_id"] for one in command("key", "list", "--operator")] == [operators["key_id"]]
+    assert "secret" not in command("key", "list", "acme")[0]
+    refused = run("tenant", "delete", "acme")
+    assert (refused.exit_code, "has 1 keys: end and remove these first, or use force" in refused.output) == (1, True)
+    assert command("key", "revoke", key["key_id"])["revoke_time"]
+    assert (command("key", "list", "acme"), len(command("key", "list", "acme", "--all"))) == ([], 1)
+    assert command("tenant", "delete", "acme")["delete_time"]
+    assert [one["tenant_id"] for one in command("tenant", "list")] == []
+    assert "its name is not given again" in run("tenant", "create", "acme").output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tenant", "create", "Acme"], "Error: NAME: must be 1 to 63 lower-case letters"),
+        (["tenant", "create", "x", "max_turn=1"], "Error: max_turn: there is no such limit; is it max_turns?"),
+        (
+            ["tenant", "create", "x", "max_turns=0"],
+            "Error: max_turns: must be a whole number from 1 to 1000 turns, not 0",
+        ),
+        (["tenant", "create", "x", "max_turns=two"], "Error: max_turns: must be a number, not 'two'"),
+        (["tenant", "create", "x", "weight=1000"], "Error: weight: must be from 0.01 to 100, not 1000"),
+        (["tenant", "create", "x", "budget_usd=0"], "Error: budget_usd: must be an amount above 0"),
+        (["tenant", "create", "x", "day_budget_calls=1.5"], "Error: day_budget_calls: must be a whole number above 0"),
+        (["tenant", "create", "x", "models"], "Error: models: needs a value"),
+        (["tenant", "create", "x", f"label.a={'y' * 64}"], "Error: labels.a: may have 63 characters, not 64"),
+        (["tenant", "set", "nobody", "weight=1"], "Error: there is no tenant 'nobody'"),
+        (["tenant", "show", "nobody"], "Error: there is no tenant 'nobody'"),
+        (["tenant", "delete", "nobody", "--force"], "Error: there is no tenant 'nobody'"),
+        (["key", "create", "nobody"], "Error: there is no tenant 'nobody'"),
+        (["key", "create"], "Error: name a TENANT, or say --operator"),
+        (["key", "create", "x", "--operator"], "Error: name a TENANT, or say --operator"),
+        (["key", "create", "x", "--expires-days", "0"], "Error: Invalid value for '--expires-days'"),
+        (["key", "revoke", "key_x"], "Error: there is no key 'key_x'"),
+        (["key", "list", "nobody"], "Error: there is no tenant 'nobody'"),
+    ],
+    ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
+)
+def test_what_is_wrong_is_named_with_what_it_may_be(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    refused = run(*words)
+    assert refused.exit_code in (1, 2)
+    assert message in refused.output
+    assert "Traceback" not in refused.output
