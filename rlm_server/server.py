@@ -361,7 +361,7 @@ async def _development_key(settings: Settings, tenants: Tenants, keys: Keys) -> 
     unless they were told others.
     """
     await tenants.ensure(DEVELOPMENT_TENANT)
-    for tenant, error in (await tenants.settle_budgets()).items():
+    for tenant, error in (await tenants.settle_all_budgets()).items():
         if tenant == DEVELOPMENT_TENANT:
             raise ConfigError(f"tenant_budget_usd: {error}")
         log.warning("the budget of tenant %s stays as it was: %s", tenant, error)

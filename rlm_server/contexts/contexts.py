@@ -239,7 +239,7 @@ class Contexts:
     async def _keep_up(self) -> None:
         await self._record_use()
         self._pause = UPKEEP_SECONDS
-        for tenant in await self._table.tenants():
+        for tenant in ("", *await self._table.tenants()):  # nobody's is every tenant's that was told nothing else
             kept = round(self._retention_days(tenant) * _DAY)
             if kept:
                 self._pause = min(self._pause, kept / 1000)

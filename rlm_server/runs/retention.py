@@ -9,6 +9,8 @@ from rlm_server.contexts.background import UPKEEP_SECONDS
 from rlm_server.runs.journal import Journal
 
 DAY_MS = 86_400_000
+USUAL = ""
+"""Nobody's name: what holds for it holds for every tenant that was told nothing else."""
 AT_ONCE = 100
 """Runs of one tenant that are looked up at once."""
 
@@ -32,7 +34,7 @@ class Retention:
     async def remove_old(self) -> None:
         """Remove what is old now."""
         self._shortest = UPKEEP_SECONDS
-        for tenant in await self._journal.tenants():
+        for tenant in (USUAL, *await self._journal.tenants()):
             days = self._days(tenant)
             if days:
                 self._shortest = min(self._shortest, days * DAY_MS / 1000)

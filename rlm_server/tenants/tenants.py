@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -216,21 +217,29 @@ class Tenants:
         for tenant, own in (await self.changed_since(-1)).terms.items():
             self._served.tell(tenant, own)
 
-    async def settle_budgets(self) -> dict[str, LimitTooLow]:
-        """Have the ledger limit all tenants as their terms say now, as after a change of the settings.
+    async def settle_all_budgets(self) -> dict[str, LimitTooLow]:
+        """Have the ledger limit all tenants as `settle_budgets` does, as after a change of the settings."""
+        refused: dict[str, LimitTooLow] = {}
+        after = ""
+        while page := await self.page(after, _AT_ONCE):
+            refused |= await self.settle_budgets({tenant.id: tenant.terms for tenant in page})
+            after = page[-1].id
+        return refused
+
+    async def settle_budgets(self, own: Mapping[str, OwnTerms]) -> dict[str, LimitTooLow]:
+        """Have the ledger limit tenants as their own terms say, and where these say nothing, as the settings do.
 
         Returns:
             of those for whom that is less than was spent, what was refused. Their budget stays as it was.
         """
+        put = [partial(self.put_budgets, tenant=tenant, own=terms, at=now()) for tenant, terms in own.items()]
+        done = await asyncio.gather(*map(self._database.write, put), return_exceptions=True)  # in one commit
         refused: dict[str, LimitTooLow] = {}
-        after = ""
-        while page := await self.page(after, _AT_ONCE):
-            for tenant in page:
-                try:
-                    await self._database.write(partial(self.put_budgets, tenant=tenant.id, own=tenant.terms, at=now()))
-                except LimitTooLow as error:
-                    refused[tenant.id] = error
-            after = page[-1].id
+        for tenant, failure in zip(own, done, strict=True):
+            if isinstance(failure, LimitTooLow):
+                refused[tenant] = failure
+            elif isinstance(failure, BaseException):
+                raise failure
         return refused
 
     def put_budgets(self, connection: Connection, tenant: str, own: OwnTerms, at: int) -> None:

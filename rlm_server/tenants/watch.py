@@ -80,6 +80,10 @@ class Watch:
             revoked = await self._keys.revoked_since(self._version)
             for tenant, own in change.terms.items():
                 self._terms.tell(tenant, own)
+            if self._version >= 0:  # a command may have gone by other settings than this server's
+                told = {tenant: own for tenant, own in change.terms.items() if own is not None}
+                for tenant, failure in (await self._tenants.settle_budgets(told)).items():
+                    log.warning("the budget of tenant %s stays as it was: %s", tenant, failure)
             self._version = change.version
             for tenant in change.terms:
                 self._changed(tenant)

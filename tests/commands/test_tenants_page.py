@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner
 
 from rlm_server.commands.cli import main
+from rlm_server.ledger import Limit
 from tests.repository.test_readme import commands
 from tests.servers import Served
-from tests.system.stage import Play, code, refusal
+from tests.system.stage import USD, Play, code, refusal
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tenants.md").read_text()
 
@@ -59,6 +60,20 @@ async def test_the_commands_of_the_page_make_cap_replace_and_delete_while_the_se
             ("acme", True),
             ("development", False),
         ]
+
+
+async def test_budgets_that_are_not_said_are_those_of_the_servers_settings_whatever_a_commands_are(
+    server: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    own = {"data_dir": tmp_path / "rlm-server", "tenant_budget_usd": 7, "day_budget_usd": 3}
+    async with server(Play(code("FINAL(1)")), **own) as served:
+        await told("tenant", "create", "acme", "budget_calls=50", "day_budget_calls=9")
+        acme = served.another((await told("key", "create", "acme")).strip())
+        assert (await acme.ask()).run.answer == "1"
+        ledger = served.running.ledger
+        assert (await ledger.balance("acme")).limit == Limit(nano_usd=7 * USD, calls=50)
+        assert [window.balance.limit for window in await ledger.windows("acme")] == [Limit(nano_usd=3 * USD, calls=9)]
 
 
 async def test_the_program_of_the_page_makes_and_changes_a_tenant(server: Served) -> None:

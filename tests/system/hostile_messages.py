@@ -139,11 +139,16 @@ class Hostile:
 
     def _fill(self, repeated: Any, one: FieldDescriptor, depth: int) -> None:
         count = self.random.choice([0, 1, 3])
-        if one.message_type is not None:
+        if one.message_type is not None and one.message_type.GetOptions().map_entry:
+            key, value = (one.message_type.fields_by_name[name] for name in ("key", "value"))
+            for _ in range(count):
+                repeated[self._value(key)] = self._value(value)
+        elif one.message_type is not None:
             for _ in range(count if depth < 4 else 0):
                 repeated.add().CopyFrom(self.message(one.message_type, depth + 1))
         else:
-            repeated.extend(self._value(one) for _ in range(self.random.choice([count, count, count, MANY])))
+            many = count if one.cpp_type == FieldDescriptor.CPPTYPE_STRING else MANY
+            repeated.extend(self._value(one) for _ in range(self.random.choice([count, count, count, many])))
 
     def _value(self, one: FieldDescriptor) -> Any:
         likely = self.plausible.get(one.name)

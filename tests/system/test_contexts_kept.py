@@ -94,7 +94,7 @@ async def test_a_server_that_stops_lets_go_of_everything(server: Served) -> None
 
 
 async def test_a_context_that_nobody_uses_is_removed_where_that_is_configured(server: Served) -> None:
-    async with server(Play(""), context_retention_days=0.5 / 86_400) as served:
+    async with server(Play(""), context_retention_days=3 / 86_400) as served:
         caller, calls = served.caller, ContextCalls(served.caller)
         unused = (await calls.send(of_text("unused"))).context_id
         used = (await calls.send(of_text("used"))).context_id
