@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from rlm.v1 import context_pb2, run_pb2, tenant_pb2, types_pb2
 from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.ledger import Limit
+from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
+from rlm_server.tenants.terms import OwnTerms
 from tests.servers import Served
 from tests.system.every_call import make, methods
 from tests.system.operator import Operator, operating, until
@@ -428,3 +432,27 @@ async def test_runs_are_kept_for_as_long_as_their_tenant_keeps_them(server: Serv
 
         await until(gone)
         assert (await served.caller.get(mine)).answer == "1"
+
+
+async def test_on_postgres_too_a_command_and_the_server_see_what_the_other_says(
+    server: Served, postgres_url: str
+) -> None:
+    play = Play(code("llm_query('x')"), sub=forever)
+    async with server(play, database_url=postgres_url) as served, operating(served) as operator:
+        await operator.create("acme", limits={"max_turns": 3}, day_budget=BUDGET(calls=9), request_id="once")
+        assert await operator.create("acme", limits={"max_turns": 3}, day_budget=BUDGET(calls=9), request_id="once")
+        made = await operator.key("acme")
+        acme = served.another(made.secret)
+        run = await acme.create(budget=BUDGET(nano_usd=USD))
+        watching = asyncio.ensure_future(refusal(acme.ended(run.run_id)))
+        await eventually(lambda: play.subcalls)
+        async with await Database.visit(postgres_url, MIGRATIONS) as database:
+            await Tenants(database).update(
+                "acme", lambda tenant: replace(tenant, terms=OwnTerms(budget=Limit(calls=50)))
+            )
+            await Keys(database).revoke(made.key.key_id)
+        assert (await watching).reason == "UNAUTHENTICATED"
+        got = await operator.get("acme")
+        assert (got.tenant.budget.calls, list(got.windows), dict(got.tenant.limits)) == (50, [], {})
+        await operator.delete("acme", force=True)
+        assert (await served.running.ledger.balance("acme")).posted.calls == 2
