@@ -7,7 +7,7 @@ owner's exclude each other.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,7 +61,7 @@ class Visit:
             )
         return None
 
-    def transact(self, functions: Sequence[Callable[[Connection], Any]]) -> list[Any]:
+    def transact(self, functions: Iterator[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction; see `Engine.transact`."""
         return self._within(self._begin, lambda: [in_savepoint(self._writer, one, self._typed) for one in functions])
 

@@ -63,7 +63,7 @@ class Owner:
         await upload.done_writing()
         await refusal(upload)
         run = (await self.caller.ask("A's question", context_id=context, request_id="of-A run")).run
-        child = next(node.node_id for node in run.nodes if node.node_id != run.run_id)
+        child = next(node.node_id for node in await self.caller.nodes(run.run_id) if node.node_id != run.run_id)
         session = await self.caller.open_session(context_id=context, request_id="of-A session")
         await self.caller.turn(session, "secret = 'of-A'")
         self.things = {"context": context, "run": run.run_id, "node": child, "session": session}

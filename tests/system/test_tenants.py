@@ -186,13 +186,13 @@ async def test_limits_are_in_force_when_the_call_that_changes_them_returns(serve
         acme = await served.tenant("acme")
         assert (await acme.ask()).run.answer == "1"
         await operator.update("acme", "limits", limits={"max_turns": 2, "turn_seconds": 1.5, "tenant_sessions": 1})
-        said = await refusal(acme.create(limits=run_pb2.RunLimits(max_turns=3)))
+        said = await refusal(acme.create(limits=run_pb2.RunLimits(max_turn_count=3)))
         assert (said.code, said.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["limits.max_turns"])
         await acme.open_session()
         assert (await refusal(acme.open_session())).reason == "TOO_MANY_SESSIONS"
         await operator.update("acme", "limits")
         await acme.open_session()
-        assert (await acme.ask(limits=run_pb2.RunLimits(max_turns=3))).run.answer == "1"
+        assert (await acme.ask(limits=run_pb2.RunLimits(max_turn_count=3))).run.answer == "1"
 
 
 async def test_models_and_images_that_a_tenant_may_not_use_are_as_if_they_were_not_there(server: Served) -> None:
@@ -239,7 +239,7 @@ async def test_a_budget_below_what_was_spent_is_refused_by_its_field(server: Ser
     async with server(Play(code("FINAL(llm_query('b'))"))) as served, operating(served) as operator:
         acme = await served.tenant("acme")
         await acme.ask()
-        said = await refusal(operator.update("acme", budget=BUDGET(calls=1)))
+        said = await refusal(operator.update("acme", budget=BUDGET(call_count=1)))
         assert (said.reason, said.fields) == ("INVALID_FIELD", ["tenant.budget"])
         assert "already used" in said.message
 
@@ -259,12 +259,12 @@ async def test_a_tenant_without_a_budget_of_its_own_has_the_servers_of_each_unit
     kept = {"data_dir": tmp_path / "kept"}
     async with server(Play(""), tenant_budget_usd=3, day_budget_usd=2, **kept) as served, operating(served) as operator:
         await operator.create("usual")
-        await operator.create("own", budget=BUDGET(calls=5))
+        await operator.create("own", budget=BUDGET(call_count=5))
         await operator.create("rich", budget=BUDGET(nano_usd=9 * USD))
     async with server(Play(""), tenant_budget_usd=4, **kept) as served, operating(served) as operator:
         budgets = {name: (await operator.get(name)) for name in ("usual", "own", "rich")}
         assert budgets["usual"].budget == BUDGET(nano_usd=4 * USD)
-        assert budgets["own"].budget == BUDGET(nano_usd=4 * USD, calls=5)
+        assert budgets["own"].budget == BUDGET(nano_usd=4 * USD, call_count=5)
         assert budgets["rich"].budget == BUDGET(nano_usd=9 * USD)
         assert [list(got.windows) for got in budgets.values()] == [[], [], []]
         for name, got in budgets.items():
@@ -291,7 +291,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"labels": {"x" * 64: ""}}, "tenant.labels", "1 to 63"),
     ({"labels": {"x": "y" * 64}}, "tenant.labels.x", "63"),
     ({"budget": BUDGET(nano_usd=-1)}, "tenant.budget.nano_usd", "from 1 to"),
-    ({"day_budget": BUDGET(calls=0)}, "tenant.day_budget.calls", "from 1 to"),
+    ({"day_budget": BUDGET(call_count=0)}, "tenant.day_budget.calls", "from 1 to"),
 ]
 
 
@@ -439,8 +439,10 @@ async def test_on_postgres_too_a_command_and_the_server_see_what_the_other_says(
 ) -> None:
     play = Play(code("llm_query('x')"), sub=forever)
     async with server(play, database_url=postgres_url) as served, operating(served) as operator:
-        await operator.create("acme", limits={"max_turns": 3}, day_budget=BUDGET(calls=9), request_id="once")
-        assert await operator.create("acme", limits={"max_turns": 3}, day_budget=BUDGET(calls=9), request_id="once")
+        await operator.create("acme", limits={"max_turns": 3}, day_budget=BUDGET(call_count=9), request_id="once")
+        assert await operator.create(
+            "acme", limits={"max_turns": 3}, day_budget=BUDGET(call_count=9), request_id="once"
+        )
         made = await operator.key("acme")
         acme = served.another(made.secret)
         run = await acme.create(budget=BUDGET(nano_usd=USD))
@@ -453,6 +455,6 @@ async def test_on_postgres_too_a_command_and_the_server_see_what_the_other_says(
             await Keys(database).revoke(made.key.key_id)
         assert (await watching).reason == "UNAUTHENTICATED"
         got = await operator.get("acme")
-        assert (got.tenant.budget.calls, list(got.windows), dict(got.tenant.limits)) == (50, [], {})
+        assert (got.tenant.budget.call_count, list(got.windows), dict(got.tenant.limits)) == (50, [], {})
         await operator.delete("acme", force=True)
         assert (await served.running.ledger.balance("acme")).posted.calls == 2
