@@ -14,14 +14,17 @@ from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
 from prometheus_client import CollectorRegistry, make_wsgi_app
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rlm_server.api.calls import Method, MethodCounts
 from rlm_server.broker.breaker import State
 from rlm_server.broker.broker import Broker
 from rlm_server.broker.provider import Failure
 from rlm_server.ledger import UNITS, Ledger
+from rlm_server.runs.counters import RunCounters
 from rlm_server.runs.journal import Journal
+from rlm_server.runs.state import RunState
 from sandbox.pool.pool import WorkerPool
 
 log = logging.getLogger(__name__)
@@ -47,12 +50,42 @@ class MetricsCollector:
     ledger: Ledger
     journal: Journal
     pool: WorkerPool
+    calls: Mapping[Method, MethodCounts]
+    runs: RunCounters
+    sessions: Callable[[], int]
+    """Tells how many there are, those that hibernate included."""
     commits: Callable[[], int]
     """Tells how many the database has had since the start."""
 
     async def read(self) -> list[Metric]:
         """Return every metric as it is now."""
-        return [*self._calls(), *self._queues(), *await self._money(), *await self._work()]
+        served = [*self._served(), *self._runs()]
+        return [*served, *self._calls(), *self._queues(), *await self._money(), *await self._work()]
+
+    def _served(self) -> Iterator[Metric]:
+        """The calls, by the names that gRPC's own metrics have elsewhere."""
+        labels = ["grpc_type", "grpc_service", "grpc_method"]
+        started = CounterMetricFamily("grpc_server_started", "Calls begun.", labels=labels)
+        handled = CounterMetricFamily("grpc_server_handled", "Calls ended.", labels=[*labels, "grpc_code"])
+        seconds = HistogramMetricFamily("grpc_server_handling_seconds", "How long calls took.", labels=labels)
+        for method, counts in list(self.calls.items()):
+            names = [method.type, method.service, method.name]
+            started.add_metric(names, counts.started)
+            for code, calls in counts.handled.items():
+                handled.add_metric([*names, code], calls)
+            seconds.add_metric(names, counts.seconds.buckets(), counts.seconds.sum)
+        yield from (started, handled, seconds)
+
+    def _runs(self) -> Iterator[Metric]:
+        yield _counter("rlm_runs_started", "Runs created since the start.", self.runs.started)
+        ended = CounterMetricFamily("rlm_runs_ended", "Runs that ended since the start.", labels=["state"])
+        for state in RunState:
+            if state not in (RunState.PENDING, RunState.RUNNING):
+                ended.add_metric([state], self.runs.ended[state])
+        seconds = HistogramMetricFamily("rlm_run_seconds", "How long runs took from creation to end.")
+        seconds.add_metric([], self.runs.seconds.buckets(), self.runs.seconds.sum)
+        yield from (ended, seconds)
+        yield _counter("rlm_run_spent_nano_usd", "Nano-US-dollars that ended runs had spent.", self.runs.nano_usd)
 
     def _calls(self) -> Iterator[Metric]:
         told = self.broker.counters
@@ -106,6 +139,8 @@ class MetricsCollector:
             _gauge("rlm_runs_waiting", "Runs that wait for their turn.", pending),
             _gauge("rlm_nodes", "RLMs under way, those of runs and their children.", progress.nodes),
             _counter("rlm_database_commits", "Commits since the start.", self.commits()),
+            _gauge("rlm_sessions", "Sessions of callers, those that hibernate included.", self.sessions()),
+            _gauge("rlm_workers", "Worker processes that tenants have.", self.pool.workers),
             _gauge("rlm_live_sessions", "Sandboxes in memory, not hibernating.", self.pool.live),
         ]
 

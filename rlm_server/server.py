@@ -11,10 +11,8 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
-import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from rlm.v1 import (
     budget_pb2,
     budget_pb2_grpc,
@@ -33,12 +31,14 @@ from rlm.v1 import (
 from rlm_server.api.admission import Admission
 from rlm_server.api.auth import AuthInterceptor
 from rlm_server.api.budget import BudgetServicer
+from rlm_server.api.calls import Calls
+from rlm_server.api.certificates import read_certificate, refuse_plaintext
 from rlm_server.api.context import ContextServicer
+from rlm_server.api.port import opened
 from rlm_server.api.run import RunServicer
 from rlm_server.api.server import Catalog, Gauge, ServerServicer, Used
 from rlm_server.api.session import SessionServicer
 from rlm_server.api.tenant import TenantServicer
-from rlm_server.api.transport import OPTIONS
 from rlm_server.api.upload_stream import Pace
 from rlm_server.broker.broker import Broker
 from rlm_server.broker.providers.scripted import Script
@@ -69,19 +69,23 @@ from rlm_server.shares.limits import TenantLimits
 from rlm_server.shares.memory import give_back, settled
 from rlm_server.shares.shares import Shares
 from rlm_server.tenants.checks import Offered
+from rlm_server.tenants.identities import Identities
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.open_calls import OpenCalls
 from rlm_server.tenants.removal import Removal
 from rlm_server.tenants.tenants import Tenants, TenantUnknown
 from rlm_server.tenants.terms import Terms
 from rlm_server.tenants.watch import Watch
-from sandbox.cancellation import cancel_and_wait
+from sandbox.cancellation import cancel_and_wait, in_own_thread
 from sandbox.limits import declared
 from sandbox.pool.pool import WorkerPool
 from sandbox.pool.priority import take_short_turns
 from sandbox.pool.snapshots import SessionStore
 from sandbox.vm.image import DATA, NUMPY_DIFFERS, ImageSpec, Loaded, prepare, standard_specs
 from sandbox.vm.image_cache import Progress
+
+if TYPE_CHECKING:
+    from rlm_server.metrics import MetricsCollector
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +98,16 @@ BUSY_SECONDS = 5.0
 """How long a lock of a foreign connection on the database is waited for."""
 
 _SERVICES = (context_pb2, session_pb2, run_pb2, budget_pb2, server_pb2, tenant_pb2)
+_NAMES = [service.full_name for module in _SERVICES for service in module.DESCRIPTOR.services_by_name.values()]
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that is serving. `key` is the development tenant's. `metrics` is empty where none are served."""
+    """A server that is serving. `key` is the development tenant's. `health` and `metrics` are addresses, empty where
+    health has no port of its own, and where no metrics are served."""
 
     address: str
+    health: str
     key: str
     models: Models
     ledger: Ledger
@@ -124,9 +131,13 @@ async def serving(
     loaded: Loaded | None = None,
     functions: Functions = FUNCTIONS,
     progress: Progress = lambda _: None,
+    listening: Callable[[str], None] = lambda _: None,
+    hurry: asyncio.Event | None = None,
 ) -> AsyncIterator[Running]:
     """Serve until the context ends. Then accept no new calls, stop all runs and sessions, and settle their accounts.
 
+    The port is open before the server is ready: `listening` is told its address then, and health says how far it is.
+    Where `hurry` is set, calls that have not ended when the server stops are waited for no longer.
     `loaded` are images of `image_specs` that the caller has loaded, and keeps. Without it they are loaded here.
     `functions` are those that the code of runs and sessions may call.
 
@@ -136,20 +147,26 @@ async def serving(
         DatabaseError: the database cannot be opened, or another server has it.
         OSError: the address cannot be listened on.
     """
+    refuse_plaintext(settings)
+    certificate = read_certificate(settings)
     check_private(settings.data_dir)
     models = build_models(settings, SCRIPTS if scripts is None else scripts)
     async with await _database(settings) as database, AsyncExitStack() as owned:
-        if loaded is None:
-            loaded = prepare(image_specs(settings, functions), progress=progress)
-            owned.callback(loaded.program.close)
-        terms, calls = settings.terms(), OpenCalls()
+        terms, open_calls = settings.terms(), OpenCalls()
         accounts, tenants, keys = Ledger(database), Tenants(database, terms), Keys(database)
         key = await _development_key(settings, tenants, keys)
         await tenants.tell_all()
-        journal = Journal(database)
         tenant_limits = partial(terms.limits, kind=TenantLimits)
         shares = Shares.of(tenant_limits, terms.weights)
         owned.callback(shares.close)
+        admission, calls = Admission(shares), Calls()
+        checked = AuthInterceptor(keys, Identities(keys, settings.tls_tenants), admission, open_calls)
+        port = await owned.enter_async_context(opened(settings, certificate, _NAMES, (calls, checked), database.check))
+        listening(port.address)
+        if loaded is None:
+            loaded = await in_own_thread(lambda: prepare(image_specs(settings, functions), progress=progress))
+            owned.callback(loaded.program.close)
+        journal = Journal(database)
         contexts = Contexts(
             database,
             LocalContextFiles(settings.data_dir / "contexts"),
@@ -217,13 +234,19 @@ async def serving(
                 _old_runs(journal, supervisor, tenant_limits),
                 Removal(
                     tenants,
-                    (calls.ended, supervisor.delete_all, sessions.delete_all, uploads.remove_all, contexts.delete_all),
+                    (
+                        open_calls.ended,
+                        supervisor.delete_all,
+                        sessions.delete_all,
+                        uploads.remove_all,
+                        contexts.delete_all,
+                    ),
                 ) as removal,
-                Watch(tenants, keys, terms, calls, changed=accounts.heed_limits, leaving=removal.begin) as watch,
+                Watch(tenants, keys, terms, open_calls, changed=accounts.heed_limits, leaving=removal.begin) as watch,
             ):
                 defaults = _defaults(settings, models, pool, terms)
-                admission = Admission(shares, bills.check)
-                server = grpc.aio.server(interceptors=[AuthInterceptor(keys, admission, calls)], options=OPTIONS)
+                admission.refuse_debtors(bills.check)
+                server: Any = port.handlers  # what the generated code takes for one
                 texts = ContextServicer(
                     contexts,
                     uploads,
@@ -250,12 +273,27 @@ async def serving(
                 )
                 gauges = _gauges(settings, shares, admission, sessions, store, uploads, supervisor, journal)
                 server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges, catalog, defaults), server)
+
+                def collector() -> MetricsCollector:
+                    from rlm_server.metrics import MetricsCollector
+
+                    return MetricsCollector(
+                        broker,
+                        accounts,
+                        journal,
+                        pool,
+                        calls.counts,
+                        supervisor.counters,
+                        lambda: len(sessions),
+                        lambda: database.commits,
+                    )
+
                 async with (
-                    _metrics(settings, database, broker, accounts, journal, pool) as metrics,
-                    _listening(server, settings) as address,
+                    _metrics(settings, collector) as metrics,
                     settled(IMPORTED_LATER),
+                    port.serving(hurry or asyncio.Event()),
                 ):
-                    yield Running(address, key, models, accounts, tenants, keys, metrics)
+                    yield Running(port.address, port.health_address, key, models, accounts, tenants, keys, metrics)
         finally:
             await pool.close()
             await broker.close()
@@ -382,37 +420,13 @@ async def _development_key(settings: Settings, tenants: Tenants, keys: Keys) -> 
 
 
 @asynccontextmanager
-async def _metrics(
-    settings: Settings, database: Database, broker: Broker, accounts: Ledger, journal: Journal, pool: WorkerPool
-) -> AsyncIterator[str]:
+async def _metrics(settings: Settings, collector: Callable[[], MetricsCollector]) -> AsyncIterator[str]:
     """Serve metrics if the settings ask for it, and yield their address, or "" without."""
     if not settings.metrics_listen:
         yield ""
         return
     # Imported here, because only a server that is asked for metrics needs their library.
-    from rlm_server.metrics import MetricsCollector, serve_metrics
+    from rlm_server.metrics import serve_metrics
 
-    collector = MetricsCollector(broker, accounts, journal, pool, lambda: database.commits)
-    async with serve_metrics(settings.metrics_listen, collector) as address:
+    async with serve_metrics(settings.metrics_listen, collector()) as address:
         yield address
-
-
-@asynccontextmanager
-async def _listening(server: grpc.aio.Server, settings: Settings) -> AsyncIterator[str]:
-    checks = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
-    names = [service.full_name for module in _SERVICES for service in module.DESCRIPTOR.services_by_name.values()]
-    reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-    host = settings.listen.rpartition(":")[0]
-    try:
-        port = server.add_insecure_port(settings.listen)
-    except RuntimeError as error:
-        raise OSError(f"listen: {settings.listen} cannot be listened on: is another server there?") from error
-    await server.start()
-    for name in ["", *names]:
-        await checks.set(name, health_pb2.HealthCheckResponse.SERVING)
-    try:
-        yield f"{host}:{port}"
-    finally:
-        await checks.enter_graceful_shutdown()
-        await server.stop(settings.grace_seconds)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -39,3 +41,21 @@ async def until_ended(task: asyncio.Future[Any]) -> None:
     finally:
         if task.done() and not task.cancelled():
             task.exception()  # marks it as retrieved
+
+
+async def in_own_thread(function: Callable[[], _T]) -> _T:
+    """Run a function that cannot be stopped in a thread of its own, which nobody waits for once this is cancelled."""
+    ended: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            answer = function()
+        except BaseException as error:
+            if not ended.cancelled():
+                ended.set_exception(error)
+        else:
+            if not ended.cancelled():
+                ended.set_result(answer)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await asyncio.wrap_future(ended)

@@ -75,11 +75,12 @@ async def started(
 ) -> AsyncIterator[Server]:
     """Start a server with its data in a directory. The script plays the model "play"; `others` play others, by name."""
     scripts = {"play": script, **others}
-    given = {"data_dir": data_dir, "listen": "127.0.0.1:0", "grace_seconds": 0.2, **settings}
+    hurry = settings.pop("hurry", None)
+    given = {"data_dir": data_dir, "listen": "127.0.0.1:0", "drain_seconds": 0, "grace_seconds": 0.2, **settings}
     loaded = Settings.load(**given)
     ready = None if loaded.images else golden  # one with images of its own loads them
     async with (
-        serving(loaded, scripts=scripts, loaded=ready) as running,
+        serving(loaded, scripts=scripts, loaded=ready, hurry=hurry) as running,
         AsyncExitStack() as stack,
     ):
         served = Server(running, given["data_dir"], Caller(running.address, running.key), stack)

@@ -90,11 +90,12 @@ def _counted(count: Counter[str], tenant: str) -> Iterator[None]:
 
 
 class Admission:
-    """Counts each tenant's calls and what their requests take. `check_paid` refuses a tenant that owes too much."""
+    """Counts each tenant's calls and what their requests take."""
 
-    def __init__(self, shares: Shares, check_paid: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, shares: Shares) -> None:
         self._limits, self._held, self._host_times = shares.limits, shares.held, shares.host_times
-        self._pace, self._check_paid = shares.pace, check_paid
+        self._pace = shares.pace
+        self._check_paid: Callable[[str], None] = lambda _: None
         self._request_bytes = Held(lambda tenant: int(shares.limits(tenant).tenant_held_bytes * REQUESTS_PART))
         self._strangers = Gate(calls=STRANGERS_AT_ONCE)
         self._receiving = Gate(tenant_calls=RECEIVED_AT_ONCE)
@@ -135,6 +136,10 @@ class Admission:
             raise TooManyStreams("tenant_streams", most, used, "the tenant's open streams")
         with _counted(self._streams, tenant):
             yield
+
+    def refuse_debtors(self, check: Callable[[str], None]) -> None:
+        """From now on refuse tenants who owe too much: `check` raises for such a one."""
+        self._check_paid = check
 
     def check_paid(self, tenant: str, method: str) -> None:
         """Refuse a tenant that owes more than it may for the work of this server, unless it ends or looks at things.

@@ -18,8 +18,10 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from rlm_server.api.admission import REFUSAL_SECONDS, Admission, RequestNotReceived, TooManyRequests, TooManyStreams
+from rlm_server.api.certificates import names_of
 from rlm_server.api.errors import MalformedRequest, Unauthenticated, WrongKindOfKey, refusal
 from rlm_server.shares.host_time import HostTime, charged, measured
+from rlm_server.tenants.identities import Identities
 from rlm_server.tenants.keys import Holder, Keys
 from rlm_server.tenants.open_calls import NOT_VALID, OpenCalls
 
@@ -36,8 +38,13 @@ def tenant() -> str:
     return _tenant.get()
 
 
+def known_tenant() -> str:
+    """Return it, or nothing where it is not known whose call is being served."""
+    return _tenant.get("")
+
+
 class AuthInterceptor(grpc.aio.ServerInterceptor):
-    """Resolves the bearer key of every `rlm` call once, counts the call, and maps every error.
+    """Resolves the bearer key of every `rlm` call once, or its certificate, counts the call, and maps every error.
 
     A call ends when its key does: `calls` has those that are under way.
 
@@ -45,8 +52,11 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
     a stranger learns nothing of what it sends, and has the server keep nothing of it. Health and reflection are open.
     """
 
-    def __init__(self, keys: Keys, admission: Admission, calls: OpenCalls | None = None) -> None:
-        self._keys, self._admission, self._calls = keys, admission, calls or OpenCalls()
+    def __init__(
+        self, keys: Keys, identities: Identities, admission: Admission, calls: OpenCalls | None = None
+    ) -> None:
+        self._keys, self._identities, self._admission = keys, identities, admission
+        self._calls = calls or OpenCalls()
 
     async def intercept_service(
         self,
@@ -118,8 +128,10 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             call, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer
         )
 
-    async def _admit(self, method: _Method, authorizations: list[Any]) -> Holder:
-        """Return whose call this is.
+    async def _admit(
+        self, method: _Method, authorizations: list[Any], context: grpc.aio.ServicerContext[Any, Any]
+    ) -> Holder:
+        """Return whose call this is: its key's, or where it has none its certificate's.
 
         Raises:
             Unauthenticated: it carries no key, more than one, or one that is not valid.
@@ -127,14 +139,21 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         """
         if len(authorizations) > 1:
             raise Unauthenticated(f"{len(authorizations)} keys are sent: send one `authorization` alone")
+        names = names_of(context.auth_context()) if not authorizations else ()
+        holder = await self._identities.holder_of(names) if names else None
+        if holder is None:
+            holder = await self._keyholder(authorizations)
+        if method.is_operators != (holder.tenant is None):
+            raise WrongKindOfKey(operators=method.is_operators)
+        return holder
+
+    async def _keyholder(self, authorizations: list[Any]) -> Holder:
         scheme, _, key = str(authorizations[0]).partition(" ") if authorizations else ("", "", "")
         if scheme.lower() != "bearer" or not key:
             raise Unauthenticated("a key is missing: send `authorization: Bearer <key>`")
         holder = await self._keys.holder_of(key)
         if holder is None:
             raise Unauthenticated(NOT_VALID)
-        if method.is_operators != (holder.tenant is None):
-            raise WrongKindOfKey(operators=method.is_operators)
         return holder
 
     def _single(self, method: _Method, authorizations: list[Any]) -> Any:
@@ -159,7 +178,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         where nothing of the request is left.
         """
         try:
-            holder = await self._admit(method, authorizations)
+            holder = await self._admit(method, authorizations, context)
             async with self._calls.call(holder):
                 with ExitStack() as counted:
                     request, host_time = await self._enter(method, holder, sent, counted)
@@ -190,7 +209,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         They are written here and not yielded, because whoever yields cannot be told meanwhile that the key has ended.
         """
         try:
-            holder = await self._admit(method, authorizations)
+            holder = await self._admit(method, authorizations, context)
             async with self._calls.call(holder):
                 with ExitStack() as counted:
                     request, host_time = await self._enter(method, holder, sent, counted)

@@ -16,6 +16,7 @@ from rlm.v1 import errors_pb2
 from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_server.api.admission import RequestTooLarge, TooManyCalls, TooManyStreams
+from rlm_server.api.availability import ServerStarting, ServerStopping
 from rlm_server.clock import now
 from rlm_server.contexts.contexts import ContextGone
 from rlm_server.contexts.local_files import ContextDamaged
@@ -53,6 +54,9 @@ these bounds both stay below the 8 KiB of headers that every client takes.
 """
 MAX_VALUE = 200
 """Bytes of UTF-8 of a value of the metadata, of a field's path, and of the name of a resource or a quota."""
+
+STARTING_RETRY_SECONDS, STOPPING_RETRY_SECONDS = 2, 5
+"""When to try again with a server that starts, or that stops."""
 
 
 class Unauthenticated(Exception):
@@ -190,6 +194,12 @@ def status_of(error: Exception) -> status_pb2.Status:
             )
         case PoolFull() | TooManyTurns() | TooManyChecks():
             return _status(ErrorReason.ERROR_REASON_SERVER_FULL, text, retry_seconds=1)
+        case ServerStarting():
+            return _status(ErrorReason.ERROR_REASON_SERVER_STARTING, text, retry_seconds=STARTING_RETRY_SECONDS)
+        case ServerStopping():
+            where = {} if error.from_sequence is None else {"from_sequence": str(error.from_sequence)}
+            reason = ErrorReason.ERROR_REASON_SERVER_STOPPING
+            return _status(reason, text, retry_seconds=STOPPING_RETRY_SECONDS, metadata=where)
         case JailMissing():
             return _status(ErrorReason.ERROR_REASON_JAIL_MISSING, text)
         case WorkerLost():

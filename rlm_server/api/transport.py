@@ -20,8 +20,8 @@ KEEPALIVE_SECONDS = 120
 """A connection of which nothing comes for so long is asked whether its client is still there."""
 KEEPALIVE_ANSWER_SECONDS = 20
 """One that does not answer that by then is closed, and its calls are cancelled."""
-PING_SECONDS = 300
-"""A client without a call may ask as much no more often than this."""
+PING_SECONDS = 10
+"""A client may ask as much no more often than this, with or without a call."""
 PING_STRIKES = 2
 """So many times more often; then its connection is closed."""
 
@@ -40,6 +40,7 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
     ("grpc.keepalive_time_ms", KEEPALIVE_SECONDS * 1000),
     ("grpc.keepalive_timeout_ms", KEEPALIVE_ANSWER_SECONDS * 1000),
+    ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", PING_SECONDS * 1000),
     ("grpc.http2.max_ping_strikes", PING_STRIKES),
 )

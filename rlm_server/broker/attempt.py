@@ -17,6 +17,7 @@ from rlm_server.broker.worst_case import bound
 from rlm_server.database.engine import DatabaseError, DatabaseLostError
 from rlm_server.ledger import Amounts, BudgetBusy, BudgetError, BudgetExceeded, Hold, HoldUnknown, Ledger, Usage, settle
 from rlm_server.shares.gate import Gate, WaitedTooLong
+from rlm_server.tracing.spans import Span, of_request
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 
 log = logging.getLogger(__name__)
@@ -145,9 +146,24 @@ class Attempt:
             async with self._slot(self.provider_gate):
                 with self.trial():
                     await dispatch()
-                    with self.learned.request():
+                    with self.learned.request(), self._span() as span:
                         reply = await self._send()
+                        if reply.usage is not None:
+                            span.note(
+                                gen_ai__usage__input_tokens=reply.usage.input,
+                                gen_ai__usage__output_tokens=reply.usage.output,
+                            )
                 return await self._charge(reply)
+
+    def _span(self) -> AbstractContextManager[Span]:
+        return of_request(
+            f"chat {self.request.model}",
+            gen_ai__operation__name="chat",
+            gen_ai__provider__name=self.route.provider_name,
+            gen_ai__request__model=self.request.model,
+            gen_ai__request__max_tokens=self.request.max_tokens,
+            rlm__run_id=self.hold.run,
+        )
 
     def _slot(self, gate: Gate) -> AbstractAsyncContextManager[None]:
         return in_turn(gate, self.hold.tenant, self.hold.run, self.deadline)

@@ -41,6 +41,50 @@ def doctor() -> None:
     sys.exit(0 if report() else 1)
 
 
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def backup(path: Path) -> None:
+    """Write all that the server keeps into the file PATH, while it runs or not."""
+    from rlm_server.commands.backup import write_backup
+
+    write_backup(path)
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def restore(path: Path) -> None:
+    """Put the backup PATH where the settings say and nothing is yet."""
+    from rlm_server.commands.backup import put_back
+
+    put_back(path)
+
+
+@main.command()
+@click.option("--check", is_flag=True, help="Only say whether it is; exit with 1 where it is not.")
+def migrate(check: bool) -> None:
+    """Bring the database up to date, as the next start would. No server may run."""
+    from rlm_server.commands.backup import migrate as bring_up_to_date
+
+    sys.exit(0 if bring_up_to_date(only_check=check) else 1)
+
+
+@main.command()
+@click.option("--run-days", type=click.FloatRange(min=0), help="Forget runs that ended so many days ago or earlier.")
+def prune(run_days: float | None) -> None:
+    """Forget old runs, as a running server does by run_retention_days. No server may run."""
+    from rlm_server.commands.prune import forget
+
+    forget(run_days)
+
+
+@main.command()
+def health() -> None:
+    """Ask the server that the settings describe for its health; exit with 1 where it does not serve."""
+    from rlm_server.commands.health import report_health
+
+    sys.exit(0 if report_health() else 1)
+
+
 @main.group()
 def image() -> None:
     """Golden images of the sandbox."""

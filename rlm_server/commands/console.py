@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 
 import click
 
+from rlm_server.backup.archive import BackupError
 from rlm_server.config.settings import ConfigError
 from rlm_server.database.engine import DatabaseError
 from sandbox.vm.image import ImageError
@@ -50,5 +51,5 @@ def explained() -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, ImageError, DatabaseError, OSError) as error:
+    except (ConfigError, ImageError, DatabaseError, BackupError, OSError) as error:
         raise click.ClickException(str(error)) from None

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import json
 import logging
+import re
 import traceback
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -18,6 +19,9 @@ from typing import Any
 
 MAX_MESSAGE = 1_000
 """Characters of a line's message; what is longer is cut."""
+MAX_TOLD = 200
+"""Characters of a value that is told besides."""
+_WORD = re.compile(r"[A-Za-z0-9._:/+-]+")
 MAX_FRAMES = 40
 """Places of each error that are told: the last ones."""
 MAX_CAUSES = 5
@@ -33,22 +37,25 @@ class TextLine(logging.Formatter):
         """Return the line."""
         fields = _fields(record)
         failure = f" {_quoted(fields['error'])}" if "error" in fields else ""
+        failure += "".join(f" {name}={_word(value)}" for name, value in _told(record).items())
         return f"{fields['time']} {fields['level']} {_plain(fields['logger'])} {_quoted(fields['message'])}{failure}"
 
 
 class JsonLine(logging.Formatter):
-    """Writes a record as one JSON object: `time`, `level`, `logger`, `message`, and `error` where there was one."""
+    """Writes a record as one JSON object: `time`, `level`, `logger`, `message`, `error` where there was one, and
+    what else is told, such as of a call."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
-        return json.dumps(_fields(record))  # all but ASCII is escaped
+        return json.dumps(_told(record) | _fields(record))  # all but ASCII is escaped
 
 
-def set_up(level: int, *, as_json: bool) -> None:
-    """Have everything logged to the standard error, a line each."""
+def set_up(level: int, *, as_json: bool, calls: bool = True) -> None:
+    """Have everything logged to the standard error, a line each; of `calls` one for each that has ended."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLine() if as_json else TextLine())
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("rlm_server.calls").setLevel(logging.INFO if calls else logging.WARNING)
     logging.captureWarnings(True)
 
 
@@ -75,6 +82,17 @@ def _fields(record: logging.LogRecord) -> dict[str, str]:
     }
     error = record.exc_info[1] if record.exc_info else None
     return fields | ({"error": _failure(error)} if error is not None else {})
+
+
+def _told(record: logging.LogRecord) -> dict[str, str]:
+    """What a record says besides its message, by name: each value is bounded."""
+    told = getattr(record, "told", {})
+    return {name: str(value)[:MAX_TOLD] for name, value in told.items()}
+
+
+def _word(value: str) -> str:
+    """Return a value as one word, in quotes where it is not one."""
+    return value if _WORD.fullmatch(value) else _quoted(value)
 
 
 def _failure(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from rlm_server.config.settings import ConfigError
 
@@ -14,9 +15,14 @@ def check_private(folder: Path) -> None:
     """Make the folder where it is missing, and refuse to start where others can read it or anything right in it.
 
     Raises:
-        ConfigError: they can, or somebody else owns it; the message names it and says what to do.
+        ConfigError: they can, or somebody else owns it, or it cannot be written to; the message says what to do.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"data_dir: {folder} cannot be written to: {error.strerror}") from None
     for path in _kept(folder):
         try:
             found = path.stat()

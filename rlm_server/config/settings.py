@@ -145,7 +145,19 @@ class ServingSettings(_Strict):
     )
     """Where the server keeps what it keeps: database, contexts, hibernating sessions, stated prices, the key."""
     listen: str = "127.0.0.1:7400"
-    """The address to serve on: host:port. Port 0 takes a free one."""
+    """The address to serve on: host:port. Port 0 takes a free one. Off loopback it needs TLS, or `plaintext`."""
+    tls_cert: Path | None = None
+    """The server's certificate and those that lead to its authority, a PEM file. It is read again when it changes."""
+    tls_key: Path | None = None
+    """The key of that certificate, a PEM file."""
+    tls_client_ca: Path | None = None
+    """The authorities of clients' certificates, a PEM file. Where it is given, a client must show a certificate of
+    theirs."""
+    tls_tenants: dict[str, str] = Field(default_factory=dict)
+    """Tenants by the names in clients' certificates: a URI or a DNS name, or where it has neither the common name. A
+    call that sends no key is that tenant's."""
+    plaintext: bool = False
+    """Serve without TLS off loopback: a proxy adds it."""
     metrics_listen: str = ""
     """Where metrics are served over HTTP, to anyone who asks there: host:port, or a port of loopback; nowhere where
     empty."""
@@ -154,8 +166,28 @@ class ServingSettings(_Strict):
     SQLite file in the data directory does where this is empty."""
     log_json: bool = False
     """Whether the log is JSON, an object a line, instead of text."""
+    log_calls: bool = True
+    """Whether each call is a line of the log: its method, tenant, id, status, reason and how long it took."""
+    health_listen: str = ""
+    """Where health alone is served, without TLS, for probes that speak none: host:port, or a port of loopback; nowhere
+    where empty."""
+    drain_seconds: Annotated[float, Field(ge=0), Unit("seconds")] = 1
+    """How long health says `NOT_SERVING`, and no new work begins, before the server that stops goes on to stop."""
     grace_seconds: Annotated[float, Field(ge=0), Unit("seconds")] = 10
-    """What calls in flight get to finish when the server stops."""
+    """What calls in flight get to finish after that."""
+
+    @model_validator(mode="after")
+    def _has_a_whole_certificate_or_none(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing, there = ("tls_key", "tls_cert") if self.tls_key is None else ("tls_cert", "tls_key")
+            raise ValueError(f"{missing} is missing, with {there} given")
+        if self.tls_cert is None and self.tls_client_ca is not None:
+            raise ValueError("tls_cert is missing, with tls_client_ca given")
+        if self.tls_client_ca is None and self.tls_tenants:
+            raise ValueError("tls_client_ca is missing, with tls_tenants given")
+        if self.tls_cert is not None and self.plaintext:
+            raise ValueError("plaintext is true, with tls_cert given")
+        return self
 
     @property
     def database(self) -> str | Path:
@@ -169,7 +201,7 @@ class ServingSettings(_Strict):
             raise ValueError("must be a URL postgresql://…, or empty for SQLite")
         return value
 
-    @field_validator("metrics_listen")
+    @field_validator("metrics_listen", "health_listen")
     @classmethod
     def _is_address_or_port(cls, value: str) -> str:
         return cls._is_address(f"127.0.0.1:{value}" if value.isdigit() else value) if value else ""

@@ -147,7 +147,8 @@ def _problem(kind: str, message: str, value: Any, place: Sequence[Any], settings
         written = repr(value) if isinstance(value, str) else str(value)
         shown = f", not {written[:50]}" if setting.bounds and kind != "missing" else ""
         return f"{'.'.join(map(str, place[: len(setting.path)]))}: must be {must_be}{shown}"
-    return f"{name}: {message.removeprefix('Value error, ')}"
+    text = message.removeprefix("Value error, ")
+    return f"{name}: {text}" if name else text  # one about several settings names them itself
 
 
 def _must_be(setting: Setting, kind: str) -> str:

@@ -40,7 +40,7 @@ class Background:
         return task
 
 
-async def keep_up(what: str, work: Callable[[], Awaitable[None]], pause_seconds: float | Callable[[], float]) -> None:
+async def keep_up(what: str, work: Callable[[], Awaitable[object]], pause_seconds: float | Callable[[], float]) -> None:
     """Repeat work until cancelled, pausing after each round. A round that fails is logged, and the next follows.
 
     `what` names the work in the log.

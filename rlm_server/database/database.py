@@ -51,6 +51,7 @@ class Database:
         self._line: Line[_Write] = Line()
         self._readers = Gate(calls=READERS, tenant_calls=READERS // 2, reserved=READERS // 4)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="database-reader")
+        self._checker = ThreadPoolExecutor(1, thread_name_prefix="database-check")
         self._thread = threading.Thread(target=self._serve, name="database-writer", daemon=True)
         self._thread.start()
         self._closed: asyncio.Future[None] | None = None
@@ -146,6 +147,15 @@ class Database:
             read = measured_function(self._engine.read)
             return await asyncio.get_running_loop().run_in_executor(self._pool, read, function)
 
+    async def check(self) -> None:
+        """Make sure that the database can be reached and is still this owner's, whatever else is done with it.
+
+        Raises:
+            DatabaseError: it cannot, or is not.
+        """
+        self._refuse_if_closed()
+        await asyncio.get_running_loop().run_in_executor(self._checker, self._engine.check)
+
     async def close(self) -> None:
         """Finish what is queued, then release the database. Closing again is harmless."""
         if self._closed is None:
@@ -168,6 +178,7 @@ class Database:
     def _finish(self) -> None:
         self._thread.join()
         self._pool.shutdown(wait=True)
+        self._checker.shutdown(wait=True)
         self._engine.close()
 
     def _serve(self) -> None:
@@ -228,12 +239,17 @@ def _undone(error: BaseException) -> DatabaseError:
     return undone
 
 
+def is_postgres(at: str | Path) -> bool:
+    """Whether this names a Postgres database, by its URL, and no file."""
+    return isinstance(at, str) and at.startswith(("postgresql://", "postgres://"))
+
+
 def _engine(at: str | Path, migrations: Sequence[str], busy_timeout: float) -> Engine:
     # Imported here, because only one of them is needed.
-    if isinstance(at, str) and at.startswith(("postgresql://", "postgres://")):
+    if is_postgres(at):
         from rlm_server.database.postgres import Postgres
 
-        return Postgres.open(at, migrations, busy_timeout)
+        return Postgres.open(str(at), migrations, busy_timeout)
     from rlm_server.database.sqlite import SQLite
 
     return SQLite.open(Path(at), migrations, busy_timeout)

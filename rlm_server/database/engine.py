@@ -93,7 +93,7 @@ class Failed:
 
 
 class Engine(Protocol):
-    """One kind of database. `transact` is called by one thread, `read` by several."""
+    """One kind of database. `transact` is called by one thread, `check` by another, `read` by several."""
 
     @property
     def epoch(self) -> int:
@@ -113,6 +113,14 @@ class Engine(Protocol):
 
     def read(self, function: Callable[[Connection], T]) -> T:
         """Run a function over one snapshot, on a connection that cannot write."""
+        ...
+
+    def check(self) -> None:
+        """Make sure that the database is there and still this owner's. Waits for nothing that others do with it.
+
+        Raises:
+            DatabaseError: it is not.
+        """
         ...
 
     def close(self) -> None:

@@ -43,6 +43,15 @@ PATIENCE_SECONDS = 30.0
 PAUSE_SECONDS = 0.25
 """Between two tries to reach it."""
 
+_NOTICED: dict[str, Any] = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+}
+"""How a connection is noticed to be gone whose other side fell silent: in seconds, and the last in milliseconds.
+https://www.postgresql.org/docs/current/libpq-connect.html"""
+
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
 _TYPED: dict[str, tuple[type[DatabaseError], str]] = {
     "53100": (DatabaseFullError, "the disk of the database is full; free some space"),
@@ -87,7 +96,14 @@ def _line(error: BaseException) -> str:
 
 def connected(url: str, busy_timeout: float) -> PostgresConnection:
     """Open a connection whose every commit is flushed to the disk."""
-    raw = psycopg.connect(url, autocommit=True, connect_timeout=5, application_name="rlm-server", prepare_threshold=1)
+    raw = psycopg.connect(
+        url,
+        autocommit=True,
+        connect_timeout=5,
+        application_name="rlm-server",
+        prepare_threshold=1,
+        **_NOTICED,
+    )
     raw.execute(f"SET lock_timeout = {int(busy_timeout * 1000)}")
     raw.execute("SET synchronous_commit = on")
     return PostgresConnection(raw)
@@ -102,6 +118,7 @@ class Postgres:
         self._readers: queue.SimpleQueue[_Reader] = queue.SimpleQueue()
         for _ in range(READERS):
             self._readers.put(_Reader(self))
+        self._checker = _Reader(self)
         self._commits = 0
         self.epoch = 0
         self._writer = self.connect()
@@ -164,10 +181,20 @@ class Postgres:
         finally:
             self._readers.put(reader)
 
+    def check(self) -> None:
+        """Make sure that the database is reached, can be written and is this server's; see `Engine.check`."""
+        with translated(typed):
+            epoch, only_read = self._checker.once(_ask_owner)
+        if epoch != self.epoch:
+            raise DatabaseOwnedError("another server has taken the database over; this one must stop")
+        if only_read:
+            raise DatabaseLostError("the database is a copy that cannot be written")
+
     def close(self) -> None:
         """Close the connections; another server may own the database then."""
         while not self._readers.empty():
             self._readers.get().close()
+        self._checker.close()
         self._writer.close()
 
     # ---- a transaction -------------------------------------------------------------------------------------------
@@ -242,6 +269,11 @@ class Postgres:
         return found is not None and found[0] == self._commits + 1
 
 
+def _ask_owner(connection: Connection) -> tuple[int, bool]:
+    found = connection.execute("SELECT epoch, pg_is_in_recovery() FROM rlm_owner").fetchone()
+    return int(found[0]), bool(found[1])
+
+
 class _Reader:
     """A connection for reading, made when it is first needed and again when it was lost."""
 
@@ -253,14 +285,15 @@ class _Reader:
         give_up = time.monotonic() + PATIENCE_SECONDS
         while True:
             try:
-                return self._once(function)
+                return self.once(function)
             except psycopg.Error as error:
                 gone = self._connection is None or self._connection.broken
                 if not gone or not isinstance(typed(error), DatabaseLostError) or time.monotonic() >= give_up:
                     raise
             time.sleep(PAUSE_SECONDS)
 
-    def _once(self, function: Callable[[Connection], T]) -> T:
+    def once(self, function: Callable[[Connection], T]) -> T:
+        """Read without patience."""
         if self._connection is None or self._connection.broken:
             self._connection = self._database.connect()
         connection = self._connection

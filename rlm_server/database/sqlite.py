@@ -16,6 +16,7 @@ from rlm_server.database.engine import (
     DatabaseBusyError,
     DatabaseError,
     DatabaseFullError,
+    DatabaseLostError,
     DatabaseOwnedError,
     in_savepoint,
     translated,
@@ -52,8 +53,15 @@ def typed(error: BaseException) -> DatabaseError | None:
 class SQLite:
     """A file with one owner, in WAL mode; every commit is flushed to the disk (`synchronous=FULL`)."""
 
-    def __init__(self, writer: sqlite3.Connection, readers: Sequence[sqlite3.Connection], lock: int) -> None:
-        self._writer = writer
+    def __init__(
+        self,
+        path: Path,
+        writer: sqlite3.Connection,
+        checker: sqlite3.Connection,
+        readers: Sequence[sqlite3.Connection],
+        lock: int,
+    ) -> None:
+        self._path, self._writer, self._checker = path, writer, checker
         self._lock = lock
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
         for reader in readers:
@@ -71,10 +79,10 @@ class SQLite:
             with translated(typed):
                 connections.append(connect(path, busy_timeout))
                 _migrate(connections[0], migrations)
-                for _ in range(READERS):
+                for _ in range(1 + READERS):
                     connections.append(connect(path, busy_timeout))
                     connections[-1].execute("PRAGMA query_only = ON")
-                return cls(connections[0], connections[1:], lock)
+                return cls(path, connections[0], connections[1], connections[2:], lock)
         except BaseException:
             for connection in connections:
                 connection.close()
@@ -106,10 +114,20 @@ class SQLite:
                 connection.execute("ROLLBACK")
             self._idle.put(connection)
 
+    def check(self) -> None:
+        """Make sure that the file is there and is read; see `Engine.check`."""
+        if not self._path.exists():
+            raise DatabaseLostError(f"{self._path} is no longer there")
+        with translated(typed):
+            (epoch,) = self._checker.execute("SELECT epoch FROM owner").fetchone()
+        if epoch != self.epoch:
+            raise DatabaseOwnedError("another server has taken the database over; this one must stop")
+
     def close(self) -> None:
         """Close the connections and let go of the file."""
         while not self._idle.empty():
             self._idle.get().close()
+        self._checker.close()
         # Last, because it flushes the log into the file when no other connection is left.
         self._writer.close()
         os.close(self._lock)

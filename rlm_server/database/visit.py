@@ -83,6 +83,10 @@ class Visit:
                 raise
             return answer
 
+    def check(self) -> None:
+        """Make sure that the database is there; see `Engine.check`."""
+        self.read(lambda connection: connection.execute("SELECT 1").fetchone())
+
     def close(self) -> None:
         """Close the connection."""
         self._writer.close()

@@ -45,6 +45,7 @@ from rlm_server.runs.told.system import Facts, system
 from rlm_server.runs.told.task import task as first_message
 from rlm_server.runs.told.variables import Variables
 from rlm_server.runs.tree import Outcome, Task, Tree
+from rlm_server.tracing.spans import span
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
 from sandbox.door import DoorRefusal, HostCall, Json
@@ -334,8 +335,9 @@ class Node:
             self.emit(CodeStarted(code, number))
             tally = self.calls.begin_turn()
             self._awaited = Awaited()
-            with OutputBatcher(self.emit) as output:
+            with OutputBatcher(self.emit) as output, span("turn", rlm__node_id=self.task.id) as opened:
                 result = await self._turn(session, code, output)
+                opened.note(rlm__status=result.status)
             told = replace(result, stdout="", stderr="")  # which are told already
             self.emit(CodeFinished(told, tally.untold))
             self._call_notes += call_notes(tally.notes)

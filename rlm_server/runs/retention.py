@@ -1,12 +1,15 @@
-"""Removes runs that ended so long ago that their tenant keeps them no longer."""
+"""Removes runs that ended so long ago that their tenant keeps them no longer. What they spent stays in the ledger."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 
 from rlm_server.clock import now
 from rlm_server.contexts.background import UPKEEP_SECONDS
 from rlm_server.runs.journal import Journal
+
+log = logging.getLogger(__name__)
 
 DAY_MS = 86_400_000
 USUAL = ""
@@ -31,9 +34,9 @@ class Retention:
         """Return the seconds until there may be more to remove."""
         return self._shortest
 
-    async def remove_old(self) -> None:
-        """Remove what is old now."""
-        self._shortest = UPKEEP_SECONDS
+    async def remove_old(self) -> int:
+        """Remove what is old now, and return how many runs that were."""
+        self._shortest, removed = UPKEEP_SECONDS, 0
         for tenant in (USUAL, *await self._journal.tenants()):
             days = self._days(tenant)
             if days:
@@ -42,3 +45,7 @@ class Retention:
                 while runs := await self._journal.ended_before(tenant, before, AT_ONCE):
                     for run in runs:
                         await self._delete(run)
+                    removed += len(runs)
+        if removed:
+            log.info("%d runs were forgotten, which had ended long enough ago", removed)
+        return removed

@@ -25,6 +25,7 @@ from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.runs import closing
+from rlm_server.runs.counters import RunCounters
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
 from rlm_server.runs.journal import PATIENCE, RunRow
@@ -35,6 +36,7 @@ from rlm_server.runs.recovery import recover
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Services, Task, Tree
 from rlm_server.shares.limits import TenantLimits
+from rlm_server.tracing.spans import span
 from sandbox.cancellation import run_to_completion
 
 log = logging.getLogger(__name__)
@@ -110,6 +112,7 @@ class Supervisor:
         self._limits = tenant_limits
         self._places = Places(most, lambda tenant: tenant_limits(tenant).tenant_runs, weights)
         self._live: dict[str, _Live] = {}
+        self.counters = RunCounters()
         self._stack = AsyncExitStack()
         self._group = asyncio.TaskGroup()
         self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -183,6 +186,7 @@ class Supervisor:
             if isinstance(failure, BaseException):
                 raise failure
         quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
+        self.counters.started += 1
         live = self._live[run_id] = _Live(new.tenant, EventLog(journal, run_id, quota))
         # Its question is in the journal: what waits in line holds no more than it must.
         question = None if self._places.in_line(new.tenant) else new.question
@@ -199,11 +203,13 @@ class Supervisor:
         image: str,
         live: _Live,
     ) -> None:
-        keeping = asyncio.create_task(live.event_log.serve())
+        keeping, began = asyncio.create_task(live.event_log.serve()), time.monotonic()
         outcome = Outcome(RunState.FAILED, reason="an internal error of the server; it has been logged")
         try:
-            async with self._places.place(row.tenant) as place:
-                outcome = await self._work(row, question, context, limits, image, live, place)
+            with span("run", rlm__run_id=row.id, rlm__tenant=row.tenant, gen_ai__request__model=row.model) as told:
+                async with self._places.place(row.tenant) as place:
+                    outcome = await self._work(row, question, context, limits, image, live, place)
+                told.note(rlm__state=outcome.state)
         except asyncio.CancelledError:
             outcome = Outcome(RunState.CANCELLED, reason="cancelled")
         except ContextDamaged as error:
@@ -212,6 +218,8 @@ class Supervisor:
             log.exception("run %s failed", row.id)
         finally:
             await run_to_completion(self._finish(row.id, outcome, live, keeping))
+            self.counters.ended[outcome.state] += 1
+            self.counters.seconds.add(time.monotonic() - began)
             if context is not None:
                 self._contexts.unpin(context)
 
@@ -256,6 +264,7 @@ class Supervisor:
                 await ledger.close_account(run_id)
                 await journal.move(run_id, outcome.state, reason=outcome.reason)
             spent = (await ledger.balance(run_id)).posted
+            self.counters.nano_usd += spent.nano_usd
             event_log.emit(
                 EventOrigin(run_id, "", 0), RunFinished(outcome.state, outcome.reason, spent, outcome.answer)
             )

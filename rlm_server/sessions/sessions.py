@@ -138,6 +138,9 @@ class Sessions:
             self._by_request[new.tenant, new.request_id] = session_id
         return session
 
+    def __len__(self) -> int:
+        return len(self._sessions)
+
     def count(self, tenant: str) -> int:
         """Return how many sessions a tenant has, those that hibernate included."""
         return self._of_tenant.get(tenant, 0)

@@ -19,6 +19,7 @@ from rlm_server.sessions.happenings import Happening, Happenings
 from rlm_server.sessions.results import Results
 from rlm_server.sessions.session import NewSession, ReplSession
 from rlm_server.shares.shares import Shares
+from rlm_server.tracing.spans import span
 from sandbox.cancellation import cancel_and_wait
 from sandbox.turn import Turn
 
@@ -88,7 +89,7 @@ class Turns:
         limits = session.asked.limits.sandbox
         session.running += 1
         try:
-            with OutputBatcher(tell) as output:
+            with OutputBatcher(tell) as output, span("turn", rlm__session_id=session.id):
                 soon = time.monotonic() + self._budget_wait_seconds
                 done = await metered(
                     self._ledger,

@@ -174,6 +174,11 @@ class WorkerPool:
         """How many sessions are live, not hibernating."""
         return len(self._live)
 
+    @property
+    def workers(self) -> int:
+        """How many owners have a worker process."""
+        return len(self._workers)
+
     def take_host_seconds(self, owner: str) -> float:
         """Return the seconds of processor time that an owner's sessions took of this process since the last call.
 

@@ -5,6 +5,7 @@ An entry that is incomplete, altered, or not this user's is never used: it is bu
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -22,41 +23,60 @@ Progress = Callable[[str], None]
 
 
 class NotOurs(Exception):
-    """A folder belongs to another user, or another can write to it."""
+    """A folder belongs to another user, or another can write to it, or this one cannot where it must."""
 
 
 class ImageCache:
     """An open cache. No other process has it open. Made by `opened`."""
 
-    def __init__(self, folder: Path, hashes: FileHashes, progress: Progress) -> None:
+    def __init__(self, folder: Path, hashes: FileHashes, progress: Progress, *, read_only: bool) -> None:
         self._folder = folder
         self._hashes = hashes
         self._progress = progress
+        self._read_only = read_only
 
     @classmethod
     @contextmanager
     def opened(cls, folder: Path, progress: Progress) -> Iterator[ImageCache]:
         """Open the cache in a folder, which is made if it is missing. Waits until no other process has it open.
 
+        One on a disk that is only read, as in a container, gives what it has, and nothing is built in it.
+
         Raises:
             NotOurs: another user can write to it, which is refused because code is loaded from it.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _check_ours(folder)
-        with (folder / "lock").open("w") as lock:
+        try:
+            lock = (folder / "lock").open("w")
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            yield cls(folder, FileHashes(folder / "hashes.json"), progress, read_only=True)
+            return
+        with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             for abandoned in folder.glob("building-*"):
                 shutil.rmtree(abandoned)
             hashes = FileHashes(folder / "hashes.json")
-            yield cls(folder, hashes, progress)
+            yield cls(folder, hashes, progress, read_only=False)
             hashes.keep()
 
     def entry(self, name: str, build: Callable[[Path], None]) -> Path:
-        """Return the folder of an entry. It is built anew unless its files are exactly as they were built."""
+        """Return the folder of an entry. It is built anew unless its files are exactly as they were built.
+
+        Raises:
+            NotOurs: it has to be built, and the folder is only read.
+        """
         entry = self._folder / name
+        if entry.exists() and self._intact(entry):
+            return entry
+        if self._read_only:
+            raise NotOurs(
+                f"{self._folder} has no whole {name}, as this machine needs it, and is only read: name another folder "
+                "in XDG_CACHE_HOME, where it is built once"
+            )
         if entry.exists():
-            if self._intact(entry):
-                return entry
             self._progress(f"{name} in the cache is damaged: building it again")
             shutil.rmtree(entry)
         with tempfile.TemporaryDirectory(dir=self._folder, prefix="building-") as temporary:

@@ -20,6 +20,7 @@ from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_server.api import errors, requests
 from rlm_server.api.admission import MAX_REQUEST, RequestTooLarge, TooManyRequests, TooManyStreams
+from rlm_server.api.availability import ServerStarting, ServerStopping
 from rlm_server.api.errors import (
     MAX_TEXT,
     InvalidField,
@@ -182,6 +183,11 @@ CASES: dict[str, Expected] = {
     ),
     "a run that goes on": Expected(RunNotEnded("run_1"), "RUN_NOT_ENDED"),
     "a slow watcher": Expected(WatcherTooSlow(60, 7), "WATCHER_TOO_SLOW", {"from_sequence": "7"}),
+    "a server that starts": Expected(ServerStarting(), "SERVER_STARTING", details=("RetryInfo",)),
+    "a server that stops": Expected(ServerStopping(), "SERVER_STOPPING", details=("RetryInfo",)),
+    "a stream whose server stops": Expected(
+        ServerStopping(7), "SERVER_STOPPING", {"from_sequence": "7"}, details=("RetryInfo",)
+    ),
     "no jail": Expected(JailMissing("no"), "JAIL_MISSING"),
     "a lost worker": Expected(WorkerLost("no"), "WORKER_LOST"),
     "a full database": Expected(DatabaseFullError("no"), "DISK_FULL", details=("RetryInfo",)),

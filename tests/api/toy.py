@@ -21,6 +21,7 @@ from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.shares.held import Held
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.shares.shares import Shares
+from rlm_server.tenants.identities import Identities
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
 from tests.system.stage import Refusal, refusal
@@ -138,7 +139,9 @@ async def serving(folder: Path, limits: TenantLimits = USUAL) -> AsyncIterator[S
         _, key = await keys.create("ann")
         shares = Shares.of(lambda _: limits)
         held, admission = shares.held, Admission(shares)
-        server = grpc.aio.server(interceptors=[AuthInterceptor(keys, admission)], options=OPTIONS)
+        server = grpc.aio.server(
+            interceptors=[AuthInterceptor(keys, Identities(keys, {}), admission)], options=OPTIONS
+        )
         server.add_generic_rpc_handlers((toy.handlers(),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()

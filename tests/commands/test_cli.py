@@ -39,7 +39,9 @@ def test_a_server_starts_without_what_only_some_need() -> None:
 def test_every_command_is_shown() -> None:
     told = CliRunner().invoke(main, ["--help"]).output
     commands = told.partition("Commands:\n")[2].splitlines()
-    assert [line.split()[0] for line in commands] == ["doctor", "image", "key", "prices", "serve", "tenant"]
+    assert [line.split()[0] for line in commands] == [
+        *("backup", "doctor", "health", "image", "key", "migrate", "prices", "prune", "restore", "serve", "tenant")
+    ]
     told = CliRunner().invoke(main, ["prices", "--help"]).output
     assert [line.split()[0] for line in told.partition("Commands:\n")[2].splitlines() if line[2] != " "] == [
         *("check", "set", "show", "unset")

@@ -31,6 +31,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "sandbox.pool": (*_SANDBOX, "sandbox.memory", "sandbox.corpora", "sandbox.vm", "sandbox.wire"),
     # ---- the server, from what is kept up to what is said ---------------------------------------------------------
     "rlm_server.clock": (),
+    "rlm_server.tracing": (),
     "rlm_server.database": ("rlm_server.shares",),
     "rlm_server.shares": ("sandbox.cancellation", "sandbox.limits"),
     "rlm_server.ledger": ("rlm_server.clock", "rlm_server.database", "rlm_server.shares", "sandbox.cancellation"),
@@ -51,6 +52,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.memory",
     ),
     "rlm_server.broker": (
+        "rlm_server.tracing",
         "rlm_server.shares",
         "rlm_server.database",
         "rlm_server.ledger",
@@ -69,6 +71,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.pool",
     ),
     "rlm_server.runs": (
+        "rlm_server.tracing",
         "rlm_server.shares",
         "rlm_server.broker",
         "rlm_server.clock",
@@ -82,6 +85,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.pool",
     ),
     "rlm_server.sessions": (
+        "rlm_server.tracing",
         "rlm_server.shares",
         "rlm_server.broker",
         "rlm_server.clock",
@@ -100,8 +104,15 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.tenants",
         "sandbox.limits",
     ),
-    "rlm_server.metrics": ("rlm_server.broker", "rlm_server.ledger", "rlm_server.runs", "sandbox.pool"),
+    "rlm_server.metrics": (
+        "rlm_server.api",
+        "rlm_server.broker",
+        "rlm_server.ledger",
+        "rlm_server.runs",
+        "sandbox.pool",
+    ),
     "rlm_server.api": (
+        "rlm_server.tracing",
         "rlm_server.shares",
         "rlm_server.broker",
         "rlm_server.clock",
@@ -137,12 +148,17 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.pool",
         "sandbox.vm",
     ),
+    "rlm_server.backup": ("rlm_server.config", "rlm_server.database"),
     "rlm_server.commands": (
+        "rlm_server.tracing",
+        "rlm_server.api",
+        "rlm_server.backup",
         "rlm_server.broker",
         "rlm_server.config",
         "rlm_server.database",
         "rlm_server.clock",
         "rlm_server.ledger",
+        "rlm_server.runs",
         "rlm_server.server",
         "rlm_server.tenants",
         "sandbox.memory",

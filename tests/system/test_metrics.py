@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import socket
 import urllib.request
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -182,3 +185,27 @@ def test_an_address_that_is_none_is_refused_by_name(value: str) -> None:
 )
 def test_a_port_alone_is_one_of_loopback(value: str, address: str) -> None:
     assert Settings.load(metrics_listen=value).metrics_listen == address
+
+
+DASHBOARD = Path(__file__).parents[2] / "docker" / "grafana-dashboard.json"
+
+
+async def test_the_dashboard_asks_for_metrics_and_labels_that_there_are(server: Served) -> None:
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    async with server(TALK, **ON) as served:
+        await served.caller.ask()
+        families = list(text_string_to_metric_families(await scrape(served)))
+    labels: dict[str, set[str]] = {}
+    for family in families:
+        for name in (family.name, *(sample.name for sample in family.samples)):
+            labels.setdefault(name, set())
+        for sample in family.samples:
+            labels[sample.name] |= set(sample.labels)
+    for expression in asked:
+        names = re.findall(r"\b(?:rlm|grpc_server)_[a-z_]+", expression)
+        assert names, expression
+        assert set(names) <= labels.keys(), expression
+        used = re.findall(r"(\w+)\s*(?:!=|=~|=)\"", expression)
+        used += [one.strip() for group in re.findall(r"by \(([^)]*)\)", expression) for one in group.split(",")]
+        assert set(used) <= set().union(*(labels[name] for name in names)), expression

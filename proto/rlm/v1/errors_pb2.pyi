@@ -290,6 +290,21 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: end and remove what is left, or set `force`.
     """
+    ERROR_REASON_SERVER_STARTING: _ErrorReason.ValueType  # 70
+    """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.
+
+    Metadata: none. A RetryInfo says when to try again.
+
+    To do: try again. Health (grpc.health.v1) says SERVING once it is ready.
+    """
+    ERROR_REASON_SERVER_STOPPING: _ErrorReason.ValueType  # 71
+    """The server stops, and begins nothing new, or has ended the call. A turn that was ended has left nothing behind.
+
+    Metadata: of a stream of numbered events `from_sequence`, the number to resume from. A RetryInfo says when to try
+    again.
+
+    To do: try again when the server is back, with the same request id where the request has one.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every call that fails ends with a google.rpc.Status. Its message is for people. Its first detail is a
@@ -566,6 +581,21 @@ ERROR_REASON_TENANT_IN_USE: ErrorReason.ValueType  # 63
 Metadata: how many of each: `keys`, `runs`, `sessions`, `uploads`, `contexts`.
 
 To do: end and remove what is left, or set `force`.
+"""
+ERROR_REASON_SERVER_STARTING: ErrorReason.ValueType  # 70
+"""The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.
+
+Metadata: none. A RetryInfo says when to try again.
+
+To do: try again. Health (grpc.health.v1) says SERVING once it is ready.
+"""
+ERROR_REASON_SERVER_STOPPING: ErrorReason.ValueType  # 71
+"""The server stops, and begins nothing new, or has ended the call. A turn that was ended has left nothing behind.
+
+Metadata: of a stream of numbered events `from_sequence`, the number to resume from. A RetryInfo says when to try
+again.
+
+To do: try again when the server is back, with the same request id where the request has one.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sandbox.limits import Limits
 from sandbox.vm import engine, file_hashes, image
 from sandbox.vm.image import ImageError, ImageSpec, Loaded, cache_folder, prepare
+from sandbox.vm.image_cache import ImageCache, NotOurs
 from sandbox.vm.instance import Instance
 from sandbox.vm.session import Session
 from tests.sandbox.repl import Repl
@@ -277,3 +280,36 @@ def test_an_applications_modules_are_there_from_the_start(cache: Path, tmp_path:
     assert repl.show("greet()") == "'hello'"
     session.close()
     loaded.program.close()
+
+
+def on_a_read_only_disk(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Have nothing in a folder be written."""
+    opened = Path.open
+
+    def only_read(path: Path, mode: str = "r", *others: Any, **named: Any) -> Any:
+        if path.is_relative_to(folder) and mode != "r" and mode != "rb":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, mode, *others, **named)
+
+    monkeypatch.setattr(Path, "open", only_read)
+
+
+def test_a_cache_that_is_only_read_gives_what_it_has_and_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ImageCache.opened(tmp_path, lambda _: None) as cache:
+        built = cache.entry("whole", lambda into: void((into / "file").write_text("text")))
+        cache.entry("altered", lambda into: void((into / "file").write_text("text")))
+    (tmp_path / "altered" / "file").write_text("else")
+    before = sorted(path for path in tmp_path.rglob("*") if path.name != "hashes.json")
+    on_a_read_only_disk(monkeypatch, tmp_path)
+    with ImageCache.opened(tmp_path, lambda _: None) as cache:
+        assert cache.entry("whole", lambda _: None) == built
+        for missing in ("altered", "other"):
+            with pytest.raises(NotOurs, match=f"has no whole {missing}.*XDG_CACHE_HOME"):
+                cache.entry(missing, lambda _: None)
+    assert sorted(path for path in tmp_path.rglob("*") if path.name != "hashes.json") == before
+
+
+def void(_: object) -> None:
+    pass

@@ -1,0 +1,1 @@
+"""Copies of all that a server keeps, made while it runs, and put back elsewhere."""

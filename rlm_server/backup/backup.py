@@ -1,0 +1,180 @@
+"""What goes into a backup, and how it is put back.
+
+The database comes first: the files of a context are in place before its row is. Its rows are kept as JSON, so that a
+backup of SQLite can be put into Postgres, and the other way round.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlm_server.backup.archive import BackupError, Contents, Member, Writer, checked, written
+from rlm_server.config.settings import Settings
+from rlm_server.database.database import Database, is_postgres
+from rlm_server.database.engine import Connection
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.database.snapshot import Snapshot, Table, put, snapshot, tables
+
+ATTEMPTS = 5
+"""Contexts may be deleted while a backup begins; then it begins anew, so often."""
+FILES = ("texts", "index")
+ALONE = ("stated-prices.json", "development-key")
+"""Files of the data directory that are kept besides."""
+_CONTEXT = re.compile(r"contexts/[A-Za-z0-9_-]+/(texts|index)")
+
+
+class _Gone(Exception):
+    """A context was deleted meanwhile."""
+
+
+def back_up(settings: Settings, path: Path) -> Contents:
+    """Write all that a server keeps into one file, whether or not it runs. Returns what the file holds.
+
+    Sessions and unfinished uploads are left out. So are contexts that an object store keeps.
+
+    Raises:
+        BackupError: the file is there already, or cannot be written.
+        DatabaseError: the database cannot be read.
+    """
+    _check_schema(settings)
+    linked = settings.data_dir / f".backup-{secrets.token_hex(8)}"
+    try:
+        for _ in range(ATTEMPTS):
+            try:
+                with snapshot(settings.database) as found:
+                    contexts = _linked(settings, found, linked)
+                    with written(path) as writer:
+                        return _fill(settings, found, contexts, writer)
+            except _Gone:
+                shutil.rmtree(linked, ignore_errors=True)
+        raise BackupError("contexts are deleted faster than they can be copied: try again")
+    finally:
+        shutil.rmtree(linked, ignore_errors=True)
+
+
+def _check_schema(settings: Settings) -> None:
+    with snapshot(settings.database) as found:
+        if found.schema > len(MIGRATIONS):
+            raise BackupError(
+                f"the database has schema version {found.schema}, this software knows up to {len(MIGRATIONS)}; "
+                "back it up with the version that uses it"
+            )
+
+
+def _linked(settings: Settings, found: Snapshot, into: Path) -> list[tuple[str, Path]]:
+    """Hold on to the files of every context: links go on where a context is deleted."""
+    if settings.context_store:
+        return []
+    into.mkdir(mode=0o700)
+    names: list[tuple[str, Path]] = []
+    for (context,) in found.rows("SELECT id FROM context WHERE deleted_at IS NULL"):
+        for file in FILES:
+            link = into / f"{context}.{file}"
+            try:
+                os.link(settings.data_dir / "contexts" / context / file, link)
+            except FileNotFoundError:
+                raise _Gone from None
+            names.append((f"contexts/{context}/{file}", link))
+    return names
+
+
+def _fill(settings: Settings, found: Snapshot, contexts: Sequence[tuple[str, Path]], writer: Writer) -> Contents:
+    for table in tables(MIGRATIONS[: found.schema]):
+        with tempfile.TemporaryFile(dir=settings.data_dir) as rows:
+            for row in found.rows(table.every_row):
+                rows.write(json.dumps(list(row)).encode() + b"\n")
+            rows.flush()
+            writer.add(f"tables/{table.name}", rows)
+    for name, path in contexts:
+        with path.open("rb") as file:
+            writer.add(name, file)
+    for name in ALONE:
+        with suppress(FileNotFoundError), (settings.data_dir / name).open("rb") as file:
+            writer.add(name, file)
+    version, created = metadata.version("rlm-server"), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    writer.finish(version, found.schema, created)
+    return Contents(1, version, found.schema, created, tuple(writer.members))
+
+
+async def restore(settings: Settings, path: Path) -> Contents:
+    """Put a backup where the settings say, where nothing is yet. The next start brings it up to date.
+
+    Raises:
+        BackupError: something is there already, or the backup is not whole, or of a newer version.
+        DatabaseError: the database cannot be written.
+    """
+    with checked(path) as (contents, tar):
+        if contents.schema > len(MIGRATIONS):
+            raise BackupError(
+                f"{path} was made by version {contents.version}, with schema version {contents.schema}; this software "
+                f"knows up to {len(MIGRATIONS)}: use that version, or a newer one"
+            )
+        _refuse_data(settings)
+        files = settings.data_dir / f".restore-{secrets.token_hex(8)}"
+        files.mkdir(mode=0o700, parents=True)
+        try:
+            for member in contents.members:
+                _extract(tar, member, files)
+            await _fill_database(settings, contents, tar)
+            for entry in sorted(files.iterdir()):
+                os.rename(entry, settings.data_dir / entry.name)
+        finally:
+            shutil.rmtree(files, ignore_errors=True)
+    return contents
+
+
+def _refuse_data(settings: Settings) -> None:
+    """Refuse to put anything where something is."""
+    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for name in ("rlm.sqlite", "contexts", *ALONE):
+        there = settings.data_dir / name
+        if there.is_file() or (there.is_dir() and any(there.iterdir())):
+            raise BackupError(f"{there} is there already: a backup is put into an empty data directory (data_dir)")
+
+
+def _extract(tar: tarfile.TarFile, member: Member, into: Path) -> None:
+    """Write a member that is a file of the data directory, with the time it had: a context's files are known by it."""
+    if not (_CONTEXT.fullmatch(member.name) or member.name in ALONE):
+        return
+    path = into / member.name
+    for folder in reversed(path.relative_to(into).parents[:-1]):
+        (into / folder).mkdir(exist_ok=True, mode=0o700)
+    file: Any = tar.extractfile(member.name)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as copy:
+        shutil.copyfileobj(file, copy, 1 << 20)
+        copy.flush()
+        os.fsync(copy.fileno())
+    os.utime(path, ns=(member.mtime_ns, member.mtime_ns))
+
+
+async def _fill_database(settings: Settings, contents: Contents, tar: tarfile.TarFile) -> None:
+    schema, at = MIGRATIONS[: contents.schema], settings.database
+    async with await Database.open(at, schema) as database:
+        await database.write(_filling(tables(schema), tar, postgres=is_postgres(at)))
+
+
+def _filling(known: Sequence[Table], tar: tarfile.TarFile, *, postgres: bool) -> Callable[[Connection], None]:
+    def rows(table: Table) -> Iterator[Sequence[Any]]:
+        file: Any = tar.extractfile(f"tables/{table.name}")
+        return (json.loads(line) for line in file)
+
+    def fill(connection: Connection) -> None:
+        for table in known:
+            if connection.execute(f"SELECT count(*) FROM {table.name}").fetchone()[0]:  # noqa: S608
+                raise BackupError("the database is not empty: a backup is put into an empty one")
+        for table in known:
+            put(connection, table, rows(table), postgres=postgres)
+
+    return fill
