@@ -160,6 +160,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.ledger",
         "rlm_server.runs",
         "rlm_server.server",
+        "rlm_server.shares",
         "rlm_server.tenants",
         "sandbox.memory",
         "sandbox.pool",
