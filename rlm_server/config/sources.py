@@ -30,6 +30,7 @@ OTHER_VARIABLES: Mapping[str, str] = {
     "RLM_CACHE": "`make`'s: where the guest image and what the tests fetch are kept.",
     "RLM_COMPATIBLE": "The tests': where a small model and its server are.",
     "RLM_TEST_KILLS": "The tests': how often a server, or a process, is killed.",
+    "RLM_TEST_STOPS": "The tests': how often a turn is stopped at a random moment.",
     "RLM_FUZZ_CASES": "The tests': how many hostile requests a server is sent.",
     "RLM_FUZZ_SEED": "The tests': which ones.",
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import struct
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError
 
@@ -177,16 +176,12 @@ class GuestDoor:
 
     def _wait(self, wait: Callable[[], Json | Reply]) -> Json | Reply:
         """Wait. The turn's time does not run meanwhile."""
-        guard = self._guard
-        started, guard.waits = time.monotonic(), True
-        try:
-            return wait()
-        except CancelledError:
-            guard.interrupt()
-            raise DoorRefusal("CancelledError", "the call was cancelled") from None
-        finally:
-            guard.waited(time.monotonic() - started)
-            guard.waits = False
+        with self._guard.waiting():
+            try:
+                return wait()
+            except CancelledError:
+                self._guard.interrupt()
+                raise DoorRefusal("CancelledError", "the call was cancelled") from None
 
     def sleep(self, seconds: float) -> bool:
         """Wait on the guest's behalf, and return whether the turn may go on.

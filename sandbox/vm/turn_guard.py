@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from sandbox.turn import Stop, TurnError
 from sandbox.vm.poll_page import PollPage
@@ -24,16 +26,21 @@ class TurnGuard:
         """Whether the guest waits in the host, which then looks at the time and at interrupts itself."""
         self._page = page
         self._waited = 0.0
-        self._paused_at: float | None = None
+        self._paused = False
+        self._stands = 0
+        """For how many reasons the turn's time stands still: it is paused, or waits for an answer, or both."""
+        self._stood_at = 0.0
+        """Since when, if there is one."""
         self._started = time.monotonic()
         self._running = False
         self._interrupted = False
-        self._lock = threading.Lock()  # of all but `waits`
+        self._lock = threading.Lock()  # of all these
 
     def begin(self) -> None:
         """Begin a turn."""
         with self._lock:
-            self._started, self._waited = time.monotonic(), 0.0
+            self._started = self._stood_at = time.monotonic()
+            self._waited = 0.0
             self.error, self._running = None, True
 
     def end(self) -> None:
@@ -48,13 +55,37 @@ class TurnGuard:
             return self._seconds()
 
     def _seconds(self) -> float:
-        until = time.monotonic() if self._paused_at is None else self._paused_at
+        until = self._stood_at if self._stands else time.monotonic()
         return until - self._started - self._waited
 
     def waited(self, seconds: float) -> None:
         """Note that the turn has waited so long, which does not count as running."""
         with self._lock:
             self._waited += seconds
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Wait in the host meanwhile, for what does not count as running."""
+        with self._lock:
+            self.waits = True
+            self._stand()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._go_on()
+                self.waits = False
+
+    def _stand(self) -> None:
+        """Have the turn's time stand still. However many reasons there are at once, it is counted once."""
+        if not self._stands:
+            self._stood_at = time.monotonic()
+        self._stands += 1
+
+    def _go_on(self) -> None:
+        self._stands -= 1
+        if not self._stands:
+            self._waited += time.monotonic() - self._stood_at
 
     # ---- stopping ------------------------------------------------------------------------------------------------
 
@@ -102,14 +133,15 @@ class TurnGuard:
     def pause(self) -> bool:
         """Have the guest wait at its next loop, which is not running time. Return False where it cannot."""
         with self._lock:
-            if self._running and self.error is None and self._paused_at is None and self._page.pause():
-                self._paused_at = time.monotonic()
-            return self._paused_at is not None
+            if self._running and self.error is None and not (self._paused or self.waits) and self._page.pause():
+                self._paused = True
+                self._stand()
+            return self._paused
 
     def resume(self) -> None:
         """Let a guest that waits go on."""
         with self._lock:
-            if self._paused_at is not None:
-                self._waited += time.monotonic() - self._paused_at
-                self._paused_at = None
+            if self._paused:
+                self._paused = False
+                self._go_on()
                 self._page.resume()

@@ -139,9 +139,7 @@ async def serving(folder: Path, limits: TenantLimits = USUAL) -> AsyncIterator[S
         _, key = await keys.create("ann")
         shares = Shares.of(lambda _: limits)
         held, admission = shares.held, Admission(shares)
-        server = grpc.aio.server(
-            interceptors=[AuthInterceptor(keys, Identities(keys, {}), admission)], options=OPTIONS
-        )
+        server = grpc.aio.server(interceptors=[AuthInterceptor(keys, Identities(keys, {}), admission)], options=OPTIONS)
         server.add_generic_rpc_handlers((toy.handlers(),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
