@@ -7,7 +7,7 @@ Start a server with `make serve`, and in another terminal:
 
 from __future__ import annotations
 
-from rlm.v1.session_pb2 import TurnStatus
+from rlm.v1.session_pb2 import StopReason, TurnStatus
 from rlm.v1.types_pb2 import SandboxLimits
 from rlm_client import Budget, Client, usd
 from rlm_client.durations import milliseconds
@@ -60,7 +60,9 @@ def run(client: Client, session_id: str, code: str) -> None:
             case "result" if response.result.status != TurnStatus.TURN_STATUS_OK:
                 error = response.result.error
                 undone = response.result.status == TurnStatus.TURN_STATUS_ROLLED_BACK
-                print(f"{'undone: ' if undone else ''}{error.type}: {error.message}")
+                stop = StopReason.Name(response.result.stop_reason).removeprefix("STOP_REASON_")
+                what = f"undone: {stop}" if undone else error.type
+                print(f"{what}: {error.message}")
 
 
 if __name__ == "__main__":

@@ -94,7 +94,8 @@ class Client:
         account = (await self.budgets.GetBudget(budget_pb2.GetBudgetRequest(), metadata=self.metadata)).account
         quotas = await self.server.GetQuota(server_pb2.GetQuotaRequest(), metadata=self.metadata)
         stored = {quota.name: quota.used for quota in quotas.quotas}["stored_bytes"]
-        return Standing(account.posted.calls, account.posted.cpu_ms / 1e3, account.pending.cpu_ms / 1e3, stored / 1e6)
+        posted, pending = account.posted.cpu_time.ToMilliseconds(), account.pending.cpu_time.ToMilliseconds()
+        return Standing(account.posted.call_count, posted / 1e3, pending / 1e3, stored / 1e6)
 
 
 class Standing(NamedTuple):

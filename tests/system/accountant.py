@@ -9,8 +9,8 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, budget_pb2_grpc, types_pb2
 
+from rlm_server.api import responses
 from rlm_server.ledger import Amounts, Hold, Usage
-from tests.system.books import UNITS
 from tests.system.stage import Caller, Play, code
 
 TALK = Play(code("print(llm_query_batched(['a', 'b', 'c']))", "FINAL('done')"))
@@ -65,7 +65,7 @@ class Accountant:
 
 
 def total(amounts: list[types_pb2.Amounts]) -> types_pb2.Amounts:
-    return types_pb2.Amounts(**{unit: sum(getattr(one, unit) for one in amounts) for unit in UNITS})
+    return responses.amounts(Amounts(*map(sum, zip(*map(units, amounts), strict=True))))
 
 
 def stamp(time: datetime) -> Timestamp:

@@ -70,13 +70,13 @@ async def check_refused(served: Server, sent: Sequence[Message], field: str, wor
         pytest.param(
             [header(DATA, 3), announcement(DOCUMENTS, 1)],
             "documents.first_document",
-            "number 0, not 1",
+            "is 0, not 1",
             id="a gap of documents",
         ),
         pytest.param(
             [header(DATA, 3), announcement(DOCUMENTS[:2]), announcement(DOCUMENTS[1:], 1)],
             "documents.first_document",
-            "number 2, not 1",
+            "is 2, not 1",
             id="a document again",
         ),
         pytest.param(
@@ -136,7 +136,7 @@ async def check_refused(served: Server, sent: Sequence[Message], field: str, wor
         pytest.param(
             [header(DATA, 3), announcement([*DOCUMENTS, ("four", "")])],
             "header.document_count",
-            "more than the 3 documents",
+            "more than the 3 announced",
             id="more documents",
         ),
         pytest.param(

@@ -74,7 +74,10 @@ async def test_a_reply_that_was_cut_off_is_not_run_and_the_events_say_so(server:
     async with server(play, root_tokens=50) as served:
         ended = await served.caller.ask()
     assert ended.run.answer == "done"
-    assert [reply.stopped for reply in ended.bodies("model_replied")] == ["length", "end"]
+    assert [reply.end for reply in ended.bodies("model_replied")] == [
+        run_pb2.REPLY_END_LENGTH,
+        run_pb2.REPLY_END_COMPLETE,
+    ]
     assert "cut off at 50 tokens" in play.asked[1].messages[-1].content
     assert [guard.kind for guard in ended.bodies("guard")] == [run_pb2.GUARD_KIND_CUT_OFF]
 

@@ -89,8 +89,9 @@ async def test_a_session_goes_on_after(server: Served, source: str, status: int 
         await served.caller.turn(session, "kept = 1")
         result = (await served.caller.turn(session, source)).result
         assert result.status in ((status,) if status is not None else (ERROR, ROLLED_BACK))
-        assert error in result.error.type
-        assert result.error.type
+        stop = session_pb2.StopReason.Name(result.stop_reason).removeprefix("STOP_REASON_")
+        assert error in (stop if result.status == ROLLED_BACK else result.error.type)
+        assert bool(result.error.type) == (result.status != ROLLED_BACK)
         if result.status == ROLLED_BACK:
             assert (await served.caller.turn(session, "kept")).printed == "1\n"
         after = await served.caller.turn(session, "kept + 1, llm_query('still there?')")
