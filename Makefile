@@ -52,8 +52,8 @@ docs: $(STAMP)  ## Write docs/settings.md and docs/limits.md from the code
 	$(BIN)/python -m rlm_server.config.page docs/settings.md
 	$(BIN)/python -m rlm_server.api.limits_page docs/limits.md
 
-breaking: $(STAMP)  ## Compare proto/ with the main branch for changes that break clients
-	scripts/breaking
+breaking: $(STAMP)  ## Look for changes of proto/ that break clients (ARGS=--accept takes what is there from now on)
+	scripts/breaking $(ARGS)
 
 pin: $(STAMP)  ## Write requirements/*.txt anew (ARGS=--upgrade takes the newest versions)
 	scripts/pin $(ARGS)
