@@ -172,9 +172,12 @@ def _filling(known: Sequence[Table], tar: tarfile.TarFile, *, postgres: bool) ->
 
     def fill(connection: Connection) -> None:
         for table in known:
-            if connection.execute(f"SELECT count(*) FROM {table.name}").fetchone()[0]:  # noqa: S608
+            (rows_there,) = connection.execute(f"SELECT count(*) FROM {table.name}").fetchone()  # noqa: S608
+            if rows_there != table.first_rows:
                 raise BackupError("the database is not empty: a backup is put into an empty one")
         for table in known:
+            if table.first_rows:
+                connection.execute(f"DELETE FROM {table.name}")  # noqa: S608
             put(connection, table, rows(table), postgres=postgres)
 
     return fill

@@ -15,6 +15,9 @@ from rlm_server.runs.retention import Retention
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.tenants.tenants import Tenants
 
+NOW = 1e-9
+"""Days: runs that have ended are as old."""
+
 
 def forget(run_days: float | None) -> None:
     """Forget runs that ended so many days ago; without a number each tenant's as long ago as its limits say.
@@ -32,7 +35,9 @@ async def _forgotten(settings: Settings, run_days: float | None) -> int:
         await Tenants(database, terms).tell_all()
 
         def days(tenant: str) -> float:
-            kept: float = terms.limits(tenant, kind=TenantLimits).run_retention_days if run_days is None else run_days
+            kept: float = (
+                terms.limits(tenant, kind=TenantLimits).run_retention_days if run_days is None else max(run_days, NOW)
+            )
             return kept
 
         async def forget(run: str) -> None:

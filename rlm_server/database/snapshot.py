@@ -29,6 +29,8 @@ class Table:
     parent: str
     numbered: str
     """Its column that the database numbers, empty where there is none."""
+    first_rows: int = 0
+    """How many rows it has in a database that is new."""
 
     @property
     def every_row(self) -> str:
@@ -76,7 +78,8 @@ def tables(migrations: Sequence[str]) -> list[Table]:
             (made,) = scratch.execute("SELECT sql FROM sqlite_master WHERE name = ?", (name,)).fetchone()
             numbered = re.search(r"(\w+)\s+INTEGER PRIMARY KEY AUTOINCREMENT", made)
             parent = next((key[3] for key in keys if key[2] == name), "")
-            found[name] = Table(name, columns, parent, numbered[1] if numbered else "")
+            (first_rows,) = scratch.execute(f"SELECT count(*) FROM {name}").fetchone()  # noqa: S608
+            found[name] = Table(name, columns, parent, numbered[1] if numbered else "", first_rows)
     ordered: list[Table] = []
     while found:
         ready = [name for name in found if not refers[name] & found.keys()]

@@ -18,7 +18,7 @@ def breaking(tmp_path: Path, before: str, after: str) -> subprocess.CompletedPro
     text = file.read_text()
     assert before in text
     file.write_text(text.replace(before, after, 1))
-    command = [ROOT / ".venv/bin/buf", "breaking", "proto", "--against", "proto/baseline.binpb"]
+    command = [str(ROOT / ".venv/bin/buf"), "breaking", "proto", "--against", "proto/baseline.binpb"]
     return subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
 
 

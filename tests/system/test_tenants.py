@@ -12,14 +12,16 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import context_pb2, run_pb2, tenant_pb2, types_pb2
 
+from rlm_server.api import requests, responses
 from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
-from rlm_server.ledger import Limit
+from rlm_server.ledger import UNITS, Limit
 from rlm_server.tenants.keys import Keys
 from rlm_server.tenants.tenants import Tenants
 from rlm_server.tenants.terms import OwnTerms
 from tests.servers import Served
+from tests.system.accountant import units
 from tests.system.every_call import make, methods
 from tests.system.operator import Operator, operating, until
 from tests.system.stage import ENDED, USD, Caller, Play, code, eventually, header, part, refusal
@@ -187,7 +189,7 @@ async def test_limits_are_in_force_when_the_call_that_changes_them_returns(serve
         assert (await acme.ask()).run.answer == "1"
         await operator.update("acme", "limits", limits={"max_turns": 2, "turn_seconds": 1.5, "tenant_sessions": 1})
         said = await refusal(acme.create(limits=run_pb2.RunLimits(max_turn_count=3)))
-        assert (said.code, said.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["limits.max_turns"])
+        assert (said.code, said.fields) == (grpc.StatusCode.INVALID_ARGUMENT, ["limits.max_turn_count"])
         await acme.open_session()
         assert (await refusal(acme.open_session())).reason == "TOO_MANY_SESSIONS"
         await operator.update("acme", "limits")
@@ -222,12 +224,13 @@ async def test_a_budget_of_every_unit_and_window_is_in_force_at_once(server: Ser
         for field in ("budget", "hour_budget", "day_budget", "month_budget"):
             spent = (await operator.get("acme")).tenant.spent
             for unit in ("calls", "cpu_ms", "tokens", "nano_usd"):
-                used = max(1, getattr(spent, unit))
-                said: dict[str, Any] = {field: BUDGET(**{unit: used})}
+                used = max(1, dict(zip(UNITS, units(spent), strict=True))[unit])
+                wanted = responses.budget(Limit(**{unit: used}))
+                said: dict[str, Any] = {field: wanted}
                 await operator.update("acme", field, **said)
                 got = await operator.get("acme")
                 limits = [got.budget] if field == "budget" else [window.limit for window in got.windows]
-                assert [getattr(limit, unit) for limit in limits] == [used]
+                assert [getattr(requests.budget(limit), unit) for limit in limits] == [used]
                 asked = await asyncio.gather(acme.ask(**run), return_exceptions=True)
                 assert isinstance(asked[0], grpc.aio.AioRpcError) or asked[0].run.answer != "ok", (field, unit)  # type: ignore[union-attr]
                 spent = (await operator.get("acme")).tenant.spent
@@ -291,7 +294,7 @@ WRONG: list[tuple[dict[str, Any], str, str]] = [
     ({"labels": {"x" * 64: ""}}, "tenant.labels", "1 to 63"),
     ({"labels": {"x": "y" * 64}}, "tenant.labels.x", "63"),
     ({"budget": BUDGET(nano_usd=-1)}, "tenant.budget.nano_usd", "from 1 to"),
-    ({"day_budget": BUDGET(call_count=0)}, "tenant.day_budget.calls", "from 1 to"),
+    ({"day_budget": BUDGET(call_count=0)}, "tenant.day_budget.call_count", "from 1 to"),
 ]
 
 
