@@ -166,7 +166,8 @@ async def serving(
         try:
             limit.hold(process.pid)
             settings = {
-                "data_dir": str(data), "listen": "127.0.0.1:0", "database_url": url, "grace_seconds": GRACE_SECONDS,
+                "data_dir": str(data), "listen": "127.0.0.1:0", "database_url": url,
+                "drain_seconds": 0, "grace_seconds": GRACE_SECONDS,
                 "tenants": {ATTACKER: {"context_bytes": CONTEXT_QUOTA}}, **scenario.settings,
             }  # fmt: skip
             tenants = {VICTIM: {"nano_usd": 1_000 * USD}, ATTACKER: dict(scenario.limit or RICH)}

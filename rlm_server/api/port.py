@@ -23,11 +23,11 @@ from rlm_server.api.transport import OPTIONS
 from rlm_server.config.settings import Settings
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 
-LAST_SECONDS = 10.0
-"""What calls get to end that were told to: a turn is rolled back before its stream ends."""
+LAST_SECONDS = 0.75
+"""What calls get to end that were told to: a turn is rolled back before its stream ends. Callers may go on coming."""
 QUIET_SECONDS = 0.25
 """No call has come for so long when the port is closed, unless calls come all the time."""
-CLOSING_SECONDS = 1.0
+CLOSING_SECONDS = 0.5
 """What the last answers get to be sent."""
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
