@@ -6,18 +6,21 @@ from rlm_server.ledger.entries import By, Entry, Query, UsageRow
 from rlm_server.ledger.errors import (
     AccountClosed,
     AccountConflict,
+    AccountExists,
     AccountInUse,
     AccountUnknown,
     AmountRefused,
     BudgetBusy,
     BudgetError,
     BudgetExceeded,
+    CustomerClosed,
     HoldConflict,
     HoldUnknown,
     LedgerError,
     LimitTooLow,
     MoveRefused,
     StaleEpoch,
+    TooManyAccounts,
 )
 from rlm_server.ledger.holds import Hold, HoldState, Recovery
 from rlm_server.ledger.ledger import Ledger
@@ -25,13 +28,15 @@ from rlm_server.ledger.payer import Payer
 from rlm_server.ledger.settling import settle
 from rlm_server.ledger.statements import Statement, Totals, Window
 from rlm_server.ledger.usage import Usage
-from rlm_server.ledger.windows import Span
+from rlm_server.ledger.windows import BUDGET_SPANS, Span
 
 __all__ = [
+    "BUDGET_SPANS",
     "NANO",
     "UNITS",
     "AccountClosed",
     "AccountConflict",
+    "AccountExists",
     "AccountInUse",
     "AccountUnknown",
     "AmountRefused",
@@ -41,6 +46,7 @@ __all__ = [
     "BudgetError",
     "BudgetExceeded",
     "By",
+    "CustomerClosed",
     "Entry",
     "Hold",
     "HoldConflict",
@@ -57,6 +63,7 @@ __all__ = [
     "Span",
     "StaleEpoch",
     "Statement",
+    "TooManyAccounts",
     "Totals",
     "Usage",
     "UsageRow",

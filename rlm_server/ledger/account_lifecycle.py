@@ -15,7 +15,7 @@ from rlm_server.ledger.errors import (
     BudgetExceeded,
     LimitTooLow,
 )
-from rlm_server.ledger.windows import Span, account_of, keep, prefix_of
+from rlm_server.ledger.windows import Span, account_of, is_pace, keep
 
 
 def reserve_of(id: str) -> str:
@@ -64,6 +64,8 @@ def _carve(tree: Tree, wanted: Account, parent: str, at: int) -> None:
     if promise == ZERO:
         return
     for account, part in taking(path, promise):
+        if is_pace(account.id):
+            continue
         short = shortage(account, part, account.used)
         if short is not None:
             raise BudgetExceeded(short.account, short.unit, short.limit, short.used, short.asked)
@@ -131,19 +133,25 @@ def set_limit(connection: Connection, id: str, limit: Limit) -> Account:
     return account
 
 
-def set_window(connection: Connection, tenant: str, span: Span, limit: Limit | None, at: int) -> None:
-    """Limit every window of a span from the present one on; see `Ledger.set_window`."""
+def set_window(connection: Connection, id: str, span: Span, limit: Limit | None, at: int) -> None:
+    """Limit every window of an account's span from the present one on; see `Ledger.set_window`."""
     refuse_uncountable(limit=limit or Limit())
+    account = Tree(connection).get(id)
+    if not account.has_windows:
+        raise AccountConflict(id, "is no tenant's and no customer's, and only theirs have windows")
+    keep(connection, account.tenant, id, span, limit, at)
     tree = Tree(connection)
-    tree.get(tenant)
-    keep(connection, tenant, span, limit)
-    if limit is None:
-        # Nothing is counted on these accounts from here on. When the span is limited again, new ones are summed up.
-        prefix = prefix_of(span)
-        forget = "DELETE FROM account WHERE tenant = ? AND parent IS NULL AND id >= ? AND id < ?"
-        connection.execute(forget, (tenant, prefix, following(prefix)))
-        return
-    for account in tree.windows(tenant, at):
-        if account.id == account_of(tenant, span, at):
-            tree.change(account)
+    for window in tree.windows(tree.get(id), at):
+        if window.id == account_of(id, span, at):
+            tree.change(window)
+    tree.save()
+
+
+def reset_window(connection: Connection, id: str, span: Span, at: int) -> None:
+    """Forget what was spent in an account's present window of a span. What is held stays."""
+    tree = Tree(connection)
+    for window in tree.windows(tree.get(id), at):
+        if window.id == account_of(id, span, at):
+            window.posted, window.overrun = ZERO, ZERO
+            tree.change(window)
     tree.save()

@@ -9,8 +9,20 @@ from typing import Any
 from rlm_server.database.engine import Connection
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
 from rlm_server.ledger.errors import MAX, AccountUnknown, AmountRefused
+from rlm_server.ledger.names import CUSTOMER
 from rlm_server.ledger.sums import amounts
-from rlm_server.ledger.windows import Span, account_of, bounds, counted, limited
+from rlm_server.ledger.windows import (
+    PREFIX,
+    Limited,
+    account_of,
+    bounds,
+    counted,
+    is_pace,
+    limited,
+    parts,
+    remove_old,
+    removed_before,
+)
 
 ZERO = Amounts()
 
@@ -56,6 +68,18 @@ class Account:
     pending: Amounts = ZERO
     carved: Amounts = ZERO
     overrun: Amounts = ZERO
+    path: str | None = None
+    """Of a customer's account, the customer's path."""
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether it is an account that may have windows: a tenant's or a customer's."""
+        return self.path is not None or (self.parent is None and not self.is_window)
+
+    @property
+    def is_window(self) -> bool:
+        """Whether it counts what was spent in a window."""
+        return self.id.startswith(PREFIX)
 
     @property
     def used(self) -> Amounts:
@@ -118,9 +142,14 @@ def taking(path: Sequence[Account], amounts: Amounts) -> Iterator[tuple[Account,
 
 
 def left(path: Sequence[Account]) -> Limit:
-    """The most that can be held at the leaf of `path` now; None in a unit that no account of it limits."""
+    """The most that can be held at the leaf of `path`; None in a unit that no account of it limits.
+
+    What a minute leaves is not considered, since there is another soon.
+    """
     least: dict[str, int | None] = dict.fromkeys(UNITS)
     for account, taken in taking(path, Amounts(*(1 for _ in UNITS))):
+        if is_pace(account.id):
+            continue
         room = account.balance.left
         for unit in UNITS:
             here: int | None = getattr(room, unit)
@@ -128,6 +157,11 @@ def left(path: Sequence[Account]) -> Limit:
             if getattr(taken, unit) and here is not None:
                 least[unit] = here if so_far is None else min(so_far, here)
     return Limit(*(least[unit] for unit in UNITS))
+
+
+def customer_of(path: Sequence[Account]) -> str:
+    """The path of the nearest customer of an account's ancestry; empty where there is none."""
+    return next((account.path for account in path if account.path is not None), "")
 
 
 def raised(limit: Limit, used: Amounts) -> Limit:
@@ -152,10 +186,31 @@ def refuse_uncountable(**values: object) -> None:
 _GROUPS = ("limit", "posted", "pending", "carved", "overrun")
 _NUMBERS = tuple(f"{group}_{unit}" for group in _GROUPS for unit in UNITS)
 _COLUMNS = f"id, tenant, parent, carve, closed, {', '.join(_NUMBERS)}"
-_FIND = f"SELECT {_COLUMNS} FROM account WHERE id = ?"  # noqa: S608 - column names only
 _CARVED = "SELECT id FROM account WHERE parent = ? AND closed = 0 AND carve = 1"
-_INSERT = f"INSERT INTO account ({_COLUMNS}) VALUES ({', '.join('?' * (5 + len(_NUMBERS)))})"  # noqa: S608
-_UPDATE = f"UPDATE account SET closed = ?, {', '.join(f'{name} = ?' for name in _NUMBERS)} WHERE id = ?"  # noqa: S608
+_ASKED = f"SELECT path, {', '.join(f'limit_{unit}' for unit in UNITS)} FROM customer WHERE account = ?"  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    find: str
+    insert: str
+    update: str
+
+
+def _statements(table: str) -> _Statements:
+    places = ", ".join("?" * (5 + len(_NUMBERS)))
+    return _Statements(
+        f"SELECT {_COLUMNS} FROM {table} WHERE id = ?",  # noqa: S608 - column names only
+        f"INSERT INTO {table} ({_COLUMNS}) VALUES ({places})",  # noqa: S608
+        f"UPDATE {table} SET closed = ?, {', '.join(f'{name} = ?' for name in _NUMBERS)} WHERE id = ?",  # noqa: S608
+    )
+
+
+_ACCOUNTS, _WINDOWS = _statements("account"), _statements("window_account")
+
+
+def _table_of(id: str) -> _Statements:
+    return _WINDOWS if id.startswith(PREFIX) else _ACCOUNTS
 
 
 @dataclass(slots=True)
@@ -166,15 +221,18 @@ class Tree:
     _known: dict[str, Account] = field(default_factory=dict)
     _changed: dict[str, Account] = field(default_factory=dict)
     _windows: dict[tuple[str, int], list[Account]] = field(default_factory=dict)
-    _new: set[str] = field(default_factory=set)
+    _new: dict[str, int] = field(default_factory=dict)  # windows without a row, and at what time they were asked for
 
     def find(self, id: str) -> Account | None:
         """The account of this name, if there is one."""
         if id not in self._known:
-            row = self.connection.execute(_FIND, (id,)).fetchone()
+            row = self.connection.execute(_table_of(id).find, (id,)).fetchone()
             if row is None:
                 return None
-            self._known[id] = _account(row)
+            account = self._known[id] = _account(row)
+            if id.startswith(CUSTOMER):
+                account.path, *asked = self.connection.execute(_ASKED, (id,)).fetchone()
+                account.limit = Limit(*asked)
         return self._known[id]
 
     def get(self, id: str) -> Account:
@@ -189,9 +247,18 @@ class Tree:
         return account
 
     def path(self, id: str, at: int) -> list[Account]:
-        """The account and its ancestors up to the tenant's, and then those of the tenant's windows around `at`.
+        """The account and its ancestors up to the tenant's, and then those of all their windows around `at`.
 
         `at` is in Unix milliseconds.
+
+        Raises:
+            AccountUnknown: there is none of this name.
+        """
+        path = self.ancestry(id)
+        return path + [window for account in path if account.has_windows for window in self.windows(account, at)]
+
+    def ancestry(self, id: str) -> list[Account]:
+        """The account and its ancestors up to the tenant's.
 
         Raises:
             AccountUnknown: there is none of this name.
@@ -202,26 +269,29 @@ class Tree:
             account = self.get(above)
             path.append(account)
             above = account.parent
-        return path + self.windows(path[-1].tenant, at)
+        return path
 
-    def windows(self, tenant: str, at: int) -> list[Account]:
-        """The accounts of a tenant's limited windows around a time; one that is not opened yet is summed from holds."""
-        if (tenant, at) not in self._windows:
-            self._windows[tenant, at] = [
-                self._window(tenant, span, limit, at) for span, limit in limited(self.connection, tenant)
+    def windows(self, account: Account, at: int) -> list[Account]:
+        """The accounts of an account's limited windows around a time; one not opened yet is summed from holds."""
+        if (account.id, at) not in self._windows:
+            self._windows[account.id, at] = [
+                self._window(account, one, at) for one in limited(self.connection, account.id)
             ]
-        return self._windows[tenant, at]
+        return self._windows[account.id, at]
 
-    def _window(self, tenant: str, span: Span, limit: Limit, at: int) -> Account:
-        id = account_of(tenant, span, at)
+    def _window(self, of: Account, limited: Limited, at: int) -> Account:
+        id = account_of(of.id, limited.span, at)
         account = self.find(id)
         if account is None:
-            posted, pending, overrun = counted(self.connection, tenant, *bounds(span, at))
-            account = Account(id, tenant, None, False, limit, posted=posted, pending=pending, overrun=overrun)
+            account = Account(id, of.tenant, None, False, limited.limit)
+            begin, end = bounds(limited.span, at)
+            if begin < max(limited.since, removed_before(self.connection, limited.span)):
+                account.posted, account.pending, account.overrun = counted(
+                    self.connection, of.tenant, of.path, begin, end
+                )
             self._known[id] = account
-            self._new.add(id)
-        # Where the limit was set below what had been used by then, it is what is used, for as long as that is more.
-        account.limit = raised(limit, account.posted + account.pending)
+            self._new[id] = at
+        account.limit = limited.limit
         return account
 
     def carved_children(self, id: str) -> list[Account]:
@@ -241,7 +311,8 @@ class Tree:
         self._known[account.id] = account
         numbers = _numbers(account)
         self.connection.execute(
-            _INSERT, (account.id, account.tenant, account.parent, account.carve, account.closed, *numbers)
+            _table_of(account.id).insert,
+            (account.id, account.tenant, account.parent, account.carve, account.closed, *numbers),
         )
 
     def change(self, account: Account) -> None:
@@ -274,13 +345,20 @@ class Tree:
             if account.id in self._new:
                 self.add(account)
             else:
-                self.connection.execute(_UPDATE, (account.closed, *_numbers(account), account.id))
+                self.connection.execute(_table_of(account.id).update, (account.closed, *_numbers(account), account.id))
+        began = {(window[0], self._new[id]) for id in self._changed if id in self._new and (window := parts(id))}
+        for span, at in began:
+            remove_old(self.connection, span, at)
         self._new.clear()
         self._changed.clear()
 
 
 def _numbers(account: Account) -> Iterator[int | None]:
-    for group in (account.limit, account.posted, account.pending, account.carved, account.overrun):
+    limit = account.limit
+    if account.path is not None or account.is_window:
+        # Where it was set below what had been used by then, it is what is used, for as long as that is more.
+        limit = raised(limit, account.posted + account.pending + account.carved)
+    for group in (limit, account.posted, account.pending, account.carved, account.overrun):
         for unit in UNITS:
             yield getattr(group, unit)
 

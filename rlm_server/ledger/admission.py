@@ -8,18 +8,20 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from rlm_server.database.engine import Connection
-from rlm_server.ledger.accounts import Account, Shortage, Tree, shortage, taking
+from rlm_server.ledger.accounts import ZERO, Account, Shortage, Tree, customer_of, shortage, taking
 from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.errors import (
     AccountClosed,
     AccountUnknown,
     BudgetBusy,
     BudgetExceeded,
+    CustomerClosed,
     HoldConflict,
     LedgerError,
     MoveRefused,
 )
 from rlm_server.ledger.holds import Hold, HoldState, StoredHold, find, insert
+from rlm_server.ledger.windows import is_pace
 
 PASS_SIZE = 128
 """The most holds one pass takes or judges for the first time, so that other tenants' writes get their turn."""
@@ -107,7 +109,7 @@ class Pass:
         if busy is not None:
             self.blocked.add(busy.account)
             return _error(BudgetBusy, busy)
-        insert(self.connection, hold, state, self.at, self.epoch)
+        insert(self.connection, hold, state, self.at, self.epoch, customer_of(path))
         self.tree.apply(path, pending=hold.amounts)
         return Admission.TAKEN
 
@@ -117,6 +119,9 @@ class Pass:
             raise AccountUnknown(hold.account)
         if path[0].closed:
             raise AccountClosed(hold.account)
+        for account in path:
+            if account.closed:
+                raise closed_above(account, hold.amounts)
         return path
 
     def _obstacle(self, path: Sequence[Account], amounts: Amounts) -> Shortage | None:
@@ -161,22 +166,33 @@ def check(connection: Connection, account: str, amounts: Amounts, at: int) -> No
         AccountUnknown: there is no such account.
     """
     tree = Tree(connection)
-    for one, part in taking(tree.path(account, at), amounts):
+    path = tree.path(account, at)
+    for one in path[1:]:
+        if one.closed:
+            raise closed_above(one, amounts)
+    for one, part in taking(path, amounts):
         _shortage(tree, one, part)
 
 
 def _shortage(tree: Tree, account: Account, asked: Amounts) -> Shortage | None:
-    """What an account lacks now for what is asked.
+    """What an account lacks now for what is asked. What was spent in a minute is out of the way when it is over.
 
     Raises:
         BudgetExceeded: it would lack it beside no pending hold at all.
     """
     short = shortage(account, asked, account.used)
     if short is not None:
-        lasting = shortage(account, asked, tree.lasting(account))
+        lasting = shortage(account, asked, ZERO if is_pace(account.id) else tree.lasting(account))
         if lasting is not None:
             raise _error(BudgetExceeded, lasting)
     return short
+
+
+def closed_above(account: Account, asked: Amounts) -> CustomerClosed:
+    """Say that an account above has been closed."""
+    unit = next((unit for unit in UNITS if getattr(asked, unit)), UNITS[0])
+    used = getattr(account.used, unit)
+    return CustomerClosed(account.id, unit, used, used, getattr(asked, unit))
 
 
 def _repeated(kept: StoredHold, hold: Hold, state: HoldState) -> Verdict:

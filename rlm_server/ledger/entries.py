@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from rlm_server.database import labels
 from rlm_server.database.engine import Connection, following
-from rlm_server.ledger import windows
+from rlm_server.ledger import names, windows
 from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.holds import COLUMNS, RESULT, Hold, hold_of, result_of
 from rlm_server.ledger.sums import amounts, sums
@@ -31,6 +32,8 @@ class Entry:
     usage: Usage | None
     at: int
     number: int
+    customer: str = ""
+    """The path of the customer who pays; empty where the tenant itself does."""
 
     @property
     def ambiguous(self) -> bool:
@@ -40,7 +43,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """Selects entries of a tenant: by run, node, model and time (Unix milliseconds, `until` excluded)."""
+    """Selects entries of a tenant: by run, node, model and time (Unix milliseconds, `until` excluded).
+
+    `customer` is the path of one, and selects those under it, too. `labels` are those of runs and sessions.
+    """
 
     tenant: str
     run: str | None = None
@@ -51,6 +57,8 @@ class Query:
     ambiguous: bool = False
     after: int = 0
     """Only entries with a greater number."""
+    customer: str = ""
+    labels: tuple[tuple[str, str], ...] = ()
 
 
 class By(StrEnum):
@@ -59,11 +67,15 @@ class By(StrEnum):
     DAY = "day"
     MODEL = "model"
     RUN = "run"
+    ACCOUNT = "account"
+    LABEL = "label"
 
 
 @dataclass(frozen=True, slots=True)
 class UsageRow:
-    """What the entries of one day, model or run add up to. `key` is the day (`2026-11-25`, UTC), model or run.
+    """What the entries of one key add up to.
+
+    `key` is the day (`2026-11-25`, UTC), the model, the run, the id of the account that pays, or the label's value.
 
     Of `entries`, `ambiguous` were counted as their whole holds; they cost `doubtful` of `actual`.
     """
@@ -77,8 +89,10 @@ class UsageRow:
 
 
 _WIDTH = len(COLUMNS.split(","))
-_ENTRIES = f"SELECT {COLUMNS}, resolved_at, entry, {RESULT} FROM hold WHERE "  # noqa: S608
-_KEYS = {By.DAY: f"resolved_at / {DAY_MS}", By.MODEL: "model", By.RUN: "run"}
+_ENTRIES = f"SELECT {COLUMNS}, resolved_at, entry, customer, {RESULT} FROM hold WHERE "  # noqa: S608
+_KEYS = {By.DAY: f"resolved_at / {DAY_MS}", By.MODEL: "model", By.RUN: "run", By.ACCOUNT: "customer"}
+WORK = ("run", "session")
+"""The kinds of labels that usage goes by."""
 _AMBIGUOUS = "model <> '' AND input IS NULL"
 _ACTUAL = tuple(f"actual_{unit}" for unit in UNITS)
 _SUMS = sums((*_ACTUAL, *(f"CASE WHEN {_AMBIGUOUS} THEN {actual} END" for actual in _ACTUAL), *COUNTS))
@@ -95,15 +109,20 @@ def entries(connection: Connection, query: Query, most: int | None) -> list[Entr
     return [_entry(row) for row in rows]
 
 
-def usage(connection: Connection, query: Query, by: By) -> list[UsageRow]:
-    """What the entries that a query selects add up to, by day, model or run, in the order of these."""
+def usage(connection: Connection, query: Query, by: By, label: str = "") -> list[UsageRow]:
+    """What the entries that a query selects add up to, in the order of their keys.
+
+    By LABEL it is the label of this key, of runs and sessions. What they spend keeps it when they are deleted.
+    """
     where, values = _where(query)
+    key, named = labels.value_of(WORK, "hold.run", label) if by is By.LABEL else (_KEYS[by], [])
     rows = connection.execute(
-        f"SELECT {_KEYS[by]} AS key, count(*), coalesce(sum(CASE WHEN {_AMBIGUOUS} THEN 1 END), 0), {_SUMS} "  # noqa: S608
-        f"FROM hold WHERE {where} GROUP BY {_KEYS[by]} ORDER BY key",
-        values,
+        f"SELECT {key}, count(*), coalesce(sum(CASE WHEN {_AMBIGUOUS} THEN 1 END), 0), {_SUMS} "  # noqa: S608
+        f"FROM hold WHERE {where} GROUP BY 1 ORDER BY 1",
+        (*named, *values),
     ).fetchall()
-    return [_usage_row(by, row) for row in rows]
+    found = [_usage_row(by, row, query.tenant) for row in rows]
+    return sorted(found, key=lambda row: row.key) if by is By.ACCOUNT else found
 
 
 def posted(connection: Connection, prefix: str) -> Amounts:
@@ -133,22 +152,32 @@ def _where(query: Query) -> tuple[str, list[Any]]:
         if time is not None:
             conditions.append(f"resolved_at {sign} ?")
             values.append(time)
+    if query.customer:
+        condition, paths = names.under(query.customer)
+        conditions.append(condition)
+        values += paths
+    if query.labels:
+        condition, named = labels.having(WORK, "hold.run", dict(query.labels))
+        conditions.append(condition)
+        values += named
     if query.ambiguous:
         conditions.append(_AMBIGUOUS)
     return " AND ".join(conditions), values
 
 
 def _entry(row: Sequence[Any]) -> Entry:
-    at, number = row[_WIDTH : _WIDTH + 2]
-    actual, used = result_of(row[_WIDTH + 2 :])
-    return Entry(hold_of(row), actual or Amounts(), used, at, number)
+    at, number, customer = row[_WIDTH : _WIDTH + 3]
+    actual, used = result_of(row[_WIDTH + 3 :])
+    return Entry(hold_of(row), actual or Amounts(), used, at, number, customer)
 
 
-def _usage_row(by: By, row: Sequence[Any]) -> UsageRow:
+def _usage_row(by: By, row: Sequence[Any], tenant: str) -> UsageRow:
     key, count, ambiguous, *columns = row
     actual, doubtful = amounts(columns[: -len(COUNTS)])
-    return UsageRow(_key(by, key), count, ambiguous, actual, doubtful, Usage(*columns[-len(COUNTS) :]))
+    return UsageRow(_key(by, key, tenant), count, ambiguous, actual, doubtful, Usage(*columns[-len(COUNTS) :]))
 
 
-def _key(by: By, key: Any) -> str:
+def _key(by: By, key: Any, tenant: str) -> str:
+    if by is By.ACCOUNT:
+        return names.last_of(key, tenant)
     return windows.label(windows.Span.DAY, key * DAY_MS) if by is By.DAY else str(key)

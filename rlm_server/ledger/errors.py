@@ -56,6 +56,14 @@ class BudgetBusy(BudgetError):
     reason = "is taken for now, or wanted by calls that asked earlier, and was not free in time. Try again later"
 
 
+class CustomerClosed(BudgetExceeded):
+    """An account above was closed, so nothing more can be spent here."""
+
+    def __init__(self, account: str, unit: str, limit: int, used: int, asked: int) -> None:
+        super().__init__(account, unit, limit, used, asked)
+        self.args = (f"{described(account)} was closed, and nothing more can be spent on it",)
+
+
 class AmountRefused(LedgerError):
     """A number is negative or larger than the ledger can count. `field` names it."""
 
@@ -69,21 +77,41 @@ class AccountUnknown(LedgerError):
     """The tenant has no account of this name."""
 
     def __init__(self, account: str) -> None:
-        super().__init__(f"there is no account {account!r}; open it first")
+        super().__init__(f"there is no {described(account)}; open it first")
+        self.account = account
 
 
 class AccountClosed(LedgerError):
     """The account was closed; nothing more may be held on it or opened under it."""
 
     def __init__(self, account: str) -> None:
-        super().__init__(f"account {account!r} is closed; open another")
+        super().__init__(f"{described(account)} is closed; open another")
+        self.account = account
 
 
 class AccountConflict(LedgerError):
     """The account exists otherwise than it was to be, or cannot be what it was to be."""
 
     def __init__(self, account: str, why: str) -> None:
-        super().__init__(f"account {account!r} {why}")
+        super().__init__(f"{described(account)} {why}")
+        self.account, self.why = account, why
+
+
+class AccountExists(LedgerError):
+    """The tenant has an account of this id, or had one."""
+
+    def __init__(self, account: str, *, closed: bool) -> None:
+        was = "was closed, and its id is not given again" if closed else "exists"
+        super().__init__(f"account {account!r} {was}; choose another id")
+        self.account = account
+
+
+class TooManyAccounts(LedgerError):
+    """The tenant has as many customers as it may; the message names the limit."""
+
+    def __init__(self, limit: int, used: int) -> None:
+        super().__init__(f"a tenant may have {limit} customers' accounts (tenant_accounts), and has {used}")
+        self.limit, self.used = limit, used
 
 
 class AccountInUse(LedgerError):

@@ -82,7 +82,7 @@ class Recovery:
 COLUMNS = f"id, account, {', '.join(UNITS)}, model, price_version, tenant, run, node"
 RESULT = ", ".join((*(f"actual_{unit}" for unit in UNITS), *COUNTS))
 _WIDTH = len(COLUMNS.split(","))
-_INSERT = f"INSERT INTO hold ({COLUMNS}, reserved_at, state, epoch) VALUES ({', '.join('?' * (_WIDTH + 3))})"  # noqa: S608
+_INSERT = f"INSERT INTO hold ({COLUMNS}, reserved_at, state, epoch, customer) VALUES ({', '.join('?' * (_WIDTH + 4))})"  # noqa: S608
 _FIND = f"SELECT {COLUMNS}, state, reserved_at, epoch, {RESULT} FROM hold WHERE id = ?"  # noqa: S608
 _RESOLVE = f"""
 UPDATE hold SET state = ?, resolved_at = ?, ({RESULT}) = ({", ".join("?" * len(RESULT.split(",")))}),
@@ -110,10 +110,10 @@ def find(connection: Connection, id: str) -> StoredHold | None:
     return StoredHold(hold_of(row), Outcome(HoldState(state), *result_of(row[_WIDTH + 3 :])), reserved_at, epoch)
 
 
-def insert(connection: Connection, hold: Hold, state: HoldState, at: int, epoch: int) -> None:
-    """Write a new hold, pending or dispatched; its accounts are not touched."""
+def insert(connection: Connection, hold: Hold, state: HoldState, at: int, epoch: int, customer: str) -> None:
+    """Write a new hold, pending or dispatched; its accounts are not touched. `customer` is the path of who pays."""
     text = (hold.model, hold.price_version, hold.tenant, hold.run, hold.node)
-    connection.execute(_INSERT, (hold.id, hold.account, *astuple(hold.amounts), *text, at, state, epoch))
+    connection.execute(_INSERT, (hold.id, hold.account, *astuple(hold.amounts), *text, at, state, epoch, customer))
 
 
 def move(connection: Connection, id: str, wanted: Outcome, *, epoch: int, at: int) -> Moved:

@@ -126,8 +126,8 @@ class Ledger:
             lambda changed: self._limits_changed_of(changed.tenant),
         )
 
-    async def set_window(self, tenant: str, span: Span, limit: Limit | None) -> None:
-        """Limit what a tenant may spend in every hour, day or month, from the present one on; None lifts the limit.
+    async def set_window(self, account: str, span: Span, limit: Limit | None) -> None:
+        """Limit what a tenant may spend in every window of a span, from the present one on; None lifts the limit.
 
         What was reserved earlier in the present window counts. Where that is more than the limit, nothing more is
         allowed until the window ends.
@@ -137,8 +137,18 @@ class Ledger:
             AmountRefused: the limit is negative or above 2^62.
         """
         await self._freeing(
-            lambda connection: account_lifecycle.set_window(connection, tenant, span, limit, self._clock()),
-            lambda _: self._limits_changed_of(tenant),
+            lambda connection: account_lifecycle.set_window(connection, account, span, limit, self._clock()),
+            lambda _: self._limits_changed_of(account),
+        )
+
+    async def change(self, tenant: str, work: Callable[[Connection, int], T]) -> T:
+        """Change a tenant's accounts in one transaction, at a time in Unix milliseconds, and have it in force at once.
+
+        Raises:
+            LedgerError: what `work` raised; nothing was changed.
+        """
+        return await self._freeing(
+            lambda connection: work(connection, self._clock()), lambda _: self._limits_changed_of(tenant)
         )
 
     async def windows(self, tenant: str) -> list[Window]:
@@ -309,16 +319,27 @@ class Ledger:
         """The entries that a query selects, in the order they were posted; at most `most` of them."""
         return await self._database.read(lambda connection: entries.entries(connection, query, most))
 
-    async def usage(self, query: Query, by: By) -> list[UsageRow]:
-        """What the entries that a query selects add up to, by day, model or run."""
-        return await self._database.read(lambda connection: entries.usage(connection, query, by))
+    async def usage(self, query: Query, by: By, label: str = "") -> list[UsageRow]:
+        """What the entries that a query selects add up to, by day, model, run, account, or value of a label."""
+        return await self._database.read(lambda connection: entries.usage(connection, query, by, label))
+
+    async def ancestry(self, account: str) -> list[Balance]:
+        """Where an account and those above it stand, up to the tenant's, windows aside.
+
+        Raises:
+            AccountUnknown: there is none.
+        """
+        return await self._database.read(lambda connection: [one.balance for one in Tree(connection).ancestry(account)])
 
     async def last_entry(self, tenant: str) -> int:
         """The number of a tenant's last entry; 0 where it has none."""
         return await self._database.read(lambda connection: entries.last(connection, tenant))
 
     async def statement(self, tenant: str, account: str) -> Statement | None:
-        """Where a tenant's account stands, all out of one snapshot; None where the tenant has none of this name."""
+        """Where a tenant's account stands, all out of one snapshot; None where the tenant has none of this name.
+
+        A customer's goes by the id that the tenant chose.
+        """
         at = self._clock()
         return await self._database.read(lambda connection: statements.statement(connection, tenant, account, at))
 

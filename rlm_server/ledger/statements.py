@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rlm_server.database.engine import Connection, following
-from rlm_server.ledger.accounts import Balance, Tree, left
+from rlm_server.database.engine import Connection
+from rlm_server.ledger.accounts import Account, Balance, Tree, left
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
+from rlm_server.ledger.names import CUSTOMER, customer_account
 from rlm_server.ledger.sums import amounts, sums
 from rlm_server.ledger.windows import PREFIX, Span, account_of, bounds, label
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A tenant's window around now. `begins` and `ends` are in Unix milliseconds, `label` names it (UTC)."""
+    """An account's window around now. `begins` and `ends` are in Unix milliseconds, `label` names it (UTC)."""
 
+    account: str
     span: Span
     label: str
     begins: int
@@ -30,6 +32,7 @@ class Statement:
     parent: str | None
     closed: bool
     left: Limit
+    customer: bool
     windows: list[Window]
 
 
@@ -42,8 +45,7 @@ class Totals:
 
 
 _SUMS = sums((*(f"posted_{unit} + overrun_{unit}" for unit in UNITS), *(f"pending_{unit}" for unit in UNITS)))
-# Windows have no parent either; they count once more what the tenants' own accounts do.
-_TOTALS = f"SELECT {_SUMS} FROM account WHERE parent IS NULL AND NOT (id >= ? AND id < ?)"  # noqa: S608 - column names
+_TOTALS = f"SELECT {_SUMS} FROM account WHERE parent IS NULL"  # noqa: S608 - column names
 
 
 def balance(connection: Connection, id: str) -> Balance:
@@ -55,23 +57,48 @@ def balance(connection: Connection, id: str) -> Balance:
     return Tree(connection).get(id).balance
 
 
-def windows(connection: Connection, tenant: str, at: int) -> list[Window]:
-    """The limited windows of a tenant around a time (Unix milliseconds)."""
-    balances = {account.id: account.balance for account in Tree(connection).windows(tenant, at)}
-    accounts = ((span, account_of(tenant, span, at)) for span in Span)
-    return [Window(span, label(span, at), *bounds(span, at), balances[id]) for span, id in accounts if id in balances]
+def windows(connection: Connection, id: str, at: int) -> list[Window]:
+    """The limited windows of an account around a time (Unix milliseconds)."""
+    tree = Tree(connection)
+    account = tree.find(id)
+    return [] if account is None else _windows(tree, account, at)
+
+
+def _windows(tree: Tree, account: Account, at: int) -> list[Window]:
+    balances = {window.id: window.balance for window in tree.windows(account, at)}
+    accounts = ((span, account_of(account.id, span, at)) for span in Span)
+    return [
+        Window(account.id, span, label(span, at), *bounds(span, at), balances[id])
+        for span, id in accounts
+        if id in balances
+    ]
 
 
 def statement(connection: Connection, tenant: str, id: str, at: int) -> Statement | None:
-    """Where a tenant's account stands at a time (Unix milliseconds), or None: another's does not exist for this one."""
+    """Where a tenant's account stands at a time (Unix milliseconds), or None: another's does not exist for this one.
+
+    A customer's goes by the id that its tenant chose.
+    """
     tree = Tree(connection)
-    account = tree.find(id)
-    if account is None or account.tenant != tenant or id.startswith(PREFIX):
+    account = find(tree, tenant, id)
+    if account is None:
         return None
-    room = left(tree.path(id, at))
-    return Statement(account.balance, account.parent, account.closed, room, windows(connection, tenant, at))
+    path = tree.path(account.id, at)
+    above = [one for one in reversed(path) if one.has_windows]
+    all_windows = [window for one in above for window in _windows(tree, one, at)]
+    return Statement(account.balance, account.parent, account.closed, left(path), account.path is not None, all_windows)
+
+
+def find(tree: Tree, tenant: str, id: str) -> Account | None:
+    """A tenant's account by the name that the tenant knows, or None where it has none of this name."""
+    if id.startswith((PREFIX, CUSTOMER)):
+        return None
+    account = tree.find(id)
+    if account is None or account.tenant != tenant:
+        account = tree.find(customer_account(tenant, id))
+    return account
 
 
 def totals(connection: Connection) -> Totals:
     """What all tenants together have spent, and hold."""
-    return Totals(*amounts(connection.execute(_TOTALS, (PREFIX, following(PREFIX))).fetchone()))
+    return Totals(*amounts(connection.execute(_TOTALS).fetchone()))

@@ -1,4 +1,4 @@
-"""One tenant's holds that wait for room. Nothing polls: a pass runs when a hold arrives or room is freed."""
+"""One tenant's holds that wait for room. Nothing polls: a pass runs when a hold arrives, or room is freed or begins."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rlm_server.database.engine import Connection, DatabaseError
 from rlm_server.ledger.admission import Admission, Pass, QueuedHold, Verdict
 from rlm_server.ledger.errors import BudgetBusy
 from rlm_server.ledger.holds import Hold, HoldState, withdraw
+from rlm_server.ledger.windows import Span, bounds, is_pace
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class WaitQueue:
         self._waiting: dict[_Waiter, None] = {}
         self._pass_under_way = False
         self._pass_again = False
+        self._next_minute: asyncio.TimerHandle | None = None
 
     async def reserve(self, hold: Hold, state: HoldState, deadline: float) -> None:
         """Wait for room until `deadline` and take it, pending or dispatched; see `Ledger.reserve`."""
@@ -130,6 +132,17 @@ class WaitQueue:
         self._pass_under_way = False
         if self._pass_again:
             self.advance()
+        self._await_next_minute()
+
+    def _await_next_minute(self) -> None:
+        """Look again when this minute is over, where one waits for that."""
+        if self._next_minute is not None:
+            self._next_minute.cancel()
+            self._next_minute = None
+        if any(waiter.busy is not None and is_pace(waiter.busy.account) for waiter in self._waiting):
+            at = self._clock()
+            _, end = bounds(Span.MINUTE, at)
+            self._next_minute = asyncio.get_running_loop().call_later((end - at) / 1000, self.advance)
 
     def _apply(self, waiter: _Waiter, verdict: Verdict) -> None:
         if isinstance(verdict, BudgetBusy):

@@ -39,6 +39,7 @@ PINNED = {
     "0008_node_numbers.sql": "400cd42a2bd7cc9cc6d53e87882508008bcc367f9c95685062ee15a2bf6296c9",
     "0009_kept_bytes.sql": "e4e4e829db0df34b1464bc676c03ab6bb65db2c93dfa3ababe7fac5f3ac13de0",
     "0010_tenants_and_operators.sql": "3f5f369139d8c359d0fbe56945363c4ee0b92526257547bad9aa5e7894fd641a",
+    "0011_customers.sql": "18f472f69b79142155dd9314645ec83edeb9d3183bf05db3c6c3f67ecc4e44c9",
 }
 """The SHA-256 of every script that a database may have seen, in the order in which it saw them."""
 
@@ -165,7 +166,8 @@ ROWS = (
                  "actual_cpu_ms": 0, "epoch": 1, "entry": 1}, since=7),
     Row("hold", {**_HOLD, "id": "sent", "nano_usd": 5, "tokens": 0, "calls": 0, "reserved_at": 3,
                  "state": "dispatched"}, since=2),
-    Row("tenant_window", {"tenant": "acme", "span": "day", "limit_nano_usd": 50}, since=7),
+    Row("tenant_window", {"tenant": "acme", "span": "day", "limit_nano_usd": 50}, since=7, until=9),
+    Row("window_limit", {"account": "acme", "span": "day", "limit_nano_usd": 50, "since": 1}, since=10),
     Row("run", {"id": "run", "tenant": "acme", "request_id": "asked", "context": "ctx", "model": "m", "sub_model": "s",
                 "limit_nano_usd": 1, "created_at": 1}, since=3),
     Row("node", {**_NODE, "id": "run"}, since=3, until=7),

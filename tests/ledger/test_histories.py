@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import psycopg
 import pytest
@@ -40,6 +40,7 @@ from rlm_server.ledger import (
     BudgetExceeded,
     Hold,
     Ledger,
+    LedgerError,
     Limit,
     LimitTooLow,
     MoveRefused,
@@ -48,6 +49,9 @@ from rlm_server.ledger import (
     Span,
     Usage,
 )
+from rlm_server.ledger.customer_book import CustomerBook
+from rlm_server.ledger.customers import Customer
+from rlm_server.ledger.windows import BUDGET_SPANS
 from tests.databases import cut_off, postgres_database
 from tests.ledger.accounting import a_hold, at_once
 
@@ -57,7 +61,7 @@ tenants_limits = st.builds(Limit, *(st.none() | st.integers(20, most) for most i
 
 NOON = int(datetime(2026, 2, 28, 12, tzinfo=UTC).timestamp()) * 1000
 MINUTES = 60_000
-LABELS = {Span.HOUR: "%Y-%m-%d %H", Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m"}
+LABELS = {Span.MINUTE: "%Y-%m-%d %H:%M", Span.HOUR: "%Y-%m-%d %H", Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m"}
 
 
 @dataclass
@@ -68,6 +72,7 @@ class Told:
     limit: Limit
     carve: bool
     closed: bool = False
+    customer: bool = False
 
 
 @dataclass
@@ -95,6 +100,7 @@ class Histories(RuleBasedStateMachine):
     """The rules are what may happen; the invariants recount everything from the list of attempts."""
 
     accounts: Bundle[str] = Bundle("accounts")
+    customers: Bundle[str] = Bundle("customers")
     unsent: Bundle[str] = Bundle("unsent")
     sent: Bundle[str] = Bundle("sent")
     resolved: Bundle[str] = Bundle("resolved")
@@ -105,7 +111,8 @@ class Histories(RuleBasedStateMachine):
         self.owned = ExitStack()
         self.told: dict[str, Told] = {}
         self.attempts: dict[str, Attempt] = {}
-        self.windows: dict[Span, Limit] = {}
+        self.windows: dict[tuple[str, Span], Limit] = {}
+        self.forgotten: dict[tuple[str, Span, str], Amounts] = {}
         self.now = NOON
         self.start()
         self._open()
@@ -125,6 +132,7 @@ class Histories(RuleBasedStateMachine):
     def _open(self) -> None:
         self.database = self.runner.run(Database.open(self.at(), MIGRATIONS))
         self.ledger = Ledger(self.database, clock=lambda: self.now)
+        self.book = CustomerBook(self.database, self.ledger, lambda _: 1_000)
 
     def teardown(self) -> None:
         self.runner.run(self.database.close())
@@ -161,6 +169,62 @@ class Histories(RuleBasedStateMachine):
         assert not carve or fits(limit, room)
         self.told[name] = Told(parent, limit, carve)
         return name
+
+    @rule(target=customers, parent=customers | st.just("acme"), limit=limits)
+    def make_a_customer(self, parent: str, limit: Limit) -> str | MultipleResults[str]:
+        id = f"customer-{len(self.told)}"
+        above = parent.rpartition(":")[2] if parent != "acme" else ""
+        making = self.book.create(Customer("acme", id, above, limit=limit))
+        if self.told[parent].closed or len(self._path(parent)) > 4:
+            self._refuses(making, LedgerError)
+            return multiple()
+        account = self.runner.run(making).account
+        self.told[account] = Told(parent, limit, carve=False, customer=True)
+        return account
+
+    @rule(target=accounts, parent=customers, limit=limits)
+    def open_account_of_a_customer(self, parent: str, limit: Limit) -> str | MultipleResults[str]:
+        return self.open_account(parent, limit, carve=False)
+
+    @rule(account=customers, limit=limits)
+    def change_a_customers_limit(self, account: str, limit: Limit) -> None:
+        """It may be below what was spent."""
+        if not self.told[account].closed:
+            self._change(account, lambda now: replace(now, limit=limit))
+            self.told[account].limit = limit
+
+    @rule(account=customers, span=st.sampled_from(Span), limit=st.none() | limits)
+    def limit_a_customers_window(self, account: str, span: Span, limit: Limit | None) -> None:
+        if self.told[account].closed:
+            return
+        kept = {one: of for (whose, one), of in self.windows.items() if whose == account and one is not span}
+        wanted = kept | ({} if limit is None else {span: limit})
+        self._change(account, lambda now: replace(now, windows=wanted))
+        self._told_window(account, span, limit)
+
+    @rule(account=customers, span=st.sampled_from((Span.DAY, Span.MONTH)))  # which are kept for all of a history
+    def reset_a_customers_window(self, account: str, span: Span) -> None:
+        if self.told[account].closed or (account, span) not in self.windows:
+            return
+        spent = total(attempt.actual for attempt in self._inside(account, span) if attempt.state == "posted")
+        self._change(account, lambda now: now, [span])
+        self.forgotten[account, span, self._label(span, self.now)] = spent
+
+    @rule(account=customers)
+    def close_a_customer(self, account: str) -> None:
+        self.runner.run(self.book.close("acme", account.rpartition(":")[2]))
+        for name, told in self.told.items():
+            told.closed |= told.customer and account in self._path(name)
+
+    def _change(self, account: str, change: Callable[[Customer], Customer], resets: Sequence[Span] = ()) -> None:
+        self.runner.run(self.book.update("acme", account.rpartition(":")[2], change, resets))
+
+    def _refuses(self, work: Coroutine[Any, Any, object], error: type[Exception]) -> None:
+        try:
+            self.runner.run(work)
+        except error:
+            return
+        raise AssertionError("it was accepted")
 
     @rule(account=accounts)
     def close_account(self, account: str) -> None:
@@ -204,14 +268,17 @@ class Histories(RuleBasedStateMachine):
         if self.told[account].closed:
             return multiple()
         hold = a_hold(account, asked, id=f"hold-{len(self.attempts)}")
-        room = self._room(account)
+        room, pace = self._room(account), self._room(account, (Span.MINUTE,))
         assert self.runner.run(self.ledger.left(account)) == room
+        shut = any(self.told[above].closed for above in self._path(account))
         try:
             self.runner.run(self.ledger.reserve(hold, deadline=at_once(), dispatch=dispatch))
         except BudgetError:
-            assert not fits(asked, room)
+            assert shut or not fits(asked, room) or not fits(asked, pace)
             return multiple()
         assert fits(asked, room)
+        assert fits(asked, pace)
+        assert not shut
         self.attempts[hold.id] = Attempt(hold, self.now, state="dispatched" if dispatch else "pending")
         return hold.id
 
@@ -314,9 +381,15 @@ class Histories(RuleBasedStateMachine):
     @rule(span=st.sampled_from(Span), limit=st.none() | limits)
     def limit_a_window(self, span: Span, limit: Limit | None) -> None:
         self.runner.run(self.ledger.set_window("acme", span, limit))
-        self.windows.pop(span, None)
+        self._told_window("acme", span, limit)
+
+    def _told_window(self, account: str, span: Span, limit: Limit | None) -> None:
+        self.windows.pop((account, span), None)
         if limit is not None:
-            self.windows[span] = limit
+            self.windows[account, span] = limit
+        if limit is None:  # counted from the start where it is limited again
+            for key in [key for key in self.forgotten if key[:2] == (account, span)]:
+                del self.forgotten[key]
 
     @rule()
     def crash(self) -> None:
@@ -341,24 +414,26 @@ class Histories(RuleBasedStateMachine):
             assert balance.pending == self._pending(name)
             assert balance.carved == self._carved(name)
             assert balance.overrun == self._overrun(name)
-            assert fits(balance.posted + balance.pending + balance.carved, told.limit)
+            assert told.customer or fits(balance.posted + balance.pending + balance.carved, told.limit)
 
     @invariant()
     def windows_count_what_was_reserved_in_them(self) -> None:
-        found = self.runner.run(self.ledger.windows("acme"))
-        assert {window.span for window in found} == set(self.windows)
+        found = [window for name in self.told for window in self.runner.run(self.ledger.windows(name))]
+        assert {(window.account, window.span): window.balance.limit for window in found} == self.windows
         for window in found:
             assert window.begins <= self.now < window.ends
-            balance, inside = window.balance, self._inside(window.span)
-            assert balance.posted == total(within(a.actual, a.hold.amounts) for a in inside if a.state == "posted")
+            balance, inside = window.balance, self._inside(window.account, window.span)
+            spent = balance.posted + balance.overrun
+            forgotten = self.forgotten.get((window.account, window.span, self._label(window.span, self.now)), Amounts())
+            assert spent + forgotten == total(a.actual for a in inside if a.state == "posted")
             assert balance.pending == total(a.hold.amounts for a in inside if a.state in ("pending", "dispatched"))
-            assert fits(balance.posted + balance.pending, balance.limit)
 
-    def _inside(self, span: Span) -> list[Attempt]:
-        def label(at: int) -> str:
-            return datetime.fromtimestamp(at / 1000, UTC).strftime(LABELS[span])
+    def _inside(self, account: str, span: Span) -> list[Attempt]:
+        now = self._label(span, self.now)
+        return [attempt for attempt in self._under(account) if self._label(span, attempt.at) == now]
 
-        return [attempt for attempt in self.attempts.values() if label(attempt.at) == label(self.now)]
+    def _label(self, span: Span, at: int) -> str:
+        return datetime.fromtimestamp(at / 1000, UTC).strftime(LABELS[span])
 
     async def _balances(self) -> dict[str, Balance]:
         return {name: await self.ledger.balance(name) for name in self.told}
@@ -395,7 +470,11 @@ class Histories(RuleBasedStateMachine):
         open_ones = (a for a in self._under(account) if a.state in ("pending", "dispatched"))
         return sum((a.hold.amounts for a in open_ones), Amounts())
 
-    def _room(self, account: str) -> Limit:
+    def _path(self, account: str) -> list[str]:
+        above = self.told[account].parent
+        return [account] if above is None else [account, *self._path(above)]
+
+    def _room(self, account: str, spans: Sequence[Span] = BUDGET_SPANS) -> Limit:
         """The most that could be held on this account, told unit by unit on the way up."""
         room: dict[str, int | None] = {}
         for unit in UNITS:
@@ -410,16 +489,17 @@ class Histories(RuleBasedStateMachine):
                     rooms.append(max(0, limit - getattr(used, unit)))
                 promised = told.carve and limit is not None
                 at = told.parent
-            for span, limit in self.windows.items():
-                most = getattr(limit, unit)
-                if most is not None and not promised:
-                    rooms.append(max(0, most - getattr(self._in_window(span), unit)))
+            for whose in self._path(account):
+                for span in spans:
+                    most = getattr(self.windows.get((whose, span), Limit()), unit)
+                    if most is not None:
+                        rooms.append(max(0, most - getattr(self._in_window(whose, span), unit)))
             room[unit] = min(rooms, default=None)
         return Limit(**room)
 
-    def _in_window(self, span: Span) -> Amounts:
-        used = Amounts()
-        for attempt in self._inside(span):
+    def _in_window(self, account: str, span: Span) -> Amounts:
+        used = Amounts() - self.forgotten.get((account, span, self._label(span, self.now)), Amounts())
+        for attempt in self._inside(account, span):
             used += attempt.actual if attempt.state == "posted" else Amounts()
             used += attempt.hold.amounts if attempt.state in ("pending", "dispatched") else Amounts()
         return used

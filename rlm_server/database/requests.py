@@ -1,0 +1,61 @@
+"""Requests that change something and may come again: the same is answered as it was, and changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rlm_server.database.engine import Connection
+
+
+class RequestIdReused(Exception):
+    """A request id was sent before, with another content."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(f"the request id {request_id!r} was sent before, with another content: choose another")
+        self.request_id = request_id
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request that may come again. `content_sha256` is of all that it says."""
+
+    tenant: str
+    method: str
+    id: str
+    content_sha256: str
+
+
+def answered(connection: Connection, request: Request | None) -> str | None:
+    """Return the id of what a request was answered with before, or None where it is new or has no id.
+
+    Raises:
+        RequestIdReused: it asked for something else.
+    """
+    if request is None:
+        return None
+    row = connection.execute(
+        "SELECT content_sha256, answer_id FROM request WHERE tenant = ? AND method = ? AND request_id = ?",
+        (request.tenant, request.method, request.id),
+    ).fetchone()
+    if row is None:
+        return None
+    content, answer = row
+    if content not in ("", request.content_sha256):  # of a former version's requests it is not known
+        raise RequestIdReused(request.id)
+    return str(answer)
+
+
+def answer(connection: Connection, request: Request | None, answer_id: str, at: int) -> None:
+    """Keep what a request is answered with, in the transaction that does what it asks. `at` is Unix milliseconds."""
+    if request is not None:
+        connection.execute(
+            "INSERT INTO request (tenant, method, request_id, content_sha256, answer_id, at) VALUES (?, ?, ?, ?, ?, ?)",
+            (request.tenant, request.method, request.id, request.content_sha256, answer_id, at),
+        )
+
+
+def forget(connection: Connection, tenant: str, method: str, request_id: str) -> None:
+    """Forget a request, as what it made is deleted."""
+    connection.execute(
+        "DELETE FROM request WHERE tenant = ? AND method = ? AND request_id = ?", (tenant, method, request_id)
+    )

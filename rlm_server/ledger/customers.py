@@ -1,0 +1,210 @@
+"""A tenant's customers: accounts between the tenant's own and those of its runs, with limits and windows of their own.
+
+Each function is one transaction's work. A customer is named by the id that its tenant chose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rlm_server.database import labels
+from rlm_server.database.engine import Connection
+from rlm_server.ledger.account_lifecycle import reset_window, set_window
+from rlm_server.ledger.accounts import Account, Tree, refuse_uncountable
+from rlm_server.ledger.amounts import UNITS, Limit
+from rlm_server.ledger.errors import AccountClosed, AccountConflict, AccountExists, AccountUnknown, TooManyAccounts
+from rlm_server.ledger.names import customer_account
+from rlm_server.ledger.windows import Span, limited
+
+TEMPLATE = "default"
+"""The id of the customer that those are made after who are named by a run or session and are not there yet."""
+MOST_LEVELS = 4
+"""Levels of customers under a tenant."""
+LABELS = "account"
+"""The kind of customers' labels."""
+
+_LIMITS = tuple(f"limit_{unit}" for unit in UNITS)
+_COLUMNS = f"account, tenant, id, parent, path, name, created_at, {', '.join(_LIMITS)}"
+_SELECT = f"SELECT {_COLUMNS} FROM customer WHERE "  # noqa: S608 - column names
+_INSERT = f"INSERT INTO customer ({_COLUMNS}) VALUES ({', '.join('?' * (7 + len(UNITS)))})"  # noqa: S608
+_UPDATE = f"UPDATE customer SET name = ?, {', '.join(f'{limit} = ?' for limit in _LIMITS)} WHERE account = ?"  # noqa: S608
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """A customer as it is kept. `parent` is the id of the one above, empty where that is the tenant."""
+
+    tenant: str
+    id: str
+    parent: str = ""
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    limit: Limit = Limit()  # noqa: RUF009 - it does not change
+    windows: Mapping[Span, Limit] = field(default_factory=dict)
+    path: str = ""
+    """The ids from the top to this one, joined by `/`."""
+    created_at: int = 0
+    """Unix milliseconds."""
+
+    @property
+    def account(self) -> str:
+        """Its account."""
+        return customer_account(self.tenant, self.id)
+
+
+def create(connection: Connection, new: Customer, at: int, most: int) -> Customer:
+    """Make a customer with its account, at a time in Unix milliseconds. A tenant has at most `most`.
+
+    Raises:
+        AccountExists: there is one of this id, or was.
+        AccountUnknown, AccountClosed: there is no such parent, or it was closed.
+        AccountConflict: it would be too many levels below the tenant.
+        TooManyAccounts: the tenant has as many as it may.
+        AmountRefused: a limit is negative or above 2^62.
+    """
+    refuse_uncountable(limit=new.limit)
+    tree = Tree(connection)
+    existing = tree.find(new.account)
+    if existing is not None:
+        if new.id == TEMPLATE and existing.closed:  # nothing was ever spent on it
+            return _reopened(connection, new, at)
+        raise AccountExists(new.id, closed=existing.closed)
+    above = _above(tree, new)
+    path = f"{above.path}/{new.id}" if above.path is not None else new.id
+    if path.count("/") >= MOST_LEVELS:
+        raise AccountConflict(new.id, f"would be more than {MOST_LEVELS} levels below the tenant")
+    (there_are,) = connection.execute("SELECT count(*) FROM customer WHERE tenant = ?", (new.tenant,)).fetchone()
+    if there_are >= most:
+        raise TooManyAccounts(most, there_are)
+    tree.add(Account(new.account, new.tenant, above.id, False, new.limit, path=path))
+    made = replace(new, path=path, created_at=at)
+    row = (made.account, made.tenant, made.id, made.parent, path, made.name, at)
+    connection.execute(_INSERT, (*row, *(getattr(made.limit, unit) for unit in UNITS)))
+    return _with_terms(connection, made, at)
+
+
+def _above(tree: Tree, new: Customer) -> Account:
+    above = tree.find(customer_account(new.tenant, new.parent) if new.parent else new.tenant)
+    if above is None:
+        raise AccountUnknown(new.parent or new.tenant)
+    if above.closed:
+        raise AccountClosed(above.id)
+    return above
+
+
+def _reopened(connection: Connection, new: Customer, at: int) -> Customer:
+    connection.execute("UPDATE account SET closed = 0 WHERE id = ?", (new.account,))
+    return update(connection, replace(get(connection, new.tenant, new.id), **_settable(new)), at)
+
+
+def _settable(customer: Customer) -> dict[str, Any]:
+    return {name: getattr(customer, name) for name in ("name", "labels", "limit", "windows")}
+
+
+def update(connection: Connection, new: Customer, at: int, resets: Sequence[Span] = ()) -> Customer:
+    """Give a customer the name, labels, limit and windows of `new`, and have some windows begin anew.
+
+    A limit may be below what was spent: then nothing more can be.
+
+    Raises:
+        AccountClosed: it was closed.
+        AmountRefused: a limit is negative or above 2^62.
+    """
+    refuse_uncountable(limit=new.limit)
+    tree = Tree(connection)
+    account = tree.get(new.account)
+    if account.closed:
+        raise AccountClosed(account.id)
+    account.limit = new.limit
+    connection.execute(_UPDATE, (new.name, *(getattr(new.limit, unit) for unit in UNITS), new.account))
+    tree.change(account)
+    tree.save()
+    _with_terms(connection, new, at)
+    for span in resets:
+        reset_window(connection, new.account, span, at)
+    return new
+
+
+def _with_terms(connection: Connection, customer: Customer, at: int) -> Customer:
+    labels.put(connection, LABELS, customer.account, customer.labels)
+    before = {one.span: one.limit for one in limited(connection, customer.account)}
+    for span in Span:
+        limit = customer.windows.get(span)
+        if limit != before.get(span):
+            set_window(connection, customer.account, span, limit, at)
+    return customer
+
+
+def close(connection: Connection, tenant: str, id: str) -> Customer:
+    """Close a customer and those under it. What is under way on them is counted, and nothing more is allowed.
+
+    Raises:
+        AccountUnknown: there is none.
+    """
+    customer = get(connection, tenant, id)
+    under = "SELECT account FROM customer WHERE tenant = ? AND (path = ? OR (path >= ? AND path < ?))"
+    closing = connection.execute(under, (tenant, customer.path, f"{customer.path}/", f"{customer.path}0")).fetchall()
+    connection.executemany("UPDATE account SET closed = 1 WHERE id = ?", closing)
+    return customer
+
+
+def payer(connection: Connection, tenant: str, id: str, at: int, most: int) -> Customer:
+    """Return the customer that is to pay for a new run or session; made after the template where it is not there.
+
+    Raises:
+        AccountUnknown: there is none, and no template or it is closed.
+        AccountClosed: it was closed.
+        AccountConflict: it is the template itself.
+        TooManyAccounts: the tenant has as many as it may.
+    """
+    if id == TEMPLATE:
+        raise AccountConflict(id, "is what customers are made after, and pays for nothing")
+    tree = Tree(connection)
+    account = tree.find(customer_account(tenant, id))
+    if account is not None:
+        if account.closed:
+            raise AccountClosed(account.id)
+        return get(connection, tenant, id)
+    template = tree.find(customer_account(tenant, TEMPLATE))
+    if template is None or template.closed:
+        raise AccountUnknown(id)
+    terms = get(connection, tenant, TEMPLATE)
+    return create(connection, replace(terms, id=id, parent="", path=""), at, most)
+
+
+def get(connection: Connection, tenant: str, id: str) -> Customer:
+    """Return a customer, closed or not.
+
+    Raises:
+        AccountUnknown: there is none.
+    """
+    found = _read(connection, f"{_SELECT} tenant = ? AND id = ?", (tenant, id))
+    if not found:
+        raise AccountUnknown(id)
+    return found[0]
+
+
+def find(connection: Connection, tenant: str, ids: Sequence[str]) -> dict[str, Customer]:
+    """Return those of some customers that there are."""
+    found = (_read(connection, f"{_SELECT} tenant = ? AND id = ?", (tenant, id)) for id in ids)
+    return {customer.id: customer for customers in found for customer in customers}
+
+
+def page(
+    connection: Connection, tenant: str, parent: str, having: Mapping[str, str], after: str, most: int
+) -> list[Customer]:
+    """Return customers directly under another, or under the tenant, with these labels, in the order of their ids."""
+    condition, values = labels.having((LABELS,), "customer.account", having)
+    where = f"{_SELECT} tenant = ? AND parent = ? AND id > ? AND {condition} ORDER BY id LIMIT ?"
+    return _read(connection, where, (tenant, parent, after, *values, most))
+
+
+def _read(connection: Connection, query: str, values: Sequence[Any]) -> list[Customer]:
+    customers = []
+    for account, tenant, id, parent, path, name, created_at, *limit in connection.execute(query, values).fetchall():
+        named = labels.of(connection, LABELS, (account,))[account]
+        windows = {one.span: one.limit for one in limited(connection, account)}
+        customers.append(Customer(tenant, id, parent, name, named, Limit(*limit), windows, path, created_at))
+    return customers
