@@ -55,10 +55,12 @@ from rlm_server.contexts.uploads import Uploads
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Ledger, Limit
+from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.ledger.host_bills import HostBills
 from rlm_server.repl.functions import FUNCTIONS, Functions
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.retention import Retention
+from rlm_server.runs.run_list import RunList
 from rlm_server.runs.supervisor import Supervisor
 from rlm_server.runs.tree import Services
 from rlm_server.sessions.ends import Ends
@@ -157,6 +159,7 @@ async def serving(
         key = await _development_key(settings, tenants, keys)
         await tenants.tell_all()
         tenant_limits = partial(terms.limits, kind=TenantLimits)
+        book = CustomerBook(database, accounts, lambda tenant: tenant_limits(tenant).tenant_accounts)
         shares = Shares.of(tenant_limits, terms.weights)
         owned.callback(shares.close)
         admission, calls = Admission(shares), Calls()
@@ -256,12 +259,17 @@ async def serving(
                 )
                 context_pb2_grpc.add_ContextServiceServicer_to_server(texts, server)
                 session_pb2_grpc.add_SessionServiceServicer_to_server(
-                    SessionServicer(sessions, contexts, accounts, broker.routes_of, defaults), server
+                    SessionServicer(sessions, contexts, accounts, broker.routes_of, defaults, book), server
                 )
                 run_pb2_grpc.add_RunServiceServicer_to_server(
-                    RunServicer(supervisor, journal, contexts, accounts, broker.routes_of, defaults), server
+                    RunServicer(
+                        supervisor, journal, contexts, accounts, broker.routes_of, defaults, book, RunList(database)
+                    ),
+                    server,
                 )
-                budget_pb2_grpc.add_BudgetServiceServicer_to_server(BudgetServicer(accounts, shares.threads), server)
+                budget_pb2_grpc.add_BudgetServiceServicer_to_server(
+                    BudgetServicer(accounts, book, shares.threads), server
+                )
                 catalog = Catalog(
                     broker.routes_of,
                     models.prices.version,
@@ -271,7 +279,7 @@ async def serving(
                 tenant_pb2_grpc.add_TenantServiceServicer_to_server(
                     TenantServicer(tenants, keys, terms, watch, removal, accounts, offered), server
                 )
-                gauges = _gauges(settings, shares, admission, sessions, store, uploads, supervisor, journal)
+                gauges = _gauges(settings, shares, admission, sessions, store, uploads, supervisor, journal, book)
                 server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges, catalog, defaults), server)
 
                 def collector() -> MetricsCollector:
@@ -353,6 +361,7 @@ def _gauges(
     uploads: Uploads,
     supervisor: Supervisor,
     journal: Journal,
+    book: CustomerBook,
 ) -> list[Gauge]:
     """Return what tenants may ask their use of."""
 
@@ -375,6 +384,7 @@ def _gauges(
         limited("tenant_runs", supervisor.working),
         limited("tenant_waiting_runs", supervisor.waiting),
         limited("tenant_kept_bytes", journal.kept_bytes),
+        limited("tenant_accounts", book.count),
         limited("context_bytes", context_bytes),
         Gauge("stored_bytes", "bytes", lambda _: settings.pool_limits.stored_bytes, store.stored_bytes),
     ]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, budget_pb2_grpc
 
-from rlm_server.api import ledger_export, requests, responses
+from rlm_server.api import accounts, ledger_export, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
-from rlm_server.ledger import By, Entry, Ledger, Query, Span, Statement, UsageRow, Window
+from rlm_server.ledger import AccountConflict, AccountUnknown, By, Entry, Ledger, Query, UsageRow, names
+from rlm_server.ledger.customer_book import CustomerBook
+from rlm_server.ledger.customers import Customer
 from rlm_server.shares.threads import Cancelled, Purpose, Threads
 
 EXPORT_PAGE = 2_000
@@ -25,24 +27,21 @@ _BY = {
     budget_pb2.USAGE_GROUPING_DAY: By.DAY,
     budget_pb2.USAGE_GROUPING_MODEL: By.MODEL,
     budget_pb2.USAGE_GROUPING_RUN: By.RUN,
+    budget_pb2.USAGE_GROUPING_ACCOUNT: By.ACCOUNT,
+    budget_pb2.USAGE_GROUPING_LABEL: By.LABEL,
 }
 _LINES = {
     budget_pb2.EXPORT_FORMAT_UNSPECIFIED: ledger_export.csv_line,
     budget_pb2.EXPORT_FORMAT_CSV: ledger_export.csv_line,
     budget_pb2.EXPORT_FORMAT_JSONL: ledger_export.json_line,
 }
-_SPANS = {
-    Span.HOUR: budget_pb2.WINDOW_SPAN_HOUR,
-    Span.DAY: budget_pb2.WINDOW_SPAN_DAY,
-    Span.MONTH: budget_pb2.WINDOW_SPAN_MONTH,
-}
 
 
 class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
-    """Shows a tenant its accounts and what was spent on them."""
+    """Shows a tenant its accounts and what was spent on them, and keeps those of its customers."""
 
-    def __init__(self, ledger: Ledger, threads: Threads) -> None:
-        self._ledger, self._threads = ledger, threads
+    def __init__(self, ledger: Ledger, book: CustomerBook, threads: Threads) -> None:
+        self._ledger, self._book, self._threads = ledger, book, threads
 
     async def GetBudget(self, request: budget_pb2.GetBudgetRequest, context: Any) -> budget_pb2.GetBudgetResponse:
         """Describe an account."""
@@ -50,18 +49,81 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         statement = await self._ledger.statement(tenant(), name)
         if statement is None:
             raise NotFound("account", name)
-        windows = [budget_window(one) for one in statement.windows]
-        return budget_pb2.GetBudgetResponse(account=_account(statement), windows=windows)
+        customer = await self._book.get(tenant(), name) if statement.customer else None
+        windows = [accounts.window(one) for one in statement.windows]
+        return budget_pb2.GetBudgetResponse(account=accounts.account(statement, customer), windows=windows)
+
+    async def CreateAccount(
+        self, request: budget_pb2.CreateAccountRequest, context: Any
+    ) -> budget_pb2.CreateAccountResponse:
+        """Make a customer."""
+        new = accounts.customer(tenant(), request.account)
+        with _named_in("account.account_id"):
+            made = await self._book.create(new, requests.repeatable(tenant(), request))
+        return budget_pb2.CreateAccountResponse(account=await self._account(made))
+
+    async def UpdateAccount(
+        self, request: budget_pb2.UpdateAccountRequest, context: Any
+    ) -> budget_pb2.UpdateAccountResponse:
+        """Change a customer."""
+        asked, paths = request.account, list(request.update_mask.paths)
+        accounts.check_paths(paths)
+        resets = [
+            accounts.window_span(span, f"reset_windows[{place}]") for place, span in enumerate(request.reset_windows)
+        ]
+
+        def change(before: Customer) -> Customer:
+            if not paths and not resets:
+                raise InvalidField("update_mask", "must name what changes")
+            return accounts.changed(before, asked, paths)
+
+        changed = await self._book.update(
+            tenant(),
+            asked.account_id,
+            change,
+            resets,
+            requests.repeatable(tenant(), request),
+        )
+        return budget_pb2.UpdateAccountResponse(account=await self._account(changed))
+
+    async def ListAccounts(
+        self, request: budget_pb2.ListAccountsRequest, context: Any
+    ) -> budget_pb2.ListAccountsResponse:
+        """List customers."""
+        parent = request.parent_id if request.parent_id != tenant() else ""
+        named, size = requests.labels(request.labels), requests.page_size(request.page_size, 100, 1_000)
+        list_name = requests.list_name("accounts", (parent, sorted(named.items())))
+        place = requests.page_key(request.page_token, list_name)
+        found = await self._book.page(tenant(), parent, named, "" if place is None else place, size + 1)
+        page = found[:size]
+        statements = await self._ledger.statements(tenant(), [one.id for one in page])
+        return budget_pb2.ListAccountsResponse(
+            accounts=map(accounts.account, statements, page),
+            next_page_token=responses.page_token(list_name, page[-1].id) if len(found) > size else "",
+        )
+
+    async def CloseAccount(
+        self, request: budget_pb2.CloseAccountRequest, context: Any
+    ) -> budget_pb2.CloseAccountResponse:
+        """Close a customer."""
+        closed = await self._book.close(tenant(), request.account_id, requests.repeatable(tenant(), request))
+        return budget_pb2.CloseAccountResponse(account=await self._account(closed))
+
+    async def _account(self, customer: Customer) -> budget_pb2.Account:
+        (statement,) = await self._ledger.statements(tenant(), [customer.id])
+        return accounts.account(statement, customer)
 
     async def ListUsage(self, request: budget_pb2.ListUsageRequest, context: Any) -> budget_pb2.ListUsageResponse:
         """Sum up what was spent."""
         if request.by not in _BY:
-            raise InvalidField("by", f"must be a day, a model or a run, not {request.by}")
+            raise InvalidField("by", f"must be a day, a model, a run, an account or a label, not {request.by}")
         by, query = _BY[request.by], await self._query(request.filter)
+        if (by is By.LABEL) != bool(request.label):
+            raise InvalidField("label", "is the key of the label, where usage is summed up by label, and empty else")
         size = requests.page_size(request.page_size, 100, 1_000)
-        list_name = _list_name(f"usage by {by}", query)
+        list_name = requests.list_name(f"usage by {by}", (query, request.label))
         last = requests.page_key(request.page_token, list_name)
-        rows = await self._ledger.usage(query, by)
+        rows = await self._ledger.usage(query, by, request.label)
         rest = rows if last is None else [row for row in rows if row.key > last]
         page = rest[:size]
         return budget_pb2.ListUsageResponse(
@@ -73,7 +135,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         """List what was posted."""
         query = await self._query(request.filter)
         size = requests.page_size(request.page_size, 100, 1_000)
-        list_name = _list_name("entries", query)
+        list_name = requests.list_name("entries", query)
         last = requests.page_token(request.page_token, list_name, 1)
         after = query.after if last is None else max(query.after, last[0])
         entries = await self._ledger.entries(replace(query, after=after), most=size + 1)
@@ -112,6 +174,9 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         since, until = _time(entry_filter, "since"), _time(entry_filter, "until")
         if since is not None and until is not None and since > until:
             raise InvalidField("filter.until", "must not be before since")
+        customer = ""
+        if entry_filter.account_id:
+            customer = await requests.customer_path(self._book, tenant(), entry_filter.account_id, "filter.account_id")
         return Query(
             tenant(),
             run=entry_filter.run_id or None,
@@ -121,7 +186,20 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
             until=until,
             ambiguous=entry_filter.ambiguous_only,
             after=entry_filter.after_number,
+            customer=customer,
+            labels=tuple(sorted(requests.labels(entry_filter.labels, "filter.labels").items())),
         )
+
+
+@contextmanager
+def _named_in(field: str) -> Iterator[None]:
+    """Say which field of a request names an account that cannot be."""
+    try:
+        yield
+    except AccountConflict as error:
+        raise InvalidField(field, str(error)) from None
+    except AccountUnknown as error:
+        raise NotFound("account", error.account, "account.parent_id") from None
 
 
 def _lines(entries: list[Entry], line: Callable[[Entry], str], _: Cancelled) -> list[bytes]:
@@ -131,42 +209,6 @@ def _lines(entries: list[Entry], line: Callable[[Entry], str], _: Cancelled) -> 
 def _time(entry_filter: budget_pb2.EntryFilter, name: str) -> int | None:
     stamp: Timestamp = getattr(entry_filter, name)
     return requests.time(stamp, f"filter.{name}") if entry_filter.HasField(name) else None  # type: ignore[arg-type]
-
-
-def _list_name(kind: str, query: Query) -> str:
-    """Name a list by its whole query, so that a page token of one list is not taken for another's."""
-    return f"{kind} {hashlib.sha256(repr(query).encode()).hexdigest()[:16]}"
-
-
-def _account(statement: Statement) -> budget_pb2.Account:
-    balance = statement.balance
-    return budget_pb2.Account(
-        account_id=balance.account,
-        parent_id=statement.parent or "",
-        closed=statement.closed,
-        limit=responses.budget(balance.limit),
-        posted=responses.amounts(balance.posted),
-        pending=responses.amounts(balance.pending),
-        carved=responses.amounts(balance.carved),
-        overrun=responses.amounts(balance.overrun),
-        left=responses.allowance(statement.left),
-    )
-
-
-def budget_window(window: Window) -> budget_pb2.BudgetWindow:
-    """Write a window of a tenant's budget."""
-    balance = window.balance
-    return budget_pb2.BudgetWindow(
-        span=_SPANS[window.span],
-        label=window.label,
-        start_time=responses.time(window.begins),
-        end_time=responses.time(window.ends),
-        limit=responses.budget(balance.limit),
-        posted=responses.amounts(balance.posted),
-        pending=responses.amounts(balance.pending),
-        overrun=responses.amounts(balance.overrun),
-        left=responses.allowance(balance.left),
-    )
 
 
 def _usage(row: UsageRow) -> budget_pb2.UsageRow:
@@ -194,4 +236,5 @@ def _entry(entry: Entry) -> budget_pb2.Entry:
         usage=responses.token_usage(entry.usage) if entry.usage else None,
         ambiguous=entry.ambiguous,
         time=responses.time(entry.at),
+        account_id=names.last_of(entry.customer, hold.tenant),
     )

@@ -26,7 +26,16 @@ from rlm_server.contexts.spool import UploadRefused
 from rlm_server.contexts.upload_table import ContextQuotaExceeded
 from rlm_server.contexts.uploads import UploadBusy, UploadStalled
 from rlm_server.database.engine import DatabaseBusyError, DatabaseClosedError, DatabaseFullError, DatabaseLostError
-from rlm_server.ledger import BudgetError, windows
+from rlm_server.database.requests import RequestIdReused
+from rlm_server.ledger import (
+    AccountClosed,
+    AccountExists,
+    AccountUnknown,
+    BudgetError,
+    TooManyAccounts,
+    names,
+    windows,
+)
 from rlm_server.repl.bounds import cut
 from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
@@ -35,7 +44,6 @@ from rlm_server.sessions.sessions import SessionLineFull, TooManySessions
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.tenants.keys import KeyUnknown, TooManyChecks
 from rlm_server.tenants.open_calls import KeyLapsed
-from rlm_server.tenants.requests import RequestIdReused
 from rlm_server.tenants.tenants import TenantExists, TenantInUse, TenantUnknown
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
@@ -85,8 +93,9 @@ class MalformedRequest(Exception):
 class NotFound(Exception):
     """There is no such thing for this tenant."""
 
-    def __init__(self, kind: str, name: str) -> None:
-        super().__init__(f"there is no {kind} {name[:200]!r}")
+    def __init__(self, kind: str, name: str, field: str = "", hint: str = "") -> None:
+        where, more = f"{field}: " if field else "", f"; {hint}" if hint else ""
+        super().__init__(f"{where}there is no {kind} {name[:200]!r}{more}")
         self.kind = kind
         self.name = name
 
@@ -166,6 +175,16 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_CONTEXT_DAMAGED, text, metadata={"context_id": error.context})
         case ObjectStoreUnavailable():
             return _status(ErrorReason.ERROR_REASON_OBJECT_STORE_UNAVAILABLE, text, retry_seconds=1)
+        case AccountExists():
+            return _status(ErrorReason.ERROR_REASON_ACCOUNT_EXISTS, text, resource=("account", error.account))
+        case AccountClosed():
+            account = names.public(error.account)
+            return _status(ErrorReason.ERROR_REASON_ACCOUNT_CLOSED, text, metadata={"account": account})
+        case AccountUnknown():
+            return status_of(NotFound("account", names.public(error.account)))
+        case TooManyAccounts():
+            hit = {"unit": "tenant_accounts", "limit": str(error.limit), "used": str(error.used)}
+            return _status(ErrorReason.ERROR_REASON_TOO_MANY_ACCOUNTS, text, quota=hit["unit"], metadata=hit)
         case BudgetError():
             return _budget_exceeded(error)
         case SessionEnded() | SessionClosed():
@@ -220,9 +239,11 @@ def _budget_exceeded(error: BudgetError) -> status_pb2.Status:
     reason = ErrorReason.ERROR_REASON_BUDGET_EXCEEDED
     window = windows.parts(error.account)
     if window is None:
-        return _status(reason, str(error), quota=error.unit, metadata={"account": error.account} | _limit_hit(error))
-    (span, label, tenant), at = window, now()
-    metadata = {"account": tenant, "window": str(span)} | _limit_hit(error)
+        return _status(
+            reason, str(error), quota=error.unit, metadata={"account": names.public(error.account)} | _limit_hit(error)
+        )
+    (span, label, account), at = window, now()
+    metadata = {"account": names.public(account), "window": str(span)} | _limit_hit(error)
     # It may have ended since the refusal; the window around now is then the next one, and there is no need to wait.
     if label != windows.label(span, at):
         text = f"{error}. This {span} is over"

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 
-from rlm_server.ledger import UNITS, Entry
+from rlm_server.ledger import UNITS, Entry, names
 from rlm_server.ledger.usage import COUNTS
 
 MAX_CHUNK = 256 << 10
 """Bytes of one message of an export."""
 
 COLUMNS = (
-    "number", "time", "hold_id", "run_id", "node_id", "model", "price_version", "ambiguous", *UNITS,
+    "number", "time", "hold_id", "account_id", "run_id", "node_id", "model", "price_version", "ambiguous", *UNITS,
     *(f"held_{unit}" for unit in UNITS), *(f"{name}_tokens" for name in COUNTS),
 )  # fmt: skip
 """What a line says of an entry. Usage that no provider reported is empty in CSV and null in JSON."""
@@ -60,7 +60,18 @@ def chunks(lines: Iterable[bytes], most: int = MAX_CHUNK) -> Iterator[bytes]:
 def _values(entry: Entry) -> Iterator[_Value]:
     hold, usage = entry.hold, entry.usage
     time = datetime.fromtimestamp(entry.at / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    yield from (entry.number, time, hold.id, hold.run, hold.node, hold.model, hold.price_version, entry.ambiguous)
+    account = names.last_of(entry.customer, hold.tenant)
+    yield from (
+        entry.number,
+        time,
+        hold.id,
+        account,
+        hold.run,
+        hold.node,
+        hold.model,
+        hold.price_version,
+        entry.ambiguous,
+    )
     for amounts in (entry.actual, hold.amounts):
         yield from (getattr(amounts, unit) for unit in UNITS)
     yield from asdict(usage).values() if usage else (None,) * len(COUNTS)

@@ -56,6 +56,7 @@ REFUSED = {
     "tenant_requests": ErrorReason.ERROR_REASON_TOO_MANY_REQUESTS,
     "tenant_streams": ErrorReason.ERROR_REASON_TOO_MANY_STREAMS,
     "tenant_uploads": ErrorReason.ERROR_REASON_CONTEXT_QUOTA_EXCEEDED,
+    "tenant_accounts": ErrorReason.ERROR_REASON_TOO_MANY_ACCOUNTS,
     "tenant_held_bytes": ErrorReason.ERROR_REASON_TOO_MUCH_HELD,
     "sessions": ErrorReason.ERROR_REASON_SERVER_FULL,
 }
@@ -97,6 +98,9 @@ FIXED = (
     Fixed("rlm_server.api.requests", "MAX_REQUEST_ID", "a request", _FIELD),
     Fixed("rlm_server.repl.bounds", "MAX_NAME", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_TOKEN", "a request", _FIELD),
+    Fixed("rlm_server.api.requests", "MAX_LABELS", "a request", _FIELD),
+    Fixed("rlm_server.api.requests", "MAX_LABEL", "a request", _FIELD),
+    Fixed("rlm_server.api.accounts", "MAX_ACCOUNT_NAME", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_AMOUNT", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_SECONDS", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_DURATION", "a request", _FIELD),

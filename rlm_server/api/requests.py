@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
+import re
+from collections.abc import Mapping
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import types_pb2
 from rlm.v1.errors_pb2 import ErrorReason
@@ -14,7 +18,10 @@ from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
-from rlm_server.ledger import Limit
+from rlm_server.database.requests import Request
+from rlm_server.ledger import AccountConflict, AccountUnknown, Limit
+from rlm_server.ledger.customer_book import CustomerBook
+from rlm_server.ledger.customers import Customer
 from rlm_server.repl.bounds import MAX_NAME
 
 MAX_REQUEST_ID = 128
@@ -27,6 +34,12 @@ MAX_DURATION = 315_576_000_000
 """Seconds of a duration: the most that the protocol's durations have."""
 MAX_AMOUNT = 1 << 60
 """Of a budget, in each of its units."""
+MAX_LABELS = 16
+"""Labels of one thing."""
+MAX_LABEL = 63
+"""Characters of a label's key, and of its value."""
+_ACCOUNT_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
+_TAKEN = ("run_", "ses_", "node_")
 
 
 def request_id(value: str, field: str = "request_id") -> str | None:
@@ -136,6 +149,69 @@ def image(value: str, known: tuple[str, ...]) -> str:
         offered = ", ".join(known) or "none"
         raise InvalidField("image", f"there is no image {name[:100]!r}; the images are: {offered}")
     return name
+
+
+def labels(value: Mapping[str, str], field: str = "labels") -> dict[str, str]:
+    """Return the labels of a thing, or those that it must have."""
+    if len(value) > MAX_LABELS:
+        raise InvalidField(field, f"may have {MAX_LABELS} labels, not {len(value)}")
+    for key, text in value.items():
+        if not key:
+            raise InvalidField(field, "a key must not be empty")
+        for part in (key, text):
+            if len(part) > MAX_LABEL:
+                raise InvalidField(field, f"keys and values may have {MAX_LABEL} characters, not {len(part)}")
+    return dict(value)
+
+
+def repeatable(tenant: str, request: Message) -> Request | None:
+    """Return a request that may come again, by its `request_id`; None where the caller gave none."""
+    id = request_id(getattr(request, "request_id", ""))
+    if id is None:
+        return None
+    method = type(request).__name__.removesuffix("Request")
+    content = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
+    return Request(tenant, method, id, content)
+
+
+def account_id(value: str, tenant: str, field: str = "account_id") -> str:
+    """Return the id of a customer's account, as its tenant may choose it."""
+    if _ACCOUNT_ID.fullmatch(value) is None:
+        raise InvalidField(field, "must be 1 to 63 letters, digits, '.', '_' and '-'")
+    if value == tenant or value.startswith(_TAKEN):
+        raise InvalidField(field, "must not be the tenant's own, nor begin with run_, ses_ or node_")
+    return value
+
+
+async def payer(book: CustomerBook, tenant: str, account: str) -> Customer | None:
+    """Return the customer that is to pay for a new run or session; None where it is the tenant itself."""
+    if account in ("", tenant):
+        return None
+    try:
+        account_id(account, tenant)
+    except InvalidField as error:
+        raise NotFound("account", account, "account_id", f"an account's id {error}") from None
+    try:
+        return await book.payer(tenant, account)
+    except AccountUnknown:
+        raise NotFound("account", account, "account_id") from None
+    except AccountConflict as error:
+        raise InvalidField("account_id", str(error)) from None
+
+
+async def customer_path(book: CustomerBook, tenant: str, account: str, field: str) -> str:
+    """Return the path of a customer that is named; empty for the tenant itself."""
+    if account == tenant:
+        return ""
+    found = (await book.find(tenant, [account])).get(account)
+    if found is None:
+        raise NotFound("account", account, field)
+    return found.path
+
+
+def list_name(kind: str, asked: object) -> str:
+    """Name a list by all that is asked of it, so that a page token of one list is not taken for another's."""
+    return f"{kind} {hashlib.sha256(repr(asked).encode()).hexdigest()[:16]}"
 
 
 def check_name(field: str, value: str) -> None:

@@ -18,11 +18,14 @@ from rlm_server.api.limits import lowered
 from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
-from rlm_server.ledger import Ledger
+from rlm_server.ledger import Balance, Ledger, names
+from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.repl.limits import MAX_QUESTION, RunLimits
 from rlm_server.runs.cuts import size_of
 from rlm_server.runs.events import Event, RunFinished
-from rlm_server.runs.journal import MOST_NODES, Journal, RunRow
+from rlm_server.runs.journal import MOST_NODES, Journal, NodeRow, RunRow
+from rlm_server.runs.run_list import ListedRun, RunFilter, RunList
+from rlm_server.runs.state import RunState
 from rlm_server.runs.supervisor import NewRun, Supervisor
 
 ANSWER_PIECE = 64 << 10
@@ -42,9 +45,12 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         ledger: Ledger,
         routes_of: Callable[[str], Routes],
         defaults: Defaults,
+        book: CustomerBook,
+        runs: RunList,
     ) -> None:
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
         self._ledger, self._routes_of, self._defaults = ledger, routes_of, defaults
+        self._book, self._runs = book, runs
 
     async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:
         """Start a run."""
@@ -52,16 +58,28 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         sub_model = request.sub_model or (request.model or self._defaults.sub_model)
         requests.check_offered(self._offered(), "model", model)
         requests.check_offered(self._offered(), "sub_model", sub_model)
+        request_id = requests.repeatable(tenant(), request)
+        if request_id is not None:
+            known = await self._journal.by_request(request_id)
+            if known is not None:
+                return run_pb2.CreateRunResponse(run=await self._message(known))
+        named = requests.labels(request.labels)
+        limits = self._limits(request.limits)
+        asked = requests.budget(request.budget) if request.HasField("budget") else None
+        image = requests.image(request.image, self._defaults.images_of(tenant()))
+        payer = await requests.payer(self._book, tenant(), request.account_id)
         new = NewRun(
             tenant(),
-            requests.request_id(request.request_id),
+            request_id,
             requests.required("question", request.question, MAX_QUESTION),
             await requests.context(self._contexts, tenant(), request.context_id),
             model,
             sub_model,
-            requests.budget(request.budget) if request.HasField("budget") else self._defaults.budget,
-            self._limits(request.limits),
-            requests.image(request.image, self._defaults.images_of(tenant())),
+            asked if asked is not None else await self._book.usual(payer, self._defaults.budget),
+            limits,
+            image,
+            payer,
+            named,
         )
         return run_pb2.CreateRunResponse(run=await self._message(await self._supervisor.create(new)))
 
@@ -78,6 +96,33 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
     async def GetRun(self, request: run_pb2.GetRunRequest, context: Any) -> run_pb2.GetRunResponse:
         """Return a run."""
         return run_pb2.GetRunResponse(run=await self._message(await self._row(request.run_id)))
+
+    async def ListRuns(self, request: run_pb2.ListRunsRequest, context: Any) -> run_pb2.ListRunsResponse:
+        """List the tenant's runs."""
+        asked = await self._asked_for(request)
+        size, list_name = requests.page_size(request.page_size, 100, 1_000), requests.list_name("runs", asked)
+        place = requests.page_key(request.page_token, list_name)
+        found = await self._runs.page(asked, place, size + 1)
+        page = found[:size]
+        balances = await self._ledger.balances([one.run.id for one in page])
+        return run_pb2.ListRunsResponse(
+            runs=[_listed(one, balance) for one, balance in zip(page, balances, strict=True)],
+            next_page_token=responses.page_token(list_name, page[-1].place) if len(found) > size else "",
+        )
+
+    async def _asked_for(self, request: run_pb2.ListRunsRequest) -> RunFilter:
+        for place, state in enumerate(request.states):
+            if state not in _STATES:
+                raise InvalidField(f"states[{place}]", f"must be a state of a run, not {state}")
+        since, until = (
+            requests.time(getattr(request, name), name) if request.HasField(name) else None
+            for name in ("since", "until")
+        )
+        customer = None
+        if request.account_id:
+            customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
+        states = frozenset(_STATES[state] for state in request.states)
+        return RunFilter(tenant(), states, requests.labels(request.labels), since, until, customer)
 
     async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
         """Stream a run's events."""
@@ -191,29 +236,44 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             raise NotFound("run", run.id)
         (balance,) = await self._ledger.balances([run.id])
         coverage = await self._supervisor.coverage(run.id) if run.context is not None else None
-        return run_pb2.Run(
-            run_id=run.id,
-            state=responses.state(root.state),
-            question=root.question,
-            context_id=run.context or "",
-            model=run.model,
-            sub_model=run.sub_model,
-            answer=root.answer,
-            answer_bytes=root.answer_bytes,
-            end_message=root.reason,
-            end_reason=responses.end_reason(root.state, root.reason),
-            budget=responses.budget(run.budget),
-            spent=responses.amounts(balance.posted),
-            pending=responses.amounts(balance.pending),
-            create_time=responses.time(run.created_at),
-            end_time=responses.time(run.ended_at) if run.ended_at is not None else None,
-            last_sequence=await self._journal.last_sequence(run.id),
-            node_count=await self._journal.node_count(run.id),
-            coverage=responses.coverage(coverage) if coverage is not None else None,
-            cut=responses.cut_texts(root.cut),
-        )
+        message = _run(run, root, balance)
+        message.last_sequence = await self._journal.last_sequence(run.id)
+        message.node_count = await self._journal.node_count(run.id)
+        if coverage is not None:
+            message.coverage.CopyFrom(responses.coverage(coverage))
+        return message
 
 
+def _run(run: RunRow, root: NodeRow, balance: Balance) -> run_pb2.Run:
+    return run_pb2.Run(
+        run_id=run.id,
+        state=responses.state(root.state),
+        question=root.question,
+        context_id=run.context or "",
+        model=run.model,
+        sub_model=run.sub_model,
+        answer=root.answer,
+        answer_bytes=root.answer_bytes,
+        end_message=root.reason,
+        end_reason=responses.end_reason(root.state, root.reason),
+        budget=responses.budget(run.budget),
+        spent=responses.amounts(balance.posted),
+        pending=responses.amounts(balance.pending),
+        create_time=responses.time(run.created_at),
+        end_time=responses.time(run.ended_at) if run.ended_at is not None else None,
+        cut=responses.cut_texts(root.cut),
+        labels=run.labels,
+        account_id=names.last_of(run.customer, run.tenant),
+    )
+
+
+def _listed(listed: ListedRun, balance: Balance) -> run_pb2.Run:
+    message = _run(listed.run, listed.root, balance)
+    message.last_sequence, message.node_count = listed.last_sequence, listed.node_count
+    return message
+
+
+_STATES = {run_pb2.RunState.Value(f"RUN_STATE_{state.upper()}"): state for state in RunState}
 _KINDS = {
     kind: name.removeprefix("RUN_EVENT_KIND_").lower()
     for name, kind in run_pb2.RunEventKind.items()

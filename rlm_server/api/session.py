@@ -17,6 +17,7 @@ from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Ledger
+from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.repl.events import CallFinished, CallTraced, Printed, TurnRestarted, UntoldCalls
 from rlm_server.runs.supervisor import check_affordable
 from rlm_server.sessions.happenings import Happening, LeftOut
@@ -37,9 +38,10 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         ledger: Ledger,
         routes_of: Callable[[str], Routes],
         defaults: Defaults,
+        book: CustomerBook,
     ) -> None:
         self._sessions, self._contexts, self._ledger = sessions, contexts, ledger
-        self._routes_of, self._defaults = routes_of, defaults
+        self._routes_of, self._defaults, self._book = routes_of, defaults, book
 
     async def CreateSession(
         self, request: session_pb2.CreateSessionRequest, context: Any
@@ -47,17 +49,26 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         """Start a session."""
         sub_model = request.sub_model or self._defaults.sub_model
         requests.check_offered(self._offered(), "sub_model", sub_model)
-        budget = requests.budget(request.budget) if request.HasField("budget") else self._defaults.budget
-        check_affordable(tenant(), budget, (await self._ledger.balance(tenant())).left)
+        asked = requests.budget(request.budget) if request.HasField("budget") else None
         ceiling = self._defaults.limits_of(tenant())
+        repeatable, named = requests.repeatable(tenant(), request), requests.labels(request.labels)
+        known = self._sessions.asked_before(repeatable)
+        if known is not None:
+            return session_pb2.CreateSessionResponse(session=await self._message(known))
+        image = requests.image(request.image, self._defaults.images_of(tenant()))
+        payer = await requests.payer(self._book, tenant(), request.account_id)
+        budget = asked if asked is not None else await self._book.usual(payer, self._defaults.budget)
+        check_affordable(budget, await self._ledger.ancestry(payer.account if payer is not None else tenant()))
         new = NewSession(
             tenant(),
-            requests.request_id(request.request_id),
-            requests.image(request.image, self._defaults.images_of(tenant())),
+            repeatable,
+            image,
             await requests.context(self._contexts, tenant(), request.context_id),
             sub_model,
             budget,
             replace(ceiling, sandbox=lowered("limits", request.limits, ceiling.sandbox)),
+            payer,
+            named,
         )
         return session_pb2.CreateSessionResponse(session=await self._message(await self._sessions.create(new)))
 
@@ -101,6 +112,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             sub_model=options.sub_model,
             budget=responses.budget(options.budget),
             create_time=responses.time(session.created_at),
+            labels=options.labels,
+            account_id=options.customer.id if options.customer is not None else options.tenant,
             coverage=responses.coverage(await self._sessions.coverage(session)) if options.context else None,
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,18 +11,18 @@ from typing import Any
 from google.protobuf.message import Message
 from rlm.v1 import tenant_pb2, tenant_pb2_grpc, types_pb2
 
-from rlm_server.api import requests, responses
-from rlm_server.api.budget import budget_window
+from rlm_server.api import accounts, requests, responses
 from rlm_server.api.errors import InvalidField
-from rlm_server.ledger import Ledger, Limit, LimitTooLow, Span
+from rlm_server.ledger import BUDGET_SPANS, Ledger, Limit, LimitTooLow, Span
 from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_name, check_terms
 from rlm_server.tenants.keys import Key, Keys
 from rlm_server.tenants.removal import Removal
-from rlm_server.tenants.requests import Request
 from rlm_server.tenants.tenants import Tenant, Tenants
 from rlm_server.tenants.terms import NO_LIMIT, InForce, OwnTerms, Source, Terms
 from rlm_server.tenants.watch import Watch
 
+OPERATORS = ""
+"""Under whose name request ids of operators are kept: no tenant has this name."""
 USUAL_PAGE, MOST_PAGE = 100, 1_000
 """Tenants, or keys, of a page."""
 
@@ -38,7 +37,7 @@ _KINDS = {
     tenant_pb2.API_KEY_KIND_OPERATOR: True,
 }
 """Whether a kind of key is an operator's."""
-_BUDGETS: Mapping[str, Span | None] = {"budget": None, **{f"{span}_budget": span for span in Span}}
+_BUDGETS: Mapping[str, Span | None] = {"budget": None, **{f"{span}_budget": span for span in BUDGET_SPANS}}
 """The fields of a tenant that are budgets, and of which windows."""
 _LISTS = {"allowed_models": "models", "allowed_images": "images", "allowed_fallbacks": "fallbacks"}
 _SETTABLE = ("labels", *_LISTS, "weight", "limits", *_BUDGETS)
@@ -73,7 +72,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
             terms, labels = _terms(asked), dict(asked.labels)
             check_labels(labels)
             check_terms(terms, self._terms, self._offered)
-        made = await self._tenants.create(asked.tenant_id, terms, labels, _request(request))
+        made = await self._tenants.create(asked.tenant_id, terms, labels, requests.repeatable(OPERATORS, request))
         await self._watch.look()
         return tenant_pb2.CreateTenantResponse(tenant=_tenant(made))
 
@@ -85,7 +84,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
             tenant=_tenant(found),
             limits=map(_limit, self._terms.in_force(found.id)),
             budget=responses.budget(self._terms.of(found.id).budget),
-            windows=map(budget_window, windows),
+            windows=map(accounts.window, windows),
         )
 
     async def ListTenants(self, request: tenant_pb2.ListTenantsRequest, context: Any) -> tenant_pb2.ListTenantsResponse:
@@ -108,7 +107,9 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         paths = _paths(request)
         with _named("tenant"):
             changed = await self._tenants.update(
-                request.tenant.tenant_id, partial(self._changed, request.tenant, paths), _request(request)
+                request.tenant.tenant_id,
+                partial(self._changed, request.tenant, paths),
+                requests.repeatable(OPERATORS, request),
             )
         await self._watch.look()
         return tenant_pb2.UpdateTenantResponse(tenant=_tenant(changed))
@@ -137,7 +138,9 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         self, request: tenant_pb2.DeleteTenantRequest, context: Any
     ) -> tenant_pb2.DeleteTenantResponse:
         """Delete a tenant, and return when nothing is left of what it had."""
-        deleted = await self._tenants.delete(request.tenant_id, force=request.force, request=_request(request))
+        deleted = await self._tenants.delete(
+            request.tenant_id, force=request.force, request=requests.repeatable(OPERATORS, request)
+        )
         await self._watch.look()
         await self._removal.ended(request.tenant_id)
         return tenant_pb2.DeleteTenantResponse(tenant=_tenant(deleted))
@@ -148,7 +151,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         self, request: tenant_pb2.CreateApiKeyRequest, context: Any
     ) -> tenant_pb2.CreateApiKeyResponse:
         """Make a key."""
-        labels, asked = dict(request.labels), _request(request)
+        labels, asked = dict(request.labels), requests.repeatable(OPERATORS, request)
         with _named(""):
             check_labels(labels)
         expires_at = requests.time(request.expire_time, "expire_time") if request.HasField("expire_time") else None
@@ -177,7 +180,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         self, request: tenant_pb2.RevokeApiKeyRequest, context: Any
     ) -> tenant_pb2.RevokeApiKeyResponse:
         """Revoke a key."""
-        revoked = await self._keys.revoke(request.key_id, _request(request))
+        revoked = await self._keys.revoke(request.key_id, requests.repeatable(OPERATORS, request))
         await self._watch.look()
         return tenant_pb2.RevokeApiKeyResponse(key=_key(revoked))
 
@@ -195,15 +198,6 @@ def _named(message: str) -> Iterator[None]:
         raise InvalidField(f"{above}{error.field}", str(error)) from None
     except LimitTooLow as error:
         raise InvalidField(f"{above}budget", str(error)) from None
-
-
-def _request(request: Any) -> Request | None:
-    """Return a request as one that may come again, where it has a request id."""
-    asked = requests.request_id(request.request_id)
-    if asked is None:
-        return None
-    content = request.DESCRIPTOR.full_name.encode() + b"\0" + request.SerializeToString(deterministic=True)
-    return Request(asked, hashlib.sha256(content).hexdigest())
 
 
 def _page_size(asked: int) -> int:

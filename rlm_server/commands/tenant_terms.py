@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 
-from rlm_server.ledger import NANO, UNITS, Limit, Span
+from rlm_server.ledger import BUDGET_SPANS, NANO, UNITS, Limit, Span
 from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_terms
 from rlm_server.tenants.tenants import Tenant
 from rlm_server.tenants.terms import OwnTerms, Terms
@@ -16,7 +16,7 @@ LISTS = {"models": "allowed_models", "images": "allowed_images", "fallbacks": "a
 _UNITS = {"usd" if unit == "nano_usd" else unit: unit for unit in UNITS}
 BUDGETS: Mapping[str, tuple[Span | None, str]] = {
     f"{prefix}budget_{name}": (span, unit)
-    for prefix, span in (("", None), *((f"{span}_", span) for span in Span))
+    for prefix, span in (("", None), *((f"{span}_", span) for span in BUDGET_SPANS))
     for name, unit in _UNITS.items()
 }
 """The budgets that may be said of a tenant: of which windows, and in which unit."""

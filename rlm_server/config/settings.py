@@ -34,7 +34,7 @@ from rlm_server.config.declared import (
     own_limit_fields,
 )
 from rlm_server.config.described import DELIMITER, PREFIX
-from rlm_server.ledger import NANO, Limit, Span
+from rlm_server.ledger import BUDGET_SPANS, NANO, Limit
 from rlm_server.repl.limits import RunLimits
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.tenants.terms import LEAST_WEIGHT, MOST_WEIGHT, OwnTerms, Terms
@@ -379,7 +379,7 @@ class Settings(
     def terms(self) -> Terms:
         """Return the terms of all tenants, as far as the settings say them."""
         limits = self.run_limits()
-        usds = {span: getattr(self, f"{span}_budget_usd") for span in Span}
+        usds = {span: getattr(self, f"{span}_budget_usd") for span in BUDGET_SPANS}
         windows = {span: Limit(nano_usd=nano(usd)) for span, usd in usds.items() if usd is not None}
         return Terms(
             (self.tenant_limits(), limits, limits.sandbox),

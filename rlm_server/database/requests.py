@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
+from pydantic import TypeAdapter
+
+from rlm_server.clock import now
 from rlm_server.database.engine import Connection
+
+T = TypeVar("T")
 
 
 class RequestIdReused(Exception):
@@ -17,7 +24,7 @@ class RequestIdReused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that may come again. `content_sha256` is of all that it says."""
+    """A request that may come again. `content_sha256` is of all that it says. An operator's has an empty `tenant`."""
 
     tenant: str
     method: str
@@ -26,7 +33,7 @@ class Request:
 
 
 def answered(connection: Connection, request: Request | None) -> str | None:
-    """Return the id of what a request was answered with before, or None where it is new or has no id.
+    """Return what a request was answered with before, as it was kept, or None where it is new or has no id.
 
     Raises:
         RequestIdReused: it asked for something else.
@@ -34,24 +41,43 @@ def answered(connection: Connection, request: Request | None) -> str | None:
     if request is None:
         return None
     row = connection.execute(
-        "SELECT content_sha256, answer_id FROM request WHERE tenant = ? AND method = ? AND request_id = ?",
+        "SELECT content_sha256, answer FROM request WHERE tenant = ? AND method = ? AND request_id = ?",
         (request.tenant, request.method, request.id),
     ).fetchone()
     if row is None:
         return None
-    content, answer = row
+    content, kept = row
     if content not in ("", request.content_sha256):  # of a former version's requests it is not known
         raise RequestIdReused(request.id)
-    return str(answer)
+    return str(kept)
 
 
-def answer(connection: Connection, request: Request | None, answer_id: str, at: int) -> None:
-    """Keep what a request is answered with, in the transaction that does what it asks. `at` is Unix milliseconds."""
+def answer(connection: Connection, request: Request | None, kept: str, at: int) -> None:
+    """Keep what a request is answered with, in the transaction that does what it asks. `at` is Unix milliseconds.
+
+    It is the id of what was made or changed, or all of the answer but secrets.
+    """
     if request is not None:
         connection.execute(
-            "INSERT INTO request (tenant, method, request_id, content_sha256, answer_id, at) VALUES (?, ?, ?, ?, ?, ?)",
-            (request.tenant, request.method, request.id, request.content_sha256, answer_id, at),
+            "INSERT INTO request (tenant, method, request_id, content_sha256, answer, at) VALUES (?, ?, ?, ?, ?, ?)",
+            (request.tenant, request.method, request.id, request.content_sha256, kept, at),
         )
+
+
+def once(
+    connection: Connection, request: Request | None, answers: TypeAdapter[T], work: Callable[[], T]
+) -> tuple[T, bool]:
+    """Do what a request asks for, or return all that it was answered before; and say whether that is so.
+
+    Raises:
+        RequestIdReused: the same request id asked for something else.
+    """
+    known = answered(connection, request)
+    if known is not None:
+        return answers.validate_json(known), True
+    done = work()
+    answer(connection, request, answers.dump_json(done).decode(), now())
+    return done, False
 
 
 def forget(connection: Connection, tenant: str, method: str, request_id: str) -> None:

@@ -65,6 +65,8 @@ class Pass:
     connection: Connection
     epoch: int
     at: int
+    spent: bool = False
+    """Whether the holds are for what was spent already, which counts on closed accounts above, too."""
     tree: Tree = field(init=False)
     blocked: set[str] = field(default_factory=set)
     """Accounts that an earlier hold waits for."""
@@ -119,7 +121,7 @@ class Pass:
             raise AccountUnknown(hold.account)
         if path[0].closed:
             raise AccountClosed(hold.account)
-        for account in path:
+        for account in () if self.spent else path:
             if account.closed:
                 raise closed_above(account, hold.amounts)
         return path
@@ -147,13 +149,14 @@ class Pass:
         return None
 
 
-def take(connection: Connection, hold: Hold, state: HoldState, *, epoch: int, at: int) -> None:
-    """Take a hold that is new, at a time in Unix milliseconds, or not at all.
+def take_spent(connection: Connection, hold: Hold, *, epoch: int, at: int) -> None:
+    """Take a hold that is new for what was spent already, at a time in Unix milliseconds, or not at all.
 
     Raises:
         LedgerError: it does not fit, or not now, or has no account.
     """
-    (verdict,), _ = Pass(connection, epoch, at).judge([QueuedHold(hold, state, True)])
+    queue = [QueuedHold(hold, HoldState.DISPATCHED, True)]
+    (verdict,), _ = Pass(connection, epoch, at, spent=True).judge(queue)
     if isinstance(verdict, LedgerError):
         raise verdict
 

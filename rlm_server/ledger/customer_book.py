@@ -8,6 +8,7 @@ from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
 from rlm_server.database.requests import Request, answer, answered
 from rlm_server.ledger import customers
+from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.ledger.customers import Customer
 from rlm_server.ledger.ledger import Ledger
 from rlm_server.ledger.windows import Span
@@ -66,6 +67,23 @@ class CustomerBook:
         return await self._ledger.change(
             tenant, lambda connection, at: customers.payer(connection, tenant, id, at, most)
         )
+
+    async def usual(self, customer: Customer | None, budget: Limit) -> Limit:
+        """Return the budget of a run or session that names none: no more than its customers have left, if anything."""
+        if customer is None:
+            return budget
+        least = {unit: getattr(budget, unit) for unit in UNITS}
+        for balance in (await self._ledger.ancestry(customer.account))[:-1]:
+            for unit in UNITS:
+                has, so_far = getattr(balance.left, unit), least[unit]
+                if has is not None and so_far is not None and 0 < has < so_far:
+                    least[unit] = has
+        return Limit(**least)
+
+    async def count(self, tenant: str) -> int:
+        """Return how many customers a tenant has, closed ones included."""
+        query = "SELECT count(*) FROM customer WHERE tenant = ?"
+        return await self._database.read(lambda connection: int(connection.execute(query, (tenant,)).fetchone()[0]))
 
     async def get(self, tenant: str, id: str) -> Customer:
         """Return a customer, closed or not.

@@ -14,6 +14,7 @@ from rlm_server.ledger import account_lifecycle, admission, entries, holds, stat
 from rlm_server.ledger.accounts import Account, Balance, Tree, left, refuse_uncountable
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.ledger.entries import By, Entry, Query, UsageRow
+from rlm_server.ledger.errors import AccountUnknown
 from rlm_server.ledger.holds import Hold, HoldState, Moved, Outcome, Recovery
 from rlm_server.ledger.statements import Statement, Totals, Window
 from rlm_server.ledger.usage import Usage
@@ -240,6 +241,8 @@ class Ledger:
     async def charge(self, hold: Hold, *, patience: float = 0.0) -> None:
         """Post what was spent without having been held, because nothing limited it: all of a hold's amounts.
 
+        It counts though a customer's account above was closed meanwhile.
+
         With `patience` it waits so many seconds for another write, to share its commit. Repeating it changes nothing.
 
         Raises:
@@ -251,7 +254,7 @@ class Ledger:
 
         def post(connection: Connection) -> str:
             if holds.find(connection, hold.id) is None:
-                admission.take(connection, hold, HoldState.DISPATCHED, epoch=self._database.epoch, at=self._clock())
+                admission.take_spent(connection, hold, epoch=self._database.epoch, at=self._clock())
                 self._move(connection, hold.id, Outcome(HoldState.POSTED))
             return hold.tenant
 
@@ -342,6 +345,23 @@ class Ledger:
         """
         at = self._clock()
         return await self._database.read(lambda connection: statements.statement(connection, tenant, account, at))
+
+    async def statements(self, tenant: str, accounts: Sequence[str]) -> list[Statement]:
+        """Where some of a tenant's accounts stand, in their order, as `statement` tells of one.
+
+        Raises:
+            AccountUnknown: there is none of one of these names.
+        """
+        at = self._clock()
+
+        def read(connection: Connection) -> list[Statement]:
+            found = [(name, statements.statement(connection, tenant, name, at)) for name in accounts]
+            for name, statement in found:
+                if statement is None:
+                    raise AccountUnknown(name)
+            return [statement for _, statement in found if statement is not None]
+
+        return await self._database.read(read)
 
     async def totals(self) -> Totals:
         """What all tenants together have spent, and hold."""

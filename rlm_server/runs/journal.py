@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from rlm_server.clock import now
+from rlm_server.database import labels, requests
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
+from rlm_server.database.requests import Request
 from rlm_server.ledger.amounts import Limit
 from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from rlm_server.repl.coverage import Coverage
@@ -25,13 +27,20 @@ MOST_NODES = 1_000
 """Of a run's tree, that are read at once."""
 PATIENCE = 0.02
 """Seconds for which a write waits that another follows soon."""
+LABELS = "run"
+"""The kind of runs' labels."""
+CREATING = "CreateRun"
+"""The call that starts a run."""
 DELETED_AT_ONCE = 200
 """Events of a run that is deleted, in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunRow:
-    """A run as it was asked for. Times are Unix milliseconds; `ended_at` is None while it goes on."""
+    """A run as it was asked for. Times are Unix milliseconds; `ended_at` is None while it goes on.
+
+    `customer` is the path of the customer who pays, empty where the tenant itself does.
+    """
 
     id: str
     tenant: str
@@ -42,6 +51,8 @@ class RunRow:
     budget: Limit
     created_at: int
     ended_at: int | None = None
+    customer: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,36 +98,49 @@ class Journal:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, run: RunRow, question: str, *, patience: float = 0.0) -> RunRow:
-        """Keep a new run with its root node, pending; a repeated request id returns the run it made first.
+    async def create(
+        self, run: RunRow, question: str, request: Request | None = None, *, patience: float = 0.0
+    ) -> RunRow:
+        """Keep a new run with its root node, pending; a repeated request returns the run it made first.
 
         With `patience` it waits so many seconds for another write, to be kept with it.
+
+        Raises:
+            RequestIdReused: the request asked for another run before.
         """
 
         def write(connection: Connection) -> RunRow:
-            known = _by_request(connection, run.tenant, run.request_id)
-            if known:
+            known = _asked_before(connection, request)
+            if known is not None:
                 return known
             connection.execute(
                 "INSERT INTO run (id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, "
-                "limit_calls, limit_cpu_ms, created_at, ended_at) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "limit_calls, limit_cpu_ms, created_at, ended_at, customer) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (run.id, run.tenant, run.request_id, run.context, run.model, run.sub_model, run.budget.nano_usd,
-                 run.budget.tokens, run.budget.calls, run.budget.cpu_ms, run.created_at, run.ended_at),
+                 run.budget.tokens, run.budget.calls, run.budget.cpu_ms, run.created_at, run.ended_at, run.customer),
             )  # fmt: skip
+            requests.answer(connection, request, run.id, run.created_at)
+            labels.put(connection, LABELS, run.id, run.labels)
             _insert_node(connection, NodeRow(run.id, run.id, None, 0, RunState.PENDING, question))
             _count(connection, run.id, size_of(question))
             return run
 
         return await self._database.write(write, patience=patience)
 
-    async def by_request(self, tenant: str, request_id: str) -> RunRow | None:
-        """Return the run that a request made, if one did."""
-        return await self._database.read(lambda connection: _by_request(connection, tenant, request_id))
+    async def by_request(self, request: Request) -> RunRow | None:
+        """Return the run that a request made, if one did.
+
+        Raises:
+            RequestIdReused: it asked for another run then.
+        """
+        return await self._database.read(lambda connection: _asked_before(connection, request))
 
     async def get(self, tenant: str, run: str) -> RunRow | None:
         """Return a tenant's run, or None: another tenant's does not exist for this one."""
-        return await self._database.read(lambda connection: _run(connection, "tenant = ? AND id = ?", (tenant, run)))
+        return await self._database.read(
+            lambda connection: find_run(connection, "tenant = ? AND id = ?", (tenant, run))
+        )
 
     async def add_node(self, node: NodeRow) -> None:
         """Keep a child's node."""
@@ -155,12 +179,7 @@ class Journal:
     async def root(self, run: str, text_bytes: int | None = None) -> NodeRow | None:
         """Return a run's root, of its question and its answer at most `text_bytes` of UTF-8, or the whole."""
 
-        def read(connection: Connection) -> NodeRow | None:
-            texts = _WHOLE if text_bytes is None else (text_bytes, text_bytes)
-            row = connection.execute(f"{_NODE} WHERE id = ?", (*texts, run)).fetchone()
-            return None if row is None else _node(row, text_bytes)
-
-        return await self._database.read(read)
+        return await self._database.read(lambda connection: find_root(connection, run, text_bytes))
 
     async def answer_piece(self, run: str, node: str, start: int, most: int) -> tuple[str, int] | None:
         """Return up to `most` characters of a node's answer from character `start` on, and the bytes of the whole.
@@ -314,13 +333,16 @@ class Journal:
         return await self._database.write(write)
 
     async def delete(self, run: str) -> None:
-        """Forget a run and its nodes. Its events must be gone. What it spent stays in the ledger."""
+        """Forget a run and its nodes. Its events must be gone. What it spent stays in the ledger, with its labels."""
 
         def write(connection: Connection) -> None:
-            row = connection.execute("SELECT kept_bytes FROM run WHERE id = ?", (run,)).fetchone()
+            row = connection.execute("SELECT kept_bytes, tenant, request_id FROM run WHERE id = ?", (run,)).fetchone()
             if row is None:
                 return
-            _count(connection, run, -row[0])
+            size, tenant, request_id = row
+            _count(connection, run, -size)
+            if request_id is not None:
+                requests.forget(connection, tenant, CREATING, request_id)
             # Children first: a node refers to its parent, and SQLite looks at that row by row.
             for (depth,) in connection.execute(
                 "SELECT DISTINCT depth FROM node WHERE run = ? ORDER BY depth DESC", (run,)
@@ -403,19 +425,27 @@ def _insert_node(connection: Connection, node: NodeRow) -> None:
     )  # fmt: skip
 
 
-def _by_request(connection: Connection, tenant: str, request_id: str | None) -> RunRow | None:
-    if request_id is None:
-        return None
-    return _run(connection, "tenant = ? AND request_id = ?", (tenant, request_id))
+def _asked_before(connection: Connection, request: Request | None) -> RunRow | None:
+    run = requests.answered(connection, request)
+    return None if run is None else find_run(connection, "id = ?", (run,))
 
 
-def _run(connection: Connection, where: str, values: tuple[str, str]) -> RunRow | None:
+def find_root(connection: Connection, run: str, text_bytes: int | None) -> NodeRow | None:
+    """Return a run's root, of its question and its answer at most `text_bytes` of UTF-8, or the whole."""
+    texts = _WHOLE if text_bytes is None else (text_bytes, text_bytes)
+    row = connection.execute(f"{_NODE} WHERE id = ?", (*texts, run)).fetchone()
+    return None if row is None else _node(row, text_bytes)
+
+
+def find_run(connection: Connection, where: str, values: tuple[str, ...]) -> RunRow | None:
+    """Return the run for which a condition holds, if there is one."""
     row = connection.execute(
         "SELECT id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, limit_calls, "  # noqa: S608
-        f"limit_cpu_ms, created_at, ended_at FROM run WHERE {where}", values,
+        f"limit_cpu_ms, created_at, ended_at, customer FROM run WHERE {where}", values,
     ).fetchone()  # fmt: skip
     if row is None:
         return None
-    run_id, tenant, request_id, context, model, sub_model, *limits, created_at, ended_at = row
-    budget = Limit(*limits)
-    return RunRow(run_id, tenant, request_id, context, model, sub_model, budget, created_at, ended_at)
+    id, tenant, request_id, context, model, sub_model, *limits, created_at, ended_at, customer = row
+    named = labels.of(connection, LABELS, (id,))[id]
+    asked = (id, tenant, request_id, context, model, sub_model, Limit(*limits), created_at, ended_at, customer, named)
+    return RunRow(*asked)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,7 +19,9 @@ from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.database.engine import DatabaseError
-from rlm_server.ledger import UNITS, BudgetExceeded, Limit
+from rlm_server.database.requests import Request
+from rlm_server.ledger import UNITS, Balance, BudgetExceeded, Limit
+from rlm_server.ledger.customers import Customer
 from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.limits import RunLimits
@@ -77,7 +79,7 @@ class NewRun:
     """A run as a caller asks for it, checked."""
 
     tenant: str
-    request_id: str | None
+    request: Request | None
     question: str
     context: Context | None
     model: str
@@ -85,6 +87,14 @@ class NewRun:
     budget: Limit
     limits: RunLimits
     image: str
+    customer: Customer | None = None
+    """Who pays; None for the tenant itself."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def payer(self) -> str:
+        """The account that the run's is under."""
+        return self.tenant if self.customer is None else self.customer.account
 
 
 @dataclass(slots=True)
@@ -133,7 +143,9 @@ class Supervisor:
         """Start a run and return it, pending; a repeated request id returns the run it started.
 
         Raises:
-            BudgetExceeded: the budget is more than what the tenant has left.
+            BudgetExceeded: the budget is more than what the tenant, or its customer, has left.
+            AccountClosed: the customer was closed.
+            RequestIdReused: the request asked for another run before.
             ContextGone, ContextDamaged: the context was deleted, or its files are not whole.
             RunQuotaExceeded: as much is kept of the tenant's runs as may be.
             TooManyRuns: as many of the tenant's as may wait already.
@@ -143,17 +155,17 @@ class Supervisor:
 
     async def _create(self, new: NewRun) -> RunRow:
         journal, ledger = self._services.journal, self._services.ledger
-        if new.request_id is not None:
-            known = await journal.by_request(new.tenant, new.request_id)
+        if new.request is not None:
+            known = await journal.by_request(new.request)
             if known is not None:
                 return known
         limits = self._limits(new.tenant)
-        kept, balance = await asyncio.gather(journal.kept_bytes(new.tenant), ledger.balance(new.tenant))
+        kept, above = await asyncio.gather(journal.kept_bytes(new.tenant), ledger.ancestry(new.payer))
         if kept >= limits.tenant_kept_bytes:
             raise RunQuotaExceeded(limits.tenant_kept_bytes, kept)
         if self._places.in_line(new.tenant) > limits.tenant_waiting_runs:
             raise TooManyRuns(limits.tenant_waiting_runs)
-        check_affordable(new.tenant, new.budget, balance.left)
+        check_affordable(new.budget, above)
         if new.context is not None:
             await self._contexts.pin(new.context)
         try:
@@ -167,16 +179,17 @@ class Supervisor:
         journal, ledger = self._services.journal, self._services.ledger
         run_id = "run_" + secrets.token_hex(16)
         row = RunRow(
-            run_id, new.tenant, new.request_id, new.context.id if new.context else None, new.model, new.sub_model,
-            new.budget, now(),
+            run_id, new.tenant, new.request.id if new.request is not None else None,
+            new.context.id if new.context else None, new.model, new.sub_model, new.budget, now(),
+            customer=new.customer.path if new.customer is not None else "", labels=new.labels,
         )  # fmt: skip
         price = self._services.broker.routes.route(new.model).price
         made = await asyncio.gather(  # in one commit
-            journal.create(row, new.question, patience=PATIENCE),
+            journal.create(row, new.question, new.request, patience=PATIENCE),
             ledger.open_account(
                 run_id,
                 tenant=new.tenant,
-                parent=new.tenant,
+                parent=new.payer,
                 limit=new.budget,
                 reserve=closing.reserve(new.budget, price),
             ),
@@ -329,9 +342,10 @@ class Supervisor:
         return replay(self._services.journal, run_id, from_sequence)
 
 
-def check_affordable(tenant: str, budget: Limit, left: Limit) -> None:
-    """Refuse a budget that is beyond what the tenant has left for good; a window that is nearly used up begins anew."""
-    for unit in UNITS:
-        asked, has = getattr(budget, unit), getattr(left, unit)
-        if asked is not None and has is not None and asked > has:
-            raise BudgetExceeded(tenant, unit, has, 0, asked)
+def check_affordable(budget: Limit, above: Sequence[Balance]) -> None:
+    """Refuse a budget beyond what an account above has left for good; a window that is nearly used up begins anew."""
+    for balance in above:
+        for unit in UNITS:
+            asked, has = getattr(budget, unit), getattr(balance.left, unit)
+            if asked is not None and has is not None and asked > has:
+                raise BudgetExceeded(balance.account, unit, has, 0, asked)

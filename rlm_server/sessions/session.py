@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
 from rlm_server.contexts.context_table import Context
+from rlm_server.database.requests import Request
 from rlm_server.ledger import Limit
+from rlm_server.ledger.customers import Customer
 from rlm_server.repl.call_tally import Failures
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import Memo
@@ -21,12 +24,20 @@ class NewSession:
     """A session as a caller asks for it, checked."""
 
     tenant: str
-    request_id: str | None
+    request: Request | None
     image: str
     context: Context | None
     sub_model: str
     budget: Limit
     limits: RunLimits
+    customer: Customer | None = None
+    """Who pays; None for the tenant itself."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def payer(self) -> str:
+        """The account that the session's is under."""
+        return self.tenant if self.customer is None else self.customer.account
 
 
 @dataclass(slots=True)

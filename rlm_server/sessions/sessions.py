@@ -14,6 +14,8 @@ from typing import Self
 
 from rlm_server.clock import now
 from rlm_server.contexts.contexts import Contexts
+from rlm_server.database import labels
+from rlm_server.database.requests import Request, RequestIdReused
 from rlm_server.ledger import Amounts, Ledger
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.tracing import TracedContext, Tracer
@@ -30,6 +32,9 @@ log = logging.getLogger(__name__)
 
 PREFIX = "ses_"
 """Of the ids of sessions, and of their accounts."""
+
+LABELS = "session"
+"""The kind of sessions' labels."""
 
 SESSION_TURNS = 64
 """Turns of one session that are asked for and have not ended: one runs, the others wait for it."""
@@ -67,7 +72,7 @@ class Sessions:
         self._sessions: dict[str, ReplSession] = {}
         self._of_tenant: Counter[str] = Counter()
         self._turns_asked_for: Counter[str] = Counter()  # by session
-        self._by_request: dict[tuple[str, str], str] = {}
+        self._by_request: dict[tuple[str, str], tuple[str, str]] = {}  # the session, and a hash of what was asked for
         self._creating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by tenant
         self._reaper: asyncio.Task[None] | None = None
 
@@ -98,9 +103,11 @@ class Sessions:
                         log.exception("session %s could not be ended in order", session.id)
 
     async def create(self, new: NewSession) -> ReplSession:
-        """Start a session; a repeated request id returns the one it started.
+        """Start a session; a repeated request returns the one it started, for as long as that lives.
 
         Raises:
+            RequestIdReused: the request asked for another session.
+            AccountClosed: the customer who is to pay was closed.
             TooManySessions: the tenant has as many as it may.
             PoolFull: no more sessions fit.
             MemoryError: the context does not fit into the guest's memory.
@@ -110,9 +117,9 @@ class Sessions:
             return await run_to_completion(self._create(new))
 
     async def _create(self, new: NewSession) -> ReplSession:
-        known = self._by_request.get((new.tenant, new.request_id or ""))
-        if known in self._sessions:
-            return self._sessions[known]
+        known = self.asked_before(new.request)
+        if known is not None:
+            return known
         most = self._shares.limits(new.tenant).tenant_sessions
         if self._of_tenant[new.tenant] >= most:
             raise TooManySessions(f"a tenant may have {most} sessions (tenant_sessions)")
@@ -122,7 +129,11 @@ class Sessions:
             async with AsyncExitStack() as held:
                 if new.context:
                     await live.attach("context", await held.enter_async_context(self._contexts.pinned(new.context)))
-                await self._ledger.open_account(session_id, tenant=new.tenant, parent=new.tenant, limit=new.budget)
+                await self._ledger.open_account(session_id, tenant=new.tenant, parent=new.payer, limit=new.budget)
+                if new.labels:
+                    await self._ledger.change(
+                        new.tenant, lambda connection, _: labels.put(connection, LABELS, session_id, new.labels)
+                    )
                 memo = self._turns.memo(new)
                 session = ReplSession(session_id, new, live, held.pop_all(), now(), memo)
         except BaseException:
@@ -134,8 +145,22 @@ class Sessions:
             )
         self._sessions[session_id] = session
         self._of_tenant[new.tenant] += 1
-        if new.request_id is not None:
-            self._by_request[new.tenant, new.request_id] = session_id
+        if new.request is not None:
+            self._by_request[new.tenant, new.request.id] = session_id, new.request.content_sha256
+        return session
+
+    def asked_before(self, request: Request | None) -> ReplSession | None:
+        """Return the session that a request started, while it lives.
+
+        Raises:
+            RequestIdReused: it asked for another then.
+        """
+        if request is None:
+            return None
+        session_id, content = self._by_request.get((request.tenant, request.id), ("", ""))
+        session = self._sessions.get(session_id)
+        if session is not None and content != request.content_sha256:
+            raise RequestIdReused(request.id)
         return session
 
     def __len__(self) -> int:
@@ -178,7 +203,8 @@ class Sessions:
     async def _delete(self, session: ReplSession) -> Amounts:
         if self._sessions.pop(session.id, None):
             self._of_tenant[session.asked.tenant] -= 1
-        self._by_request.pop((session.asked.tenant, session.asked.request_id or ""), None)
+        if session.asked.request is not None:
+            self._by_request.pop((session.asked.tenant, session.asked.request.id), None)
         try:
             await session.live.close()
             if session.turn:

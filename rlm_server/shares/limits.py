@@ -41,6 +41,13 @@ class TenantLimits:
     tenant_uploads: int = limit(
         64, least=1, most=10_000, unit="uploads", doc="Uploads of one tenant that are not finished. More are refused."
     )
+    tenant_accounts: int = limit(
+        100_000,
+        least=0,
+        most=10_000_000,
+        unit="accounts",
+        doc="Accounts of one tenant's customers, closed ones included. More are refused.",
+    )
     tenant_held_bytes: int = limit(
         256 * MIB,
         least=MIB,

@@ -16,9 +16,9 @@ from pydantic import TypeAdapter
 from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
+from rlm_server.database.requests import Request, once
 from rlm_server.tenants.changes import next_version
 from rlm_server.tenants.checks import WrongTerm
-from rlm_server.tenants.requests import Request, once
 from rlm_server.tenants.tenants import TenantUnknown
 
 KEY_PREFIX = "rlm_"

@@ -15,10 +15,10 @@ from pydantic import TypeAdapter
 from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
-from rlm_server.ledger import Amounts, LimitTooLow, Span, account_lifecycle, statements
+from rlm_server.database.requests import Request, once
+from rlm_server.ledger import BUDGET_SPANS, Amounts, LimitTooLow, account_lifecycle, statements
 from rlm_server.ledger.accounts import Account
 from rlm_server.tenants.changes import next_version, version
-from rlm_server.tenants.requests import Request, once
 from rlm_server.tenants.terms import NO_LIMIT, OwnTerms, Terms
 
 T = TypeVar("T")
@@ -251,7 +251,7 @@ class Tenants:
         terms = self._served.with_own(own, tenant)
         account_lifecycle.open_account(connection, Account(tenant, tenant, None, False, terms.budget), at)
         account_lifecycle.set_limit(connection, tenant, terms.budget)
-        for span in Span:
+        for span in BUDGET_SPANS:
             limit = terms.window(span)
             account_lifecycle.set_window(connection, tenant, span, None if limit == NO_LIMIT else limit, at)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from rlm_server.ledger import UNITS, Limit, Span
+from rlm_server.ledger import BUDGET_SPANS, UNITS, Limit, Span
 from rlm_server.tenants.policy import Policy, Weights
 from sandbox.limits import Bounds, declared
 
@@ -55,7 +55,7 @@ class OwnTerms:
             below.weight if self.weight is None else self.weight,
             {**below.limits, **self.limits},
             merged(self.budget, below.budget),
-            {span: merged(self.window(span), below.window(span)) for span in Span},
+            {span: merged(self.window(span), below.window(span)) for span in BUDGET_SPANS},
         )
 
 

@@ -45,7 +45,18 @@ from rlm_server.database.engine import (
     DatabaseFullError,
     DatabaseLostError,
 )
-from rlm_server.ledger import AccountClosed, BudgetBusy, BudgetExceeded, HoldUnknown, Span, windows
+from rlm_server.database.requests import RequestIdReused
+from rlm_server.ledger import (
+    AccountClosed,
+    AccountExists,
+    AccountUnknown,
+    BudgetBusy,
+    BudgetExceeded,
+    HoldUnknown,
+    Span,
+    TooManyAccounts,
+    windows,
+)
 from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
 from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
@@ -53,7 +64,6 @@ from rlm_server.sessions.sessions import SessionLineFull, TooManySessions
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.tenants.keys import KeyUnknown, TooManyChecks
 from rlm_server.tenants.open_calls import KeyLapsed
-from rlm_server.tenants.requests import RequestIdReused
 from rlm_server.tenants.tenants import TenantExists, TenantInUse, TenantUnknown
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
@@ -161,6 +171,27 @@ CASES: dict[str, Expected] = {
         "BUDGET_EXCEEDED",
         {"account": "ann", "window": "hour", **LIMIT},
         ("QuotaFailure", "RetryInfo"),
+    ),
+    "a customer's budget": Expected(
+        BudgetExceeded("customer:acme:ann", "tokens", 10, 9, 2),
+        "BUDGET_EXCEEDED",
+        {"account": "ann", **LIMIT},
+        ("QuotaFailure",),
+    ),
+    "a customer's window": Expected(
+        BudgetExceeded(windows.account_of("customer:acme:bob", Span.MINUTE, AT), "tokens", 10, 9, 2),
+        "BUDGET_EXCEEDED",
+        {"account": "bob", "window": "minute", "window_end": "2025-11-26T07:01:00Z", **LIMIT},
+        ("QuotaFailure", "RetryInfo"),
+    ),
+    "a closed account": Expected(AccountClosed("customer:acme:ann"), "ACCOUNT_CLOSED", {"account": "ann"}),
+    "an account that exists": Expected(AccountExists("ann", closed=True), "ACCOUNT_EXISTS", details=("ResourceInfo",)),
+    "an account that does not": Expected(AccountUnknown("customer:acme:ann"), "NOT_FOUND", details=("ResourceInfo",)),
+    "too many accounts": Expected(
+        TooManyAccounts(10, 10),
+        "TOO_MANY_ACCOUNTS",
+        {"unit": "tenant_accounts", "limit": "10", "used": "10"},
+        ("QuotaFailure",),
     ),
     "a session that ended": Expected(SessionEnded("no"), "SESSION_ENDED"),
     "a forgotten result": Expected(ResultForgotten(), "RESULT_FORGOTTEN"),
@@ -292,7 +323,6 @@ def test_a_window_that_is_over_asks_for_no_wait() -> None:
         DatabaseError("postgresql://secret"),
         DatabaseFullError("/srv/secret"),
         DatabaseLostError("postgresql://secret"),
-        AccountClosed("secret"),
         HoldUnknown("secret"),
         AssertionError("secret"),
     ],

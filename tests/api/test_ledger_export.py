@@ -25,6 +25,7 @@ def as_told(entry: budget_pb2.Entry) -> dict[str, object]:
         "number": entry.number,
         "time": entry.time.ToDatetime().isoformat(timespec="milliseconds") + "Z",
         "hold_id": entry.hold_id,
+        "account_id": entry.account_id,
         "run_id": entry.run_id,
         "node_id": entry.node_id,
         "model": entry.model,

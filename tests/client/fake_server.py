@@ -103,6 +103,10 @@ class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc
         if self.holds:
             self.cancelled.wait(60)
 
+    def ListRuns(self, request: run_pb2.ListRunsRequest, context: grpc.ServicerContext) -> run_pb2.ListRunsResponse:
+        self.enter("ListRuns", request, context)
+        return run_pb2.ListRunsResponse(runs=[self.run])
+
     def CancelRun(self, request: run_pb2.CancelRunRequest, context: grpc.ServicerContext) -> run_pb2.CancelRunResponse:
         self.enter("CancelRun", request, context)
         self.run.state = run_pb2.RUN_STATE_CANCELLED

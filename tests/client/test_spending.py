@@ -33,6 +33,7 @@ class Books(budget_pb2_grpc.BudgetServiceServicer):
         self.target = ""
         self.requests: list[Any] = []
         self.budget = budget_pb2.GetBudgetResponse()
+        self.accounts: list[budget_pb2.Account] = []
         self.rows: list[budget_pb2.UsageRow] = []
         self.entries: list[budget_pb2.Entry] = []
         self.chunks: list[bytes] = []
@@ -41,6 +42,24 @@ class Books(budget_pb2_grpc.BudgetServiceServicer):
     def GetBudget(self, request: Any, context: Any) -> budget_pb2.GetBudgetResponse:
         self.requests.append(request)
         return self.budget
+
+    def CreateAccount(self, request: Any, context: Any) -> budget_pb2.CreateAccountResponse:
+        self.requests.append(request)
+        return budget_pb2.CreateAccountResponse(account=request.account)
+
+    def UpdateAccount(self, request: Any, context: Any) -> budget_pb2.UpdateAccountResponse:
+        self.requests.append(request)
+        return budget_pb2.UpdateAccountResponse(account=request.account)
+
+    def ListAccounts(self, request: Any, context: Any) -> budget_pb2.ListAccountsResponse:
+        self.requests.append(budget_pb2.ListAccountsRequest.FromString(request.SerializeToString()))
+        at = int(request.page_token or 0)
+        token = str(at + 2) if at + 2 < len(self.accounts) else ""
+        return budget_pb2.ListAccountsResponse(accounts=self.accounts[at : at + 2], next_page_token=token)
+
+    def CloseAccount(self, request: Any, context: Any) -> budget_pb2.CloseAccountResponse:
+        self.requests.append(request)
+        return budget_pb2.CloseAccountResponse(account=budget_pb2.Account(account_id=request.account_id, closed=True))
 
     def ListUsage(self, request: Any, context: Any) -> budget_pb2.ListUsageResponse:
         self.requests.append(budget_pb2.ListUsageRequest.FromString(request.SerializeToString()))
@@ -284,3 +303,73 @@ def test_what_a_run_cost_is_found_again_in_every_view(real: RealServer, tmp_path
     assert sum(int(one["nano_usd"]) for one in rows) == run.spent.nano_usd
     shown = rlm(real.target, "budget", key=real.key)
     assert (shown.exit_code, shown.stdout.splitlines()[0]) == (0, "account development")
+
+
+# ---- rlm account -----------------------------------------------------------------------------------------------------
+
+
+def test_an_account_is_made_with_what_the_options_say(books: Books) -> None:
+    done = rlm(
+        books.target, "account", "create", "bob", "--parent", "one", "--name", "Bob", "--label", "team=a=b",
+        "--limit", "5", "--day", "1.50 usd, 7 calls", "--minute", "900 tokens",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    (request,) = books.requests
+    assert request.request_id
+    made = request.account
+    assert (made.account_id, made.parent_id, made.name, dict(made.labels)) == ("bob", "one", "Bob", {"team": "a=b"})
+    assert made.limit == types_pb2.Budget(nano_usd=5 * USD)
+    assert {one.span: one.limit for one in made.window_limits} == {
+        budget_pb2.WINDOW_SPAN_DAY: types_pb2.Budget(nano_usd=USD * 3 // 2, call_count=7),
+        budget_pb2.WINDOW_SPAN_MINUTE: types_pb2.Budget(token_count=900),
+    }
+    assert "every day" in done.output
+
+
+def test_changing_an_account_keeps_what_is_not_named(books: Books) -> None:
+    books.budget.account.account_id = "bob"
+    for span in (budget_pb2.WINDOW_SPAN_HOUR, budget_pb2.WINDOW_SPAN_DAY):
+        books.budget.account.window_limits.add(span=span, limit=types_pb2.Budget(call_count=1))
+    done = rlm(books.target, "account", "set", "bob", "--hour", "none", "--month", "3", "--reset", "day")
+    assert done.exit_code == 0, done.output
+    request = books.requests[-1]
+    assert list(request.update_mask.paths) == ["window_limits"]
+    assert {one.span: one.limit for one in request.account.window_limits} == {
+        budget_pb2.WINDOW_SPAN_DAY: types_pb2.Budget(call_count=1),
+        budget_pb2.WINDOW_SPAN_MONTH: types_pb2.Budget(nano_usd=3 * USD),
+    }
+    assert list(request.reset_windows) == [budget_pb2.WINDOW_SPAN_DAY]
+
+
+def test_accounts_are_listed_page_by_page_shown_and_closed(books: Books) -> None:
+    books.accounts = [
+        budget_pb2.Account(account_id=f"customer-{number}", name=ESCAPE, posted=amounts(USD)) for number in range(5)
+    ]
+    listed = rlm(books.target, "account", "list", "--label", "team=a")
+    assert [line.split()[0] for line in listed.output.splitlines()] == [f"customer-{number}" for number in range(5)]
+    assert ESCAPE not in listed.output
+    assert dict(books.requests[0].labels) == {"team": "a"}
+    closed = rlm(books.target, "account", "close", "bob")
+    assert "(closed)" in closed.output
+    books.budget.account.account_id = "bob"
+    assert "account bob" in rlm(books.target, "account", "show", "bob").output
+
+
+@pytest.mark.parametrize("wrong", ["five", "5 euros", "-1", "1.5 tokens", "0"])
+def test_a_limit_that_is_no_amount_is_refused_before_anything_is_asked(books: Books, wrong: str) -> None:
+    done = rlm(books.target, "account", "create", "bob", f"--limit={wrong}")
+    assert done.exit_code == 2, done.output
+    assert books.requests == []
+
+
+def test_usage_is_summed_up_by_account_and_by_a_label(books: Books) -> None:
+    books.rows = [budget_pb2.UsageRow(key="one", amounts=amounts(USD))]
+    done = rlm(books.target, "usage", "--by", "label", "--label", "team", "--account", "bob", "--having", "plan=free")
+    assert done.output.split()[0] == "team"
+    (request,) = books.requests
+    assert (request.by, request.label, request.filter.account_id) == (
+        budget_pb2.USAGE_GROUPING_LABEL, "team", "bob",
+    )  # fmt: skip
+    assert dict(request.filter.labels) == {"plan": "free"}
+    assert rlm(books.target, "usage", "--by", "account").exit_code == 0
+    assert rlm(books.target, "usage", "--by", "label").exit_code == 2

@@ -21,6 +21,7 @@ from rlm_server.database import migrations
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
 from rlm_server.database.migrations import MIGRATIONS, scripts
+from rlm_server.database.requests import Request
 from rlm_server.ledger import Amounts, Ledger, Limit, Query, Span, Usage
 from rlm_server.runs.journal import Journal
 from rlm_server.tenants.keys import Keys
@@ -38,8 +39,8 @@ PINNED = {
     "0007_processor_time_and_windows.sql": "9a6f6d56d8bf6122a5e3fb472fffea55198eb1d5891f96471f0cdd7769ffd9e9",
     "0008_node_numbers.sql": "400cd42a2bd7cc9cc6d53e87882508008bcc367f9c95685062ee15a2bf6296c9",
     "0009_kept_bytes.sql": "e4e4e829db0df34b1464bc676c03ab6bb65db2c93dfa3ababe7fac5f3ac13de0",
-    "0010_tenants_and_operators.sql": "3f5f369139d8c359d0fbe56945363c4ee0b92526257547bad9aa5e7894fd641a",
-    "0011_customers.sql": "18f472f69b79142155dd9314645ec83edeb9d3183bf05db3c6c3f67ecc4e44c9",
+    "0010_tenants_and_operators.sql": "4b1616865a61564df624fee39438c9a99476e18e5bd456a4544671646172c00a",
+    "0011_customers.sql": "766f93428e61f38f15f59ff47f3fd7fc2879797bb1f5888cd01c9d89761bccf6",
 }
 """The SHA-256 of every script that a database may have seen, in the order in which it saw them."""
 
@@ -166,10 +167,12 @@ ROWS = (
                  "actual_cpu_ms": 0, "epoch": 1, "entry": 1}, since=7),
     Row("hold", {**_HOLD, "id": "sent", "nano_usd": 5, "tokens": 0, "calls": 0, "reserved_at": 3,
                  "state": "dispatched"}, since=2),
-    Row("tenant_window", {"tenant": "acme", "span": "day", "limit_nano_usd": 50}, since=7, until=9),
-    Row("window_limit", {"account": "acme", "span": "day", "limit_nano_usd": 50, "since": 1}, since=10),
+    Row("tenant_window", {"tenant": "acme", "span": "day", "limit_nano_usd": 50}, since=7, until=10),
+    Row("window_limit", {"account": "acme", "span": "day", "limit_nano_usd": 50, "since": 1}, since=11),
     Row("run", {"id": "run", "tenant": "acme", "request_id": "asked", "context": "ctx", "model": "m", "sub_model": "s",
                 "limit_nano_usd": 1, "created_at": 1}, since=3),
+    Row("request", {"tenant": "acme", "method": "CreateRun", "request_id": "asked", "content_sha256": "",
+                    "answer": "run", "at": 1}, since=11),
     Row("node", {**_NODE, "id": "run"}, since=3, until=7),
     Row("node", {**_NODE, "id": "second", "parent": "run"}, since=3, until=7),
     Row("node", {**_NODE, "id": "a third", "parent": "run"}, since=3, until=7),
@@ -243,7 +246,7 @@ async def check_money(ledger: Ledger, *, limited: bool) -> None:
 
 async def check_runs(database: Database) -> None:
     journal = Journal(database)
-    run = await journal.by_request("acme", "asked")
+    run = await journal.by_request(Request("acme", "CreateRun", "asked", "whatever it said"))
     assert run
     assert (run.id, run.context, run.budget) == ("run", "ctx", Limit(nano_usd=1))
     assert [node.id for node in await journal.nodes("run")] == ["run", "second", "a third"]

@@ -183,9 +183,10 @@ async def test_a_closed_customer_and_those_under_it_spend_nothing_more_and_what_
             await stage.customer(id)
     with pytest.raises(AccountClosed):
         await stage.limit("one", at_most(20))
+    await stage.ledger.charge(a_hold("run_1", Amounts(cpu_ms=7)))  # what its code ran meanwhile
     await stage.ledger.post(sent, cents(8), None)
     await stage.ledger.close_account("run_1")
-    assert (await stage.ledger.balance(one)).posted == cents(8)
+    assert (await stage.ledger.balance(one)).posted == cents(8) + Amounts(cpu_ms=7)
     await stage.book.close("acme", "one")
 
 
@@ -255,9 +256,23 @@ async def test_windows_that_are_long_over_are_removed_and_still_count_when_the_c
     counted = "SELECT count(*) FROM window_account"
     (kept,) = await stage.books.database.read(lambda connection: connection.execute(counted).fetchone())
     assert kept <= KEPT + 2
-    stage.clock.now = NOON
+    stage.clock.now = NOON + 5 * MINUTE
     with pytest.raises(BudgetBusy):
         await stage.books.held("run_1", Amounts(calls=1))
+
+
+async def test_a_window_counts_what_was_reserved_in_it_before_a_clock_that_went_back_saw_it_limited(
+    stage: Stage,
+) -> None:
+    await stage.customer("one")
+    await stage.run("run_1", "one")
+    stage.clock.now += 3 * 60 * MINUTE
+    await stage.books.spent("run_1", cents(5))
+    stage.clock.now = NOON
+    await stage.book.update("acme", "one", lambda now: replace(now, windows={Span.HOUR: at_most(6)}))
+    stage.clock.now += 3 * 60 * MINUTE
+    with pytest.raises(BudgetExceeded):
+        await stage.books.held("run_1", cents(2))
 
 
 async def test_a_customer_that_was_never_made_is_made_as_the_template_says(stage: Stage) -> None:

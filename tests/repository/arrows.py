@@ -90,6 +90,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.broker",
         "rlm_server.clock",
         "rlm_server.contexts",
+        "rlm_server.database",
         "rlm_server.ledger",
         "rlm_server.repl",
         "rlm_server.shares",

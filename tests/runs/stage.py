@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from rlm_server.database.requests import Request
 from rlm_server.ledger import Amounts, Limit
 from rlm_server.repl.events import Printed
 from rlm_server.runs.event_log import Quota
 from rlm_server.runs.events import Body, Event, EventOrigin, RunFinished, WrittenEvent, written
-from rlm_server.runs.journal import NodeRow, RunRow
+from rlm_server.runs.journal import CREATING, NodeRow, RunRow
 from rlm_server.runs.state import RunState
 from sandbox.turn import Status, Turn, TurnError
 
@@ -20,6 +21,10 @@ AMPLE = Quota(1 << 40, 1 << 40)
 
 def a_run(id: str = "run", **fields: Any) -> RunRow:
     return replace(RunRow(id, "acme", None, None, "model", "sub-model", Limit(), 1_000), **fields)
+
+
+def asked(id: str, *, tenant: str = "acme", content: str = "some-content") -> Request:
+    return Request(tenant, CREATING, id, content)
 
 
 def a_node(id: str, **fields: Any) -> NodeRow:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from rlm_server.contexts.passages import Passage
+from rlm_server.database.requests import RequestIdReused
 from rlm_server.ledger import Amounts, Limit
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import (
@@ -24,7 +26,7 @@ from rlm_server.runs.journal import Journal
 from rlm_server.runs.state import RunState
 from sandbox.corpora.coverage import Range
 from sandbox.turn import Status, Stop, Turn, TurnError, Variable
-from tests.runs.stage import END, a_node, a_run, an_event, in_rows
+from tests.runs.stage import END, a_node, a_run, an_event, asked, in_rows
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
@@ -41,17 +43,28 @@ async def test_a_run_is_kept_as_it_was_asked_for(journal: Journal) -> None:
 async def test_another_tenants_run_does_not_exist(journal: Journal) -> None:
     await journal.create(a_run(request_id="first"), "What?")
     assert await journal.get("other", "run") is None
-    assert await journal.by_request("other", "first") is None
+    assert await journal.by_request(asked("first", tenant="other")) is None
     assert await journal.get("acme", "none") is None
 
 
 async def test_a_repeated_request_returns_the_run_it_made_first(journal: Journal) -> None:
-    first = await journal.create(a_run(request_id="again"), "What?")
-    assert await journal.create(a_run("second", request_id="again"), "Else?") == first
-    assert await journal.by_request("acme", "again") == first
+    first = await journal.create(a_run(request_id="again"), "What?", asked("again"))
+    assert await journal.create(a_run("second", request_id="again"), "What?", asked("again")) == first
+    assert await journal.by_request(asked("again")) == first
     assert await journal.get("acme", "second") is None
     others = a_run("third", tenant="other", request_id="again")
-    assert await journal.create(others, "What?") == others, "the ids of requests are each tenant's own"
+    kept = await journal.create(others, "What?", asked("again", tenant="other"))
+    assert kept == others, "the ids of requests are each tenant's own"
+
+
+async def test_a_request_id_that_comes_with_another_content_is_refused(journal: Journal) -> None:
+    await journal.create(a_run(request_id="again"), "What?", asked("again"))
+    other = replace(asked("again"), content_sha256="other")
+    with pytest.raises(RequestIdReused):
+        await journal.by_request(other)
+    with pytest.raises(RequestIdReused):
+        await journal.create(a_run("second", request_id="again"), "Else?", other)
+    assert await journal.get("acme", "second") is None
 
 
 async def test_runs_without_a_request_id_are_never_the_same(journal: Journal) -> None:

@@ -13,7 +13,7 @@ from rlm_server.runs.events import CodeStarted
 from rlm_server.runs.journal import DELETED_AT_ONCE, Journal
 from rlm_server.runs.state import RunState
 from rlm_server.tenants.tenants import Tenants
-from tests.runs.stage import a_node, a_run, an_event, in_rows
+from tests.runs.stage import a_node, a_run, an_event, asked, in_rows
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ async def test_deleting_a_run_takes_its_events_in_portions_and_gives_back_what_i
     await journal.create(a_run("other's", tenant="other"), "What?")
     await journal.create(a_run("stays"), "What?")
     left = await journal.kept_bytes("acme")
-    await journal.create(a_run(request_id="again"), "What?")
+    await journal.create(a_run(request_id="again"), "What?", asked("again"))
     for name, parent, depth in (("child", "run", 1), ("grandchild", "child", 2), ("another", "run", 1)):
         await journal.add_node(a_node(name, parent=parent, depth=depth))
     number = 2 * DELETED_AT_ONCE + 1
@@ -67,7 +67,7 @@ async def test_deleting_a_run_takes_its_events_in_portions_and_gives_back_what_i
     assert await journal.nodes("run") == []
     assert await journal.kept_bytes("acme") == left
     assert await journal.kept_bytes("other") == len("What?")
-    assert (await journal.create(a_run("new", request_id="again"), "What?")).id == "new"
+    assert (await journal.create(a_run("new", request_id="again"), "What?", asked("again"))).id == "new"
 
 
 async def test_a_read_of_events_is_bounded_in_bytes_and_has_one_at_least(journal: Journal) -> None:

@@ -28,7 +28,7 @@ def rows(data_dir: Path, question: str, *values: object) -> list[dict[str, Any]]
 
 def check_within_limits(data_dir: Path) -> None:
     """No account has spent, holds and promises more than its limit."""
-    for account in rows(data_dir, "SELECT * FROM account"):
+    for account in rows(data_dir, "SELECT * FROM account") + rows(data_dir, "SELECT * FROM window_account"):
         for unit in UNITS:
             used = account[f"posted_{unit}"] + account[f"pending_{unit}"] + account[f"carved_{unit}"]
             limit = account[f"limit_{unit}"]
@@ -41,13 +41,24 @@ def check_settled(data_dir: Path) -> None:
     check_within_limits(data_dir)
     assert rows(data_dir, "SELECT * FROM hold WHERE state IN ('pending', 'dispatched')") == []
     assert rows(data_dir, "SELECT * FROM node WHERE state IN ('pending', 'running')") == []
-    for account in rows(data_dir, "SELECT * FROM account WHERE id NOT LIKE 'window:%'"):
-        assert account["closed"] or account["parent"] is None, account
+    customers = {row["account"] for row in rows(data_dir, "SELECT account FROM customer")}
+    for account in rows(data_dir, "SELECT * FROM account"):
+        assert account["closed"] or account["parent"] is None or account["id"] in customers, account
         for unit in UNITS:
             assert account[f"pending_{unit}"] == account[f"carved_{unit}"] == 0, account
             (own,) = rows(data_dir, f"SELECT sum(actual_{unit}) AS n FROM hold WHERE account = ?", account["id"])
             (under,) = rows(data_dir, f"SELECT sum(posted_{unit}) AS n FROM account WHERE parent = ?", account["id"])
             assert account[f"posted_{unit}"] == (own["n"] or 0) + (under["n"] or 0), (account, unit)
+
+
+def check_customers(data_dir: Path) -> None:
+    """What is posted on a customer is what its runs' holds cost."""
+    holds = rows(data_dir, "SELECT * FROM hold WHERE state = 'posted'")
+    for customer in rows(data_dir, "SELECT * FROM customer JOIN account ON account.id = customer.account"):
+        path = customer["path"]
+        own = [one for one in holds if f"{one['customer']}/".startswith(f"{path}/")]
+        for unit in UNITS:
+            assert customer[f"posted_{unit}"] == sum(one[f"actual_{unit}"] for one in own), (customer, unit)
 
 
 def check_story(ended: Ended) -> None:

@@ -19,6 +19,9 @@ FILLED: dict[str, Any] = {"question": "What?", "code": "1", "pattern": "x"}
 NAMES_AN_UPLOAD = "rlm.v1.ContextService.GetUploadStatus"
 """The call whose request id names something that is there already."""
 
+MAKES_WHAT_IT_NAMES = "rlm.v1.BudgetService.CreateAccount"
+"""The call whose request names what it makes."""
+
 
 def services() -> list[Any]:
     """Every service of the protocol."""
@@ -62,8 +65,9 @@ class Naming:
 
 
 def namings() -> list[Naming]:
-    """Every way to name a thing in a request."""
-    found = [Naming(method, path) for method in tenants_methods() for path in _ids(method.input_type)]
+    """Every way to name a thing in a request that must be there."""
+    naming = [method for method in tenants_methods() if method.full_name != MAKES_WHAT_IT_NAMES]
+    found = [Naming(method, path) for method in naming for path in _ids(method.input_type)]
     return found + [Naming(method, ("request_id",)) for method in methods() if method.full_name == NAMES_AN_UPLOAD]
 
 

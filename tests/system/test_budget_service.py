@@ -95,7 +95,7 @@ async def test_another_tenants_accounts_runs_and_nodes_do_not_exist(server: Serv
     async with server(TALK, day_budget_usd=1) as served:
         run = (await served.caller.ask()).run.run_id
         session = await served.caller.open_session()
-        window = rows(served.data_dir, "SELECT id FROM account WHERE id LIKE 'window:%'")[0]["id"]
+        window = rows(served.data_dir, "SELECT id FROM window_account")[0]["id"]
         other = Accountant(await served.tenant("other"))
         mine = Accountant(served.caller)
         for name in (run, session, "development", window, "nothing", "x" * 10_000):

@@ -12,6 +12,7 @@ from rich.console import Console
 from rlm.v1 import run_pb2, session_pb2
 
 from rlm_client.access import Access
+from rlm_client.account_command import account, labels_of
 from rlm_client.cli_errors import FAILED, INTERRUPTED, ExplainingGroup
 from rlm_client.client import Client
 from rlm_client.context_command import context
@@ -57,6 +58,7 @@ def main(ctx: click.Context, server: str | None, key: str | None, tls: bool, all
     ctx.obj = Access(server, key, tls, allow_plaintext)
 
 
+main.add_command(account)
 main.add_command(context)
 main.add_command(budget)
 main.add_command(quota)
@@ -68,6 +70,14 @@ def _budget(_ctx: click.Context, _parameter: click.Parameter, amount: str | None
         return None if amount is None else Budget(usd=amount)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
+
+
+def _payer_options(command: Command) -> Command:
+    text = "A label; may be repeated. Usage can be summed up by it."
+    command = click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=labels_of, help=text)(
+        command
+    )
+    return click.option("--account", "account_id", default="", metavar="ID", help="The customer who pays.")(command)
 
 
 def _budget_option(command: Command) -> Command:
@@ -84,6 +94,7 @@ def _budget_option(command: Command) -> Command:
 @click.option("--max-turns", type=click.IntRange(min=1), default=None, help="Turns of each RLM of the tree.")
 @click.option("--wall-seconds", type=click.IntRange(min=1), default=None, help="Seconds the whole run may take.")
 @_image
+@_payer_options
 @json_option
 @click.argument("question")
 @click.pass_obj
@@ -97,6 +108,8 @@ def run(
     max_turns: int | None,
     wall_seconds: int | None,
     image: str,
+    account_id: str,
+    labels: dict[str, str] | None,
     as_json: bool,
     question: str,
 ) -> None:
@@ -115,6 +128,8 @@ def run(
             max_depth=max_depth,
             wall_seconds=wall_seconds,
             image=image,
+            account_id=account_id,
+            labels=labels,
         )
         if not as_json:
             say(console, f"run {started.run_id}")
@@ -161,17 +176,28 @@ def show(access: Access, run_id: str, as_json: bool) -> None:
 @_image
 @click.option("--sub-model", default="", help="The model of llm_query.")
 @_budget_option
+@_payer_options
 @json_option
 @click.argument("code")
 @click.pass_obj
 def execute(
-    access: Access, options: ContextOptions, image: str, sub_model: str, budget: Budget | None, as_json: bool, code: str
+    access: Access,
+    options: ContextOptions,
+    image: str,
+    sub_model: str,
+    budget: Budget | None,
+    account_id: str,
+    labels: dict[str, str] | None,
+    as_json: bool,
+    code: str,
 ) -> None:
     """Run CODE as one turn of a REPL made for it. Exit codes: 0 done, 1 it raised, 3 a limit stopped it."""
     console, source = console_for(sys.stderr), options.source()
     with access.open() as (client, interrupts):
         context_id = options.context(source, client, interrupts, console, quiet=True)
-        session = client.create_session(context_id, image=image, sub_model=sub_model, budget=budget)
+        session = client.create_session(
+            context_id, image=image, sub_model=sub_model, budget=budget, account_id=account_id, labels=labels
+        )
         try:
             responses = interrupts.stream(lambda: client.execute(session.session_id, code))
             result = _turn(responses, console, as_json)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -27,11 +27,11 @@ from rlm.v1 import (
 from rlm_client import errors
 from rlm_client.archive import ArchiveLimits
 from rlm_client.connection import connect, find_key, find_target
-from rlm_client.durations import seconds
+from rlm_client.durations import seconds, stamp
 from rlm_client.errors import RlmError, RunFailed
 from rlm_client.money import Budget
 from rlm_client.pages import pages
-from rlm_client.retry import Retry
+from rlm_client.retry import Retry, named
 from rlm_client.source import FileOptions, Source, material
 from rlm_client.spending import Spending
 from rlm_client.transfer import Progress, Status, Transfer
@@ -159,7 +159,7 @@ class Client(Spending):
             ValueError: it is a `str` that names an existing file, where a path was surely meant.
         """
         reading = FileOptions(text_field, name_field, archive_limits or ArchiveLimits(), skip_binary, on_skip)
-        upload = measure(material(source, name, reading), _named(request_id), reading)
+        upload = measure(material(source, name, reading), named(request_id), reading)
         transfer = Transfer(
             lambda messages: self._contexts.UploadContext.future(messages, metadata=self._metadata),
             self._upload_status,
@@ -235,20 +235,24 @@ class Client(Spending):
         max_depth: int | None = None,
         wall_seconds: float | None = None,
         image: str = "",
+        account_id: str = "",
+        labels: Mapping[str, str] | None = None,
         request_id: str | None = None,
     ) -> run_pb2.Run:
         """Start a run, and return at once; it goes on whether or not anyone watches.
 
         What is left empty or None is the server's default. `max_turns` counts each node's turns, `max_depth` the
-        levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. `request_id` names
-        this request: the same one again returns the same run. One is made up where none is given.
+        levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. `account_id` is the
+        customer who pays. `request_id` names this request: the same one again returns the same run. One is made up
+        where none is given.
 
         Raises:
-            BudgetRefused: the tenant cannot cover the budget.
+            BudgetRefused: the tenant, or its customer, cannot cover the budget.
             InvalidArgument: a limit is above the server's maximum, or a model or image is unknown.
+            NotFound: there is no such context or customer.
         """
         request = run_pb2.CreateRunRequest(
-            request_id=_named(request_id),
+            request_id=named(request_id),
             question=question,
             context_id=context_id,
             model=model,
@@ -260,8 +264,30 @@ class Client(Spending):
                 wall_time=None if wall_seconds is None else seconds(wall_seconds),
             ),
             image=image,
+            account_id=account_id,
+            labels=labels,
         )
         return self._unary(self._runs.CreateRun, request).run
+
+    def list_runs(
+        self,
+        *,
+        states: Iterable[run_pb2.RunState.ValueType] = (),
+        labels: Mapping[str, str] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        account_id: str = "",
+    ) -> Iterator[run_pb2.Run]:
+        """Give your runs, the newest first, asking for more as they are taken: of each the beginning of its texts.
+
+        They are in one of `states`, have all `labels`, were made at `since` or later and before `until`, and are paid
+        for by the account. What is left out is not asked for. A time without a zone is UTC.
+        """
+        request = run_pb2.ListRunsRequest(
+            states=states, labels=labels, since=stamp(since), until=stamp(until), account_id=account_id
+        )
+        for page in pages(partial(self._unary, self._runs.ListRuns), request):
+            yield from page.runs
 
     def get_run(self, run_id: str) -> run_pb2.Run:
         """Give the run as it is now: what it spent, and its answer, or the first 64 KiB of that: see `read_answer`."""
@@ -326,20 +352,26 @@ class Client(Spending):
         sub_model: str = "",
         budget: Budget | None = None,
         limits: types_pb2.SandboxLimits | None = None,
+        account_id: str = "",
+        labels: Mapping[str, str] | None = None,
         request_id: str | None = None,
     ) -> session_pb2.Session:
         """Start a REPL with its own memory and account; a context given is its variable `context`.
+
+        `account_id` is the customer who pays.
 
         Raises:
             BudgetRefused: the tenant cannot cover the budget.
         """
         request = session_pb2.CreateSessionRequest(
-            request_id=_named(request_id),
+            request_id=named(request_id),
             image=image,
             context_id=context_id,
             sub_model=sub_model,
             budget=_message(budget),
             limits=limits,
+            account_id=account_id,
+            labels=labels,
         )
         return self._unary(self._sessions.CreateSession, request).session
 
@@ -353,7 +385,7 @@ class Client(Spending):
         A connection that breaks midway is not resumed: the same call with the same `request_id` returns the first
         result, and runs nothing twice.
         """
-        request = session_pb2.ExecuteRequest(request_id=_named(request_id), session_id=session_id, code=code)
+        request = session_pb2.ExecuteRequest(request_id=named(request_id), session_id=session_id, code=code)
         call = self._sessions.Execute(request, metadata=self._metadata)
         try:
             with errors.typed():
@@ -442,17 +474,6 @@ class Client(Spending):
 
     def _repeatable(self, call: Callable[[], Result]) -> Result:
         return self._retry.call(errors.typed()(call))
-
-
-def _named(request_id: str | None) -> str:
-    """Give a request its id, a new one where the caller has none. A call is repeated only under the id it has.
-
-    Raises:
-        ValueError: it is empty, which the server would take for none.
-    """
-    if request_id == "":
-        raise ValueError("request_id is empty: leave it out, and one is made up")
-    return str(uuid.uuid4()) if request_id is None else request_id
 
 
 def _message(budget: Budget | None) -> types_pb2.Budget | None:

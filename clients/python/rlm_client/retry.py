@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -51,3 +52,14 @@ class Retry:
             except (Unavailable, Aborted) as error:
                 self.wait(seconds, error)
         return attempt()
+
+
+def named(request_id: str | None) -> str:
+    """Give a request its id, a new one where the caller has none. A call is repeated only under the id it has.
+
+    Raises:
+        ValueError: it is empty, which the server would take for none.
+    """
+    if request_id == "":
+        raise ValueError("request_id is empty: leave it out, and one is made up")
+    return str(uuid.uuid4()) if request_id is None else request_id

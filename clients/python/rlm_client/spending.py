@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
 from functools import partial
 from typing import Any, Literal, TypeVar
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
+from google.protobuf.field_mask_pb2 import FieldMask
 from rlm.v1 import budget_pb2, budget_pb2_grpc
 
 from rlm_client import errors
+from rlm_client.durations import stamp
 from rlm_client.pages import pages
+from rlm_client.retry import named
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
 
-Grouping = Literal["day", "model", "run"]
+Grouping = Literal["day", "model", "run", "account", "label"]
 Format = Literal["csv", "jsonl"]
 
 _PAGE = 1_000  # the most that one call gives
@@ -27,6 +29,8 @@ _GROUPINGS = {
     "day": budget_pb2.USAGE_GROUPING_DAY,
     "model": budget_pb2.USAGE_GROUPING_MODEL,
     "run": budget_pb2.USAGE_GROUPING_RUN,
+    "account": budget_pb2.USAGE_GROUPING_ACCOUNT,
+    "label": budget_pb2.USAGE_GROUPING_LABEL,
 }
 _FORMATS = {"csv": budget_pb2.EXPORT_FORMAT_CSV, "jsonl": budget_pb2.EXPORT_FORMAT_JSONL}
 
@@ -37,7 +41,8 @@ class Entries:
 
     `run_id` is a run's or a session's. `model` "" asks for turns of sandboxed code, which have none. Entries were
     posted at `since` or later and before `until`; a time without a zone is UTC. `ambiguous` ones were counted as their
-    whole hold, because what they cost is not known. With `after`, only entries with a greater number.
+    whole hold, because what they cost is not known. With `after`, only entries with a greater number. `account_id` is a
+    customer's, and selects those under it, too; `labels` are those of runs and sessions.
     """
 
     run_id: str = ""
@@ -47,6 +52,8 @@ class Entries:
     until: datetime | None = None
     ambiguous: bool = False
     after: int = 0
+    account_id: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def message(self) -> budget_pb2.EntryFilter:
         """Give the protocol's form."""
@@ -54,10 +61,12 @@ class Entries:
             run_id=self.run_id,
             node_id=self.node_id,
             model=self.model,
-            since=_stamp(self.since),
-            until=_stamp(self.until),
+            since=stamp(self.since),
+            until=stamp(self.until),
             ambiguous_only=self.ambiguous,
             after_number=self.after,
+            account_id=self.account_id,
+            labels=self.labels,
         )
 
 
@@ -74,14 +83,77 @@ class Spending(ABC):
         """Give where an account stands, and the tenant's windows: its own account, or a run's, session's or node's."""
         return self._unary(self._budgets.GetBudget, budget_pb2.GetBudgetRequest(account_id=account_id))
 
-    def list_usage(self, by: Grouping = "day", entries: Entries | None = None) -> Iterator[budget_pb2.UsageRow]:
-        """Give what was spent on each day (UTC), with each model, or in each run, in their order.
+    def create_account(self, account: budget_pb2.Account, *, request_id: str | None = None) -> budget_pb2.Account:
+        """Make an account for a customer, as it is described: by `account_id`, and whatever else may be set.
 
         Raises:
-            InvalidArgument: `since` is after `until`.
-            NotFound: there is no such run or node.
+            AlreadyExists: there is one of this id, or was.
+            InvalidArgument: its id or a limit is wrong.
+            NotFound: there is no such parent.
         """
-        request = budget_pb2.ListUsageRequest(by=_GROUPINGS[by], filter=_filter(entries), page_size=_PAGE)
+        request = budget_pb2.CreateAccountRequest(request_id=named(request_id), account=account)
+        return self._unary(self._budgets.CreateAccount, request).account
+
+    def update_account(
+        self,
+        account: budget_pb2.Account,
+        fields: Iterable[str],
+        *,
+        reset_windows: Iterable[budget_pb2.WindowSpan.ValueType] = (),
+        request_id: str | None = None,
+    ) -> budget_pb2.Account:
+        """Change a customer's account, by its `account_id`: these fields of it, and at once.
+
+        `fields` are of `limit`, `window_limits`, `name` and `labels`. The windows around now of `reset_windows` begin
+        anew.
+
+        Raises:
+            FailedPrecondition: it was closed.
+            InvalidArgument: a field cannot be changed, or a limit is wrong.
+            NotFound: there is no such customer.
+        """
+        request = budget_pb2.UpdateAccountRequest(
+            request_id=named(request_id),
+            account=account,
+            update_mask=FieldMask(paths=fields),
+            reset_windows=reset_windows,
+        )
+        return self._unary(self._budgets.UpdateAccount, request).account
+
+    def list_accounts(
+        self, parent_id: str = "", labels: Mapping[str, str] | None = None
+    ) -> Iterator[budget_pb2.Account]:
+        """Give the customers directly under an account, or under your own, in the order of their ids.
+
+        Raises:
+            NotFound: there is no such parent.
+        """
+        request = budget_pb2.ListAccountsRequest(parent_id=parent_id, labels=labels)
+        for page in pages(partial(self._unary, self._budgets.ListAccounts), request):
+            yield from page.accounts
+
+    def close_account(self, account_id: str, *, request_id: str | None = None) -> budget_pb2.Account:
+        """Close a customer's account and those under it: nothing more can be spent on them.
+
+        Raises:
+            NotFound: there is no such customer.
+        """
+        request = budget_pb2.CloseAccountRequest(request_id=named(request_id), account_id=account_id)
+        return self._unary(self._budgets.CloseAccount, request).account
+
+    def list_usage(
+        self, by: Grouping = "day", entries: Entries | None = None, *, label: str = ""
+    ) -> Iterator[budget_pb2.UsageRow]:
+        """Give what was spent on each day (UTC), with each model, in each run, by each account, or under each label.
+
+        They are in their order. `label` is the key of the label, where they are of one.
+
+        Raises:
+            InvalidArgument: `since` is after `until`, or `label` is missing.
+            NotFound: there is no such run, node or customer.
+        """
+        grouping, chosen = _GROUPINGS[by], _filter(entries)
+        request = budget_pb2.ListUsageRequest(by=grouping, filter=chosen, page_size=_PAGE, label=label)
         for page in pages(partial(self._unary, self._budgets.ListUsage), request):
             yield from page.rows
 
@@ -119,11 +191,3 @@ class Spending(ABC):
 
 def _filter(entries: Entries | None) -> budget_pb2.EntryFilter | None:
     return None if entries is None else entries.message()
-
-
-def _stamp(time: datetime | None) -> Timestamp | None:
-    if time is None:
-        return None
-    stamp = Timestamp()
-    stamp.FromDatetime(time if time.tzinfo else time.replace(tzinfo=UTC))
-    return stamp

@@ -11,6 +11,7 @@ import click
 from rlm.v1 import budget_pb2, types_pb2
 
 from rlm_client.access import Access
+from rlm_client.account_command import SPANS, labels_of
 from rlm_client.display import console_for
 from rlm_client.durations import milliseconds
 from rlm_client.money import usd
@@ -23,11 +24,7 @@ NEARLY = 80
 
 _UNITS = {"nano_usd": "US dollars", "token_count": "tokens", "call_count": "model calls", "cpu_time": "cpu seconds"}
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
-_SPANS = {
-    budget_pb2.WINDOW_SPAN_HOUR: "hour",
-    budget_pb2.WINDOW_SPAN_DAY: "day",
-    budget_pb2.WINDOW_SPAN_MONTH: "month",
-}
+_SPANS = {number: span for span, number in SPANS.items()}
 
 
 @click.command()
@@ -35,7 +32,7 @@ _SPANS = {
 @json_option
 @click.pass_obj
 def budget(access: Access, account_id: str, as_json: bool) -> None:
-    """Show what may be spent, was spent and is left: by you, or by the run, session or node named."""
+    """Show what may be spent, was spent and is left: by you, or by the customer, run, session or node named."""
     with access.open() as (client, interrupts):
         response = interrupts.wait(lambda: client.get_budget(account_id))
     if as_json:
@@ -53,13 +50,22 @@ def budget(access: Access, account_id: str, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--by", type=click.Choice(["day", "model", "run"]), help="What to sum up by.  [default: day]")
+@click.option(
+    "--by",
+    type=click.Choice(["day", "model", "run", "account", "label"]),
+    help="What to sum up by.  [default: day]",
+)
+@click.option("--label", default="", metavar="KEY", help="The label that --by label sums up by.")
 @click.option("--entries", "listed", is_flag=True, help="Every call and turn that was paid for, one a line.")
 @click.option("--export", "format", type=click.Choice(["csv", "jsonl"]), help="The same as a file, on stdout.")
 @click.option("--since", type=click.DateTime(_TIMES), help="Posted at this time (UTC) or later.")
 @click.option("--until", type=click.DateTime(_TIMES), help="Posted before this time (UTC).")
 @click.option("--run", "run_id", default="", metavar="ID", help="Only this run or session.")
 @click.option("--node", "node_id", default="", metavar="ID", help="Only this node of a run.")
+@click.option("--account", "account_id", default="", metavar="ID", help="Only this customer and those under it.")
+@click.option(
+    "--having", "labels", multiple=True, metavar="KEY=VALUE", callback=labels_of, help="Only runs with this label."
+)
 @click.option("--model", default=None, help="Only this model; '' for turns of sandboxed code.")
 @click.option("--ambiguous", is_flag=True, help="Only calls whose cost is not known, and was counted in full.")
 @click.option("--after", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Only entries after this one.")
@@ -68,21 +74,26 @@ def budget(access: Access, account_id: str, as_json: bool) -> None:
 def usage(
     access: Access,
     by: str | None,
+    label: str,
     listed: bool,
     format: str | None,
     since: datetime | None,
     until: datetime | None,
     run_id: str,
     node_id: str,
+    account_id: str,
+    labels: dict[str, str] | None,
     model: str | None,
     ambiguous: bool,
     after: int,
     as_json: bool,
 ) -> None:
-    """Show what was spent: summed up by day, model or run, or entry by entry."""
+    """Show what was spent: summed up by day, model, run, account or label, or entry by entry."""
     if (by is not None) + listed + (format is not None) > 1:
         raise click.UsageError("--by, --entries and --export exclude each other")
-    entries = Entries(run_id, node_id, model, since, until, ambiguous, after)
+    if (by == "label") != bool(label):
+        raise click.UsageError("--by label goes with --label KEY")
+    entries = Entries(run_id, node_id, model, since, until, ambiguous, after, account_id, labels or {})
     if format is not None:
         if as_json:
             raise click.UsageError("--json does not go with --export: --export jsonl is JSON")
@@ -90,18 +101,18 @@ def usage(
     elif listed:
         _list(access, entries, as_json)
     else:
-        _sum_up(access, cast(Grouping, "day" if by is None else by), entries, as_json)
+        _sum_up(access, cast(Grouping, "day" if by is None else by), entries, label, as_json)
 
 
-def _sum_up(access: Access, by: Grouping, asked: Entries, as_json: bool) -> None:
+def _sum_up(access: Access, by: Grouping, asked: Entries, label: str, as_json: bool) -> None:
     with access.open() as (client, interrupts):
-        found = interrupts.stream(lambda: client.list_usage(by, asked))
+        found = interrupts.stream(lambda: client.list_usage(by, asked, label=label))
         if as_json:
             for row in found:
                 print_json(row)
             return
         rows = list(found)
-    heads = (by, "cost", "tokens", "calls", "cpu s", "entries", "ambiguous", "of the cost")
+    heads = (label or by, "cost", "tokens", "calls", "cpu s", "entries", "ambiguous", "of the cost")
     _write_table([heads, *(_usage_cells(row, by) for row in rows), _usage_cells(_sum(rows), by)])
 
 
@@ -181,7 +192,8 @@ def _nearly_used(response: budget_pb2.GetBudgetResponse) -> Iterator[str]:
 
 
 def _window_name(window: budget_pb2.BudgetWindow) -> str:
-    return f"{_SPANS.get(window.span, 'window')} {sanitize_line(window.label, 40)}"
+    whose = f" of {sanitize_line(window.account_id, 63)}" if window.account_id else ""
+    return f"{_SPANS.get(window.span, 'window')} {sanitize_line(window.label, 40)}{whose}"
 
 
 def _part(unit: str, of: types_pb2.Amounts | types_pb2.Budget | budget_pb2.Allowance) -> int:

@@ -8,6 +8,7 @@ authenticate, which deadlines to set and how to try again.
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -24,6 +25,34 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _AccountKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AccountKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AccountKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ACCOUNT_KIND_UNSPECIFIED: _AccountKind.ValueType  # 0
+    """Never sent."""
+    ACCOUNT_KIND_TENANT: _AccountKind.ValueType  # 1
+    """The tenant's own."""
+    ACCOUNT_KIND_CUSTOMER: _AccountKind.ValueType  # 2
+    """A customer's of the tenant, or of a part of one."""
+    ACCOUNT_KIND_WORK: _AccountKind.ValueType  # 3
+    """A run's, a session's, or that of a node of a run."""
+
+class AccountKind(_AccountKind, metaclass=_AccountKindEnumTypeWrapper):
+    """What an account is of."""
+
+ACCOUNT_KIND_UNSPECIFIED: AccountKind.ValueType  # 0
+"""Never sent."""
+ACCOUNT_KIND_TENANT: AccountKind.ValueType  # 1
+"""The tenant's own."""
+ACCOUNT_KIND_CUSTOMER: AccountKind.ValueType  # 2
+"""A customer's of the tenant, or of a part of one."""
+ACCOUNT_KIND_WORK: AccountKind.ValueType  # 3
+"""A run's, a session's, or that of a node of a run."""
+Global___AccountKind: _TypeAlias = AccountKind  # noqa: Y015
+
 class _WindowSpan:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -38,6 +67,8 @@ class _WindowSpanEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WindowSpan
     """A day of UTC."""
     WINDOW_SPAN_MONTH: _WindowSpan.ValueType  # 3
     """A month of UTC."""
+    WINDOW_SPAN_MINUTE: _WindowSpan.ValueType  # 4
+    """A minute of UTC. A call that does not fit waits for the next one, up to its deadline."""
 
 class WindowSpan(_WindowSpan, metaclass=_WindowSpanEnumTypeWrapper):
     """How long a window is."""
@@ -50,6 +81,8 @@ WINDOW_SPAN_DAY: WindowSpan.ValueType  # 2
 """A day of UTC."""
 WINDOW_SPAN_MONTH: WindowSpan.ValueType  # 3
 """A month of UTC."""
+WINDOW_SPAN_MINUTE: WindowSpan.ValueType  # 4
+"""A minute of UTC. A call that does not fit waits for the next one, up to its deadline."""
 Global___WindowSpan: _TypeAlias = WindowSpan  # noqa: Y015
 
 class _UsageGrouping:
@@ -66,6 +99,10 @@ class _UsageGroupingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageGr
     """By model."""
     USAGE_GROUPING_RUN: _UsageGrouping.ValueType  # 3
     """By run, or session."""
+    USAGE_GROUPING_ACCOUNT: _UsageGrouping.ValueType  # 4
+    """By the account that pays: a customer's, or the tenant's own."""
+    USAGE_GROUPING_LABEL: _UsageGrouping.ValueType  # 5
+    """By the value of one label."""
 
 class UsageGrouping(_UsageGrouping, metaclass=_UsageGroupingEnumTypeWrapper):
     """What usage is summed up by."""
@@ -78,6 +115,10 @@ USAGE_GROUPING_MODEL: UsageGrouping.ValueType  # 2
 """By model."""
 USAGE_GROUPING_RUN: UsageGrouping.ValueType  # 3
 """By run, or session."""
+USAGE_GROUPING_ACCOUNT: UsageGrouping.ValueType  # 4
+"""By the account that pays: a customer's, or the tenant's own."""
+USAGE_GROUPING_LABEL: UsageGrouping.ValueType  # 5
+"""By the value of one label."""
 Global___UsageGrouping: _TypeAlias = UsageGrouping  # noqa: Y015
 
 class _ExportFormat:
@@ -112,7 +153,7 @@ class GetBudgetRequest(_message.Message):
 
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """The id of a run, a session, or a node of a run; the tenant's own account where empty."""
+    """The id of a customer's account, a run, a session, or a node of a run; the tenant's own account where empty."""
     def __init__(
         self,
         *,
@@ -140,7 +181,7 @@ class GetBudgetResponse(_message.Message):
 
     @_builtins.property
     def windows(self) -> _containers.RepeatedCompositeFieldContainer[Global___BudgetWindow]:
-        """The tenant's windows around now, whichever account was asked for; only those that are limited."""
+        """The windows around now of the account and of those above it, the tenant's first; only those that are limited."""
 
     def __init__(
         self,
@@ -162,6 +203,26 @@ class Account(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     PARENT_ID_FIELD_NUMBER: _builtins.int
     CLOSED_FIELD_NUMBER: _builtins.int
@@ -171,12 +232,25 @@ class Account(_message.Message):
     CARVED_FIELD_NUMBER: _builtins.int
     OVERRUN_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    WINDOW_LIMITS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
-    """Its id: that of the tenant, the run, the session or the node."""
+    """Its id. A customer's is chosen by the tenant: 1 to 63 letters, digits, `.`, `_` and `-`. It does not begin with
+    `run_`, `ses_` or `node_`, and is not the tenant's own.
+    """
     parent_id: _builtins.str
-    """The account this one is under; empty for the tenant's own."""
+    """The account this one is under; empty for the tenant's own. Of a customer's the tenant's where empty. There may be
+    four levels of customers.
+    """
     closed: _builtins.bool
     """Whether it has ended: nothing more can be spent on it."""
+    kind: Global___AccountKind.ValueType
+    """What it is of."""
+    name: _builtins.str
+    """A name to show, at most 200 characters; need not be unique."""
     @_builtins.property
     def limit(self) -> _types_pb2.Budget:
         """What may be spent on it in all. A field that is not set is not limited here."""
@@ -199,7 +273,19 @@ class Account(_message.Message):
 
     @_builtins.property
     def left(self) -> Global___Allowance:
-        """The most that one call could take now, every account above and every window considered."""
+        """The most that one call could take now, every account above and every window considered but those of a minute."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """At most 16, keys and values of at most 63 characters."""
+
+    @_builtins.property
+    def window_limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___WindowLimit]:
+        """What may be spent on it in each minute, hour, day or month of UTC. At most one of each span."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was made."""
 
     def __init__(
         self,
@@ -213,14 +299,47 @@ class Account(_message.Message):
         carved: _types_pb2.Amounts | None = ...,
         overrun: _types_pb2.Amounts | None = ...,
         left: Global___Allowance | None = ...,
+        kind: Global___AccountKind.ValueType = ...,
+        name: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        window_limits: _abc.Iterable[Global___WindowLimit] | None = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["carved", b"carved", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["carved", b"carved", "create_time", b"create_time", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "carved", b"carved", "closed", b"closed", "left", b"left", "limit", b"limit", "overrun", b"overrun", "parent_id", b"parent_id", "pending", b"pending", "posted", b"posted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "carved", b"carved", "closed", b"closed", "create_time", b"create_time", "kind", b"kind", "labels", b"labels", "left", b"left", "limit", b"limit", "name", b"name", "overrun", b"overrun", "parent_id", b"parent_id", "pending", b"pending", "posted", b"posted", "window_limits", b"window_limits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class WindowLimit(_message.Message):
+    """What may be spent in every window of a span."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SPAN_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    span: Global___WindowSpan.ValueType
+    """How long the windows are."""
+    @_builtins.property
+    def limit(self) -> _types_pb2.Budget:
+        """What may be spent in each. A field that is not set is not limited. In a minute only tokens and calls can be."""
+
+    def __init__(
+        self,
+        *,
+        span: Global___WindowSpan.ValueType = ...,
+        limit: _types_pb2.Budget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "span", b"span"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WindowLimit: _TypeAlias = WindowLimit  # noqa: Y015
 
 @_typing.final
 class Allowance(_message.Message):
@@ -271,8 +390,8 @@ Global___Allowance: _TypeAlias = Allowance  # noqa: Y015
 
 @_typing.final
 class BudgetWindow(_message.Message):
-    """An hour, a day or a month of UTC in which the tenant's spending is limited. What is reserved in a window counts in it,
-    whenever it is settled.
+    """A minute, an hour, a day or a month of UTC in which an account's spending is limited. What is reserved in a window counts
+    in it, whenever it is settled.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -286,10 +405,13 @@ class BudgetWindow(_message.Message):
     PENDING_FIELD_NUMBER: _builtins.int
     OVERRUN_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     span: Global___WindowSpan.ValueType
     """How long it is."""
     label: _builtins.str
-    """"2026-11-25T07", "2026-11-25" or "2026-11"."""
+    """"2026-11-25T07:31", "2026-11-25T07", "2026-11-25" or "2026-11"."""
+    account_id: _builtins.str
+    """The account that it limits."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it began."""
@@ -330,20 +452,291 @@ class BudgetWindow(_message.Message):
         pending: _types_pb2.Amounts | None = ...,
         overrun: _types_pb2.Amounts | None = ...,
         left: Global___Allowance | None = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "label", b"label", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted", "span", b"span", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "end_time", b"end_time", "label", b"label", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted", "span", b"span", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BudgetWindow: _TypeAlias = BudgetWindow  # noqa: Y015
 
 @_typing.final
+class CreateAccountRequest(_message.Message):
+    """The account to make."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller, at most 128 characters: see types.proto."""
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account: `account_id`, and what else may be set."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateAccountRequest: _TypeAlias = CreateAccountRequest  # noqa: Y015
+
+@_typing.final
+class CreateAccountResponse(_message.Message):
+    """The new account."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreateAccountResponse: _TypeAlias = CreateAccountResponse  # noqa: Y015
+
+@_typing.final
+class UpdateAccountRequest(_message.Message):
+    """What of an account is changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    RESET_WINDOWS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller, at most 128 characters: see types.proto."""
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account, by its `account_id`, with what is to be new."""
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """What changes: `limit`, `window_limits`, `name`, `labels` (each is replaced as a whole). Nothing else can be changed."""
+
+    @_builtins.property
+    def reset_windows(self) -> _containers.RepeatedScalarFieldContainer[Global___WindowSpan.ValueType]:
+        """Forgets what was spent in the windows around now of these spans, so that they begin anew."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account: Global___Account | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        reset_windows: _abc.Iterable[Global___WindowSpan.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account", "request_id", b"request_id", "reset_windows", b"reset_windows", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAccountRequest: _TypeAlias = UpdateAccountRequest  # noqa: Y015
+
+@_typing.final
+class UpdateAccountResponse(_message.Message):
+    """The account as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateAccountResponse: _TypeAlias = UpdateAccountResponse  # noqa: Y015
+
+@_typing.final
+class ListAccountsRequest(_message.Message):
+    """Which accounts are listed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    PARENT_ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The most accounts that the answer may have. 0 means 100; more than 1,000 means 1,000."""
+    page_token: _builtins.str
+    """From the answer before, for the page after it."""
+    parent_id: _builtins.str
+    """Only those directly under this account; under the tenant's own where empty."""
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Only those that have all of these labels."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        parent_id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "parent_id", b"parent_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAccountsRequest: _TypeAlias = ListAccountsRequest  # noqa: Y015
+
+@_typing.final
+class ListAccountsResponse(_message.Message):
+    """A page of accounts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def accounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Account]:
+        """In the order of their ids."""
+
+    def __init__(
+        self,
+        *,
+        accounts: _abc.Iterable[Global___Account] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accounts", b"accounts", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAccountsResponse: _TypeAlias = ListAccountsResponse  # noqa: Y015
+
+@_typing.final
+class CloseAccountRequest(_message.Message):
+    """Which account is closed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller, at most 128 characters: see types.proto."""
+    account_id: _builtins.str
+    """The account's id."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseAccountRequest: _TypeAlias = CloseAccountRequest  # noqa: Y015
+
+@_typing.final
+class CloseAccountResponse(_message.Message):
+    """The account as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def account(self) -> Global___Account:
+        """The account."""
+
+    def __init__(
+        self,
+        *,
+        account: Global___Account | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account", b"account"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloseAccountResponse: _TypeAlias = CloseAccountResponse  # noqa: Y015
+
+@_typing.final
 class EntryFilter(_message.Message):
     """Which entries. All that is given must hold."""
 
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     RUN_ID_FIELD_NUMBER: _builtins.int
     NODE_ID_FIELD_NUMBER: _builtins.int
@@ -352,6 +745,8 @@ class EntryFilter(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     AMBIGUOUS_ONLY_FIELD_NUMBER: _builtins.int
     AFTER_NUMBER_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """A run, or a session."""
     node_id: _builtins.str
@@ -362,6 +757,8 @@ class EntryFilter(_message.Message):
     """Only calls that were counted as their whole hold, because what they cost is not known."""
     after_number: _builtins.int
     """Only entries with a greater number."""
+    account_id: _builtins.str
+    """A customer's account, and those under it."""
     @_builtins.property
     def since(self) -> _timestamp_pb2.Timestamp:
         """Posted at this time or later."""
@@ -369,6 +766,10 @@ class EntryFilter(_message.Message):
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp:
         """Posted before this time."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Of runs and sessions that have all of these labels."""
 
     def __init__(
         self,
@@ -380,10 +781,12 @@ class EntryFilter(_message.Message):
         until: _timestamp_pb2.Timestamp | None = ...,
         ambiguous_only: _builtins.bool = ...,
         after_number: _builtins.int = ...,
+        account_id: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "model", b"model", "since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "after_number", b"after_number", "ambiguous_only", b"ambiguous_only", "model", b"model", "node_id", b"node_id", "run_id", b"run_id", "since", b"since", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_model", b"_model", "account_id", b"account_id", "after_number", b"after_number", "ambiguous_only", b"ambiguous_only", "labels", b"labels", "model", b"model", "node_id", b"node_id", "run_id", b"run_id", "since", b"since", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__model: _TypeAlias = _typing.Literal["model"]  # noqa: Y015
     _WhichOneofArgType__model: _TypeAlias = _typing.Literal["_model", b"_model"]  # noqa: Y015
@@ -401,12 +804,15 @@ class ListUsageRequest(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     by: Global___UsageGrouping.ValueType
     """By what."""
     page_size: _builtins.int
     """The most rows that the answer may have. 0 means 100; more than 1,000 means 1,000."""
     page_token: _builtins.str
     """From the answer before, for the page after it."""
+    label: _builtins.str
+    """The label's key, where it is summed up by label."""
     @_builtins.property
     def filter(self) -> Global___EntryFilter:
         """Of which entries."""
@@ -418,10 +824,11 @@ class ListUsageRequest(_message.Message):
         filter: Global___EntryFilter | None = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "filter", b"filter", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "filter", b"filter", "label", b"label", "page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -468,7 +875,9 @@ class UsageRow(_message.Message):
     AMBIGUOUS_ENTRY_COUNT_FIELD_NUMBER: _builtins.int
     AMBIGUOUS_AMOUNTS_FIELD_NUMBER: _builtins.int
     key: _builtins.str
-    """The day ("2026-11-25", UTC), the model (empty: turns of sandboxed code), or the run or session."""
+    """The day ("2026-11-25", UTC), the model (empty: turns of sandboxed code), the run or session, the account, or the
+    label's value (empty: without the label).
+    """
     entry_count: _builtins.int
     """How many entries there are."""
     ambiguous_entry_count: _builtins.int
@@ -618,6 +1027,7 @@ class Entry(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     AMBIGUOUS_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     number: _builtins.int
     """Greater than that of every entry posted before. Numbers have gaps."""
     hold_id: _builtins.str
@@ -632,6 +1042,8 @@ class Entry(_message.Message):
     """The price table its hold was computed with."""
     ambiguous: _builtins.bool
     """Whether it was counted as its whole hold, because what it cost is not known."""
+    account_id: _builtins.str
+    """The account that pays: a customer's, or the tenant's own."""
     @_builtins.property
     def held(self) -> _types_pb2.Amounts:
         """The worst case that was reserved."""
@@ -662,10 +1074,11 @@ class Entry(_message.Message):
         usage: Global___TokenUsage | None = ...,
         ambiguous: _builtins.bool = ...,
         time: _timestamp_pb2.Timestamp | None = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["amounts", b"amounts", "held", b"held", "time", b"time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ambiguous", b"ambiguous", "amounts", b"amounts", "held", b"held", "hold_id", b"hold_id", "model", b"model", "node_id", b"node_id", "number", b"number", "price_version", b"price_version", "run_id", b"run_id", "time", b"time", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "ambiguous", b"ambiguous", "amounts", b"amounts", "held", b"held", "hold_id", b"hold_id", "model", b"model", "node_id", b"node_id", "number", b"number", "price_version", b"price_version", "run_id", b"run_id", "time", b"time", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

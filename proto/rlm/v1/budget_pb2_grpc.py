@@ -40,6 +40,26 @@ class BudgetServiceStub:
                 request_serializer=rlm_dot_v1_dot_budget__pb2.GetBudgetRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_budget__pb2.GetBudgetResponse.FromString,
                 _registered_method=True)
+        self.CreateAccount = channel.unary_unary(
+                '/rlm.v1.BudgetService/CreateAccount',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.CreateAccountRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.CreateAccountResponse.FromString,
+                _registered_method=True)
+        self.UpdateAccount = channel.unary_unary(
+                '/rlm.v1.BudgetService/UpdateAccount',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.UpdateAccountRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.UpdateAccountResponse.FromString,
+                _registered_method=True)
+        self.ListAccounts = channel.unary_unary(
+                '/rlm.v1.BudgetService/ListAccounts',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.ListAccountsRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.ListAccountsResponse.FromString,
+                _registered_method=True)
+        self.CloseAccount = channel.unary_unary(
+                '/rlm.v1.BudgetService/CloseAccount',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.CloseAccountRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.CloseAccountResponse.FromString,
+                _registered_method=True)
         self.ListUsage = channel.unary_unary(
                 '/rlm.v1.BudgetService/ListUsage',
                 request_serializer=rlm_dot_v1_dot_budget__pb2.ListUsageRequest.SerializeToString,
@@ -68,8 +88,38 @@ class BudgetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateAccount(self, request, context):
+        """Makes an account for a customer of the tenant, or for a part of one: budgets, windows and labels of its own. The one
+        with the id `default` pays for nothing: customers are made after it that a run or session names and that are not
+        there yet. Its limits are copied then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateAccount(self, request, context):
+        """Changes a customer's limits, windows, name or labels. What is changed holds at once, for runs under way too.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAccounts(self, request, context):
+        """The accounts of the tenant's customers, in the order of their ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloseAccount(self, request, context):
+        """Closes a customer's account and those under it: nothing more can be spent on them. What is under way is counted.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListUsage(self, request, context):
-        """What was spent on each day, with each model, or in each run.
+        """What was spent on each day, with each model, in each run, by each account, or under each label.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +146,26 @@ def add_BudgetServiceServicer_to_server(servicer, server):
                     servicer.GetBudget,
                     request_deserializer=rlm_dot_v1_dot_budget__pb2.GetBudgetRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_budget__pb2.GetBudgetResponse.SerializeToString,
+            ),
+            'CreateAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateAccount,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.CreateAccountRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.CreateAccountResponse.SerializeToString,
+            ),
+            'UpdateAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateAccount,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.UpdateAccountRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.UpdateAccountResponse.SerializeToString,
+            ),
+            'ListAccounts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAccounts,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.ListAccountsRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.ListAccountsResponse.SerializeToString,
+            ),
+            'CloseAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloseAccount,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.CloseAccountRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.CloseAccountResponse.SerializeToString,
             ),
             'ListUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.ListUsage,
@@ -141,6 +211,114 @@ class BudgetService:
             '/rlm.v1.BudgetService/GetBudget',
             rlm_dot_v1_dot_budget__pb2.GetBudgetRequest.SerializeToString,
             rlm_dot_v1_dot_budget__pb2.GetBudgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.BudgetService/CreateAccount',
+            rlm_dot_v1_dot_budget__pb2.CreateAccountRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.CreateAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.BudgetService/UpdateAccount',
+            rlm_dot_v1_dot_budget__pb2.UpdateAccountRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.UpdateAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAccounts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.BudgetService/ListAccounts',
+            rlm_dot_v1_dot_budget__pb2.ListAccountsRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.ListAccountsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloseAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.BudgetService/CloseAccount',
+            rlm_dot_v1_dot_budget__pb2.CloseAccountRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.CloseAccountResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,8 +37,19 @@ class BudgetServiceStub:
     def __new__(cls, channel: _aio.Channel) -> BudgetServiceAsyncStub: ...
     GetBudget: _grpc.UnaryUnaryMultiCallable[_budget_pb2.GetBudgetRequest, _budget_pb2.GetBudgetResponse]
     """An account: its limits, where it stands, and what is left."""
+    CreateAccount: _grpc.UnaryUnaryMultiCallable[_budget_pb2.CreateAccountRequest, _budget_pb2.CreateAccountResponse]
+    """Makes an account for a customer of the tenant, or for a part of one: budgets, windows and labels of its own. The one
+    with the id `default` pays for nothing: customers are made after it that a run or session names and that are not
+    there yet. Its limits are copied then.
+    """
+    UpdateAccount: _grpc.UnaryUnaryMultiCallable[_budget_pb2.UpdateAccountRequest, _budget_pb2.UpdateAccountResponse]
+    """Changes a customer's limits, windows, name or labels. What is changed holds at once, for runs under way too."""
+    ListAccounts: _grpc.UnaryUnaryMultiCallable[_budget_pb2.ListAccountsRequest, _budget_pb2.ListAccountsResponse]
+    """The accounts of the tenant's customers, in the order of their ids."""
+    CloseAccount: _grpc.UnaryUnaryMultiCallable[_budget_pb2.CloseAccountRequest, _budget_pb2.CloseAccountResponse]
+    """Closes a customer's account and those under it: nothing more can be spent on them. What is under way is counted."""
     ListUsage: _grpc.UnaryUnaryMultiCallable[_budget_pb2.ListUsageRequest, _budget_pb2.ListUsageResponse]
-    """What was spent on each day, with each model, or in each run."""
+    """What was spent on each day, with each model, in each run, by each account, or under each label."""
     ListEntries: _grpc.UnaryUnaryMultiCallable[_budget_pb2.ListEntriesRequest, _budget_pb2.ListEntriesResponse]
     """Every call that was paid for, and every turn of sandboxed code, in the order they were posted."""
     ExportEntries: _grpc.UnaryStreamMultiCallable[_budget_pb2.ExportEntriesRequest, _budget_pb2.ExportEntriesResponse]
@@ -51,8 +62,19 @@ class BudgetServiceAsyncStub(BudgetServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetBudget: _aio.UnaryUnaryMultiCallable[_budget_pb2.GetBudgetRequest, _budget_pb2.GetBudgetResponse]  # type: ignore[assignment]
     """An account: its limits, where it stands, and what is left."""
+    CreateAccount: _aio.UnaryUnaryMultiCallable[_budget_pb2.CreateAccountRequest, _budget_pb2.CreateAccountResponse]  # type: ignore[assignment]
+    """Makes an account for a customer of the tenant, or for a part of one: budgets, windows and labels of its own. The one
+    with the id `default` pays for nothing: customers are made after it that a run or session names and that are not
+    there yet. Its limits are copied then.
+    """
+    UpdateAccount: _aio.UnaryUnaryMultiCallable[_budget_pb2.UpdateAccountRequest, _budget_pb2.UpdateAccountResponse]  # type: ignore[assignment]
+    """Changes a customer's limits, windows, name or labels. What is changed holds at once, for runs under way too."""
+    ListAccounts: _aio.UnaryUnaryMultiCallable[_budget_pb2.ListAccountsRequest, _budget_pb2.ListAccountsResponse]  # type: ignore[assignment]
+    """The accounts of the tenant's customers, in the order of their ids."""
+    CloseAccount: _aio.UnaryUnaryMultiCallable[_budget_pb2.CloseAccountRequest, _budget_pb2.CloseAccountResponse]  # type: ignore[assignment]
+    """Closes a customer's account and those under it: nothing more can be spent on them. What is under way is counted."""
     ListUsage: _aio.UnaryUnaryMultiCallable[_budget_pb2.ListUsageRequest, _budget_pb2.ListUsageResponse]  # type: ignore[assignment]
-    """What was spent on each day, with each model, or in each run."""
+    """What was spent on each day, with each model, in each run, by each account, or under each label."""
     ListEntries: _aio.UnaryUnaryMultiCallable[_budget_pb2.ListEntriesRequest, _budget_pb2.ListEntriesResponse]  # type: ignore[assignment]
     """Every call that was paid for, and every turn of sandboxed code, in the order they were posted."""
     ExportEntries: _aio.UnaryStreamMultiCallable[_budget_pb2.ExportEntriesRequest, _budget_pb2.ExportEntriesResponse]  # type: ignore[assignment]
@@ -70,12 +92,47 @@ class BudgetServiceServicer(metaclass=_abc_1.ABCMeta):
         """An account: its limits, where it stands, and what is left."""
 
     @_abc_1.abstractmethod
+    def CreateAccount(
+        self,
+        request: _budget_pb2.CreateAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.CreateAccountResponse, _abc.Awaitable[_budget_pb2.CreateAccountResponse]]:
+        """Makes an account for a customer of the tenant, or for a part of one: budgets, windows and labels of its own. The one
+        with the id `default` pays for nothing: customers are made after it that a run or session names and that are not
+        there yet. Its limits are copied then.
+        """
+
+    @_abc_1.abstractmethod
+    def UpdateAccount(
+        self,
+        request: _budget_pb2.UpdateAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.UpdateAccountResponse, _abc.Awaitable[_budget_pb2.UpdateAccountResponse]]:
+        """Changes a customer's limits, windows, name or labels. What is changed holds at once, for runs under way too."""
+
+    @_abc_1.abstractmethod
+    def ListAccounts(
+        self,
+        request: _budget_pb2.ListAccountsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.ListAccountsResponse, _abc.Awaitable[_budget_pb2.ListAccountsResponse]]:
+        """The accounts of the tenant's customers, in the order of their ids."""
+
+    @_abc_1.abstractmethod
+    def CloseAccount(
+        self,
+        request: _budget_pb2.CloseAccountRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.CloseAccountResponse, _abc.Awaitable[_budget_pb2.CloseAccountResponse]]:
+        """Closes a customer's account and those under it: nothing more can be spent on them. What is under way is counted."""
+
+    @_abc_1.abstractmethod
     def ListUsage(
         self,
         request: _budget_pb2.ListUsageRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_budget_pb2.ListUsageResponse, _abc.Awaitable[_budget_pb2.ListUsageResponse]]:
-        """What was spent on each day, with each model, or in each run."""
+        """What was spent on each day, with each model, in each run, by each account, or under each label."""
 
     @_abc_1.abstractmethod
     def ListEntries(

@@ -290,6 +290,28 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: end and remove what is left, or set `force`.
     """
+    ERROR_REASON_ACCOUNT_EXISTS: _ErrorReason.ValueType  # 64
+    """The tenant has an account of this id, or had one that was closed.
+
+    Metadata: none. A ResourceInfo has its kind ("account") and its id.
+
+    To do: choose another id, or change the account that is there.
+    """
+    ERROR_REASON_ACCOUNT_CLOSED: _ErrorReason.ValueType  # 65
+    """The account was closed, and nothing more can be spent on it or be under it.
+
+    Metadata: `account`, its id.
+
+    To do: name another account.
+    """
+    ERROR_REASON_TOO_MANY_ACCOUNTS: _ErrorReason.ValueType  # 66
+    """The tenant has as many customers' accounts as it may, closed ones included.
+
+    Metadata: `unit` ("tenant_accounts"), its `limit`, and how many are `used`. A QuotaFailure about the unit says the
+    same.
+
+    To do: let several customers share an account, or have the limit raised.
+    """
     ERROR_REASON_SERVER_STARTING: _ErrorReason.ValueType  # 70
     """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.
 
@@ -581,6 +603,28 @@ ERROR_REASON_TENANT_IN_USE: ErrorReason.ValueType  # 63
 Metadata: how many of each: `keys`, `runs`, `sessions`, `uploads`, `contexts`.
 
 To do: end and remove what is left, or set `force`.
+"""
+ERROR_REASON_ACCOUNT_EXISTS: ErrorReason.ValueType  # 64
+"""The tenant has an account of this id, or had one that was closed.
+
+Metadata: none. A ResourceInfo has its kind ("account") and its id.
+
+To do: choose another id, or change the account that is there.
+"""
+ERROR_REASON_ACCOUNT_CLOSED: ErrorReason.ValueType  # 65
+"""The account was closed, and nothing more can be spent on it or be under it.
+
+Metadata: `account`, its id.
+
+To do: name another account.
+"""
+ERROR_REASON_TOO_MANY_ACCOUNTS: ErrorReason.ValueType  # 66
+"""The tenant has as many customers' accounts as it may, closed ones included.
+
+Metadata: `unit` ("tenant_accounts"), its `limit`, and how many are `used`. A QuotaFailure about the unit says the
+same.
+
+To do: let several customers share an account, or have the limit raised.
 """
 ERROR_REASON_SERVER_STARTING: ErrorReason.ValueType  # 70
 """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.

@@ -45,6 +45,11 @@ class RunServiceStub:
                 request_serializer=rlm_dot_v1_dot_run__pb2.GetRunRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_run__pb2.GetRunResponse.FromString,
                 _registered_method=True)
+        self.ListRuns = channel.unary_unary(
+                '/rlm.v1.RunService/ListRuns',
+                request_serializer=rlm_dot_v1_dot_run__pb2.ListRunsRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_run__pb2.ListRunsResponse.FromString,
+                _registered_method=True)
         self.WatchRun = channel.unary_stream(
                 '/rlm.v1.RunService/WatchRun',
                 request_serializer=rlm_dot_v1_dot_run__pb2.WatchRunRequest.SerializeToString,
@@ -90,6 +95,13 @@ class RunServiceServicer:
 
     def GetRun(self, request, context):
         """The run, with its answer and what it spent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRuns(self, request, context):
+        """The tenant's runs, the newest first.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +161,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.GetRun,
                     request_deserializer=rlm_dot_v1_dot_run__pb2.GetRunRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_run__pb2.GetRunResponse.SerializeToString,
+            ),
+            'ListRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRuns,
+                    request_deserializer=rlm_dot_v1_dot_run__pb2.ListRunsRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_run__pb2.ListRunsResponse.SerializeToString,
             ),
             'WatchRun': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRun,
@@ -236,6 +253,33 @@ class RunService:
             '/rlm.v1.RunService/GetRun',
             rlm_dot_v1_dot_run__pb2.GetRunRequest.SerializeToString,
             rlm_dot_v1_dot_run__pb2.GetRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.RunService/ListRuns',
+            rlm_dot_v1_dot_run__pb2.ListRunsRequest.SerializeToString,
+            rlm_dot_v1_dot_run__pb2.ListRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class RunServiceStub:
     """Starts a run; it goes on whether or not anyone watches. It is pending until it is the tenant's turn."""
     GetRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.GetRunRequest, _run_pb2.GetRunResponse]
     """The run, with its answer and what it spent."""
+    ListRuns: _grpc.UnaryUnaryMultiCallable[_run_pb2.ListRunsRequest, _run_pb2.ListRunsResponse]
+    """The tenant's runs, the newest first."""
     WatchRun: _grpc.UnaryStreamMultiCallable[_run_pb2.WatchRunRequest, _run_pb2.WatchRunResponse]
     """Every event of the run's tree from a sequence number on, those to come included; ends when the run has ended."""
     ListRunEvents: _grpc.UnaryUnaryMultiCallable[_run_pb2.ListRunEventsRequest, _run_pb2.ListRunEventsResponse]
@@ -61,6 +63,8 @@ class RunServiceAsyncStub(RunServiceStub):
     """Starts a run; it goes on whether or not anyone watches. It is pending until it is the tenant's turn."""
     GetRun: _aio.UnaryUnaryMultiCallable[_run_pb2.GetRunRequest, _run_pb2.GetRunResponse]  # type: ignore[assignment]
     """The run, with its answer and what it spent."""
+    ListRuns: _aio.UnaryUnaryMultiCallable[_run_pb2.ListRunsRequest, _run_pb2.ListRunsResponse]  # type: ignore[assignment]
+    """The tenant's runs, the newest first."""
     WatchRun: _aio.UnaryStreamMultiCallable[_run_pb2.WatchRunRequest, _run_pb2.WatchRunResponse]  # type: ignore[assignment]
     """Every event of the run's tree from a sequence number on, those to come included; ends when the run has ended."""
     ListRunEvents: _aio.UnaryUnaryMultiCallable[_run_pb2.ListRunEventsRequest, _run_pb2.ListRunEventsResponse]  # type: ignore[assignment]
@@ -92,6 +96,14 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.GetRunResponse, _abc.Awaitable[_run_pb2.GetRunResponse]]:
         """The run, with its answer and what it spent."""
+
+    @_abc_1.abstractmethod
+    def ListRuns(
+        self,
+        request: _run_pb2.ListRunsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.ListRunsResponse, _abc.Awaitable[_run_pb2.ListRunsResponse]]:
+        """The tenant's runs, the newest first."""
 
     @_abc_1.abstractmethod
     def WatchRun(

@@ -29,7 +29,7 @@ from rlm.v1 import context_pb2 as rlm_dot_v1_dot_context__pb2
 from rlm.v1 import types_pb2 as rlm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14rlm/v1/session.proto\x12\x06rlm.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14rlm/v1/context.proto\x1a\x12rlm/v1/types.proto\"\xa7\x01\n\x14\x43reateSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x12\n\ncontext_id\x18\x03 \x01(\t\x12\x11\n\tsub_model\x18\x04 \x01(\t\x12\x1e\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12%\n\x06limits\x18\x06 \x01(\x0b\x32\x15.rlm.v1.SandboxLimits\"9\n\x15\x43reateSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Session\"\xec\x01\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x05image\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\ncontext_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tsub_model\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12$\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x0e.rlm.v1.BudgetB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12(\n\x08\x63overage\x18\x07 \x01(\x0b\x32\x10.rlm.v1.CoverageB\x04\xe2\x41\x01\x03\"-\n\x11GetSessionRequest\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"6\n\x12GetSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Session\"0\n\x14\x44\x65leteSessionRequest\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"7\n\x15\x44\x65leteSessionResponse\x12\x1e\n\x05spent\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Amounts\"R\n\x0e\x45xecuteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x63ode\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"\xc9\x02\n\x0f\x45xecuteResponse\x12 \n\x06output\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.OutputH\x00\x12\x32\n\rcall_finished\x18\x02 \x01(\x0b\x32\x19.rlm.v1.ModelCallFinishedH\x00\x12$\n\x06result\x18\x03 \x01(\x0b\x32\x12.rlm.v1.TurnResultH\x00\x12.\n\x0b\x63\x61ll_traced\x18\x04 \x01(\x0b\x32\x17.rlm.v1.ModelCallTracedH\x00\x12/\n\x0eturn_restarted\x18\x05 \x01(\x0b\x32\x15.rlm.v1.TurnRestartedH\x00\x12#\n\x08left_out\x18\x06 \x01(\x0b\x32\x0f.rlm.v1.LeftOutH\x00\x12+\n\x0cuntold_calls\x18\x07 \x01(\x0b\x32\x13.rlm.v1.UntoldCallsH\x00\x42\x07\n\x05\x65vent\"<\n\x06Output\x12$\n\x06stream\x18\x01 \x01(\x0e\x32\x14.rlm.v1.OutputStream\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1f\n\rTurnRestarted\x12\x0e\n\x06reason\x18\x01 \x01(\t\"p\n\x11ModelCallFinished\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1e\n\x05spent\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12\x0c\n\x04memo\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"S\n\x0fModelCallTraced\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12!\n\x08passages\x18\x02 \x03(\x0b\x32\x0f.rlm.v1.Passage\x12\x0c\n\x04more\x18\x03 \x01(\x08\">\n\x0bUntoldCalls\x12\x19\n\x11\x66rom_memory_count\x18\x01 \x01(\x03\x12\x14\n\x0c\x66\x61iled_count\x18\x02 \x01(\x03\"7\n\x07LeftOut\x12\x13\n\x0b\x65vent_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x63haracter_count\x18\x02 \x01(\x03\"\xfa\x01\n\nTurnResult\x12\"\n\x06status\x18\x01 \x01(\x0e\x32\x12.rlm.v1.TurnStatus\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.rlm.v1.TurnError\x12\x14\n\x0coutput_bytes\x18\x03 \x01(\x03\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12/\n\x0crunning_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\tvariables\x18\x06 \x03(\x0b\x32\x10.rlm.v1.Variable\x12\'\n\x0bstop_reason\x18\x07 \x01(\x0e\x32\x12.rlm.v1.StopReason\"=\n\tTurnError\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"F\n\x08Variable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x13\n\x06length\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\t\n\x07_length*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02*q\n\nTurnStatus\x12\x1b\n\x17TURN_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eTURN_STATUS_OK\x10\x01\x12\x15\n\x11TURN_STATUS_ERROR\x10\x02\x12\x1b\n\x17TURN_STATUS_ROLLED_BACK\x10\x03*\xda\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15STOP_REASON_TURN_TIME\x10\x01\x12\x15\n\x11STOP_REASON_STACK\x10\x02\x12\x14\n\x10STOP_REASON_TRAP\x10\x03\x12\x14\n\x10STOP_REASON_EXIT\x10\x04\x12\x1b\n\x17STOP_REASON_INTERRUPTED\x10\x05\x12\x1b\n\x17STOP_REASON_WORKER_LOST\x10\x06\x12\x17\n\x13STOP_REASON_DAMAGED\x10\x07\x32\xaf\x02\n\x0eSessionService\x12L\n\rCreateSession\x12\x1c.rlm.v1.CreateSessionRequest\x1a\x1d.rlm.v1.CreateSessionResponse\x12\x43\n\nGetSession\x12\x19.rlm.v1.GetSessionRequest\x1a\x1a.rlm.v1.GetSessionResponse\x12L\n\rDeleteSession\x12\x1c.rlm.v1.DeleteSessionRequest\x1a\x1d.rlm.v1.DeleteSessionResponse\x12<\n\x07\x45xecute\x12\x16.rlm.v1.ExecuteRequest\x1a\x17.rlm.v1.ExecuteResponse0\x01\x42M\n\x06rlm.v1P\x01Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\xaa\x02\x06Rlm.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14rlm/v1/session.proto\x12\x06rlm.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x14rlm/v1/context.proto\x1a\x12rlm/v1/types.proto\"\xa4\x02\n\x14\x43reateSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05image\x18\x02 \x01(\t\x12\x12\n\ncontext_id\x18\x03 \x01(\t\x12\x11\n\tsub_model\x18\x04 \x01(\t\x12\x1e\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12%\n\x06limits\x18\x06 \x01(\x0b\x32\x15.rlm.v1.SandboxLimits\x12\x38\n\x06labels\x18\x07 \x03(\x0b\x32(.rlm.v1.CreateSessionRequest.LabelsEntry\x12\x12\n\naccount_id\x18\x08 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"9\n\x15\x43reateSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Session\"\xe2\x02\n\x07Session\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x13\n\x05image\x18\x02 \x01(\tB\x04\xe2\x41\x01\x03\x12\x18\n\ncontext_id\x18\x03 \x01(\tB\x04\xe2\x41\x01\x03\x12\x17\n\tsub_model\x18\x04 \x01(\tB\x04\xe2\x41\x01\x03\x12$\n\x06\x62udget\x18\x05 \x01(\x0b\x32\x0e.rlm.v1.BudgetB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12(\n\x08\x63overage\x18\x07 \x01(\x0b\x32\x10.rlm.v1.CoverageB\x04\xe2\x41\x01\x03\x12+\n\x06labels\x18\t \x03(\x0b\x32\x1b.rlm.v1.Session.LabelsEntry\x12\x18\n\naccount_id\x18\n \x01(\tB\x04\xe2\x41\x01\x03\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"-\n\x11GetSessionRequest\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"6\n\x12GetSessionResponse\x12 \n\x07session\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Session\"0\n\x14\x44\x65leteSessionRequest\x12\x18\n\nsession_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"7\n\x15\x44\x65leteSessionResponse\x12\x1e\n\x05spent\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Amounts\"R\n\x0e\x45xecuteRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x18\n\nsession_id\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\x04\x63ode\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\"\xc9\x02\n\x0f\x45xecuteResponse\x12 \n\x06output\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.OutputH\x00\x12\x32\n\rcall_finished\x18\x02 \x01(\x0b\x32\x19.rlm.v1.ModelCallFinishedH\x00\x12$\n\x06result\x18\x03 \x01(\x0b\x32\x12.rlm.v1.TurnResultH\x00\x12.\n\x0b\x63\x61ll_traced\x18\x04 \x01(\x0b\x32\x17.rlm.v1.ModelCallTracedH\x00\x12/\n\x0eturn_restarted\x18\x05 \x01(\x0b\x32\x15.rlm.v1.TurnRestartedH\x00\x12#\n\x08left_out\x18\x06 \x01(\x0b\x32\x0f.rlm.v1.LeftOutH\x00\x12+\n\x0cuntold_calls\x18\x07 \x01(\x0b\x32\x13.rlm.v1.UntoldCallsH\x00\x42\x07\n\x05\x65vent\"<\n\x06Output\x12$\n\x06stream\x18\x01 \x01(\x0e\x32\x14.rlm.v1.OutputStream\x12\x0c\n\x04text\x18\x02 \x01(\t\"\x1f\n\rTurnRestarted\x12\x0e\n\x06reason\x18\x01 \x01(\t\"p\n\x11ModelCallFinished\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1e\n\x05spent\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12\x0c\n\x04memo\x18\x04 \x01(\x08\x12\r\n\x05\x65rror\x18\x05 \x01(\t\"S\n\x0fModelCallTraced\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12!\n\x08passages\x18\x02 \x03(\x0b\x32\x0f.rlm.v1.Passage\x12\x0c\n\x04more\x18\x03 \x01(\x08\">\n\x0bUntoldCalls\x12\x19\n\x11\x66rom_memory_count\x18\x01 \x01(\x03\x12\x14\n\x0c\x66\x61iled_count\x18\x02 \x01(\x03\"7\n\x07LeftOut\x12\x13\n\x0b\x65vent_count\x18\x01 \x01(\x03\x12\x17\n\x0f\x63haracter_count\x18\x02 \x01(\x03\"\xfa\x01\n\nTurnResult\x12\"\n\x06status\x18\x01 \x01(\x0e\x32\x12.rlm.v1.TurnStatus\x12 \n\x05\x65rror\x18\x02 \x01(\x0b\x32\x11.rlm.v1.TurnError\x12\x14\n\x0coutput_bytes\x18\x03 \x01(\x03\x12\x11\n\ttruncated\x18\x04 \x01(\x08\x12/\n\x0crunning_time\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\tvariables\x18\x06 \x03(\x0b\x32\x10.rlm.v1.Variable\x12\'\n\x0bstop_reason\x18\x07 \x01(\x0e\x32\x12.rlm.v1.StopReason\"=\n\tTurnError\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\ttraceback\x18\x03 \x01(\t\"F\n\x08Variable\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x13\n\x06length\x18\x03 \x01(\x03H\x00\x88\x01\x01\x42\t\n\x07_length*a\n\x0cOutputStream\x12\x1d\n\x19OUTPUT_STREAM_UNSPECIFIED\x10\x00\x12\x18\n\x14OUTPUT_STREAM_STDOUT\x10\x01\x12\x18\n\x14OUTPUT_STREAM_STDERR\x10\x02*q\n\nTurnStatus\x12\x1b\n\x17TURN_STATUS_UNSPECIFIED\x10\x00\x12\x12\n\x0eTURN_STATUS_OK\x10\x01\x12\x15\n\x11TURN_STATUS_ERROR\x10\x02\x12\x1b\n\x17TURN_STATUS_ROLLED_BACK\x10\x03*\xda\x01\n\nStopReason\x12\x1b\n\x17STOP_REASON_UNSPECIFIED\x10\x00\x12\x19\n\x15STOP_REASON_TURN_TIME\x10\x01\x12\x15\n\x11STOP_REASON_STACK\x10\x02\x12\x14\n\x10STOP_REASON_TRAP\x10\x03\x12\x14\n\x10STOP_REASON_EXIT\x10\x04\x12\x1b\n\x17STOP_REASON_INTERRUPTED\x10\x05\x12\x1b\n\x17STOP_REASON_WORKER_LOST\x10\x06\x12\x17\n\x13STOP_REASON_DAMAGED\x10\x07\x32\xaf\x02\n\x0eSessionService\x12L\n\rCreateSession\x12\x1c.rlm.v1.CreateSessionRequest\x1a\x1d.rlm.v1.CreateSessionResponse\x12\x43\n\nGetSession\x12\x19.rlm.v1.GetSessionRequest\x1a\x1a.rlm.v1.GetSessionResponse\x12L\n\rDeleteSession\x12\x1c.rlm.v1.DeleteSessionRequest\x1a\x1d.rlm.v1.DeleteSessionResponse\x12<\n\x07\x45xecute\x12\x16.rlm.v1.ExecuteRequest\x1a\x17.rlm.v1.ExecuteResponse0\x01\x42M\n\x06rlm.v1P\x01Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\xaa\x02\x06Rlm.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,6 +37,10 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlm.v1.session_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006rlm.v1P\001Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\252\002\006Rlm.V1'
+  _globals['_CREATESESSIONREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_CREATESESSIONREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_SESSION_LABELSENTRY']._loaded_options = None
+  _globals['_SESSION_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_SESSION'].fields_by_name['image']._loaded_options = None
   _globals['_SESSION'].fields_by_name['image']._serialized_options = b'\342A\001\003'
   _globals['_SESSION'].fields_by_name['context_id']._loaded_options = None
@@ -49,6 +53,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSION'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
   _globals['_SESSION'].fields_by_name['coverage']._loaded_options = None
   _globals['_SESSION'].fields_by_name['coverage']._serialized_options = b'\342A\001\003'
+  _globals['_SESSION'].fields_by_name['account_id']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['account_id']._serialized_options = b'\342A\001\003'
   _globals['_GETSESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
   _globals['_GETSESSIONREQUEST'].fields_by_name['session_id']._serialized_options = b'\342A\001\002'
   _globals['_DELETESESSIONREQUEST'].fields_by_name['session_id']._loaded_options = None
@@ -57,48 +63,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXECUTEREQUEST'].fields_by_name['session_id']._serialized_options = b'\342A\001\002'
   _globals['_EXECUTEREQUEST'].fields_by_name['code']._loaded_options = None
   _globals['_EXECUTEREQUEST'].fields_by_name['code']._serialized_options = b'\342A\001\002'
-  _globals['_OUTPUTSTREAM']._serialized_start=2069
-  _globals['_OUTPUTSTREAM']._serialized_end=2166
-  _globals['_TURNSTATUS']._serialized_start=2168
-  _globals['_TURNSTATUS']._serialized_end=2281
-  _globals['_STOPREASON']._serialized_start=2284
-  _globals['_STOPREASON']._serialized_end=2502
+  _globals['_OUTPUTSTREAM']._serialized_start=2312
+  _globals['_OUTPUTSTREAM']._serialized_end=2409
+  _globals['_TURNSTATUS']._serialized_start=2411
+  _globals['_TURNSTATUS']._serialized_end=2524
+  _globals['_STOPREASON']._serialized_start=2527
+  _globals['_STOPREASON']._serialized_end=2745
   _globals['_CREATESESSIONREQUEST']._serialized_start=173
-  _globals['_CREATESESSIONREQUEST']._serialized_end=340
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=342
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=399
-  _globals['_SESSION']._serialized_start=402
-  _globals['_SESSION']._serialized_end=638
-  _globals['_GETSESSIONREQUEST']._serialized_start=640
-  _globals['_GETSESSIONREQUEST']._serialized_end=685
-  _globals['_GETSESSIONRESPONSE']._serialized_start=687
-  _globals['_GETSESSIONRESPONSE']._serialized_end=741
-  _globals['_DELETESESSIONREQUEST']._serialized_start=743
-  _globals['_DELETESESSIONREQUEST']._serialized_end=791
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=793
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=848
-  _globals['_EXECUTEREQUEST']._serialized_start=850
-  _globals['_EXECUTEREQUEST']._serialized_end=932
-  _globals['_EXECUTERESPONSE']._serialized_start=935
-  _globals['_EXECUTERESPONSE']._serialized_end=1264
-  _globals['_OUTPUT']._serialized_start=1266
-  _globals['_OUTPUT']._serialized_end=1326
-  _globals['_TURNRESTARTED']._serialized_start=1328
-  _globals['_TURNRESTARTED']._serialized_end=1359
-  _globals['_MODELCALLFINISHED']._serialized_start=1361
-  _globals['_MODELCALLFINISHED']._serialized_end=1473
-  _globals['_MODELCALLTRACED']._serialized_start=1475
-  _globals['_MODELCALLTRACED']._serialized_end=1558
-  _globals['_UNTOLDCALLS']._serialized_start=1560
-  _globals['_UNTOLDCALLS']._serialized_end=1622
-  _globals['_LEFTOUT']._serialized_start=1624
-  _globals['_LEFTOUT']._serialized_end=1679
-  _globals['_TURNRESULT']._serialized_start=1682
-  _globals['_TURNRESULT']._serialized_end=1932
-  _globals['_TURNERROR']._serialized_start=1934
-  _globals['_TURNERROR']._serialized_end=1995
-  _globals['_VARIABLE']._serialized_start=1997
-  _globals['_VARIABLE']._serialized_end=2067
-  _globals['_SESSIONSERVICE']._serialized_start=2505
-  _globals['_SESSIONSERVICE']._serialized_end=2808
+  _globals['_CREATESESSIONREQUEST']._serialized_end=465
+  _globals['_CREATESESSIONREQUEST_LABELSENTRY']._serialized_start=420
+  _globals['_CREATESESSIONREQUEST_LABELSENTRY']._serialized_end=465
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=467
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=524
+  _globals['_SESSION']._serialized_start=527
+  _globals['_SESSION']._serialized_end=881
+  _globals['_SESSION_LABELSENTRY']._serialized_start=420
+  _globals['_SESSION_LABELSENTRY']._serialized_end=465
+  _globals['_GETSESSIONREQUEST']._serialized_start=883
+  _globals['_GETSESSIONREQUEST']._serialized_end=928
+  _globals['_GETSESSIONRESPONSE']._serialized_start=930
+  _globals['_GETSESSIONRESPONSE']._serialized_end=984
+  _globals['_DELETESESSIONREQUEST']._serialized_start=986
+  _globals['_DELETESESSIONREQUEST']._serialized_end=1034
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=1036
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=1091
+  _globals['_EXECUTEREQUEST']._serialized_start=1093
+  _globals['_EXECUTEREQUEST']._serialized_end=1175
+  _globals['_EXECUTERESPONSE']._serialized_start=1178
+  _globals['_EXECUTERESPONSE']._serialized_end=1507
+  _globals['_OUTPUT']._serialized_start=1509
+  _globals['_OUTPUT']._serialized_end=1569
+  _globals['_TURNRESTARTED']._serialized_start=1571
+  _globals['_TURNRESTARTED']._serialized_end=1602
+  _globals['_MODELCALLFINISHED']._serialized_start=1604
+  _globals['_MODELCALLFINISHED']._serialized_end=1716
+  _globals['_MODELCALLTRACED']._serialized_start=1718
+  _globals['_MODELCALLTRACED']._serialized_end=1801
+  _globals['_UNTOLDCALLS']._serialized_start=1803
+  _globals['_UNTOLDCALLS']._serialized_end=1865
+  _globals['_LEFTOUT']._serialized_start=1867
+  _globals['_LEFTOUT']._serialized_end=1922
+  _globals['_TURNRESULT']._serialized_start=1925
+  _globals['_TURNRESULT']._serialized_end=2175
+  _globals['_TURNERROR']._serialized_start=2177
+  _globals['_TURNERROR']._serialized_end=2238
+  _globals['_VARIABLE']._serialized_start=2240
+  _globals['_VARIABLE']._serialized_end=2310
+  _globals['_SESSIONSERVICE']._serialized_start=2748
+  _globals['_SESSIONSERVICE']._serialized_end=3051
 # @@protoc_insertion_point(module_scope)

@@ -34,11 +34,3 @@ CREATE INDEX tenant_changed ON tenant (version);
 -- One row: the number of the last change to a tenant or a key. Whoever has seen this number knows of all changes.
 CREATE TABLE tenant_version (number INTEGER NOT NULL) STRICT;
 INSERT INTO tenant_version VALUES (0);
-
--- What operators asked for, by their request ids: a hash of the request, and its answer, without secrets.
-CREATE TABLE operator_request (
-    id      TEXT PRIMARY KEY,
-    content TEXT NOT NULL,
-    answer  TEXT NOT NULL,
-    at      INTEGER NOT NULL
-) STRICT;

@@ -108,15 +108,16 @@ CREATE TABLE label (
 ) STRICT;
 CREATE INDEX label_value ON label (kind, key, value, id);
 
--- What was asked for under a request id, and the id of what it was answered with. An empty hash is not known.
+-- What was asked for under a request id, by a tenant, or where that is empty by an operator; and the id of what it was
+-- answered with, or an operator's whole answer without secrets. An empty hash is not known.
 CREATE TABLE request (
     tenant         TEXT NOT NULL,
     method         TEXT NOT NULL,
     request_id     TEXT NOT NULL,
     content_sha256 TEXT NOT NULL,
-    answer_id      TEXT NOT NULL,
+    answer         TEXT NOT NULL,
     at             INTEGER NOT NULL,
     PRIMARY KEY (tenant, method, request_id)
 ) STRICT;
-INSERT INTO request (tenant, method, request_id, content_sha256, answer_id, at)
+INSERT INTO request (tenant, method, request_id, content_sha256, answer, at)
     SELECT tenant, 'CreateRun', request_id, '', id, created_at FROM run WHERE request_id IS NOT NULL;

@@ -1,0 +1,125 @@
+"""Reads and writes accounts: a customer as a request describes it, and any account as an answer shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from rlm.v1 import budget_pb2
+
+from rlm_server.api import requests, responses
+from rlm_server.api.errors import InvalidField
+from rlm_server.ledger import Limit, Span, Statement, Window, names
+from rlm_server.ledger.customers import Customer
+
+MAX_ACCOUNT_NAME = 200
+"""Characters of the name of an account."""
+
+SPANS = {
+    Span.MINUTE: budget_pb2.WINDOW_SPAN_MINUTE,
+    Span.HOUR: budget_pb2.WINDOW_SPAN_HOUR,
+    Span.DAY: budget_pb2.WINDOW_SPAN_DAY,
+    Span.MONTH: budget_pb2.WINDOW_SPAN_MONTH,
+}
+_SPANS = {number: span for span, number in SPANS.items()}
+_SETTABLE = {"limit": "limit", "window_limits": "windows", "name": "name", "labels": "labels"}
+
+
+def customer(tenant: str, asked: budget_pb2.Account) -> Customer:
+    """Read a customer that is to be made."""
+    id = requests.account_id(asked.account_id, tenant, "account.account_id")
+    parent = asked.parent_id if asked.parent_id != tenant else ""
+    return _described(Customer(tenant, id, parent), asked)
+
+
+def changed(before: Customer, asked: budget_pb2.Account, paths: Iterable[str]) -> Customer:
+    """Return a customer with what is new of it."""
+    new = _described(before, asked)
+    return replace(before, **{_SETTABLE[path]: getattr(new, _SETTABLE[path]) for path in paths})
+
+
+def check_paths(paths: Iterable[str]) -> None:
+    """Refuse to change what cannot be changed."""
+    for path in paths:
+        if path not in _SETTABLE:
+            raise InvalidField("update_mask", f"may have {', '.join(_SETTABLE)}, not {path[:100]!r}")
+
+
+def _described(customer: Customer, asked: budget_pb2.Account) -> Customer:
+    if len(asked.name) > MAX_ACCOUNT_NAME:
+        raise InvalidField("account.name", f"may have {MAX_ACCOUNT_NAME} characters, not {len(asked.name)}")
+    windows: dict[Span, Limit] = {}
+    for place, one in enumerate(asked.window_limits):
+        field = f"account.window_limits[{place}]"
+        span = window_span(one.span, f"{field}.span")
+        if span in windows:
+            raise InvalidField(f"{field}.span", f"there are two of a {span}")
+        windows[span] = limit = requests.budget(one.limit, f"{field}.limit")
+        if limit == Limit():
+            raise InvalidField(f"{field}.limit", "limits nothing: leave it out")
+        if span is Span.MINUTE and (limit.nano_usd, limit.cpu_ms) != (None, None):
+            raise InvalidField(f"{field}.limit", "of a minute, only tokens and calls can be limited")
+    return replace(
+        customer,
+        name=asked.name,
+        labels=requests.labels(asked.labels, "account.labels"),
+        limit=requests.budget(asked.limit, "account.limit"),
+        windows=windows,
+    )
+
+
+def window_span(value: int, field: str) -> Span:
+    """Read the span of a window."""
+    span = _SPANS.get(budget_pb2.WindowSpan.ValueType(value))
+    if span is None:
+        raise InvalidField(field, f"must be a minute, an hour, a day or a month, not {value}")
+    return span
+
+
+def account(statement: Statement, customer: Customer | None) -> budget_pb2.Account:
+    """Write an account. Of a customer's there is more to say."""
+    balance = statement.balance
+    message = budget_pb2.Account(
+        account_id=names.public(balance.account),
+        parent_id=names.public(statement.parent or ""),
+        closed=statement.closed,
+        limit=responses.budget(balance.limit),
+        posted=responses.amounts(balance.posted),
+        pending=responses.amounts(balance.pending),
+        carved=responses.amounts(balance.carved),
+        overrun=responses.amounts(balance.overrun),
+        left=responses.allowance(statement.left),
+        kind=budget_pb2.ACCOUNT_KIND_TENANT if statement.parent is None else budget_pb2.ACCOUNT_KIND_WORK,
+    )
+    if customer is not None:
+        limits = [
+            budget_pb2.WindowLimit(span=SPANS[span], limit=responses.budget(customer.windows[span]))
+            for span in Span
+            if span in customer.windows
+        ]
+        described = budget_pb2.Account(
+            kind=budget_pb2.ACCOUNT_KIND_CUSTOMER,
+            name=customer.name,
+            labels=customer.labels,
+            window_limits=limits,
+            create_time=responses.time(customer.created_at),
+        )
+        message.MergeFrom(described)
+    return message
+
+
+def window(value: Window) -> budget_pb2.BudgetWindow:
+    """Write an account's window."""
+    balance = value.balance
+    return budget_pb2.BudgetWindow(
+        span=SPANS[value.span],
+        label=value.label,
+        start_time=responses.time(value.begins),
+        end_time=responses.time(value.ends),
+        limit=responses.budget(balance.limit),
+        posted=responses.amounts(balance.posted),
+        pending=responses.amounts(balance.pending),
+        overrun=responses.amounts(balance.overrun),
+        left=responses.allowance(balance.left),
+        account_id=names.public(value.account),
+    )

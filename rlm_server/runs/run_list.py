@@ -1,0 +1,100 @@
+"""A tenant's runs as a list, the newest first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlm_server.database import labels
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
+from rlm_server.runs.journal import LABELS, NodeRow, RunRow, find_root, find_run
+from rlm_server.runs.state import RunState
+
+LIST_TEXT = 1 << 10
+"""Bytes of UTF-8 of a question, and of an answer, in a list."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which of a tenant's runs are listed. All that is given must hold; times are Unix milliseconds, `until` excluded.
+
+    `customer` is the path of the one who pays, empty for the tenant itself.
+    """
+
+    tenant: str
+    states: frozenset[RunState] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    since: int | None = None
+    until: int | None = None
+    customer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ListedRun:
+    """A run of a list, and its root, of whose texts there is only the beginning."""
+
+    run: RunRow
+    root: NodeRow
+    last_sequence: int
+    """The number of its newest event, 0 for none."""
+    node_count: int
+    """How many nodes there have been in its tree."""
+
+    @property
+    def place(self) -> str:
+        """Where it stands in the list: later ones have a lesser one."""
+        return f"{self.run.created_at:016} {self.run.id}"
+
+
+class RunList:
+    """Lists runs."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def page(self, asked: RunFilter, before: str | None, most: int) -> list[ListedRun]:
+        """Return up to `most` runs, the newest first, from the one after the place `before` on."""
+
+        def read(connection: Connection) -> list[ListedRun]:
+            where, values = _where(asked, before)
+            rows = connection.execute(
+                "SELECT run.id, (SELECT coalesce(max(sequence), 0) FROM event WHERE event.run = run.id), "  # noqa: S608
+                f"(SELECT count(*) FROM node WHERE node.run = run.id) FROM run WHERE {where} "
+                "ORDER BY run.created_at DESC, run.id DESC LIMIT ?",
+                (*values, most),
+            ).fetchall()
+            found = []
+            for id, last_sequence, node_count in rows:
+                run, root = find_run(connection, "id = ?", (id,)), find_root(connection, id, LIST_TEXT)
+                if run is not None and root is not None:
+                    found.append(ListedRun(run, root, last_sequence, node_count))
+            return found
+
+        return await self._database.read(read)
+
+
+def _where(asked: RunFilter, before: str | None) -> tuple[str, list[Any]]:
+    conditions, values = ["run.tenant = ?"], [asked.tenant]
+    if asked.customer is not None:
+        conditions.append("run.customer = ?")
+        values.append(asked.customer)
+    times: list[Any] = []
+    for sign, time in ((">=", asked.since), ("<", asked.until)):
+        if time is not None:
+            conditions.append(f"run.created_at {sign} ?")
+            times.append(time)
+    if before is not None:
+        at, _, id = before.partition(" ")
+        conditions.append("(run.created_at < ? OR (run.created_at = ? AND run.id < ?))")
+        times += [int(at), int(at), id]
+    if asked.states:
+        places = ", ".join("?" * len(asked.states))
+        conditions.append(f"EXISTS (SELECT 1 FROM node WHERE node.id = run.id AND node.state IN ({places}))")  # noqa: S608
+        times += sorted(asked.states)
+    if asked.labels:
+        condition, named = labels.having((LABELS,), "run.id", asked.labels)
+        conditions.append(condition)
+        times += named
+    return " AND ".join(conditions), [*values, *times]
