@@ -179,7 +179,8 @@ async def test_repeating_a_request_starts_no_second_run(server: Served) -> None:
         runs = await asyncio.gather(*[served.caller.create(request_id="once") for _ in range(8)])
         assert len({run.run_id for run in runs}) == 1
         await served.caller.ended(runs[0].run_id)
-        assert (await served.caller.create("Another?", request_id="once")).run_id == runs[0].run_id
+        assert (await served.caller.create(request_id="once")).run_id == runs[0].run_id
+        assert (await refusal(served.caller.create("Another?", request_id="once"))).reason == "REQUEST_ID_REUSED"
         assert len(play.asked) == 1
         other = await served.tenant("other")
         assert (await other.create(request_id="once")).run_id != runs[0].run_id

@@ -32,7 +32,8 @@ async def test_runs_contexts_and_money_are_kept_on_postgres(server: Served, post
     async with server(Play(FIND), database_url=postgres_url) as served:
         assert await served.caller.get(ended.run.run_id) == ended.run
         assert [event async for event in served.caller.watch(ended.run.run_id)] == ended.events
-        assert (await served.caller.create("Again?", request_id="once")).run_id == ended.run.run_id
+        again = await served.caller.create(context_id=context.context_id, request_id="once")
+        assert again.run_id == ended.run.run_id
         ledger = served.running.ledger
         assert (await ledger.balance("development")).posted.nano_usd == spent  # the server's own time is billed later
         assert sum(e.actual.nano_usd for e in await ledger.entries(Query("development"))) == spent
