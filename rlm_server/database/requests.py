@@ -8,7 +8,6 @@ from typing import TypeVar
 
 from pydantic import TypeAdapter
 
-from rlm_server.clock import now
 from rlm_server.database.engine import Connection
 
 T = TypeVar("T")
@@ -65,9 +64,11 @@ def answer(connection: Connection, request: Request | None, kept: str, at: int) 
 
 
 def once(
-    connection: Connection, request: Request | None, answers: TypeAdapter[T], work: Callable[[], T]
+    connection: Connection, request: Request | None, answers: TypeAdapter[T], work: Callable[[], T], at: int
 ) -> tuple[T, bool]:
     """Do what a request asks for, or return all that it was answered before; and say whether that is so.
+
+    `at` is Unix milliseconds.
 
     Raises:
         RequestIdReused: the same request id asked for something else.
@@ -76,7 +77,7 @@ def once(
     if known is not None:
         return answers.validate_json(known), True
     done = work()
-    answer(connection, request, answers.dump_json(done).decode(), now())
+    answer(connection, request, answers.dump_json(done).decode(), at)
     return done, False
 
 

@@ -148,7 +148,7 @@ class Keys:
             return _get(connection, key_id)
 
         key, repeated = await self._database.write(
-            lambda connection: once(connection, request, _keys, lambda: work(connection))
+            lambda connection: once(connection, request, _keys, lambda: work(connection), now())
         )
         return key, "" if repeated else secret
 
@@ -169,7 +169,7 @@ class Keys:
             return _get(connection, key)
 
         revoked, _ = await self._database.write(
-            lambda connection: once(connection, request, _keys, lambda: work(connection))
+            lambda connection: once(connection, request, _keys, lambda: work(connection), now())
         )
         return revoked
 

@@ -257,7 +257,7 @@ class Tenants:
 
     async def _once(self, request: Request | None, work: Callable[[Connection], Tenant]) -> Tenant:
         answer, _ = await self._database.write(
-            lambda connection: once(connection, request, _tenants, lambda: work(connection))
+            lambda connection: once(connection, request, _tenants, lambda: work(connection), now())
         )
         return answer
 

@@ -331,7 +331,7 @@ class CreateRunRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters; repeating one returns the first answer."""
+    """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
     """What is to be answered, at most 100,000 characters."""
     context_id: _builtins.str

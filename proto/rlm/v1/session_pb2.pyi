@@ -156,7 +156,7 @@ class CreateSessionRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Chosen by the caller, at most 128 characters; repeating one returns the first answer."""
+    """Chosen by the caller, at most 128 characters: see types.proto."""
     image: _builtins.str
     """Golden image: "core" (default), "data" (numpy and pandas imported), or another that ListImages tells."""
     context_id: _builtins.str
