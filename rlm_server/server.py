@@ -243,6 +243,7 @@ async def serving(
                         sessions.delete_all,
                         uploads.remove_all,
                         contexts.delete_all,
+                        book.forget_all,
                     ),
                 ) as removal,
                 Watch(tenants, keys, terms, open_calls, changed=accounts.heed_limits, leaving=removal.begin) as watch,

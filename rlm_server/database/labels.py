@@ -1,4 +1,7 @@
-"""Labels of anything that has an id: a kind says of what. They stay when it is deleted, for what it spent."""
+"""Labels of anything that has an id: a kind says of what. They stay when it is deleted, for what it spent.
+
+They go with their tenant.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,12 @@ def put(connection: Connection, kind: str, id: str, labels: Mapping[str, str]) -
     if labels:
         rows = [(kind, id, key, value) for key, value in labels.items()]
         connection.executemany("INSERT INTO label (kind, id, key, value) VALUES (?, ?, ?, ?)", rows)
+
+
+def forget(connection: Connection, kinds: Sequence[str], ids: Sequence[str]) -> None:
+    """Have things have no labels, each whatever it is of these kinds."""
+    rows = [(kind, id) for id in ids for kind in kinds]
+    connection.executemany("DELETE FROM label WHERE kind = ? AND id = ?", rows)
 
 
 def of(connection: Connection, kind: str, ids: Sequence[str]) -> dict[str, dict[str, str]]:

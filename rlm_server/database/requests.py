@@ -86,3 +86,12 @@ def forget(connection: Connection, tenant: str, method: str, request_id: str) ->
     connection.execute(
         "DELETE FROM request WHERE tenant = ? AND method = ? AND request_id = ?", (tenant, method, request_id)
     )
+
+
+def forget_some(connection: Connection, tenant: str, most: int) -> int:
+    """Forget at most so many of a tenant's requests, and return how many."""
+    query = "SELECT method, request_id FROM request WHERE tenant = ? LIMIT ?"
+    known = connection.execute(query, (tenant, most)).fetchall()
+    for method, request_id in known:
+        forget(connection, tenant, method, request_id)
+    return len(known)

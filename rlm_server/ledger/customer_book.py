@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
+from rlm_server.database import labels
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
-from rlm_server.database.requests import Request, answer, answered
+from rlm_server.database.requests import Request, answer, answered, forget_some
 from rlm_server.ledger import customers
 from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.ledger.customers import Customer
+from rlm_server.ledger.entries import WORK
 from rlm_server.ledger.ledger import Ledger
 from rlm_server.ledger.windows import Span
+
+_AT_ONCE = 500
+"""Accounts, or requests, that are forgotten in one transaction."""
 
 
 class CustomerBook:
@@ -58,6 +64,15 @@ class CustomerBook:
             AccountUnknown: there is none.
         """
         return await self._once(tenant, request, lambda connection, _: customers.close(connection, tenant, id))
+
+    async def forget_all(self, tenant: str) -> None:
+        """Forget a tenant's labels, names and requests, as it is deleted. What its customers spent stays."""
+        accounts = partial(_accounts, tenant=tenant)
+        while some := await self._database.read(accounts):
+            await self._database.write(partial(_forget, accounts=some))
+            accounts = partial(_accounts, tenant=tenant, after=some[-1])
+        while await self._database.write(lambda connection: forget_some(connection, tenant, _AT_ONCE)):
+            pass
 
     async def payer(self, tenant: str, id: str) -> Customer | None:
         """Return who is to pay for a new run or session; see `customers.payer`. None for the tenant itself."""
@@ -123,3 +138,13 @@ class CustomerBook:
             return done
 
         return await self._ledger.change(tenant, once)
+
+
+def _accounts(connection: Connection, tenant: str, after: str = "") -> list[str]:
+    query = "SELECT id FROM account WHERE tenant = ? AND id > ? ORDER BY id LIMIT ?"
+    return [str(id) for (id,) in connection.execute(query, (tenant, after, _AT_ONCE)).fetchall()]
+
+
+def _forget(connection: Connection, accounts: Sequence[str]) -> None:
+    customers.forget(connection, accounts)
+    labels.forget(connection, (customers.LABELS, *WORK), accounts)

@@ -15,7 +15,7 @@ from rlm_server.ledger.account_lifecycle import reset_window, set_window
 from rlm_server.ledger.accounts import Account, Tree, refuse_uncountable
 from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.ledger.errors import AccountClosed, AccountConflict, AccountExists, AccountUnknown, TooManyAccounts
-from rlm_server.ledger.names import customer_account
+from rlm_server.ledger.names import CUSTOMER, customer_account
 from rlm_server.ledger.windows import Span, limited
 
 TEMPLATE = "default"
@@ -148,6 +148,14 @@ def close(connection: Connection, tenant: str, id: str) -> Customer:
     closing = connection.execute(under, (tenant, customer.path, f"{customer.path}/", f"{customer.path}0")).fetchall()
     connection.executemany("UPDATE account SET closed = 1 WHERE id = ?", closing)
     return customer
+
+
+def forget(connection: Connection, accounts: Sequence[str]) -> None:
+    """Close those of some accounts that are customers', and forget all but their ids and what they spent."""
+    customers = [(account,) for account in accounts if account.startswith(CUSTOMER)]
+    connection.executemany("UPDATE account SET closed = 1 WHERE id = ?", customers)
+    connection.executemany("UPDATE customer SET name = '' WHERE account = ?", customers)
+    connection.executemany("DELETE FROM window_limit WHERE account = ?", customers)
 
 
 def payer(connection: Connection, tenant: str, id: str, at: int, most: int) -> Customer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,7 +14,8 @@ from rlm.v1 import budget_pb2, run_pb2, session_pb2, types_pb2
 
 from tests.servers import Served
 from tests.system.accountant import TALK, Accountant, entry_filter
-from tests.system.books import check_customers, check_settled
+from tests.system.books import check_customers, check_settled, rows
+from tests.system.operator import operating
 from tests.system.stage import USD, Caller, Play, Refusal, code, refusal
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
@@ -70,6 +72,31 @@ class Keeper:
 def bills(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the server's own work unbilled meanwhile."""
     monkeypatch.setattr("rlm_server.ledger.host_bills.LEAST_SECONDS", 3600.0)
+
+
+async def test_a_deleted_tenant_leaves_of_its_customers_what_they_spent_and_no_names_labels_or_requests(
+    server: Served, tmp_path: Path
+) -> None:
+    kept = {"data_dir": tmp_path / "kept"}
+    async with server(TALK, **kept) as served, operating(served) as operator:
+        acme, mine = await served.tenant("acme"), Keeper(served.caller)
+        for keeper in (Keeper(acme), mine):
+            limits = [window(DAY, dollars(4))]
+            await keeper.create("bob", "once", name="Bob", labels={"plan": "gold"}, window_limits=limits)
+            await keeper.caller.ask(account_id="bob", labels={"team": "a"}, request_id="run")
+        spent = await served.running.ledger.balance("customer:acme:bob")
+        assert spent.posted.nano_usd > 0
+        await operator.delete("acme", force=True)
+        tables = ("label", "window_limit", "request")
+        left = {table: len(rows(kept["data_dir"], f"SELECT 1 FROM {table}")) for table in tables}
+        assert left == {"label": 2, "window_limit": 1, "request": 2}
+        names = rows(kept["data_dir"], "SELECT tenant, name FROM customer ORDER BY tenant")
+        assert [tuple(row.values()) for row in names] == [("acme", ""), ("development", "Bob")]
+        statement = await served.running.ledger.statement("acme", "bob")
+        assert statement
+        assert (statement.closed, statement.balance.posted) == (True, spent.posted)
+        (bob,) = (await mine.list()).accounts
+        assert (bob.closed, dict(bob.labels)) == (False, {"plan": "gold"})
 
 
 async def test_a_run_and_a_session_are_charged_to_their_customer_and_everything_tells_who_paid(server: Served) -> None:
