@@ -16,7 +16,7 @@ from tests.servers import Served
 from tests.system.accountant import TALK, Accountant, entry_filter
 from tests.system.books import check_customers, check_settled, rows
 from tests.system.operator import operating
-from tests.system.stage import USD, Caller, Play, Refusal, code, refusal
+from tests.system.stage import USD, Caller, Play, Refusal, code, eventually, refusal
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 DAY, MINUTE = budget_pb2.WINDOW_SPAN_DAY, budget_pb2.WINDOW_SPAN_MINUTE
@@ -155,13 +155,20 @@ async def test_a_customers_limit_ends_its_run_and_no_other(server: Served) -> No
 
 
 async def test_closing_a_customer_ends_its_runs_with_a_clear_reason(server: Served) -> None:
-    play = Play(*[code("llm_query('x')")] * 50, code("FINAL(1)"))
+    closed = asyncio.Event()
+
+    async def waits(_: str) -> str:
+        await closed.wait()
+        return "ok"
+
+    play = Play(code("print(llm_query('x'))"), code("FINAL(1)"), sub=waits)
     async with server(play) as served:
         keeper = Keeper(served.caller)
         await keeper.create("acme")
         run = await served.caller.create(account_id="acme")
-        await served.caller.until(run.run_id, "call_finished")
+        await eventually(lambda: play.subcalls)
         assert (await keeper.close("acme")).closed
+        closed.set()
         ended = (await served.caller.ended(run.run_id)).run
         assert ended.state == run_pb2.RUN_STATE_EXHAUSTED
         assert "account 'acme' was closed" in ended.end_message
