@@ -78,6 +78,9 @@ class CustomerBook:
         """Return who is to pay for a new run or session; see `customers.payer`. None for the tenant itself."""
         if id in ("", tenant):
             return None
+        known = await self._database.read(lambda connection: customers.known_payer(connection, tenant, id))
+        if known is not None:
+            return known
         most = self._most(tenant)
         return await self._ledger.change(
             tenant, lambda connection, at: customers.payer(connection, tenant, id, at, most)

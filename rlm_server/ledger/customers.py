@@ -158,6 +158,23 @@ def forget(connection: Connection, accounts: Sequence[str]) -> None:
     connection.executemany("DELETE FROM window_limit WHERE account = ?", customers)
 
 
+def known_payer(connection: Connection, tenant: str, id: str) -> Customer | None:
+    """Return the customer that is to pay for a new run or session, or None where it is not there.
+
+    Raises:
+        AccountClosed: it was closed.
+        AccountConflict: it is the template itself.
+    """
+    if id == TEMPLATE:
+        raise AccountConflict(id, "is what customers are made after, and pays for nothing")
+    account = Tree(connection).find(customer_account(tenant, id))
+    if account is None:
+        return None
+    if account.closed:
+        raise AccountClosed(account.id)
+    return get(connection, tenant, id)
+
+
 def payer(connection: Connection, tenant: str, id: str, at: int, most: int) -> Customer:
     """Return the customer that is to pay for a new run or session; made after the template where it is not there.
 
@@ -167,15 +184,10 @@ def payer(connection: Connection, tenant: str, id: str, at: int, most: int) -> C
         AccountConflict: it is the template itself.
         TooManyAccounts: the tenant has as many as it may.
     """
-    if id == TEMPLATE:
-        raise AccountConflict(id, "is what customers are made after, and pays for nothing")
-    tree = Tree(connection)
-    account = tree.find(customer_account(tenant, id))
-    if account is not None:
-        if account.closed:
-            raise AccountClosed(account.id)
-        return get(connection, tenant, id)
-    template = tree.find(customer_account(tenant, TEMPLATE))
+    known = known_payer(connection, tenant, id)
+    if known is not None:
+        return known
+    template = Tree(connection).find(customer_account(tenant, TEMPLATE))
     if template is None or template.closed:
         raise AccountUnknown(id)
     terms = get(connection, tenant, TEMPLATE)
