@@ -95,11 +95,12 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         list_name = requests.list_name("accounts", (parent, sorted(named.items())))
         place = requests.page_key(request.page_token, list_name)
         found = await self._book.page(tenant(), parent, named, "" if place is None else place, size + 1)
-        page = found[:size]
-        statements = await self._ledger.statements(tenant(), [one.id for one in page])
+        statements = await self._ledger.statements(tenant(), [one.id for one in found[:size]])
+        page = responses.that_fit(list(map(accounts.account, statements, found)))
+        more = len(found) > len(page)
         return budget_pb2.ListAccountsResponse(
-            accounts=map(accounts.account, statements, page),
-            next_page_token=responses.page_token(list_name, page[-1].id) if len(found) > size else "",
+            accounts=page,
+            next_page_token=responses.page_token(list_name, page[-1].account_id) if more else "",
         )
 
     async def CloseAccount(

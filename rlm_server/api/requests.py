@@ -79,10 +79,13 @@ def page_key(value: str, list_name: str) -> str | None:
 
 
 def _token(value: str) -> object:
+    found: object
     try:
-        return json.loads(base64.b64decode(value, altchars=b"-_", validate=True)) if len(value) <= MAX_TOKEN else None
+        found = json.loads(base64.b64decode(value, altchars=b"-_", validate=True)) if len(value) <= MAX_TOKEN else None
+        json.dumps(found, ensure_ascii=False).encode()  # half of a pair of surrogates is no text
     except (ValueError, RecursionError):
         return None
+    return found
 
 
 def time(value: Timestamp, field: str) -> int:

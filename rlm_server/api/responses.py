@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
-from typing import Any
+from itertools import accumulate
+from typing import Any, TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
@@ -31,6 +32,8 @@ from rlm_server.runs.state import EndReason, RunState
 from rlm_server.sessions.happenings import LeftOut
 from sandbox.corpora.corpus import Kind
 from sandbox.turn import Status, Stop, Turn, TurnError
+
+M = TypeVar("M", bound=Message)
 
 _STREAMS = {"stdout": session_pb2.OUTPUT_STREAM_STDOUT, "stderr": session_pb2.OUTPUT_STREAM_STDERR}
 _STATUSES = {
@@ -131,6 +134,12 @@ def page_token(list_name: str, *places: int | str) -> str:
     return base64.urlsafe_b64encode(json.dumps([list_name, *places]).encode()).decode()
 
 
+def that_fit(items: Sequence[M]) -> Sequence[M]:
+    """Return as many of the first of some messages as one answer may have, and at least one."""
+    sizes = accumulate(item.ByteSize() + _FRAME for item in items)
+    return items[: max(1, sum(size <= MOST_ITEMS for size in sizes))]
+
+
 def state(value: RunState) -> run_pb2.RunState.ValueType:
     """Write the state of a run or a node."""
     return _STATES[value]
@@ -212,6 +221,10 @@ def traced_call(value: CallTraced) -> session_pb2.ModelCallTraced:
 
 MOST_TEXT = 64 << 10
 """Bytes of UTF-8 of a question, and of an answer, in a run."""
+MOST_ITEMS = 960 << 10
+"""Bytes of the items of a page, so that the whole answer has less than a MiB."""
+_FRAME = 8
+"""Bytes around an item in its answer, at most."""
 MOST_NODE_TEXT = 4 << 10
 """The same in a node."""
 

@@ -24,7 +24,7 @@ from rlm_server.repl.limits import MAX_QUESTION, RunLimits
 from rlm_server.runs.cuts import size_of
 from rlm_server.runs.events import Event, RunFinished
 from rlm_server.runs.journal import MOST_NODES, Journal, NodeRow, RunRow
-from rlm_server.runs.run_list import ListedRun, RunFilter, RunList
+from rlm_server.runs.run_list import PLACE, ListedRun, RunFilter, RunList
 from rlm_server.runs.state import RunState
 from rlm_server.runs.supervisor import NewRun, Supervisor
 
@@ -102,12 +102,14 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         asked = await self._asked_for(request)
         size, list_name = requests.page_size(request.page_size, 100, 1_000), requests.list_name("runs", asked)
         place = requests.page_key(request.page_token, list_name)
+        if place is not None and PLACE.fullmatch(place) is None:
+            raise InvalidField("page_token", "is not one of this list")
         found = await self._runs.page(asked, place, size + 1)
-        page = found[:size]
-        balances = await self._ledger.balances([one.run.id for one in page])
+        balances = await self._ledger.balances([one.run.id for one in found[:size]])
+        runs = responses.that_fit([_listed(one, balance) for one, balance in zip(found, balances, strict=False)])
+        more = len(found) > len(runs)
         return run_pb2.ListRunsResponse(
-            runs=[_listed(one, balance) for one, balance in zip(page, balances, strict=True)],
-            next_page_token=responses.page_token(list_name, page[-1].place) if len(found) > size else "",
+            runs=runs, next_page_token=responses.page_token(list_name, found[len(runs) - 1].place) if more else ""
         )
 
     async def _asked_for(self, request: run_pb2.ListRunsRequest) -> RunFilter:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,8 @@ from rlm_server.database.engine import Connection
 from rlm_server.runs.journal import LABELS, NodeRow, RunRow, find_root, find_run
 from rlm_server.runs.state import RunState
 
+PLACE = re.compile(r"[0-9]{16} \S{1,100}", re.ASCII)
+"""Where a run stands in a list: when it was made, and its id."""
 LIST_TEXT = 1 << 10
 """Bytes of UTF-8 of a question, and of an answer, in a list."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 from pathlib import Path
 from typing import Any
 
@@ -328,3 +330,32 @@ def _without_texts(run: run_pb2.Run) -> Message:
     for field in ("question", "answer", "cut", "coverage"):
         run.ClearField(field)
     return run
+
+
+async def test_a_page_of_accounts_has_less_than_a_mebibyte_and_the_rest_follows(server: Served) -> None:
+    labels = {"\N{PILE OF POO}" * 61 + f"{number:02}": "\N{PILE OF POO}" * 63 for number in range(16)}
+    async with server(Play("")) as served:
+        keeper = Keeper(served.caller)
+        ids = [f"c{number:03}" for number in range(150)]
+        for id in ids:
+            await keeper.create(id, labels=labels)
+        first = await keeper.list(page_size=1_000)
+        assert first.ByteSize() < 1 << 20
+        rest = await keeper.list(page_size=1_000, page_token=first.next_page_token)
+        assert [one.account_id for one in (*first.accounts, *rest.accounts)] == ids
+        assert rest.next_page_token == ""
+
+
+@pytest.mark.parametrize(
+    "place", ["x", "", "1 run", f"{'9' * 40} run", f"{1:016}  run", "\ud800", "\u0661" * 16 + " run"]
+)
+async def test_a_token_that_nobody_was_given_is_refused(server: Served, place: str) -> None:
+    async with server(Play("")) as served:
+        keeper = Keeper(served.caller)
+        await keeper.caller.create()
+        await keeper.caller.create()
+        token = (await keeper.runs(page_size=1)).next_page_token
+        name, _ = json.loads(base64.urlsafe_b64decode(token))
+        forged = base64.urlsafe_b64encode(json.dumps([name, place]).encode()).decode()
+        said = await refusal(keeper.runs(page_token=forged))
+        assert (said.code, said.fields) == (INVALID, ["page_token"])
