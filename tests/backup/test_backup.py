@@ -148,7 +148,9 @@ async def test_a_backup_of_an_older_schema_is_brought_up_to_date_by_the_next_sta
     data_dir = tmp_path / "old"
     data_dir.mkdir(mode=0o700)
     async with await Database.open(data_dir / "rlm.sqlite", old) as opened:
-        await opened.write(lambda connection: connection.execute("INSERT INTO tenant VALUES ('ann', 1)"))
+        await opened.write(
+            lambda connection: connection.execute("INSERT INTO tenant (id, created_at) VALUES ('ann', 1)")
+        )
     contents = await asyncio.to_thread(back_up, Settings.load(data_dir=data_dir), tmp_path / "backup")
     assert contents.schema == len(old)
     await restore(Settings.load(data_dir=tmp_path / "new"), tmp_path / "backup")
