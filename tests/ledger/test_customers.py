@@ -344,3 +344,28 @@ async def test_a_request_that_comes_again_changes_nothing_also_after_a_restart(s
             await book.create(Customer("acme", "two"), replace(request, content_sha256="other"))
         with pytest.raises(AccountUnknown):
             await book.get("acme", "two")
+
+
+async def test_what_a_tenant_called_its_customers_is_forgotten_and_what_they_spent_is_not(stage: Stage) -> None:
+    await stage.ledger.open_account("other", tenant="other", parent=None, limit=Limit())
+    asked = {tenant: Request(tenant, "CreateAccount", "once", "the same") for tenant in ("acme", "other")}
+    for tenant, request in asked.items():
+        windows = {Span.DAY: at_most(9)}
+        await stage.book.create(
+            Customer(tenant, "one", name="One", labels={"plan": "free"}, windows=windows, limit=at_most(9)), request
+        )
+    await stage.run("run_1", "one")
+    await stage.ledger.change("acme", lambda connection, _: put(connection, "run", "run_1", {"team": "a"}))
+    await stage.ledger.charge(a_hold("run_1", cents(3), run="run_1"))
+    await stage.book.forget_all("acme")
+    await stage.book.forget_all("acme")
+    one, others = await stage.book.get("acme", "one"), await stage.book.get("other", "one")
+    assert (one.name, one.labels, one.windows) == ("", {}, {})
+    assert (others.name, others.labels, others.windows) == ("One", {"plan": "free"}, {Span.DAY: at_most(9)})
+    with pytest.raises(AccountClosed):
+        await stage.run("run_2", "one")
+    assert [row.key for row in await stage.ledger.usage(Query("acme"), By.LABEL, "team")] == [""]
+    assert [(row.key, row.actual) for row in await stage.ledger.usage(Query("acme"), By.ACCOUNT)] == [("one", cents(3))]
+    with pytest.raises(AccountExists):
+        await stage.book.create(Customer("acme", "one"), asked["acme"])
+    assert await stage.book.create(Customer("other", "one"), asked["other"]) == others
