@@ -126,10 +126,10 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         last = requests.page_key(request.page_token, list_name)
         rows = await self._ledger.usage(query, by, request.label)
         rest = rows if last is None else [row for row in rows if row.key > last]
-        page = rest[:size]
+        page = responses.that_fit([_usage(row) for row in rest[:size]])
         return budget_pb2.ListUsageResponse(
-            rows=[_usage(row) for row in page],
-            next_page_token=responses.page_token(list_name, page[-1].key) if len(rest) > size else "",
+            rows=page,
+            next_page_token=responses.page_token(list_name, page[-1].key) if len(rest) > len(page) else "",
         )
 
     async def ListEntries(self, request: budget_pb2.ListEntriesRequest, context: Any) -> budget_pb2.ListEntriesResponse:
@@ -140,10 +140,10 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         last = requests.page_token(request.page_token, list_name, 1)
         after = query.after if last is None else max(query.after, last[0])
         entries = await self._ledger.entries(replace(query, after=after), most=size + 1)
-        more = len(entries) > size
+        page = responses.that_fit([_entry(one) for one in entries[:size]])
         return budget_pb2.ListEntriesResponse(
-            entries=[_entry(one) for one in entries[:size]],
-            next_page_token=responses.page_token(list_name, entries[size - 1].number) if more else "",
+            entries=page,
+            next_page_token=responses.page_token(list_name, page[-1].number) if len(entries) > len(page) else "",
         )
 
     async def ExportEntries(

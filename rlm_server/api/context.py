@@ -85,10 +85,11 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         size = requests.page_size(request.page_size, 100, 1_000)
         before = requests.page_token(request.page_token, "contexts", 1)
         contexts = await self._contexts.page(tenant(), before[0] if before is not None else None, size + 1)
-        more = len(contexts) > size
+        page = responses.that_fit([responses.context(one) for one in contexts[:size]])
+        more = len(contexts) > len(page)
         return context_pb2.ListContextsResponse(
-            contexts=[responses.context(one) for one in contexts[:size]],
-            next_page_token=responses.page_token("contexts", contexts[size - 1].number) if more else "",
+            contexts=page,
+            next_page_token=responses.page_token("contexts", contexts[len(page) - 1].number) if more else "",
         )
 
     async def ListDocuments(

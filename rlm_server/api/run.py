@@ -172,10 +172,10 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         nodes = await self._journal.nodes(run.id, first, min(size, MOST_NODES), responses.MOST_NODE_TEXT)
         balances = await self._ledger.balances([node.id for node in nodes])
         there_are = await self._journal.node_count(run.id)
-        after = first + len(nodes)
+        page = responses.that_fit(list(map(responses.node, nodes, balances)))
+        after = first + len(page)
         return run_pb2.ListNodesResponse(
-            nodes=map(responses.node, nodes, balances),
-            next_page_token=responses.page_token(list_name, after) if nodes and after < there_are else "",
+            nodes=page, next_page_token=responses.page_token(list_name, after) if page and after < there_are else ""
         )
 
     async def ReadAnswer(

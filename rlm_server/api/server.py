@@ -67,10 +67,10 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
         last = requests.page_key(request.page_token, "models")
         routes = self._catalog.routes_of(tenant())
         rest = [name for name in routes.models if last is None or name > last]
-        page = rest[:size]
+        page = responses.that_fit([self._model(name, routes.route(name)) for name in rest[:size]])
         return server_pb2.ListModelsResponse(
-            models=[self._model(name, routes.route(name)) for name in page],
-            next_page_token=responses.page_token("models", page[-1]) if len(rest) > size else "",
+            models=page,
+            next_page_token=responses.page_token("models", page[-1].name) if len(rest) > len(page) else "",
         )
 
     def _model(self, name: str, route: Route) -> server_pb2.Model:

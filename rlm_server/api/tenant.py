@@ -94,10 +94,10 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         place = requests.page_key(request.page_token, list_name)
         after = "" if place is None else place
         found = await self._tenants.page(after, size + 1, deleted=request.show_deleted)
-        more = len(found) > size
+        page = responses.that_fit(list(map(_tenant, found[:size])))
+        more = len(found) > len(page)
         return tenant_pb2.ListTenantsResponse(
-            tenants=map(_tenant, found[:size]),
-            next_page_token=responses.page_token(list_name, found[size - 1].id) if more else "",
+            tenants=page, next_page_token=responses.page_token(list_name, found[len(page) - 1].id) if more else ""
         )
 
     async def UpdateTenant(
@@ -170,10 +170,10 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         place = requests.page_token(request.page_token, list_name, 1)
         after = 0 if place is None else place[0]
         found = await self._keys.page(whose, after, size + 1, inactive=request.show_inactive)
-        more = len(found) > size
+        page = responses.that_fit(list(map(_key, found[:size])))
+        more = len(found) > len(page)
         return tenant_pb2.ListApiKeysResponse(
-            keys=map(_key, found[:size]),
-            next_page_token=responses.page_token(list_name, found[size - 1].number) if more else "",
+            keys=page, next_page_token=responses.page_token(list_name, found[len(page) - 1].number) if more else ""
         )
 
     async def RevokeApiKey(
