@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack, suppress
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -192,10 +193,10 @@ def test_a_move_that_is_not_in_the_table_is_refused() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(["good", "bad", "nothing", "send", "end"]), st.floats(0, 3))))
-def test_whatever_happens_only_one_request_goes_while_it_is_not_closed(acts: list[tuple[str, float]]) -> None:
+def test_whatever_happens_requests_go_one_by_one_while_it_is_not_closed(acts: list[tuple[str, float]]) -> None:
     clock = Clock()
     breaker = Breaker(3, 1, CONFIG, clock)
-    under_way: list[tuple[ExitStack, bool]] = []
+    under_way: list[tuple[ExitStack, float | None]] = []  # with when it went, where it was a probe
     for act, passed in acts:
         clock.now += passed
         before = breaker.state
@@ -207,16 +208,16 @@ def test_whatever_happens_only_one_request_goes_while_it_is_not_closed(acts: lis
             stack = ExitStack()
             with suppress(RouteUnavailable):
                 stack.enter_context(breaker.trial(T))
-                under_way.append((stack, before is not State.CLOSED))
+                under_way.append((stack, clock.now if before is not State.CLOSED else None))
         else:
             outcomes = {"good": None, "bad": failing(), "nothing": ZeroDivisionError()}
             through = tried(breaker.trial(T), outcomes[act])
             assert through or before is not State.CLOSED
             if through and before is State.OPEN:
                 assert (act == "good") == (breaker.state is State.CLOSED)
-        assert sum(probe for _, probe in under_way if breaker.state is State.PROBING) == (
-            breaker.state is State.PROBING
-        )
+        probes = [at for _, at in under_way if at is not None]
+        assert probes or breaker.state is not State.PROBING
+        assert all(then - at >= CONFIG.cooldown for at, then in pairwise(probes)), "one that is slow has another follow"
     for stack, _ in under_way:
         stack.close()
 
