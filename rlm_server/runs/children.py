@@ -22,7 +22,7 @@ from rlm_server.runs.node_context import NodeContext
 from rlm_server.runs.request_texts import RequestTexts
 from rlm_server.runs.state import RunState
 from rlm_server.runs.told.last_word import ChildrenSaid
-from rlm_server.runs.tree import CHILD, Outcome, Task, Tree
+from rlm_server.runs.tree import CHILD, Outcome, Task, Tree, kept_outcome
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.host_time import charged
 from rlm_server.shares.threads import Purpose
@@ -222,5 +222,7 @@ class Children:
         return {"ok": outcome.answer, "note": ending} if outcome.answer else failed("ModelError", ending, outcome.state)
 
     async def _tell_end(self, child_id: str, outcome: Outcome) -> None:
+        if outcome.state is RunState.CANCELLED:  # perhaps when it had ended, and only that was still to be told
+            outcome = await kept_outcome(self._tree.services.journal, child_id) or outcome
         spent = (await self._tree.services.ledger.balance(child_id)).posted
         self._emit(ChildFinished(child_id, outcome.state, outcome.reason, spent))

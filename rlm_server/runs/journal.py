@@ -181,6 +181,11 @@ class Journal:
 
         return await self._database.read(lambda connection: find_root(connection, run, text_bytes))
 
+    async def ended(self, node: str) -> NodeRow | None:
+        """Return a node that has ended, whole; None for one that goes on, or is not there."""
+        row = await self.root(node)
+        return row if row is not None and row.state.ended else None
+
     async def answer_piece(self, run: str, node: str, start: int, most: int) -> tuple[str, int] | None:
         """Return up to `most` characters of a node's answer from character `start` on, and the bytes of the whole.
 

@@ -36,7 +36,7 @@ from rlm_server.runs.node_context import whole_context
 from rlm_server.runs.places import Place, Places
 from rlm_server.runs.recovery import recover
 from rlm_server.runs.state import RunState
-from rlm_server.runs.tree import Outcome, Services, Task, Tree
+from rlm_server.runs.tree import Outcome, Services, Task, Tree, kept_outcome
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.tracing.spans import span
 from sandbox.cancellation import run_to_completion
@@ -276,6 +276,8 @@ class Supervisor:
             else:  # no node of it began
                 await ledger.close_account(run_id)
                 await journal.move(run_id, outcome.state, reason=outcome.reason)
+            if outcome.state is RunState.CANCELLED:  # perhaps when it had ended, and only that was still to be told
+                outcome = await kept_outcome(journal, run_id) or outcome
             spent = (await ledger.balance(run_id)).posted
             self.counters.nano_usd += spent.nano_usd
             event_log.emit(

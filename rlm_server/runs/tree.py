@@ -76,6 +76,12 @@ class Outcome:
     reason: str = ""
 
 
+async def kept_outcome(journal: Journal, node: str) -> Outcome | None:
+    """Return how a node ended as it is kept, or None where it goes on."""
+    row = await journal.ended(node)
+    return None if row is None else Outcome(row.state, row.answer, row.reason)
+
+
 @dataclass(slots=True)
 class Tree:
     """One run's shared state. `deadline` is on `time.monotonic()`."""

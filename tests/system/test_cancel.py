@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 from rlm.v1 import run_pb2, types_pb2
 
+from rlm_server.runs.node import Node
+from rlm_server.runs.tree import Outcome
 from tests.servers import Served, Server
 from tests.system.books import check_settled, check_story, rows
 from tests.system.stage import Play, code
@@ -135,3 +138,24 @@ async def test_a_server_that_stops_cancels_its_runs_and_settles_them(server: Ser
     check_settled(served.data_dir)
     async with server(Play("")) as served:
         await check_cancelled(served, await served.caller.get(run.run_id))
+
+
+async def test_a_child_that_is_cancelled_when_it_had_ended_is_told_as_it_is_kept(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep = Node._keep
+
+    async def slowly(node: Node, outcome: Outcome, after: asyncio.Task[None]) -> None:
+        await keep(node, outcome, after)
+        if node.task.depth:  # until its parent's time is over, and has cancelled it
+            await asyncio.sleep(max(0.0, node.tree.deadline - time.monotonic()) + 0.2)
+
+    monkeypatch.setattr(Node, "_keep", slowly)
+    play = Play(code("rlm_query('child')"), child=code("FINAL(1)"))
+    async with server(play, wall_seconds=1.5) as served:
+        ended = await served.caller.ask()
+        assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
+        (finished,) = ended.bodies("child_finished")
+        assert finished.state == run_pb2.RUN_STATE_SUCCEEDED
+        check_story(ended)
+        check_settled(served.data_dir)
