@@ -50,7 +50,7 @@ ODD = (
     st.sampled_from([None, True, False, -1, 0, 1, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**400])
     | st.sampled_from([0.0, -0.0, -1e-9, 1e308, 5e-324, float("nan"), float("inf"), float("-inf"), 2.5000001])
     | st.sampled_from(["", "ok", "rolled_back", "WORKER_LOST", "EXIT", "\ud800", "\0", "x" * 20_000, "/tmp/..", "\n"])
-    | st.sampled_from([[], {}, [[]], [None] * 7, [["x", "y", 1]] * 201, {"a": 1}])
+    | st.sampled_from([[], {}, [[]], [None] * 7, [["x", "y", 1] for _ in range(201)], {"a": 1}])
 )
 ANYTHING = ODD | st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
