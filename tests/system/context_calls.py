@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,10 @@ class ContextCalls:
 
     def __init__(self, caller: Caller) -> None:
         self._contexts, self._metadata = caller.contexts, caller.metadata
-
-    async def send(self, messages: Sequence[Message]) -> context_pb2.Context:
-        reply = await self._contexts.UploadContext(iter(messages), metadata=self._metadata)
-        context: context_pb2.Context = reply.context
-        return context
+        self.send = caller.send_parts
 
     def stream(self) -> Any:
-        """A stream that the test writes to."""
+        """A stream that the test writes to, and to which the server says nothing meanwhile (see `send_parts`)."""
         return self._contexts.UploadContext(metadata=self._metadata)
 
     async def send_part(self, messages: Sequence[Message]) -> None:
@@ -103,27 +100,28 @@ class ContextCalls:
             return None
 
     async def go_on_open(self, messages: Sequence[Message]) -> context_pb2.Context:
-        """Send more of an upload as `go_on` does, and leave the stream open."""
+        """Send more of an upload as `go_on` does, and leave the stream open until it is answered."""
+        answered = threading.Event()
 
-        async def left_open() -> AsyncIterator[Message]:
-            for message in messages:
-                yield message
-            await asyncio.Event().wait()
+        def left_open() -> Iterator[Message]:
+            yield from messages
+            answered.wait()
 
-        return await self._go_on(left_open)
+        try:
+            return await self._go_on(left_open)
+        finally:
+            answered.set()
 
     async def go_on(self, messages: Sequence[Message]) -> context_pb2.Context:
         """Send the rest of an upload, as soon as the server has noticed that the stream before broke off."""
         return await self._go_on(lambda: iter(messages))
 
-    async def _go_on(self, messages: Callable[[], Iterator[Message] | AsyncIterator[Message]]) -> context_pb2.Context:
+    async def _go_on(self, messages: Callable[[], Iterator[Message]]) -> context_pb2.Context:
         async with asyncio.timeout(60):
             while True:
                 try:
-                    reply = await self._contexts.UploadContext(messages(), metadata=self._metadata)
-                    context: context_pb2.Context = reply.context
-                    return context  # noqa: TRY300
-                except grpc.aio.AioRpcError as error:
+                    return await self.send(messages())
+                except grpc.RpcError as error:
                     if error.code() is not grpc.StatusCode.ABORTED:
                         raise
                 await asyncio.sleep(0.01)

@@ -101,6 +101,7 @@ class Caller:
     def __init__(self, address: str, key: str | None, *, plain: bool = False) -> None:
         """Connect; a `plain` client takes messages of 4 MiB, as any does, and nothing before it asks for it."""
         options = [("grpc.http2.bdp_probe", 0)] if plain else [("grpc.max_receive_message_length", 64 << 20)]
+        self._address, self._options = address, options
         self.channel = grpc.aio.insecure_channel(address, options=options)
         self.metadata = (("authorization", f"Bearer {key}"),) if key is not None else ()
         self.contexts: Any = context_pb2_grpc.ContextServiceStub(self.channel)
@@ -111,8 +112,18 @@ class Caller:
         return await self.send_parts(parts(text, **wrong))
 
     async def send_parts(self, sent: Iterable[context_pb2.UploadContextRequest]) -> context_pb2.Context:
-        reply = await self.contexts.UploadContext(iter(sent), metadata=self.metadata)
-        context: context_pb2.Context = reply.context
+        """Upload; what is sent is taken in a thread.
+
+        By gRPC's other client: grpc.aio puts INTERNAL or a cancellation in the place of an answer that comes while it
+        still sends (https://github.com/grpc/grpc/issues/36066).
+        """
+        loop, answered = asyncio.get_running_loop(), asyncio.Event()
+        with grpc.insecure_channel(self._address, self._options) as channel:
+            contexts: Any = context_pb2_grpc.ContextServiceStub(channel)
+            call = contexts.UploadContext.future(iter(sent), metadata=self.metadata)
+            call.add_done_callback(lambda _: loop.call_soon_threadsafe(answered.set))
+            await answered.wait()
+            context: context_pb2.Context = call.result().context
         return context
 
     async def create(self, question: str = "What?", **asked: Any) -> run_pb2.Run:

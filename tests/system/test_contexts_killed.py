@@ -78,7 +78,7 @@ class Work:
         sent = self.something()
         try:
             context = await ContextCalls(caller).send(sent.messages())
-        except (grpc.aio.AioRpcError, asyncio.CancelledError):
+        except grpc.RpcError:
             if sent.name:
                 self.begun[sent.name] = sent
             raise
@@ -148,8 +148,7 @@ class Work:
             try:
                 await act(caller)
                 await ContextCalls(caller).list(page_size=1)
-            # grpc.aio cancels a call whose messages it can no longer send.
-            except (grpc.aio.AioRpcError, asyncio.CancelledError):
+            except grpc.RpcError:
                 if not self.killed:
                     raise
                 return
