@@ -7,6 +7,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
+DAY_MS = 86_400_000
+
 
 def now() -> int:
     """Return the time in Unix milliseconds."""

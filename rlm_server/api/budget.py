@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import budget_pb2, budget_pb2_grpc
 
 from rlm_server.api import accounts, ledger_export, requests, responses
@@ -96,12 +95,9 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         place = requests.page_key(request.page_token, list_name)
         found = await self._book.page(tenant(), parent, named, "" if place is None else place, size + 1)
         statements = await self._ledger.statements(tenant(), [one.id for one in found[:size]])
-        page = responses.that_fit(list(map(accounts.account, statements, found)))
-        more = len(found) > len(page)
-        return budget_pb2.ListAccountsResponse(
-            accounts=page,
-            next_page_token=responses.page_token(list_name, page[-1].account_id) if more else "",
-        )
+        written = list(map(accounts.account, statements, found))
+        page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].id)
+        return budget_pb2.ListAccountsResponse(accounts=page, next_page_token=token)
 
     async def CloseAccount(
         self, request: budget_pb2.CloseAccountRequest, context: Any
@@ -126,11 +122,9 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         last = requests.page_key(request.page_token, list_name)
         rows = await self._ledger.usage(query, by, request.label)
         rest = rows if last is None else [row for row in rows if row.key > last]
-        page = responses.that_fit([_usage(row) for row in rest[:size]])
-        return budget_pb2.ListUsageResponse(
-            rows=page,
-            next_page_token=responses.page_token(list_name, page[-1].key) if len(rest) > len(page) else "",
-        )
+        written = [_usage(row) for row in rest[:size]]
+        page, token = responses.page(list_name, written, len(rest), lambda shown: rest[shown - 1].key)
+        return budget_pb2.ListUsageResponse(rows=page, next_page_token=token)
 
     async def ListEntries(self, request: budget_pb2.ListEntriesRequest, context: Any) -> budget_pb2.ListEntriesResponse:
         """List what was posted."""
@@ -140,11 +134,9 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         last = requests.page_token(request.page_token, list_name, 1)
         after = query.after if last is None else max(query.after, last[0])
         entries = await self._ledger.entries(replace(query, after=after), most=size + 1)
-        page = responses.that_fit([_entry(one) for one in entries[:size]])
-        return budget_pb2.ListEntriesResponse(
-            entries=page,
-            next_page_token=responses.page_token(list_name, page[-1].number) if len(entries) > len(page) else "",
-        )
+        written = [_entry(one) for one in entries[:size]]
+        page, token = responses.page(list_name, written, len(entries), lambda shown: entries[shown - 1].number)
+        return budget_pb2.ListEntriesResponse(entries=page, next_page_token=token)
 
     async def ExportEntries(
         self, request: budget_pb2.ExportEntriesRequest, context: Any
@@ -172,7 +164,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         requests.check_name("filter.model", entry_filter.model)
         if not 0 <= entry_filter.after_number < 1 << 62:
             raise InvalidField("filter.after_number", "must not be negative, and is the number of an entry")
-        since, until = _time(entry_filter, "since"), _time(entry_filter, "until")
+        since, until = (requests.time_if_set(entry_filter, name, f"filter.{name}") for name in ("since", "until"))
         if since is not None and until is not None and since > until:
             raise InvalidField("filter.until", "must not be before since")
         customer = ""
@@ -205,11 +197,6 @@ def _named_in(field: str) -> Iterator[None]:
 
 def _lines(entries: list[Entry], line: Callable[[Entry], str], _: Cancelled) -> list[bytes]:
     return ledger_export.lines(entries, line)
-
-
-def _time(entry_filter: budget_pb2.EntryFilter, name: str) -> int | None:
-    stamp: Timestamp = getattr(entry_filter, name)
-    return requests.time(stamp, f"filter.{name}") if entry_filter.HasField(name) else None  # type: ignore[arg-type]
 
 
 def _usage(row: UsageRow) -> budget_pb2.UsageRow:

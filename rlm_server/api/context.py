@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -85,12 +84,9 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         size = requests.page_size(request.page_size, 100, 1_000)
         before = requests.page_token(request.page_token, "contexts", 1)
         contexts = await self._contexts.page(tenant(), before[0] if before is not None else None, size + 1)
-        page = responses.that_fit([responses.context(one) for one in contexts[:size]])
-        more = len(contexts) > len(page)
-        return context_pb2.ListContextsResponse(
-            contexts=page,
-            next_page_token=responses.page_token("contexts", contexts[len(page) - 1].number) if more else "",
-        )
+        written = [responses.context(one) for one in contexts[:size]]
+        page, token = responses.page("contexts", written, len(contexts), lambda shown: contexts[shown - 1].number)
+        return context_pb2.ListContextsResponse(contexts=page, next_page_token=token)
 
     async def ListDocuments(
         self, request: context_pb2.ListDocumentsRequest, context: Any
@@ -130,7 +126,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         if len(request.pattern) > LONGEST_PATTERN:
             raise InvalidField("pattern", f"may have {LONGEST_PATTERN} characters, not {len(request.pattern)}")
         size = requests.page_size(request.page_size, 100, 1_000)
-        list_name = _list_name(request)
+        list_name = requests.list_name("matches", (request.context_id, request.pattern, list(request.documents)))
         place = requests.page_token(request.page_token, list_name, 2)
         after = (place[0], place[1]) if place is not None else None
         if len(request.documents) > MAX_DOCUMENTS:
@@ -148,7 +144,7 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                         request.pattern,
                         documents,
                         size,
-                        after=after and (after[0], after[1]),
+                        after=after,
                         cancelled=cancelled,
                     ),
                     deadline=time.monotonic() + SEARCH_SECONDS,
@@ -222,12 +218,6 @@ def _lines(corpus: Corpus, at: int) -> Iterator[str]:
         *lines, rest = (rest + piece).split("\n")
         yield from lines
     yield rest
-
-
-def _list_name(request: context_pb2.SearchContextRequest) -> str:
-    """Name a list of matches by all that it depends on, so that a page token of one is not taken for another's."""
-    asked = repr((request.context_id, request.pattern, list(request.documents)))
-    return f"matches {hashlib.sha256(asked.encode('utf-8', 'replace')).hexdigest()[:16]}"
 
 
 def _search_response(result: Found, list_name: str) -> context_pb2.SearchContextResponse:

@@ -19,7 +19,7 @@ from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.database.requests import Request
-from rlm_server.ledger import AccountConflict, AccountUnknown, Limit
+from rlm_server.ledger import AccountConflict, AccountUnknown, Limit, names
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.ledger.customers import Customer
 from rlm_server.repl.bounds import MAX_NAME
@@ -39,7 +39,6 @@ MAX_LABELS = 16
 MAX_LABEL = 63
 """Characters of a label's key, and of its value."""
 _ACCOUNT_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
-_TAKEN = ("run_", "ses_", "node_")
 
 
 def request_id(value: str, field: str = "request_id") -> str | None:
@@ -90,9 +89,7 @@ def _token(value: str) -> object:
 
 def time(value: Timestamp, field: str) -> int:
     """Return a time in Unix milliseconds, rounded up."""
-    if not (0 <= value.seconds <= MAX_SECONDS and 0 <= value.nanos < 1_000_000_000):
-        raise InvalidField(field, "must be a time from 1970 to 9999")
-    return value.seconds * 1000 - (-value.nanos // 1_000_000)
+    return _milliseconds(value, MAX_SECONDS, field, "must be a time from 1970 to 9999")
 
 
 def check_not_negative(field: str, value: int) -> None:
@@ -101,11 +98,19 @@ def check_not_negative(field: str, value: int) -> None:
         raise InvalidField(field, f"must not be negative; it is {value}")
 
 
+def time_if_set(message: Message, name: str, field: str) -> int | None:
+    """Return a message's time in Unix milliseconds, rounded up; None where it has none."""
+    return time(getattr(message, name), field) if message.HasField(name) else None
+
+
 def duration(value: Duration, field: str) -> int:
     """Return a duration in milliseconds, rounded up."""
-    whole = 0 <= value.seconds <= MAX_DURATION and 0 <= value.nanos < 1_000_000_000
-    if not whole:
-        raise InvalidField(field, f"must be a duration from 0 to {MAX_DURATION} s")
+    return _milliseconds(value, MAX_DURATION, field, f"must be a duration from 0 to {MAX_DURATION} s")
+
+
+def _milliseconds(value: Timestamp | Duration, most: int, field: str, allowed: str) -> int:
+    if not (0 <= value.seconds <= most and 0 <= value.nanos < 1_000_000_000):
+        raise InvalidField(field, allowed)
     return value.seconds * 1000 - (-value.nanos // 1_000_000)
 
 
@@ -181,7 +186,7 @@ def account_id(value: str, tenant: str, field: str = "account_id") -> str:
     """Return the id of a customer's account, as its tenant may choose it."""
     if _ACCOUNT_ID.fullmatch(value) is None:
         raise InvalidField(field, "must be 1 to 63 letters, digits, '.', '_' and '-'")
-    if value == tenant or value.startswith(_TAKEN):
+    if value == tenant or value.startswith((names.RUN, names.SESSION, names.NODE)):
         raise InvalidField(field, "must not be the tenant's own, nor begin with run_, ses_ or node_")
     return value
 

@@ -134,10 +134,17 @@ def page_token(list_name: str, *places: int | str) -> str:
     return base64.urlsafe_b64encode(json.dumps([list_name, *places]).encode()).decode()
 
 
-def that_fit(items: Sequence[M]) -> Sequence[M]:
-    """Return as many of the first of some messages as one answer may have, and at least one."""
+def page(
+    list_name: str, items: Sequence[M], there_are: int, place: Callable[[int], int | str]
+) -> tuple[Sequence[M], str]:
+    """Return as many of the first of a list's items as one answer may have, at least one, and the next page's token.
+
+    The list has `there_are` items from here on, as far as anybody looked; where these are all, the token is empty.
+    `place` returns where the next page begins after so many.
+    """
     sizes = accumulate(item.ByteSize() + _FRAME for item in items)
-    return items[: max(1, sum(size <= MOST_ITEMS for size in sizes))]
+    shown = items[: max(1, sum(size <= MOST_ITEMS for size in sizes))]
+    return shown, page_token(list_name, place(len(shown))) if len(shown) < there_are else ""
 
 
 def state(value: RunState) -> run_pb2.RunState.ValueType:
@@ -221,12 +228,12 @@ def traced_call(value: CallTraced) -> session_pb2.ModelCallTraced:
 
 MOST_TEXT = 64 << 10
 """Bytes of UTF-8 of a question, and of an answer, in a run."""
+MOST_NODE_TEXT = 4 << 10
+"""The same in a node."""
 MOST_ITEMS = 960 << 10
 """Bytes of the items of a page, so that the whole answer has less than a MiB."""
 _FRAME = 8
 """Bytes around an item in its answer, at most."""
-MOST_NODE_TEXT = 4 << 10
-"""The same in a node."""
 
 
 def end_reason(state: RunState, reason: str) -> run_pb2.EndReason.ValueType:

@@ -23,7 +23,7 @@ from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.repl.limits import MAX_QUESTION, RunLimits
 from rlm_server.runs.cuts import size_of
 from rlm_server.runs.events import Event, RunFinished
-from rlm_server.runs.journal import MOST_NODES, Journal, NodeRow, RunRow
+from rlm_server.runs.journal import Journal, RunRow
 from rlm_server.runs.run_list import PLACE, ListedRun, RunFilter, RunList
 from rlm_server.runs.state import RunState
 from rlm_server.runs.supervisor import NewRun, Supervisor
@@ -106,20 +106,15 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             raise InvalidField("page_token", "is not one of this list")
         found = await self._runs.page(asked, place, size + 1)
         balances = await self._ledger.balances([one.run.id for one in found[:size]])
-        runs = responses.that_fit([_listed(one, balance) for one, balance in zip(found, balances, strict=False)])
-        more = len(found) > len(runs)
-        return run_pb2.ListRunsResponse(
-            runs=runs, next_page_token=responses.page_token(list_name, found[len(runs) - 1].place) if more else ""
-        )
+        written = list(map(_run, found, balances))
+        page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].place)
+        return run_pb2.ListRunsResponse(runs=page, next_page_token=token)
 
     async def _asked_for(self, request: run_pb2.ListRunsRequest) -> RunFilter:
         for place, state in enumerate(request.states):
             if state not in _STATES:
                 raise InvalidField(f"states[{place}]", f"must be a state of a run, not {state}")
-        since, until = (
-            requests.time(getattr(request, name), name) if request.HasField(name) else None
-            for name in ("since", "until")
-        )
+        since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
         customer = None
         if request.account_id:
             customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
@@ -169,14 +164,11 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         size, list_name = requests.page_size(request.page_size, 100, 1_000), f"nodes {run.id}"
         place = requests.page_token(request.page_token, list_name, 1)
         first = 0 if place is None else place[0]
-        nodes = await self._journal.nodes(run.id, first, min(size, MOST_NODES), responses.MOST_NODE_TEXT)
-        balances = await self._ledger.balances([node.id for node in nodes])
-        there_are = await self._journal.node_count(run.id)
-        page = responses.that_fit(list(map(responses.node, nodes, balances)))
-        after = first + len(page)
-        return run_pb2.ListNodesResponse(
-            nodes=page, next_page_token=responses.page_token(list_name, after) if page and after < there_are else ""
-        )
+        nodes = await self._journal.nodes(run.id, first, size + 1, responses.MOST_NODE_TEXT)
+        balances = await self._ledger.balances([node.id for node in nodes[:size]])
+        written = list(map(responses.node, nodes, balances))
+        page, token = responses.page(list_name, written, len(nodes), lambda shown: first + shown)
+        return run_pb2.ListNodesResponse(nodes=page, next_page_token=token)
 
     async def ReadAnswer(
         self, request: run_pb2.ReadAnswerRequest, context: Any
@@ -194,7 +186,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             if request.offset > whole:
                 raise InvalidField("offset", f"must be from 0 to {whole}, the bytes of the answer")
             start, end = start + len(piece), at + size_of(piece)
-            if end > request.offset or (not piece and start == 0) or (end == whole == request.offset):
+            if end > request.offset or end >= whole:
                 skipped = piece.encode()[max(0, request.offset - at) :]
                 try:
                     text = skipped.decode()
@@ -233,20 +225,19 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         return _EventFilter(asked.from_sequence, frozenset(_KINDS[kind] for kind in asked.kinds), asked.node_id)
 
     async def _message(self, run: RunRow) -> run_pb2.Run:
-        root = await self._journal.root(run.id, responses.MOST_TEXT)
-        if root is None:  # deleted meanwhile
+        found = await self._runs.one(run.id, responses.MOST_TEXT)
+        if found is None:  # deleted meanwhile
             raise NotFound("run", run.id)
         (balance,) = await self._ledger.balances([run.id])
+        message = _run(found, balance)
         coverage = await self._supervisor.coverage(run.id) if run.context is not None else None
-        message = _run(run, root, balance)
-        message.last_sequence = await self._journal.last_sequence(run.id)
-        message.node_count = await self._journal.node_count(run.id)
         if coverage is not None:
             message.coverage.CopyFrom(responses.coverage(coverage))
         return message
 
 
-def _run(run: RunRow, root: NodeRow, balance: Balance) -> run_pb2.Run:
+def _run(listed: ListedRun, balance: Balance) -> run_pb2.Run:
+    run, root = listed.run, listed.root
     return run_pb2.Run(
         run_id=run.id,
         state=responses.state(root.state),
@@ -266,13 +257,9 @@ def _run(run: RunRow, root: NodeRow, balance: Balance) -> run_pb2.Run:
         cut=responses.cut_texts(root.cut),
         labels=run.labels,
         account_id=names.last_of(run.customer, run.tenant),
+        last_sequence=listed.last_sequence,
+        node_count=listed.node_count,
     )
-
-
-def _listed(listed: ListedRun, balance: Balance) -> run_pb2.Run:
-    message = _run(listed.run, listed.root, balance)
-    message.last_sequence, message.node_count = listed.last_sequence, listed.node_count
-    return message
 
 
 _STATES = {run_pb2.RunState.Value(f"RUN_STATE_{state.upper()}"): state for state in RunState}

@@ -14,8 +14,7 @@ from rlm_server.api.auth import tenant
 from rlm_server.broker.prices.table import Price, Rates
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.config.defaults import Defaults
-from rlm_server.repl.limits import RunLimits
-from sandbox.limits import Limits, declared
+from sandbox.limits import declared
 
 FEATURES = ("answer_streams", "resumable_uploads", "run_event_filters", "search_pages")
 """What this server can do that a client may ask for. A name never changes its meaning."""
@@ -56,8 +55,7 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
         limits = self._defaults.limits_of(tenant())
         response = server_pb2.GetServerInfoResponse(version=version("rlm-server"), features=FEATURES)
         for values in (limits, limits.sandbox):
-            kind = RunLimits if isinstance(values, RunLimits) else Limits
-            for name, bounds in declared(kind).items():
+            for name, bounds in declared(type(values)).items():
                 response.limits.add(name=name, unit=bounds.unit, value=getattr(values, name))
         return response
 
@@ -67,11 +65,9 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
         last = requests.page_key(request.page_token, "models")
         routes = self._catalog.routes_of(tenant())
         rest = [name for name in routes.models if last is None or name > last]
-        page = responses.that_fit([self._model(name, routes.route(name)) for name in rest[:size]])
-        return server_pb2.ListModelsResponse(
-            models=page,
-            next_page_token=responses.page_token("models", page[-1].name) if len(rest) > len(page) else "",
-        )
+        written = [self._model(name, routes.route(name)) for name in rest[:size]]
+        page, token = responses.page("models", written, len(rest), lambda shown: rest[shown - 1])
+        return server_pb2.ListModelsResponse(models=page, next_page_token=token)
 
     def _model(self, name: str, route: Route) -> server_pb2.Model:
         return server_pb2.Model(

@@ -94,11 +94,9 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         place = requests.page_key(request.page_token, list_name)
         after = "" if place is None else place
         found = await self._tenants.page(after, size + 1, deleted=request.show_deleted)
-        page = responses.that_fit(list(map(_tenant, found[:size])))
-        more = len(found) > len(page)
-        return tenant_pb2.ListTenantsResponse(
-            tenants=page, next_page_token=responses.page_token(list_name, found[len(page) - 1].id) if more else ""
-        )
+        written = list(map(_tenant, found[:size]))
+        page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].id)
+        return tenant_pb2.ListTenantsResponse(tenants=page, next_page_token=token)
 
     async def UpdateTenant(
         self, request: tenant_pb2.UpdateTenantRequest, context: Any
@@ -170,11 +168,9 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         place = requests.page_token(request.page_token, list_name, 1)
         after = 0 if place is None else place[0]
         found = await self._keys.page(whose, after, size + 1, inactive=request.show_inactive)
-        page = responses.that_fit(list(map(_key, found[:size])))
-        more = len(found) > len(page)
-        return tenant_pb2.ListApiKeysResponse(
-            keys=page, next_page_token=responses.page_token(list_name, found[len(page) - 1].number) if more else ""
-        )
+        written = list(map(_key, found[:size]))
+        page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].number)
+        return tenant_pb2.ListApiKeysResponse(keys=page, next_page_token=token)
 
     async def RevokeApiKey(
         self, request: tenant_pb2.RevokeApiKeyRequest, context: Any

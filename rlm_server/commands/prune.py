@@ -40,9 +40,4 @@ async def _forgotten(settings: Settings, run_days: float | None) -> int:
             )
             return kept
 
-        async def forget(run: str) -> None:
-            while await journal.delete_events(run):
-                pass
-            await journal.delete(run)
-
-        return await Retention(journal, days, forget).remove_old()
+        return await Retention(journal, days, journal.forget).remove_old()

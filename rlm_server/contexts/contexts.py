@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from rlm_server.clock import now
+from rlm_server.clock import DAY_MS, now
 from rlm_server.contexts.background import UPKEEP_SECONDS, Background, keep_up
 from rlm_server.contexts.context_table import Context, ContextTable
 from rlm_server.contexts.files import ContextFiles
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 
 REMOVAL_SECONDS = 10.0
 """For removals under way when the server stops; the next start does what is left."""
-_DAY = 86_400_000
 
 
 class ContextGone(Exception):
@@ -240,7 +239,7 @@ class Contexts:
         await self._record_use()
         self._pause = UPKEEP_SECONDS
         for tenant in ("", *await self._table.tenants()):  # nobody's is every tenant's that was told nothing else
-            kept = round(self._retention_days(tenant) * _DAY)
+            kept = round(self._retention_days(tenant) * DAY_MS)
             if kept:
                 self._pause = min(self._pause, kept / 1000)
                 await self._delete(self._table.delete_unused_since(tenant, now() - kept))

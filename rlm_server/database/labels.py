@@ -27,9 +27,11 @@ def forget(connection: Connection, kinds: Sequence[str], ids: Sequence[str]) -> 
 def of(connection: Connection, kind: str, ids: Sequence[str]) -> dict[str, dict[str, str]]:
     """Return the labels of some things by their ids, each in the order of its keys."""
     found: dict[str, dict[str, str]] = {id: {} for id in ids}
-    for id in found:
-        rows = connection.execute("SELECT key, value FROM label WHERE kind = ? AND id = ? ORDER BY key", (kind, id))
-        found[id] = dict(rows.fetchall())
+    if found:
+        places = ", ".join("?" * len(found))
+        query = f"SELECT id, key, value FROM label WHERE kind = ? AND id IN ({places}) ORDER BY key"  # noqa: S608
+        for id, key, value in connection.execute(query, (kind, *found)).fetchall():
+            found[id][key] = value
     return found
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from rlm_server.clock import DAY_MS
 from rlm_server.database import labels
 from rlm_server.database.engine import Connection, following
 from rlm_server.ledger import names, windows
@@ -14,8 +15,6 @@ from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.holds import COLUMNS, RESULT, Hold, hold_of, result_of
 from rlm_server.ledger.sums import amounts, sums
 from rlm_server.ledger.usage import COUNTS, Usage
-
-DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 CUSTOMER = "customer:"
 """Of the names of customers' accounts. No other account has a colon in its name."""
+RUN, NODE, SESSION = "run_", "node_", "ses_"
+"""Of the names of what work spends from: they are the ids of runs, of child nodes and of sessions."""
 
 
 def customer_account(tenant: str, id: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from rlm_server.ledger import NANO, UNITS, AccountUnknown, BudgetError, BudgetExceeded, Limit
+from rlm_server.ledger import NANO, UNITS, AccountUnknown, BudgetError, BudgetExceeded, Limit, names
 from rlm_server.repl.bounds import MAX_ERROR, cut
 from rlm_server.repl.call_batch import Slot, failed, said_in
 from rlm_server.repl.call_request import check_model, models_named
@@ -22,7 +22,7 @@ from rlm_server.runs.node_context import NodeContext
 from rlm_server.runs.request_texts import RequestTexts
 from rlm_server.runs.state import RunState
 from rlm_server.runs.told.last_word import ChildrenSaid
-from rlm_server.runs.tree import CHILD, Outcome, Task, Tree, kept_outcome
+from rlm_server.runs.tree import Outcome, Task, Tree, kept_outcome
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.host_time import charged
 from rlm_server.shares.threads import Purpose
@@ -164,7 +164,7 @@ class Children:
     async def _child(
         self, question: str, context: ChildContext, model: str | None, budget: Limit, answers: RequestTexts
     ) -> Slot:
-        child_id = CHILD + secrets.token_hex(16)
+        child_id = names.NODE + secrets.token_hex(16)
         try:
             # One that waits for its place holds nothing but its name.
             async with self._tree.level(self._parent.depth + 1), self._tree.contexts.opened(context) as node_context:

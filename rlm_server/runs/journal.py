@@ -138,9 +138,8 @@ class Journal:
 
     async def get(self, tenant: str, run: str) -> RunRow | None:
         """Return a tenant's run, or None: another tenant's does not exist for this one."""
-        return await self._database.read(
-            lambda connection: find_run(connection, "tenant = ? AND id = ?", (tenant, run))
-        )
+        found = await self._database.read(lambda connection: find_runs(connection, [run]).get(run))
+        return found if found is not None and found.tenant == tenant else None
 
     async def add_node(self, node: NodeRow) -> None:
         """Keep a child's node."""
@@ -168,18 +167,9 @@ class Journal:
 
         return await self._database.read(read)
 
-    async def node_count(self, run: str) -> int:
-        """Return how many nodes there have been in a run's tree."""
-
-        def read(connection: Connection) -> int:
-            return int(connection.execute("SELECT count(*) FROM node WHERE run = ?", (run,)).fetchone()[0])
-
-        return await self._database.read(read)
-
     async def root(self, run: str, text_bytes: int | None = None) -> NodeRow | None:
         """Return a run's root, of its question and its answer at most `text_bytes` of UTF-8, or the whole."""
-
-        return await self._database.read(lambda connection: find_root(connection, run, text_bytes))
+        return await self._database.read(lambda connection: find_roots(connection, [run], text_bytes).get(run))
 
     async def ended(self, node: str) -> NodeRow | None:
         """Return a node that has ended, whole; None for one that goes on, or is not there."""
@@ -338,7 +328,7 @@ class Journal:
         return await self._database.write(write)
 
     async def delete(self, run: str) -> None:
-        """Forget a run and its nodes. Its events must be gone. What it spent stays in the ledger, with its labels."""
+        """Forget a run and its nodes. Its events must be gone."""
 
         def write(connection: Connection) -> None:
             row = connection.execute("SELECT kept_bytes, tenant, request_id FROM run WHERE id = ?", (run,)).fetchone()
@@ -356,6 +346,12 @@ class Journal:
             connection.execute("DELETE FROM run WHERE id = ?", (run,))
 
         await self._database.write(write)
+
+    async def forget(self, run: str) -> None:
+        """Forget a run that has ended, its nodes and its events. What it spent stays in the ledger, with its labels."""
+        while await self.delete_events(run):
+            pass
+        await self.delete(run)
 
     async def tenants(self) -> list[str]:
         """Return the tenants that have, or had, runs."""
@@ -432,25 +428,28 @@ def _insert_node(connection: Connection, node: NodeRow) -> None:
 
 def _asked_before(connection: Connection, request: Request | None) -> RunRow | None:
     run = requests.answered(connection, request)
-    return None if run is None else find_run(connection, "id = ?", (run,))
+    return None if run is None else find_runs(connection, [run]).get(run)
 
 
-def find_root(connection: Connection, run: str, text_bytes: int | None) -> NodeRow | None:
-    """Return a run's root, of its question and its answer at most `text_bytes` of UTF-8, or the whole."""
+def find_roots(connection: Connection, runs: Sequence[str], text_bytes: int | None) -> dict[str, NodeRow]:
+    """Return runs' roots by their ids, of each question and answer at most `text_bytes` of UTF-8, or the whole."""
     texts = _WHOLE if text_bytes is None else (text_bytes, text_bytes)
-    row = connection.execute(f"{_NODE} WHERE id = ?", (*texts, run)).fetchone()
-    return None if row is None else _node(row, text_bytes)
+    rows = connection.execute(f"{_NODE} WHERE id IN ({', '.join('?' * len(runs))})", (*texts, *runs)).fetchall()
+    return {row[0]: _node(row, text_bytes) for row in rows}
 
 
-def find_run(connection: Connection, where: str, values: tuple[str, ...]) -> RunRow | None:
-    """Return the run for which a condition holds, if there is one."""
-    row = connection.execute(
+def find_runs(connection: Connection, runs: Sequence[str]) -> dict[str, RunRow]:
+    """Return runs by their ids, of any tenant."""
+    rows = connection.execute(
         "SELECT id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, limit_calls, "  # noqa: S608
-        f"limit_cpu_ms, created_at, ended_at, customer FROM run WHERE {where}", values,
-    ).fetchone()  # fmt: skip
-    if row is None:
-        return None
+        f"limit_cpu_ms, created_at, ended_at, customer FROM run WHERE id IN ({', '.join('?' * len(runs))})",
+        runs,
+    ).fetchall()
+    named = labels.of(connection, LABELS, [row[0] for row in rows])
+    return {row[0]: _run(row, named[row[0]]) for row in rows}
+
+
+def _run(row: tuple[Any, ...], named: Mapping[str, str]) -> RunRow:
     id, tenant, request_id, context, model, sub_model, *limits, created_at, ended_at, customer = row
-    named = labels.of(connection, LABELS, (id,))[id]
     asked = (id, tenant, request_id, context, model, sub_model, Limit(*limits), created_at, ended_at, customer, named)
     return RunRow(*asked)

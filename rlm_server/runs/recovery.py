@@ -6,11 +6,10 @@ import logging
 from dataclasses import replace
 
 from rlm_server.clock import now
-from rlm_server.ledger import AccountUnknown, Amounts, Ledger, LedgerError
+from rlm_server.ledger import AccountUnknown, Amounts, Ledger, LedgerError, names
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, written
 from rlm_server.runs.journal import Journal, NodeRow
 from rlm_server.runs.state import RunState
-from rlm_server.runs.tree import CHILD
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ async def recover(journal: Journal, ledger: Ledger) -> None:
     recovered = await ledger.recover()
     log.info("recovered holds: %d voided, %d posted in full", recovered.voided, recovered.posted)
     # Children first, and from their accounts: a child may have one already and be no node of the run's yet.
-    await ledger.close_left(CHILD)
+    await ledger.close_left(names.NODE)
     for node in await journal.unfinished():
         spent = await _closed(ledger, node.id)
         await journal.move(node.id, RunState.FAILED, reason=REASON, turns=node.turns)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 
-from rlm_server.clock import now
+from rlm_server.clock import DAY_MS, now
 from rlm_server.contexts.background import UPKEEP_SECONDS
 from rlm_server.runs.journal import Journal
 
 log = logging.getLogger(__name__)
 
-DAY_MS = 86_400_000
 USUAL = ""
 """Nobody's name: what holds for it holds for every tenant that was told nothing else."""
 AT_ONCE = 100
@@ -42,10 +41,17 @@ class Retention:
             if days:
                 self._shortest = min(self._shortest, days * DAY_MS / 1000)
                 before = now() - round(days * DAY_MS)
-                while runs := await self._journal.ended_before(tenant, before, AT_ONCE):
-                    for run in runs:
-                        await self._delete(run)
-                    removed += len(runs)
+                removed += await forget_ended(self._journal, tenant, before, self._delete)
         if removed:
             log.info("%d runs were forgotten, which had ended long enough ago", removed)
         return removed
+
+
+async def forget_ended(journal: Journal, tenant: str, before: int, delete: Callable[[str], Awaitable[None]]) -> int:
+    """Forget a tenant's runs that ended before a time (Unix milliseconds), and return how many that were."""
+    removed = 0
+    while runs := await journal.ended_before(tenant, before, AT_ONCE):
+        for run in runs:
+            await delete(run)
+        removed += len(runs)
+    return removed

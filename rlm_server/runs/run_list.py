@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlm_server.database import labels
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
-from rlm_server.runs.journal import LABELS, NodeRow, RunRow, find_root, find_run
+from rlm_server.runs.journal import LABELS, NodeRow, RunRow, find_roots, find_runs
 from rlm_server.runs.state import RunState
 
 PLACE = re.compile(r"[0-9]{16} \S{1,100}", re.ASCII)
@@ -52,7 +52,7 @@ class ListedRun:
 
 
 class RunList:
-    """Lists runs."""
+    """Shows runs with what there is of them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -62,20 +62,28 @@ class RunList:
 
         def read(connection: Connection) -> list[ListedRun]:
             where, values = _where(asked, before)
-            rows = connection.execute(
-                "SELECT run.id, (SELECT coalesce(max(sequence), 0) FROM event WHERE event.run = run.id), "  # noqa: S608
-                f"(SELECT count(*) FROM node WHERE node.run = run.id) FROM run WHERE {where} "
-                "ORDER BY run.created_at DESC, run.id DESC LIMIT ?",
-                (*values, most),
-            ).fetchall()
-            found = []
-            for id, last_sequence, node_count in rows:
-                run, root = find_run(connection, "id = ?", (id,)), find_root(connection, id, LIST_TEXT)
-                if run is not None and root is not None:
-                    found.append(ListedRun(run, root, last_sequence, node_count))
-            return found
+            order = "ORDER BY run.created_at DESC, run.id DESC LIMIT ?"
+            return _listed(connection, f"{where} {order}", (*values, most), LIST_TEXT)
 
         return await self._database.read(read)
+
+    async def one(self, run: str, text_bytes: int) -> ListedRun | None:
+        """Return a run, of its question and its answer at most `text_bytes` of UTF-8; None where it is not there."""
+        found = await self._database.read(lambda connection: _listed(connection, "run.id = ?", (run,), text_bytes))
+        return next(iter(found), None)
+
+
+def _listed(connection: Connection, which: str, values: Sequence[Any], text_bytes: int) -> list[ListedRun]:
+    rows = connection.execute(
+        "SELECT run.id, (SELECT coalesce(max(sequence), 0) FROM event WHERE event.run = run.id), "  # noqa: S608
+        f"(SELECT count(*) FROM node WHERE node.run = run.id) FROM run WHERE {which}",
+        values,
+    ).fetchall()
+    if not rows:
+        return []
+    ids = [id for id, *_ in rows]
+    runs, roots = find_runs(connection, ids), find_roots(connection, ids, text_bytes)
+    return [ListedRun(runs[id], roots[id], *counts) for id, *counts in rows if id in runs and id in roots]
 
 
 def _where(asked: RunFilter, before: str | None) -> tuple[str, list[Any]]:

@@ -20,7 +20,7 @@ from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.local_files import ContextDamaged
 from rlm_server.database.engine import DatabaseError
 from rlm_server.database.requests import Request
-from rlm_server.ledger import UNITS, Balance, BudgetExceeded, Limit
+from rlm_server.ledger import UNITS, Balance, BudgetExceeded, Limit, names
 from rlm_server.ledger.customers import Customer
 from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage
@@ -35,6 +35,7 @@ from rlm_server.runs.node import Node
 from rlm_server.runs.node_context import whole_context
 from rlm_server.runs.places import Place, Places
 from rlm_server.runs.recovery import recover
+from rlm_server.runs.retention import forget_ended
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Services, Task, Tree, kept_outcome
 from rlm_server.shares.limits import TenantLimits
@@ -61,10 +62,6 @@ class RunQuotaExceeded(Exception):
     def __init__(self, limit: int, used: int) -> None:
         super().__init__(f"tenant_kept_bytes: {used_up(used, limit)}")
         self.limit, self.used = limit, used
-
-
-_AT_ONCE = 100
-"""Runs that are looked up at once."""
 
 
 class RunNotEnded(Exception):
@@ -177,7 +174,7 @@ class Supervisor:
 
     async def _begin(self, new: NewRun) -> RunRow:
         journal, ledger = self._services.journal, self._services.ledger
-        run_id = "run_" + secrets.token_hex(16)
+        run_id = names.RUN + secrets.token_hex(16)
         row = RunRow(
             run_id, new.tenant, new.request.id if new.request is not None else None,
             new.context.id if new.context else None, new.model, new.sub_model, new.budget, now(),
@@ -307,9 +304,7 @@ class Supervisor:
         """
         if run_id in self._live:
             raise RunNotEnded(run_id)
-        while await self._services.journal.delete_events(run_id):
-            pass
-        await self._services.journal.delete(run_id)
+        await self._services.journal.forget(run_id)
 
     async def cancel(self, run_id: str) -> None:
         """Stop a run and everything under it, and return when it has stopped; one that has ended stays as it is."""
@@ -325,9 +320,7 @@ class Supervisor:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        while runs := await self._services.journal.ended_before(tenant, 1 << 62, _AT_ONCE):
-            for run in runs:
-                await self.delete(run)
+        await forget_ended(self._services.journal, tenant, 1 << 62, self.delete)
 
     async def coverage(self, run_id: str) -> Coverage:
         """Return how much of its context a run's whole tree has looked at so far."""

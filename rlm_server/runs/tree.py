@@ -35,9 +35,6 @@ _NOTHING = Amounts()
 
 WARN_AT_PERCENT = (50, 80, 95)
 
-CHILD = "node_"
-"""Of the ids of child nodes, and of their accounts."""
-
 
 @dataclass(frozen=True, slots=True)
 class Services:

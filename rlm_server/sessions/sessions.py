@@ -16,7 +16,7 @@ from rlm_server.clock import now
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.database import labels
 from rlm_server.database.requests import Request, RequestIdReused
-from rlm_server.ledger import Amounts, Ledger
+from rlm_server.ledger import Amounts, Ledger, names
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.sessions.ends import Ends, SessionEnded
@@ -29,9 +29,6 @@ from sandbox.cancellation import run_to_completion
 from sandbox.pool.pool import Pool
 
 log = logging.getLogger(__name__)
-
-PREFIX = "ses_"
-"""Of the ids of sessions, and of their accounts."""
 
 LABELS = "session"
 """The kind of sessions' labels."""
@@ -77,7 +74,7 @@ class Sessions:
         self._reaper: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        await self._ledger.close_left(PREFIX)  # sessions end with their server, also where it was killed
+        await self._ledger.close_left(names.SESSION)  # sessions end with their server, also where it was killed
         self._reaper = asyncio.create_task(self._end_the_old())
         return self
 
@@ -124,7 +121,7 @@ class Sessions:
         if self._of_tenant[new.tenant] >= most:
             raise TooManySessions(f"a tenant may have {most} sessions (tenant_sessions)")
         live = await self._pool.create(new.tenant, new.image, new.limits.sandbox)
-        session_id = PREFIX + secrets.token_hex(16)
+        session_id = names.SESSION + secrets.token_hex(16)
         try:
             async with AsyncExitStack() as held:
                 if new.context:
