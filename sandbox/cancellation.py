@@ -48,14 +48,14 @@ async def in_own_thread(function: Callable[[], _T]) -> _T:
     ended: Future[_T] = Future()
 
     def run() -> None:
+        if not ended.set_running_or_notify_cancel():  # from here on a cancellation leaves it alone
+            return
         try:
             answer = function()
         except BaseException as error:
-            if not ended.cancelled():
-                ended.set_exception(error)
+            ended.set_exception(error)
         else:
-            if not ended.cancelled():
-                ended.set_result(answer)
+            ended.set_result(answer)
 
     threading.Thread(target=run, daemon=True).start()
     return await asyncio.wrap_future(ended)

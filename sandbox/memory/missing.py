@@ -11,17 +11,12 @@ import errno
 import fcntl
 import functools
 import os
-import platform
 import struct
 
-from sandbox.memory.memory import MAPPING, clear, libc
+from sandbox.memory import userfaultfd
+from sandbox.memory.memory import clear, libc
 
-USERFAULTFD = {"x86_64": 323, "aarch64": 282}
-"""The number of userfaultfd(2), by machine."""
-CLOSE_ON_EXEC, USER_MODE_ONLY = 0x80000, 1
-UFFDIO_API, UFFDIO_REGISTER = 0xC018AA3F, 0xC020AA00
 UFFDIO_ZEROPAGE, UFFDIO_WAKE = 0xC020AA04, 0x8010AA02
-API = 0xAA
 _REGISTER_MISSING = 1
 _MADV_DONTNEED = 4
 
@@ -40,7 +35,7 @@ def serve(address: int, size: int) -> bool:
         return False
     clear(address, size)
     try:
-        fcntl.ioctl(_server(), UFFDIO_REGISTER, struct.pack("QQQQ", address, size, _REGISTER_MISSING, 0))
+        userfaultfd.register(_server(), address, size, _REGISTER_MISSING)
     except OSError:
         return False
     return True
@@ -72,13 +67,4 @@ def bring(address: int, size: int) -> None:
 @functools.cache
 def _server() -> int:
     """Return the userfaultfd that serves these pages, or -1 where the kernel gives none."""
-    if not MAPPING or platform.machine() not in USERFAULTFD:
-        return -1
-    fd = int(libc.syscall(USERFAULTFD[platform.machine()], CLOSE_ON_EXEC | USER_MODE_ONLY))
-    if fd >= 0:
-        try:
-            fcntl.ioctl(fd, UFFDIO_API, struct.pack("QQQ", API, 0, 0))
-        except OSError:
-            os.close(fd)
-            return -1
-    return fd
+    return userfaultfd.opened(0)

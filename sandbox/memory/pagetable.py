@@ -12,16 +12,13 @@ the page costs. So it pays only for a guest that writes to few of its pages in a
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import functools
 import os
-import platform
 import resource
-import struct
 import threading
 
+from sandbox.memory import userfaultfd
 from sandbox.memory.memory import MAPPING, PAGE, Runs, libc, reading
-from sandbox.memory.missing import API, CLOSE_ON_EXEC, UFFDIO_API, UFFDIO_REGISTER, USER_MODE_ONLY, USERFAULTFD
 
 PAGEMAP_SCAN = 0xC0606610
 _WRITE_PROTECT_ASYNC, _REGISTER_WRITE_PROTECT = 1 << 15, 2
@@ -127,7 +124,7 @@ def watch(address: int, size: int) -> None:
     Raises:
         OSError: the kernel refused.
     """
-    fcntl.ioctl(_watcher(), UFFDIO_REGISTER, struct.pack("QQQQ", address, size, _REGISTER_WRITE_PROTECT, 0))
+    userfaultfd.register(_watcher(), address, size, _REGISTER_WRITE_PROTECT)
 
 
 def written(address: int, size: int, start: int = 0) -> Runs:
@@ -180,13 +177,4 @@ def _can_scan() -> bool:
 @functools.cache
 def _watcher() -> int:
     """Return this process's userfaultfd, or -1 where the kernel has no asynchronous write protection."""
-    if not _can_scan() or platform.machine() not in USERFAULTFD:
-        return -1
-    fd = int(libc.syscall(USERFAULTFD[platform.machine()], CLOSE_ON_EXEC | USER_MODE_ONLY))
-    if fd >= 0:
-        try:
-            fcntl.ioctl(fd, UFFDIO_API, struct.pack("QQQ", API, _WRITE_PROTECT_ASYNC, 0))
-        except OSError:
-            os.close(fd)
-            return -1
-    return fd
+    return userfaultfd.opened(_WRITE_PROTECT_ASYNC) if _can_scan() else -1

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import wasmtime
 
-from sandbox.vm.instructions import ModuleRefused, number, skip_to_bulk, skip_types, step
-from sandbox.vm.safepoints import PAGE_BYTES, imported_functions, sections, written
+from sandbox.vm.instructions import ModuleRefused, number, skip_locals, skip_to_bulk, skip_types, step
+from sandbox.vm.safepoints import PAGE_BYTES, bodies, imported_functions, sections, written
 
 PART_BYTES = 1 << 20
 """Copied or filled between two polls."""
@@ -104,28 +104,22 @@ def _count_of_types(module: bytes, at: int, end: int) -> int:
 
 def _code(module: bytes, at: int, end: int, first: int) -> list[bytes]:
     """Return the code in parts. The functions that copy and fill have the numbers `first` and `first + 1`."""
-    count, at = number(module, at, end)
-    bodies = list(_bodies())
-    parts, since = [written(count + len(bodies))], at
+    added = list(_copying_and_filling())
+    count, since = number(module, at, end)
+    parts = [written(count + len(added))]
     calls = {_COPY: bytes([_CALL]) + written(first), _FILL: bytes([_CALL]) + written(first + 1)}
-    for _ in range(count):
-        head = at
-        size, start = number(module, at, end)
-        at = start + size
-        body = list(_calling(module, start, at, calls))
+    for head, start, after in bodies(module, at, end):
+        body = list(_calling(module, start, after, calls))
         if len(body) > 1:
             parts += [module[since:head], written(sum(map(len, body))), *body]
-            since = at
-    return [*parts, module[since:end], *bodies]
+            since = after
+    return [*parts, module[since:end], *added]
 
 
 def _calling(module: bytes, start: int, end: int, calls: dict[bytes, bytes]) -> Iterator[bytes]:
     """Yield a function's body in parts, with calls in the place of the instructions."""
     if any(module.find(one, start, end) >= 0 for one in (_INIT, _COPY, _FILL)):
-        groups, at = number(module, start, end)
-        for _ in range(groups):
-            _, at = number(module, at, end)
-            at = skip_types(module, at, end, 1)
+        at = skip_locals(module, start, end)
         while (at := skip_to_bulk(module, at, end)) < end:
             after = step(module, at, end)
             instruction = module[at:after]
@@ -139,13 +133,9 @@ def _calling(module: bytes, start: int, end: int, calls: dict[bytes, bytes]) -> 
     yield module[start:end]
 
 
-def _bodies() -> Iterator[bytes]:
+def _copying_and_filling() -> Iterator[bytes]:
     """Yield the two functions as they lie in code."""
     module = bytes(wasmtime.wat2wasm(_IN_PARTS))
     start, end = next((start, end) for kind, _, start, end in sections(module) if kind == _CODE)
-    count, at = number(module, start, end)
-    for _ in range(count):
-        head = at
-        size, start = number(module, at, end)
-        at = start + size
-        yield module[head:at]
+    for head, _, after in bodies(module, start, end):
+        yield module[head:after]

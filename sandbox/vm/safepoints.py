@@ -14,6 +14,7 @@ What is read is checked as far as polls depend on it. The whole of a module is f
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -112,6 +113,24 @@ def sections(module: bytes) -> list[tuple[int, int, int, int]]:
     return found
 
 
+def bodies(module: bytes, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """Yield where each function of a section of code, its contents and its end are.
+
+    Raises:
+        ModuleRefused: one is cut off, or something follows the last.
+    """
+    count, at = number(module, at, end)
+    for _ in range(count):
+        head = at
+        size, start = number(module, at, end)
+        at = start + size
+        if at > end:
+            raise ModuleRefused(f"the function at byte {head} of the module is cut off")
+        yield head, start, at
+    if at != end:
+        raise ModuleRefused(f"the code ends at byte {at} of the module, and its section at {end}")
+
+
 def _custom_name(module: bytes, at: int, end: int) -> bytes:
     length, at = number(module, at, end)
     return module[at : min(at + length, end)]
@@ -204,25 +223,16 @@ def _address(module: bytes, at: int, end: int, segment: int) -> tuple[int, int]:
 
 def _code(module: bytes, at: int, end: int, imported: int) -> tuple[list[bytes], tuple[int, int]]:
     """Return the code section with polls, in parts; and how many loops and functions have one."""
-    since = at
-    count, at = number(module, at, end)
-    parts, loops, functions = [], 0, 0
-    for i in range(imported, imported + count):
-        head = at
-        size, start = number(module, at, end)
-        at = start + size
-        if at > end:
-            raise ModuleRefused(f"function {i} is cut off")
+    since, parts, loops, functions = at, [], 0, 0
+    for i, (head, start, after) in enumerate(bodies(module, at, end), imported):
         try:
-            polls = _polls(module, start, at)
+            polls = _polls(module, start, after)
         except UnknownInstruction as error:
             raise UnknownInstruction(error.opcode, error.offset, i) from None
         if polls is not None:
-            body = _with_polls(module, start, at, polls)
+            body = _with_polls(module, start, after, polls)
             parts += [module[since:head], written(sum(map(len, body))), *body]
-            since, loops, functions = at, loops + len(polls.heads) - polls.at_entry, functions + polls.at_entry
-    if at != end:
-        raise ModuleRefused(f"the code ends at byte {at} of the module, and its section at {end}")
+            since, loops, functions = after, loops + len(polls.heads) - polls.at_entry, functions + polls.at_entry
     parts.append(module[since:end])
     return parts, (loops, functions)
 

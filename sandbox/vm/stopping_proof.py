@@ -8,13 +8,13 @@ stopped.
 from __future__ import annotations
 
 import ctypes
-import mmap
 import threading
 from collections.abc import Iterable
 from typing import Any
 
 import wasmtime
 
+from sandbox.memory.memory import forbid
 from sandbox.vm.safepoints import PAGE_BYTES, add_polls
 
 ENDLESS = 1 << 35
@@ -22,7 +22,6 @@ ENDLESS = 1 << 35
 _BEGUN = 1 << 15
 """Address of a byte that the code sets when it has begun."""
 _UNDER_WAY_SECONDS = 0.005
-_NO_ACCESS, _READ_AND_WRITE = 0, mmap.PROT_READ | mmap.PROT_WRITE
 
 _ROUND = "(br_if {} (i64.ne (local.tee $n (i64.sub (local.get $n) (i64.const 1))) (i64.const 0)))"
 _ROUND_A, _ROUND_B = _ROUND.format("$a"), _ROUND.format("$b")
@@ -96,7 +95,6 @@ def stops(engine: wasmtime.Engine, module: wasmtime.Module, function: str, *argu
         finally:
             ended.set()
             stopper.join()
-            protect(base, readable=True)
     return False
 
 
@@ -105,15 +103,4 @@ def _take_away(base: int, ended: threading.Event) -> None:
     while not begun.value and not ended.wait(0.001):
         pass
     ended.wait(_UNDER_WAY_SECONDS)
-    protect(base, readable=False)
-
-
-def protect(base: int, *, readable: bool) -> None:
-    """Take page 0 of a linear memory away from all threads, or give it back."""
-    access = _READ_AND_WRITE if readable else _NO_ACCESS
-    if _mprotect(base, PAGE_BYTES, access):
-        raise OSError(ctypes.get_errno(), "mprotect")
-
-
-_mprotect = ctypes.CDLL(None, use_errno=True).mprotect
-_mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    forbid(base, PAGE_BYTES)

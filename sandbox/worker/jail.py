@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sandbox.memory import missing, pagetable
+from sandbox.memory import missing, pagetable, userfaultfd
 from sandbox.worker import privileges
 
 _PR_SET_NO_NEW_PRIVS, _PR_SET_DUMPABLE = 38, 4
@@ -48,7 +48,7 @@ _IOCTL = (16, 29)
 _TGKILL = (234, 131)
 _PROT_EXEC = 4
 _CLONE_THREAD = 0x00010000
-_IOCTLS = (pagetable.PAGEMAP_SCAN, missing.UFFDIO_REGISTER, missing.UFFDIO_ZEROPAGE, missing.UFFDIO_WAKE)
+_IOCTLS = (pagetable.PAGEMAP_SCAN, userfaultfd.UFFDIO_REGISTER, missing.UFFDIO_ZEROPAGE, missing.UFFDIO_WAKE)
 
 _KILL, _ERRNO, _ALLOW = 0x80000000, 0x00050000, 0x7FFF0000
 _LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06

@@ -64,20 +64,23 @@ class Place:
         with places.lock:
             if self.held or self._stopped:
                 return 0.0
-            if places.free and not places.line:
+            if places.free and not places.wanted:
                 places.free -= 1
-                self.held = True
+                self._hold()
                 return 0.0
             places.line.append(self)
         started = time.monotonic()
         places.before_waiting()
         self._come.acquire()
+        return time.monotonic() - started
+
+    def _hold(self) -> None:
+        self.held = True
         self._since = time.monotonic()
-        return self._since - started
 
     def came(self) -> None:
         """Take the place that has come, and go on. To be called with the lock."""
-        self.held = True
+        self._hold()
         self._go_on()
 
     def _go_on(self) -> None:
@@ -86,7 +89,6 @@ class Place:
         if paused is None:
             self._come.release()
         else:
-            self._since = time.monotonic()
             paused.resume()
 
     def give(self) -> None:
@@ -111,10 +113,10 @@ class Place:
         Where turns cannot be paused, it goes on beside them, without a place.
         """
         places = self._places
-        if not places.line or not self.held:
+        if not places.wanted or not self.held:
             return
         with places.lock:
-            if not places.line or not self.held or time.monotonic() - self._since < SLICE_SECONDS:
+            if not places.wanted or not self.held or time.monotonic() - self._since < SLICE_SECONDS:
                 return
             if turn.pausable:
                 if not turn.pause():

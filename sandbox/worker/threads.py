@@ -140,9 +140,7 @@ class LeaderFollowers:
                 return
             work = self._read(left)
             if work:
-                with self._lock:
-                    self._queue.append(work)
-                    self._call_one()
+                self.call(work)
 
     def wake(self) -> None:
         """Have the waiting threads check again whether they are done."""

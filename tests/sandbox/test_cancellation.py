@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
 
-from sandbox.cancellation import cancel_and_wait, until_ended
+from sandbox import cancellation
+from sandbox.cancellation import cancel_and_wait, in_own_thread, until_ended
 
 
 async def failing(after: asyncio.Event) -> None:
@@ -48,3 +51,36 @@ async def test_whoever_is_cancelled_meanwhile_still_waits_to_the_end() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert task.done()
+
+
+async def test_a_function_in_its_own_thread_answers_or_fails_and_is_not_waited_for_once_cancelled() -> None:
+    assert await in_own_thread(lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        await in_own_thread(lambda: 1 // 0)
+    let_go, ended = threading.Event(), threading.Event()
+    task = asyncio.create_task(in_own_thread(lambda: (let_go.wait(60), ended.set())))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not ended.is_set()
+    let_go.set()
+    assert ended.wait(60)
+
+
+class CancelledLate(Future[int]):
+    """A future that is cancelled when its result is already on its way."""
+
+    def set_result(self, result: int) -> None:
+        self.cancel()
+        super().set_result(result)
+
+
+async def test_a_cancellation_that_comes_as_a_function_in_its_own_thread_ends_is_no_failure_of_the_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failed: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    monkeypatch.setattr(cancellation, "Future", CancelledLate)
+    assert await asyncio.wait_for(in_own_thread(lambda: 5), 60) == 5
+    assert failed == []

@@ -14,7 +14,7 @@ import wasmtime
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from sandbox.vm import engine, image, instructions, safepoints, stopping_proof
+from sandbox.vm import bulk_memory, engine, image, instructions, safepoints, stopping_proof
 from sandbox.vm.image import ImageError, ImageSpec, prepare
 from sandbox.vm.instructions import LOOP, ModuleRefused, UnknownInstruction, number, skip, skip_locals, step
 from sandbox.vm.safepoints import PAGE_BYTES, add_polls, sections
@@ -28,26 +28,17 @@ def wasm(text: str) -> bytes:
     return bytes(wasmtime.wat2wasm(text))
 
 
-def optimised() -> wasmtime.Engine:
-    config = engine.settings()
-    config.epoch_interruption = False  # its checks would keep polls alive
-    return wasmtime.Engine(config)
-
-
-ENGINE = optimised()
+ENGINE = wasmtime.Engine(engine.settings())
 
 
 def bodies(data: bytes) -> list[tuple[int, int]]:
     """Where the instructions of each function begin and end."""
-    found = []
-    for kind, _, start, _ in sections(data):
-        if kind == 10:
-            count, at = number(data, start, len(data))
-            for _ in range(count):
-                size, at = number(data, at, len(data))
-                found.append((skip_locals(data, at, at + size), at + size))
-                at += size
-    return found
+    return [
+        (skip_locals(data, start, end), end)
+        for kind, _, *code in sections(data)
+        if kind == 10
+        for _, start, end in safepoints.bodies(data, *code)
+    ]
 
 
 # ---- instructions -------------------------------------------------------------------------------------------------
@@ -364,10 +355,8 @@ def test_an_endless_loop_anywhere_among_others_is_stopped(
 def test_a_compiler_that_drops_polls_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(safepoints, "poll", lambda _index, _read: bytes.fromhex("41 80 02 2d 00 00 1a"))
     monkeypatch.setattr(stopping_proof, "ENDLESS", 1 << 28)
-    config = engine.settings()
-    config.epoch_interruption = False
     with pytest.raises(stopping_proof.CannotStop, match="drops polls: a loop in a loop could not be stopped"):
-        stopping_proof.check_stopping(config)
+        stopping_proof.check_stopping(engine.settings())
 
 
 # ---- images -------------------------------------------------------------------------------------------------------
@@ -383,12 +372,14 @@ def test_no_image_is_built_where_guests_could_not_be_stopped(monkeypatch: pytest
     assert list(tmp_path.glob("module-*")) == []
 
 
-@pytest.mark.parametrize("part", [safepoints, instructions])
+@pytest.mark.parametrize("part", [safepoints, instructions, bulk_memory])
 def test_an_image_that_was_made_by_other_polls_is_not_used(
     part: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    before = image._module_key()
+    before, source = image._module_key(), Path(part.__file__).read_text()
     changed = tmp_path / "changed.py"
-    changed.write_text(Path(part.__file__).read_text() + "\n")
     monkeypatch.setattr(part, "__file__", str(changed))
+    changed.write_text(f"{source}\nmore = 1\n")
     assert image._module_key() != before
+    changed.write_text(f'{source}\n# a remark\n"""What is told of it."""\n')
+    assert image._module_key() == before

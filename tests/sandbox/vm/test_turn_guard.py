@@ -8,11 +8,15 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sandbox.vm.poll_page import PollPage
 from sandbox.vm.turn_guard import TurnGuard
 
 
-class Page:
-    """A poll page that does what it is told."""
+class Page(PollPage):
+    """A poll page that does what it is told, without a memory."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
 
     def block(self) -> None:
         pass
@@ -28,7 +32,7 @@ class Page:
 def test_time_that_stands_still_for_two_reasons_is_counted_once(steps: list[tuple[str, int]]) -> None:
     clock = [0.0]
     with patch("sandbox.vm.turn_guard.time.monotonic", lambda: clock[0]):
-        guard = TurnGuard(1e9, Page())  # type: ignore[arg-type]
+        guard = TurnGuard(1e9, Page())
         guard.begin()
         waits: AbstractContextManager[None] | None = None
         paused, ran = False, 0.0
@@ -51,7 +55,7 @@ def test_time_that_stands_still_for_two_reasons_is_counted_once(steps: list[tupl
 
 
 def test_a_turn_that_waits_in_the_host_is_not_paused() -> None:
-    guard = TurnGuard(1.0, Page())  # type: ignore[arg-type]
+    guard = TurnGuard(1.0, Page())
     guard.begin()
     with guard.waiting():
         assert not guard.pause()

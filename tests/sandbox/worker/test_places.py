@@ -6,6 +6,8 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from sandbox.worker.places import SLICE_SECONDS, Place, Places
 
 
@@ -134,6 +136,20 @@ def test_one_who_held_its_place_for_long_is_paused_and_goes_behind_those_in_line
     short.give()
     assert long.held
     assert not turn.paused
+
+
+def test_one_who_took_a_free_place_keeps_it_for_its_time_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sandbox.worker.places.SLICE_SECONDS", 60.0)
+    places = Places(1, nothing)
+    long, short, turn = Place(places), Place(places), Turn()
+    long.take()
+    waiting = in_line(short)
+    long.pass_on(turn)
+    assert long.held
+    assert not turn.paused
+    long.give()
+    waiting.join(60)
+    assert short.held
 
 
 def test_one_who_cannot_be_paused_just_now_keeps_its_place() -> None:
