@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlm_server.database.database import is_postgres
-from rlm_server.database.engine import Connection, DatabaseError
+from rlm_server.database.engine import Connection, DatabaseError, is_postgres
 
 BATCH = 500
 """Rows that are put in at once."""
