@@ -28,12 +28,15 @@ T = TypeVar("T")
 
 
 class Visit:
-    """The engine of a visitor. `begin` are the statements that begin a transaction which writes."""
+    """The engine of a visitor.
+
+    `to_write` and `to_read` are the statements that begin a transaction which writes, and one which only reads.
+    """
 
     epoch = 0
 
-    def __init__(self, writer: Writer, begin: Sequence[str], typed: Typed) -> None:
-        self._writer, self._begin, self._typed = writer, begin, typed
+    def __init__(self, writer: Writer, to_write: Sequence[str], to_read: Sequence[str], typed: Typed) -> None:
+        self._writer, self._to_write, self._to_read, self._typed = writer, to_write, to_read, typed
         self._one = threading.Lock()
 
     @staticmethod
@@ -58,12 +61,12 @@ class Visit:
 
     def transact(self, functions: Iterator[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction; see `Engine.transact`."""
-        with self._one, transaction(self._writer, self._begin, self._typed):
+        with self._one, transaction(self._writer, self._to_write, self._typed):
             return [in_savepoint(self._writer, function, self._typed) for function in functions]
 
     def read(self, function: Callable[[Connection], T]) -> T:
         """Run a function over one snapshot; see `Engine.read`."""
-        with self._one, transaction(self._writer, ("BEGIN",), self._typed):
+        with self._one, transaction(self._writer, self._to_read, self._typed):
             return function(self._writer)
 
     def check(self) -> None:
@@ -81,13 +84,13 @@ def _sqlite(path: Path, busy_timeout: float) -> tuple[Visit, int]:
     with translated(typed):
         connection = connect(path, busy_timeout)
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return Visit(connection, BEGIN, typed), int(version)
+    return Visit(connection, BEGIN, ("BEGIN",), typed), int(version)
 
 
 def _postgres(url: str, busy_timeout: float) -> tuple[Visit, int]:
     import psycopg
 
-    from rlm_server.database.postgres import connected, typed
+    from rlm_server.database.postgres import BEGIN_READING, connected, typed
 
     try:
         connection = connected(url, busy_timeout)
@@ -97,4 +100,5 @@ def _postgres(url: str, busy_timeout: float) -> tuple[Visit, int]:
     with suppress(psycopg.errors.UndefinedTable), translated(typed):
         (version,) = connection.execute("SELECT version FROM rlm_owner").fetchone()
     # Every transaction of the owner's begins by changing this row.
-    return Visit(connection, ("BEGIN", "SELECT epoch FROM rlm_owner FOR UPDATE"), typed), int(version)
+    to_write = ("BEGIN", "SELECT epoch FROM rlm_owner FOR UPDATE")
+    return Visit(connection, to_write, (BEGIN_READING,), typed), int(version)
