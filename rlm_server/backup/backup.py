@@ -22,8 +22,8 @@ from typing import Any
 
 from rlm_server.backup.archive import BackupError, Contents, Member, Writer, checked, written
 from rlm_server.config.settings import Settings
-from rlm_server.database.database import Database, is_postgres
-from rlm_server.database.engine import Connection
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection, is_postgres
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.database.snapshot import Snapshot, Table, put, snapshot, tables
 

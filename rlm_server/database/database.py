@@ -14,7 +14,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from rlm_server.database.engine import READERS, Connection, DatabaseClosedError, DatabaseError, Engine, Failed
+from rlm_server.database.engine import (
+    READERS,
+    Connection,
+    DatabaseClosedError,
+    DatabaseError,
+    Engine,
+    Failed,
+    is_postgres,
+)
 from rlm_server.database.line import Line
 from rlm_server.database.visit import Visit
 from rlm_server.shares.gate import Gate
@@ -237,11 +245,6 @@ def _undone(error: BaseException) -> DatabaseError:
     undone = undone or DatabaseError(f"the transaction was undone: {error}")
     undone.__cause__ = error
     return undone
-
-
-def is_postgres(at: str | Path) -> bool:
-    """Whether this names a Postgres database, by its URL, and no file."""
-    return isinstance(at, str) and at.startswith(("postgresql://", "postgres://"))
 
 
 def _engine(at: str | Path, migrations: Sequence[str], busy_timeout: float) -> Engine:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
@@ -84,6 +85,10 @@ class Writer(Connection, Protocol):
         """Whether a transaction is open. It is not where the connection was lost."""
         ...
 
+    def close(self) -> None:
+        """Close it."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Failed:
@@ -144,6 +149,21 @@ def translated(typed: Typed) -> Iterator[None]:
         raise failure from error
 
 
+@contextmanager
+def transaction(writer: Writer, begin: Sequence[str], typed: Typed) -> Iterator[None]:
+    """Commit what is done inside, or undo it where something is raised. `begin` are the statements that begin it."""
+    with translated(typed):
+        try:
+            for statement in begin:
+                writer.execute(statement)
+            yield
+            writer.execute("COMMIT")
+        except BaseException:
+            if writer.in_transaction:
+                writer.execute("ROLLBACK")
+            raise
+
+
 def in_savepoint(writer: Writer, function: Callable[[Connection], Any], typed: Typed) -> Any:
     """Run one function of a group in a savepoint; a `Failed` stands for the answer of one that raised.
 
@@ -184,6 +204,11 @@ def unseen(migrations: Sequence[str], version: int) -> Iterable[tuple[int, str]]
             f"the database has schema version {version}, this software knows up to {len(migrations)}; use a newer one"
         )
     return enumerate(migrations[version:], start=version + 1)
+
+
+def is_postgres(at: str | Path) -> bool:
+    """Whether this names a Postgres database, by its URL, and no file."""
+    return isinstance(at, str) and at.startswith(("postgresql://", "postgres://"))
 
 
 def following(prefix: str) -> str:

@@ -43,6 +43,9 @@ PATIENCE_SECONDS = 30.0
 PAUSE_SECONDS = 0.25
 """Between two tries to reach it."""
 
+BEGIN_READING = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
+"""What begins a transaction that reads, of one moment."""
+
 _NOTICED: dict[str, Any] = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -297,7 +300,7 @@ class _Reader:
         if self._connection is None or self._connection.broken:
             self._connection = self._database.connect()
         connection = self._connection
-        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+        connection.execute(BEGIN_READING)
         try:
             return function(connection)
         finally:

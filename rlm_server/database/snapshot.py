@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlm_server.database.database import is_postgres
-from rlm_server.database.engine import Connection, DatabaseError
+from rlm_server.database.engine import Connection, DatabaseError, is_postgres
 
 BATCH = 500
 """Rows that are put in at once."""
@@ -124,12 +123,13 @@ def _postgres(url: str | Path) -> Iterator[Snapshot]:
     # Imported here, because only a database of this kind needs it.
     import psycopg
 
+    from rlm_server.database.postgres import BEGIN_READING
     from rlm_server.database.postgres_dialect import PostgresConnection
 
     try:
         with psycopg.connect(str(url), autocommit=True, connect_timeout=5) as raw:
             PostgresConnection(raw)  # which has values read as they were written
-            raw.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            raw.execute(BEGIN_READING)
             (schema,) = raw.execute("SELECT version FROM rlm_owner").fetchone() or (0,)
             yield Snapshot(int(schema), lambda statement: raw.cursor().stream(statement))
     except psycopg.Error as error:

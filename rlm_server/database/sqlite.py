@@ -19,11 +19,15 @@ from rlm_server.database.engine import (
     DatabaseLostError,
     DatabaseOwnedError,
     in_savepoint,
+    transaction,
     translated,
     unseen,
 )
 
 T = TypeVar("T")
+
+BEGIN = ("BEGIN IMMEDIATE",)
+"""What begins a transaction that writes."""
 
 _TYPED = {
     sqlite3.SQLITE_BUSY: (DatabaseBusyError, "the database is locked by a foreign connection; try again"),
@@ -91,16 +95,8 @@ class SQLite:
 
     def transact(self, functions: Iterator[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction, each in a savepoint of its own; see `Engine.transact`."""
-        with translated(typed):
-            try:
-                self._writer.execute("BEGIN IMMEDIATE")
-                answers = [in_savepoint(self._writer, function, typed) for function in functions]
-                self._writer.execute("COMMIT")
-            except BaseException:
-                if self._writer.in_transaction:
-                    self._writer.execute("ROLLBACK")
-                raise
-        return answers
+        with transaction(self._writer, BEGIN, typed):
+            return [in_savepoint(self._writer, function, typed) for function in functions]
 
     def read(self, function: Callable[[Connection], T]) -> T:
         """Run a function over one snapshot; see `Engine.read`."""

@@ -15,26 +15,28 @@ from typing import Any, TypeVar
 from rlm_server.database.engine import (
     Connection,
     DatabaseError,
-    DatabaseVersionError,
     Typed,
     Writer,
     in_savepoint,
+    is_postgres,
+    transaction,
     translated,
+    unseen,
 )
 
 T = TypeVar("T")
 
-Begin = tuple[str, ...]
-"""The statements that begin a transaction."""
-
 
 class Visit:
-    """The engine of a visitor."""
+    """The engine of a visitor.
+
+    `to_write` and `to_read` are the statements that begin a transaction which writes, and one which only reads.
+    """
 
     epoch = 0
 
-    def __init__(self, writer: Any, begin: Begin, typed: Typed) -> None:
-        self._writer, self._begin, self._typed = writer, begin, typed
+    def __init__(self, writer: Writer, to_write: Sequence[str], to_read: Sequence[str], typed: Typed) -> None:
+        self._writer, self._to_write, self._to_read, self._typed = writer, to_write, to_read, typed
         self._one = threading.Lock()
 
     @staticmethod
@@ -45,8 +47,8 @@ class Visit:
             DatabaseVersionError: it is of a newer version.
             DatabaseError: it cannot be opened.
         """
-        if isinstance(at, str) and at.startswith(("postgresql://", "postgres://")):
-            opened, version = _postgres(at, busy_timeout)
+        if is_postgres(at):
+            opened, version = _postgres(str(at), busy_timeout)
         elif Path(at).exists():
             opened, version = _sqlite(Path(at), busy_timeout)
         else:
@@ -54,34 +56,18 @@ class Visit:
         if version == len(migrations):
             return opened
         opened.close()
-        if version > len(migrations):
-            raise DatabaseVersionError(
-                f"the database has schema version {version}, this software knows up to {len(migrations)}; use a newer "
-                "one"
-            )
+        unseen(migrations, version)  # which refuses a newer one
         return None
 
     def transact(self, functions: Iterator[Callable[[Connection], Any]]) -> list[Any]:
         """Run functions in one durable transaction; see `Engine.transact`."""
-        return self._within(self._begin, lambda: [in_savepoint(self._writer, one, self._typed) for one in functions])
+        with self._one, transaction(self._writer, self._to_write, self._typed):
+            return [in_savepoint(self._writer, function, self._typed) for function in functions]
 
     def read(self, function: Callable[[Connection], T]) -> T:
         """Run a function over one snapshot; see `Engine.read`."""
-        return self._within(("BEGIN",), lambda: function(self._writer))
-
-    def _within(self, begin: Begin, work: Callable[[], T]) -> T:
-        writer: Writer = self._writer
-        with self._one, translated(self._typed):
-            try:
-                for statement in begin:
-                    writer.execute(statement)
-                answer = work()
-                writer.execute("COMMIT")
-            except BaseException:
-                if writer.in_transaction:
-                    writer.execute("ROLLBACK")
-                raise
-            return answer
+        with self._one, transaction(self._writer, self._to_read, self._typed):
+            return function(self._writer)
 
     def check(self) -> None:
         """Make sure that the database is there; see `Engine.check`."""
@@ -93,18 +79,18 @@ class Visit:
 
 
 def _sqlite(path: Path, busy_timeout: float) -> tuple[Visit, int]:
-    from rlm_server.database.sqlite import connect, typed
+    from rlm_server.database.sqlite import BEGIN, connect, typed
 
     with translated(typed):
         connection = connect(path, busy_timeout)
         (version,) = connection.execute("PRAGMA user_version").fetchone()
-    return Visit(connection, ("BEGIN IMMEDIATE",), typed), int(version)
+    return Visit(connection, BEGIN, ("BEGIN",), typed), int(version)
 
 
 def _postgres(url: str, busy_timeout: float) -> tuple[Visit, int]:
     import psycopg
 
-    from rlm_server.database.postgres import connected, typed
+    from rlm_server.database.postgres import BEGIN_READING, connected, typed
 
     try:
         connection = connected(url, busy_timeout)
@@ -114,4 +100,5 @@ def _postgres(url: str, busy_timeout: float) -> tuple[Visit, int]:
     with suppress(psycopg.errors.UndefinedTable), translated(typed):
         (version,) = connection.execute("SELECT version FROM rlm_owner").fetchone()
     # Every transaction of the owner's begins by changing this row.
-    return Visit(connection, ("BEGIN", "SELECT epoch FROM rlm_owner FOR UPDATE"), typed), int(version)
+    to_write = ("BEGIN", "SELECT epoch FROM rlm_owner FOR UPDATE")
+    return Visit(connection, to_write, (BEGIN_READING,), typed), int(version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 
 from rlm_server.database.engine import Connection, following
@@ -15,7 +16,7 @@ from rlm_server.ledger.errors import (
     BudgetExceeded,
     LimitTooLow,
 )
-from rlm_server.ledger.windows import Span, account_of, is_pace, keep
+from rlm_server.ledger.windows import Span, account_of, is_pace, keep, window_limits
 
 
 def reserve_of(id: str) -> str:
@@ -133,16 +134,25 @@ def set_limit(connection: Connection, id: str, limit: Limit) -> Account:
     return account
 
 
-def set_window(connection: Connection, id: str, span: Span, limit: Limit | None, at: int) -> None:
-    """Limit every window of an account's span from the present one on; see `Ledger.set_window`."""
-    refuse_uncountable(limit=limit or Limit())
-    account = Tree(connection).get(id)
+def set_windows(connection: Connection, id: str, wanted: Mapping[Span, Limit | None], at: int) -> None:
+    """Limit every window of some spans of an account from the present one on; see `Ledger.set_window`.
+
+    Spans that are limited in this way already stay as they are.
+    """
+    tree = Tree(connection)
+    account = tree.get(id)
     if not account.has_windows:
         raise AccountConflict(id, "is no tenant's and no customer's, and only theirs have windows")
-    keep(connection, account.tenant, id, span, limit, at)
-    tree = Tree(connection)
-    for window in tree.windows(tree.get(id), at):
-        if window.id == account_of(id, span, at):
+    before = window_limits(connection, id)
+    changed = {span: limit for span, limit in wanted.items() if limit != before.get(span)}
+    if not changed:
+        return
+    for span, limit in changed.items():
+        refuse_uncountable(limit=limit or Limit())
+        keep(connection, account.tenant, id, span, limit, at)
+    present = {account_of(id, span, at) for span in changed}
+    for window in tree.windows(account, at):
+        if window.id in present:
             tree.change(window)
     tree.save()
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from rlm_server.database import labels
 from rlm_server.database.engine import Connection
-from rlm_server.ledger.account_lifecycle import reset_window, set_window
+from rlm_server.ledger.account_lifecycle import reset_window, set_windows
 from rlm_server.ledger.accounts import Account, Tree, refuse_uncountable
 from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.ledger.errors import AccountClosed, AccountConflict, AccountExists, AccountUnknown, TooManyAccounts
 from rlm_server.ledger.names import CUSTOMER, customer_account
-from rlm_server.ledger.windows import Span, limited
+from rlm_server.ledger.windows import Span, window_limits
 
 TEMPLATE = "default"
 """The id of the customer that those are made after who are named by a run or session and are not there yet."""
@@ -129,11 +129,7 @@ def update(connection: Connection, new: Customer, at: int, resets: Sequence[Span
 
 def _with_terms(connection: Connection, customer: Customer, at: int) -> Customer:
     labels.put(connection, LABELS, customer.account, customer.labels)
-    before = {one.span: one.limit for one in limited(connection, customer.account)}
-    for span in Span:
-        limit = customer.windows.get(span)
-        if limit != before.get(span):
-            set_window(connection, customer.account, span, limit, at)
+    set_windows(connection, customer.account, {span: customer.windows.get(span) for span in Span}, at)
     return customer
 
 
@@ -225,6 +221,6 @@ def _read(connection: Connection, query: str, values: Sequence[Any]) -> list[Cus
     customers = []
     for account, tenant, id, parent, path, name, created_at, *limit in connection.execute(query, values).fetchall():
         named = labels.of(connection, LABELS, (account,))[account]
-        windows = {one.span: one.limit for one in limited(connection, account)}
+        windows = window_limits(connection, account)
         customers.append(Customer(tenant, id, parent, name, named, Limit(*limit), windows, path, created_at))
     return customers

@@ -127,7 +127,7 @@ class Ledger:
             lambda changed: self._limits_changed_of(changed.tenant),
         )
 
-    async def set_window(self, account: str, span: Span, limit: Limit | None) -> None:
+    async def set_window(self, tenant: str, span: Span, limit: Limit | None) -> None:
         """Limit what a tenant may spend in every window of a span, from the present one on; None lifts the limit.
 
         What was reserved earlier in the present window counts. Where that is more than the limit, nothing more is
@@ -138,8 +138,8 @@ class Ledger:
             AmountRefused: the limit is negative or above 2^62.
         """
         await self._freeing(
-            lambda connection: account_lifecycle.set_window(connection, account, span, limit, self._clock()),
-            lambda _: self._limits_changed_of(account),
+            lambda connection: account_lifecycle.set_windows(connection, tenant, {span: limit}, self._clock()),
+            lambda _: self._limits_changed_of(tenant),
         )
 
     async def change(self, tenant: str, work: Callable[[Connection, int], T]) -> T:

@@ -135,6 +135,11 @@ def limited(connection: Connection, account: str) -> Iterator[Limited]:
         yield Limited(Span(span), since, Limit(*limit))
 
 
+def window_limits(connection: Connection, account: str) -> dict[Span, Limit]:
+    """What the windows of an account are limited to, by their spans."""
+    return {one.span: one.limit for one in limited(connection, account)}
+
+
 def keep(connection: Connection, tenant: str, account: str, span: Span, limit: Limit | None, at: int) -> None:
     """Write what every window of a span is limited to from now on, None for nothing."""
     connection.execute(_REMOVE, (account, span))

@@ -251,9 +251,9 @@ class Tenants:
         terms = self._served.with_own(own, tenant)
         account_lifecycle.open_account(connection, Account(tenant, tenant, None, False, terms.budget), at)
         account_lifecycle.set_limit(connection, tenant, terms.budget)
-        for span in BUDGET_SPANS:
-            limit = terms.window(span)
-            account_lifecycle.set_window(connection, tenant, span, None if limit == NO_LIMIT else limit, at)
+        limits = {span: terms.window(span) for span in BUDGET_SPANS}
+        wanted = {span: None if limit == NO_LIMIT else limit for span, limit in limits.items()}
+        account_lifecycle.set_windows(connection, tenant, wanted, at)
 
     async def _once(self, request: Request | None, work: Callable[[Connection], Tenant]) -> Tenant:
         answer, _ = await self._database.write(

@@ -51,6 +51,22 @@ async def test_what_a_visitor_refuses_is_undone(database_at: str | Path) -> None
         assert await owner.read(counted) == 1
 
 
+async def test_what_a_visitor_reads_is_of_one_moment(database_at: str | Path) -> None:
+    loop = asyncio.get_running_loop()
+
+    def twice(connection: Connection) -> tuple[int, int]:
+        first = counted(connection)
+        asyncio.run_coroutine_threadsafe(owner.write(add), loop).result(60)
+        return first, counted(connection)
+
+    async with (
+        await Database.open(database_at, [COUNT]) as owner,
+        await Database.visit(database_at, [COUNT]) as visitor,
+    ):
+        assert await visitor.read(twice) == (0, 0)
+        assert await visitor.read(counted) == 1
+
+
 async def test_a_visit_is_no_new_owner(database_at: str | Path) -> None:
     async with await Database.open(database_at, [COUNT]) as owner:
         epoch = owner.epoch
