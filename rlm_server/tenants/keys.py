@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from rlm_server.clock import now
 from rlm_server.database.database import Database
-from rlm_server.database.engine import Connection
+from rlm_server.database.engine import Connection, DatabaseError
 from rlm_server.database.requests import Request, once
 from rlm_server.tenants.changes import next_version
 from rlm_server.tenants.checks import WrongTerm
@@ -195,13 +195,22 @@ class Keys:
         )
 
     async def record_use(self) -> None:
-        """Write down when keys were used since this was done last."""
+        """Write down when keys were used since this was done last.
+
+        Raises:
+            DatabaseError: the database failed; it is still to be written down.
+        """
         used, self._used = self._used, {}
-        if used:
-            rows = [(at, id) for id, at in used.items()]
+        if not used:
+            return
+        rows = [(at, id) for id, at in used.items()]
+        try:
             await self._database.write(
                 lambda connection: connection.executemany("UPDATE api_key SET used_at = ? WHERE id = ?", rows)
             )
+        except DatabaseError:
+            self._used = used | self._used
+            raise
 
     # ---- looking up ----------------------------------------------------------------------------------------------
 

@@ -170,3 +170,22 @@ async def test_a_look_up_that_fails_is_made_again_for_the_next(
     monkeypatch.setattr(database, "read", failing)
     told = await asyncio.gather(*(owner(keys, key) for _ in range(3)), return_exceptions=True)
     assert [type(one) for one in told] == [DatabaseLostError, str, str]
+
+
+async def test_when_keys_were_used_is_written_down_later_where_the_database_fails(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = Keys(database)
+    key = await made(keys, "acme")
+    await owner(keys, key)
+
+    async def failing(function: Callable[[Connection], Any]) -> Any:
+        raise DatabaseLostError("it is away")
+
+    with monkeypatch.context() as away:
+        away.setattr(database, "write", failing)
+        with pytest.raises(DatabaseLostError):
+            await keys.record_use()
+    await keys.record_use()
+    (kept,) = await keys.page("acme", 0, 1)
+    assert kept.used_at is not None
