@@ -252,7 +252,7 @@ class Tenants:
         account_lifecycle.open_account(connection, Account(tenant, tenant, None, False, terms.budget), at)
         account_lifecycle.set_limit(connection, tenant, terms.budget)
         for span in BUDGET_SPANS:
-            limit = terms.window(span)
+            limit = terms.limit(span)
             account_lifecycle.set_window(connection, tenant, span, None if limit == NO_LIMIT else limit, at)
 
     async def _once(self, request: Request | None, work: Callable[[Connection], Tenant]) -> Tenant:
