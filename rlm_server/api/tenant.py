@@ -9,11 +9,11 @@ from functools import partial
 from typing import Any
 
 from google.protobuf.message import Message
-from rlm.v1 import tenant_pb2, tenant_pb2_grpc, types_pb2
+from rlm.v1 import tenant_pb2, tenant_pb2_grpc
 
 from rlm_server.api import accounts, requests, responses
 from rlm_server.api.errors import InvalidField
-from rlm_server.ledger import BUDGET_SPANS, Ledger, Limit, LimitTooLow, Span
+from rlm_server.ledger import BUDGET_SPANS, Ledger, LimitTooLow, Span
 from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_name, check_terms
 from rlm_server.tenants.keys import Key, Keys
 from rlm_server.tenants.removal import Removal
@@ -23,8 +23,6 @@ from rlm_server.tenants.watch import Watch
 
 OPERATORS = ""
 """Under whose name request ids of operators are kept: no tenant has this name."""
-USUAL_PAGE, MOST_PAGE = 100, 1_000
-"""Tenants, or keys, of a page."""
 
 _SOURCES = {
     Source.SERVER: tenant_pb2.LIMIT_SOURCE_SERVER,
@@ -89,7 +87,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
 
     async def ListTenants(self, request: tenant_pb2.ListTenantsRequest, context: Any) -> tenant_pb2.ListTenantsResponse:
         """List tenants."""
-        size = _page_size(request.page_size)
+        size = requests.page_size(request.page_size, 100, 1_000)
         list_name = f"tenants {request.show_deleted}"
         place = requests.page_key(request.page_token, list_name)
         after = "" if place is None else place
@@ -127,7 +125,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
                 new = {one: value for one, value in said.limits.items() if not name or one == name}
                 terms = replace(terms, limits={**kept, **new})
             else:
-                terms = _with_budget(terms, _BUDGETS[field], _budget_of(said, _BUDGETS[field]))
+                terms = terms.with_limit(_BUDGETS[field], said.limit(_BUDGETS[field]))
         check_labels(labels)
         check_terms(terms, self._terms, self._offered)
         return replace(before, terms=terms, labels=labels)
@@ -152,16 +150,16 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         labels, asked = dict(request.labels), requests.repeatable(OPERATORS, request)
         with _named(""):
             check_labels(labels)
-        expires_at = requests.time(request.expire_time, "expire_time") if request.HasField("expire_time") else None
-        whose = _whose(request.kind, request.tenant_id)
-        with _named(""):
+            expires_at = requests.time(request.expire_time, "expire_time") if request.HasField("expire_time") else None
+            whose = _whose(request.kind, request.tenant_id)
             key, secret = await self._keys.create(whose, labels=labels, expires_at=expires_at, request=asked)
         await self._watch.look()
         return tenant_pb2.CreateApiKeyResponse(key=_key(key), secret=secret, repeated=not secret)
 
     async def ListApiKeys(self, request: tenant_pb2.ListApiKeysRequest, context: Any) -> tenant_pb2.ListApiKeysResponse:
         """List keys."""
-        whose, size = _whose(request.kind, request.tenant_id), _page_size(request.page_size)
+        whose = _whose(request.kind, request.tenant_id)
+        size = requests.page_size(request.page_size, 100, 1_000)
         if whose is not None:
             await self._tenants.get(whose)
         list_name = f"keys {whose or ''} {request.show_inactive}"
@@ -196,10 +194,6 @@ def _named(message: str) -> Iterator[None]:
         raise InvalidField(f"{above}budget", str(error)) from None
 
 
-def _page_size(asked: int) -> int:
-    return requests.page_size(min(asked, MOST_PAGE), USUAL_PAGE, MOST_PAGE)
-
-
 def _whose(kind: tenant_pb2.ApiKeyKind.ValueType, tenant_id: str) -> str | None:
     """Return the tenant whose key is meant, None for an operator's."""
     if kind not in _KINDS:
@@ -212,7 +206,11 @@ def _whose(kind: tenant_pb2.ApiKeyKind.ValueType, tenant_id: str) -> str | None:
 
 
 def _terms(asked: tenant_pb2.Tenant) -> OwnTerms:
-    budgets = {span: _budget(field, getattr(asked, field)) for field, span in _BUDGETS.items() if asked.HasField(field)}  # type: ignore[arg-type]
+    budgets = {
+        _BUDGETS[field.name]: requests.budget(value, f"tenant.{field.name}")
+        for field, value in asked.ListFields()
+        if field.name in _BUDGETS
+    }
     return OwnTerms(
         tuple(asked.allowed_models),
         tuple(asked.allowed_images),
@@ -222,24 +220,6 @@ def _terms(asked: tenant_pb2.Tenant) -> OwnTerms:
         budgets.pop(None, NO_LIMIT),
         {span: limit for span, limit in budgets.items() if span is not None},
     )
-
-
-def _budget(field: str, value: types_pb2.Budget) -> Limit:
-    try:
-        return requests.budget(value)
-    except InvalidField as error:
-        raise InvalidField(f"tenant.{field}{error.field.removeprefix('budget')}", str(error)) from None
-
-
-def _budget_of(terms: OwnTerms, span: Span | None) -> Limit:
-    return terms.budget if span is None else terms.window(span)
-
-
-def _with_budget(terms: OwnTerms, span: Span | None, limit: Limit) -> OwnTerms:
-    if span is None:
-        return replace(terms, budget=limit)
-    others = {one: kept for one, kept in terms.windows.items() if one is not span}
-    return replace(terms, windows=others if limit == NO_LIMIT else {**others, span: limit})
 
 
 def _paths(request: tenant_pb2.UpdateTenantRequest) -> list[str]:
@@ -273,7 +253,7 @@ def _tenant(value: Tenant) -> tenant_pb2.Tenant:
         spent=responses.amounts(value.spent),
     )
     for field, span in _BUDGETS.items():
-        if (limit := _budget_of(terms, span)) != NO_LIMIT:
+        if (limit := terms.limit(span)) != NO_LIMIT:
             getattr(message, field).CopyFrom(responses.budget(limit))
     _stamp(message, {"create": value.created_at, "update": value.changed_at, "delete": value.deleted_at})
     return message

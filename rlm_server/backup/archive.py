@@ -8,7 +8,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +17,6 @@ FORMAT = 1
 """Of the file. A server reads this one alone."""
 LIST = "list.json"
 """The last member."""
-CHUNK = 1 << 20
 
 
 class BackupError(Exception):
@@ -49,7 +48,7 @@ class Writer:
     """Writes a backup. Made by `written`."""
 
     def __init__(self, tar: tarfile.TarFile) -> None:
-        self._tar, self.members = tar, list[Member]()
+        self._tar, self._members = tar, list[Member]()
 
     def add(self, name: str, file: IO[bytes]) -> None:
         """Add all of an open file, from its beginning to the end that it has now."""
@@ -59,15 +58,16 @@ class Writer:
         file.seek(0)
         hashed = _Hashed(file, found.st_size)
         self._tar.addfile(info, hashed)
-        self.members.append(Member(name, found.st_size, hashed.sha256.hexdigest(), found.st_mtime_ns))
+        self._members.append(Member(name, found.st_size, hashed.sha256.hexdigest(), found.st_mtime_ns))
 
-    def finish(self, version: str, schema: int, created: str) -> None:
-        """Add the list of all members, without which a backup is none."""
-        contents = asdict(Contents(FORMAT, version, schema, created, tuple(self.members)))
-        text = json.dumps(contents).encode()
+    def finish(self, version: str, schema: int, created: str) -> Contents:
+        """Add the list of all members, without which a backup is none. Return what it says."""
+        contents = Contents(FORMAT, version, schema, created, tuple(self._members))
+        text = json.dumps(asdict(contents)).encode()
         info = tarfile.TarInfo(LIST)
         info.size, info.mode = len(text), 0o600
         self._tar.addfile(info, io.BytesIO(text))
+        return contents
 
 
 @contextmanager
@@ -88,7 +88,7 @@ def written(path: Path) -> Iterator[Writer]:
             os.fsync(file.fileno())
         os.link(partial, path)  # which fails where something has come to be there
     except OSError as error:
-        raise BackupError(f"{path} cannot be written: {error.strerror}") from error
+        raise BackupError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -107,22 +107,30 @@ def checked(path: Path) -> Iterator[tuple[Contents, tarfile.TarFile]]:
     """
     damaged = f"{path} is not a whole backup: nothing of it was used"
     try:
-        with tarfile.open(path, "r:") as tar:
-            found = {info.name: info for info in tar.getmembers() if info.isfile()}
-            if LIST not in found:
-                raise BackupError(f"{damaged}; its end is missing")
-            contents = _contents(json.loads(_read(tar, found[LIST])), path)
-            if set(found) != {LIST, *(member.name for member in contents.members)}:
-                raise BackupError(f"{damaged}; it does not hold what it lists")
-            for member in contents.members:
-                file: Any = tar.extractfile(found[member.name])
-                if hashlib.file_digest(file, "sha256").hexdigest() != member.sha256:
-                    raise BackupError(f"{damaged}; {member.name} is not as it was written")
+        with ExitStack() as opened:
+            try:
+                tar = opened.enter_context(tarfile.open(path, "r:"))
+                contents = _whole(tar, path, damaged)
+            except OSError as error:  # one of whoever has it open is no fault of the backup's
+                raise BackupError(f"{path} cannot be read: {error.strerror}") from error
             yield contents, tar
     except (tarfile.TarError, ValueError, KeyError, TypeError) as error:
         raise BackupError(damaged) from error
-    except OSError as error:
-        raise BackupError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _whole(tar: tarfile.TarFile, path: Path, damaged: str) -> Contents:
+    """Return what a backup holds, all of which was checked."""
+    found = {info.name: info for info in tar.getmembers() if info.isfile()}
+    if LIST not in found:
+        raise BackupError(f"{damaged}; its end is missing")
+    contents = _contents(json.loads(_read(tar, found[LIST])), path)
+    if set(found) != {LIST, *(member.name for member in contents.members)}:
+        raise BackupError(f"{damaged}; it does not hold what it lists")
+    for member in contents.members:
+        file: Any = tar.extractfile(found[member.name])
+        if hashlib.file_digest(file, "sha256").hexdigest() != member.sha256:
+            raise BackupError(f"{damaged}; {member.name} is not as it was written")
+    return contents
 
 
 def _contents(said: dict[str, Any], path: Path) -> Contents:

@@ -30,9 +30,10 @@ from rlm_server.database.snapshot import Snapshot, Table, put, snapshot, tables
 ATTEMPTS = 5
 """Contexts may be deleted while a backup begins; then it begins anew, so often."""
 FILES = ("texts", "index")
+"""Of each context."""
 ALONE = ("stated-prices.json", "development-key")
 """Files of the data directory that are kept besides."""
-_CONTEXT = re.compile(r"contexts/[A-Za-z0-9_-]+/(texts|index)")
+_CONTEXT = re.compile(rf"contexts/[A-Za-z0-9_-]+/({'|'.join(FILES)})")
 
 
 class _Gone(Exception):
@@ -48,12 +49,12 @@ def back_up(settings: Settings, path: Path) -> Contents:
         BackupError: the file is there already, or cannot be written.
         DatabaseError: the database cannot be read.
     """
-    _check_schema(settings)
     linked = settings.data_dir / f".backup-{secrets.token_hex(8)}"
     try:
         for _ in range(ATTEMPTS):
             try:
                 with snapshot(settings.database) as found:
+                    _check_schema(found)
                     contexts = _linked(settings, found, linked)
                     with written(path) as writer:
                         return _fill(settings, found, contexts, writer)
@@ -64,13 +65,12 @@ def back_up(settings: Settings, path: Path) -> Contents:
         shutil.rmtree(linked, ignore_errors=True)
 
 
-def _check_schema(settings: Settings) -> None:
-    with snapshot(settings.database) as found:
-        if found.schema > len(MIGRATIONS):
-            raise BackupError(
-                f"the database has schema version {found.schema}, this software knows up to {len(MIGRATIONS)}; "
-                "back it up with the version that uses it"
-            )
+def _check_schema(found: Snapshot) -> None:
+    if found.schema > len(MIGRATIONS):
+        raise BackupError(
+            f"the database has schema version {found.schema}, this software knows up to {len(MIGRATIONS)}; "
+            "back it up with the version that uses it"
+        )
 
 
 def _linked(settings: Settings, found: Snapshot, into: Path) -> list[tuple[str, Path]]:
@@ -104,8 +104,7 @@ def _fill(settings: Settings, found: Snapshot, contexts: Sequence[tuple[str, Pat
         with suppress(FileNotFoundError), (settings.data_dir / name).open("rb") as file:
             writer.add(name, file)
     version, created = metadata.version("rlm-server"), f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    writer.finish(version, found.schema, created)
-    return Contents(1, version, found.schema, created, tuple(writer.members))
+    return writer.finish(version, found.schema, created)
 
 
 async def restore(settings: Settings, path: Path) -> Contents:
@@ -114,6 +113,7 @@ async def restore(settings: Settings, path: Path) -> Contents:
     Raises:
         BackupError: something is there already, or the backup is not whole, or of a newer version.
         DatabaseError: the database cannot be written.
+        OSError: the data directory cannot be written.
     """
     with checked(path) as (contents, tar):
         if contents.schema > len(MIGRATIONS):

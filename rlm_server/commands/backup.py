@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from rlm_server.backup.archive import Contents
-from rlm_server.backup.backup import back_up, restore
+from rlm_server.backup.backup import FILES, back_up, restore
 from rlm_server.commands.console import explained
 from rlm_server.config.settings import Settings
 from rlm_server.database.database import Database
@@ -71,6 +71,6 @@ async def _opened(at: str | Path) -> None:
 
 
 def _told(contents: Contents) -> str:
-    contexts = sum(member.name.startswith("contexts/") for member in contents.members) // 2
+    contexts = sum(member.name.startswith("contexts/") for member in contents.members) // len(FILES)
     size = sum(member.size for member in contents.members)
     return f"{contexts} contexts, {size} bytes in all"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
-from rlm_server.ledger import BUDGET_SPANS, NANO, UNITS, Limit, Span
-from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_terms
+from rlm_server.ledger import BUDGET_SPANS, NANO, UNITS, Span
+from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_terms, limit_bounds
 from rlm_server.tenants.tenants import Tenant
 from rlm_server.tenants.terms import OwnTerms, Terms
 
@@ -60,32 +61,21 @@ def _one(said: Said, assignment: str, terms: Terms) -> Said:
         labels = {one: text for one, text in said.labels.items() if one != label}
         return replace(said, labels={**labels, label: value} if value else labels)
     if name in LISTS:
-        return replace(said, terms=_with_list(own, name, tuple(filter(None, map(str.strip, value.split(","))))))
+        named: dict[str, Any] = {name: tuple(filter(None, map(str.strip, value.split(","))))}
+        return replace(said, terms=replace(own, **named))
     if name == "weight":
         return replace(said, terms=replace(own, weight=_number(name, value) if value else None))
     if name in BUDGETS:
         return replace(said, terms=_with_budget(own, name, value))
-    if name not in terms.declared:
-        near = ", ".join(terms.near(name))
-        raise WrongTerm(name[:60], "there is no such limit" + (f"; is it {near}?" if near else ""))
+    limit_bounds(name, terms)
     others = {one: number for one, number in own.limits.items() if one != name}
     return replace(said, terms=replace(own, limits={**others, name: _number(name, value)} if value else others))
-
-
-def _with_list(own: OwnTerms, name: str, names: tuple[str, ...]) -> OwnTerms:
-    if name == "models":
-        return replace(own, models=names)
-    return replace(own, images=names) if name == "images" else replace(own, fallbacks=names)
 
 
 def _with_budget(own: OwnTerms, name: str, value: str) -> OwnTerms:
     span, unit = BUDGETS[name]
     amount = _amount(name, unit, value) if value else None
-    limit = replace(own.budget if span is None else own.window(span), **{unit: amount})
-    if span is None:
-        return replace(own, budget=limit)
-    others = {one: kept for one, kept in own.windows.items() if one is not span}
-    return replace(own, windows=others if limit == Limit() else {**others, span: limit})
+    return own.with_limit(span, replace(own.limit(span), **{unit: amount}))
 
 
 def _amount(name: str, unit: str, value: str) -> int:
@@ -131,6 +121,6 @@ def assignments_of(tenant: Tenant) -> Iterator[tuple[str, str]]:
 def budgets_of(own: OwnTerms) -> Iterator[tuple[str, str]]:
     """Yield budgets, as names and values."""
     for name, (span, unit) in BUDGETS.items():
-        amount: int | None = getattr(own.budget if span is None else own.window(span), unit)
+        amount: int | None = getattr(own.limit(span), unit)
         if amount is not None:
             yield name, f"{Decimal(amount) / NANO:f}" if unit == "nano_usd" else str(amount)

@@ -10,6 +10,7 @@ from rlm_server.ledger import UNITS, Limit
 from rlm_server.tenants.policy import is_pattern
 from rlm_server.tenants.tenants import NAME
 from rlm_server.tenants.terms import LEAST_WEIGHT, MOST_WEIGHT, OwnTerms, Terms
+from sandbox.limits import Bounds
 
 MAX_LABELS = 16
 """Labels of a tenant or a key."""
@@ -95,11 +96,21 @@ def _check_names(field: str, names: Sequence[str], offered: Collection[str] | No
             raise WrongTerm(field, f"{name!r} is not offered here; there are: {', '.join(sorted(offered))}")
 
 
-def _check_limit(name: str, value: float, terms: Terms) -> None:
+def limit_bounds(name: str, terms: Terms) -> Bounds:
+    """Return what a limit may be.
+
+    Raises:
+        WrongTerm: there is none of this name.
+    """
     bounds = terms.declared.get(name)
     if bounds is None:
         near = ", ".join(terms.near(name))
         raise WrongTerm(f"limits.{name[:60]}", "there is no such limit" + (f"; is it {near}?" if near else ""))
+    return bounds
+
+
+def _check_limit(name: str, value: float, terms: Terms) -> None:
+    bounds = limit_bounds(name, terms)
     whole = terms.is_whole(name)
     if not bounds.least <= value <= bounds.most or (whole and not float(value).is_integer()):
         most = "" if bounds.most == math.inf else f" to {bounds.most:.15g}"

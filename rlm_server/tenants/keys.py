@@ -9,13 +9,14 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from rlm_server.clock import now
 from rlm_server.database.database import Database
-from rlm_server.database.engine import Connection
+from rlm_server.database.engine import Connection, DatabaseError
 from rlm_server.database.requests import Request, once
 from rlm_server.tenants.changes import next_version
 from rlm_server.tenants.checks import WrongTerm
@@ -70,7 +71,7 @@ class Key:
 
 @dataclass(slots=True)
 class _LookedUp:
-    """How often a key's owner was asked for and told, and who it is."""
+    """How often it was asked and told who a caller is, and who it is."""
 
     asked: int = 0
     told: int = 0
@@ -90,9 +91,8 @@ class Keys:
     """The keys by which tenants and operators may call.
 
     A key that was valid before is looked up at once, and only once for all calls that wait for that: however many a
-    tenant makes, it has one of the database's readers. Other keys are looked up one at a time, so that strangers who
-    guess keys have one reader, too, and keep no tenant waiting.
-
+    tenant makes, it has one of the database's readers. So is a tenant that is known by a name. Other keys are looked up
+    one at a time, so that strangers who guess keys have one reader, too, and keep no tenant waiting.
     """
 
     def __init__(self, database: Database) -> None:
@@ -102,6 +102,8 @@ class Keys:
         is told."""
         self._known: dict[str, _LookedUp] = {}
         """By hash, the keys that were valid when they were looked up last."""
+        self._named: dict[str, _LookedUp] = {}
+        """By name, the tenants that are looked up by it."""
         self._used: dict[str, int] = {}
         """By id, when keys were used that is not written down yet."""
         self._one_stranger = asyncio.Lock()
@@ -193,13 +195,22 @@ class Keys:
         )
 
     async def record_use(self) -> None:
-        """Write down when keys were used since this was done last."""
+        """Write down when keys were used since this was done last.
+
+        Raises:
+            DatabaseError: the database failed; it is still to be written down.
+        """
         used, self._used = self._used, {}
-        if used:
-            rows = [(at, id) for id, at in used.items()]
+        if not used:
+            return
+        rows = [(at, id) for id, at in used.items()]
+        try:
             await self._database.write(
                 lambda connection: connection.executemany("UPDATE api_key SET used_at = ? WHERE id = ?", rows)
             )
+        except DatabaseError:
+            self._used = used | self._used
+            raise
 
     # ---- looking up ----------------------------------------------------------------------------------------------
 
@@ -213,7 +224,7 @@ class Keys:
             return None
         sha256 = _sha256(key)
         if sha256 in self._known:
-            return await self._look_up_again(self._known[sha256], sha256)
+            return await _together(self._known[sha256], partial(self._look_up, sha256))
         if self._waiting >= MAX_WAITING_CHECKS:
             raise TooManyChecks(f"{self._waiting} keys wait to be looked up; try again")
         self._waiting += 1
@@ -226,8 +237,12 @@ class Keys:
     async def holder_named(self, tenant: str) -> Holder | None:
         """Return the tenant of this name as a caller, or None where there is none.
 
-        This is for callers who are known by something else than a key, such as the name in a certificate.
+        This is for callers who are known by something else than a key, such as the name in a certificate. Only names
+        that the configuration holds are asked for.
         """
+        return await _together(self._named.setdefault(tenant, _LookedUp()), partial(self._look_up_name, tenant))
+
+    async def _look_up_name(self, tenant: str) -> Holder | None:
         query = "SELECT id, (SELECT number FROM tenant_version) FROM tenant WHERE id = ? AND deleted_at IS NULL"
         row = await self._database.read(lambda connection: connection.execute(query, (tenant,)).fetchone())
         if row is None:
@@ -235,16 +250,6 @@ class Keys:
         if self.seen is not None:
             await self.seen(int(row[1]))
         return Holder(str(row[0]))
-
-    async def _look_up_again(self, key: _LookedUp, sha256: str) -> Holder | None:
-        """Look up a known key, together with others that ask meanwhile: none is told what was so before it asked."""
-        wanted = key.asked + 1
-        async with key.line:
-            if key.told < wanted:
-                key.asked += 1
-                key.owner = await self._look_up(sha256)
-                key.told = key.asked
-            return key.owner
 
     async def _look_up(self, sha256: str) -> Holder | None:
         def read(connection: Connection) -> tuple[Any, ...] | None:
@@ -261,6 +266,17 @@ class Keys:
         if self.seen is not None:
             await self.seen(version)
         return Holder(tenant, key_id, expires_at)
+
+
+async def _together(one: _LookedUp, look_up: Callable[[], Awaitable[Holder | None]]) -> Holder | None:
+    """Look a caller up together with others that ask meanwhile: none is told what was so before it asked."""
+    wanted = one.asked + 1
+    async with one.line:
+        if one.told < wanted:
+            one.asked += 1
+            one.owner = await look_up()
+            one.told = one.asked
+        return one.owner
 
 
 def _sha256(key: str) -> str:

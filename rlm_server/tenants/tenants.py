@@ -251,7 +251,7 @@ class Tenants:
         terms = self._served.with_own(own, tenant)
         account_lifecycle.open_account(connection, Account(tenant, tenant, None, False, terms.budget), at)
         account_lifecycle.set_limit(connection, tenant, terms.budget)
-        limits = {span: terms.window(span) for span in BUDGET_SPANS}
+        limits = {span: terms.limit(span) for span in BUDGET_SPANS}
         wanted = {span: None if limit == NO_LIMIT else limit for span, limit in limits.items()}
         account_lifecycle.set_windows(connection, tenant, wanted, at)
 

@@ -42,9 +42,16 @@ class OwnTerms:
     budget: Limit = NO_LIMIT
     windows: Mapping[Span, Limit] = field(default_factory=dict)
 
-    def window(self, span: Span) -> Limit:
-        """What it may spend in every window of a span."""
-        return self.windows.get(span, NO_LIMIT)
+    def limit(self, span: Span | None) -> Limit:
+        """What it may spend in every window of a span, or with None in all."""
+        return self.budget if span is None else self.windows.get(span, NO_LIMIT)
+
+    def with_limit(self, span: Span | None, limit: Limit) -> OwnTerms:
+        """Return these terms with another budget: that of every window of a span, or with None that for all."""
+        if span is None:
+            return replace(self, budget=limit)
+        others = {one: kept for one, kept in self.windows.items() if one is not span}
+        return replace(self, windows=others if limit == NO_LIMIT else {**others, span: limit})
 
     def over(self, below: OwnTerms) -> OwnTerms:
         """Return these terms, and where they say nothing, those below them."""
@@ -55,7 +62,7 @@ class OwnTerms:
             below.weight if self.weight is None else self.weight,
             {**below.limits, **self.limits},
             merged(self.budget, below.budget),
-            {span: merged(self.window(span), below.window(span)) for span in BUDGET_SPANS},
+            {span: merged(self.limit(span), below.limit(span)) for span in BUDGET_SPANS},
         )
 
 
@@ -127,8 +134,7 @@ class Terms:
 
     def of(self, tenant: str) -> OwnTerms:
         """Return a tenant's terms as they are in force. A unit that no budget limits is None."""
-        configured = self._configured.get(tenant, OwnTerms())
-        return self._told.get(tenant, OwnTerms()).over(configured).over(self._for_all)
+        return self.with_own(self._told.get(tenant, OwnTerms()), tenant)
 
     def with_own(self, own: OwnTerms, tenant: str) -> OwnTerms:
         """Return the terms that would be in force for a tenant, were it told these."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
+import shutil
 import sqlite3
 import tarfile
 from collections.abc import Callable, Iterator
@@ -124,6 +127,21 @@ async def test_a_backup_is_put_into_no_postgres_database_that_has_anything(
     with pytest.raises(BackupError, match="the database is not empty"):
         await restore(Settings.load(data_dir=into, **there), made)
     assert not list(into.iterdir())
+
+
+async def test_a_place_that_cannot_be_written_is_not_said_of_the_backup(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    into = tmp_path / "other"
+    with monkeypatch.context() as small:
+        small.setattr(shutil, "copyfileobj", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            await restore(Settings.load(data_dir=into), made)
+    assert not list(into.iterdir())
+    await restore(Settings.load(data_dir=into), made)
 
 
 async def test_a_backup_of_a_newer_version_is_refused_by_its_version(made: Path, tmp_path: Path) -> None:

@@ -117,12 +117,18 @@ async def test_keys_outlive_the_server(tmp_path: Path) -> None:
         assert await owner(Keys(database), revoked) is None
 
 
+@pytest.mark.parametrize("known_by", ["key", "name"])
 async def test_calls_that_come_at_once_are_looked_up_together_and_none_is_told_what_was_so_before(
-    database: Database, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch, known_by: str
 ) -> None:
     keys = Keys(database)
     key = await made(keys, "acme")
-    assert await owner(keys, key) == "acme"
+
+    async def caller() -> str | None:
+        holder = await (keys.holder_of(key) if known_by == "key" else keys.holder_named("acme"))
+        return None if holder is None else holder.tenant
+
+    assert await caller() == "acme"
     reads, begun, going_on, read = 0, asyncio.Event(), asyncio.Event(), database.read
 
     async def slow(function: Callable[[Connection], Any]) -> Any:
@@ -134,10 +140,13 @@ async def test_calls_that_come_at_once_are_looked_up_together_and_none_is_told_w
         return owner
 
     monkeypatch.setattr(database, "read", slow)
-    first = asyncio.create_task(owner(keys, key))
+    first = asyncio.create_task(caller())
     await begun.wait()
-    await revoke(database, key)
-    later = [asyncio.create_task(owner(keys, key)) for _ in range(500)]
+    if known_by == "key":
+        await revoke(database, key)
+    else:
+        await Tenants(database).delete("acme", force=True)
+    later = [asyncio.create_task(caller()) for _ in range(500)]
     await asyncio.sleep(0)
     later[0].cancel()
     going_on.set()
@@ -161,3 +170,22 @@ async def test_a_look_up_that_fails_is_made_again_for_the_next(
     monkeypatch.setattr(database, "read", failing)
     told = await asyncio.gather(*(owner(keys, key) for _ in range(3)), return_exceptions=True)
     assert [type(one) for one in told] == [DatabaseLostError, str, str]
+
+
+async def test_when_keys_were_used_is_written_down_later_where_the_database_fails(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = Keys(database)
+    key = await made(keys, "acme")
+    await owner(keys, key)
+
+    async def failing(function: Callable[[Connection], Any]) -> Any:
+        raise DatabaseLostError("it is away")
+
+    with monkeypatch.context() as away:
+        away.setattr(database, "write", failing)
+        with pytest.raises(DatabaseLostError):
+            await keys.record_use()
+    await keys.record_use()
+    (kept,) = await keys.page("acme", 0, 1)
+    assert kept.used_at is not None

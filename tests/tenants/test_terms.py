@@ -23,7 +23,7 @@ def test_each_thing_that_is_said_goes_before_what_is_said_below_it() -> None:
     assert (terms.limits("acme", RunLimits).batch, terms.limits("acme", RunLimits).max_turns) == (30, 4)
     assert terms.policy("acme") == Policy(2, frozenset(), ("a",), ("core",))
     assert terms.of("acme").budget == Limit(nano_usd=100, calls=5)
-    assert terms.of("acme").window(Span.DAY) == Limit(nano_usd=9)
+    assert terms.of("acme").limit(Span.DAY) == Limit(nano_usd=9)
     sources = {one.name: one.source for one in terms.in_force("acme")}
     assert [sources[name] for name in ("batch", "max_turns", "children", "tenant_runs")] == [
         *(Source.TENANT, Source.CONFIGURATION, Source.SERVER, Source.SERVER)
