@@ -81,6 +81,27 @@ def test_the_exit_code_is_the_end_of_the_run(
     assert (result.exit_code, result.stdout) == (code, stdout)
 
 
+LONG = ["x" * 65_536, f"y{ESCAPE}\n", "z"]
+"""An answer of which a run has the first part alone."""
+
+
+@pytest.mark.parametrize("command", [["run", "?"], ["watch", "run-1"]])
+def test_an_answer_that_is_longer_than_its_run_tells_is_printed_whole(
+    command: list[str], rlm: Rlm, fake: FakeServer
+) -> None:
+    fake.tell_beginning_of(LONG)
+    result = rlm(*command)
+    assert (result.exit_code, result.stdout) == (0, "".join(LONG) + "\n")
+    assert "answer of 65,543 bytes\n" in result.stderr
+
+
+def test_an_answer_that_is_longer_than_its_run_tells_is_shown_whole(rlm: Rlm, fake: FakeServer) -> None:
+    fake.tell_beginning_of(LONG)
+    shown = [line.rstrip() for line in rlm("show", "run-1").stdout.splitlines()]
+    told = [line.removeprefix("  ┃ ") for line in shown[shown.index("answer") + 1 :]]
+    assert "".join(told) == "x" * 65_536 + r"y\x1b[2J" + "z"
+
+
 @pytest.mark.parametrize("amount", ["much", "-1", "0", "0.0000000001"])
 def test_a_budget_that_is_no_amount_is_wrong_usage(amount: str, rlm: Rlm, text: str) -> None:
     result = rlm("run", "--context", text, "--budget", amount, "?")

@@ -290,7 +290,7 @@ class Client(Spending):
             yield from page.runs
 
     def get_run(self, run_id: str) -> run_pb2.Run:
-        """Give the run as it is now: what it spent, and its answer, or the first 64 KiB of that: see `read_answer`."""
+        """Give the run as it is now: what it spent, and its answer, or the first 64 KiB of that: see `whole_answer`."""
         request = run_pb2.GetRunRequest(run_id=run_id)
         return self._unary(self._runs.GetRun, request).run
 
@@ -316,6 +316,10 @@ class Client(Spending):
                     yield part.text
         finally:
             call.cancel()
+
+    def whole_answer(self, run: run_pb2.Run) -> str:
+        """Give the answer of a run that was asked for, and read it where the run has only its beginning."""
+        return "".join(self.read_answer(run.run_id)) if any(cut.field == "answer" for cut in run.cut) else run.answer
 
     def watch_run(self, run_id: str, from_sequence: int = 1) -> Iterator[run_pb2.RunEvent]:
         """Give every event of the run's tree from a number on, those to come included, until the run has ended.
@@ -461,8 +465,7 @@ class Client(Spending):
             raise
         if ended.state not in (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_EXHAUSTED):
             raise RunFailed(ended)
-        whole = not any(cut.field == "answer" for cut in ended.cut)
-        return Answer(ended.answer if whole else "".join(self.read_answer(run.run_id)), ended)
+        return Answer(self.whole_answer(ended), ended)
 
     def _ended(self, run_id: str) -> run_pb2.Run:
         for _ in self.watch_run(run_id):
