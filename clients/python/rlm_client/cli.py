@@ -12,7 +12,7 @@ from rich.console import Console
 from rlm.v1 import run_pb2, session_pb2
 
 from rlm_client.access import Access
-from rlm_client.account_command import account, labels_of
+from rlm_client.account_command import account, labels_option
 from rlm_client.cli_errors import FAILED, INTERRUPTED, ExplainingGroup
 from rlm_client.client import Client
 from rlm_client.context_command import context
@@ -73,10 +73,7 @@ def _budget(_ctx: click.Context, _parameter: click.Parameter, amount: str | None
 
 
 def _payer_options(command: Command) -> Command:
-    text = "A label; may be repeated. Usage can be summed up by it."
-    command = click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=labels_of, help=text)(
-        command
-    )
+    command = labels_option("A label; may be repeated. Usage can be summed up by it.")(command)
     return click.option("--account", "account_id", default="", metavar="ID", help="The customer who pays.")(command)
 
 
