@@ -260,11 +260,11 @@ def test_an_error_is_one_line_with_the_limit_and_what_to_do(rlm: Rlm, fake: Fake
 
 def test_a_refused_field_is_wrong_usage(rlm: Rlm, fake: FakeServer, text: str) -> None:
     request = error_details_pb2.BadRequest()
-    request.field_violations.add(field="limits.max_turns", description="at most 100")
+    request.field_violations.add(field="limits.max_turn_count", description="at most 100")
     fake.refusals["CreateRun"].append(refusal(grpc.StatusCode.INVALID_ARGUMENT, "the request is refused", request))
     result = rlm("run", "--context", text, "--max-turns", "1000", "?")
     assert result.exit_code == 2
-    assert result.stderr.endswith("Error: the request is refused; limits.max_turns: at most 100\n")
+    assert result.stderr.endswith("Error: the request is refused; limits.max_turn_count: at most 100\n")
 
 
 def test_what_a_server_says_twice_is_told_once(rlm: Rlm, fake: FakeServer) -> None:
