@@ -46,6 +46,16 @@ class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc
         self.watched = threading.Event()
         self.responses: list[session_pb2.ExecuteResponse] = []
 
+    def tell_beginning_of(self, answer_parts: list[str]) -> None:
+        """Give the run an answer of which it, and the event, tell the first part alone."""
+        self.answer_parts = answer_parts
+        size = len("".join(answer_parts).encode())
+        self.run.answer = answer_parts[0]
+        self.run.cut.add(field="answer", size_bytes=size)
+        (told,) = (event for event in self.events if event.WhichOneof("body") == "answer")
+        told.answer.text = answer_parts[0]
+        told.cut.add(field="text", size_bytes=size)
+
     def asked(self, kind: type[Message]) -> list[Any]:
         return [request for request in self.requests if isinstance(request, kind)]
 

@@ -81,6 +81,27 @@ def test_the_exit_code_is_the_end_of_the_run(
     assert (result.exit_code, result.stdout) == (code, stdout)
 
 
+LONG = ["x" * 65_536, f"y{ESCAPE}\n", "z"]
+"""An answer of which a run has the first part alone."""
+
+
+@pytest.mark.parametrize("command", [["run", "?"], ["watch", "run-1"]])
+def test_an_answer_that_is_longer_than_its_run_tells_is_printed_whole(
+    command: list[str], rlm: Rlm, fake: FakeServer
+) -> None:
+    fake.tell_beginning_of(LONG)
+    result = rlm(*command)
+    assert (result.exit_code, result.stdout) == (0, "".join(LONG) + "\n")
+    assert "answer of 65,543 bytes\n" in result.stderr
+
+
+def test_an_answer_that_is_longer_than_its_run_tells_is_shown_whole(rlm: Rlm, fake: FakeServer) -> None:
+    fake.tell_beginning_of(LONG)
+    shown = [line.rstrip() for line in rlm("show", "run-1").stdout.splitlines()]
+    told = [line.removeprefix("  ┃ ") for line in shown[shown.index("answer") + 1 :]]
+    assert "".join(told) == "x" * 65_536 + r"y\x1b[2J" + "z"
+
+
 @pytest.mark.parametrize("amount", ["much", "-1", "0", "0.0000000001"])
 def test_a_budget_that_is_no_amount_is_wrong_usage(amount: str, rlm: Rlm, text: str) -> None:
     result = rlm("run", "--context", text, "--budget", amount, "?")
@@ -239,11 +260,11 @@ def test_an_error_is_one_line_with_the_limit_and_what_to_do(rlm: Rlm, fake: Fake
 
 def test_a_refused_field_is_wrong_usage(rlm: Rlm, fake: FakeServer, text: str) -> None:
     request = error_details_pb2.BadRequest()
-    request.field_violations.add(field="limits.max_turns", description="at most 100")
+    request.field_violations.add(field="limits.max_turn_count", description="at most 100")
     fake.refusals["CreateRun"].append(refusal(grpc.StatusCode.INVALID_ARGUMENT, "the request is refused", request))
     result = rlm("run", "--context", text, "--max-turns", "1000", "?")
     assert result.exit_code == 2
-    assert result.stderr.endswith("Error: the request is refused; limits.max_turns: at most 100\n")
+    assert result.stderr.endswith("Error: the request is refused; limits.max_turn_count: at most 100\n")
 
 
 def test_what_a_server_says_twice_is_told_once(rlm: Rlm, fake: FakeServer) -> None:

@@ -79,11 +79,11 @@ def test_every_reason_of_the_protocol_is_known() -> None:
 
 def test_an_invalid_argument_names_the_fields(client: Client, fake: FakeServer) -> None:
     request = error_details_pb2.BadRequest()
-    request.field_violations.add(field="limits.max_turns", description="at most 100")
+    request.field_violations.add(field="limits.max_turn_count", description="at most 100")
     fake.refusals["CreateRun"].append(refusal(grpc.StatusCode.INVALID_ARGUMENT, "refused", request))
     with pytest.raises(InvalidArgument) as caught:
         client.create_run("?")
-    assert caught.value.violations == (Violation("limits.max_turns", "at most 100"),)
+    assert caught.value.violations == (Violation("limits.max_turn_count", "at most 100"),)
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION])

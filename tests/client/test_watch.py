@@ -79,6 +79,16 @@ def test_an_answer_that_a_limit_ended_is_marked(client: Client, fake: FakeServer
     assert (answer.text, answer.complete, answer.run.end_message) == ("maybe 41", False, "turns")
 
 
+def test_an_answer_that_is_longer_than_its_run_tells_is_given_whole(client: Client, fake: FakeServer) -> None:
+    fake.tell_beginning_of(["the beginning, ", "and ", "the rest"])
+    assert client.ask("How many?", "some text").text == "the beginning, and the rest"
+    assert client.whole_answer(run_pb2.Run(answer="all there is")) == "all there is"
+
+
+def test_what_has_happened_is_listed_without_waiting(client: Client, events: list[run_pb2.RunEvent]) -> None:
+    assert list(client.list_run_events("run-1")) == events
+
+
 def test_a_run_that_failed_is_an_error_with_the_run(client: Client, fake: FakeServer) -> None:
     fake.run = run_pb2.Run(run_id="run-1", state=run_pb2.RUN_STATE_FAILED, end_message="no such model")
     with pytest.raises(RunFailed, match="run-1 failed: no such model") as caught:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -17,8 +18,8 @@ def test_the_page_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("proto", [path for path in PROTOS if path.stem != "errors"], ids=lambda path: path.stem)
-def test_every_service_call_message_and_enum_is_on_the_page(proto: object) -> None:
-    text, shown = proto.read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8")  # type: ignore[attr-defined]
+def test_every_service_call_message_and_enum_is_on_the_page(proto: Path) -> None:
+    text, shown = proto.read_text(encoding="utf-8"), PAGE.read_text(encoding="utf-8")
     for name in re.findall(r"^(?:service|message|enum) (\w+)", text, re.MULTILINE):
         assert f"### {name}\n" in shown
     for name in re.findall(r"^  rpc (\w+)", text, re.MULTILINE):

@@ -61,11 +61,12 @@ class Hostile:
             "page_token": self._page_token,
             "sha256": lambda: hashlib.sha256(b"").hexdigest(),
             "page_size": lambda: pick([0, 1, 2, 1_000]),
-            **dict.fromkeys(("nano_usd", "tokens", "calls"), lambda: pick([1, 1_000, 10_000_000])),
-            "cpu_ms": lambda: pick([1, 1_000, 10_000_000]),
+            "tenant_id": lambda: pick(["acme", "globex", "other"]),
+            **dict.fromkeys(("nano_usd", "token_count", "call_count"), lambda: pick([1, 1_000, 10_000_000])),
             "memory_bytes": lambda: pick([0, 128 << 20]),
-            **dict.fromkeys(("max_depth", "files", "door_calls", "output_bytes"), lambda: pick([0, 1, 3])),
-            "turn_milliseconds": lambda: pick([0, 1, 300]),
+            **dict.fromkeys(("max_depth", "file_count", "door_call_count", "output_bytes"), lambda: pick([0, 1, 3])),
+            "seconds": lambda: pick([0, 0, 1, 10_000]),
+            "nanos": lambda: pick([0, 1_000_000, 300_000_000]),
             **dict.fromkeys(("documents", "document"), lambda: pick([0, 0, 0, 1, 4])),
             **dict.fromkeys(("start", "end"), lambda: pick([0, 1, 7, 500, 100_000])),
         }
@@ -186,6 +187,12 @@ class Hostile:
 
 def _is_bytes(one: FieldDescriptor) -> bool:
     return bool(one.type == FieldDescriptor.TYPE_BYTES)
+
+
+def field_names(of: Descriptor, depth: int = 0) -> set[str]:
+    """Return the names of all fields of a type's messages, and of those within, as deep as they are made."""
+    within = [one.message_type for one in of.fields if one.message_type is not None and depth < 4]
+    return {one.name for one in of.fields}.union(*(field_names(one, depth + 1) for one in within))
 
 
 def methods() -> list[MethodDescriptor]:

@@ -19,7 +19,7 @@ from rlm.v1.errors_pb2 import ErrorReason
 
 from tests.servers import Served
 from tests.system.context_calls import of_documents, of_text
-from tests.system.hostile_messages import Hostile, methods
+from tests.system.hostile_messages import Hostile, field_names, methods
 from tests.system.stage import Caller, Play, code
 
 CASES = int(os.environ.get("RLM_FUZZ_CASES", "1500"))
@@ -96,6 +96,11 @@ def memory() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+def test_what_may_be_right_is_said_of_fields_that_there_are() -> None:
+    known = set().union(*(field_names(method.input_type) for method in methods()))
+    assert Hostile(random.Random(SEED), {}).plausible.keys() - known == set()
+
+
 async def test_no_request_whatever_it_holds_ends_in_an_internal_error_or_a_traceback(
     server: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -104,7 +109,6 @@ async def test_no_request_whatever_it_holds_ends_in_an_internal_error_or_a_trace
     async with server(Play(code("FINAL(1)")), tenant_sessions=1_000, grace_seconds=0.1) as served:
         others, known = await things(await served.tenant("other"), 0), dict[str, list[str]]()
         hostile = Hostile(chosen, known)
-        hostile.plausible = {**hostile.plausible, "tenant_id": lambda: chosen.choice(["acme", "globex", "other"])}
         _, secret = await served.running.keys.create(None)
         operator = served.another(secret)
         for number in range(CASES):

@@ -23,6 +23,7 @@ SPANS = {
     "month": budget_pb2.WINDOW_SPAN_MONTH,
 }
 """The spans of windows by their names."""
+SPAN_NAMES = {span: name for name, span in SPANS.items()}
 _KINDS = {
     budget_pb2.ACCOUNT_KIND_TENANT: "your own",
     budget_pb2.ACCOUNT_KIND_CUSTOMER: "a customer's",
@@ -60,13 +61,18 @@ class Said:
         return new, fields
 
 
-def labels_of(_ctx: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> dict[str, str] | None:
+def _labels(_ctx: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> dict[str, str] | None:
     """Read labels as they are written: KEY=VALUE each; None where there are none."""
     pairs = [one.partition("=") for one in given]
     for key, sign, _ in pairs:
         if not key or not sign:
             raise click.BadParameter("write it like team=search")
     return {key: value for key, _, value in pairs} or None
+
+
+def labels_option(help: str, name: str = "--label") -> Callable[[Command], Command]:
+    """Make the option of labels, which may be given several times: `labels`, or None where there are none."""
+    return click.option(name, "labels", multiple=True, metavar="KEY=VALUE", callback=_labels, help=help)
 
 
 _IN_UNITS: Mapping[str, Callable[[str], Budget]] = {
@@ -101,10 +107,7 @@ def _terms(command: Command) -> Command:
         command = click.option(f"--{span}", span, metavar="LIMIT", callback=_limit, help=text)(command)
     text = "The most it may spend in all: US dollars, or amounts like '5 usd, 100 calls'; none for no limit."
     command = click.option("--limit", metavar="LIMIT", callback=_limit, help=text)(command)
-    text = "A label; may be repeated. Those that it had are gone."
-    command = click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=labels_of, help=text)(
-        command
-    )
+    command = labels_option("A label; may be repeated. Those that it had are gone.")(command)
     return click.option("--name", default=None, help="A name to show.")(command)
 
 
@@ -171,9 +174,7 @@ def change(
 
 @account.command(name="list")
 @click.option("--parent", "parent_id", default="", metavar="ID", help="Only those directly under this customer.")
-@click.option(
-    "--label", "labels", multiple=True, metavar="KEY=VALUE", callback=labels_of, help="Only those with this label."
-)
+@labels_option("Only those with this label.")
 @json_option
 @click.pass_obj
 def list_accounts(access: Access, parent_id: str, labels: dict[str, str] | None, as_json: bool) -> None:
@@ -218,13 +219,12 @@ def _show(one: budget_pb2.Account, as_json: bool) -> None:
         return
     closed = " (closed)" if one.closed else ""
     write(f"account {sanitize_line(one.account_id)}{closed}, {_KINDS.get(one.kind, 'of another kind')}\n")
-    spans = {number: span for span, number in SPANS.items()}
     lines = {
         "under": one.parent_id,
         "name": one.name,
         "labels": ", ".join(f"{key}={value}" for key, value in sorted(one.labels.items())),
         "limit": _written(one.limit),
-        **{f"every {spans.get(each.span, 'window')}": _written(each.limit) for each in one.window_limits},
+        **{f"every {SPAN_NAMES.get(each.span, 'window')}": _written(each.limit) for each in one.window_limits},
         "left": _written(one.left),
     }
     for head, text in lines.items():

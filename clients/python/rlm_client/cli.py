@@ -12,7 +12,7 @@ from rich.console import Console
 from rlm.v1 import run_pb2, session_pb2
 
 from rlm_client.access import Access
-from rlm_client.account_command import account, labels_of
+from rlm_client.account_command import account, labels_option
 from rlm_client.cli_errors import FAILED, INTERRUPTED, ExplainingGroup
 from rlm_client.client import Client
 from rlm_client.context_command import context
@@ -73,10 +73,7 @@ def _budget(_ctx: click.Context, _parameter: click.Parameter, amount: str | None
 
 
 def _payer_options(command: Command) -> Command:
-    text = "A label; may be repeated. Usage can be summed up by it."
-    command = click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", callback=labels_of, help=text)(
-        command
-    )
+    command = labels_option("A label; may be repeated. Usage can be summed up by it.")(command)
     return click.option("--account", "account_id", default="", metavar="ID", help="The customer who pays.")(command)
 
 
@@ -139,7 +136,7 @@ def run(
         except KeyboardInterrupt:
             _cancel(client, interrupts, console, started.run_id, as_json)
             raise click.exceptions.Exit(INTERRUPTED) from None
-    _conclude(ended, as_json)
+        _conclude(client, interrupts, ended, as_json)
 
 
 @main.command()
@@ -150,9 +147,10 @@ def run(
 def watch(access: Access, run_id: str, from_sequence: int, as_json: bool) -> None:
     """Watch a run until it ends. An interrupt (Ctrl-C) ends the watch; the run goes on."""
     console = console_for(sys.stderr)
-    with access.open() as (client, interrupts), _told_how_to_go_on(console, run_id, Unavailable, KeyboardInterrupt):
-        ended = _follow(client, interrupts, console, run_id, from_sequence, as_json)
-    _conclude(ended, as_json)
+    with access.open() as (client, interrupts):
+        with _told_how_to_go_on(console, run_id, Unavailable, KeyboardInterrupt):
+            ended = _follow(client, interrupts, console, run_id, from_sequence, as_json)
+        _conclude(client, interrupts, ended, as_json)
 
 
 @main.command()
@@ -164,11 +162,12 @@ def show(access: Access, run_id: str, as_json: bool) -> None:
     with access.open() as (client, interrupts):
         found = interrupts.wait(lambda: client.get_run(run_id))
         nodes = list(interrupts.stream(lambda: client.list_nodes(run_id)))
-    if as_json:
-        for message in (found, *nodes):
-            print_json(message)
-    else:
-        print_report(console_for(sys.stdout), found, nodes)
+        if as_json:
+            for message in (found, *nodes):
+                print_json(message)
+        else:
+            answer = interrupts.wait(lambda: client.whole_answer(found))
+            print_report(console_for(sys.stdout), found, nodes, answer)
 
 
 @main.command(name="exec")
@@ -285,12 +284,12 @@ def _cancel(client: Client, interrupts: Interrupts, console: Console, run_id: st
         print_json(ended)
 
 
-def _conclude(ended: run_pb2.Run, as_json: bool) -> None:
-    """Print the answer or, as JSON, the run; and exit as its state says."""
+def _conclude(client: Client, interrupts: Interrupts, ended: run_pb2.Run, as_json: bool) -> None:
+    """Print the whole answer or, as JSON, the run; and exit as its state says."""
     if as_json:
         print_json(ended)
     elif ended.state == run_pb2.RUN_STATE_SUCCEEDED or (ended.state == run_pb2.RUN_STATE_EXHAUSTED and ended.answer):
-        write(ended.answer + "\n")
+        write(interrupts.wait(lambda: client.whole_answer(ended)) + "\n")
     raise click.exceptions.Exit(_EXIT_CODES.get(ended.state, FAILED))
 
 

@@ -7,12 +7,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from types import TracebackType
-from typing import Self, TypeVar
 
-import grpc
 from rlm.v1 import (
-    budget_pb2_grpc,
     context_pb2,
     context_pb2_grpc,
     run_pb2,
@@ -26,6 +22,7 @@ from rlm.v1 import (
 
 from rlm_client import errors
 from rlm_client.archive import ArchiveLimits
+from rlm_client.caller import UNARY_SECONDS
 from rlm_client.connection import connect, find_key, find_target
 from rlm_client.durations import seconds, stamp
 from rlm_client.errors import RlmError, RunFailed
@@ -38,10 +35,6 @@ from rlm_client.transfer import Progress, Status, Transfer
 from rlm_client.upload import measure
 from rlm_client.watch import Stream, resumed
 
-Request = TypeVar("Request")
-Result = TypeVar("Result")
-
-_UNARY_SECONDS = 30.0
 _CANCEL_SECONDS = 120.0  # returns only when the whole tree has stopped
 _MAX_READ = 262_144  # characters that one ReadContext gives
 _DOCUMENTS_PAGE = 10_000  # the most that one ListDocuments gives
@@ -87,33 +80,19 @@ class Client(Spending):
         watch_retry: Retry | None = None,
     ) -> None:
         self.target = find_target(target)
-        self._connection = connect(
+        connection = connect(
             self.target,
             find_key(key, self.target),
             tls=tls,
             root_certificates=root_certificates,
             allow_plaintext=allow_plaintext,
         )
-        self._metadata = self._connection.metadata
-        self._retry = retry or Retry()
+        super().__init__(connection, retry)
         self._watch_retry = watch_retry or Retry(attempts=10)
-        self._contexts = context_pb2_grpc.ContextServiceStub(self._connection.channel)
-        self._runs = run_pb2_grpc.RunServiceStub(self._connection.channel)
-        self._sessions = session_pb2_grpc.SessionServiceStub(self._connection.channel)
-        self._server = server_pb2_grpc.ServerServiceStub(self._connection.channel)
-        self._budgets = budget_pb2_grpc.BudgetServiceStub(self._connection.channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; calls under way end with Cancelled."""
-        self._connection.channel.close()
+        self._contexts = context_pb2_grpc.ContextServiceStub(connection.channel)
+        self._runs = run_pb2_grpc.RunServiceStub(connection.channel)
+        self._sessions = session_pb2_grpc.SessionServiceStub(connection.channel)
+        self._server = server_pb2_grpc.ServerServiceStub(connection.channel)
 
     def upload(
         self,
@@ -171,7 +150,7 @@ class Client(Spending):
     def _upload_status(self, request_id: str) -> Status:
         request = context_pb2.GetUploadStatusRequest(request_id=request_id)
         with errors.typed():
-            return self._contexts.GetUploadStatus(request, timeout=_UNARY_SECONDS, metadata=self._metadata)
+            return self._contexts.GetUploadStatus(request, timeout=UNARY_SECONDS, metadata=self._metadata)
 
     def get_context(self, context_id: str) -> context_pb2.Context:
         """Describe a stored context."""
@@ -290,7 +269,7 @@ class Client(Spending):
             yield from page.runs
 
     def get_run(self, run_id: str) -> run_pb2.Run:
-        """Give the run as it is now: what it spent, and its answer, or the first 64 KiB of that: see `read_answer`."""
+        """Give the run as it is now: what it spent, and its answer, or the first 64 KiB of that: see `whole_answer`."""
         request = run_pb2.GetRunRequest(run_id=run_id)
         return self._unary(self._runs.GetRun, request).run
 
@@ -309,13 +288,12 @@ class Client(Spending):
     def read_answer(self, run_id: str, node_id: str = "") -> Iterator[str]:
         """Give the whole answer of a run, or of one of its nodes, part by part, however long it is."""
         request = run_pb2.ReadAnswerRequest(run_id=run_id, node_id=node_id)
-        call = self._runs.ReadAnswer(request, metadata=self._metadata)
-        try:
-            with errors.typed():
-                for part in call:
-                    yield part.text
-        finally:
-            call.cancel()
+        for part in self._streamed(self._runs.ReadAnswer, request):
+            yield part.text
+
+    def whole_answer(self, run: run_pb2.Run) -> str:
+        """Give the answer of a run that was asked for, and read it where the run has only its beginning."""
+        return "".join(self.read_answer(run.run_id)) if any(cut.field == "answer" for cut in run.cut) else run.answer
 
     def watch_run(self, run_id: str, from_sequence: int = 1) -> Iterator[run_pb2.RunEvent]:
         """Give every event of the run's tree from a number on, those to come included, until the run has ended.
@@ -336,9 +314,7 @@ class Client(Spending):
     def cancel_run(self, run_id: str) -> run_pb2.Run:
         """Stop a run and everything under it; returns when it has stopped. A run that has ended stays as it is."""
         request = run_pb2.CancelRunRequest(run_id=run_id)
-        return self._repeatable(
-            lambda: self._runs.CancelRun(request, timeout=_CANCEL_SECONDS, metadata=self._metadata)
-        ).run
+        return self._unary(self._runs.CancelRun, request, _CANCEL_SECONDS).run
 
     def delete_run(self, run_id: str) -> None:
         """Forget a run that has ended, with its answer and its events. What it spent stays in the ledger."""
@@ -386,12 +362,7 @@ class Client(Spending):
         result, and runs nothing twice.
         """
         request = session_pb2.ExecuteRequest(request_id=named(request_id), session_id=session_id, code=code)
-        call = self._sessions.Execute(request, metadata=self._metadata)
-        try:
-            with errors.typed():
-                yield from call
-        finally:
-            call.cancel()
+        yield from self._streamed(self._sessions.Execute, request)
 
     def get_session(self, session_id: str) -> session_pb2.Session:
         """Describe a session, and how much of its context it has looked at."""
@@ -461,19 +432,12 @@ class Client(Spending):
             raise
         if ended.state not in (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_EXHAUSTED):
             raise RunFailed(ended)
-        whole = not any(cut.field == "answer" for cut in ended.cut)
-        return Answer(ended.answer if whole else "".join(self.read_answer(run.run_id)), ended)
+        return Answer(self.whole_answer(ended), ended)
 
     def _ended(self, run_id: str) -> run_pb2.Run:
         for _ in self.watch_run(run_id):
             pass
         return self.get_run(run_id)
-
-    def _unary(self, method: grpc.UnaryUnaryMultiCallable[Request, Result], request: Request) -> Result:
-        return self._repeatable(lambda: method(request, timeout=_UNARY_SECONDS, metadata=self._metadata))
-
-    def _repeatable(self, call: Callable[[], Result]) -> Result:
-        return self._retry.call(errors.typed()(call))
 
 
 def _message(budget: Budget | None) -> types_pb2.Budget | None:

@@ -17,7 +17,6 @@ DEFAULT_TARGET = "127.0.0.1:7400"
 KEY_FILE = "development-key"
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
-    ("grpc.max_receive_message_length", 64 * 1024 * 1024),  # a run's answer may be megabytes
     ("grpc.max_reconnect_backoff_ms", 5_000),
     # A dead connection under a quiet watch is noticed. Servers allow pings from every ten seconds on.
     ("grpc.keepalive_time_ms", 330_000),

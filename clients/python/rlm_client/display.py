@@ -142,7 +142,9 @@ class Display:
             case "budget_warning" | "guard":
                 self._in_node(event, node, _warning(event), "yellow")
             case "answer" if not event.depth:
-                self._in_node(event, node, f"answer of {len(event.answer.text):,} characters", "green")
+                whole = next((cut.size_bytes for cut in event.cut if cut.field == "text"), None)
+                size = f"{len(event.answer.text):,} characters" if whole is None else f"{whole:,} bytes"
+                self._in_node(event, node, f"answer of {size}", "green")
             case "run_finished" if not event.depth:
                 self._run_finished(event.run_finished)
 

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from types import TracebackType
-from typing import Self, TypeVar
 
-import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import tenant_pb2, tenant_pb2_grpc
 
-from rlm_client import errors
+from rlm_client.caller import Caller
 from rlm_client.connection import connect, find_target
 from rlm_client.errors import NoKey
 from rlm_client.pages import pages
-from rlm_client.retry import Retry
+from rlm_client.retry import Retry, named
 
-Request = TypeVar("Request")
-Result = TypeVar("Result")
-
-_SECONDS = 30.0
 _DELETE_SECONDS = 300.0  # returns only when nothing is left of the tenant
 _PAGE = 1_000  # the most that one call gives
 
 
-class Operator:
+class Operator(Caller):
     """A connection to one rlm-server with an operator's key, safe to share between threads; a context manager.
 
     Tenants and keys are the protocol's own messages. Every call may be repeated, and is, as `retry` says, while the
@@ -52,23 +44,11 @@ class Operator:
     ) -> None:
         if not key:
             raise NoKey("an operator's key is needed: `rlm-server key create --operator` makes one on the machine")
-        self._connection = connect(
+        connection = connect(
             find_target(target), key, tls=tls, root_certificates=root_certificates, allow_plaintext=allow_plaintext
         )
-        self._retry = retry or Retry()
-        self._tenants = tenant_pb2_grpc.TenantServiceStub(self._connection.channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.channel.close()
+        super().__init__(connection, retry)
+        self._tenants = tenant_pb2_grpc.TenantServiceStub(connection.channel)
 
     def create_tenant(self, tenant: tenant_pb2.Tenant) -> tenant_pb2.Tenant:
         """Make a tenant, which has no key yet.
@@ -77,7 +57,7 @@ class Operator:
             AlreadyExists: the name is taken, or was once.
             InvalidArgument: something that is said of it may not be.
         """
-        request = tenant_pb2.CreateTenantRequest(tenant=tenant, request_id=_request_id())
+        request = tenant_pb2.CreateTenantRequest(tenant=tenant, request_id=named())
         return self._unary(self._tenants.CreateTenant, request).tenant
 
     def get_tenant(self, tenant_id: str) -> tenant_pb2.GetTenantResponse:
@@ -102,7 +82,7 @@ class Operator:
             InvalidArgument: something that is said of it may not be.
         """
         mask = FieldMask(paths=fields)
-        request = tenant_pb2.UpdateTenantRequest(tenant=tenant, update_mask=mask, request_id=_request_id())
+        request = tenant_pb2.UpdateTenantRequest(tenant=tenant, update_mask=mask, request_id=named())
         return self._unary(self._tenants.UpdateTenant, request).tenant
 
     def delete_tenant(self, tenant_id: str, *, force: bool = False) -> tenant_pb2.Tenant:
@@ -112,7 +92,7 @@ class Operator:
             NotFound: there is none.
             FailedPrecondition: without `force`, it has something.
         """
-        request = tenant_pb2.DeleteTenantRequest(tenant_id=tenant_id, force=force, request_id=_request_id())
+        request = tenant_pb2.DeleteTenantRequest(tenant_id=tenant_id, force=force, request_id=named())
         return self._unary(self._tenants.DeleteTenant, request, _DELETE_SECONDS).tenant
 
     def create_key(
@@ -128,11 +108,11 @@ class Operator:
             InvalidArgument: it would have expired already.
         """
         request = tenant_pb2.CreateApiKeyRequest(
-            kind=tenant_pb2.API_KEY_KIND_TENANT if tenant_id else tenant_pb2.API_KEY_KIND_OPERATOR,
+            kind=_kind(tenant_id),
             tenant_id=tenant_id,
             labels=labels,
             expire_time=expire_time,
-            request_id=_request_id(),
+            request_id=named(),
         )
         return self._unary(self._tenants.CreateApiKey, request)
 
@@ -143,7 +123,7 @@ class Operator:
             NotFound: there is no such tenant.
         """
         request = tenant_pb2.ListApiKeysRequest(
-            kind=tenant_pb2.API_KEY_KIND_TENANT if tenant_id else tenant_pb2.API_KEY_KIND_OPERATOR,
+            kind=_kind(tenant_id),
             tenant_id=tenant_id,
             page_size=_PAGE,
             show_inactive=show_inactive,
@@ -157,19 +137,10 @@ class Operator:
         Raises:
             NotFound: there is none.
         """
-        request = tenant_pb2.RevokeApiKeyRequest(key_id=key_id, request_id=_request_id())
+        request = tenant_pb2.RevokeApiKeyRequest(key_id=key_id, request_id=named())
         return self._unary(self._tenants.RevokeApiKey, request).key
 
-    def _unary(
-        self,
-        method: grpc.UnaryUnaryMultiCallable[Request, Result],
-        request: Request,
-        seconds: float = _SECONDS,
-    ) -> Result:
-        return self._retry.call(
-            errors.typed()(lambda: method(request, timeout=seconds, metadata=self._connection.metadata))
-        )
 
-
-def _request_id() -> str:
-    return uuid.uuid4().hex
+def _kind(tenant_id: str) -> tenant_pb2.ApiKeyKind.ValueType:
+    """Tell whose a key is: a tenant's, or where none is named an operator's."""
+    return tenant_pb2.API_KEY_KIND_TENANT if tenant_id else tenant_pb2.API_KEY_KIND_OPERATOR

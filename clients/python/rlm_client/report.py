@@ -15,8 +15,8 @@ from rlm_client.run_progress import cost, spending
 from rlm_client.sanitize import sanitize, sanitize_line
 
 
-def print_report(console: Console, run: run_pb2.Run, nodes: Sequence[run_pb2.Node]) -> None:
-    """Print a run: what was asked, how it stands, the nodes of its tree, and its answer under a gutter."""
+def print_report(console: Console, run: run_pb2.Run, nodes: Sequence[run_pb2.Node], answer: str) -> None:
+    """Print a run: what was asked, how it stands, the nodes of its tree, and its whole answer under a gutter."""
     console.print(Text(f"run {sanitize_line(run.run_id)} {state_name(run.state)}", style="bold"))
     _wrapped(console, "question", run.question)
     models = run.model if run.sub_model in ("", run.model) else f"{run.model} · sub-model {run.sub_model}"
@@ -29,10 +29,10 @@ def print_report(console: Console, run: run_pb2.Run, nodes: Sequence[run_pb2.Nod
         _wrapped(console, "pending", cost(run.pending.nano_usd))
     if len(nodes) > 1:
         console.print(_tree(nodes))
-    if run.answer:
+    if answer:
         console.print("answer")
         room = max(console.width - 4, 1)
-        for line in sanitize(run.answer).split("\n"):
+        for line in sanitize(answer).split("\n"):
             # Wrapped by hand, so that every line of it stands behind the gutter.
             for part in Text(line).wrap(console, room, overflow="fold") or [Text()]:
                 console.print(Text("  ┃ ").append_text(part), no_wrap=True)

@@ -54,7 +54,7 @@ class Retry:
         return attempt()
 
 
-def named(request_id: str | None) -> str:
+def named(request_id: str | None = None) -> str:
     """Give a request its id, a new one where the caller has none. A call is repeated only under the id it has.
 
     Raises:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-import grpc
 from google.protobuf.field_mask_pb2 import FieldMask
 from rlm.v1 import budget_pb2, budget_pb2_grpc
 
-from rlm_client import errors
+from rlm_client.caller import Caller
+from rlm_client.connection import Connection
 from rlm_client.durations import stamp
 from rlm_client.pages import pages
-from rlm_client.retry import named
-
-Request = TypeVar("Request")
-Result = TypeVar("Result")
+from rlm_client.retry import Retry, named
 
 Grouping = Literal["day", "model", "run", "account", "label"]
 Format = Literal["csv", "jsonl"]
@@ -70,14 +66,12 @@ class Entries:
         )
 
 
-class Spending(ABC):
+class Spending(Caller):
     """The calls of `BudgetService`. Everything is the caller's own tenant's."""
 
-    _metadata: tuple[tuple[str, str], ...]
-    _budgets: budget_pb2_grpc.BudgetServiceStub
-
-    @abstractmethod
-    def _unary(self, method: grpc.UnaryUnaryMultiCallable[Request, Result], request: Request) -> Result: ...
+    def __init__(self, connection: Connection, retry: Retry | None) -> None:
+        super().__init__(connection, retry)
+        self._budgets = budget_pb2_grpc.BudgetServiceStub(connection.channel)
 
     def get_budget(self, account_id: str = "") -> budget_pb2.GetBudgetResponse:
         """Give where an account stands, and the tenant's windows: its own account, or a run's, session's or node's."""
@@ -181,12 +175,7 @@ class Spending(ABC):
             NotFound: there is no such run or node.
         """
         request = budget_pb2.ExportEntriesRequest(format=_FORMATS[format], filter=_filter(entries))
-        call: Any = self._budgets.ExportEntries(request, metadata=self._metadata)
-        try:
-            with errors.typed():
-                yield from call
-        finally:
-            call.cancel()
+        yield from self._streamed(self._budgets.ExportEntries, request)
 
 
 def _filter(entries: Entries | None) -> budget_pb2.EntryFilter | None:

@@ -11,7 +11,7 @@ import click
 from rlm.v1 import budget_pb2, types_pb2
 
 from rlm_client.access import Access
-from rlm_client.account_command import SPANS, labels_of
+from rlm_client.account_command import SPAN_NAMES, labels_option
 from rlm_client.display import console_for
 from rlm_client.durations import milliseconds
 from rlm_client.money import usd
@@ -24,7 +24,6 @@ NEARLY = 80
 
 _UNITS = {"nano_usd": "US dollars", "token_count": "tokens", "call_count": "model calls", "cpu_time": "cpu seconds"}
 _TIMES = ["%Y-%m-%d", "%Y-%m-%dT%H:%M", "%Y-%m-%dT%H:%M:%S"]
-_SPANS = {number: span for span, number in SPANS.items()}
 
 
 @click.command()
@@ -63,9 +62,7 @@ def budget(access: Access, account_id: str, as_json: bool) -> None:
 @click.option("--run", "run_id", default="", metavar="ID", help="Only this run or session.")
 @click.option("--node", "node_id", default="", metavar="ID", help="Only this node of a run.")
 @click.option("--account", "account_id", default="", metavar="ID", help="Only this customer and those under it.")
-@click.option(
-    "--having", "labels", multiple=True, metavar="KEY=VALUE", callback=labels_of, help="Only runs with this label."
-)
+@labels_option("Only runs with this label.", "--having")
 @click.option("--model", default=None, help="Only this model; '' for turns of sandboxed code.")
 @click.option("--ambiguous", is_flag=True, help="Only calls whose cost is not known, and was counted in full.")
 @click.option("--after", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Only entries after this one.")
@@ -193,7 +190,7 @@ def _nearly_used(response: budget_pb2.GetBudgetResponse) -> Iterator[str]:
 
 def _window_name(window: budget_pb2.BudgetWindow) -> str:
     whose = f" of {sanitize_line(window.account_id, 63)}" if window.account_id else ""
-    return f"{_SPANS.get(window.span, 'window')} {sanitize_line(window.label, 40)}{whose}"
+    return f"{SPAN_NAMES.get(window.span, 'window')} {sanitize_line(window.label, 40)}{whose}"
 
 
 def _part(unit: str, of: types_pb2.Amounts | types_pb2.Budget | budget_pb2.Allowance) -> int:
