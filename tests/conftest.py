@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sandbox.vm.image import Loaded, prepare, standard_specs
 from tests.databases import KINDS, postgres_database, postgres_server
 from tests.servers import images, plain_environment, server
 
 __all__ = ["images", "plain_environment", "server"]
+
+settings.register_profile("untimed", deadline=None)  # other work on the machine makes any example slow
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, and asked for `-n logical`

@@ -18,8 +18,9 @@ from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
+from rlm_server.database.labels import MAX_LABEL, MAX_LABELS
 from rlm_server.database.requests import Request
-from rlm_server.ledger import AccountConflict, AccountUnknown, Limit, names
+from rlm_server.ledger import MAX_BUDGET, AccountConflict, AccountUnknown, Limit, names
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.ledger.customers import Customer
 from rlm_server.repl.bounds import MAX_NAME
@@ -32,12 +33,6 @@ MAX_SECONDS = 253_402_300_799
 """Seconds since 1970 of a time: the last of the year 9999, where the protocol's times end."""
 MAX_DURATION = 315_576_000_000
 """Seconds of a duration: the most that the protocol's durations have."""
-MAX_AMOUNT = 1 << 60
-"""Of a budget, in each of its units."""
-MAX_LABELS = 16
-"""Labels of one thing."""
-MAX_LABEL = 63
-"""Characters of a label's key, and of its value."""
 _ACCOUNT_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
 
 
@@ -135,8 +130,8 @@ def budget(value: types_pb2.Budget, field: str = "budget") -> Limit:
         ),
     }
     for name, amount in asked.values():
-        if amount is not None and not 0 < amount <= MAX_AMOUNT:
-            raise InvalidField(f"{field}.{name}", f"must be from 1 to {MAX_AMOUNT}, not {amount}")
+        if amount is not None and not 0 < amount <= MAX_BUDGET:
+            raise InvalidField(f"{field}.{name}", f"must be from 1 to {MAX_BUDGET}, not {amount}")
     return Limit(**{unit: amount for unit, (_, amount) in asked.items()})
 
 

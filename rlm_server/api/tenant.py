@@ -150,7 +150,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         labels, asked = dict(request.labels), requests.repeatable(OPERATORS, request)
         with _named(""):
             check_labels(labels)
-            expires_at = requests.time(request.expire_time, "expire_time") if request.HasField("expire_time") else None
+            expires_at = requests.time_if_set(request, "expire_time", "expire_time")
             whose = _whose(request.kind, request.tenant_id)
             key, secret = await self._keys.create(whose, labels=labels, expires_at=expires_at, request=asked)
         await self._watch.look()

@@ -9,6 +9,11 @@ from collections.abc import Mapping, Sequence
 
 from rlm_server.database.engine import Connection
 
+MAX_LABELS = 16
+"""Labels of one thing."""
+MAX_LABEL = 63
+"""Characters of a label's key, and of its value."""
+
 
 def put(connection: Connection, kind: str, id: str, labels: Mapping[str, str]) -> None:
     """Have these be the labels of a thing, instead of those it had."""

@@ -1,7 +1,7 @@
 """Money: what may be spent, what is held, what was spent."""
 
 from rlm_server.ledger.accounts import Balance
-from rlm_server.ledger.amounts import NANO, UNITS, Amounts, Limit, usd
+from rlm_server.ledger.amounts import MAX_BUDGET, NANO, UNITS, Amounts, Limit, usd
 from rlm_server.ledger.entries import By, Entry, Query, UsageRow
 from rlm_server.ledger.errors import (
     AccountClosed,
@@ -32,6 +32,7 @@ from rlm_server.ledger.windows import BUDGET_SPANS, Span
 
 __all__ = [
     "BUDGET_SPANS",
+    "MAX_BUDGET",
     "NANO",
     "UNITS",
     "AccountClosed",

@@ -16,7 +16,7 @@ from rlm_server.ledger.errors import (
     BudgetExceeded,
     LimitTooLow,
 )
-from rlm_server.ledger.windows import Span, account_of, is_pace, keep, window_limits
+from rlm_server.ledger.windows import Span, account_of, is_pace, keep, windows_of
 
 
 def reserve_of(id: str) -> str:
@@ -143,7 +143,7 @@ def set_windows(connection: Connection, id: str, wanted: Mapping[Span, Limit | N
     account = tree.get(id)
     if not account.has_windows:
         raise AccountConflict(id, "is no tenant's and no customer's, and only theirs have windows")
-    before = window_limits(connection, id)
+    before = windows_of(connection, (id,))[id]
     changed = {span: limit for span, limit in wanted.items() if limit != before.get(span)}
     if not changed:
         return

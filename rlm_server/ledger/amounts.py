@@ -7,6 +7,8 @@ from typing import Self
 
 NANO = 1_000_000_000
 """Nano-US-dollars in one US dollar."""
+MAX_BUDGET = 1 << 60
+"""Of what a budget allows, in each of its units."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from rlm_server.ledger.accounts import Account, Tree, refuse_uncountable
 from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.ledger.errors import AccountClosed, AccountConflict, AccountExists, AccountUnknown, TooManyAccounts
 from rlm_server.ledger.names import CUSTOMER, customer_account
-from rlm_server.ledger.windows import Span, window_limits
+from rlm_server.ledger.windows import Span, windows_of
 
 TEMPLATE = "default"
 """The id of the customer that those are made after who are named by a run or session and are not there yet."""
@@ -204,8 +204,10 @@ def get(connection: Connection, tenant: str, id: str) -> Customer:
 
 def find(connection: Connection, tenant: str, ids: Sequence[str]) -> dict[str, Customer]:
     """Return those of some customers that there are."""
-    found = (_read(connection, f"{_SELECT} tenant = ? AND id = ?", (tenant, id)) for id in ids)
-    return {customer.id: customer for customers in found for customer in customers}
+    if not ids:
+        return {}
+    where = f"{_SELECT} tenant = ? AND id IN ({', '.join('?' * len(ids))})"
+    return {customer.id: customer for customer in _read(connection, where, (tenant, *ids))}
 
 
 def page(
@@ -218,9 +220,10 @@ def page(
 
 
 def _read(connection: Connection, query: str, values: Sequence[Any]) -> list[Customer]:
-    customers = []
-    for account, tenant, id, parent, path, name, created_at, *limit in connection.execute(query, values).fetchall():
-        named = labels.of(connection, LABELS, (account,))[account]
-        windows = window_limits(connection, account)
-        customers.append(Customer(tenant, id, parent, name, named, Limit(*limit), windows, path, created_at))
-    return customers
+    rows = connection.execute(query, values).fetchall()
+    accounts = [account for account, *_ in rows]
+    named, windows = labels.of(connection, LABELS, accounts), windows_of(connection, accounts)
+    return [
+        Customer(tenant, id, parent, name, named[account], Limit(*limit), windows[account], path, created_at)
+        for account, tenant, id, parent, path, name, created_at, *limit in rows
+    ]

@@ -8,7 +8,7 @@ A tenant and its customers may have windows. Those of a minute are a pace: what 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -135,9 +135,15 @@ def limited(connection: Connection, account: str) -> Iterator[Limited]:
         yield Limited(Span(span), since, Limit(*limit))
 
 
-def window_limits(connection: Connection, account: str) -> dict[Span, Limit]:
-    """What the windows of an account are limited to, by their spans."""
-    return {one.span: one.limit for one in limited(connection, account)}
+def windows_of(connection: Connection, accounts: Sequence[str]) -> dict[str, dict[Span, Limit]]:
+    """What the windows of some accounts are limited to, by their spans."""
+    found: dict[str, dict[Span, Limit]] = {account: {} for account in accounts}
+    if found:
+        places = ", ".join("?" * len(found))
+        query = f"SELECT account, span, {_LIMITS} FROM window_limit WHERE account IN ({places}) ORDER BY span"  # noqa: S608
+        for account, span, *limit in connection.execute(query, tuple(found)).fetchall():
+            found[account][Span(span)] = Limit(*limit)
+    return found
 
 
 def keep(connection: Connection, tenant: str, account: str, span: Span, limit: Limit | None, at: int) -> None:

@@ -6,22 +6,17 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from rlm_server.ledger import UNITS, Limit
+from rlm_server.database.labels import MAX_LABEL, MAX_LABELS
+from rlm_server.ledger import MAX_BUDGET, UNITS, Limit
 from rlm_server.tenants.policy import is_pattern
 from rlm_server.tenants.tenants import NAME
 from rlm_server.tenants.terms import LEAST_WEIGHT, MOST_WEIGHT, OwnTerms, Terms
 from sandbox.limits import Bounds
 
-MAX_LABELS = 16
-"""Labels of a tenant or a key."""
-MAX_LABEL = 63
-"""Characters of a label's name, and of its value."""
 MAX_PATTERNS = 64
 """Names or patterns in one list of a tenant's."""
 MAX_PATTERN = 200
 """Characters of a name or pattern of models or images."""
-MAX_BUDGET = 1 << 60
-"""Of a tenant's budget, in each of its units."""
 
 
 class WrongTerm(ValueError):

@@ -20,7 +20,7 @@ from rlm_server.api import requests, responses
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
-from rlm_server.ledger import UNITS, Limit
+from rlm_server.ledger import MAX_BUDGET, UNITS, Limit
 from tests.api.offers import routes
 
 MANY = 2 * requests.MAX_TOKEN
@@ -198,7 +198,7 @@ def test_a_time_that_is_written_is_read_as_the_same(milliseconds: int) -> None:
 
 # ---- budgets ---------------------------------------------------------------------------------------------------------
 
-amounts = st.none() | st.integers(1, requests.MAX_AMOUNT)
+amounts = st.none() | st.integers(1, MAX_BUDGET)
 
 
 @given(st.fixed_dictionaries(dict.fromkeys(UNITS, amounts)))
@@ -214,12 +214,12 @@ def test_an_amount_that_is_left_out_is_not_limited() -> None:
     assert len(UNITS) == len(types_pb2.Budget.DESCRIPTOR.fields)
 
 
-@pytest.mark.parametrize("amount", [0, -1, requests.MAX_AMOUNT + 1, (1 << 63) - 1, -(1 << 63)])
+@pytest.mark.parametrize("amount", [0, -1, MAX_BUDGET + 1, (1 << 63) - 1, -(1 << 63)])
 @pytest.mark.parametrize("field", ["nano_usd", "token_count", "call_count"])
 def test_an_amount_out_of_bounds_is_refused_by_name(field: str, amount: int) -> None:
     asked = types_pb2.Budget()
     setattr(asked, field, amount)
-    with pytest.raises(InvalidField, match=f"from 1 to {requests.MAX_AMOUNT}") as caught:
+    with pytest.raises(InvalidField, match=f"from 1 to {MAX_BUDGET}") as caught:
         requests.budget(asked)
     assert caught.value.field == f"budget.{field}"
 

@@ -32,7 +32,7 @@ class TestCount:
     """It is what a search finds."""
 
     @given(documents=st.lists(st.sampled_from(Form).flatmap(texts), min_size=1, max_size=4), data=st.data())
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     def test_it_is_divided_anywhere_and_comes_to_the_same(self, documents: list[str], data: st.DataObject) -> None:
         literals = st.sampled_from(["a", "aa", "ab", "aba", "k_", "\xe9", "\u4e2da", "b b", r"\.", "\n"])
         pattern = data.draw(PATTERNS | literals)
@@ -84,7 +84,7 @@ class TestFollowingMatches:
     @given(
         documents=st.lists(st.sampled_from(Form).flatmap(texts), max_size=4), pattern=PATTERNS, limit=st.integers(1, 5)
     )
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_page_after_page_is_the_whole(self, documents: list[str], pattern: str, limit: int) -> None:
         with tiny(), in_memory(documents, Kind.DOCUMENTS) as corpus:
             whole, pages, after = search(corpus, pattern, None, 100_000).matches, list[Match](), None

@@ -50,7 +50,7 @@ class TestSame:
     """What is counted densely is what RE2 finds."""
 
     @given(documents=st.lists(st.sampled_from(Form).flatmap(texts), min_size=1, max_size=3), data=st.data())
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     def test_both_find_as_many_whatever_the_pattern_and_the_slices(
         self, documents: list[str], data: st.DataObject
     ) -> None:
@@ -64,7 +64,7 @@ class TestSame:
             assert counted(corpus, pattern) == found(corpus, pattern)
 
     @given(text=st.sampled_from(Form).flatmap(texts), pattern=written())
-    @settings(max_examples=400, deadline=None)
+    @settings(max_examples=400)
     def test_both_find_the_same_in_a_whole_text(self, text: str, pattern: str) -> None:
         other = dense(pattern)
         if other is None or not other.fits(text):
@@ -113,7 +113,7 @@ class TestCost:
         assert dense(pattern) is None
 
     @given(pattern=written())
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=500)
     def test_no_place_of_a_text_costs_more_than_a_bounded_number_of_steps(self, pattern: str) -> None:
         other = dense(pattern)
         assert other is None or other.most * other.size <= counted_densely.WORK

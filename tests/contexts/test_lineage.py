@@ -220,7 +220,7 @@ def related(draw: st.DrawFn) -> tuple[list[str], str]:
     return documents, drawn()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(related(), st.sampled_from([3, 50, 1 << 22]))
 def test_all_that_stands_in_a_document_is_found_and_nothing_else(texts: tuple[list[str], str], segment: int) -> None:
     documents, prompt = texts
@@ -233,7 +233,7 @@ def test_all_that_stands_in_a_document_is_found_and_nothing_else(texts: tuple[li
     assert_whole(found, documents, prompt)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(related(), st.sampled_from([64, 100, 257]), st.sampled_from([1, 5, 64]))
 def test_it_does_not_matter_how_much_is_looked_at_at_once(
     texts: tuple[list[str], str], slice_size: int, chunk: int
@@ -250,7 +250,7 @@ def test_it_does_not_matter_how_much_is_looked_at_at_once(
     assert_whole(found, documents, prompt)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.data(),
     st.lists(st.sampled_from(sorted(ALPHABETS)), min_size=1, max_size=30),
@@ -446,7 +446,7 @@ def test_a_passage_of_another_corpus_that_looks_the_same_is_not_claimed(tmp_path
         Lineage(corpus, tmp_path).find(documents[1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0, 2**32))
 def test_whatever_befalls_the_entries_what_is_claimed_is_true(seed: int) -> None:
     chance = random.Random(seed)

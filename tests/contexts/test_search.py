@@ -105,7 +105,7 @@ class TestEveryForm:
 
     @pytest.mark.parametrize("form", Form)
     @given(data=st.data())
-    @settings(max_examples=500, deadline=None)
+    @settings(max_examples=500)
     def test_finds_in_pieces_what_re2_finds_in_the_whole(self, form: Form, data: st.DataObject) -> None:
         text, pattern = data.draw(texts(form)), data.draw(PATTERNS)
         with tiny():
@@ -113,14 +113,14 @@ class TestEveryForm:
 
     @pytest.mark.parametrize("form", Form)
     @given(data=st.data())
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     def test_finds_in_one_piece_what_re2_finds(self, form: Form, data: st.DataObject) -> None:
         text, pattern = data.draw(texts(form)), data.draw(PATTERNS)
         assert places(pattern, text) == list(whole(pattern, text))
 
     @pytest.mark.parametrize("form", Form)
     @given(data=st.data())
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=300)
     def test_finds_what_python_finds(self, form: Form, data: st.DataObject) -> None:
         shared = ["a", "k", "\xe9", "\u4e2d", ".", "(?s:.)", "[a-c]", "[^a]", r"\w", r"\W", r"\d"]
         assertions = [r"\A", r"\z", "^", "(?m:^)", "(?m:$)", r"\b", r"\B"]
@@ -131,7 +131,7 @@ class TestEveryForm:
 
     @pytest.mark.parametrize("form", Form)
     @given(data=st.data())
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_repetitions_without_a_bound_are_found_where_their_matches_are_short(
         self, form: Form, data: st.DataObject
     ) -> None:
@@ -194,7 +194,7 @@ class TestEdges:
             assert places("a(?:bcd)??|b", text) == [(edge, edge + 1, "a"), (edge + 1, edge + 2, "b")]
 
     @given(data=st.data())
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_a_pattern_too_large_for_re2s_faster_engine_finds_the_same(self, data: st.DataObject) -> None:
         small = [one for one in ONE_CHARACTER if r"\p" not in one.lower()]
         pattern = data.draw(sequences(small, ["", "?"]).map(lambda made: f"(?:{made}|{TOO_LARGE_FOR_THE_DFA})"))
@@ -268,7 +268,7 @@ class TestDocuments:
                 search(corpus, "needle", [0, 1], 100, cancelled=never)
 
     @given(documents=st.lists(st.sampled_from(Form).flatmap(texts), max_size=12), pattern=PATTERNS)
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     def test_many_of_every_form_are_found_in_as_each_alone(self, documents: list[str], pattern: str) -> None:
         expected = [(number, *place) for number, text in enumerate(documents) for place in whole(pattern, text)]
         with tiny(), in_memory(documents, Kind.DOCUMENTS) as corpus:

@@ -32,7 +32,7 @@ def header_of(data: bytes, documents: int) -> Header:
     return Header("tenant", None, "name", len(data), hashlib.sha256(data).hexdigest(), documents)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data(), documents=st.lists(st.tuples(NAMES, TEXTS), min_size=1, max_size=12))
 def test_documents_arrive_whatever_the_chunks_and_the_breaks(
     data: st.DataObject, documents: Sequence[tuple[str, str]]
@@ -70,7 +70,7 @@ def test_documents_arrive_whatever_the_chunks_and_the_breaks(
             assert local_files.path("ctx", file).stat().st_mode & 0o777 == 0o400
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(data=st.data(), documents=st.lists(st.binary(max_size=8), min_size=1, max_size=6))
 def test_bytes_are_taken_where_python_takes_them_document_by_document(
     data: st.DataObject, documents: list[bytes]

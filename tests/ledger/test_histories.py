@@ -571,9 +571,7 @@ class OnPostgres(Histories):
         cut_off(self.url)
 
 
-HISTORIES = settings(
-    max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+HISTORIES = settings(max_examples=20, stateful_step_count=40, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_on_sqlite_the_laws_hold_in_every_history() -> None:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
-from rlm_server.ledger import Amounts, Hold, Ledger, Limit
+from rlm_server.ledger import Amounts, Hold, Ledger, Limit, names
 from rlm_server.runs.events import Event, RunFinished
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.recovery import REASON, recover
 from rlm_server.runs.state import RunState
-from rlm_server.runs.tree import CHILD
 from rlm_server.tenants.tenants import Tenants
 from tests.runs.stage import END, a_node, a_run, an_event, in_rows
 
@@ -90,9 +89,9 @@ async def test_what_may_have_been_sent_is_paid_for_in_full(tmp_path: Path) -> No
     sent = Amounts(nano_usd=20)
     async with process(tmp_path) as first:
         await first.begin()
-        await first.open_child(CHILD + "1")
-        await first.journal.add_node(a_node(CHILD + "1"))
-        await first.send(CHILD + "1", sent)
+        await first.open_child(names.NODE + "1")
+        await first.journal.add_node(a_node(names.NODE + "1"))
+        await first.send(names.NODE + "1", sent)
     async with process(tmp_path) as second:
         await second.recover()
         assert {node.state for node in await second.journal.nodes("run")} == {RunState.FAILED}
@@ -104,10 +103,10 @@ async def test_what_may_have_been_sent_is_paid_for_in_full(tmp_path: Path) -> No
 async def test_a_child_that_has_an_account_and_is_no_node_yet_gives_its_share_back(tmp_path: Path) -> None:
     async with process(tmp_path) as first:
         await first.begin()
-        await first.open_child(CHILD + "1")
+        await first.open_child(names.NODE + "1")
     async with process(tmp_path) as second:
         await second.recover()
-        assert await second.closed(CHILD + "1")
+        assert await second.closed(names.NODE + "1")
         assert await second.closed("run")
 
 

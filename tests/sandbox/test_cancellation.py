@@ -58,7 +58,12 @@ async def test_a_function_in_its_own_thread_answers_or_fails_and_is_not_waited_f
     with pytest.raises(ZeroDivisionError):
         await in_own_thread(lambda: 1 // 0)
     let_go, ended = threading.Event(), threading.Event()
-    task = asyncio.create_task(in_own_thread(lambda: (let_go.wait(60), ended.set())))
+
+    def slow() -> None:
+        let_go.wait(60)
+        ended.set()
+
+    task = asyncio.create_task(in_own_thread(slow))
     await asyncio.sleep(0)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -203,7 +203,7 @@ async def test_a_place_is_not_handed_to_a_task_that_was_cancelled_in_the_same_mo
     assert visitors.gate.load == Load(inside=0, waiting=0)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     seed=st.integers(0, 2**32),
     caps=st.tuples(*[st.none() | st.integers(1, 4)] * 3),

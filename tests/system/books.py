@@ -16,19 +16,30 @@ UNITS = ("nano_usd", "tokens", "calls", "cpu_ms")
 
 @contextmanager
 def opened(data_dir: Path) -> Iterator[sqlite3.Connection]:
+    """Open the books as they are at one moment: a server that goes on posts its own time, whenever it likes."""
     with closing(sqlite3.connect(f"file:{data_dir / 'rlm.sqlite'}?mode=ro", uri=True)) as connection:
         connection.row_factory = sqlite3.Row
+        connection.execute("BEGIN")
         yield connection
 
 
+def answers(books: sqlite3.Connection, question: str, *values: object) -> list[dict[str, Any]]:
+    return [dict(row) for row in books.execute(question, values)]
+
+
 def rows(data_dir: Path, question: str, *values: object) -> list[dict[str, Any]]:
-    with opened(data_dir) as connection:
-        return [dict(row) for row in connection.execute(question, values)]
+    with opened(data_dir) as books:
+        return answers(books, question, *values)
 
 
 def check_within_limits(data_dir: Path) -> None:
     """No account has spent, holds and promises more than its limit."""
-    for account in rows(data_dir, "SELECT * FROM account") + rows(data_dir, "SELECT * FROM window_account"):
+    with opened(data_dir) as books:
+        _check_within_limits(books)
+
+
+def _check_within_limits(books: sqlite3.Connection) -> None:
+    for account in answers(books, "SELECT * FROM account") + answers(books, "SELECT * FROM window_account"):
         for unit in UNITS:
             used = account[f"posted_{unit}"] + account[f"pending_{unit}"] + account[f"carved_{unit}"]
             limit = account[f"limit_{unit}"]
@@ -38,25 +49,31 @@ def check_within_limits(data_dir: Path) -> None:
 
 def check_settled(data_dir: Path) -> None:
     """Nothing is in flight and nothing is promised; every sum agrees with what is under it; only tenants are open."""
-    check_within_limits(data_dir)
-    assert rows(data_dir, "SELECT * FROM hold WHERE state IN ('pending', 'dispatched')") == []
-    assert rows(data_dir, "SELECT * FROM node WHERE state IN ('pending', 'running')") == []
-    customers = {row["account"] for row in rows(data_dir, "SELECT account FROM customer")}
-    for account in rows(data_dir, "SELECT * FROM account"):
-        assert account["closed"] or account["parent"] is None or account["id"] in customers, account
-        for unit in UNITS:
-            assert account[f"pending_{unit}"] == account[f"carved_{unit}"] == 0, account
-            (own,) = rows(data_dir, f"SELECT sum(actual_{unit}) AS n FROM hold WHERE account = ?", account["id"])
-            (under,) = rows(data_dir, f"SELECT sum(posted_{unit}) AS n FROM account WHERE parent = ?", account["id"])
-            assert account[f"posted_{unit}"] == (own["n"] or 0) + (under["n"] or 0), (account, unit)
+    with opened(data_dir) as books:
+        _check_within_limits(books)
+        assert answers(books, "SELECT * FROM hold WHERE state IN ('pending', 'dispatched')") == []
+        assert answers(books, "SELECT * FROM node WHERE state IN ('pending', 'running')") == []
+        customers = {row["account"] for row in answers(books, "SELECT account FROM customer")}
+        for account in answers(books, "SELECT * FROM account"):
+            assert account["closed"] or account["parent"] is None or account["id"] in customers, account
+            for unit in UNITS:
+                assert account[f"pending_{unit}"] == account[f"carved_{unit}"] == 0, account
+                assert account[f"posted_{unit}"] == _own_and_under(books, account["id"], unit), (account, unit)
+
+
+def _own_and_under(books: sqlite3.Connection, account: str, unit: str) -> int:
+    (own,) = answers(books, f"SELECT sum(actual_{unit}) AS n FROM hold WHERE account = ?", account)
+    (under,) = answers(books, f"SELECT sum(posted_{unit}) AS n FROM account WHERE parent = ?", account)
+    return (own["n"] or 0) + (under["n"] or 0)
 
 
 def check_customers(data_dir: Path) -> None:
     """What is posted on a customer is what its runs' holds cost."""
-    holds = rows(data_dir, "SELECT * FROM hold WHERE state = 'posted'")
-    for customer in rows(data_dir, "SELECT * FROM customer JOIN account ON account.id = customer.account"):
-        path = customer["path"]
-        own = [one for one in holds if f"{one['customer']}/".startswith(f"{path}/")]
+    with opened(data_dir) as books:
+        holds = answers(books, "SELECT * FROM hold WHERE state = 'posted'")
+        found = answers(books, "SELECT * FROM customer JOIN account ON account.id = customer.account")
+    for customer in found:
+        own = [one for one in holds if f"{one['customer']}/".startswith(f"{customer['path']}/")]
         for unit in UNITS:
             assert customer[f"posted_{unit}"] == sum(one[f"actual_{unit}"] for one in own), (customer, unit)
 

@@ -157,7 +157,7 @@ def test_documents_without_names_have_empty_ones(repl: Repl, empty: dict[str, Co
     texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=40) | st.sampled_from(["x" * 70_000, "é" * 66_000])),
     data=st.data(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_selection_of_whole_documents_is_the_same_as_parts_of_them(texts: list[str], data: st.DataObject) -> None:
     numbers = data.draw(
         st.sampled_from([range(len(texts)), range(0), range(0, len(texts), 3), range(len(texts))[::-1]])

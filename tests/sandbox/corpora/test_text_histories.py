@@ -127,7 +127,6 @@ async def meet(pool: WorkerPool, session: WorkerSession, fate: str) -> None:
 # Not shrunk: that takes minutes, as workers are killed and started in each.
 @settings(
     max_examples=25,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
 )

@@ -81,7 +81,7 @@ def characters(most: int) -> st.SearchStrategy[str]:
 INDEX = st.integers(-70, 10_000)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     unit=st.sampled_from([0x7F, 0xFF, 0xFFFF, 0x10FFFF]).flatmap(characters),
     times=st.integers(1, 150),

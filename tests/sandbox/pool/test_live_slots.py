@@ -91,7 +91,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(1, 40), st.integers(0, 4), STEPS)
 def test_whatever_happens_nobody_is_kept_out_by_one_above_its_share(
     most: int, reserved: int, steps: list[tuple[str, int]]

@@ -209,7 +209,7 @@ class FilesAreLikeRealOnes(RuleBasedStateMachine):
 
 
 TestFilesAreLikeRealOnes = FilesAreLikeRealOnes.TestCase
-TestFilesAreLikeRealOnes.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestFilesAreLikeRealOnes.settings = settings(max_examples=60, stateful_step_count=40)
 
 
 # ---- paths and identities --------------------------------------------------------------------------------------------

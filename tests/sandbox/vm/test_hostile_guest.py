@@ -238,7 +238,7 @@ def wasi_functions(loaded: Loaded) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_no_arguments_to_the_system_make_a_host_function_fail(
     loaded: Loaded, run_module: Run, caplog: pytest.LogCaptureFixture, data: st.DataObject

@@ -127,9 +127,7 @@ def outcome(data: bytes) -> list[object]:
         return [result, bytes(memory), exports["fuel"].value(store)]
 
 
-@settings(
-    max_examples=60, deadline=None, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck)
-)
+@settings(max_examples=60, phases=[Phase.explicit, Phase.generate], suppress_health_check=list(HealthCheck))
 @given(programs())
 def test_a_program_with_polls_does_what_it_did_and_no_loop_is_without_one(text: str) -> None:
     data = wasm(text)
@@ -269,7 +267,7 @@ def test_a_module_that_is_cut_off_anywhere_is_refused_or_is_another_module() -> 
         assert length in ends, "cut within a section"
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 @given(st.lists(st.tuples(st.integers(0, len(WHOLE) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_bytes_that_are_altered_raise_nothing_else(changes: list[tuple[int, int]]) -> None:
     data = bytearray(WHOLE)
@@ -336,7 +334,7 @@ AROUND = [
 ]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, suppress_health_check=list(HealthCheck))
 @given(
     st.lists(st.sampled_from(ONCE), max_size=8),
     st.lists(st.tuples(st.lists(st.sampled_from(ONCE), max_size=3), st.sampled_from(AROUND)), max_size=5),
