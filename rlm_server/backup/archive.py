@@ -88,7 +88,7 @@ def written(path: Path) -> Iterator[Writer]:
             os.fsync(file.fileno())
         os.link(partial, path)  # which fails where something has come to be there
     except OSError as error:
-        raise BackupError(f"{path} cannot be written: {error.strerror or error}") from error
+        raise BackupError(f"{path} cannot be written: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)

@@ -134,8 +134,8 @@ async def test_calls_that_come_at_once_are_looked_up_together_and_none_is_told_w
     async def slow(function: Callable[[Connection], Any]) -> Any:
         nonlocal reads
         reads += 1
-        begun.set()
         owner = await read(function)
+        begun.set()
         await going_on.wait()
         return owner
 
