@@ -47,6 +47,8 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.CreateSessionRequest, context: Any
     ) -> session_pb2.CreateSessionResponse:
         """Start a session."""
+        if request.snapshot_id:  # none is kept
+            raise NotFound("snapshot", request.snapshot_id)
         sub_model = request.sub_model or self._defaults.sub_model
         requests.check_offered(self._offered(), "sub_model", sub_model)
         asked = requests.budget(request.budget) if request.HasField("budget") else None

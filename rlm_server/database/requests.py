@@ -51,15 +51,17 @@ def answered(connection: Connection, request: Request | None) -> str | None:
     return str(kept)
 
 
-def answer(connection: Connection, request: Request | None, kept: str, at: int) -> None:
+def answer(connection: Connection, request: Request | None, kept: str, at: int, *, thing: str = "") -> None:
     """Keep what a request is answered with, in the transaction that does what it asks. `at` is Unix milliseconds.
 
-    It is the id of what was made or changed, or all of the answer but secrets.
+    It is the id of what was made or changed, or all of the answer but secrets. With the id of a `thing` the request is
+    known until `forget_of` that thing.
     """
     if request is not None:
         connection.execute(
-            "INSERT INTO request (tenant, method, request_id, content_sha256, answer, at) VALUES (?, ?, ?, ?, ?, ?)",
-            (request.tenant, request.method, request.id, request.content_sha256, kept, at),
+            "INSERT INTO request (tenant, method, request_id, content_sha256, answer, at, thing) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (request.tenant, request.method, request.id, request.content_sha256, kept, at, thing),
         )
 
 
@@ -86,6 +88,11 @@ def forget(connection: Connection, tenant: str, method: str, request_id: str) ->
     connection.execute(
         "DELETE FROM request WHERE tenant = ? AND method = ? AND request_id = ?", (tenant, method, request_id)
     )
+
+
+def forget_of(connection: Connection, tenant: str, thing: str) -> None:
+    """Forget all requests about a thing, as it is deleted."""
+    connection.execute("DELETE FROM request WHERE tenant = ? AND thing = ? AND thing <> ''", (tenant, thing))
 
 
 def forget_some(connection: Connection, tenant: str, most: int) -> int:

@@ -63,15 +63,17 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 5
     """There is no such thing, or it is another tenant's.
 
-    Metadata: none. A ResourceInfo has its kind ("run", "session", "context", "upload", "account", "node";
-    for operators "tenant", "key") and its id.
+    Metadata: none. A ResourceInfo has its kind ("run", "session", "turn", "snapshot", "context", "upload", "account",
+    "node"; for operators "tenant", "key") and its id.
 
     To do: check the id, and that the key is of the tenant that the thing belongs to.
     """
     ERROR_REASON_SESSION_ENDED: _ErrorReason.ValueType  # 6
-    """The session is no longer there: it was deleted, or a limit that the message names ended it.
+    """The session has ended: it was deleted, the server restarted, or a limit that the message names ended it. It says so
+    for a day after its end; then the session is not found.
 
-    Metadata: none.
+    Metadata: `session_id`, `end_reason` (a value of SessionEndReason without SESSION_END_REASON_) and `end_time`, a time
+    in RFC 3339.
 
     To do: create another.
     """
@@ -377,15 +379,17 @@ To do: choose one that is offered.
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 5
 """There is no such thing, or it is another tenant's.
 
-Metadata: none. A ResourceInfo has its kind ("run", "session", "context", "upload", "account", "node";
-for operators "tenant", "key") and its id.
+Metadata: none. A ResourceInfo has its kind ("run", "session", "turn", "snapshot", "context", "upload", "account",
+"node"; for operators "tenant", "key") and its id.
 
 To do: check the id, and that the key is of the tenant that the thing belongs to.
 """
 ERROR_REASON_SESSION_ENDED: ErrorReason.ValueType  # 6
-"""The session is no longer there: it was deleted, or a limit that the message names ended it.
+"""The session has ended: it was deleted, the server restarted, or a limit that the message names ended it. It says so
+for a day after its end; then the session is not found.
 
-Metadata: none.
+Metadata: `session_id`, `end_reason` (a value of SessionEndReason without SESSION_END_REASON_) and `end_time`, a time
+in RFC 3339.
 
 To do: create another.
 """

@@ -27,6 +27,10 @@ if _version_not_supported:
 
 class SessionServiceStub:
     """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's.
+
+    A session that has ended is shown for a day, and says why it ended. Calls that need it to live fail as SESSION_ENDED.
+
+    SubmitResult, by which a client answers what the code asks of it, is to come.
     """
 
     def __init__(self, channel):
@@ -45,6 +49,16 @@ class SessionServiceStub:
                 request_serializer=rlm_dot_v1_dot_session__pb2.GetSessionRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_session__pb2.GetSessionResponse.FromString,
                 _registered_method=True)
+        self.ListSessions = channel.unary_unary(
+                '/rlm.v1.SessionService/ListSessions',
+                request_serializer=rlm_dot_v1_dot_session__pb2.ListSessionsRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.ListSessionsResponse.FromString,
+                _registered_method=True)
+        self.UpdateSession = channel.unary_unary(
+                '/rlm.v1.SessionService/UpdateSession',
+                request_serializer=rlm_dot_v1_dot_session__pb2.UpdateSessionRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.UpdateSessionResponse.FromString,
+                _registered_method=True)
         self.DeleteSession = channel.unary_unary(
                 '/rlm.v1.SessionService/DeleteSession',
                 request_serializer=rlm_dot_v1_dot_session__pb2.DeleteSessionRequest.SerializeToString,
@@ -55,10 +69,64 @@ class SessionServiceStub:
                 request_serializer=rlm_dot_v1_dot_session__pb2.ExecuteRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_session__pb2.ExecuteResponse.FromString,
                 _registered_method=True)
+        self.ExecuteOnce = channel.unary_unary(
+                '/rlm.v1.SessionService/ExecuteOnce',
+                request_serializer=rlm_dot_v1_dot_session__pb2.ExecuteOnceRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.ExecuteOnceResponse.FromString,
+                _registered_method=True)
+        self.WatchTurn = channel.unary_stream(
+                '/rlm.v1.SessionService/WatchTurn',
+                request_serializer=rlm_dot_v1_dot_session__pb2.WatchTurnRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.WatchTurnResponse.FromString,
+                _registered_method=True)
+        self.InterruptSession = channel.unary_unary(
+                '/rlm.v1.SessionService/InterruptSession',
+                request_serializer=rlm_dot_v1_dot_session__pb2.InterruptSessionRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.InterruptSessionResponse.FromString,
+                _registered_method=True)
+        self.ForkSession = channel.unary_unary(
+                '/rlm.v1.SessionService/ForkSession',
+                request_serializer=rlm_dot_v1_dot_session__pb2.ForkSessionRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.ForkSessionResponse.FromString,
+                _registered_method=True)
+        self.PauseSession = channel.unary_unary(
+                '/rlm.v1.SessionService/PauseSession',
+                request_serializer=rlm_dot_v1_dot_session__pb2.PauseSessionRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.PauseSessionResponse.FromString,
+                _registered_method=True)
+        self.CreateSnapshot = channel.unary_unary(
+                '/rlm.v1.SessionService/CreateSnapshot',
+                request_serializer=rlm_dot_v1_dot_session__pb2.CreateSnapshotRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.CreateSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/rlm.v1.SessionService/ListSnapshots',
+                request_serializer=rlm_dot_v1_dot_session__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/rlm.v1.SessionService/DeleteSnapshot',
+                request_serializer=rlm_dot_v1_dot_session__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.DeleteSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ExportSnapshot = channel.unary_stream(
+                '/rlm.v1.SessionService/ExportSnapshot',
+                request_serializer=rlm_dot_v1_dot_session__pb2.ExportSnapshotRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.ExportSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ImportSnapshot = channel.stream_unary(
+                '/rlm.v1.SessionService/ImportSnapshot',
+                request_serializer=rlm_dot_v1_dot_session__pb2.ImportSnapshotRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_session__pb2.ImportSnapshotResponse.FromString,
+                _registered_method=True)
 
 
 class SessionServiceServicer:
     """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's.
+
+    A session that has ended is shown for a day, and says why it ended. Calls that need it to live fail as SESSION_ENDED.
+
+    SubmitResult, by which a client answers what the code asks of it, is to come.
     """
 
     def CreateSession(self, request, context):
@@ -69,14 +137,28 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetSession(self, request, context):
-        """Describes a session, and how much of its context it has looked at.
+        """Describes a session, and how much of its context it has looked at. One that ended is described for a day.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSessions(self, request, context):
+        """The tenant's sessions, the newest first; those that ended within the last day are among them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateSession(self, request, context):
+        """Changes the labels of a session that lives, and how long it may rest and live.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Ends a session and returns what its account did not spend.
+        """Ends a session and returns what its account did not spend. A turn under way is stopped.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -84,7 +166,82 @@ class SessionServiceServicer:
 
     def Execute(self, request, context):
         """Runs one piece of code as a turn; output, calls and the result stream back as they happen. Turns of a session run one
-        after another, in the order they came.
+        after another, in the order they came. Where the stream breaks, the turn is stopped and rolled back, unless it is
+        `detached`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExecuteOnce(self, request, context):
+        """Runs one piece of code as a turn and returns its output and its result at once: the cheapest way for short turns. Where
+        the call ends before the turn does, the turn is stopped and rolled back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchTurn(self, request, context):
+        """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that has ended there
+        is its result alone, where it is still remembered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InterruptSession(self, request, context):
+        """Stops the turn under way, and rolls it back. Who reads the turn is told the result ROLLED_BACK / INTERRUPTED. Where no
+        turn is under way nothing changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkSession(self, request, context):
+        """Makes sessions that begin as this one is now, after its last turn that ended: each with the same names, files and
+        context, and with an account of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseSession(self, request, context):
+        """Stores a session and gives back its memory. Its next turn takes it up again. A turn under way is waited for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CreateSnapshot(self, request, context):
+        """Keeps a session as it is after its last turn that ended, also beyond the session's end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """The tenant's snapshots, the newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Removes a snapshot. Sessions that were made from it stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportSnapshot(self, request, context):
+        """A snapshot as one file, to be kept elsewhere: a header, then chunks in order. Only ImportSnapshot reads it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportSnapshot(self, request_iterator, context):
+        """Takes a file that ExportSnapshot made: a header, then chunks in order. A file that was changed is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -103,6 +260,16 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     request_deserializer=rlm_dot_v1_dot_session__pb2.GetSessionRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_session__pb2.GetSessionResponse.SerializeToString,
             ),
+            'ListSessions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessions,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.ListSessionsRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.ListSessionsResponse.SerializeToString,
+            ),
+            'UpdateSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateSession,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.UpdateSessionRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.UpdateSessionResponse.SerializeToString,
+            ),
             'DeleteSession': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteSession,
                     request_deserializer=rlm_dot_v1_dot_session__pb2.DeleteSessionRequest.FromString,
@@ -112,6 +279,56 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.Execute,
                     request_deserializer=rlm_dot_v1_dot_session__pb2.ExecuteRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_session__pb2.ExecuteResponse.SerializeToString,
+            ),
+            'ExecuteOnce': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExecuteOnce,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.ExecuteOnceRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.ExecuteOnceResponse.SerializeToString,
+            ),
+            'WatchTurn': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchTurn,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.WatchTurnRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.WatchTurnResponse.SerializeToString,
+            ),
+            'InterruptSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.InterruptSession,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.InterruptSessionRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.InterruptSessionResponse.SerializeToString,
+            ),
+            'ForkSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkSession,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.ForkSessionRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.ForkSessionResponse.SerializeToString,
+            ),
+            'PauseSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseSession,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.PauseSessionRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.PauseSessionResponse.SerializeToString,
+            ),
+            'CreateSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSnapshot,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.CreateSnapshotRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.CreateSnapshotResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.DeleteSnapshotResponse.SerializeToString,
+            ),
+            'ExportSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportSnapshot,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.ExportSnapshotRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.ExportSnapshotResponse.SerializeToString,
+            ),
+            'ImportSnapshot': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportSnapshot,
+                    request_deserializer=rlm_dot_v1_dot_session__pb2.ImportSnapshotRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_session__pb2.ImportSnapshotResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -123,6 +340,10 @@ def add_SessionServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class SessionService:
     """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's.
+
+    A session that has ended is shown for a day, and says why it ended. Calls that need it to live fail as SESSION_ENDED.
+
+    SubmitResult, by which a client answers what the code asks of it, is to come.
     """
 
     @staticmethod
@@ -180,6 +401,60 @@ class SessionService:
             _registered_method=True)
 
     @staticmethod
+    def ListSessions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.SessionService/ListSessions',
+            rlm_dot_v1_dot_session__pb2.ListSessionsRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.ListSessionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.SessionService/UpdateSession',
+            rlm_dot_v1_dot_session__pb2.UpdateSessionRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.UpdateSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def DeleteSession(request,
             target,
             options=(),
@@ -223,6 +498,276 @@ class SessionService:
             '/rlm.v1.SessionService/Execute',
             rlm_dot_v1_dot_session__pb2.ExecuteRequest.SerializeToString,
             rlm_dot_v1_dot_session__pb2.ExecuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExecuteOnce(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.SessionService/ExecuteOnce',
+            rlm_dot_v1_dot_session__pb2.ExecuteOnceRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.ExecuteOnceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchTurn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rlm.v1.SessionService/WatchTurn',
+            rlm_dot_v1_dot_session__pb2.WatchTurnRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.WatchTurnResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InterruptSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.SessionService/InterruptSession',
+            rlm_dot_v1_dot_session__pb2.InterruptSessionRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.InterruptSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ForkSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.SessionService/ForkSession',
+            rlm_dot_v1_dot_session__pb2.ForkSessionRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.ForkSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.SessionService/PauseSession',
+            rlm_dot_v1_dot_session__pb2.PauseSessionRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.PauseSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.SessionService/CreateSnapshot',
+            rlm_dot_v1_dot_session__pb2.CreateSnapshotRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.CreateSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.SessionService/ListSnapshots',
+            rlm_dot_v1_dot_session__pb2.ListSnapshotsRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.SessionService/DeleteSnapshot',
+            rlm_dot_v1_dot_session__pb2.DeleteSnapshotRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.DeleteSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/rlm.v1.SessionService/ExportSnapshot',
+            rlm_dot_v1_dot_session__pb2.ExportSnapshotRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.ExportSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportSnapshot(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/rlm.v1.SessionService/ImportSnapshot',
+            rlm_dot_v1_dot_session__pb2.ImportSnapshotRequest.SerializeToString,
+            rlm_dot_v1_dot_session__pb2.ImportSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

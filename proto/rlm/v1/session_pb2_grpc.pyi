@@ -29,7 +29,12 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SessionServiceStub:
-    """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's."""
+    """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's.
+
+    A session that has ended is shown for a day, and says why it ended. Calls that need it to live fail as SESSION_ENDED.
+
+    SubmitResult, by which a client answers what the code asks of it, is to come.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -38,32 +43,108 @@ class SessionServiceStub:
     CreateSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.CreateSessionRequest, _session_pb2.CreateSessionResponse]
     """Starts a REPL with its own memory and its own account."""
     GetSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]
-    """Describes a session, and how much of its context it has looked at."""
+    """Describes a session, and how much of its context it has looked at. One that ended is described for a day."""
+    ListSessions: _grpc.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]
+    """The tenant's sessions, the newest first; those that ended within the last day are among them."""
+    UpdateSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.UpdateSessionRequest, _session_pb2.UpdateSessionResponse]
+    """Changes the labels of a session that lives, and how long it may rest and live."""
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]
-    """Ends a session and returns what its account did not spend."""
+    """Ends a session and returns what its account did not spend. A turn under way is stopped."""
     Execute: _grpc.UnaryStreamMultiCallable[_session_pb2.ExecuteRequest, _session_pb2.ExecuteResponse]
     """Runs one piece of code as a turn; output, calls and the result stream back as they happen. Turns of a session run one
-    after another, in the order they came.
+    after another, in the order they came. Where the stream breaks, the turn is stopped and rolled back, unless it is
+    `detached`.
     """
+    ExecuteOnce: _grpc.UnaryUnaryMultiCallable[_session_pb2.ExecuteOnceRequest, _session_pb2.ExecuteOnceResponse]
+    """Runs one piece of code as a turn and returns its output and its result at once: the cheapest way for short turns. Where
+    the call ends before the turn does, the turn is stopped and rolled back.
+    """
+    WatchTurn: _grpc.UnaryStreamMultiCallable[_session_pb2.WatchTurnRequest, _session_pb2.WatchTurnResponse]
+    """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that has ended there
+    is its result alone, where it is still remembered.
+    """
+    InterruptSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.InterruptSessionRequest, _session_pb2.InterruptSessionResponse]
+    """Stops the turn under way, and rolls it back. Who reads the turn is told the result ROLLED_BACK / INTERRUPTED. Where no
+    turn is under way nothing changes.
+    """
+    ForkSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.ForkSessionRequest, _session_pb2.ForkSessionResponse]
+    """Makes sessions that begin as this one is now, after its last turn that ended: each with the same names, files and
+    context, and with an account of its own.
+    """
+    PauseSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.PauseSessionRequest, _session_pb2.PauseSessionResponse]
+    """Stores a session and gives back its memory. Its next turn takes it up again. A turn under way is waited for."""
+    CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_session_pb2.CreateSnapshotRequest, _session_pb2.CreateSnapshotResponse]
+    """Keeps a session as it is after its last turn that ended, also beyond the session's end."""
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_session_pb2.ListSnapshotsRequest, _session_pb2.ListSnapshotsResponse]
+    """The tenant's snapshots, the newest first."""
+    DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_session_pb2.DeleteSnapshotRequest, _session_pb2.DeleteSnapshotResponse]
+    """Removes a snapshot. Sessions that were made from it stay."""
+    ExportSnapshot: _grpc.UnaryStreamMultiCallable[_session_pb2.ExportSnapshotRequest, _session_pb2.ExportSnapshotResponse]
+    """A snapshot as one file, to be kept elsewhere: a header, then chunks in order. Only ImportSnapshot reads it."""
+    ImportSnapshot: _grpc.StreamUnaryMultiCallable[_session_pb2.ImportSnapshotRequest, _session_pb2.ImportSnapshotResponse]
+    """Takes a file that ExportSnapshot made: a header, then chunks in order. A file that was changed is refused."""
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
-    """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's."""
+    """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's.
+
+    A session that has ended is shown for a day, and says why it ended. Calls that need it to live fail as SESSION_ENDED.
+
+    SubmitResult, by which a client answers what the code asks of it, is to come.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSession: _aio.UnaryUnaryMultiCallable[_session_pb2.CreateSessionRequest, _session_pb2.CreateSessionResponse]  # type: ignore[assignment]
     """Starts a REPL with its own memory and its own account."""
     GetSession: _aio.UnaryUnaryMultiCallable[_session_pb2.GetSessionRequest, _session_pb2.GetSessionResponse]  # type: ignore[assignment]
-    """Describes a session, and how much of its context it has looked at."""
+    """Describes a session, and how much of its context it has looked at. One that ended is described for a day."""
+    ListSessions: _aio.UnaryUnaryMultiCallable[_session_pb2.ListSessionsRequest, _session_pb2.ListSessionsResponse]  # type: ignore[assignment]
+    """The tenant's sessions, the newest first; those that ended within the last day are among them."""
+    UpdateSession: _aio.UnaryUnaryMultiCallable[_session_pb2.UpdateSessionRequest, _session_pb2.UpdateSessionResponse]  # type: ignore[assignment]
+    """Changes the labels of a session that lives, and how long it may rest and live."""
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteSessionRequest, _session_pb2.DeleteSessionResponse]  # type: ignore[assignment]
-    """Ends a session and returns what its account did not spend."""
+    """Ends a session and returns what its account did not spend. A turn under way is stopped."""
     Execute: _aio.UnaryStreamMultiCallable[_session_pb2.ExecuteRequest, _session_pb2.ExecuteResponse]  # type: ignore[assignment]
     """Runs one piece of code as a turn; output, calls and the result stream back as they happen. Turns of a session run one
-    after another, in the order they came.
+    after another, in the order they came. Where the stream breaks, the turn is stopped and rolled back, unless it is
+    `detached`.
     """
+    ExecuteOnce: _aio.UnaryUnaryMultiCallable[_session_pb2.ExecuteOnceRequest, _session_pb2.ExecuteOnceResponse]  # type: ignore[assignment]
+    """Runs one piece of code as a turn and returns its output and its result at once: the cheapest way for short turns. Where
+    the call ends before the turn does, the turn is stopped and rolled back.
+    """
+    WatchTurn: _aio.UnaryStreamMultiCallable[_session_pb2.WatchTurnRequest, _session_pb2.WatchTurnResponse]  # type: ignore[assignment]
+    """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that has ended there
+    is its result alone, where it is still remembered.
+    """
+    InterruptSession: _aio.UnaryUnaryMultiCallable[_session_pb2.InterruptSessionRequest, _session_pb2.InterruptSessionResponse]  # type: ignore[assignment]
+    """Stops the turn under way, and rolls it back. Who reads the turn is told the result ROLLED_BACK / INTERRUPTED. Where no
+    turn is under way nothing changes.
+    """
+    ForkSession: _aio.UnaryUnaryMultiCallable[_session_pb2.ForkSessionRequest, _session_pb2.ForkSessionResponse]  # type: ignore[assignment]
+    """Makes sessions that begin as this one is now, after its last turn that ended: each with the same names, files and
+    context, and with an account of its own.
+    """
+    PauseSession: _aio.UnaryUnaryMultiCallable[_session_pb2.PauseSessionRequest, _session_pb2.PauseSessionResponse]  # type: ignore[assignment]
+    """Stores a session and gives back its memory. Its next turn takes it up again. A turn under way is waited for."""
+    CreateSnapshot: _aio.UnaryUnaryMultiCallable[_session_pb2.CreateSnapshotRequest, _session_pb2.CreateSnapshotResponse]  # type: ignore[assignment]
+    """Keeps a session as it is after its last turn that ended, also beyond the session's end."""
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_session_pb2.ListSnapshotsRequest, _session_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    """The tenant's snapshots, the newest first."""
+    DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_session_pb2.DeleteSnapshotRequest, _session_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
+    """Removes a snapshot. Sessions that were made from it stay."""
+    ExportSnapshot: _aio.UnaryStreamMultiCallable[_session_pb2.ExportSnapshotRequest, _session_pb2.ExportSnapshotResponse]  # type: ignore[assignment]
+    """A snapshot as one file, to be kept elsewhere: a header, then chunks in order. Only ImportSnapshot reads it."""
+    ImportSnapshot: _aio.StreamUnaryMultiCallable[_session_pb2.ImportSnapshotRequest, _session_pb2.ImportSnapshotResponse]  # type: ignore[assignment]
+    """Takes a file that ExportSnapshot made: a header, then chunks in order. A file that was changed is refused."""
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's."""
+    """Sessions: sandboxed Python that keeps its names from turn to turn. Everything here is the caller's own tenant's.
+
+    A session that has ended is shown for a day, and says why it ended. Calls that need it to live fail as SESSION_ENDED.
+
+    SubmitResult, by which a client answers what the code asks of it, is to come.
+    """
 
     @_abc_1.abstractmethod
     def CreateSession(
@@ -79,7 +160,23 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.GetSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.GetSessionResponse, _abc.Awaitable[_session_pb2.GetSessionResponse]]:
-        """Describes a session, and how much of its context it has looked at."""
+        """Describes a session, and how much of its context it has looked at. One that ended is described for a day."""
+
+    @_abc_1.abstractmethod
+    def ListSessions(
+        self,
+        request: _session_pb2.ListSessionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.ListSessionsResponse, _abc.Awaitable[_session_pb2.ListSessionsResponse]]:
+        """The tenant's sessions, the newest first; those that ended within the last day are among them."""
+
+    @_abc_1.abstractmethod
+    def UpdateSession(
+        self,
+        request: _session_pb2.UpdateSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.UpdateSessionResponse, _abc.Awaitable[_session_pb2.UpdateSessionResponse]]:
+        """Changes the labels of a session that lives, and how long it may rest and live."""
 
     @_abc_1.abstractmethod
     def DeleteSession(
@@ -87,7 +184,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.DeleteSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.DeleteSessionResponse, _abc.Awaitable[_session_pb2.DeleteSessionResponse]]:
-        """Ends a session and returns what its account did not spend."""
+        """Ends a session and returns what its account did not spend. A turn under way is stopped."""
 
     @_abc_1.abstractmethod
     def Execute(
@@ -96,7 +193,96 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_pb2.ExecuteResponse], _abc.AsyncIterator[_session_pb2.ExecuteResponse]]:
         """Runs one piece of code as a turn; output, calls and the result stream back as they happen. Turns of a session run one
-        after another, in the order they came.
+        after another, in the order they came. Where the stream breaks, the turn is stopped and rolled back, unless it is
+        `detached`.
         """
+
+    @_abc_1.abstractmethod
+    def ExecuteOnce(
+        self,
+        request: _session_pb2.ExecuteOnceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.ExecuteOnceResponse, _abc.Awaitable[_session_pb2.ExecuteOnceResponse]]:
+        """Runs one piece of code as a turn and returns its output and its result at once: the cheapest way for short turns. Where
+        the call ends before the turn does, the turn is stopped and rolled back.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchTurn(
+        self,
+        request: _session_pb2.WatchTurnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_pb2.WatchTurnResponse], _abc.AsyncIterator[_session_pb2.WatchTurnResponse]]:
+        """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that has ended there
+        is its result alone, where it is still remembered.
+        """
+
+    @_abc_1.abstractmethod
+    def InterruptSession(
+        self,
+        request: _session_pb2.InterruptSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.InterruptSessionResponse, _abc.Awaitable[_session_pb2.InterruptSessionResponse]]:
+        """Stops the turn under way, and rolls it back. Who reads the turn is told the result ROLLED_BACK / INTERRUPTED. Where no
+        turn is under way nothing changes.
+        """
+
+    @_abc_1.abstractmethod
+    def ForkSession(
+        self,
+        request: _session_pb2.ForkSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.ForkSessionResponse, _abc.Awaitable[_session_pb2.ForkSessionResponse]]:
+        """Makes sessions that begin as this one is now, after its last turn that ended: each with the same names, files and
+        context, and with an account of its own.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseSession(
+        self,
+        request: _session_pb2.PauseSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.PauseSessionResponse, _abc.Awaitable[_session_pb2.PauseSessionResponse]]:
+        """Stores a session and gives back its memory. Its next turn takes it up again. A turn under way is waited for."""
+
+    @_abc_1.abstractmethod
+    def CreateSnapshot(
+        self,
+        request: _session_pb2.CreateSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.CreateSnapshotResponse, _abc.Awaitable[_session_pb2.CreateSnapshotResponse]]:
+        """Keeps a session as it is after its last turn that ended, also beyond the session's end."""
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _session_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.ListSnapshotsResponse, _abc.Awaitable[_session_pb2.ListSnapshotsResponse]]:
+        """The tenant's snapshots, the newest first."""
+
+    @_abc_1.abstractmethod
+    def DeleteSnapshot(
+        self,
+        request: _session_pb2.DeleteSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.DeleteSnapshotResponse, _abc.Awaitable[_session_pb2.DeleteSnapshotResponse]]:
+        """Removes a snapshot. Sessions that were made from it stay."""
+
+    @_abc_1.abstractmethod
+    def ExportSnapshot(
+        self,
+        request: _session_pb2.ExportSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_pb2.ExportSnapshotResponse], _abc.AsyncIterator[_session_pb2.ExportSnapshotResponse]]:
+        """A snapshot as one file, to be kept elsewhere: a header, then chunks in order. Only ImportSnapshot reads it."""
+
+    @_abc_1.abstractmethod
+    def ImportSnapshot(
+        self,
+        request_iterator: _MaybeAsyncIterator[_session_pb2.ImportSnapshotRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.ImportSnapshotResponse, _abc.Awaitable[_session_pb2.ImportSnapshotResponse]]:
+        """Takes a file that ExportSnapshot made: a header, then chunks in order. A file that was changed is refused."""
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,211 @@
+"""What is kept of sessions: as they were asked for, where they are, and for a day why they ended.
+
+A function that takes a connection is part of one transaction's work.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from rlm_server.database import labels, requests
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
+from rlm_server.database.requests import Request
+from rlm_server.ledger.amounts import UNITS, Limit
+from rlm_server.sessions.state import EndReason, SessionState, move
+from sandbox.limits import Limits
+
+LABELS = "session"
+"""The kind of sessions' labels."""
+CREATING = "CreateSession"
+"""The call that starts a session."""
+PLACE = re.compile(r"[0-9]{16} \S{1,100}", re.ASCII)
+"""Where a session stands in a list: when it was made, and its id."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionRow:
+    """A session as it is kept. Times are Unix milliseconds.
+
+    `customer` is the path of the customer who pays, empty where the tenant itself does. `idle_ms` and `life_ms` are
+    None where they are what the server says. `used_at` is when its last turn ended and `turns` how many there were,
+    both a little behind while it lives. `stored` says where its state is kept, None where it is in memory alone.
+    """
+
+    id: str
+    tenant: str
+    image: str
+    context: str | None
+    sub_model: str
+    budget: Limit
+    limits: Limits
+    created_at: int
+    used_at: int
+    customer: str = ""
+    snapshot: str | None = None
+    parent: str | None = None
+    turns: int = 0
+    idle_ms: int | None = None
+    life_ms: int | None = None
+    state: SessionState = SessionState.ACTIVE
+    stored: str | None = None
+    end_reason: EndReason | None = None
+    end_message: str = ""
+    ended_at: int | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """Where it stands in a list: later ones have a lesser one."""
+        return f"{self.created_at:016} {self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class SessionFilter:
+    """Which of a tenant's sessions are listed. All that is given must hold; times are Unix milliseconds.
+
+    `until` is excluded. `customer` is the path of the one who pays, empty for the tenant itself.
+    """
+
+    tenant: str
+    states: frozenset[SessionState] = frozenset()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    since: int | None = None
+    until: int | None = None
+    customer: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a session ended: why, in words too, and when (Unix milliseconds)."""
+
+    reason: EndReason
+    message: str
+    at: int
+
+
+class SessionTable:
+    """Reads the rows of sessions."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, tenant: str, session: str) -> SessionRow | None:
+        """Return a tenant's session, or None: another tenant's does not exist for this one."""
+        found = await self._database.read(lambda connection: find(connection, [session]).get(session))
+        return found if found is not None and found.tenant == tenant else None
+
+    async def by_request(self, request: Request) -> SessionRow | None:
+        """Return the session that a request made, if one did.
+
+        Raises:
+            RequestIdReused: it asked for another session then.
+        """
+
+        def read(connection: Connection) -> SessionRow | None:
+            made = requests.answered(connection, request)
+            return None if made is None else find(connection, [made]).get(made)
+
+        return await self._database.read(read)
+
+    async def page(self, asked: SessionFilter, before: str | None, most: int) -> list[SessionRow]:
+        """Return up to `most` sessions, the newest first, from the one after the place `before` on."""
+
+        def read(connection: Connection) -> list[SessionRow]:
+            where, values = _where(asked, before)
+            order = "ORDER BY created_at DESC, id DESC LIMIT ?"
+            return _rows(connection, f"{where} {order}", (*values, most))
+
+        return await self._database.read(read)
+
+    async def living(self, after: str, most: int) -> list[SessionRow]:
+        """Return up to `most` sessions of all tenants that have not ended, in the order of their ids."""
+        return await self._database.read(
+            lambda connection: _rows(connection, "state <> 'ended' AND id > ? ORDER BY id LIMIT ?", (after, most))
+        )
+
+
+def insert(connection: Connection, row: SessionRow, request: Request | None) -> None:
+    """Keep a new session, and what asked for it."""
+    values = (
+        row.id, row.tenant, row.image, row.context, row.sub_model,
+        *(getattr(row.budget, unit) for unit in UNITS),
+        _limits.dump_json(row.limits).decode(), row.customer, row.snapshot, row.parent, row.created_at, row.used_at,
+        row.turns, row.idle_ms, row.life_ms, row.state, row.stored, row.end_reason or "", row.end_message, row.ended_at,
+    )  # fmt: skip
+    connection.execute(f"INSERT INTO session ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608
+    labels.put(connection, LABELS, row.id, row.labels)
+    requests.answer(connection, request, row.id, row.created_at, thing=row.id)
+
+
+def end(connection: Connection, session: str, how: End, used_at: int, turns: int) -> None:
+    """Keep that a session has ended, and how. One that has ended stays as it is."""
+    row = find(connection, [session]).get(session)
+    if row is None or row.state is SessionState.ENDED:
+        return
+    connection.execute(
+        "UPDATE session SET state = ?, end_reason = ?, end_message = ?, ended_at = ?, used_at = ?, turns = ?, "
+        "stored = NULL WHERE id = ?",
+        (move(row.state, SessionState.ENDED), how.reason, how.message, how.at, used_at, turns, session),
+    )
+
+
+def find(connection: Connection, sessions: Sequence[str]) -> dict[str, SessionRow]:
+    """Return sessions by their ids, of any tenant."""
+    return {row.id: row for row in _rows(connection, f"id IN ({', '.join('?' * len(sessions))})", sessions)}
+
+
+def _rows(connection: Connection, which: str, values: Sequence[Any]) -> list[SessionRow]:
+    rows = connection.execute(f"SELECT {_COLUMNS} FROM session WHERE {which}", values).fetchall()  # noqa: S608
+    named = labels.of(connection, LABELS, [row[0] for row in rows])
+    return [_row(row, named[row[0]]) for row in rows]
+
+
+def _row(row: tuple[Any, ...], named: Mapping[str, str]) -> SessionRow:
+    id, tenant, image, context, sub_model, *rest = row
+    budget, rest = Limit(*rest[: len(UNITS)]), rest[len(UNITS) :]
+    limits, customer, snapshot, parent, created_at, used_at, turns, idle_ms, life_ms, state, stored, *end = rest
+    reason, message, ended_at = end
+    return SessionRow(
+        id, tenant, image, context, sub_model, budget, _limits.validate_json(limits), created_at, used_at, customer,
+        snapshot, parent, turns, idle_ms, life_ms, SessionState(state), stored, EndReason(reason) if reason else None,
+        message, ended_at, named,
+    )  # fmt: skip
+
+
+def _where(asked: SessionFilter, before: str | None) -> tuple[str, list[Any]]:
+    conditions: list[str] = ["tenant = ?"]
+    values: list[Any] = [asked.tenant]
+
+    def must(condition: str, *given: Any) -> None:
+        conditions.append(condition)
+        values.extend(given)
+
+    if asked.customer is not None:
+        must("customer = ?", asked.customer)
+    if asked.since is not None:
+        must("created_at >= ?", asked.since)
+    if asked.until is not None:
+        must("created_at < ?", asked.until)
+    if before is not None:
+        at, _, id = before.partition(" ")
+        must("(created_at < ? OR (created_at = ? AND id < ?))", int(at), int(at), id)
+    if asked.states:
+        must(f"state IN ({', '.join('?' * len(asked.states))})", *sorted(asked.states))
+    if asked.labels:
+        condition, named = labels.having((LABELS,), "session.id", asked.labels)
+        must(condition, *named)
+    return " AND ".join(conditions), values
+
+
+_limits = TypeAdapter(Limits)
+
+_COLUMNS = (
+    f"id, tenant, image, context, sub_model, {', '.join(f'limit_{unit}' for unit in UNITS)}, limits, customer, "
+    "snapshot, parent, created_at, used_at, turns, idle_ms, life_ms, state, stored, end_reason, end_message, ended_at"
+)
