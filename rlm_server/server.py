@@ -64,6 +64,7 @@ from rlm_server.runs.run_list import RunList
 from rlm_server.runs.supervisor import Supervisor
 from rlm_server.runs.tree import Services
 from rlm_server.sessions.ends import Ends
+from rlm_server.sessions.session_table import SessionTable
 from rlm_server.sessions.sessions import Sessions
 from rlm_server.sessions.turns import Turns
 from rlm_server.shares.host_time import measured_tasks
@@ -230,9 +231,12 @@ async def serving(
                     pool,
                     accounts,
                     contexts,
+                    SessionTable(database),
                     Turns(broker, accounts, functions, shares, budget_wait_seconds=settings.budget_wait_seconds),
                     Ends(idle_seconds=settings.session_idle_seconds, life_seconds=settings.session_seconds),
                     shares,
+                    grace_seconds=settings.grace_seconds,
+                    hurry=hurry or asyncio.Event(),
                 ) as sessions,
                 _old_runs(journal, supervisor, tenant_limits),
                 Removal(

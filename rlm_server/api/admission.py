@@ -35,7 +35,17 @@ MAX_OPEN_STREAMS = 64
 """Streams of those calls that need no key, such as a watch of the server's health, of all callers together."""
 
 FREE_OF_DEBT = frozenset(
-    {"CancelRun", "DeleteRun", "DeleteSession", "DeleteContext", "GetBudget", "GetQuota", "ListUsage"}
+    {
+        "CancelRun",
+        "DeleteRun",
+        "DeleteSession",
+        "InterruptSession",
+        "DeleteSnapshot",
+        "DeleteContext",
+        "GetBudget",
+        "GetQuota",
+        "ListUsage",
+    }
 )
 """Calls that are served to a tenant that owes too much: what ends things, and what shows it why."""
 

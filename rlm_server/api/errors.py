@@ -38,9 +38,10 @@ from rlm_server.ledger import (
 )
 from rlm_server.repl.bounds import cut
 from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
-from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
-from rlm_server.sessions.sessions import SessionLineFull, TooManySessions
+from rlm_server.sessions.sessions import TooManySessions
+from rlm_server.sessions.state import SessionEnded
+from rlm_server.sessions.turn_line import SessionLineFull, TurnUnknown
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.tenants.keys import KeyUnknown, TooManyChecks
 from rlm_server.tenants.open_calls import KeyLapsed
@@ -187,8 +188,17 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_TOO_MANY_ACCOUNTS, text, quota=hit["unit"], metadata=hit)
         case BudgetError():
             return _budget_exceeded(error)
-        case SessionEnded() | SessionClosed():
+        case SessionEnded():
+            metadata = {
+                "session_id": error.session,
+                "end_reason": error.end.reason.name,
+                "end_time": _rfc3339(error.end.at),
+            }
+            return _status(ErrorReason.ERROR_REASON_SESSION_ENDED, text, metadata=metadata)
+        case SessionClosed():
             return _status(ErrorReason.ERROR_REASON_SESSION_ENDED, text)
+        case TurnUnknown():
+            return status_of(NotFound("turn", error.turn, hint=text))
         case ResultForgotten():
             return _status(ErrorReason.ERROR_REASON_RESULT_FORGOTTEN, text)
         case TooManySessions():
@@ -249,10 +259,15 @@ def _budget_exceeded(error: BudgetError) -> status_pb2.Status:
         text = f"{error}. This {span} is over"
         return _status(reason, text, quota=error.unit, retry_seconds=1, metadata=metadata)
     _, end = windows.bounds(span, at)
-    window_end = f"{datetime.fromtimestamp(end / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+    window_end = _rfc3339(end)
     text = f"{error}. This {span} ends at {window_end}"
     wait = math.ceil((end - at) / 1000)
     return _status(reason, text, quota=error.unit, retry_seconds=wait, metadata=metadata | {"window_end": window_end})
+
+
+def _rfc3339(at: int) -> str:
+    """Write a time in Unix milliseconds, to seconds."""
+    return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
 
 def _too_many(error: TooManyCalls | SessionLineFull) -> status_pb2.Status:

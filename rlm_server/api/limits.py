@@ -1,4 +1,4 @@
-"""Reads the limits of a request: a tenant's own, which it may lower and never raise."""
+"""Reads the limits of a request: a tenant's own, which it may lower and never raise. Writes those in force."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from google.protobuf.message import Message
+from rlm.v1 import types_pb2
 
 from rlm_server.api import requests
 from rlm_server.api.errors import InvalidField
-from sandbox.limits import declared
+from sandbox.limits import Limits, declared
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -45,6 +46,18 @@ def lowered(field: str, requested: Message, ceiling: Declared) -> Declared:
         else:
             changes[name] = value
     return replace(ceiling, **changes)
+
+
+def sandbox_limits(value: Limits) -> types_pb2.SandboxLimits:
+    """Write what code may use, as far as the protocol names it."""
+    limits, message = declared(value), types_pb2.SandboxLimits()
+    for one in message.DESCRIPTOR.fields:
+        limit = getattr(value, declared_name(one.name, limits))
+        if one.message_type is not None:
+            getattr(message, one.name).FromMilliseconds(round(limit * 1000))
+        else:
+            setattr(message, one.name, limit)
+    return message
 
 
 def declared_name(field: str, limits: Container[str]) -> str:

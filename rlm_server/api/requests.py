@@ -118,6 +118,24 @@ def required(field: str, value: str, most: int) -> str:
     return value
 
 
+def required_bytes(field: str, value: str, most: int) -> str:
+    """Return a text that must be there and may have `most` bytes of UTF-8."""
+    size = len(value) if value.isascii() else len(value.encode())
+    if size > most:
+        raise InvalidField(field, f"may have {most} bytes of UTF-8, not {size}")
+    return required(field, value, most)
+
+
+def time_span(message: Message, name: str, field: str, most: int) -> int | None:
+    """Return a message's duration in milliseconds, from 1 to `most`; None where it has none."""
+    if not message.HasField(name):
+        return None
+    value = duration(getattr(message, name), field)
+    if not 1 <= value <= most:
+        raise InvalidField(field, f"must be from 0.001 to {most / 1000:.15g} s, not {value / 1000:.15g}")
+    return value
+
+
 def budget(value: types_pb2.Budget, field: str = "budget") -> Limit:
     """Return a budget. Every amount that is set must be more than 0."""
     asked = {

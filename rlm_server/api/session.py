@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
 from rlm.v1 import session_pb2, session_pb2_grpc
 
-from rlm_server.api import requests, responses
+from rlm_server.api import requests, responses, session_messages
 from rlm_server.api.auth import tenant
-from rlm_server.api.errors import NotFound
+from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.api.limits import lowered
 from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Ledger
 from rlm_server.ledger.customer_book import CustomerBook
-from rlm_server.repl.events import CallFinished, CallTraced, Printed, TurnRestarted, UntoldCalls
 from rlm_server.runs.supervisor import check_affordable
-from rlm_server.sessions.happenings import Happening, LeftOut
 from rlm_server.sessions.session import NewSession, ReplSession
-from rlm_server.sessions.sessions import Sessions
+from rlm_server.sessions.session_table import PLACE, SessionFilter
+from rlm_server.sessions.sessions import SessionChange, Sessions, Shown
+from rlm_server.sessions.turn import TurnRequest, turn_id_of
 
-MAX_CODE = 1 << 20
-"""Characters of one turn's code."""
+MAX_CODE = 1_000_000
+"""Bytes of UTF-8 of one turn's code."""
+_CHANGEABLE = ("labels", "idle_time", "life_time")
 
 
 class SessionServicer(session_pb2_grpc.SessionServiceServicer):
@@ -54,7 +55,10 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         asked = requests.budget(request.budget) if request.HasField("budget") else None
         ceiling = self._defaults.limits_of(tenant())
         repeatable, named = requests.repeatable(tenant(), request), requests.labels(request.labels)
-        known = self._sessions.asked_before(repeatable)
+        ends = self._sessions.ends
+        idle_ms = requests.time_span(request, "idle_time", "idle_time", ends.idle_ms)
+        life_ms = requests.time_span(request, "life_time", "life_time", ends.life_ms)
+        known = await self._sessions.asked_before(repeatable)
         if known is not None:
             return session_pb2.CreateSessionResponse(session=await self._message(known))
         image = requests.image(request.image, self._defaults.images_of(tenant()))
@@ -71,66 +75,148 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             replace(ceiling, sandbox=lowered("limits", request.limits, ceiling.sandbox)),
             payer,
             named,
+            idle_ms,
+            life_ms,
         )
         return session_pb2.CreateSessionResponse(session=await self._message(await self._sessions.create(new)))
 
     async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> session_pb2.GetSessionResponse:
         """Describe a session."""
-        return session_pb2.GetSessionResponse(session=await self._message(self._session(request.session_id)))
+        shown = await self._sessions.show(tenant(), request.session_id)
+        if shown is None:
+            raise NotFound("session", request.session_id)
+        return session_pb2.GetSessionResponse(session=await self._message(shown))
 
-    async def Execute(
-        self, request: session_pb2.ExecuteRequest, context: Any
-    ) -> AsyncIterator[session_pb2.ExecuteResponse]:
-        """Run a turn. It is stopped where its caller goes away."""
-        session = self._session(request.session_id)
-        code = requests.required("code", request.code, MAX_CODE)
-        request_id = requests.request_id(request.request_id)
-        async with aclosing(self._sessions.execute(session, code, request_id)) as happenings:
-            async for happening in happenings:
-                yield _response(happening)
+    async def ListSessions(
+        self, request: session_pb2.ListSessionsRequest, context: Any
+    ) -> session_pb2.ListSessionsResponse:
+        """List the tenant's sessions."""
+        asked = await self._asked_for(request)
+        size, list_name = requests.page_size(request.page_size, 100, 1_000), requests.list_name("sessions", asked)
+        place = requests.page_key(request.page_token, list_name)
+        if place is not None and PLACE.fullmatch(place) is None:
+            raise InvalidField("page_token", "is not one of this list")
+        found = await self._sessions.page(asked, place, size + 1)
+        written = await self._messages(found[:size])
+        page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].row.place)
+        return session_pb2.ListSessionsResponse(sessions=page, next_page_token=token)
+
+    async def _asked_for(self, request: session_pb2.ListSessionsRequest) -> SessionFilter:
+        for place, state in enumerate(request.states):
+            if state not in session_messages.STATES:
+                raise InvalidField(f"states[{place}]", f"must be a state of a session, not {state}")
+        since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
+        customer = None
+        if request.account_id:
+            customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
+        states = frozenset(session_messages.STATES[state] for state in request.states)
+        return SessionFilter(tenant(), states, requests.labels(request.labels), since, until, customer)
+
+    async def UpdateSession(
+        self, request: session_pb2.UpdateSessionRequest, context: Any
+    ) -> session_pb2.UpdateSessionResponse:
+        """Change a session."""
+        repeatable = requests.repeatable(tenant(), request)
+        shown = await self._sessions.asked_before(repeatable)
+        if shown is None:
+            session = await self._session(request.session.session_id)
+            shown = await self._sessions.update(session, self._change(request), repeatable)
+        return session_pb2.UpdateSessionResponse(session=await self._message(shown))
+
+    def _change(self, request: session_pb2.UpdateSessionRequest) -> SessionChange:
+        asked, paths, ends = request.session, list(request.update_mask.paths), self._sessions.ends
+        if not paths:
+            raise InvalidField("update_mask", "must name what changes")
+        for path in paths:
+            if path not in _CHANGEABLE:
+                raise InvalidField("update_mask", f"may have {', '.join(_CHANGEABLE)}, not {path[:100]!r}")
+        labels = requests.labels(asked.labels, "session.labels")
+        idle_ms = requests.time_span(asked, "idle_time", "session.idle_time", ends.idle_ms)
+        life_ms = requests.time_span(asked, "life_time", "session.life_time", ends.life_ms)
+        return SessionChange(
+            labels if "labels" in paths else None,
+            idle_ms or 0 if "idle_time" in paths else None,
+            life_ms or 0 if "life_time" in paths else None,
+        )
 
     async def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: Any
     ) -> session_pb2.DeleteSessionResponse:
         """End a session."""
-        spent = await self._sessions.delete(self._session(request.session_id))
+        repeatable = requests.repeatable(tenant(), request)
+        spent = await self._sessions.delete(tenant(), request.session_id, repeatable)
+        if spent is None:
+            raise NotFound("session", request.session_id)
         return session_pb2.DeleteSessionResponse(spent=responses.amounts(spent))
+
+    # ---- turns ---------------------------------------------------------------------------------------------------
+
+    async def Execute(
+        self, request: session_pb2.ExecuteRequest, context: Any
+    ) -> AsyncIterator[session_pb2.ExecuteResponse]:
+        """Run a turn. It is stopped where its caller goes away, unless it is detached."""
+        session, asked = await self._session(request.session_id), _turn(request)
+        line = self._sessions.line
+        happenings = line.execute_detached(session, asked) if request.detached else line.execute(session, asked)
+        async with aclosing(happenings):
+            async for one in happenings:
+                yield session_messages.told(one)
+
+    async def ExecuteOnce(
+        self, request: session_pb2.ExecuteOnceRequest, context: Any
+    ) -> session_pb2.ExecuteOnceResponse:
+        """Run a turn and return what came of it. It is stopped where its caller goes away."""
+        session = await self._session(request.session_id)
+        return session_messages.collected(await self._sessions.line.execute_once(session, _turn(request)))
+
+    async def WatchTurn(
+        self, request: session_pb2.WatchTurnRequest, context: Any
+    ) -> AsyncIterator[session_pb2.WatchTurnResponse]:
+        """Stream what happens in a detached turn."""
+        session = await self._session(request.session_id)
+        requests.check_not_negative("from_sequence", request.from_sequence)
+        asked = requests.request_id(request.request_id)
+        if asked is None and not request.turn_id:
+            raise InvalidField("turn_id", "or request_id must say which turn")
+        turn_id = request.turn_id if asked is None else turn_id_of(asked)
+        happenings = self._sessions.line.watch(session, turn_id, request.from_sequence)
+        async with aclosing(happenings):
+            async for one in happenings:
+                yield session_pb2.WatchTurnResponse(event=session_messages.told(one))
+
+    async def InterruptSession(
+        self, request: session_pb2.InterruptSessionRequest, context: Any
+    ) -> session_pb2.InterruptSessionResponse:
+        """Stop a turn."""
+        repeatable = requests.repeatable(tenant(), request)
+        stopped = await self._sessions.interrupt(tenant(), request.session_id, request.turn_id, repeatable)
+        if stopped is None:
+            raise NotFound("session", request.session_id)
+        return session_pb2.InterruptSessionResponse(interrupted=stopped)
+
+    # ---- what they have in common ----------------------------------------------------------------------------------
 
     def _offered(self) -> Routes:
         return self._routes_of(tenant())
 
-    def _session(self, session_id: str) -> ReplSession:
-        session = self._sessions.get(tenant(), session_id)
+    async def _session(self, session_id: str) -> ReplSession:
+        session = await self._sessions.get(tenant(), session_id)
         if session is None:
             raise NotFound("session", session_id)
         return session
 
-    async def _message(self, session: ReplSession) -> session_pb2.Session:
-        options = session.asked
-        return session_pb2.Session(
-            session_id=session.id,
-            image=options.image,
-            context_id=options.context.id if options.context else "",
-            sub_model=options.sub_model,
-            budget=responses.budget(options.budget),
-            create_time=responses.time(session.created_at),
-            labels=options.labels,
-            account_id=options.customer.id if options.customer is not None else options.tenant,
-            coverage=responses.coverage(await self._sessions.coverage(session)) if options.context else None,
-        )
+    async def _message(self, shown: Shown) -> session_pb2.Session:
+        (message,) = await self._messages([shown])
+        if shown.live is not None and shown.row.context is not None:
+            message.coverage.CopyFrom(responses.coverage(await self._sessions.coverage(shown.live)))
+        return message
+
+    async def _messages(self, found: Sequence[Shown]) -> list[session_pb2.Session]:
+        balances = await self._ledger.balances([shown.row.id for shown in found])
+        ends = self._sessions.ends
+        return [session_messages.session(*one, ends) for one in zip(found, balances, strict=True)]
 
 
-def _response(happening: Happening) -> session_pb2.ExecuteResponse:
-    if isinstance(happening, Printed):
-        return session_pb2.ExecuteResponse(output=responses.output(happening))
-    if isinstance(happening, TurnRestarted):
-        return session_pb2.ExecuteResponse(turn_restarted=responses.turn_restarted(happening))
-    if isinstance(happening, CallFinished):
-        return session_pb2.ExecuteResponse(call_finished=responses.finished_call(happening.call))
-    if isinstance(happening, UntoldCalls):
-        return session_pb2.ExecuteResponse(untold_calls=responses.untold_calls(happening))
-    if isinstance(happening, LeftOut):
-        return session_pb2.ExecuteResponse(left_out=responses.left_out(happening))
-    if isinstance(happening, CallTraced):
-        return session_pb2.ExecuteResponse(call_traced=responses.traced_call(happening))
-    return session_pb2.ExecuteResponse(result=responses.turn_result(happening.result))
+def _turn(request: session_pb2.ExecuteRequest | session_pb2.ExecuteOnceRequest) -> TurnRequest:
+    code = requests.required_bytes("code", request.code, MAX_CODE)
+    return TurnRequest(code, requests.request_id(request.request_id) or "")

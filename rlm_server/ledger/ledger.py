@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import TypeVar
 
 from rlm_server.clock import now
@@ -49,6 +49,7 @@ class Ledger:
         limit: Limit,
         carve: bool = False,
         reserve: Limit | None = None,
+        also: Callable[[Connection], None] = lambda _: None,
     ) -> None:
         """Open an account under `parent`, or with None the tenant's own.
 
@@ -61,7 +62,7 @@ class Ledger:
         account is closed. Where there is not as much, nothing is kept.
 
         Opening an account again as it is changes nothing. The limit of a tenant's own account is then not compared:
-        `set_limit` changes it.
+        `set_limit` changes it. What `also` writes is written with it, or neither is.
 
         Raises:
             BudgetExceeded: the carve is more than is left; it is not waited for.
@@ -71,10 +72,12 @@ class Ledger:
             AmountRefused: the limit is negative or above 2^62.
         """
         wanted = Account(account, tenant, parent, carve, limit)
-        await self._freeing(
-            lambda connection: account_lifecycle.open_account(connection, wanted, self._clock(), reserve),
-            lambda _: tenant,
-        )
+
+        def write(connection: Connection) -> None:
+            account_lifecycle.open_account(connection, wanted, self._clock(), reserve)
+            also(connection)
+
+        await self._freeing(write, lambda _: tenant)
 
     async def release_reserve(self, account: str) -> None:
         """Give an account back the reserve it was opened with. Where it has none, or no more, nothing changes."""
@@ -83,23 +86,29 @@ class Ledger:
             lambda kept: kept.tenant if kept is not None else "",
         )
 
-    async def close_account(self, account: str) -> Balance:
+    async def close_account(
+        self, account: str, *, also: Callable[[Connection, Balance], None] = lambda *_: None
+    ) -> Balance:
         """Close an account and return its last balance; what a carved one left unspent goes back to its parent.
 
-        Its reserve is given back first. Closing it again changes nothing.
+        Its reserve is given back first. Closing it again changes nothing. What `also` writes is written with it, or
+        neither is.
 
         Raises:
             AccountInUse: holds on it are unresolved, or accounts under it are open.
             AccountUnknown: there is none.
         """
         self._limited.pop(account, None)
-        closed = await self._freeing(
-            lambda connection: account_lifecycle.close_account(connection, account), lambda closed: closed.tenant
-        )
-        return closed.balance
 
-    async def close_left(self, prefix: str) -> int:
-        """Close the open accounts whose names begin with `prefix`, and return how many.
+        def write(connection: Connection) -> Account:
+            closed = account_lifecycle.close_account(connection, account)
+            also(connection, closed.balance)
+            return closed
+
+        return (await self._freeing(write, lambda closed: closed.tenant)).balance
+
+    async def close_left(self, prefix: str, kept: Container[str] = ()) -> int:
+        """Close the open accounts whose names begin with `prefix`, but for those `kept`, and return how many.
 
         It is for what ended with a server. Accounts stay open that have open ones of other names under them.
 
@@ -107,11 +116,14 @@ class Ledger:
             AccountInUse: holds on one of them are unresolved.
         """
         closed = 0
-        while leaves := await self._database.read(lambda db: account_lifecycle.open_leaves(db, prefix)):
+        while True:
+            found = await self._database.read(lambda db: account_lifecycle.open_leaves(db, prefix))
+            leaves = [account for account in found if account not in kept]
+            if not leaves:
+                return closed
             for account in leaves:
                 await self.close_account(account)
             closed += len(leaves)
-        return closed
 
     async def set_limit(self, account: str, limit: Limit) -> None:
         """Change the limit of an account that is not carved.

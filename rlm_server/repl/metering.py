@@ -115,31 +115,38 @@ class _OnTheWay:
         """`so_far` returns the milliseconds that it took since it began."""
         self._ledger, self._hold, self._bill, self._so_far = ledger, hold, bill, so_far
         self._over = asyncio.Event()
+        self._posting: asyncio.Task[None] | None = None
         self.posted_ms = 0
 
     async def __aenter__(self) -> Self:
-        self._posting = asyncio.create_task(self._post())
+        # Most turns have ended by then, and need no task of this.
+        self._beginning = asyncio.get_running_loop().call_later(ON_THE_WAY_SECONDS, self._begin)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._beginning.cancel()
         self._over.set()
-        await until_ended(self._posting)  # not cancelled: what is being posted would be posted again
-        self._posting.result()
+        if self._posting is not None:
+            await until_ended(self._posting)  # not cancelled: what is being posted would be posted again
+            self._posting.result()
+
+    def _begin(self) -> None:
+        self._posting = asyncio.create_task(self._post())
 
     async def _post(self) -> None:
         for number in count(1):
-            with suppress(TimeoutError):
-                async with asyncio.timeout(ON_THE_WAY_SECONDS):
-                    await self._over.wait()
-            if self._over.is_set():
-                return
             took = self._so_far() - self.posted_ms
             if took > 0:
                 part = replace(self._hold, id=f"{self._hold.id}.{number}", amounts=Amounts(cpu_ms=took))
                 self.posted_ms += took
                 await _charge(self._ledger, part, self._bill, 0.0)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ON_THE_WAY_SECONDS):
+                    await self._over.wait()
+            if self._over.is_set():
+                return
 
 
 def check_host_time() -> None:

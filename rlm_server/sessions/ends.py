@@ -1,59 +1,55 @@
-"""When a limit of time ends a session, and why sessions ended that one has ended."""
+"""When a limit of time ends a session."""
 
 from __future__ import annotations
 
-import time
-from collections import OrderedDict
+from collections.abc import Iterable
 
 from rlm_server.sessions.session import ReplSession
-
-REMEMBERED_ENDS = 10_000
-"""Of sessions that a limit ended; the oldest are forgotten first."""
+from rlm_server.sessions.session_table import SessionRow
+from rlm_server.sessions.state import End, EndReason
 
 LOOK_SECONDS = 30.0
 """At least so often the sessions are looked at."""
 
-
-class SessionEnded(Exception):
-    """The session is no longer there: it was deleted, or a limit ended it, which the message names."""
+SOON_SECONDS = 1.0
+"""A session whose time is over is ended within so many seconds, and at once where somebody asks for it."""
 
 
 class Ends:
-    """The limits of time on every session, in seconds, and the ends they brought about.
+    """The limits of time on every session.
 
-    A session may exist for `life_seconds`, and be without a turn for `idle_seconds`.
+    A session may exist for `life_seconds`, and be without a turn for `idle_seconds`, or for less where it was made so.
     """
 
     def __init__(self, *, idle_seconds: float, life_seconds: float) -> None:
-        self._idle_seconds, self._life_seconds = idle_seconds, life_seconds
-        self._reasons: OrderedDict[tuple[str, str], str] = OrderedDict()  # by tenant and session
+        self.idle_ms, self.life_ms = round(idle_seconds * 1000), round(life_seconds * 1000)
 
-    @property
-    def look_seconds(self) -> float:
-        """How long to wait from one look at the sessions to the next."""
-        return min(LOOK_SECONDS, self._idle_seconds, self._life_seconds)
+    def idle_of(self, row: SessionRow) -> int:
+        """Return for how many milliseconds a session may be without a turn."""
+        return self.idle_ms if row.idle_ms is None else min(row.idle_ms, self.idle_ms)
 
-    def due(self, session: ReplSession) -> str:
-        """Name the limit that a session has reached; nothing where it has reached none."""
-        now = time.monotonic()
-        if now - session.began_at > self._life_seconds:
-            return f"the session was ended: it may exist for {self._life_seconds:g} s (session_seconds)"
-        if not session.running and now - session.used_at > self._idle_seconds:
-            limit = f"{self._idle_seconds:g} s (session_idle_seconds)"
-            return f"the session was ended: it may be without a turn for {limit}"
-        return ""
+    def life_of(self, row: SessionRow) -> int:
+        """Return for how many milliseconds a session may exist."""
+        return self.life_ms if row.life_ms is None else min(row.life_ms, self.life_ms)
 
-    def remember(self, session: ReplSession, reason: str) -> None:
-        """Keep why a session ended."""
-        self._reasons[session.asked.tenant, session.id] = reason
-        while len(self._reasons) > REMEMBERED_ENDS:
-            self._reasons.popitem(last=False)
+    def due(self, session: ReplSession, at: int) -> End | None:
+        """Return how a session ends that has reached a limit by a time (Unix milliseconds); None where it has not."""
+        life, idle = self.life_of(session.row), self.idle_of(session.row)
+        if at >= session.row.created_at + life:
+            limit = f"{life / 1000:g} s ({'life_time' if life < self.life_ms else 'session_seconds'})"
+            return End(EndReason.LIFE_TIME, f"the session was ended: it may exist for {limit}", at)
+        if not session.busy and at >= session.used_at + idle:
+            limit = f"{idle / 1000:g} s ({'idle_time' if idle < self.idle_ms else 'session_idle_seconds'})"
+            return End(EndReason.IDLE_TIME, f"the session was ended: it may be without a turn for {limit}", at)
+        return None
 
-    def check(self, tenant: str, session_id: str) -> None:
-        """Tell a tenant why its session ended, where a limit ended it.
+    def pause(self, sessions: Iterable[ReplSession], at: int) -> float:
+        """Return the seconds from a time on until one of some sessions may have reached a limit."""
+        soonest = min((self.soonest(session) - at for session in sessions), default=self.life_ms) / 1000
+        usual = min(LOOK_SECONDS, self.idle_ms / 1000, self.life_ms / 1000)
+        return min(usual, max(soonest, min(SOON_SECONDS, usual)))
 
-        Raises:
-            SessionEnded: a limit did.
-        """
-        if (tenant, session_id) in self._reasons:
-            raise SessionEnded(self._reasons[tenant, session_id])
+    def soonest(self, session: ReplSession) -> int:
+        """Return when a session may reach a limit, in Unix milliseconds."""
+        row = session.row
+        return min(row.created_at + self.life_of(row), session.used_at + self.idle_of(row))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import deque
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
 
 from rlm_server.repl.events import CallFinished, CallTraced, CodeFinished, Printed, TurnRestarted, UntoldCalls
 from rlm_server.shares.held import Held, TooMuchHeld
+from sandbox.turn import Turn
 
 WAITING_BYTES = 4 << 20
 """Bytes of a turn's calls, and what was traced of them, that have happened and were not read. More are left out."""
@@ -29,7 +30,14 @@ class LeftOut:
     characters: int
 
 
-Happening = Printed | TurnRestarted | CallFinished | CallTraced | UntoldCalls | LeftOut | CodeFinished
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A detached turn was taken. Its first happening."""
+
+    turn: str
+
+
+Happening = Accepted | Printed | TurnRestarted | CallFinished | CallTraced | UntoldCalls | LeftOut | CodeFinished
 """What a caller sees of a turn while it runs; `CodeFinished` is the last."""
 
 
@@ -40,6 +48,8 @@ class Happenings:
     memory. The result always comes, and before it how much was left out.
     """
 
+    gathers_output = True
+
     def __init__(self, tenant: str, held: Held) -> None:
         self._tenant, self._held = tenant, held
         self._waiting: deque[tuple[Happening, int]] = deque()
@@ -48,6 +58,7 @@ class Happenings:
         self._left_out = LeftOut(0, 0)
         self._news = asyncio.Event()
         self._ended = False
+        self._error: BaseException | None = None
 
     def put(self, happening: Happening) -> None:
         """Take what has happened."""
@@ -58,12 +69,12 @@ class Happenings:
                 self._waiting.append((self._left_out, 0))
             self._waiting.append((happening, 0))
         elif not self._ended:
-            self._take(happening, _size(happening))
+            self._take(happening, size_of(happening))
         self._news.set()
 
-    def end(self) -> None:
-        """Say that no more happens."""
-        self._ended = True
+    def end(self, error: BaseException | None = None) -> None:
+        """Say that no more happens; with an error that the turn could not be run, or not to its end."""
+        self._ended, self._error = True, error
         self._news.set()
 
     def close(self) -> None:
@@ -72,14 +83,24 @@ class Happenings:
         while self._waiting:
             self._pop()
 
-    async def each(self) -> AsyncIterator[Happening]:
-        """Yield what happens, until the end."""
+    async def each(self, quiet_seconds: float | None = None) -> AsyncGenerator[Happening | None, None]:
+        """Yield what happens, until the end, and None whenever nothing has for so long.
+
+        Raises:
+            Exception: why the turn could not be run, or not to its end.
+        """
         while self._waiting or not self._ended:
             if self._waiting:
                 yield self._pop()
-            else:
-                self._news.clear()
-                await self._news.wait()
+                continue
+            self._news.clear()
+            try:
+                async with asyncio.timeout(quiet_seconds):
+                    await self._news.wait()
+            except TimeoutError:
+                yield None
+        if self._error is not None:
+            raise self._error
 
     def _take(self, happening: Happening, size: int) -> None:
         bounded = 0 if isinstance(happening, Printed) else size
@@ -108,7 +129,7 @@ class Happenings:
         return happening
 
 
-def _size(happening: Happening) -> int:
+def size_of(happening: Happening) -> int:
     """Return the bytes of memory that a happening takes."""
     match happening:
         case Printed() as printed:
@@ -117,4 +138,19 @@ def _size(happening: Happening) -> int:
             return EVENT_BYTES + PASSAGE_BYTES * len(traced.passages)
         case CallFinished() as finished:
             return EVENT_BYTES + sys.getsizeof(finished.call.error)
+        case CodeFinished() as finished:
+            return EVENT_BYTES + size_of_result(finished.result)
     return EVENT_BYTES
+
+
+def size_of_result(turn: Turn) -> int:
+    """Return the bytes of memory that the texts of a result take, what was printed not among them."""
+    texts = [] if turn.error is None else [turn.error.type, turn.error.message, turn.error.traceback]
+    for variable in turn.variables:
+        texts += (variable.name, variable.type)
+    return sum(map(sys.getsizeof, texts))
+
+
+def without_output(finished: CodeFinished) -> CodeFinished:
+    """Return a result without what was printed, as it is kept where that is told, or not wanted."""
+    return replace(finished, result=replace(finished.result, stdout="", stderr=""))

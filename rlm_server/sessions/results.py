@@ -1,17 +1,19 @@
-"""The results of turns, remembered for callers who repeat a request, and the ids of requests whose result is forgotten.
+"""The results of turns, remembered for callers who repeat a request, and the ids of turns whose result is forgotten.
 
-A request that has run does not run again for as long as its id is known: its result is the answer, or that it is
-forgotten. Both take memory of the tenant's. Where there is no more, its oldest results are forgotten, and then its
-oldest ids: a request of which nothing is known runs.
+A turn has the same id whenever its request comes. One that has run does not run again for as long as its id is known:
+its result is the answer, or that it is forgotten. Both take memory of the tenant's. Where there is no more, its oldest
+results are forgotten, and then its oldest ids: a request of whose turn nothing is known runs.
 """
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from rlm_server.database.requests import RequestIdReused
 from rlm_server.repl.events import CodeFinished
+from rlm_server.sessions.happenings import size_of_result, without_output
+from rlm_server.sessions.turn import TurnRequest
 from rlm_server.shares.held import Held, TooMuchHeld
 
 REMEMBERED_RESULTS = 64
@@ -36,14 +38,15 @@ class ResultForgotten(Exception):
 
 @dataclass(slots=True)
 class _OfSession:
-    requests: OrderedDict[str, None] = field(default_factory=OrderedDict)
+    requests: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    """What they asked for, by the ids of their turns."""
     results: OrderedDict[str, CodeFinished] = field(default_factory=OrderedDict)
     size: int = 0
 
 
 @dataclass(slots=True)
 class _OfTenant:
-    """By session and request, the oldest first."""
+    """By session and turn, the oldest first."""
 
     requests: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
     results: OrderedDict[tuple[str, str], None] = field(default_factory=OrderedDict)
@@ -57,45 +60,49 @@ class Results:
         self._sessions: dict[str, _OfSession] = {}
         self._tenants: dict[str, _OfTenant] = {}
 
-    def find(self, session: str, request: str) -> CodeFinished | None:
-        """Return the result of a request, without what it printed; None where it has not run.
+    def find(self, session: str, turn: str, request: TurnRequest | None = None) -> CodeFinished | None:
+        """Return the result of a turn, without what it printed; None where it has not run.
 
         Raises:
             ResultForgotten: it has run, and its result is forgotten.
+            RequestIdReused: another request with the same id has.
         """
         known = self._sessions.get(session)
-        if known is None or request not in known.requests:
+        if known is None or turn not in known.requests:
             return None
-        if request not in known.results:
+        if request is not None and known.requests[turn] != request.content_sha256:
+            raise RequestIdReused(request.id)
+        if turn not in known.results:
             raise ResultForgotten
-        return known.results[request]
+        return known.results[turn]
 
-    def remember(self, tenant: str, session: str, request: str, result: CodeFinished) -> None:
-        """Keep that a request has run and what came of it, as far as there is room."""
+    def remember(self, tenant: str, session: str, turn: str, content_sha256: str, result: CodeFinished) -> None:
+        """Keep that a turn has run, what was asked for, and what came of it, as far as there is room."""
         of_session = self._sessions.setdefault(session, _OfSession())
         of_tenant = self._tenants.setdefault(tenant, _OfTenant())
         if len(of_session.requests) >= REMEMBERED_REQUESTS:
             self._forget_request(tenant, session, next(iter(of_session.requests)))
         if not self._make_room(tenant, ENTRY_BYTES, requests=True):
             return
-        of_session.requests[request] = of_tenant.requests[session, request] = None
-        result = replace(result, result=replace(result.result, stdout="", stderr=""))
+        of_session.requests[turn] = content_sha256
+        of_tenant.requests[session, turn] = None
+        result = without_output(result)
         size = _size(result)
         while of_session.results and (
             len(of_session.results) >= REMEMBERED_RESULTS or of_session.size + size > RESULT_BYTES
         ):
             self._forget_result(tenant, session, next(iter(of_session.results)))
         if size <= RESULT_BYTES and self._make_room(tenant, size, requests=False):
-            of_session.results[request] = result
+            of_session.results[turn] = result
             of_session.size += size
-            of_tenant.results[session, request] = None
+            of_tenant.results[session, turn] = None
 
     def forget(self, tenant: str, session: str) -> None:
         """Forget all of a session, which has ended."""
         known = self._sessions.get(session)
         if known is not None:
-            for request in list(known.requests):
-                self._forget_request(tenant, session, request)
+            for turn in list(known.requests):
+                self._forget_request(tenant, session, turn)
             del self._sessions[session]
         if tenant in self._tenants and not self._tenants[tenant].requests:
             del self._tenants[tenant]
@@ -116,25 +123,21 @@ class Results:
             else:
                 return True
 
-    def _forget_request(self, tenant: str, session: str, request: str) -> None:
-        if request in self._sessions[session].results:
-            self._forget_result(tenant, session, request)
-        del self._sessions[session].requests[request]
-        del self._tenants[tenant].requests[session, request]
+    def _forget_request(self, tenant: str, session: str, turn: str) -> None:
+        if turn in self._sessions[session].results:
+            self._forget_result(tenant, session, turn)
+        del self._sessions[session].requests[turn]
+        del self._tenants[tenant].requests[session, turn]
         self._held.give_back(tenant, ENTRY_BYTES)
 
-    def _forget_result(self, tenant: str, session: str, request: str) -> None:
+    def _forget_result(self, tenant: str, session: str, turn: str) -> None:
         of_session = self._sessions[session]
-        size = _size(of_session.results.pop(request))
+        size = _size(of_session.results.pop(turn))
         of_session.size -= size
-        del self._tenants[tenant].results[session, request]
+        del self._tenants[tenant].results[session, turn]
         self._held.give_back(tenant, size)
 
 
 def _size(result: CodeFinished) -> int:
     """Return the bytes of memory that a result takes."""
-    turn = result.result
-    texts = [] if turn.error is None else [turn.error.type, turn.error.message, turn.error.traceback]
-    for variable in turn.variables:
-        texts += (variable.name, variable.type)
-    return ENTRY_BYTES + sum(map(sys.getsizeof, texts))
+    return ENTRY_BYTES + size_of_result(result.result)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -17,7 +17,7 @@ from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
 from rlm_server.database.requests import Request
 from rlm_server.ledger.amounts import UNITS, Limit
-from rlm_server.sessions.state import EndReason, SessionState, move
+from rlm_server.sessions.state import End, EndReason, SessionState, move
 from sandbox.limits import Limits
 
 LABELS = "session"
@@ -60,6 +60,13 @@ class SessionRow:
     labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def end(self) -> End | None:
+        """How it ended; None while it lives."""
+        if self.end_reason is None or self.ended_at is None:
+            return None
+        return End(self.end_reason, self.end_message, self.ended_at)
+
+    @property
     def place(self) -> str:
         """Where it stands in a list: later ones have a lesser one."""
         return f"{self.created_at:016} {self.id}"
@@ -80,17 +87,8 @@ class SessionFilter:
     customer: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a session ended: why, in words too, and when (Unix milliseconds)."""
-
-    reason: EndReason
-    message: str
-    at: int
-
-
 class SessionTable:
-    """Reads the rows of sessions."""
+    """The rows of sessions. What was written is durable when the call returns."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -129,6 +127,59 @@ class SessionTable:
             lambda connection: _rows(connection, "state <> 'ended' AND id > ? ORDER BY id LIMIT ?", (after, most))
         )
 
+    async def used(self, uses: Sequence[tuple[str, int, int]]) -> None:
+        """Keep of sessions that live when they were last used (Unix milliseconds), and how many turns they had."""
+        rows = [(used_at, turns, session) for session, used_at, turns in uses]
+        update = "UPDATE session SET used_at = ?, turns = ? WHERE id = ? AND state <> 'ended'"
+        await self._database.write(lambda connection: connection.executemany(update, rows))
+
+    async def change(self, row: SessionRow, request: Request | None, at: int) -> bool:
+        """Keep the labels and the times that a session that lives has now, at a time in Unix milliseconds.
+
+        Returns:
+            whether it was changed: where the same request did that before, it stays as it is.
+
+        Raises:
+            RequestIdReused: the same request id asked for something else.
+        """
+
+        def write(connection: Connection) -> bool:
+            if requests.answered(connection, request) is not None:
+                return False
+            update = "UPDATE session SET idle_ms = ?, life_ms = ? WHERE id = ?"
+            connection.execute(update, (row.idle_ms, row.life_ms, row.id))
+            labels.put(connection, LABELS, row.id, row.labels)
+            requests.answer(connection, request, row.id, at, thing=row.id)
+            return True
+
+        return await self._database.write(write)
+
+    async def answered(self, request: Request | None) -> str | None:
+        """Return what a request about a session was answered with before, as it was kept; None where it is new.
+
+        Raises:
+            RequestIdReused: the same request id asked for something else.
+        """
+        if request is None:
+            return None
+        return await self._database.read(lambda connection: requests.answered(connection, request))
+
+    async def answer(self, session: str, request: Request, kept: str, at: int) -> None:
+        """Keep what a request about a session is answered with."""
+        await self._database.write(lambda connection: requests.answer(connection, request, kept, at, thing=session))
+
+    async def forget_ended(self, before: int, most: int) -> int:
+        """Forget up to `most` sessions that ended before a time (Unix milliseconds), and return how many that were."""
+        return await self._database.write(
+            lambda connection: _forget(connection, "ended_at < ? ORDER BY ended_at LIMIT ?", (before, most))
+        )
+
+    async def forget_some(self, tenant: str, most: int) -> int:
+        """Forget up to `most` sessions of a tenant, and return how many that were."""
+        return await self._database.write(
+            lambda connection: _forget(connection, "tenant = ? ORDER BY id LIMIT ?", (tenant, most))
+        )
+
 
 def insert(connection: Connection, row: SessionRow, request: Request | None) -> None:
     """Keep a new session, and what asked for it."""
@@ -145,13 +196,35 @@ def insert(connection: Connection, row: SessionRow, request: Request | None) -> 
 
 def end(connection: Connection, session: str, how: End, used_at: int, turns: int) -> None:
     """Keep that a session has ended, and how. One that has ended stays as it is."""
-    row = find(connection, [session]).get(session)
-    if row is None or row.state is SessionState.ENDED:
+    row = connection.execute("SELECT state FROM session WHERE id = ?", (session,)).fetchone()
+    if row is None or row[0] == SessionState.ENDED:
         return
     connection.execute(
         "UPDATE session SET state = ?, end_reason = ?, end_message = ?, ended_at = ?, used_at = ?, turns = ?, "
         "stored = NULL WHERE id = ?",
-        (move(row.state, SessionState.ENDED), how.reason, how.message, how.at, used_at, turns, session),
+        (move(SessionState(row[0]), SessionState.ENDED), how.reason, how.message, how.at, used_at, turns, session),
+    )
+
+
+def _forget(connection: Connection, which: str, values: Sequence[Any]) -> int:
+    """Forget sessions, and the requests about them. Their labels stay, for what they spent."""
+    query = f"SELECT tenant, id FROM session WHERE {which}"  # noqa: S608
+    found = connection.execute(query, values).fetchall()
+    for tenant, session in found:
+        requests.forget_of(connection, tenant, session)
+        connection.execute("DELETE FROM session WHERE id = ?", (session,))
+    return len(found)
+
+
+def ended(row: SessionRow, how: End) -> SessionRow:
+    """Return the row as it is after its end."""
+    return replace(
+        row,
+        state=SessionState.ENDED,
+        stored=None,
+        end_reason=how.reason,
+        end_message=how.message,
+        ended_at=how.at,
     )
 
 

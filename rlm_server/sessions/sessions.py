@@ -1,4 +1,4 @@
-"""REPL sessions for callers who bring their own loop: each with an account, and model calls paid from it."""
+"""REPL sessions for callers who bring their own loop: each with a row, an account, and model calls paid from it."""
 
 from __future__ import annotations
 
@@ -6,53 +6,62 @@ import asyncio
 import logging
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import Iterable, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Self
 
-from rlm_server.clock import now
+from pydantic import TypeAdapter
+
+from rlm_server.clock import DAY_MS, now
+from rlm_server.contexts.background import keep_up
 from rlm_server.contexts.contexts import Contexts
-from rlm_server.database import labels
-from rlm_server.database.requests import Request, RequestIdReused
-from rlm_server.ledger import Amounts, Ledger, names
+from rlm_server.database import requests
+from rlm_server.database.engine import Connection
+from rlm_server.database.requests import Request
+from rlm_server.ledger import Amounts, Balance, Ledger, names
 from rlm_server.repl.coverage import Coverage, summary
 from rlm_server.repl.tracing import TracedContext, Tracer
-from rlm_server.sessions.ends import Ends, SessionEnded
-from rlm_server.sessions.happenings import Happening
+from rlm_server.sessions import session_table
+from rlm_server.sessions.ends import Ends
 from rlm_server.sessions.session import NewSession, ReplSession
+from rlm_server.sessions.session_table import SessionFilter, SessionRow, SessionTable
+from rlm_server.sessions.state import End, EndReason, SessionEnded
+from rlm_server.sessions.turn_line import TurnLine
 from rlm_server.sessions.turns import Turns
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
-from sandbox.cancellation import run_to_completion
+from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.pool.pool import Pool
 
 log = logging.getLogger(__name__)
 
-LABELS = "session"
-"""The kind of sessions' labels."""
-
-SESSION_TURNS = 64
-"""Turns of one session that are asked for and have not ended: one runs, the others wait for it."""
+ENDED_SECONDS = DAY_MS / 1000
+"""For so long after its end a session is shown, and says why it ended. Then it is forgotten."""
+UPKEEP_SECONDS = 60.0
+"""So often the use of sessions is written down, and those that ended long enough ago are forgotten."""
+AT_ONCE = 200
+"""Rows that are read, or forgotten, at once."""
 
 
 class TooManySessions(Exception):
     """The tenant has as many sessions as it may; the message names the limit."""
 
 
-class SessionLineFull(Exception):
-    """As many turns of the session wait for each other as may."""
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A session as it is now: its row, and where it lives the session itself."""
 
-    def __init__(self, used: int) -> None:
-        super().__init__(f"{used} turns of this session have not ended; the limit is {SESSION_TURNS} (session_turns)")
-        self.unit, self.limit, self.used = "session_turns", SESSION_TURNS, used
+    row: SessionRow
+    live: ReplSession | None = None
 
 
 class Sessions:
-    """Owns the live sessions. An async context manager: leaving it ends them.
+    """Owns the live sessions, and knows those that have ended. An async context manager: leaving it ends them.
 
-    Their limits of time are those of `ends`.
+    Their limits of time are those of `ends`. Detached turns get `grace_seconds` to end then, unless `hurry` is set.
     """
 
     def __init__(
@@ -60,47 +69,78 @@ class Sessions:
         pool: Pool,
         ledger: Ledger,
         contexts: Contexts,
+        table: SessionTable,
         turns: Turns,
         ends: Ends,
         shares: Shares,
+        *,
+        grace_seconds: float,
+        hurry: asyncio.Event,
     ) -> None:
-        self._pool, self._ledger, self._contexts, self._turns, self._ends = pool, ledger, contexts, turns, ends
-        self._shares = shares
+        self._pool, self._ledger, self._contexts, self._table = pool, ledger, contexts, table
+        self._turns, self._shares = turns, shares
+        self._grace_seconds, self._hurry = grace_seconds, hurry
+        self.ends, self.line = ends, TurnLine(turns)
         self._sessions: dict[str, ReplSession] = {}
+        self._ending: dict[str, ReplSession] = {}
+        """Those that take no more turns, and whose end is not written yet."""
         self._of_tenant: Counter[str] = Counter()
-        self._turns_asked_for: Counter[str] = Counter()  # by session
-        self._by_request: dict[tuple[str, str], tuple[str, str]] = {}  # the session, and a hash of what was asked for
         self._creating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by tenant
-        self._reaper: asyncio.Task[None] | None = None
+        self._written: dict[str, int] = {}
+        """How many turns of each session are written down."""
+        self._sooner = asyncio.Event()
+        """Is set when a session may end before the sessions are looked at again."""
+        self._look_at = 0
+        """When they are, in Unix milliseconds."""
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        await self._ledger.close_left(names.SESSION)  # sessions end with their server, also where it was killed
-        self._reaper = asyncio.create_task(self._end_the_old())
+        await self._take_up_left()
+        self._tasks = [
+            asyncio.create_task(self._end_the_old()),
+            asyncio.create_task(keep_up("sessions", self._keep_rows, UPKEEP_SECONDS)),
+        ]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._reaper:
-            self._reaper.cancel()
-            await asyncio.wait([self._reaper])
+        for task in self._tasks:
+            await cancel_and_wait(task)
+        await self._let_detached_end()
+        stopped = End(EndReason.RESTART, "the server stopped, and the session was in its memory alone", now())
         for session in list(self._sessions.values()):
-            await self.delete(session)
+            await self._end_or_log(session, stopped)
 
-    async def _end_the_old(self) -> None:
-        while True:
-            await asyncio.sleep(self._ends.look_seconds)
-            for session in list(self._sessions.values()):
-                reason = self._ends.due(session)
-                if reason:
-                    self._ends.remember(session, reason)
-                    try:
-                        await self.delete(session)
-                    except Exception:  # the database's; the others are not to wait for it
-                        log.exception("session %s could not be ended in order", session.id)
+    async def _let_detached_end(self) -> None:
+        """Wait for turns that nobody reads; those that somebody reads have ended with their calls."""
+        tasks = [turn.task for session in self._sessions.values() for turn in session.turns]
+        if not tasks:
+            return
+        hurried = asyncio.create_task(self._hurry.wait())
+        ended = asyncio.create_task(_until_ended(tasks))
+        await asyncio.wait([ended, hurried], timeout=self._grace_seconds, return_when=asyncio.FIRST_COMPLETED)
+        await cancel_and_wait(ended)
+        await cancel_and_wait(hurried)
 
-    async def create(self, new: NewSession) -> ReplSession:
-        """Start a session; a repeated request returns the one it started, for as long as that lives.
+    # ---- what a former server left -------------------------------------------------------------------------------
+
+    async def _take_up_left(self) -> None:
+        """Decide of every session that a former server left whether it goes on, and end those that do not."""
+        going_on: set[str] = set()
+        after = ""
+        while rows := await self._table.living(after, AT_ONCE):
+            after = rows[-1].id
+            going_on |= {row.id for row in rows if survives(row)}
+            restarted = End(EndReason.RESTART, "the server restarted, and the session was in its memory alone", now())
+            ending = (self._close(row, restarted) for row in rows if not survives(row))
+            await asyncio.gather(*ending)
+        await self._ledger.close_left(names.SESSION, going_on)  # those that have no rows
+
+    # ---- beginning -----------------------------------------------------------------------------------------------
+
+    async def create(self, new: NewSession) -> Shown:
+        """Start a session; a repeated request returns the one it started, for as long as that is known.
 
         Raises:
             RequestIdReused: the request asked for another session.
@@ -113,26 +153,27 @@ class Sessions:
         async with self._creating[new.tenant]:
             return await run_to_completion(self._create(new))
 
-    async def _create(self, new: NewSession) -> ReplSession:
-        known = self.asked_before(new.request)
+    async def _create(self, new: NewSession) -> Shown:
+        known = await self.asked_before(new.request)
         if known is not None:
             return known
         most = self._shares.limits(new.tenant).tenant_sessions
         if self._of_tenant[new.tenant] >= most:
             raise TooManySessions(f"a tenant may have {most} sessions (tenant_sessions)")
         live = await self._pool.create(new.tenant, new.image, new.limits.sandbox)
-        session_id = names.SESSION + secrets.token_hex(16)
+        row = new.row(names.SESSION + secrets.token_hex(16), now())
         try:
             async with AsyncExitStack() as held:
                 if new.context:
                     await live.attach("context", await held.enter_async_context(self._contexts.pinned(new.context)))
-                await self._ledger.open_account(session_id, tenant=new.tenant, parent=new.payer, limit=new.budget)
-                if new.labels:
-                    await self._ledger.change(
-                        new.tenant, lambda connection, _: labels.put(connection, LABELS, session_id, new.labels)
-                    )
-                memo = self._turns.memo(new)
-                session = ReplSession(session_id, new, live, held.pop_all(), now(), memo)
+                await self._ledger.open_account(
+                    row.id,
+                    tenant=new.tenant,
+                    parent=new.payer,
+                    limit=new.budget,
+                    also=lambda connection: session_table.insert(connection, row, new.request),
+                )
+                session = ReplSession(row, new, live, held.pop_all(), self._turns.memo(new), row.used_at)
         except BaseException:
             await live.close()
             raise
@@ -140,25 +181,21 @@ class Sessions:
             session.tracer = Tracer(
                 TracedContext(new.tenant, self._shares, partial(self._contexts.lineage, new.context))
             )
-        self._sessions[session_id] = session
+        self._sessions[row.id] = session
         self._of_tenant[new.tenant] += 1
-        if new.request is not None:
-            self._by_request[new.tenant, new.request.id] = session_id, new.request.content_sha256
-        return session
+        self._heed_times(session)
+        return Shown(row, session)
 
-    def asked_before(self, request: Request | None) -> ReplSession | None:
-        """Return the session that a request started, while it lives.
+    async def asked_before(self, request: Request | None) -> Shown | None:
+        """Return the session that a request started, where it is known.
 
         Raises:
             RequestIdReused: it asked for another then.
         """
-        if request is None:
-            return None
-        session_id, content = self._by_request.get((request.tenant, request.id), ("", ""))
-        session = self._sessions.get(session_id)
-        if session is not None and content != request.content_sha256:
-            raise RequestIdReused(request.id)
-        return session
+        row = None if request is None else await self._table.by_request(request)
+        return None if row is None else self._shown(row)
+
+    # ---- what there is -------------------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -167,6 +204,47 @@ class Sessions:
         """Return how many sessions a tenant has, those that hibernate included."""
         return self._of_tenant.get(tenant, 0)
 
+    async def get(self, tenant: str, session_id: str) -> ReplSession | None:
+        """Return a tenant's live session, or None: another tenant's does not exist for this one.
+
+        Raises:
+            SessionEnded: it has ended.
+        """
+        session = self._sessions.get(session_id)
+        if session is not None and session.row.tenant == tenant:
+            due = self.ends.due(session, now())
+            if due is None:
+                return session
+            await self.end(session, due)
+        row = await self._table.get(tenant, session_id)
+        shown = self._shown(row) if row is not None else None
+        if shown is not None and shown.row.end is not None:
+            raise SessionEnded(session_id, shown.row.end)
+        return None
+
+    async def show(self, tenant: str, session_id: str) -> Shown | None:
+        """Return a tenant's session, also where it has ended; None where there is none, or it is another tenant's."""
+        with suppress(SessionEnded):
+            session = await self.get(tenant, session_id)
+            if session is not None:
+                return Shown(session.present, session)
+        row = await self._table.get(tenant, session_id)
+        return None if row is None else self._shown(row)
+
+    async def page(self, asked: SessionFilter, before: str | None, most: int) -> list[Shown]:
+        """Return up to `most` sessions, the newest first, from the one after the place `before` on."""
+        return [self._shown(row) for row in await self._table.page(asked, before, most)]
+
+    def _shown(self, row: SessionRow) -> Shown:
+        """Show a session as it is now, where its row is behind."""
+        session = self._sessions.get(row.id)
+        if session is not None:
+            return Shown(session.present, session)
+        ending = self._ending.get(row.id)
+        if ending is not None and ending.end is not None and row.end is None:
+            return Shown(session_table.ended(ending.present, ending.end))
+        return Shown(row)
+
     async def coverage(self, session: ReplSession) -> Coverage:
         """Return how much of its context a session has looked at."""
         corpora, seen = session.live.corpora, session.live.seen
@@ -174,75 +252,195 @@ class Sessions:
             return Coverage()
         blocks = seen[0] if seen else 0
         return await self._shares.threads.run(
-            Purpose.COVERAGE, session.asked.tenant, lambda _: summary(corpora[0], blocks)
+            Purpose.COVERAGE, session.row.tenant, lambda _: summary(corpora[0], blocks)
         )
 
-    def get(self, tenant: str, session_id: str) -> ReplSession | None:
-        """Return a tenant's session, or None: another tenant's does not exist for this one.
+    # ---- changing ------------------------------------------------------------------------------------------------
+
+    async def update(self, session: ReplSession, change: SessionChange, request: Request | None) -> Shown:
+        """Change a session that lives; a repeated request changes nothing.
 
         Raises:
-            SessionEnded: a limit ended it.
+            RequestIdReused: the request asked for something else.
+            SessionEnded: it has ended meanwhile.
         """
-        session = self._sessions.get(session_id)
-        if session is None:
-            self._ends.check(tenant, session_id)
-        return session if session and session.asked.tenant == tenant else None
+        async with session.changing:
+            session.check_living()
+            row = change.of(session.row)
+            if await self._table.change(row, request, now()):
+                session.row = row
+                self._heed_times(session)
+        return Shown(session.present, session)
+
+    async def interrupt(
+        self, tenant: str, session_id: str, turn_id: str = "", request: Request | None = None
+    ) -> bool | None:
+        """Stop the turn under way, or a detached one, and say whether there was one; a repeated request stops nothing.
+
+        None where there is no such session.
+
+        Raises:
+            SessionEnded: it has ended.
+            RequestIdReused: the request asked for something else.
+        """
+        known = await self._table.answered(request)
+        if known is not None:
+            return _stopped.validate_json(known)
+        session = await self.get(tenant, session_id)
+        if session is None or request is None:
+            return None if session is None else await self.line.interrupt(session, turn_id)
+        async with session.changing:
+            known = await self._table.answered(request)
+            if known is not None:
+                return _stopped.validate_json(known)
+            stopped = await self.line.interrupt(session, turn_id)
+            await self._table.answer(session.id, request, _stopped.dump_json(stopped).decode(), now())
+            return stopped
+
+    # ---- ending --------------------------------------------------------------------------------------------------
+
+    async def delete(self, tenant: str, session_id: str, request: Request | None = None) -> Amounts | None:
+        """End a session and return what it spent; a repeated request returns that again. None where there is none.
+
+        Raises:
+            SessionEnded: it has ended.
+            RequestIdReused: the request asked for something else.
+        """
+        known = await self._table.answered(request)
+        if known is not None:
+            return _amounts.validate_json(known)
+        try:
+            session = await self.get(tenant, session_id)
+            if session is not None:
+                return await self.end(session, End(EndReason.DELETED, "the session was deleted", now()), request)
+        except SessionEnded:
+            ending = self._ending.get(session_id)  # by the same request, it may be
+            if ending is not None:
+                async with ending.changing:
+                    pass
+            known = await self._table.answered(request)
+            if known is None:
+                raise
+            return _amounts.validate_json(known)
+        return None
 
     async def delete_all(self, tenant: str) -> None:
-        """End all of a tenant's sessions."""
-        for session in [one for one in self._sessions.values() if one.asked.tenant == tenant]:
-            await self.delete(session)
+        """End all of a tenant's sessions, and forget them."""
+        deleted = End(EndReason.DELETED, "the tenant was deleted", now())
+        for session in [one for one in self._sessions.values() if one.row.tenant == tenant]:
+            await self.end(session, deleted)
+        while await self._table.forget_some(tenant, AT_ONCE):
+            pass
 
-    async def delete(self, session: ReplSession) -> Amounts:
-        """End a session and return what it spent."""
-        return await run_to_completion(self._delete(session))
-
-    async def _delete(self, session: ReplSession) -> Amounts:
-        if self._sessions.pop(session.id, None):
-            self._of_tenant[session.asked.tenant] -= 1
-        if session.asked.request is not None:
-            self._by_request.pop((session.asked.tenant, session.asked.request.id), None)
-        try:
-            await session.live.close()
-            if session.turn:
-                await asyncio.wait([session.turn])  # it is over by now but for its hold
-        finally:
-            self._turns.forget(session)
-        await session.tracer.give_up()
-        await session.held.aclose()
-        return (await self._ledger.close_account(session.id)).posted
-
-    async def execute(self, session: ReplSession, code: str, request_id: str | None) -> AsyncGenerator[Happening, None]:
-        """Run code as a turn and yield what happens; a repeated request id yields its first result and runs nothing.
-
-        Closing the iterator stops the turn and rolls it back.
+    async def end(self, session: ReplSession, how: End, request: Request | None = None) -> Amounts:
+        """End a session, keep how, and return what it spent. One whose end could not be written is ended again later.
 
         Raises:
-            SessionEnded: the session was ended while this waited for its turn.
-            ResultForgotten: the request has run, and its result is no longer remembered.
-            SessionLineFull: too many wait already.
+            SessionEnded: another has ended it meanwhile.
         """
-        asked_for = self._turns_asked_for.get(session.id, 0)
-        if asked_for >= SESSION_TURNS:
-            raise SessionLineFull(asked_for)
-        self._turns_asked_for[session.id] += 1
-        try:
-            async with session.one_turn, aclosing(self._turn(session, code, request_id)) as happenings:
-                async for happening in happenings:
-                    yield happening
-        finally:
-            self._turns_asked_for[session.id] -= 1
-            if not self._turns_asked_for[session.id]:
-                del self._turns_asked_for[session.id]
+        session.check_living()
+        session.end = how
+        self._ending[session.id] = session
+        if self._sessions.pop(session.id, None) is not None:
+            self._of_tenant[session.row.tenant] -= 1
+        self._written.pop(session.id, None)
+        return await run_to_completion(self._end(session, how, request))
 
-    async def _turn(self, session: ReplSession, code: str, request_id: str | None) -> AsyncGenerator[Happening, None]:
-        known = self._turns.result(session, request_id)
-        if known is not None:
-            yield known
-            return
-        if session.id not in self._sessions:
-            self._ends.check(session.asked.tenant, session.id)
-            raise SessionEnded("the session was deleted")
-        async with aclosing(self._turns.run(session, code, request_id)) as happenings:
-            async for happening in happenings:
-                yield happening
+    async def _end(self, session: ReplSession, how: End, request: Request | None) -> Amounts:
+        async with session.changing:
+            try:
+                await session.live.close()
+            finally:
+                await self.line.stop(session)
+            await session.tracer.give_up()
+            await session.held.aclose()
+            spent = await self._close(session.present, how, request)
+            del self._ending[session.id]
+        return spent
+
+    async def _close(self, row: SessionRow, how: End, request: Request | None = None) -> Amounts:
+        """Close a session's account and keep how it ended."""
+
+        def keep(connection: Connection, balance: Balance) -> None:
+            session_table.end(connection, row.id, how, row.used_at, row.turns)
+            kept = _amounts.dump_json(balance.posted).decode()
+            requests.answer(connection, request, kept, how.at, thing=row.id)
+
+        return (await self._ledger.close_account(row.id, also=keep)).posted
+
+    async def _end_or_log(self, session: ReplSession, how: End) -> None:
+        try:
+            await self.end(session, how)
+        except SessionEnded:
+            pass
+        except Exception:  # the database's; the others are not to wait for it
+            log.exception("session %s could not be ended in order", session.id)
+
+    async def _end_the_old(self) -> None:
+        while True:
+            self._sooner.clear()
+            pause = self.ends.pause(self._sessions.values(), now())
+            self._look_at = now() + round(pause * 1000)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._sooner.wait()
+            for session in list(self._sessions.values()):
+                how = self.ends.due(session, now())
+                if how is not None:
+                    await self._end_or_log(session, how)
+
+    def _heed_times(self, session: ReplSession) -> None:
+        """Have the sessions looked at earlier where this one may end earlier."""
+        if self.ends.soonest(session) < self._look_at:
+            self._sooner.set()
+
+    # ---- upkeep --------------------------------------------------------------------------------------------------
+
+    async def _keep_rows(self) -> None:
+        """Write down the use of sessions, write ends that could not be, and forget what ended long enough ago."""
+        await self._write_uses(self._sessions.values())
+        for session in list(self._ending.values()):
+            if session.end is not None and not session.turns:
+                await self._close(session.present, session.end)
+                self._ending.pop(session.id, None)
+        for session in list(self._sessions.values()):
+            self.line.tidy(session)
+        while await self._table.forget_ended(now() - round(ENDED_SECONDS * 1000), AT_ONCE) == AT_ONCE:
+            pass
+
+    async def _write_uses(self, sessions: Iterable[ReplSession]) -> None:
+        rows = [one.present for one in sessions if self._written.get(one.id, 0) != one.turns_ended]
+        if rows:
+            await self._table.used([(row.id, row.used_at, row.turns) for row in rows])
+            self._written |= {row.id: row.turns for row in rows if row.id in self._sessions}
+
+
+@dataclass(frozen=True, slots=True)
+class SessionChange:
+    """What is to be new of a session: None stays as it is. A time of 0 goes back to what the server says."""
+
+    labels: dict[str, str] | None = None
+    idle_ms: int | None = None
+    life_ms: int | None = None
+
+    def of(self, row: SessionRow) -> SessionRow:
+        """Return the row as it is after the change."""
+        return replace(
+            row,
+            labels=row.labels if self.labels is None else self.labels,
+            idle_ms=row.idle_ms if self.idle_ms is None else self.idle_ms or None,
+            life_ms=row.life_ms if self.life_ms is None else self.life_ms or None,
+        )
+
+
+async def _until_ended(tasks: Sequence[asyncio.Task[None]]) -> None:
+    await asyncio.wait(tasks)
+
+
+def survives(row: SessionRow) -> bool:
+    """Whether a session that a former server left can go on: what was in its memory alone is lost."""
+    return row.stored is not None
+
+
+_amounts = TypeAdapter(Amounts)
+_stopped = TypeAdapter(bool)

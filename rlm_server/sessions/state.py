@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
 
 
@@ -28,6 +29,23 @@ class EndReason(StrEnum):
     LIFE_TIME = "life_time"
     RESTART = "restart"
     STATE_LOST = "state_lost"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a session ended: why, in words too, and when (Unix milliseconds)."""
+
+    reason: EndReason
+    message: str
+    at: int
+
+
+class SessionEnded(Exception):
+    """The session takes no more turns. `end` says how it ended."""
+
+    def __init__(self, session: str, end: End) -> None:
+        super().__init__(end.message)
+        self.session, self.end = session, end
 
 
 def move(before: SessionState, after: SessionState) -> SessionState:

@@ -1,13 +1,15 @@
-"""Turns of sessions: the caller's code runs, is paid for, and what happens meanwhile is told."""
+"""Runs turns of sessions: the caller's code runs, is paid for, and what happens meanwhile is told."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext
 from functools import partial
 
 from rlm_server.broker.broker import Broker
+from rlm_server.clock import now
 from rlm_server.ledger import Ledger, Payer
 from rlm_server.repl.events import NONE_UNTOLD, CallFinished, CallStarted, CallTraced, CodeFinished
 from rlm_server.repl.functions import Functions, Repl
@@ -15,13 +17,17 @@ from rlm_server.repl.memo import Memo
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls
 from rlm_server.repl.output import OutputBatcher
-from rlm_server.sessions.happenings import Happening, Happenings
-from rlm_server.sessions.results import Results
+from rlm_server.sessions.happenings import Happening
 from rlm_server.sessions.session import NewSession, ReplSession
+from rlm_server.sessions.turn import SessionTurn
 from rlm_server.shares.shares import Shares
 from rlm_server.tracing.spans import span
-from sandbox.cancellation import cancel_and_wait
 from sandbox.turn import Turn
+
+BOOKED_SECONDS = 0.02
+"""For so long what a turn took waits for another write, where nothing limits it: they share a commit."""
+UNBOOKED = 64
+"""Turns of a session that are not in the books yet. The next one waits."""
 
 
 class Turns:
@@ -33,80 +39,64 @@ class Turns:
     def __init__(
         self, broker: Broker, ledger: Ledger, functions: Functions, shares: Shares, *, budget_wait_seconds: float
     ) -> None:
-        self._broker, self._ledger, self._functions, self._shares = broker, ledger, functions, shares
-        self._results = Results(shares.held)
+        self._broker, self._ledger, self._functions = broker, ledger, functions
+        self.shares = shares
         self._budget_wait_seconds = budget_wait_seconds
 
     def memo(self, new: NewSession) -> Memo:
         """Make the memory of answers of a new session."""
-        return Memo(new.tenant, new.limits.memo_bytes, self._shares.held)
+        return Memo(new.tenant, new.limits.memo_bytes, self.shares.held)
 
-    def result(self, session: ReplSession, request_id: str | None) -> CodeFinished | None:
-        """Return the result of a request that has run; None where it has not, or has no id.
+    async def run(self, session: ReplSession, turn: SessionTurn, ended: Callable[[], None]) -> None:
+        """Run a turn and tell what happens. Cancelling this stops the turn and rolls it back.
+
+        `ended` is called at once when its code has ended: from then on the session keeps what it did.
 
         Raises:
-            ResultForgotten: it has run, and its result is no longer remembered.
+            BudgetError: there is not enough for it.
+            SessionClosed: the session was ended before the turn began.
+            PoolFull, WorkerLost, SnapshotRefused: the session cannot be brought into a worker.
         """
-        return None if request_id is None else self._results.find(session.id, request_id)
-
-    def forget(self, session: ReplSession) -> None:
-        """Forget what is remembered of a session that has ended."""
-        session.memo.close()
-        self._results.forget(session.asked.tenant, session.id)
-
-    async def run(
-        self, session: ReplSession, code: str, request_id: str | None = None
-    ) -> AsyncGenerator[Happening, None]:
-        """Run code as a turn and yield what happens. Closing the iterator stops the turn and rolls it back.
-
-        The turn goes on while nobody takes what happens. Its result is remembered under the id of its request.
-        """
-        happenings = Happenings(session.asked.tenant, self._shares.held)
-        session.turn = task = asyncio.create_task(self._turn(session, code, request_id, happenings.put))
-        task.add_done_callback(lambda _: happenings.end())
-        try:
-            async for happening in happenings.each():
-                yield happening
-            task.result()
-        finally:
-            happenings.close()
-            await cancel_and_wait(task)
-
-    async def _turn(
-        self, session: ReplSession, code: str, request_id: str | None, tell: Callable[[Happening], None]
-    ) -> None:
+        if len(session.bookings) >= UNBOOKED:
+            await asyncio.wait(session.bookings, return_when=asyncio.FIRST_COMPLETED)
+        tell = turn.listener.put
         calls = self._calls(session, tell)
         tally = calls.begin_turn()
-        repl = Repl(session.live, calls, session.asked.tenant, self._shares)
-        answer = partial(self._functions.answer_session, repl)
+        answer = partial(self._functions.answer_session, Repl(session.live, calls, session.row.tenant, self.shares))
+        batcher = OutputBatcher(tell) if turn.listener.gathers_output else None
 
         async def execute() -> Turn:
-            turn = await session.live.execute(code, answer, output.take, output.restarted)
-            if request_id is not None:  # at once: the session keeps it, whatever becomes of the caller
-                self._results.remember(session.asked.tenant, session.id, request_id, CodeFinished(turn))
-            return turn
+            heard = (batcher.take, batcher.restarted) if batcher is not None else (_unheard, _unheard)
+            done = await session.live.execute(turn.request.code, answer, *heard)
+            turn.result = CodeFinished(done)
+            ended()
+            return done
 
-        limits = session.asked.limits.sandbox
-        session.running += 1
         try:
-            with OutputBatcher(tell) as output, span("turn", rlm__session_id=session.id):
-                soon = time.monotonic() + self._budget_wait_seconds
-                done = await metered(
-                    self._ledger,
-                    _payer(session),
-                    limits,
-                    execute,
-                    deadline=soon,
-                    host_seconds=session.asked.limits.host_seconds,
-                    host_times=self._shares.host_times,
-                )
+            with batcher or nullcontext(), span("turn", rlm__session_id=session.id):
+                await self._metered(session, execute)
             await session.tracer.settle()
         finally:
-            session.running -= 1
-            session.used_at = time.monotonic()
+            session.turns_ended += 1
+            session.used_at = now()
         if tally.untold != NONE_UNTOLD:
             tell(tally.untold)
-        tell(CodeFinished(done.turn))
+
+    async def _metered(self, session: ReplSession, execute: Callable[[], Awaitable[Turn]]) -> None:
+        done = await metered(
+            self._ledger,
+            _payer(session),
+            session.asked.limits.sandbox,
+            execute,
+            deadline=time.monotonic() + self._budget_wait_seconds,
+            host_seconds=session.asked.limits.host_seconds,
+            host_times=self.shares.host_times,
+            patience=BOOKED_SECONDS,
+            ran=lambda: session.live.running_seconds,
+        )
+        if not done.booked.done():
+            session.bookings.add(done.booked)
+            done.booked.add_done_callback(session.bookings.discard)
 
     def _calls(self, session: ReplSession, tell: Callable[[Happening], None]) -> ModelCalls:
         def report(body: CallStarted | CallFinished | CallTraced) -> None:
@@ -123,9 +113,13 @@ class Turns:
             session.failures,
             session.tracer,
             report,
-            self._shares,
+            self.shares,
         )
 
 
 def _payer(session: ReplSession) -> Payer:
-    return Payer(session.id, session.asked.tenant, session.id, session.id)
+    return Payer(session.id, session.row.tenant, session.id, session.id)
+
+
+def _unheard(*_: object) -> None:
+    pass

@@ -58,9 +58,10 @@ from rlm_server.ledger import (
     windows,
 )
 from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
-from rlm_server.sessions.ends import SessionEnded
 from rlm_server.sessions.results import ResultForgotten
-from rlm_server.sessions.sessions import SessionLineFull, TooManySessions
+from rlm_server.sessions.sessions import TooManySessions
+from rlm_server.sessions.state import End, EndReason, SessionEnded
+from rlm_server.sessions.turn_line import SessionLineFull, TurnUnknown
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.tenants.keys import KeyUnknown, TooManyChecks
 from rlm_server.tenants.open_calls import KeyLapsed
@@ -193,7 +194,12 @@ CASES: dict[str, Expected] = {
         {"unit": "tenant_accounts", "limit": "10", "used": "10"},
         ("QuotaFailure",),
     ),
-    "a session that ended": Expected(SessionEnded("no"), "SESSION_ENDED"),
+    "a session that ended": Expected(
+        SessionEnded("ses_1", End(EndReason.IDLE_TIME, "it was idle", 1_764_230_415_678)),
+        "SESSION_ENDED",
+        metadata={"session_id": "ses_1", "end_reason": "IDLE_TIME", "end_time": "2025-11-27T08:00:15Z"},
+    ),
+    "a turn that is not there": Expected(TurnUnknown("turn_1"), "NOT_FOUND", details=("ResourceInfo",)),
     "a forgotten result": Expected(ResultForgotten(), "RESULT_FORGOTTEN"),
     "too many sessions": Expected(TooManySessions("no"), "TOO_MANY_SESSIONS", details=("QuotaFailure",)),
     "a stored session": Expected(SnapshotRefused("no"), "SNAPSHOT_REFUSED"),
@@ -380,13 +386,13 @@ def test_whatever_an_error_says_its_trailers_are_bounded(case: str, text: str) -
 
 def test_what_is_cut_says_so_and_what_fits_is_whole() -> None:
     fits = "é" * (MAX_TEXT // 2)
-    assert status_of(SessionEnded(fits)).message == fits
-    assert status_of(SessionEnded(fits + "é")).message == "é" * ((MAX_TEXT - 3) // 2) + "…"
-    assert len(status_of(SessionEnded("語" * MAX_TEXT)).message.encode()) <= MAX_TEXT
+    assert status_of(MemoryError(fits)).message == fits
+    assert status_of(MemoryError(fits + "é")).message == "é" * ((MAX_TEXT - 3) // 2) + "…"
+    assert len(status_of(MemoryError("語" * MAX_TEXT)).message.encode()) <= MAX_TEXT
 
 
 def test_half_a_surrogate_pair_is_shown_as_a_question_mark() -> None:
-    assert status_of(SessionEnded("a\ud800b")).message == "a?b"
+    assert status_of(MemoryError("a\ud800b")).message == "a?b"
 
 
 # ---- on the wire --------------------------------------------------------------------------------------------------

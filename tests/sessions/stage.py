@@ -23,6 +23,8 @@ Act = Callable[[str, Answer, OutputListener], Awaitable[Turn]]
 class Acting:
     """Stands in for a live session."""
 
+    running_seconds = 0.0
+
     def __init__(self, act: Act) -> None:
         self._act = act
 
@@ -34,8 +36,17 @@ async def idle(code: str, answer: Answer, listener: OutputListener) -> Turn:
     raise AssertionError("no turn was to run")
 
 
-def a_session(id: str = "ses_1", act: Act = idle, *, tenant: str = "acme", **fields: Any) -> ReplSession:
+def a_session(
+    id: str = "ses_1",
+    act: Act = idle,
+    *,
+    tenant: str = "acme",
+    created_at: int = 0,
+    used_at: int = 0,
+    idle_ms: int | None = None,
+    life_ms: int | None = None,
+) -> ReplSession:
     live: Any = Acting(act)
-    new = NewSession(tenant, None, "core", None, "small", Limit(), RunLimits())
+    new = NewSession(tenant, None, "core", None, "small", Limit(), RunLimits(), idle_ms=idle_ms, life_ms=life_ms)
     memo = Memo(tenant, new.limits.memo_bytes, HELD)
-    return ReplSession(id, new, live, AsyncExitStack(), 0, memo, **fields)
+    return ReplSession(new.row(id, created_at), new, live, AsyncExitStack(), memo, used_at)

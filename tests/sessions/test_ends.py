@@ -1,68 +1,65 @@
-"""Limits of time end sessions, and callers who come back are told which it was."""
+"""Limits of time end sessions: the server's, or a session's own where that is lower."""
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
-from rlm_server.sessions import ends
-from rlm_server.sessions.ends import Ends, SessionEnded
-from tests.sessions.stage import a_session
+from rlm_server.sessions.ends import Ends
+from rlm_server.sessions.happenings import Happenings
+from rlm_server.sessions.session import ReplSession
+from rlm_server.sessions.state import EndReason
+from rlm_server.sessions.turn import SessionTurn, TurnRequest
+from tests.sessions.stage import HELD, a_session
 
 LIMITS = Ends(idle_seconds=10, life_seconds=100)
 
 
-def ago(seconds: float) -> float:
-    return time.monotonic() - seconds
+def end(session: ReplSession, at: int, limits: Ends = LIMITS) -> tuple[EndReason, str] | None:
+    """Why a session ends at a time in milliseconds."""
+    due = limits.due(session, at)
+    return None if due is None else (due.reason, due.message.removeprefix("the session was ended: it may "))
+
+
+def at_work(session: ReplSession) -> ReplSession:
+    session.turns[SessionTurn("turn_1", TurnRequest("code"), Happenings("acme", HELD))] = None
+    return session
 
 
 def test_a_session_that_is_used_goes_on() -> None:
-    assert LIMITS.due(a_session()) == ""
-    assert LIMITS.due(a_session(began_at=ago(50), used_at=ago(5))) == ""
+    assert end(a_session(), 0) is None
+    assert end(a_session(used_at=45_000), 54_999) is None
 
 
 def test_a_session_without_a_turn_for_too_long_is_due() -> None:
-    due = LIMITS.due(a_session(used_at=ago(11)))
-    assert due == "the session was ended: it may be without a turn for 10 s (session_idle_seconds)"
+    assert end(a_session(used_at=5_000), 15_000) == (
+        EndReason.IDLE_TIME,
+        "be without a turn for 10 s (session_idle_seconds)",
+    )
 
 
-def test_a_session_in_which_a_turn_runs_is_not_idle() -> None:
-    assert LIMITS.due(a_session(used_at=ago(11), running=1)) == ""
+def test_a_session_that_has_a_turn_is_not_idle() -> None:
+    assert end(at_work(a_session()), 50_000) is None
 
 
-@pytest.mark.parametrize("running", [0, 1])
-def test_a_session_that_exists_for_too_long_is_due_whatever_it_does(running: int) -> None:
-    due = LIMITS.due(a_session(began_at=ago(101), running=running))
-    assert due == "the session was ended: it may exist for 100 s (session_seconds)"
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_session_that_exists_for_too_long_is_due_whatever_it_does(*, busy: bool) -> None:
+    session = at_work(a_session(used_at=99_000)) if busy else a_session(used_at=99_000)
+    assert end(session, 100_000) == (EndReason.LIFE_TIME, "exist for 100 s (session_seconds)")
 
 
-def test_sessions_are_looked_at_as_often_as_the_shortest_limit_asks_and_every_half_minute_at_least() -> None:
-    assert Ends(idle_seconds=10, life_seconds=100).look_seconds == 10
-    assert Ends(idle_seconds=100, life_seconds=20).look_seconds == 20
-    assert Ends(idle_seconds=3600, life_seconds=86_400).look_seconds == 30
+def test_a_session_may_have_less_time_than_the_servers_and_never_more() -> None:
+    short = a_session(idle_ms=2_500, life_ms=7_000)
+    assert end(short, 2_499) is None
+    assert end(short, 2_500) == (EndReason.IDLE_TIME, "be without a turn for 2.5 s (idle_time)")
+    assert end(short, 7_000) == (EndReason.LIFE_TIME, "exist for 7 s (life_time)")
+    long = a_session(idle_ms=1_000_000, life_ms=1_000_000)
+    assert end(long, 10_000) == (EndReason.IDLE_TIME, "be without a turn for 10 s (session_idle_seconds)")
 
 
-def reason(limits: Ends, tenant: str, session_id: str) -> str | None:
-    """What a caller who comes back to a session is told."""
-    try:
-        limits.check(tenant, session_id)
-    except SessionEnded as ended:
-        return str(ended)
-    return None
-
-
-def test_why_a_session_ended_is_told_to_its_tenant_alone() -> None:
-    limits = Ends(idle_seconds=10, life_seconds=100)
-    limits.remember(a_session("ses_1"), "it was idle")
-    assert reason(limits, "acme", "ses_1") == "it was idle"
-    assert reason(limits, "other", "ses_1") is None
-    assert reason(limits, "acme", "ses_2") is None
-
-
-def test_of_very_many_ends_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ends, "REMEMBERED_ENDS", 2)
-    limits = Ends(idle_seconds=10, life_seconds=100)
-    for number in (1, 2, 3):
-        limits.remember(a_session(f"ses_{number}"), "it was idle")
-    assert [reason(limits, "acme", f"ses_{number}") for number in (1, 2, 3)] == [None, "it was idle", "it was idle"]
+def test_sessions_are_looked_at_when_the_next_may_end_but_not_all_the_time_and_every_half_minute_at_least() -> None:
+    limits = Ends(idle_seconds=3_600, life_seconds=86_400)
+    assert limits.pause([], 0) == 30
+    assert limits.pause([a_session()], 0) == 30
+    assert limits.pause([a_session(), a_session(idle_ms=20_000)], 5_000) == 15
+    assert limits.pause([a_session(idle_ms=20_000)], 60_000) == 1
+    assert Ends(idle_seconds=0.2, life_seconds=100).pause([a_session()], 60_000) == 0.2

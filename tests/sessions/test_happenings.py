@@ -17,7 +17,7 @@ RESULT = CodeFinished(a_turn("printed"))
 CALL = CallFinished(FinishedCall("call_1", "small", Amounts()), 3)
 
 
-async def read(happenings: Happenings) -> list[Happening]:
+async def read(happenings: Happenings) -> list[Happening | None]:
     happenings.end()
     return [happening async for happening in happenings.each()]
 

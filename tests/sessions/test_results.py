@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from rlm_server.database.requests import RequestIdReused
 from rlm_server.repl.events import CodeFinished
 from rlm_server.sessions import results as module
 from rlm_server.sessions.results import ENTRY_BYTES, ResultForgotten, Results
+from rlm_server.sessions.turn import TurnRequest
 from rlm_server.shares.held import Held
 from sandbox.turn import TurnError
 from tests.runs.stage import a_turn
@@ -22,7 +24,7 @@ def remembering(most: int = PLENTY) -> tuple[Results, Held]:
 
 
 def remember(results: Results, request: str, session: str = "ses_1", error: TurnError | None = None) -> None:
-    results.remember(TENANT, session, request, CodeFinished(a_turn("printed", "as well", error)))
+    results.remember(TENANT, session, request, "content", CodeFinished(a_turn("printed", "as well", error)))
 
 
 def fate(results: Results, request: str, session: str = "ses_1") -> str:
@@ -40,6 +42,15 @@ def test_what_is_remembered_is_the_result_without_what_was_printed() -> None:
     assert (found.result.stdout, found.result.stderr, found.result.error) == ("", "", LONG)
     assert held.of(TENANT) > len(LONG.message)
     assert fate(results, "a", "ses_2") == "unknown"
+
+
+def test_a_request_that_asks_for_something_else_than_the_one_with_its_id_did_is_refused() -> None:
+    results, _ = remembering()
+    asked = TurnRequest("x = 1", "once")
+    results.remember(TENANT, "ses_1", "turn_1", asked.content_sha256, CodeFinished(a_turn()))
+    assert results.find("ses_1", "turn_1", asked) == CodeFinished(a_turn())
+    with pytest.raises(RequestIdReused, match="'once'"):
+        results.find("ses_1", "turn_1", TurnRequest("x = 2", "once"))
 
 
 def test_of_a_session_the_last_results_are_remembered_and_then_that_there_was_one(
@@ -76,7 +87,7 @@ def test_where_the_tenant_may_have_no_more_memory_its_oldest_results_go_whicheve
     assert [fate(results, str(number)) for number in range(4)] == ["forgotten"] * 3 + ["known"]
     assert [fate(results, str(number), "ses_2") for number in range(4)] == ["known"] * 4
     assert held.of(TENANT) <= 100_000
-    results.remember("globex", "ses_3", "a", CodeFinished(a_turn(error=LONG)))
+    results.remember("globex", "ses_3", "a", "content", CodeFinished(a_turn(error=LONG)))
     assert fate(results, "0", "ses_2") == "known", "another tenant's are its own"
 
 

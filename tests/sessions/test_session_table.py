@@ -14,8 +14,8 @@ from rlm_server.database.engine import Connection
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.database.requests import Request, RequestIdReused
 from rlm_server.ledger import Limit
-from rlm_server.sessions.session_table import End, SessionFilter, SessionRow, SessionTable, end, insert
-from rlm_server.sessions.state import EndReason, SessionState
+from rlm_server.sessions.session_table import SessionFilter, SessionRow, SessionTable, end, insert
+from rlm_server.sessions.state import End, EndReason, SessionState
 from sandbox.limits import Limits
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from rlm_server.sessions.sessions import SESSION_TURNS
+from rlm_server.sessions.turn_line import SESSION_TURNS
 from tests.servers import Served
 from tests.system.stage import Play, eventually, refusal
 

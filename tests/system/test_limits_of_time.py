@@ -74,25 +74,31 @@ async def test_what_code_takes_that_nothing_limits_is_in_the_books_while_it_runs
         check_settled(served.data_dir)
 
 
+@pytest.mark.parametrize(
+    ("order", "budget"),
+    [("post", types_pb2.Budget(cpu_time=milliseconds(100_000))), ("charge", None)],
+    ids=["with a hold", "without"],
+)
 async def test_a_turn_ends_as_it_did_though_its_books_cannot_be_written_for_a_while(
-    server: Served, monkeypatch: pytest.MonkeyPatch
+    server: Served, monkeypatch: pytest.MonkeyPatch, order: str, budget: types_pb2.Budget | None
 ) -> None:
     async with server(Play("")) as served:
         ledger, failures = served.running.ledger, iter([DatabaseBusyError("locked"), DatabaseLostError("away")])
-        post = ledger.post
+        write = getattr(ledger, order)
 
-        async def failing(*order: Any) -> None:
+        async def failing(*what: Any, **how: Any) -> None:
             if (failure := next(failures, None)) is not None:
                 raise failure
-            await post(*order)
+            await write(*what, **how)
 
-        monkeypatch.setattr(ledger, "post", failing)
-        session = await served.caller.open_session()
+        monkeypatch.setattr(ledger, order, failing)
+        session = await served.caller.open_session(budget=budget)
         seen = await served.caller.turn(session, "print('ran')")
         assert seen.printed == "ran\n"
+        spent = await served.caller.delete(session)
         assert next(failures, None) is None
         (turn,) = await ledger.entries(Query("development", run=session))
-        assert (await served.caller.delete(session)).cpu_time.ToMilliseconds() == turn.actual.cpu_ms
+        assert spent.cpu_time.ToMilliseconds() == turn.actual.cpu_ms
         check_settled(served.data_dir)
 
 

@@ -140,6 +140,7 @@ async def test_who_goes_away_while_waiting_for_a_turn_leaves_the_line(server: Se
         await asyncio.wait([reading])
         seen = await served.caller.turn(session, "'ran' in globals()")
         assert seen.printed == "False\n"
+        await served.caller.delete(session)
         turns = rows(served.data_dir, "SELECT * FROM hold WHERE model = '' AND run = ?", session)
         assert len(turns) == 2, "the first and the last"
 

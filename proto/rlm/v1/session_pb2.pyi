@@ -756,7 +756,8 @@ class ExecuteRequest(_message.Message):
     """Python source, at most 1,000,000 bytes of UTF-8."""
     detached: _builtins.bool
     """Whether the turn goes on where its stream breaks. WatchTurn takes it up again, and InterruptSession stops it. What
-    happens in it is kept for WatchTurn while it runs, the newest 4 MiB. By default it does not go on.
+    happens in it is kept for WatchTurn, the newest 4 MiB, until 10 minutes after its end; of a session's turns that have
+    ended, the last 8. By default it does not go on.
     """
     def __init__(
         self,
@@ -791,8 +792,9 @@ class ExecuteResponse(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """1, 2, 3, … within a turn. A LeftOut has the number of the last that it stands for, so that the next always has one
-    more. 0 of a Heartbeat, and of the remembered result of a repeated request.
+    """1, 2, 3, … within a detached turn. A LeftOut has the number of the last that it stands for, so that the next always
+    has one more. 0 of a Heartbeat, of what happens in a turn that is not detached, and of a result that is remembered
+    without what happened before it.
     """
     @_builtins.property
     def output(self) -> Global___Output:
@@ -1905,8 +1907,8 @@ Global___UntoldCalls: _TypeAlias = UntoldCalls  # noqa: Y015
 
 @_typing.final
 class LeftOut(_message.Message):
-    """Stands for what is not told: before the result, where the caller read too slowly; and where a turn is watched, at the
-    place of what is no longer kept.
+    """Stands for what is not told: before the result, where the caller read too slowly; and of a detached turn at the place of
+    what is no longer kept.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -1914,9 +1916,9 @@ class LeftOut(_message.Message):
     EVENT_COUNT_FIELD_NUMBER: _builtins.int
     CHARACTER_COUNT_FIELD_NUMBER: _builtins.int
     event_count: _builtins.int
-    """Calls, and tracings of calls."""
+    """Calls, and tracings of calls; of a detached turn all that happened, output included."""
     character_count: _builtins.int
-    """Of output. It is left out only where the tenant may have no more of the server's memory."""
+    """Of output. It is left out only where the tenant may have no more of the server's memory. 0 of a detached turn."""
     def __init__(
         self,
         *,

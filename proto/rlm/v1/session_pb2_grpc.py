@@ -182,8 +182,8 @@ class SessionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchTurn(self, request, context):
-        """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that has ended there
-        is its result alone, where it is still remembered.
+        """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that ended a while
+        ago there is its result alone, where that is still remembered.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -60,8 +60,8 @@ class SessionServiceStub:
     the call ends before the turn does, the turn is stopped and rolled back.
     """
     WatchTurn: _grpc.UnaryStreamMultiCallable[_session_pb2.WatchTurnRequest, _session_pb2.WatchTurnResponse]
-    """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that has ended there
-    is its result alone, where it is still remembered.
+    """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that ended a while
+    ago there is its result alone, where that is still remembered.
     """
     InterruptSession: _grpc.UnaryUnaryMultiCallable[_session_pb2.InterruptSessionRequest, _session_pb2.InterruptSessionResponse]
     """Stops the turn under way, and rolls it back. Who reads the turn is told the result ROLLED_BACK / INTERRUPTED. Where no
@@ -114,8 +114,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     the call ends before the turn does, the turn is stopped and rolled back.
     """
     WatchTurn: _aio.UnaryStreamMultiCallable[_session_pb2.WatchTurnRequest, _session_pb2.WatchTurnResponse]  # type: ignore[assignment]
-    """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that has ended there
-    is its result alone, where it is still remembered.
+    """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that ended a while
+    ago there is its result alone, where that is still remembered.
     """
     InterruptSession: _aio.UnaryUnaryMultiCallable[_session_pb2.InterruptSessionRequest, _session_pb2.InterruptSessionResponse]  # type: ignore[assignment]
     """Stops the turn under way, and rolls it back. Who reads the turn is told the result ROLLED_BACK / INTERRUPTED. Where no
@@ -213,8 +213,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.WatchTurnRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_pb2.WatchTurnResponse], _abc.AsyncIterator[_session_pb2.WatchTurnResponse]]:
-        """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that has ended there
-        is its result alone, where it is still remembered.
+        """What happens in a detached turn, from a sequence number on; ends with the turn's result. Of a turn that ended a while
+        ago there is its result alone, where that is still remembered.
         """
 
     @_abc_1.abstractmethod

@@ -8,16 +8,17 @@ Quantities and conventions shared by every service.
 Authentication: send the metadata `authorization: Bearer <key>` with every call, once. Keys begin with `rlm_`.
 
 Deadlines: set one on every unary call; 30 s suits all but CancelRun, which returns when the whole tree has stopped.
-WatchRun needs none: a Heartbeat comes at least every 15 s, and a stream silent for 45 s is broken. Execute and
-UploadContext need what the turn or the upload may take.
+WatchRun, WatchTurn and Execute need none: a Heartbeat comes at least every 15 s, and a stream silent for 45 s is
+broken. ExecuteOnce and UploadContext need what the turn or the upload may take.
 
 Trying again: calls that make something, or change an account, have a `request_id`, chosen by the caller (a UUID, say).
-Repeated with the same content it returns the first answer and does nothing, for as long as what it made is there: all
-but sessions are after a restart of the server, too. With other content it fails as REQUEST_ID_REUSED. So after
-UNAVAILABLE, or after a deadline, send the same request again. A call without one is never known again.
+Repeated with the same content it returns the first answer and does nothing, for as long as what it made is there, also
+after a restart of the server; a session is known for a day after its end. With other content it fails as
+REQUEST_ID_REUSED. So after UNAVAILABLE, or after a deadline, send the same request again. A call without one is never
+known again.
 
-Resuming: the events of a run are numbered from 1 without gaps. After a broken stream ask again with `from_sequence` set
-to the last number seen plus 1.
+Resuming: the events of a run, and what happens in a detached turn, are numbered from 1 without gaps. After a broken
+stream ask again with `from_sequence` set to the last number seen plus 1.
 
 Sizes: no message is larger than 1 MiB in either direction. What may be longer is cut and says so, paged, or streamed.
 
