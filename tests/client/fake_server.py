@@ -17,6 +17,8 @@ from rlm.v1 import context_pb2, context_pb2_grpc, run_pb2, run_pb2_grpc, session
 from tests.client.fake_contexts import FakeContexts, refusal, refuse
 
 KEY = "rlm_a-key-that-must-not-show"
+ESCAPE = "\x1b[2J"
+"""What clears a terminal."""
 
 
 class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc.SessionServiceServicer):
@@ -137,7 +139,7 @@ class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc
         self, request: session_pb2.ExecuteRequest, context: grpc.ServicerContext
     ) -> Iterator[session_pb2.ExecuteResponse]:
         self.enter("Execute", request, context)
-        yield from self.responses
+        yield from self._turn(0, context) if request.detached else self.responses
         self.watched.set()
         if self.holds:
             self.cancelled.wait(60)
@@ -149,6 +151,55 @@ class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc
         coverage = context_pb2.Coverage(fraction=0.5, document_count=1)
         session = session_pb2.Session(session_id=request.session_id, coverage=coverage)
         return session_pb2.GetSessionResponse(session=session)
+
+    def _turn(self, from_sequence: int, context: grpc.ServicerContext) -> Iterator[session_pb2.ExecuteResponse]:
+        """Tell what happens in a turn, as far as it does not break."""
+        last = self.breaks_after.popleft() if self.breaks_after else None
+        for response in self.responses:
+            if last is not None and response.sequence > last:
+                refuse(context, refusal(grpc.StatusCode.UNAVAILABLE, "the server is going away"))
+            if response.sequence == 0 or response.sequence >= from_sequence:
+                yield response
+
+    def WatchTurn(
+        self, request: session_pb2.WatchTurnRequest, context: grpc.ServicerContext
+    ) -> Iterator[session_pb2.WatchTurnResponse]:
+        self.enter("WatchTurn", request, context)
+        for response in self._turn(request.from_sequence, context):
+            yield session_pb2.WatchTurnResponse(event=response)
+
+    def ExecuteOnce(
+        self, request: session_pb2.ExecuteOnceRequest, context: grpc.ServicerContext
+    ) -> session_pb2.ExecuteOnceResponse:
+        self.enter("ExecuteOnce", request, context)
+        result = session_pb2.TurnResult(status=session_pb2.TURN_STATUS_OK)
+        return session_pb2.ExecuteOnceResponse(stdout="2\n", result=result)
+
+    def InterruptSession(
+        self, request: session_pb2.InterruptSessionRequest, context: grpc.ServicerContext
+    ) -> session_pb2.InterruptSessionResponse:
+        self.enter("InterruptSession", request, context)
+        return session_pb2.InterruptSessionResponse(interrupted=not request.turn_id)
+
+    def ListSessions(
+        self, request: session_pb2.ListSessionsRequest, context: grpc.ServicerContext
+    ) -> session_pb2.ListSessionsResponse:
+        self.enter("ListSessions", request, context)
+        number = len(request.page_token) + 1
+        session = session_pb2.Session(
+            session_id=f"session-{number}",
+            image="core",
+            state=session_pb2.SESSION_STATE_ACTIVE,
+            labels={"team": f"red {ESCAPE}"},
+            turn_count=number,
+        )
+        return session_pb2.ListSessionsResponse(sessions=[session], next_page_token="x" * number if number < 3 else "")
+
+    def UpdateSession(
+        self, request: session_pb2.UpdateSessionRequest, context: grpc.ServicerContext
+    ) -> session_pb2.UpdateSessionResponse:
+        self.enter("UpdateSession", request, context)
+        return session_pb2.UpdateSessionResponse(session=request.session)
 
     def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: grpc.ServicerContext

@@ -11,7 +11,7 @@ from rlm.v1.budget_pb2 import Account, BudgetWindow, Entry, GetBudgetResponse, U
 from rlm.v1.context_pb2 import Context, ContextKind, Coverage, Document, Match, Range, SearchContextResponse
 from rlm.v1.errors_pb2 import ErrorReason
 from rlm.v1.run_pb2 import Node, Run, RunEvent, RunState
-from rlm.v1.session_pb2 import ExecuteResponse, Session
+from rlm.v1.session_pb2 import ExecuteOnceResponse, ExecuteResponse, Session, SessionState
 from rlm.v1.types_pb2 import Amounts
 
 from rlm_client.archive import ArchiveLimits
@@ -61,6 +61,7 @@ __all__ = [
     "Entries",
     "Entry",
     "ErrorReason",
+    "ExecuteOnceResponse",
     "ExecuteResponse",
     "FailedPrecondition",
     "GetBudgetResponse",
@@ -82,6 +83,7 @@ __all__ = [
     "SearchContextResponse",
     "ServerFault",
     "Session",
+    "SessionState",
     "SourceChanged",
     "SourceRefused",
     "Unauthenticated",

@@ -25,6 +25,7 @@ from rlm_client.output import json_option, print_json, say, write
 from rlm_client.quota_command import quota
 from rlm_client.report import print_report
 from rlm_client.run_progress import Calls, spending
+from rlm_client.session_command import session
 from rlm_client.spending_command import budget, usage
 
 Command = TypeVar("Command", bound=Callable[..., object])
@@ -62,6 +63,7 @@ main.add_command(account)
 main.add_command(context)
 main.add_command(budget)
 main.add_command(quota)
+main.add_command(session)
 main.add_command(usage)
 
 
@@ -176,6 +178,7 @@ def show(access: Access, run_id: str, as_json: bool) -> None:
 @click.option("--sub-model", default="", help="The model of llm_query.")
 @_budget_option
 @_payer_options
+@click.option("--session", "session_id", default="", metavar="ID", help="Run it in this session, which stays.")
 @json_option
 @click.argument("code")
 @click.pass_obj
@@ -187,21 +190,26 @@ def execute(
     budget: Budget | None,
     account_id: str,
     labels: dict[str, str] | None,
+    session_id: str,
     as_json: bool,
     code: str,
 ) -> None:
     """Run CODE as one turn of a REPL made for it. Exit codes: 0 done, 1 it raised, 3 a limit stopped it."""
     console, source = console_for(sys.stderr), options.source()
+    if session_id and (source is not None or image or sub_model or budget or account_id or labels):
+        raise click.UsageError("--session names a session that is there: leave out what a new one would have")
     with access.open() as (client, interrupts):
-        context_id = options.context(source, client, interrupts, console, quiet=True)
-        session = client.create_session(
-            context_id, image=image, sub_model=sub_model, budget=budget, account_id=account_id, labels=labels
-        )
+        used = session_id
+        if not used:
+            context_id = options.context(source, client, interrupts, console, quiet=True)
+            used = client.create_session(
+                context_id, image=image, sub_model=sub_model, budget=budget, account_id=account_id, labels=labels
+            ).session_id
         try:
-            responses = interrupts.stream(lambda: client.execute(session.session_id, code))
-            result = _turn(responses, console, as_json)
+            result = _turn(interrupts.stream(lambda: client.execute(used, code)), console, as_json)
         finally:
-            client.delete_session(session.session_id)
+            if not session_id:
+                client.delete_session(used)
     raise click.exceptions.Exit(_exit_code(result))
 
 

@@ -15,8 +15,6 @@ from rlm.v1 import (
     run_pb2_grpc,
     server_pb2,
     server_pb2_grpc,
-    session_pb2,
-    session_pb2_grpc,
     types_pb2,
 )
 
@@ -29,6 +27,7 @@ from rlm_client.errors import RlmError, RunFailed
 from rlm_client.money import Budget
 from rlm_client.pages import pages
 from rlm_client.retry import Retry, named
+from rlm_client.session_calls import SessionCalls
 from rlm_client.source import FileOptions, Source, material
 from rlm_client.spending import Spending
 from rlm_client.transfer import Progress, Status, Transfer
@@ -53,7 +52,7 @@ class Answer:
         return self.run.state == run_pb2.RUN_STATE_SUCCEEDED
 
 
-class Client(Spending):
+class Client(SessionCalls, Spending):
     """A connection to one rlm-server, safe to share between threads; a context manager that closes it.
 
     Where arguments are left out, the address is `RLM_SERVER` or 127.0.0.1:7400, and the key is `RLM_API_KEY` or, for a
@@ -87,11 +86,9 @@ class Client(Spending):
             root_certificates=root_certificates,
             allow_plaintext=allow_plaintext,
         )
-        super().__init__(connection, retry)
-        self._watch_retry = watch_retry or Retry(attempts=10)
+        super().__init__(connection, retry, watch_retry)
         self._contexts = context_pb2_grpc.ContextServiceStub(connection.channel)
         self._runs = run_pb2_grpc.RunServiceStub(connection.channel)
-        self._sessions = session_pb2_grpc.SessionServiceStub(connection.channel)
         self._server = server_pb2_grpc.ServerServiceStub(connection.channel)
 
     def upload(
@@ -305,7 +302,7 @@ class Client(Spending):
             Unavailable: the server stayed away for as long as `watch_retry` allows without a single new event.
         """
 
-        def open_at(sequence: int) -> Stream:
+        def open_at(sequence: int) -> Stream[run_pb2.RunEvent]:
             request = run_pb2.WatchRunRequest(run_id=run_id, from_sequence=sequence)
             return self._runs.WatchRun(request, metadata=self._metadata)
 
@@ -319,60 +316,6 @@ class Client(Spending):
     def delete_run(self, run_id: str) -> None:
         """Forget a run that has ended, with its answer and its events. What it spent stays in the ledger."""
         self._unary(self._runs.DeleteRun, run_pb2.DeleteRunRequest(run_id=run_id))
-
-    def create_session(
-        self,
-        context_id: str = "",
-        *,
-        image: str = "",
-        sub_model: str = "",
-        budget: Budget | None = None,
-        limits: types_pb2.SandboxLimits | None = None,
-        account_id: str = "",
-        labels: Mapping[str, str] | None = None,
-        request_id: str | None = None,
-    ) -> session_pb2.Session:
-        """Start a REPL with its own memory and account; a context given is its variable `context`.
-
-        `account_id` is the customer who pays.
-
-        Raises:
-            BudgetRefused: the tenant cannot cover the budget.
-        """
-        request = session_pb2.CreateSessionRequest(
-            request_id=named(request_id),
-            image=image,
-            context_id=context_id,
-            sub_model=sub_model,
-            budget=_message(budget),
-            limits=limits,
-            account_id=account_id,
-            labels=labels,
-        )
-        return self._unary(self._sessions.CreateSession, request).session
-
-    def execute(
-        self, session_id: str, code: str, *, request_id: str | None = None
-    ) -> Iterator[session_pb2.ExecuteResponse]:
-        """Run Python source as one turn, and give its output, calls and result as they come; the result is last.
-
-        Where `turn_restarted` comes the code runs again from its start, and the output before it is void.
-
-        A connection that breaks midway is not resumed: the same call with the same `request_id` returns the first
-        result, and runs nothing twice.
-        """
-        request = session_pb2.ExecuteRequest(request_id=named(request_id), session_id=session_id, code=code)
-        yield from self._streamed(self._sessions.Execute, request)
-
-    def get_session(self, session_id: str) -> session_pb2.Session:
-        """Describe a session, and how much of its context it has looked at."""
-        request = session_pb2.GetSessionRequest(session_id=session_id)
-        return self._unary(self._sessions.GetSession, request).session
-
-    def delete_session(self, session_id: str) -> types_pb2.Amounts:
-        """End a session; gives what it spent in all."""
-        request = session_pb2.DeleteSessionRequest(session_id=session_id)
-        return self._unary(self._sessions.DeleteSession, request).spent
 
     def get_server_info(self) -> server_pb2.GetServerInfoResponse:
         """Give the server's version, what it can do, and what your requests may ask for at most."""

@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Literal, Protocol, TypeVar
 
 import grpc
-from rlm.v1 import run_pb2
 from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_client.errors import from_call
 from rlm_client.retry import Retry, is_passing
 
 
-class Stream(Protocol):
-    """The responses of one WatchRun call."""
+class Numbered(Protocol):
+    """Something that happened. Those of one watch are numbered from 1; 0 has no number."""
 
-    def __iter__(self) -> Iterator[run_pb2.WatchRunResponse]:
+    @property
+    def sequence(self) -> int:
+        """Its number."""
+        ...
+
+
+Event = TypeVar("Event", bound=Numbered)
+Told = TypeVar("Told", bound=Numbered, covariant=True)
+
+
+class Response(Protocol[Told]):
+    """A response of a call that tells events."""
+
+    @property
+    def event(self) -> Told:
+        """The event that it tells."""
+        ...
+
+    def HasField(self, field_name: Literal["event"]) -> bool:  # noqa: N802 - the generated code's
+        """Whether it tells one."""
+        ...
+
+
+class Stream(Protocol[Told]):
+    """The responses of one call that tells events."""
+
+    def __iter__(self) -> Iterator[Response[Told]]:
         """Give the responses as they come; raises grpc.RpcError where the call ends with an error."""
         ...
 
@@ -25,12 +50,8 @@ class Stream(Protocol):
         ...
 
 
-Open = Callable[[int], Stream]
-"""Opens a stream of a run's events from a sequence number on."""
-
-
-def resumed(open_at: Open, from_sequence: int, retry: Retry) -> Iterator[run_pb2.RunEvent]:
-    """Give a run's events in their order, each once, opening the stream again where it breaks.
+def resumed(open_at: Callable[[int], Stream[Event]], from_sequence: int, retry: Retry) -> Iterator[Event]:
+    """Give events in their order, each once, opening the stream again where it breaks: from a sequence number on.
 
     The count of attempts starts over with every new event.
 
@@ -43,10 +64,14 @@ def resumed(open_at: Open, from_sequence: int, retry: Retry) -> Iterator[run_pb2
         stream = open_at(following)
         try:
             for response in stream:
-                if not response.HasField("event") or response.event.sequence < following:
+                if not response.HasField("event"):
                     continue
-                following = response.event.sequence + 1
-                waits = retry.waits()
+                sequence = response.event.sequence
+                if 0 < sequence < following:
+                    continue
+                if sequence:
+                    following = sequence + 1
+                    waits = retry.waits()
                 yield response.event
         except grpc.RpcError as broken:
             error = from_call(broken)
