@@ -314,15 +314,23 @@ class Sessions:
             if session is not None:
                 return await self.end(session, End(EndReason.DELETED, "the session was deleted", now()), request)
         except SessionEnded:
-            ending = self._ending.get(session_id)  # by the same request, it may be
-            if ending is not None:
-                async with ending.changing:
-                    pass
-            known = await self._table.answered(request)
-            if known is None:
+            spent = await self._deleted_before(session_id, request)
+            if spent is None:
                 raise
-            return _amounts.validate_json(known)
+            return spent
         return None
+
+    async def _deleted_before(self, session_id: str, request: Request | None) -> Amounts | None:
+        """Return what a session spent that this request has ended, also where that could not be written then."""
+        if request is None:
+            return None
+        ending = self._ending.get(session_id)
+        if ending is not None:
+            async with ending.changing:
+                if session_id in self._ending and ending.end is not None and ending.end.reason is EndReason.DELETED:
+                    return await self._bury(ending, ending.end, request)
+        known = await self._table.answered(request)
+        return None if known is None else _amounts.validate_json(known)
 
     async def delete_all(self, tenant: str) -> None:
         """End all of a tenant's sessions, and forget them."""
@@ -354,8 +362,12 @@ class Sessions:
                 await self.line.stop(session)
             await session.tracer.give_up()
             await session.held.aclose()
-            spent = await self._close(session.present, how, request)
-            del self._ending[session.id]
+            return await self._bury(session, how, request)
+
+    async def _bury(self, session: ReplSession, how: End, request: Request | None = None) -> Amounts:
+        """Keep how a session ended that is stopped."""
+        spent = await self._close(session.present, how, request)
+        self._ending.pop(session.id, None)
         return spent
 
     async def _close(self, row: SessionRow, how: End, request: Request | None = None) -> Amounts:
@@ -400,9 +412,8 @@ class Sessions:
         """Write down the use of sessions, write ends that could not be, and forget what ended long enough ago."""
         await self._write_uses(self._sessions.values())
         for session in list(self._ending.values()):
-            if session.end is not None and not session.turns:
-                await self._close(session.present, session.end)
-                self._ending.pop(session.id, None)
+            if session.end is not None and not session.changing.locked():
+                await self._bury(session, session.end)
         for session in list(self._sessions.values()):
             self.line.tidy(session)
         while await self._table.forget_ended(now() - round(ENDED_SECONDS * 1000), AT_ONCE) == AT_ONCE:

@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
-from rlm.v1 import types_pb2
+from rlm.v1 import session_pb2, types_pb2
 from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_server.api import requests, responses
@@ -50,6 +50,33 @@ def test_a_request_id_that_is_too_long_is_refused() -> None:
     with pytest.raises(InvalidField, match="may have 128 characters, not 129") as caught:
         requests.request_id("x" * 129, "header.request_id")
     assert caught.value.field == "header.request_id"
+
+
+@pytest.mark.parametrize("value", ["x" * 10, "é" * 5, "\U0001f600" + "x" * 6])
+def test_code_may_have_so_many_bytes_and_no_more(value: str) -> None:
+    assert requests.required_bytes("code", value, 10) == value
+    with pytest.raises(InvalidField, match="may have 10 bytes of UTF-8, not 11") as caught:
+        requests.required_bytes("code", value + "x", 10)
+    assert caught.value.field == "code"
+    with pytest.raises(InvalidField, match="must not be empty"):
+        requests.required_bytes("code", " \n", 10)
+
+
+@pytest.mark.parametrize(
+    ("asked", "read"),
+    [(Duration(nanos=1), 1), (Duration(nanos=1_000_000), 1), (Duration(seconds=2), 2_000), (None, None)],
+)
+def test_a_span_of_time_is_read_within_its_bounds(asked: Duration | None, read: int | None) -> None:
+    request = session_pb2.CreateSessionRequest(idle_time=asked)
+    assert requests.time_span(request, "idle_time", "idle_time", 2_000) == read
+
+
+@pytest.mark.parametrize("asked", [Duration(), Duration(seconds=-1), Duration(seconds=2, nanos=1), Duration(nanos=-1)])
+def test_a_span_of_time_out_of_bounds_is_refused_by_name(asked: Duration) -> None:
+    request = session_pb2.CreateSessionRequest(idle_time=asked)
+    with pytest.raises(InvalidField) as caught:
+        requests.time_span(request, "idle_time", "session.idle_time", 2_000)
+    assert caught.value.field == "session.idle_time"
 
 
 @pytest.mark.parametrize("value", ["a", " a ", "é" * 10])

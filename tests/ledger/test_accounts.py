@@ -333,3 +333,31 @@ async def test_accounts_that_a_dead_server_left_open_are_closed_by_their_prefix(
         else:
             with pytest.raises(AccountClosed):
                 await books.held(name, cents(1))
+
+
+async def test_accounts_of_what_outlives_a_server_stay_open(books: Books) -> None:
+    await books.tenant(Limit())
+    for name in ("ses_1", "ses_2"):
+        await books.run(name, Limit())
+    assert await books.ledger.close_left("ses_", {"ses_2"}) == 1
+    await books.held("ses_2", cents(1))
+    with pytest.raises(AccountClosed):
+        await books.held("ses_1", cents(1))
+
+
+async def test_an_account_begins_and_ends_with_what_is_written_of_it_or_not_at_all(books: Books) -> None:
+    def write(connection: Connection, *_: object) -> None:
+        connection.execute("INSERT INTO tenant (id, created_at) VALUES ('written', 1)")
+        raise ValueError("no")
+
+    await books.tenant(Limit())
+    with pytest.raises(ValueError, match="no"):
+        await books.ledger.open_account("ses_1", tenant="acme", parent="acme", limit=Limit(), also=write)
+    with pytest.raises(AccountUnknown):
+        await books.ledger.balance("ses_1")
+    await books.run("ses_1", Limit())
+    with pytest.raises(ValueError, match="no"):
+        await books.ledger.close_account("ses_1", also=write)
+    await books.held("ses_1", cents(1))
+    rows = await books.database.read(lambda db: db.execute("SELECT id FROM tenant WHERE id = 'written'").fetchall())
+    assert rows == []

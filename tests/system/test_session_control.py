@@ -12,6 +12,7 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from rlm.v1 import session_pb2, types_pb2
 from rlm_client.durations import milliseconds, seconds
 
+from rlm_server.database.engine import DatabaseBusyError
 from rlm_server.sessions import sessions as module
 from tests.servers import Served
 from tests.system.books import check_settled, rows
@@ -306,6 +307,28 @@ async def test_deleting_again_with_the_same_request_returns_the_first_answer(
         assert said.reason == "REQUEST_ID_REUSED"
     async with server(Play(""), **kept) as served:
         assert await delete(served.caller, session, "mine") == both[0]
+
+
+async def test_an_end_that_cannot_be_written_is_written_when_the_request_comes_again(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with server(Play("")) as served:
+        ledger, session = served.running.ledger, await served.caller.open_session()
+        await once(served.caller, session, "llm_query('x')")
+        failures, close = iter([DatabaseBusyError("locked")]), ledger.close_account
+
+        async def failing(*what: Any, **how: Any) -> Any:
+            if (failure := next(failures, None)) is not None:
+                raise failure
+            return await close(*what, **how)
+
+        monkeypatch.setattr(ledger, "close_account", failing)
+        assert (await refusal(delete(served.caller, session, "mine"))).reason == "DATABASE_UNAVAILABLE"
+        assert await gone(served.caller, session) == ("SESSION_ENDED", "DELETED")
+        assert (await get(served.caller, session)).state == ENDED
+        assert (await delete(served.caller, session, "mine")).call_count == 1
+        assert (await delete(served.caller, session, "mine")).call_count == 1
+        check_settled(served.data_dir)
 
 
 # ---- turns for their results alone -----------------------------------------------------------------------------------
