@@ -336,7 +336,8 @@ class Sessions:
         """End all of a tenant's sessions, and forget them."""
         deleted = End(EndReason.DELETED, "the tenant was deleted", now())
         for session in [one for one in self._sessions.values() if one.row.tenant == tenant]:
-            await self.end(session, deleted)
+            with suppress(SessionEnded):
+                await self.end(session, deleted)
         while await self._table.forget_some(tenant, AT_ONCE):
             pass
 
