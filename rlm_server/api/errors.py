@@ -49,7 +49,7 @@ from rlm_server.tenants.tenants import TenantExists, TenantInUse, TenantUnknown
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
-from sandbox.pool.snapshots import SnapshotRefused
+from sandbox.pool.sealing import SnapshotRefused
 from sandbox.pool.worker_session import SessionClosed, TooManyTurns
 
 log = logging.getLogger(__name__)

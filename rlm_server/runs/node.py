@@ -52,7 +52,7 @@ from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.pool.live_sessions import PoolFull
 from sandbox.pool.pool import JailMissing, LiveSession
 from sandbox.pool.process import WorkerLost
-from sandbox.pool.snapshots import SnapshotRefused
+from sandbox.pool.sealing import SnapshotRefused
 from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)

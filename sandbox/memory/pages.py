@@ -8,9 +8,10 @@ the file. The server has the same file, and takes the change when it hears that 
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ WINDOW = 2048
 
 EXTENT_BYTES = 12
 """Of an extent as it is written for another process."""
+GRAIN = 256
+"""Bytes by which pages are compared: most turns change little of each page that they change."""
+_GRAINS = range(0, PAGE, GRAIN)
 
 
 class Extent(NamedTuple):
@@ -211,6 +215,36 @@ class PageFile:
                     raise EOFError(_CUT)
                 yield piece
 
+    def slots(self) -> dict[int, int]:
+        """Return the slot of each page."""
+        return {page + at: slot + at for page, slot, length in self.table for at in range(length)}
+
+    def differences(self, change: Change) -> Iterator[tuple[int, bytes]]:
+        """Yield what would be other with a change that has not been taken: offsets in memory, and the bytes there.
+
+        Both are multiples of `GRAIN`. A page that is not there yet comes as a whole. One that would be there no more
+        comes without bytes, after all others.
+
+        Raises:
+            EOFError: the file is too short for the change.
+        """
+        if not self.holds(change):
+            raise EOFError(_CUT)
+        slots = self.slots()
+        if change.written:
+            with mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ) as file:
+                for page, slot, count in change.written:
+                    for number in range(page, page + count):
+                        at, was = (slot + number - page) * PAGE, slots.pop(number, None)
+                        new = file[at : at + PAGE]
+                        if was is None:
+                            yield number * PAGE, new
+                        elif new != (old := file[was * PAGE : (was + 1) * PAGE]):
+                            for start, end in _unequal(old, new):
+                                yield number * PAGE + start, new[start:end]
+        if change.whole:
+            yield from ((number * PAGE, b"") for number in slots)
+
     def fill(self, runs: Runs, contents: Iterable[bytes]) -> None:
         """Take runs of pages from their contents, in order and one after another. The file must be empty."""
         at = 0
@@ -220,6 +254,10 @@ class PageFile:
                 done = os.pwrite(self.fd, view, at)
                 view, at = view[done:], at + done
         self.table = list(self._placed(runs))
+
+    def keep(self, table: Sequence[Extent], end: int) -> None:
+        """Have the slots of a table count, all of which are before `end`."""
+        self.table, self._end, self._free = table, end, None
 
     @property
     def runs(self) -> Runs:
@@ -244,6 +282,78 @@ class PageFile:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+class Patches:
+    """Writes differences into a file of pages that nobody else has."""
+
+    def __init__(self, pages: PageFile) -> None:
+        self._pages, self._slots = pages, pages.slots()
+        self._end = max(self._slots.values(), default=-1) + 1
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def write(self, offset: int, contents: bytes) -> None:
+        """Apply a difference.
+
+        Raises:
+            ValueError: it is in part of a page that is not there.
+            KeyError: it takes away a page that is not there.
+        """
+        if not contents:
+            del self._slots[offset // PAGE]
+            return
+        view, end = memoryview(contents), offset + len(contents)
+        first, last = offset // PAGE, -(-end // PAGE)
+        for page, slot, length in _stretches(first, last - first, self._slots):
+            start, stop = max(offset, page * PAGE), min(end, (page + length) * PAGE)
+            if slot is None:
+                if stop - start != length * PAGE:
+                    raise ValueError(f"part of page {page}, which is not there")
+                slot = self._end
+                self._slots.update((page + at, slot + at) for at in range(length))
+                self._end += length
+            piece, at = view[start - offset : stop - offset], slot * PAGE + start - page * PAGE
+            while piece:
+                done = os.pwrite(self._pages.fd, piece, at)
+                piece, at = piece[done:], at + done
+
+    def finish(self) -> None:
+        """Have the file count as it is now."""
+        table: list[Extent] = []
+        for page, slot in sorted(self._slots.items()):
+            last = table[-1] if table else Extent(-1, -1, 0)
+            if (last.page + last.length, last.slot + last.length) == (page, slot):
+                table[-1] = Extent(last.page, last.slot, last.length + 1)
+            else:
+                table.append(Extent(page, slot, 1))
+        self._pages.keep(table, self._end)
+
+
+def _stretches(page: int, count: int, slots: Mapping[int, int]) -> Iterator[tuple[int, int | None, int]]:
+    """Cut pages into stretches (page, slot, length) that lie together in the file. The slot of missing ones is None."""
+    at = 0
+    while at < count:
+        slot, length = slots.get(page + at), 1
+        while at + length < count and slots.get(page + at + length) == (None if slot is None else slot + length):
+            length += 1
+        yield page + at, slot, length
+        at += length
+
+
+def _unequal(old: bytes, new: bytes) -> Iterator[tuple[int, int]]:
+    """Yield the stretches (start, end) in which two pages differ, in multiples of `GRAIN`."""
+    start = end = 0
+    for at in _GRAINS:
+        if old[at : at + GRAIN] != new[at : at + GRAIN]:
+            if at != end:
+                if end:
+                    yield start, end
+                start = at
+            end = at + GRAIN
+    if end:
+        yield start, end
 
 
 def _view(address: int, runs: Runs) -> memoryview:

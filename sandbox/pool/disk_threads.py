@@ -57,10 +57,10 @@ class _Work:
 
 
 class DiskThreads:
-    """Runs the work of many owners in `THREADS` threads. To be used from one event loop."""
+    """Runs the work of many owners in `THREADS` threads of this name. To be used from one event loop."""
 
-    def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(THREADS, "store")
+    def __init__(self, name: str = "store") -> None:
+        self._threads = ThreadPoolExecutor(THREADS, name)
         self._lines: dict[str, deque[_Work]] = {}  # of each owner that waits; whose turn it is comes first
         self._running: Counter[str] = Counter()
         self._seconds: dict[str, float] = {}  # of processor time, by owner

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -20,12 +21,14 @@ from sandbox.pool.held import Held
 from sandbox.pool.live_sessions import LiveSessions
 from sandbox.pool.live_slots import Slots
 from sandbox.pool.process import Process, WorkerLost, started
-from sandbox.pool.snapshots import SessionStore
-from sandbox.pool.worker_session import WorkerSession
+from sandbox.pool.sealing import SnapshotRefused
+from sandbox.pool.snapshots import SessionStore, Stored
+from sandbox.pool.worker_session import Note, WorkerSession
 from sandbox.pool.worker_turn import Answer
 from sandbox.turn import OutputListener, RestartListener, Turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
+from sandbox.vm.instance import Image
 
 DEFAULT = PoolLimits()
 
@@ -40,12 +43,24 @@ class JailMissing(Exception):
 class LiveSession(Protocol):
     """A session, wherever it lives."""
 
+    note: Callable[[], bytes]
+    """Makes the note that is stored with a session of its own name in place of the notes of its turns so far."""
+
     async def execute(
-        self, code: str, answer: Answer, listener: OutputListener, restarted: RestartListener = ...
+        self, code: str, answer: Answer, listener: OutputListener, restarted: RestartListener = ..., note: Note = ...
     ) -> Turn:
         """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on.
 
-        If the worker is lost before the turn made a request, `restarted` is called and the turn runs once more.
+        If the worker is lost before the turn made a request, `restarted` is called and the turn runs once more. What
+        `note` makes of the turn is stored with it, where the session is kept.
+        """
+        ...
+
+    async def recall(self) -> list[bytes]:
+        """Return the notes that were stored with a session that was taken up, which wakes for that.
+
+        Raises:
+            SnapshotRefused: what was stored is not as it was written.
         """
         ...
 
@@ -84,16 +99,25 @@ class LiveSession(Protocol):
         """Bytes of memory that are the session's own."""
         ...
 
+    @property
+    def kept(self) -> bool:
+        """Whether its state is stored after each turn, so that it outlives this process."""
+        ...
+
     async def close(self) -> None:
         """End the session; a running turn is stopped first."""
+        ...
+
+    async def put_away(self) -> None:
+        """End the session here, as `close`. If it is kept, another process can take it up."""
         ...
 
 
 class Pool(Protocol):
     """What creates sessions and ends them."""
 
-    async def create(self, owner: str, image: str, limits: Limits) -> LiveSession:
-        """Start a session from the golden image of this name.
+    async def create(self, owner: str, image: str, limits: Limits, name: str = "") -> LiveSession:
+        """Start a session from the golden image of this name. With a name of its own, it is kept.
 
         Raises:
             KeyError: there is no such image.
@@ -158,6 +182,7 @@ class WorkerPool:
         self._sessions: set[WorkerSession] = set()
         self._live = LiveSessions(Slots(sessions, reserved), slot_seconds, stores=store is not None)
         self.threads = DiskThreads()
+        self.turn_threads = DiskThreads("turns")  # a turn's few pages do not wait for whole sessions
         self.waiting_turns = waiting_turns
         self._last_session = 0
         self._ended_seconds: defaultdict[str, float] = defaultdict(float)
@@ -185,7 +210,7 @@ class WorkerPool:
         That is writing and reading stored ones, reading what their worker sends, and what the worker does besides
         running turns of code.
         """
-        seconds: float = self.threads.take_host_seconds(owner)
+        seconds: float = self.threads.take_host_seconds(owner) + self.turn_threads.take_host_seconds(owner)
         task = self._workers.get(owner)
         if task is not None and task.done() and not _is_lost(task):
             seconds += task.result().take_host_seconds()
@@ -197,17 +222,46 @@ class WorkerPool:
         while len(self._spares) < self._spares_wanted:
             self._spares.append(self._start())
 
-    async def create(self, owner: str, image: str, limits: Limits) -> WorkerSession:
-        """Start a session."""
+    async def create(self, owner: str, image: str, limits: Limits, name: str = "") -> WorkerSession:
+        """Start a session. With a name it is kept under it: `take_up` in another process goes on with it."""
         golden = self._loaded.images[image]
-        self._last_session += 1
-        session = WorkerSession(self, owner, self._last_session, Checkpoint.of(golden), limits)
-        self._sessions.add(session)
+        session = self._made(owner, golden, limits, Checkpoint.of(golden), name)
         try:
             await session.begin()
         except BaseException:
             await session.close()
             raise
+        return session
+
+    def take_up(
+        self, owner: str, image: str, limits: Limits, name: str, corpora: tuple[Corpus, ...] = ()
+    ) -> WorkerSession:
+        """Go on with a session that another process kept under a name. It hibernates until it is used.
+
+        `corpora` are those attached to it. More of its file than the header is not looked at before it wakes.
+
+        Raises:
+            KeyError: there is no such image.
+            SnapshotRefused: nothing is stored of it, or it is of another owner or image, or of another secret.
+            OSError: its file cannot be read.
+        """
+        if self.store is None:
+            raise SnapshotRefused("no sessions are stored here")
+        golden = self._loaded.images[image]
+        return self._made(owner, golden, limits, self.store.find(name, owner, golden), name, corpora)
+
+    def _made(
+        self,
+        owner: str,
+        image: Image,
+        limits: Limits,
+        state: Checkpoint | Stored,
+        name: str,
+        corpora: tuple[Corpus, ...] = (),
+    ) -> WorkerSession:
+        self._last_session += 1
+        session = WorkerSession(self, owner, self._last_session, image, limits, state, name=name, corpora=corpora)
+        self._sessions.add(session)
         return session
 
     # ---- for sessions --------------------------------------------------------------------------------------------
@@ -316,14 +370,14 @@ class WorkerPool:
                     session.trim()
 
     async def close(self) -> None:
-        """Stop every turn and end every session and worker."""
+        """Stop every turn and end every session and worker. Kept sessions can be taken up by another process."""
         if self._hibernator:
             self._hibernator.cancel()
             await asyncio.wait([self._hibernator])
         for session in self._sessions:
             session.give_up()
         for session in list(self._sessions):
-            await session.close()
+            await session.put_away()
         await self._live.close()
         for owner in list(self._idle):
             self._end_of(owner)
@@ -332,6 +386,7 @@ class WorkerPool:
         if self._ending:
             await asyncio.wait(self._ending)
         self.threads.close()
+        self.turn_threads.close()
 
     def _end(self, worker: asyncio.Task[Process]) -> asyncio.Task[None]:
         """End a worker once it has started. A caller may stop waiting for that; `close` waits for all of them."""

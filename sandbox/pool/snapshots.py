@@ -1,153 +1,68 @@
-"""The stored form of a session: it is written when the session hibernates, and read when it wakes.
+"""The files of stored sessions. A session that rests is written to one, and read back when it is next used.
 
-A header names the version, the owner and the image. The state follows, compressed (zstd), in chunks that each carry a
-tag. The key of the tags is derived from a secret of the server, the owner and the image. So a stored session is refused
-before any of it is used if it was altered, cut, put together from several, or belongs to another owner or image.
-
-Layout, little-endian: `RLMS`, version (2 bytes), owner's mark (16), image's mark (16), nonce (16); then chunks: length
-(4; its top bit marks the last), bytes, tag (16). Within, as one zstd frame: length (4) of a JSON object, the object,
-the pages, the contents of files.
+A session with a name is kept: its file has its state after every turn, each appended as a record, and outlives the
+process. `sandbox.pool.sealing` says how files are sealed, and `sandbox.pool.records` what is in them.
 """
 
 from __future__ import annotations
 
-import hmac
-import io
-import json
+import os
+import re
 import secrets
-import struct
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from hashlib import blake2b
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-
-import zstandard
+from typing import BinaryIO
 
 from sandbox.corpora.corpus import Corpus
-from sandbox.limits import PoolLimits
-from sandbox.memory.memory import PAGE, Runs
-from sandbox.memory.pages import ADDRESSABLE, PageFile
+from sandbox.limits import Limits, PoolLimits
+from sandbox.pool import records
+from sandbox.pool.records import Beside, Rebuilt, always
+from sandbox.pool.sealing import HEADER, Chain, Sealer, SnapshotRefused, check
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.instance import Image
-from sandbox.wire.files import read_files, write_files
-from sandbox.wire.sessions import read_layout, write_layout
+from sandbox.wire.sessions import Ended
 
-VERSION = 3
-LEVEL = 1
-"""Of compression: higher ones take several times as long for a tenth less."""
+GROWTH = 2
+"""A file is written anew before a turn is added where it has so many times the bytes of the session's own memory."""
+GROWTH_BYTES = 1 << 20
+"""And so many bytes besides."""
 
-_HEADER = struct.Struct("<4sH16s16s16s")
-_LENGTH = struct.Struct("<I")
-_LAST = 1 << 31
-_CHUNK, _TAG = 1 << 18, 16
-_PIECE = 1 << 20
-"""Bytes that are compressed at once."""
-_MAX_JSON = 16 << 20
-_MARK = b"RLMS"
-
-
-class SnapshotRefused(Exception):
-    """A stored session cannot be used here; the message says why."""
+_KEPT, _SNAPSHOT, _RESTING, _NEW = ".session", ".snapshot", ".resting", ".new"
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 class StoreFull(Exception):
     """The owner's stored sessions have no room for another; the message names the limit."""
 
 
-def _always() -> None:
-    pass
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The file of a session: as many bytes of it as count, and how its chain goes on, once it was read or written."""
+
+    path: Path
+    name: str
+    size: int
+    chain: Chain | None = None
 
 
-class Sealer:
-    """Binds each stored session to its owner and image, and detects any change. `secret` has at least 32 bytes."""
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """What was read of a file. Notes come in the order of the turns."""
 
-    def __init__(self, secret: bytes) -> None:
-        if len(secret) < 32:
-            raise ValueError(f"the secret of stored sessions must have 32 bytes, not {len(secret)}")
-        self._secret = blake2b(secret).digest()
-
-    def _keyed(self, purpose: bytes, *parts: bytes) -> bytes:
-        made = blake2b(key=self._secret, person=purpose, digest_size=32)
-        for part in parts:
-            made.update(_LENGTH.pack(len(part)) + part)
-        return made.digest()
-
-    def header(self, owner: str, image: Image) -> bytes:
-        """Return a header for a session of this owner and image. No two headers are the same."""
-        return _HEADER.pack(_MARK, VERSION, *self._marks(owner, image), secrets.token_bytes(16))
-
-    def _marks(self, owner: str, image: Image) -> tuple[bytes, bytes]:
-        return self._keyed(b"owner", owner.encode())[:16], self._keyed(b"image", image.key.encode())[:16]
-
-    def key(self, header: bytes, owner: str, image: Image) -> bytes:
-        """Return the key of the tags that follow a header.
-
-        Raises:
-            SnapshotRefused: the header is of another version, owner or image.
-        """
-        if len(header) != _HEADER.size or header[:4] != _MARK:
-            raise SnapshotRefused("this is no stored session")
-        _, version, of_owner, of_image, _ = _HEADER.unpack(header)
-        if version != VERSION:
-            raise SnapshotRefused(f"the stored session has version {version} of the format, and this is {VERSION}")
-        mark, image_mark = self._marks(owner, image)
-        if not hmac.compare_digest(of_owner, mark):
-            raise SnapshotRefused("the stored session belongs to somebody else, or to another server")
-        if not hmac.compare_digest(of_image, image_mark):
-            raise SnapshotRefused(f"the stored session was made from another image than {image.name!r} is now")
-        return self._keyed(b"tags", owner.encode(), image.key.encode(), header)
-
-    def write(
-        self, checkpoint: Checkpoint, owner: str, out: BinaryIO, go_on: Callable[[], None] = _always
-    ) -> None:  # fmt: skip
-        """Write a session's state. What `go_on`, which is called before each piece, raises ends that."""
-        header = self.header(owner, checkpoint.image)
-        out.write(header)
-        sealed = _Sealed(out, self.key(header, owner, checkpoint.image))
-        with zstandard.ZstdCompressor(level=LEVEL).stream_writer(cast("BinaryIO", sealed), closefd=False) as packed:
-            for piece in _pieces(checkpoint):
-                for at in range(0, len(piece), _PIECE):
-                    go_on()
-                    packed.write(piece[at : at + _PIECE])
-        sealed.finish()
-
-    def read(
-        self,
-        source: BinaryIO,
-        owner: str,
-        image: Image,
-        corpora: Sequence[Corpus] = (),
-        go_on: Callable[[], None] = _always,
-    ) -> Checkpoint:
-        """Read what `write` wrote. `corpora` are the attached ones, in their order. `go_on` is as for `write`.
-
-        Raises:
-            SnapshotRefused: it is altered, cut, or of another version, owner or image; or other corpora were attached.
-        """
-        header = source.read(_HEADER.size)
-        opened = io.BufferedReader(_Opened(source, self.key(header, owner, image)), _CHUNK)
-        try:
-            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(opened, closefd=False) as unpacked:
-                checkpoint = _read(unpacked.read, image, corpora, go_on)
-                try:
-                    rest = unpacked.read(1) or opened.read(1)
-                except BaseException:
-                    checkpoint.close()
-                    raise
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, zstandard.ZstdError, EOFError) as error:
-            raise SnapshotRefused("the stored session cannot be read") from error
-        if rest:
-            checkpoint.close()
-            raise SnapshotRefused("the stored session was added to")
-        return checkpoint
+    checkpoint: Checkpoint
+    seen: list[int]
+    notes: list[bytes]
+    stored: Stored
 
 
 class SessionStore:
-    """Stored sessions, a file each in a folder. They last as long as the server; older ones are removed.
+    """Stored sessions and snapshots, a file each in a folder.
 
-    Those of one owner have at most `owner_bytes` bytes. Its methods may be called from any thread.
+    All files of one owner have at most `owner_bytes` bytes. Its methods may be called from any thread; of one file, one
+    at a time. What a former process left of sessions without a name is removed.
     """
 
     def __init__(self, folder: Path, secret: bytes, owner_bytes: int = PoolLimits().stored_bytes) -> None:
@@ -158,32 +73,159 @@ class SessionStore:
         self._stored: Counter[str] = Counter()  # bytes, by owner
         self._sizes: dict[Path, int] = {}
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for left in folder.glob("*.session*"):
+        for left in (*folder.glob(f"*{_RESTING}"), *folder.glob(f"*{_NEW}")):
             left.unlink()
 
-    def put(self, checkpoint: Checkpoint, owner: str, go_on: Callable[[], None] = _always) -> Path:
-        """Write a session's state and return the file. `go_on` is as for `Sealer.write`.
+    # ---- sessions ------------------------------------------------------------------------------------------------
+
+    def put(
+        self,
+        checkpoint: Checkpoint,
+        owner: str,
+        go_on: Callable[[], None] = always,
+        *,
+        name: str = "",
+        beside: Beside = Beside(),  # noqa: B008 - it is frozen
+    ) -> Stored:
+        """Write all of a session's state to a file of its own; what was kept under the same name is replaced.
 
         Raises:
-            StoreFull: it does not fit beside the owner's others; no part of it stays.
-            OSError: it cannot be written; no part of it stays.
+            StoreFull: it does not fit beside the owner's others; no part of it stays, and what it was to replace does.
+            OSError: it cannot be written; as above.
         """
-        path = self._folder / f"{secrets.token_hex(16)}.session"
-        try:
-            with path.open("xb", buffering=0) as out:
-                self._sealer.write(checkpoint, owner, cast("BinaryIO", _Counted(self, out, path, owner)), go_on)
-        except BaseException:
-            self.remove(path, owner)
-            raise
-        return path
+        path = self._path(name, _KEPT) if name else self._folder / f"{secrets.token_hex(16)}{_RESTING}"
+        return self._put(path, name, checkpoint, owner, go_on, beside)
 
-    def remove(self, path: Path, owner: str) -> None:
-        """Remove what `put` wrote for this owner. Does nothing where it was removed already."""
-        path.unlink(missing_ok=True)
+    def _put(
+        self, path: Path, name: str, checkpoint: Checkpoint, owner: str, go_on: Callable[[], None], beside: Beside
+    ) -> Stored:
+        header = self._sealer.header(owner, checkpoint.image)
+        chain = self._sealer.chain(header, owner, checkpoint.image, path.name if name else "")
+        new = path.with_name(path.name + _NEW)
+        before = self._uncount(path, owner)  # so that the new form may have its room
+        try:
+            with new.open("xb", buffering=0) as file:
+                out = _Counted(self, file, path, owner)
+                out.write(header)
+                records.write(records.whole(checkpoint, beside), out, chain, go_on)
+            os.replace(new, path)
+        except BaseException:
+            new.unlink(missing_ok=True)
+            self._uncount(path, owner)
+            self._count(path, owner, before, always=True)
+            raise
+        return Stored(path, name, out.size, chain)
+
+    def append(
+        self,
+        stored: Stored,
+        owner: str,
+        checkpoint: Checkpoint,
+        ended: Ended | None,
+        beside: Beside,
+        go_on: Callable[[], None] = always,
+    ) -> Stored:
+        """Add what a turn would change of a session, to which it has not been applied; or, without one, what is beside.
+
+        Where this fails or is not to count, `cut` is to follow.
+
+        Raises:
+            StoreFull: it does not fit beside the owner's others.
+            OSError: it cannot be written.
+        """
+        if stored.chain is None:
+            raise ValueError(f"{stored.path} was not read yet")
+        chain = stored.chain.copy()
+        record = records.unchanged(checkpoint, beside) if ended is None else records.changed(checkpoint, ended, beside)
+        with stored.path.open("r+b", buffering=0) as file:
+            if file.seek(0, os.SEEK_END) != stored.size:  # a process was killed while it wrote
+                file.truncate(stored.size)
+                file.seek(stored.size)
+            out = _Counted(self, file, stored.path, owner)
+            records.write(record, out, chain, go_on)
+        return replace(stored, size=stored.size + out.size, chain=chain)
+
+    def cut(self, stored: Stored, owner: str) -> None:
+        """Take away what was added to a file after this."""
+        os.truncate(stored.path, stored.size)
+        self._uncount(stored.path, owner)
+        self._count(stored.path, owner, stored.size, always=True)
+
+    def is_long(self, stored: Stored, own_bytes: int) -> bool:
+        """Whether the file of a session with so many bytes of its own should be written anew."""
+        return stored.size > GROWTH * own_bytes + GROWTH_BYTES
+
+    def get(
+        self,
+        stored: Stored,
+        owner: str,
+        image: Image,
+        corpora: Sequence[Corpus],
+        go_on: Callable[[], None] = always,
+        limits: Limits | None = None,
+    ) -> Restored:
+        """Read a session's file. `corpora` are the attached ones, in their order.
+
+        Raises:
+            SnapshotRefused: it is not as it was written, or belongs to another owner, image or name; or other corpora
+                were attached; or it has more than `limits` say.
+            OSError: it cannot be read.
+        """
+        with stored.path.open("rb") as source:
+            chain = self._sealer.chain(source.read(HEADER.size), owner, image, stored.path.name if stored.name else "")
+            found = check(source, chain)
+            source.seek(HEADER.size)
+            rebuilt = Rebuilt(image, corpora, limits)
+            try:
+                for _ in range(found.records):
+                    rebuilt.read(source, chain, go_on)
+                checkpoint = rebuilt.checkpoint()
+            except BaseException:
+                rebuilt.close()
+                raise
+        return Restored(checkpoint, rebuilt.seen, rebuilt.notes, replace(stored, size=found.size, chain=found.chain))
+
+    def find(self, name: str, owner: str, image: Image) -> Stored:
+        """Return what is kept under a name, as a former process left it. It counts from now on.
+
+        Raises:
+            SnapshotRefused: there is nothing; or it is of another owner or image.
+            OSError: it cannot be read.
+        """
+        path = self._path(name, _KEPT)
+        try:
+            with path.open("rb") as source:
+                self._sealer.chain(source.read(HEADER.size), owner, image, path.name)
+                size = os.fstat(source.fileno()).st_size
+        except FileNotFoundError:
+            raise SnapshotRefused("nothing is stored of the session") from None
+        self._uncount(path, owner)
+        self._count(path, owner, size, always=True)
+        return Stored(path, name, size)
+
+    def keep_only(self, names: Iterable[str]) -> None:
+        """Remove what is kept under other names: of sessions that ended."""
+        known = {self._path(name, _KEPT) for name in names}
+        for path in self._folder.glob(f"*{_KEPT}"):
+            if path not in known:
+                path.unlink(missing_ok=True)
+
+    def remove(self, stored: Stored, owner: str) -> None:
+        """Remove a file of this owner's. Does nothing where it was removed already."""
+        stored.path.unlink(missing_ok=True)
+        self._uncount(stored.path, owner)
+
+    def _path(self, name: str, kind: str) -> Path:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is no name of a stored session")
+        return self._folder / f"{name}{kind}"
+
+    # ---- bytes ---------------------------------------------------------------------------------------------------
+
+    def stored_bytes(self, owner: str) -> int:
+        """Return how many bytes an owner's stored sessions have."""
         with self._lock:
-            self._stored[owner] -= self._sizes.pop(path, 0)
-            if not self._stored[owner]:
-                del self._stored[owner]
+            return self._stored[owner]
 
     def count(self, path: Path, owner: str, size: int) -> None:
         """Count bytes of an owner's file before they are written.
@@ -191,174 +233,42 @@ class SessionStore:
         Raises:
             StoreFull: they do not fit.
         """
+        self._count(path, owner, size, always=False)
+
+    def _count(self, path: Path, owner: str, size: int, *, always: bool) -> None:
         with self._lock:
             stored = self._stored[owner] + size
-            if stored > self._owner_bytes:
+            if stored > self._owner_bytes and not always:
                 raise StoreFull(
-                    f"sessions that hibernate may have {self._owner_bytes} bytes in all (stored_bytes), "
+                    f"stored sessions may have {self._owner_bytes} bytes in all (stored_bytes), "
                     "and this one does not fit beside the others"
                 )
-            self._stored[owner] = stored
-            self._sizes[path] = self._sizes.get(path, 0) + size
+            if size:
+                self._stored[owner] = stored
+                self._sizes[path] = self._sizes.get(path, 0) + size
 
-    def stored_bytes(self, owner: str) -> int:
-        """Return how many bytes an owner's stored sessions have."""
+    def _uncount(self, path: Path, owner: str) -> int:
+        """Count the bytes of a file no longer, and return how many these were."""
         with self._lock:
-            return self._stored[owner]
-
-    def get(
-        self, path: Path, owner: str, image: Image, corpora: Sequence[Corpus], go_on: Callable[[], None] = _always
-    ) -> Checkpoint:
-        """Read what `put` wrote. `go_on` is as for `Sealer.read`.
-
-        Raises:
-            SnapshotRefused: it is not as it was written, or belongs to another owner.
-            OSError: it cannot be read.
-        """
-        with path.open("rb") as source:
-            return self._sealer.read(source, owner, image, corpora, go_on)
+            size = self._sizes.pop(path, 0)
+            self._stored[owner] -= size
+            if not self._stored[owner]:
+                del self._stored[owner]
+            return size
 
 
 class _Counted:
     """A file of a store. What is written to it is counted first."""
 
-    def __init__(self, store: SessionStore, out: io.FileIO, path: Path, owner: str) -> None:
+    def __init__(self, store: SessionStore, out: BinaryIO, path: Path, owner: str) -> None:
         self._store, self._out, self._path, self._owner = store, out, path, owner
+        self.size = 0
 
     def write(self, data: bytes) -> int:
         """Write all of it."""
         self._store.count(self._path, self._owner, len(data))
+        self.size += len(data)
         left = memoryview(data)
         while left:
             left = left[self._out.write(left) :]
         return len(data)
-
-
-def _tag(key: bytes, number: int, length: int, chunk: bytes) -> bytes:
-    return blake2b(struct.pack("<QI", number, length) + chunk, key=key, digest_size=_TAG).digest()
-
-
-class _Sealed(io.RawIOBase):
-    """Cuts what is written into chunks with tags."""
-
-    def __init__(self, out: BinaryIO, key: bytes) -> None:
-        self._out, self._key, self._number, self._waiting = out, key, 0, bytearray()
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: Any, /) -> int:
-        self._waiting += data
-        while len(self._waiting) > _CHUNK:
-            self._chunk(_CHUNK, _CHUNK)
-        return len(data)
-
-    def finish(self) -> None:
-        """Write the last chunk."""
-        self._chunk(len(self._waiting), len(self._waiting) | _LAST)
-
-    def _chunk(self, size: int, length: int) -> None:
-        chunk = bytes(self._waiting[:size])
-        del self._waiting[:size]
-        self._out.write(_LENGTH.pack(length) + chunk + _tag(self._key, self._number, length, chunk))
-        self._number += 1
-
-
-class _Opened(io.RawIOBase):
-    """Reads chunks, and returns no byte of a chunk whose tag is wrong."""
-
-    def __init__(self, source: BinaryIO, key: bytes) -> None:
-        self._chunks = _chunks(source, key)
-        self._left = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        if not self._left:
-            self._left = next(self._chunks, b"")
-        given = self._left[: len(buffer)]
-        self._left = self._left[len(given) :]
-        buffer[: len(given)] = given
-        return len(given)
-
-
-def _chunks(source: BinaryIO, key: bytes) -> Iterator[bytes]:
-    for number in range(1 << 32):
-        head = source.read(_LENGTH.size)
-        if len(head) < _LENGTH.size:
-            raise SnapshotRefused("the stored session is cut short")
-        (length,) = _LENGTH.unpack(head)
-        size = length & ~_LAST
-        chunk = source.read(min(size, _CHUNK))
-        tag = source.read(_TAG)
-        if size > _CHUNK or not hmac.compare_digest(tag, _tag(key, number, length, chunk)):
-            raise SnapshotRefused("the stored session was altered or cut")
-        yield chunk
-        if length & _LAST:
-            if source.read(1):
-                raise SnapshotRefused("the stored session was added to")
-            return
-
-
-def _pieces(checkpoint: Checkpoint) -> Iterator[bytes]:
-    files, contents = write_files(checkpoint.files)
-    header = {
-        "size": checkpoint.size,
-        "clock": checkpoint.clock_offset,
-        "runs": checkpoint.pages.runs,
-        "corpora": [_described(corpus) for corpus in checkpoint.layout.corpora],
-        "layout": write_layout(checkpoint.layout),
-        "files": files,
-        "contents": len(contents),
-    }
-    written = json.dumps(header, separators=(",", ":")).encode()
-    yield _LENGTH.pack(len(written)) + written
-    yield from checkpoint.pages.contents()
-    yield contents
-
-
-def _described(corpus: Corpus) -> list[Any]:
-    """Return what tells a corpus from others. It does not cover changes to the corpus's files."""
-    some = [corpus.text(number) for number in sorted({0, len(corpus) // 2, len(corpus)})]
-    return [corpus.kind, len(corpus), corpus.blocks, *([t.form.name, t.characters, t.offset] for t in some)]
-
-
-def _read(
-    read: Callable[[int], bytes], image: Image, corpora: Sequence[Corpus], go_on: Callable[[], None]
-) -> Checkpoint:
-    (length,) = _LENGTH.unpack(_exactly(read, _LENGTH.size))
-    if length > _MAX_JSON:
-        raise ValueError(f"{length} bytes of JSON")
-    header = json.loads(_exactly(read, length))
-    if header["corpora"] != [_described(corpus) for corpus in corpora]:
-        raise SnapshotRefused("the stored session was made with other texts")
-    layout = read_layout(header["layout"], tuple(corpora), header["size"])
-    runs: Runs = [(at, size) for at, size in header["runs"]]
-    pages = PageFile()
-    try:
-        pages.fill(runs, _in_parts(read, sum(size for _, size in runs), go_on))
-        files = read_files(header["files"], _exactly(read, header["contents"]), image.files)
-    except BaseException:
-        pages.close()
-        raise
-    return Checkpoint(image, header["size"], pages, files, layout, header["clock"])
-
-
-def _in_parts(read: Callable[[int], bytes], size: int, go_on: Callable[[], None]) -> Iterable[bytes]:
-    if not 0 <= size <= ADDRESSABLE * PAGE:
-        raise ValueError(f"{size} bytes of pages")
-    for at in range(0, size, _PIECE):
-        go_on()
-        yield _exactly(read, min(_PIECE, size - at))
-
-
-def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
-    parts = []
-    while size:
-        part = read(size)
-        if not part:
-            raise EOFError("it ends too early")
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)

@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Protocol
 
 from sandbox.corpora.corpus import Corpus, CorpusDamaged
@@ -14,15 +13,23 @@ from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
 from sandbox.pool.disk_threads import Abandoned, DiskThreads, Going
 from sandbox.pool.process import Process, WorkerLost
-from sandbox.pool.snapshots import SessionStore
+from sandbox.pool.records import Beside
+from sandbox.pool.snapshots import SessionStore, Stored, StoreFull
 from sandbox.pool.worker_turn import Answer, WorkerTurn
 from sandbox.turn import OutputListener, RestartListener, Status, Stop, Turn, TurnError
 from sandbox.vm.checkpoint import Checkpoint
+from sandbox.vm.instance import Image
 from sandbox.wire.frames import Frame, Kind, WireError
-from sandbox.wire.sessions import take_end, write_corpus
+from sandbox.wire.sessions import Ended, read_end, write_corpus
 from sandbox.wire.turns import Observed, read_failure
 
 log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 10.0
+"""A session whose state could not be stored is not tried again for so long."""
+
+Note = Callable[[Turn], bytes]
+"""Makes what is to be stored with a turn that has ended, and with it alone."""
 
 Ask = Callable[[Process, int], Frame]
 """Makes the frame that asks a worker for the turn of a number."""
@@ -33,6 +40,8 @@ class SessionHost(Protocol):
 
     store: SessionStore | None
     threads: DiskThreads
+    turn_threads: DiskThreads
+    """Those that store what a turn changed."""
     waiting_turns: int
     """How many turns may wait in line for one session."""
 
@@ -77,21 +86,45 @@ class TooManyTurns(Exception):
 
 
 class WorkerSession:
-    """A session of a `WorkerPool`. It runs one turn at a time, and others wait. It outlives its worker."""
+    """A session of a `WorkerPool`. It runs one turn at a time, and others wait. It outlives its worker.
 
-    def __init__(self, host: SessionHost, owner: str, number: int, checkpoint: Checkpoint, limits: Limits) -> None:
+    One with a name is kept: its state after each turn is stored before anybody is told of the turn's end, and another
+    process can take it up.
+    """
+
+    def __init__(
+        self,
+        host: SessionHost,
+        owner: str,
+        number: int,
+        image: Image,
+        limits: Limits,
+        state: Checkpoint | Stored,
+        *,
+        name: str = "",
+        corpora: tuple[Corpus, ...] = (),
+    ) -> None:
+        """Make a session of a state. `corpora` are those of a stored one."""
         self.owner = owner
         self.number = number
         self.limits = limits
-        self.image = checkpoint.image
+        self.image = image
+        self.name = name
+        self.note: Callable[[], bytes] = bytes
+        """Makes the note that is stored where the file is written anew, in place of the notes of all turns so far."""
+        self.notes: list[bytes] = []
+        """The notes that were read with the state that another process stored."""
         self.private_bytes = 0
         """Bytes of memory that are the session's own."""
-        self.checkpoint: Checkpoint | None = checkpoint
+        self.checkpoint: Checkpoint | None = None if isinstance(state, Stored) else state
         """The state after the last finished turn; None while it hibernates."""
-        self._corpora: tuple[Corpus, ...] = ()  # while it hibernates
+        self._corpora = corpora  # while it hibernates
         self.seen: list[int] = []
         """For each corpus, the blocks code has looked at, in undone turns too: see `sandbox.corpora.coverage`."""
-        self._stored: Path | None = None
+        self._stored: Stored | None = state if isinstance(state, Stored) else None
+        self._seen_stored: list[int] = []
+        self._read_once = not isinstance(state, Stored)  # or it has been this process's all along
+        self._retry_at = 0.0  # when it may be tried again to store it, on the loop's clock
         self._host = host
         self._process: Process | None = None
         self._one_at_a_time = asyncio.Lock()
@@ -118,11 +151,22 @@ class WorkerSession:
         """Whether no turn is running or waiting to run."""
         return not (self._in_line or self._one_at_a_time.locked())
 
+    @property
+    def kept(self) -> bool:
+        """Whether its state after the last finished turn is stored, so that it outlives this process."""
+        return bool(self.name) and self._stored is not None
+
     async def begin(self) -> None:
-        """Bring a new session into a worker."""
+        """Bring a session into a worker. A new one with a name is stored first.
+
+        Raises:
+            SessionClosed: it was closed meanwhile.
+        """
         await self._turn_comes()
         try:
-            await self.wake()
+            _, checkpoint = await self.wake()
+            if self._stored is None:
+                await self._store_turn(checkpoint, None, b"")
         except Abandoned:
             raise SessionClosed from None
         finally:
@@ -157,17 +201,23 @@ class WorkerSession:
         return process, checkpoint
 
     async def _read(self) -> Checkpoint:
-        store, path = self._host.store, self._stored
-        if store is None or path is None:
+        store, stored = self._host.store, self._stored
+        if store is None or stored is None:
             raise SessionClosed
 
         going = self._going = Going()
 
         def read() -> Checkpoint:
-            self.checkpoint = store.get(path, self.owner, self.image, self._corpora, going.check)
-            self._stored = None
-            store.remove(path, self.owner)
-            return self.checkpoint
+            read = store.get(stored, self.owner, self.image, self._corpora, going.check)
+            self.checkpoint, self._stored = read.checkpoint, read.stored
+            if not self.name:
+                self._stored = None
+                store.remove(stored, self.owner)
+            elif not self._read_once:
+                self.notes, self._read_once = read.notes, True
+                self.saw(read.seen)
+                self._seen_stored, self.private_bytes = read.seen, read.checkpoint.private_bytes
+            return read.checkpoint
 
         try:
             return await self._host.threads.run(self.owner, going, read)
@@ -186,24 +236,34 @@ class WorkerSession:
             if self._closed or store is None or checkpoint is None:
                 return
 
-            going = self._going = Going()
-
-            def write() -> None:
-                self._stored = store.put(checkpoint, self.owner, going.check)
-
             try:
-                await self._host.threads.run(self.owner, going, write)
+                await self._write(store, checkpoint)
             except Abandoned:  # it is being closed
                 return
-            except asyncio.CancelledError:
-                if self._stored:
-                    store.remove(self._stored, self.owner)
-                    self._stored = None
-                raise
-            finally:
-                self._going = None
             self._corpora = checkpoint.layout.corpora
             await self._let_go()
+
+    async def _write(self, store: SessionStore, checkpoint: Checkpoint) -> None:
+        """Write the session to a file, if what it has is not there already."""
+        going = self._going = Going()
+
+        def write() -> None:
+            if not (self.name and self._stored):
+                beside = Beside(self.seen, self.note())
+                self._stored = store.put(checkpoint, self.owner, going.check, name=self.name, beside=beside)
+            elif self.seen != self._seen_stored:
+                self._stored = store.append(self._stored, self.owner, checkpoint, None, Beside(self.seen), going.check)
+            self._seen_stored = [*self.seen]
+
+        try:
+            await self._host.threads.run(self.owner, going, write)
+        except asyncio.CancelledError:
+            if not self.name:
+                self._forget_stored(store)
+            raise
+        finally:
+            self._cut(store)
+            self._going = None
 
     async def forfeit(self, reason: Exception) -> None:
         """End the session for its owner's fault. Whoever uses it again is told the reason."""
@@ -247,21 +307,29 @@ class WorkerSession:
         answer: Answer,
         listener: OutputListener,
         restarted: RestartListener = lambda _: None,
+        note: Note = lambda _: b"",
     ) -> Turn:
         """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on.
 
         A cancelled turn leaves no trace, however late the cancellation came. A turn that was returned is kept. If the
-        worker is lost before the turn made a request, `restarted` is called and the turn runs once more.
+        worker is lost before the turn made a request, `restarted` is called and the turn runs once more. What `note`
+        makes of the turn's result is stored with it, unless it was rolled back.
         """
         data = code.encode("utf-8", "surrogatepass")
 
         def ask(_: Process, number: int) -> Frame:
             return Frame(Kind.EXECUTE, self.number, data=data, turn=number)
 
-        return await self._run(ask, answer, listener, restarted, None)
+        return await self._run(ask, answer, listener, restarted, None, note)
 
     async def _run(
-        self, ask: Ask, answer: Answer, listener: OutputListener, restarted: RestartListener, corpus: Corpus | None
+        self,
+        ask: Ask,
+        answer: Answer,
+        listener: OutputListener,
+        restarted: RestartListener,
+        corpus: Corpus | None,
+        note: Note = lambda _: b"",
     ) -> Turn:
         """Run a turn. If its worker is lost before it made a request, it runs once more.
 
@@ -271,10 +339,10 @@ class WorkerSession:
         await self._turn_comes()
         try:
             turn = self._next_turn(answer, listener)
-            ended = await self._take(turn, ask, corpus)
+            ended = await self._take(turn, ask, corpus, note)
             if ended.error and ended.error.type is Stop.WORKER_LOST and not (turn.asked or turn.stopped):
                 restarted(ended.error.message)
-                ended = await self._take(self._next_turn(answer, listener), ask, corpus)
+                ended = await self._take(self._next_turn(answer, listener), ask, corpus, note)
             return ended
         finally:
             self._turn_ends()
@@ -297,7 +365,7 @@ class WorkerSession:
         self._turns += 1
         return WorkerTurn(self.number, self._turns, self.limits, answer, listener)
 
-    async def _take(self, turn: WorkerTurn, ask: Ask, corpus: Corpus | None) -> Turn:
+    async def _take(self, turn: WorkerTurn, ask: Ask, corpus: Corpus | None, note: Note) -> Turn:
         if self._closed:
             raise SessionClosed
         self._turn, self._trimmed = turn, False
@@ -307,11 +375,11 @@ class WorkerSession:
                 return undone(Stop.INTERRUPTED, "the turn was interrupted")
             try:
                 end = await turn.run(process, ask)
-            except asyncio.CancelledError:
+                return await self._keep(end, turn.observed, process, checkpoint, corpus, note)
+            except (asyncio.CancelledError, Abandoned):
                 if turn.end is not None:
                     self._give_up(turn.end, turn.observed, process, checkpoint, corpus)
                 raise
-            return self._kept(end, turn.observed, process, checkpoint, corpus)
         except Abandoned:
             return undone(Stop.INTERRUPTED, "the turn was interrupted")
         except WorkerLost as lost:
@@ -319,34 +387,49 @@ class WorkerSession:
         finally:
             self._turn = None
 
-    def _kept(
+    async def _keep(
         self,
         end: Frame,
         observed: Observed,
         process: Process,
         checkpoint: Checkpoint,
         corpus: Corpus | None,
-        *,
-        keep: bool = True,
+        note: Note,
     ) -> Turn:
-        """Read how a turn ended and, to `keep` it, apply what it changed. A worker that lies about either is killed.
+        """Read how a turn ended, store what it changed, and apply that.
 
         Raises:
-            WorkerLost: the worker was killed.
+            WorkerLost: the worker was killed, as it lied.
+            Abandoned: the session is being closed; nothing was applied.
         """
-        try:
-            if end.kind is Kind.FAILED:
-                return undone("MemoryError", read_failure(end))
-            turn, seen = take_end(end, checkpoint, self.limits, observed, corpus, keep=keep)
-        except WireError as error:
-            log.error("a worker was killed: it sent %s", error)  # noqa: TRY400
-            process.kill()
-            raise WorkerLost("the process that ran the turn was killed") from None
-        self.saw(seen[: len(checkpoint.layout.corpora)])  # a corpus whose attaching failed does not count
+        if end.kind is Kind.FAILED:
+            return self._undone(end, process)
+        ended = self._read_end(end, observed, process, checkpoint, corpus)
+        turn = ended.turn
+        if turn.status is not Status.ROLLED_BACK:
+            await self._store_turn(checkpoint, ended, note(turn))
+            ended.apply(checkpoint)
         self.private_bytes = checkpoint.private_bytes
         if corpus is None:  # a turn of code, which is paid for as such
-            process.own_time.ran += turn.running_seconds if keep else observed.seconds
+            process.own_time.ran += turn.running_seconds
         return turn
+
+    def _undone(self, end: Frame, process: Process) -> Turn:
+        try:
+            return undone("MemoryError", read_failure(end))
+        except WireError as error:
+            raise _killed(process, error) from None
+
+    def _read_end(
+        self, end: Frame, observed: Observed, process: Process, checkpoint: Checkpoint, corpus: Corpus | None
+    ) -> Ended:
+        """Read how a turn ended. A worker that lies about it is killed. Raises `WorkerLost` then."""
+        try:
+            ended = read_end(end, checkpoint, self.limits, observed, corpus)
+        except WireError as error:
+            raise _killed(process, error) from None
+        self.saw(ended.seen[: len(checkpoint.layout.corpora)])  # a corpus whose attaching failed does not count
+        return ended
 
     def _give_up(
         self, end: Frame, observed: Observed, process: Process, checkpoint: Checkpoint, corpus: Corpus | None
@@ -355,11 +438,103 @@ class WorkerSession:
 
         In that case the worker is ahead of the checkpoint. So it forgets the session, and the next turn brings it anew.
         """
+        if end.kind is Kind.FAILED:
+            return
         with suppress(WorkerLost):
-            turn = self._kept(end, observed, process, checkpoint, corpus, keep=False)
+            turn = self._read_end(end, observed, process, checkpoint, corpus).turn
+            if corpus is None:
+                process.own_time.ran += observed.seconds
             if turn.status is not Status.ROLLED_BACK:
                 process.leave(self.number)
                 self._process = None
+
+    # ---- what outlives the process -------------------------------------------------------------------------------
+
+    async def _store_turn(self, checkpoint: Checkpoint, ended: Ended | None, note: bytes) -> None:
+        """Store what a turn would change, if the session is kept. Without one, store the state as it is.
+
+        Where that fails, the session goes on. It is not kept until it could be stored again: nothing is better than a
+        state that is older than what was told.
+
+        Raises:
+            Abandoned: the session is being closed; the turn is not stored.
+        """
+        store, loop = self._host.store, asyncio.get_running_loop()
+        if store is None or not self.name or loop.time() < self._retry_at:
+            return
+        going = self._going = Going()
+        before, seen = Beside(self._seen_stored, self.note()), [*self.seen]
+        beside = Beside(seen if seen != self._seen_stored else (), note)
+
+        def write() -> Stored:
+            return self._write_turn(store, checkpoint, ended, before, beside, going.check)
+
+        try:
+            self._stored = await self._host.turn_threads.run(self.owner, going, write)
+            self._seen_stored = seen
+        except (StoreFull, OSError) as error:
+            log.warning("a session of %r is not kept: %s", self.owner, _reason(error))
+            self._forget_stored(store)
+            self._retry_at = loop.time() + RETRY_SECONDS
+        except (asyncio.CancelledError, Abandoned):
+            self._cut(store)
+            raise
+        finally:
+            self._going = None
+
+    def _write_turn(
+        self,
+        store: SessionStore,
+        checkpoint: Checkpoint,
+        ended: Ended | None,
+        before: Beside,
+        beside: Beside,
+        go_on: Callable[[], None],
+    ) -> Stored:
+        """Add a turn to the session's file, and return what counts with it.
+
+        The file is written anew first where there is none, or it has grown.
+        """
+
+        def anew() -> Stored:
+            self._stored = store.put(checkpoint, self.owner, go_on, name=self.name, beside=before)
+            return self._stored
+
+        stored = self._stored
+        if stored is None or store.is_long(stored, checkpoint.private_bytes + checkpoint.files.used_bytes):
+            stored = anew()
+        if ended is None:
+            return stored
+        try:
+            return store.append(stored, self.owner, checkpoint, ended, beside, go_on)
+        except StoreFull:
+            store.cut(stored, self.owner)
+            return store.append(anew(), self.owner, checkpoint, ended, beside, go_on)
+
+    def _cut(self, store: SessionStore) -> None:
+        """Take away of the session's file what does not count."""
+        if self._stored is not None and self.name:
+            try:
+                store.cut(self._stored, self.owner)
+            except OSError as error:
+                log.warning("a session of %r is not kept: %s", self.owner, _reason(error))
+                self._forget_stored(store)
+
+    def _forget_stored(self, store: SessionStore) -> None:
+        if self._stored is not None:
+            store.remove(self._stored, self.owner)
+            self._stored = None
+
+    async def recall(self) -> list[bytes]:
+        """Return the notes that another process stored with the state that this session began with, which is read.
+
+        Raises:
+            PoolFull, JailMissing, WorkerLost, SnapshotRefused, OSError: as `wake`.
+            SessionClosed: it was closed meanwhile.
+        """
+        if not self._read_once:
+            await self.begin()
+        return self.notes
 
     def saw(self, seen: list[int]) -> None:
         """Note the blocks of each corpus that a turn has looked at."""
@@ -386,23 +561,44 @@ class WorkerSession:
             self._going.give_up()
 
     async def close(self) -> None:
-        """End the session; a running turn is stopped first."""
+        """End the session; a running turn is stopped first. Nothing stays of it."""
+        await self._end(stays=False)
+
+    async def put_away(self) -> None:
+        """End the session here; a running turn is stopped first. If it is kept, another process can take it up."""
+        await self._end(stays=True)
+
+    async def _end(self, *, stays: bool) -> None:
         if self._closed:
             return
         self._closed = True
         self.interrupt()
         self.give_up()
         async with self._one_at_a_time:
+            store, checkpoint = self._host.store, self.checkpoint
+            if stays and self.name and store is not None and checkpoint is not None:
+                with suppress(StoreFull, OSError):
+                    await self._write(store, checkpoint)
             if self._process and self._process.alive:
                 self._process.leave(self.number)
-            if self.checkpoint:
-                self.checkpoint.close()
-            if self._stored and self._host.store is not None:
-                self._host.store.remove(self._stored, self.owner)
+            if checkpoint:
+                checkpoint.close()
+            if store is not None and not (stays and self.name):
+                self._forget_stored(store)
             await self._host.ended(self)
 
 
 _FAILURES: dict[str, type[Exception]] = {"MemoryError": MemoryError, **dict.fromkeys(Stop, WorkerLost)}
+
+
+def _killed(process: Process, error: WireError) -> WorkerLost:
+    log.error("a worker was killed: it sent %s", error)
+    process.kill()
+    return WorkerLost("the process that ran the turn was killed")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or repr(error)) if isinstance(error, OSError) else str(error)
 
 
 def undone(type: str, message: str) -> Turn:

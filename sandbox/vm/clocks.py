@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from pathlib import Path
 
 TICK_NANOSECONDS = 100_000
 """Clocks are this coarse: finer ones help only to observe neighbours."""
@@ -34,3 +36,33 @@ def new_offset() -> int:
 def monotonic(offset: int) -> int:
     """Return the time on the monotonic clock of the session that has this offset."""
     return coarse(time.monotonic_ns() + offset)
+
+
+def kept(offset: int) -> list[int | str]:
+    """Return what is stored of the clock of a session that has this offset."""
+    return [_boot(), offset, time.monotonic_ns() + offset, time.time_ns()]
+
+
+def taken_up(stored: list[int | str]) -> int:
+    """Return the offset of a session whose stored clock goes on here.
+
+    Where the host was started anew, or is another, the time of day says how long the session was away.
+
+    Raises:
+        ValueError, TypeError: it is nothing that `kept` returned.
+    """
+    boot, offset, told, at = stored
+    if not (isinstance(offset, int) and isinstance(told, int) and isinstance(at, int)):
+        raise TypeError("a clock that is no number")
+    if boot and boot == _boot():
+        return offset
+    return told + max(0, time.time_ns() - at) - time.monotonic_ns()
+
+
+@functools.cache
+def _boot() -> str:
+    """Return what identifies this start of the host; nothing where that is not told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

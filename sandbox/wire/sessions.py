@@ -6,7 +6,7 @@ The writer and the reader of each frame stand side by side here. Pages are not s
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from sandbox.corpora.corpus import BLOCK, Corpus
 from sandbox.limits import Limits
 from sandbox.memory.memory import PAGE
 from sandbox.memory.pages import EXTENT_BYTES, Change, PageFile
-from sandbox.turn import Status, Turn
+from sandbox.turn import Turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.files import Files
 from sandbox.vm.guest_memory import ADDRESSES
@@ -134,30 +134,44 @@ def write_end(session: int, number: int, turn: Turn, now: Checkpoint, change: Ch
     if now.layout is not sent.layout:
         header["corpora"], header["layout"] = len(now.layout.corpora), write_layout(now.layout)
     if any(sent.seen):
-        header["seen"] = [f"{blocks:x}" for blocks in sent.seen]
+        header["seen"] = write_seen(sent.seen)
     if now.files is not sent.files:
         header["files"], contents = write_files(now.files)
         written += contents
     return Frame(Kind.DONE, session, header=header, data=written, turn=number)
 
 
-def take_end(
-    frame: Frame,
-    checkpoint: Checkpoint,
-    limits: Limits,
-    observed: Observed,
-    attached: Corpus | None = None,
-    *,
-    keep: bool = True,
-) -> tuple[Turn, list[int]]:
-    """Read, in the server, how a turn ended and, to `keep` it, apply what it changed to the checkpoint.
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a turn ended, and what it changed."""
+
+    turn: Turn
+    seen: list[int]
+    """For each corpus the blocks that code has looked at, even if the turn was undone."""
+    change: Change
+    size: int
+    layout: Layout
+    files: Files | None
+    """None where they are as before."""
+
+    def apply(self, checkpoint: Checkpoint) -> None:
+        """Apply what it changed to the checkpoint that it was read for."""
+        checkpoint.pages.take(self.change)
+        checkpoint.size, checkpoint.layout = self.size, self.layout
+        if self.files is not None:
+            checkpoint.files = self.files
+
+
+def read_end(
+    frame: Frame, checkpoint: Checkpoint, limits: Limits, observed: Observed, attached: Corpus | None = None
+) -> Ended:  # fmt: skip
+    """Read, in the server, how a turn ended and what it changed of the checkpoint.
 
     `attached` is the corpus that the turn was to attach. What the worker claims must agree with the session's limits
-    and with what was observed of the turn. Returns the turn, and for each corpus the blocks that code has looked at,
-    even if the turn was undone.
+    and with what was observed of the turn.
 
     Raises:
-        WireError: no turn can have ended like this; nothing of it is applied.
+        WireError: no turn can have ended like this.
     """
     header, data = frame.header, frame.data
     corpora_sent = checkpoint.layout.corpora + ((attached,) if attached is not None else ())
@@ -172,9 +186,7 @@ def take_end(
             else checkpoint.layout.corpora
         )
         layout = read_layout(header["layout"], corpora, size) if "layout" in header else checkpoint.layout
-        seen = [
-            _blocks(blocks, corpus.blocks) for blocks, corpus in zip(header.get("seen", ()), corpora_sent, strict=False)
-        ]
+        seen = read_seen(header.get("seen", ()), corpora_sent)
         files = read_files(header["files"], data[written:], checkpoint.files) if "files" in header else None
         if files is not None:
             _check_files(files, checkpoint.files, limits)
@@ -188,12 +200,7 @@ def take_end(
         raise WireError("a turn with pages outside its memory")
     if not checkpoint.pages.holds(change):
         raise WireError("a turn with pages that were not written")
-    if keep and turn.status is not Status.ROLLED_BACK:
-        checkpoint.pages.take(change)
-        checkpoint.size, checkpoint.layout = size, layout
-        if files is not None:
-            checkpoint.files = files
-    return turn, seen
+    return Ended(turn, seen, change, size, layout, files)
 
 
 def _check_files(files: Files, before: Files, limits: Limits) -> None:
@@ -211,6 +218,16 @@ def _whole(value: object, most: int) -> int:
     if type(value) is not int or not 0 <= value <= most:
         raise ValueError(f"{value!r} is not within {most}")
     return value
+
+
+def write_seen(seen: Sequence[int]) -> list[str]:
+    """Write, for each corpus, a set of its blocks."""
+    return [f"{blocks:x}" for blocks in seen]
+
+
+def read_seen(values: Iterable[object], corpora: Iterable[Corpus]) -> list[int]:
+    """Read what `write_seen` wrote. Raises `TypeError` or `ValueError` where it did not."""
+    return [_blocks(blocks, corpus.blocks) for blocks, corpus in zip(values, corpora, strict=False)]
 
 
 def _blocks(value: object, most: int) -> int:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import io
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +16,12 @@ from sandbox.corpora.corpus import Corpus
 from sandbox.limits import MIB, Limits
 from sandbox.pool.live_sessions import PoolFull
 from sandbox.pool.pool import WorkerPool
-from sandbox.pool.snapshots import VERSION, Sealer, SessionStore, SnapshotRefused
+from sandbox.pool.sealing import VERSION, SnapshotRefused
+from sandbox.pool.snapshots import SessionStore, Stored
 from sandbox.pool.worker_session import WorkerSession
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.image import Loaded
+from sandbox.vm.instance import Image
 from sandbox.vm.session import Session
 from tests.sandbox.conftest import MakeText
 from tests.sandbox.pool.test_pool import ignore, nobody, run
@@ -191,7 +192,8 @@ async def test_a_text_that_is_gone_when_its_session_wakes_is_an_error_that_loses
 
 
 def test_what_a_former_server_left_is_removed(tmp_path: Path) -> None:
-    (tmp_path / "left.session").write_bytes(b"x")
+    (tmp_path / "left.resting").write_bytes(b"x")
+    (tmp_path / "left.session.new").write_bytes(b"x")
     SessionStore(tmp_path, SECRET)
     assert list(tmp_path.iterdir()) == []
 
@@ -216,7 +218,7 @@ async def test_where_a_session_cannot_be_written_there_is_no_place_and_nothing_i
     sessions = [await pool.create("a", "core", LIMITS) for _ in range(3)]
     await show(sessions[0], "x = 1")
 
-    def full(*_: object) -> Path:
+    def full(*_: object, **__: object) -> Path:
         raise OSError(28, "No space left on device", "/srv/sessions/1")
 
     with monkeypatch.context() as patched:
@@ -232,17 +234,35 @@ async def test_where_a_session_cannot_be_written_there_is_no_place_and_nothing_i
 Tamper = Callable[[bytes], bytes]
 
 
+class Form:
+    """Writes sessions to files and reads them from bytes, as a store of `secret` does."""
+
+    def __init__(self, folder: Path, secret: bytes = SECRET) -> None:
+        self._store = SessionStore(folder, secret)
+        self._path = folder / "x.resting"
+
+    def write(self, checkpoint: Checkpoint, owner: str = "a") -> bytes:
+        stored = self._store.put(checkpoint, owner)
+        try:
+            return stored.path.read_bytes()
+        finally:
+            self._store.remove(stored, owner)
+
+    def read(self, data: bytes, image: Image, owner: str = "a", corpora: Sequence[Corpus] = ()) -> Checkpoint:
+        self._path.write_bytes(data)
+        return self._store.get(Stored(self._path, "", len(data)), owner, image, corpora).checkpoint
+
+
 @pytest.fixture
-def stored(start: Repls) -> tuple[Session, bytes]:
+def form(tmp_path: Path) -> Form:
+    return Form(tmp_path)
+
+
+@pytest.fixture
+def stored(start: Repls, form: Form) -> tuple[Session, bytes]:
     repl = start()
     repl.show("x = [1, 2, 3]\nopen('/tmp/f', 'w').write('content')")
-    return repl.session, sealed(repl.session.checkpoint)
-
-
-def sealed(checkpoint: Checkpoint, owner: str = "a", sealer: Sealer | None = None) -> bytes:
-    out = io.BytesIO()
-    (sealer or Sealer(SECRET)).write(checkpoint, owner, out)
-    return out.getvalue()
+    return repl.session, form.write(repl.session.checkpoint)
 
 
 def test_a_small_session_is_small(stored: tuple[Session, bytes]) -> None:
@@ -250,27 +270,29 @@ def test_a_small_session_is_small(stored: tuple[Session, bytes]) -> None:
     assert len(data) < session.checkpoint.private_bytes / 2
 
 
-def test_a_stored_session_is_the_same_session(loaded: Loaded, start: Repls, stored: tuple[Session, bytes]) -> None:
+def test_a_stored_session_is_the_same_session(
+    loaded: Loaded, start: Repls, form: Form, stored: tuple[Session, bytes]
+) -> None:
     session, data = stored
-    read = Sealer(SECRET).read(io.BytesIO(data), "a", loaded.images["core"])
+    read = form.read(data, loaded.images["core"])
     again = start.keep(Session(loaded.program, read, LIMITS))
     assert memory_of(again) == memory_of(Repl(session))
     assert again.show("x, open('/tmp/f').read()") == "([1, 2, 3], 'content')"
 
 
-def test_no_two_stored_forms_of_a_session_are_the_same(stored: tuple[Session, bytes]) -> None:
+def test_no_two_stored_forms_of_a_session_are_the_same(form: Form, stored: tuple[Session, bytes]) -> None:
     session, data = stored
-    assert sealed(session.checkpoint) != data
+    assert form.write(session.checkpoint) != data
 
 
-def test_every_byte_is_bound(loaded: Loaded, stored: tuple[Session, bytes]) -> None:
+def test_every_byte_is_bound(loaded: Loaded, form: Form, stored: tuple[Session, bytes]) -> None:
     _, data = stored
     positions = [*range(70), *random.Random(1).sample(range(len(data)), 200), *range(len(data) - 40, len(data))]
     for at in positions:
         changed = bytearray(data)
         changed[at] ^= 1 << at % 8
         with pytest.raises(SnapshotRefused):
-            Sealer(SECRET).read(io.BytesIO(changed), "a", loaded.images["core"])
+            form.read(changed, loaded.images["core"])
 
 
 @pytest.mark.parametrize(
@@ -283,66 +305,66 @@ def test_every_byte_is_bound(loaded: Loaded, stored: tuple[Session, bytes]) -> N
         (lambda data: data[: len(data) // 2], "cut"),
         (lambda data: data[:54], "cut"),
         (lambda data: data[:-1], "cut"),
-        (lambda data: data + b"\0", "added to"),
-        (lambda data: data + data[54:], "added to"),
+        (lambda data: data + bytes(12), "altered"),
+        (lambda data: data + data[54:], "altered"),
     ],
 )
 def test_what_is_not_whole_says_so(
-    loaded: Loaded, stored: tuple[Session, bytes], tamper: Tamper, said: str
+    loaded: Loaded, form: Form, stored: tuple[Session, bytes], tamper: Tamper, said: str
 ) -> None:  # fmt: skip
     with pytest.raises(SnapshotRefused, match=said):
-        Sealer(SECRET).read(io.BytesIO(tamper(stored[1])), "a", loaded.images["core"])
+        form.read(tamper(stored[1]), loaded.images["core"])
 
 
-def test_what_is_refused_leaves_no_descriptor(loaded: Loaded, stored: tuple[Session, bytes]) -> None:
+def test_what_is_refused_leaves_no_descriptor(loaded: Loaded, form: Form, stored: tuple[Session, bytes]) -> None:
     _, data = stored
     before = len(os.listdir("/proc/self/fd"))
-    for tampered in (data + b"\0", data[:-1], data[: len(data) // 2]):
+    for tampered in (data + data, data[:-1], data[: len(data) // 2]):
         with pytest.raises(SnapshotRefused):
-            Sealer(SECRET).read(io.BytesIO(tampered), "a", loaded.images["core"])
+            form.read(tampered, loaded.images["core"])
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_chunks_cannot_be_exchanged(loaded: Loaded, start: Repls) -> None:
+def test_chunks_cannot_be_exchanged(loaded: Loaded, form: Form, start: Repls) -> None:
     repl = start(memory_bytes=256 * MIB)
     repl.show("import os\nblock = os.urandom(3_000_000)")
-    data = sealed(repl.session.checkpoint)
-    size = 4 + (1 << 18) + 16
+    data = form.write(repl.session.checkpoint)
+    size = 4 + 8 + (1 << 18) + 16
     first, second = data[54 : 54 + size], data[54 + size : 54 + 2 * size]
     for mixed in (second + first, first + first, second + second):
         with pytest.raises(SnapshotRefused, match="altered"):
-            Sealer(SECRET).read(
-                io.BytesIO(data[:54] + mixed + data[54 + 2 * size :]), "a", loaded.images["core"]
-            )  # fmt: skip
-    other = sealed(repl.session.checkpoint)
+            form.read(data[:54] + mixed + data[54 + 2 * size :], loaded.images["core"])
+    other = form.write(repl.session.checkpoint)
     with pytest.raises(SnapshotRefused, match="altered"):
-        Sealer(SECRET).read(io.BytesIO(data[:54] + other[54:]), "a", loaded.images["core"])
+        form.read(data[:54] + other[54:], loaded.images["core"])
 
 
-def test_another_owner_image_or_server_is_refused(loaded: Loaded, stored: tuple[Session, bytes]) -> None:
+def test_another_owner_image_or_server_is_refused(
+    loaded: Loaded, form: Form, tmp_path: Path, stored: tuple[Session, bytes]
+) -> None:
     _, data = stored
     core = loaded.images["core"]
     with pytest.raises(SnapshotRefused, match="somebody else"):
-        Sealer(SECRET).read(io.BytesIO(data), "b", core)
+        form.read(data, core, "b")
     with pytest.raises(SnapshotRefused, match="another server"):
-        Sealer(secrets.token_bytes(32)).read(io.BytesIO(data), "a", core)
+        Form(tmp_path, secrets.token_bytes(32)).read(data, core)
     with pytest.raises(SnapshotRefused, match="another image than 'data'"):
-        Sealer(SECRET).read(io.BytesIO(data), "a", loaded.images["data"])
+        form.read(data, loaded.images["data"])
     with pytest.raises(SnapshotRefused, match="another image"):
-        Sealer(SECRET).read(io.BytesIO(data), "a", replace(core, key="golden-core-newer"))
+        form.read(data, replace(core, key="golden-core-newer"))
 
 
-def test_other_texts_are_refused(loaded: Loaded, start: Repls, text: MakeText) -> None:
+def test_other_texts_are_refused(loaded: Loaded, form: Form, start: Repls, text: MakeText) -> None:
     repl = start()
     first = text("abc" * 1000)
     repl.attach("context", first)
-    data = sealed(repl.session.checkpoint)
+    data = form.write(repl.session.checkpoint)
     for texts in ([], [text("abc" * 1001)], [text("ä" * 3000)], [first, first]):
         with pytest.raises(SnapshotRefused):
-            Sealer(SECRET).read(io.BytesIO(data), "a", loaded.images["core"], texts)
-    Sealer(SECRET).read(io.BytesIO(data), "a", loaded.images["core"], [first]).close()
+            form.read(data, loaded.images["core"], corpora=texts)
+    form.read(data, loaded.images["core"], corpora=[first]).close()
 
 
-def test_a_secret_that_is_too_short_is_refused() -> None:
+def test_a_secret_that_is_too_short_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="32 bytes, not 5"):
-        Sealer(b"short")
+        SessionStore(tmp_path, b"short")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from io import BytesIO
+from pathlib import Path
 
 import pytest
 
 from sandbox.limits import Limits
-from sandbox.pool.snapshots import Sealer
+from sandbox.pool.snapshots import SessionStore
 from sandbox.turn import Status
 from sandbox.vm import clocks, files, wasi
 from sandbox.vm.clocks import TICK_NANOSECONDS
@@ -33,16 +33,16 @@ def test_a_session_learns_nothing_of_how_long_the_host_is_up(start: Repls) -> No
     assert all(HOUR <= at < HOUR + 60 * 10**9 and at % TICK_NANOSECONDS == 0 for at in told)
 
 
-def test_the_clock_goes_on_through_rollback_fork_and_hibernation(loaded: Loaded, start: Repls) -> None:
+def test_the_clock_goes_on_through_rollback_fork_and_hibernation(loaded: Loaded, start: Repls, tmp_path: Path) -> None:
     repl = start()
     first = now(repl)
     stopped = repl.run("import os, time\nprint(time.monotonic_ns(), flush=True)\nos._exit(1)")
     assert stopped.status is Status.ROLLED_BACK
     told = [first, int(stopped.stdout), now(repl), now(start.fork(repl))]
     slept = time.monotonic_ns()
-    sealer, out = Sealer(bytes(32)), BytesIO()
-    sealer.write(repl.session.checkpoint, "a", out)
-    stored = sealer.read(BytesIO(out.getvalue()), "a", loaded.images["core"])
+    store = SessionStore(tmp_path, bytes(32))
+    file = store.put(repl.session.checkpoint, "a")
+    stored = store.get(file, "a", loaded.images["core"], ()).checkpoint
     slept = time.monotonic_ns() - slept
     told.append(now(start.keep(Session(loaded.program, stored, Limits()))))
     assert told == sorted(set(told))
@@ -96,3 +96,21 @@ def test_there_are_no_other_clocks() -> None:
 
 def test_a_time_is_written_only_to_the_guests_own_memory() -> None:
     assert clock_time_get(Guest(), 1, 2**32 - 4) == wasi.FAULT
+
+
+def test_the_clock_of_a_stored_session_goes_on_where_the_host_was_started_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offset = clocks.new_offset()
+    stored = clocks.kept(offset)
+    assert clocks.taken_up(stored) == offset
+    before = clocks.monotonic(offset)
+    monkeypatch.setattr(clocks, "_boot", lambda: "another")
+    up = time.monotonic_ns
+    monkeypatch.setattr(time, "monotonic_ns", lambda: up() - 10**15)
+    assert before <= clocks.monotonic(clocks.taken_up(stored)) < before + 60 * 10**9
+    monkeypatch.setattr(time, "time_ns", lambda: 0)  # it was set back
+    assert before <= clocks.monotonic(clocks.taken_up(stored)) < before + 60 * 10**9
+    for wrong in (["x", "y", 1, 2], [], ["x", 1, 2]):
+        with pytest.raises((TypeError, ValueError)):
+            clocks.taken_up(wrong)

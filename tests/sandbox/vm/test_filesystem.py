@@ -6,13 +6,12 @@ import os
 import platform
 import socket
 import sys
-from io import BytesIO
 from pathlib import Path
 
 import pytest
 
 from sandbox.limits import MIB, Limits
-from sandbox.pool.snapshots import Sealer
+from sandbox.pool.snapshots import SessionStore
 from sandbox.turn import Status
 from sandbox.vm.image import Loaded
 from sandbox.vm.session import Session
@@ -394,16 +393,18 @@ def seen():
 """
 
 
-def test_times_identities_and_modes_outlast_every_way_a_session_takes(loaded: Loaded, start: Repls) -> None:
+def test_times_identities_and_modes_outlast_every_way_a_session_takes(
+    loaded: Loaded, start: Repls, tmp_path: Path
+) -> None:
     repl = start()
     repl.show(CHANGES)
     seen = repl.show("seen()")
     fork = start.fork(repl)
     stopped = repl.run("os.rename('/tmp/d', '/tmp/e'); os.utime('/tmp/e'); os.close(reading); os._exit(1)")
     assert stopped.status is Status.ROLLED_BACK
-    sealer, out = Sealer(bytes(32)), BytesIO()
-    sealer.write(repl.session.checkpoint, "a", out)
-    stored = sealer.read(BytesIO(out.getvalue()), "a", loaded.images["core"])
+    store = SessionStore(tmp_path, bytes(32))
+    file = store.put(repl.session.checkpoint, "a")
+    stored = store.get(file, "a", loaded.images["core"], ()).checkpoint
     woken = start.keep(Session(loaded.program, stored, Limits()))
     assert [other.show("seen()") for other in (repl, fork, woken)] == [seen] * 3
     assert woken.show("os.get_blocking(adding), os.get_blocking(reading)") == "(False, True)"
