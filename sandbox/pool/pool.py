@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
 
 from sandbox.corpora.corpus import Corpus
 from sandbox.limits import Limits, PoolLimits
-from sandbox.pool.disk_threads import DiskThreads
+from sandbox.pool.disk_threads import DiskThreads, Going
 from sandbox.pool.held import Held
 from sandbox.pool.live_sessions import LiveSessions
 from sandbox.pool.live_slots import Slots
 from sandbox.pool.process import Process, WorkerLost, started
+from sandbox.pool.records import Beside
 from sandbox.pool.sealing import SnapshotRefused
-from sandbox.pool.snapshots import SessionStore, Stored
+from sandbox.pool.snapshots import Restored, SessionStore, Stored
 from sandbox.pool.worker_session import Note, WorkerSession
 from sandbox.pool.worker_turn import Answer
 from sandbox.turn import OutputListener, RestartListener, Turn
@@ -43,8 +44,9 @@ class JailMissing(Exception):
 class LiveSession(Protocol):
     """A session, wherever it lives."""
 
-    note: Callable[[], bytes]
-    """Makes the note that is stored with a session of its own name in place of the notes of its turns so far."""
+    def keep_note(self, make: Callable[[], bytes]) -> None:
+        """Have `make` make the note that is stored with all of the session, in place of those of its turns so far."""
+        ...
 
     async def execute(
         self, code: str, answer: Answer, listener: OutputListener, restarted: RestartListener = ..., note: Note = ...
@@ -225,7 +227,9 @@ class WorkerPool:
     async def create(self, owner: str, image: str, limits: Limits, name: str = "") -> WorkerSession:
         """Start a session. With a name it is kept under it: `take_up` in another process goes on with it."""
         golden = self._loaded.images[image]
-        session = self._made(owner, golden, limits, Checkpoint.of(golden), name)
+        return await self._begun(self._made(owner, golden, limits, Checkpoint.of(golden), name))
+
+    async def _begun(self, session: WorkerSession) -> WorkerSession:
         try:
             await session.begin()
         except BaseException:
@@ -245,10 +249,86 @@ class WorkerPool:
             SnapshotRefused: nothing is stored of it, or it is of another owner or image, or of another secret.
             OSError: its file cannot be read.
         """
+        store, golden = self._store(), self._loaded.images[image]
+        return self._made(owner, golden, limits, store.find(name, owner, golden), name, corpora)
+
+    async def fork(self, session: WorkerSession, names: Sequence[str]) -> list[WorkerSession]:
+        """Make sessions that begin as another is after its last finished turn, kept under these names: all, or none.
+
+        They hibernate until they are used.
+
+        Raises:
+            StoreFull: their files do not fit beside the owner's others.
+            TooManyTurns, SessionClosed, SnapshotRefused, OSError: as `WorkerSession.with_state`.
+        """
+        store = self._store()
+        made: list[Stored] = []
+
+        def write(state: Checkpoint, seen: Sequence[int], go_on: Callable[[], None]) -> tuple[Corpus, ...]:
+            made.extend(store.put(state, session.owner, go_on, name=name, beside=Beside(seen)) for name in names)
+            return state.layout.corpora
+
+        try:
+            corpora = await session.with_state(write)
+        except BaseException:
+            for one in made:
+                store.remove(one, session.owner)
+            raise
+        return [
+            self._made(session.owner, session.image, session.limits, stored, name, corpora)
+            for name, stored in zip(names, made, strict=True)
+        ]
+
+    async def snapshot(self, session: WorkerSession, name: str, note: bytes) -> int:
+        """Keep a session's state after its last finished turn as a snapshot, with a note. Returns its size in bytes.
+
+        Raises:
+            StoreFull: it does not fit beside the owner's others.
+            TooManyTurns, SessionClosed, SnapshotRefused, OSError: as `WorkerSession.with_state`.
+        """
+        store = self._store()
+
+        def write(state: Checkpoint, seen: Sequence[int], go_on: Callable[[], None]) -> int:
+            return store.put_snapshot(name, state, session.owner, Beside(seen, note), go_on).size
+
+        try:
+            return await session.with_state(write)
+        except BaseException:
+            store.remove_snapshot(name, session.owner)
+            raise
+
+    async def create_from(
+        self,
+        owner: str,
+        image: str,
+        limits: Limits,
+        snapshot: str,
+        name: str = "",
+        corpora: tuple[Corpus, ...] = (),
+    ) -> WorkerSession:
+        """Start a session from a snapshot, as `create`. `corpora` are those attached to it.
+
+        Raises:
+            KeyError: there is no such image.
+            SnapshotRefused: there is no such snapshot, or it is not as it was written, or has more than the limits say.
+            PoolFull, OSError: no more sessions fit; it cannot be read.
+        """
+        store, golden = self._store(), self._loaded.images[image]
+        going = Going()
+
+        def read() -> Restored:
+            stored = store.find_snapshot(snapshot, owner, golden)
+            return store.get(stored, owner, golden, corpora, going.check, limits)
+
+        found = await self.threads.run(owner, going, read)
+        session = self._made(owner, golden, limits, found.checkpoint, name)
+        session.saw(found.seen)
+        return await self._begun(session)
+
+    def _store(self) -> SessionStore:
         if self.store is None:
             raise SnapshotRefused("no sessions are stored here")
-        golden = self._loaded.images[image]
-        return self._made(owner, golden, limits, self.store.find(name, owner, golden), name, corpora)
+        return self.store
 
     def _made(
         self,

@@ -1,8 +1,8 @@
 """What is stored of a session: first a record of all of it, then one of what each turn changed. Each is compressed.
 
-A record is a zstd frame of: length (4 bytes) of a JSON object; the object; differences of memory; the contents of
-files; a note. A difference is an offset and a length in grains (4 bytes each) and the bytes. One of no length takes a
-page away, and one at no offset is the last. The note is what whoever uses the session wants kept with the turn.
+A record is a zstd frame of: length (4 bytes) of a JSON object; the object; a note; differences of memory; the contents
+of files. A difference is an offset and a length in grains (4 bytes each) and the bytes. One of no length takes a page
+away, and one at no offset is the last. The note is what whoever uses the session wants kept with the turn.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import json
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
 
@@ -108,12 +109,11 @@ def _record(
     if beside.note:
         header["note"] = len(beside.note)
     written = json.dumps(header, separators=(",", ":")).encode()
-    yield LENGTH.pack(len(written)) + written
+    yield LENGTH.pack(len(written)) + written + beside.note
     for offset, piece in differences:
         yield _DIFFERENCE.pack(offset // GRAIN, len(piece) // GRAIN) + piece
     yield _END
     yield contents
-    yield beside.note
 
 
 def _described(corpus: Corpus) -> list[Any]:
@@ -166,14 +166,10 @@ class Rebuilt:
             SnapshotRefused: it cannot be read, or needs other texts.
         """
         opened = io.BufferedReader(Opened(source, chain), 1 << 18)
-        try:
-            with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(opened, closefd=False) as unpacked:
-                self._apply(unpacked.read, go_on)
-                rest = unpacked.read(1) or opened.read(1)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, zstandard.ZstdError, EOFError) as error:
-            raise SnapshotRefused("the stored session cannot be read") from error
-        if rest:
-            raise SnapshotRefused("the stored session was added to")
+        with _unpacked(opened) as unpacked:
+            self._apply(unpacked.read, go_on)
+            if unpacked.read(1) or opened.read(1):
+                raise SnapshotRefused("the stored session was added to")
 
     def checkpoint(self) -> Checkpoint:
         """Return the state after the last record that was read.
@@ -194,10 +190,9 @@ class Rebuilt:
         self._pages.close()
 
     def _apply(self, read: Callable[[int], bytes], go_on: Callable[[], None]) -> None:
-        (length,) = LENGTH.unpack(_exactly(read, LENGTH.size))
-        if length > _MAX_JSON:
-            raise ValueError(f"{length} bytes of JSON")
-        header = json.loads(_exactly(read, length))
+        header, note = _read_head(read)
+        if note:
+            self.notes.append(note)
         self._size, self._clock = self._read_size(header["size"]), header["clock"]
         if "layout" in header:
             attached = tuple(self.corpora[: len(header["corpora"])])
@@ -211,11 +206,6 @@ class Rebuilt:
             self._check_files(self._files)
         if "seen" in header:
             self.seen = read_seen(header["seen"], self.corpora)
-        note = header.get("note", 0)
-        if not 0 <= note <= MAX_NOTE:
-            raise ValueError(f"a note of {note} bytes")
-        if note:
-            self.notes.append(_exactly(read, note))
 
     def _read_size(self, size: int) -> int:
         if not 0 <= size <= ADDRESSABLE * PAGE or size % PAGE:
@@ -255,6 +245,33 @@ class Rebuilt:
         ):
             if value > max(before, most):
                 raise SnapshotRefused(f"the stored session has {value} files, and may have {most} ({what})")
+
+
+def read_note(source: BinaryIO, chain: Chain) -> bytes:
+    """Read the note of the next record, and no more. Raises `SnapshotRefused` as `Rebuilt.read`."""
+    with _unpacked(io.BufferedReader(Opened(source, chain), 1 << 18)) as unpacked:
+        return _read_head(unpacked.read)[1]
+
+
+@contextmanager
+def _unpacked(opened: io.BufferedReader) -> Iterator[zstandard.ZstdDecompressionReader]:
+    """Yield what decompresses a record. What shows that it is none becomes `SnapshotRefused`."""
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(opened, closefd=False) as unpacked:
+            yield unpacked
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, zstandard.ZstdError, EOFError) as error:
+        raise SnapshotRefused("the stored session cannot be read") from error
+
+
+def _read_head(read: Callable[[int], bytes]) -> tuple[dict[str, Any], bytes]:
+    (length,) = LENGTH.unpack(_exactly(read, LENGTH.size))
+    if length > _MAX_JSON:
+        raise ValueError(f"{length} bytes of JSON")
+    header = json.loads(_exactly(read, length))
+    note = header.get("note", 0)
+    if not 0 <= note <= MAX_NOTE:
+        raise ValueError(f"a note of {note} bytes")
+    return header, _exactly(read, note)
 
 
 def _other_texts() -> SnapshotRefused:

@@ -11,7 +11,8 @@ import re
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -40,10 +41,13 @@ class StoreFull(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The file of a session: as many bytes of it as count, and how its chain goes on, once it was read or written."""
+    """The file of a session: as many bytes of it as count, and how its chain goes on, once it was read or written.
+
+    `bound` is what it is bound to besides its owner and image, so that no other is taken for it.
+    """
 
     path: Path
-    name: str
+    bound: str
     size: int
     chain: Chain | None = None
 
@@ -93,14 +97,16 @@ class SessionStore:
             StoreFull: it does not fit beside the owner's others; no part of it stays, and what it was to replace does.
             OSError: it cannot be written; as above.
         """
-        path = self._path(name, _KEPT) if name else self._folder / f"{secrets.token_hex(16)}{_RESTING}"
-        return self._put(path, name, checkpoint, owner, go_on, beside)
+        if not name:
+            return self._put(self._folder / f"{secrets.token_hex(16)}{_RESTING}", "", checkpoint, owner, go_on, beside)
+        path = self._path(name, _KEPT)
+        return self._put(path, path.name, checkpoint, owner, go_on, beside)
 
     def _put(
-        self, path: Path, name: str, checkpoint: Checkpoint, owner: str, go_on: Callable[[], None], beside: Beside
+        self, path: Path, bound: str, checkpoint: Checkpoint, owner: str, go_on: Callable[[], None], beside: Beside
     ) -> Stored:
         header = self._sealer.header(owner, checkpoint.image)
-        chain = self._sealer.chain(header, owner, checkpoint.image, path.name if name else "")
+        chain = self._sealer.chain(header, owner, checkpoint.image, bound)
         new = path.with_name(path.name + _NEW)
         before = self._uncount(path, owner)  # so that the new form may have its room
         try:
@@ -114,7 +120,7 @@ class SessionStore:
             self._uncount(path, owner)
             self._count(path, owner, before, always=True)
             raise
-        return Stored(path, name, out.size, chain)
+        return Stored(path, bound, out.size, chain)
 
     def append(
         self,
@@ -139,7 +145,7 @@ class SessionStore:
         record = records.unchanged(checkpoint, beside) if ended is None else records.changed(checkpoint, ended, beside)
         with stored.path.open("r+b", buffering=0) as file:
             if file.seek(0, os.SEEK_END) != stored.size:  # a process was killed while it wrote
-                file.truncate(stored.size)
+                self.cut(stored, owner)
                 file.seek(stored.size)
             out = _Counted(self, file, stored.path, owner)
             records.write(record, out, chain, go_on)
@@ -172,7 +178,7 @@ class SessionStore:
             OSError: it cannot be read.
         """
         with stored.path.open("rb") as source:
-            chain = self._sealer.chain(source.read(HEADER.size), owner, image, stored.path.name if stored.name else "")
+            chain = self._sealer.chain(source.read(HEADER.size), owner, image, stored.bound)
             found = check(source, chain)
             source.seek(HEADER.size)
             rebuilt = Rebuilt(image, corpora, limits)
@@ -193,15 +199,18 @@ class SessionStore:
             OSError: it cannot be read.
         """
         path = self._path(name, _KEPT)
+        stored = self._found(path, path.name, owner, image)
+        self._uncount(path, owner)
+        self._count(path, owner, stored.size, always=True)
+        return stored
+
+    def _found(self, path: Path, bound: str, owner: str, image: Image) -> Stored:
         try:
             with path.open("rb") as source:
-                self._sealer.chain(source.read(HEADER.size), owner, image, path.name)
-                size = os.fstat(source.fileno()).st_size
+                self._sealer.chain(source.read(HEADER.size), owner, image, bound)
+                return Stored(path, bound, os.fstat(source.fileno()).st_size)
         except FileNotFoundError:
-            raise SnapshotRefused("nothing is stored of the session") from None
-        self._uncount(path, owner)
-        self._count(path, owner, size, always=True)
-        return Stored(path, name, size)
+            raise SnapshotRefused("nothing is stored of it") from None
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Remove what is kept under other names: of sessions that ended."""
@@ -214,6 +223,53 @@ class SessionStore:
         """Remove a file of this owner's. Does nothing where it was removed already."""
         stored.path.unlink(missing_ok=True)
         self._uncount(stored.path, owner)
+
+    # ---- snapshots -----------------------------------------------------------------------------------------------
+
+    def put_snapshot(
+        self, name: str, checkpoint: Checkpoint, owner: str, beside: Beside, go_on: Callable[[], None] = always
+    ) -> Stored:
+        """Write all of a session's state as a snapshot. Raises as `put`."""
+        return self._put(self._path(name, _SNAPSHOT), _SNAPSHOT, checkpoint, owner, go_on, beside)
+
+    def find_snapshot(self, name: str, owner: str, image: Image) -> Stored:
+        """Return a snapshot. Raises as `find`."""
+        return self._found(self._path(name, _SNAPSHOT), _SNAPSHOT, owner, image)
+
+    def count_snapshot(self, name: str, owner: str) -> None:
+        """Count a snapshot that a former process left, where it is there."""
+        path = self._path(name, _SNAPSHOT)
+        with suppress(FileNotFoundError):
+            self._uncount(path, owner)
+            self._count(path, owner, path.stat().st_size, always=True)
+
+    def remove_snapshot(self, name: str, owner: str) -> None:
+        """Remove a snapshot of this owner's. Does nothing where it was removed already."""
+        self.remove(Stored(self._path(name, _SNAPSHOT), _SNAPSHOT, 0), owner)
+
+    def open_snapshot(self, name: str) -> BinaryIO:
+        """Open a snapshot's file as it is, to be exported. Raises `OSError` where it cannot be read."""
+        return self._path(name, _SNAPSHOT).open("rb")
+
+    @contextmanager
+    def incoming(self, name: str, owner: str) -> Iterator[Incoming]:
+        """Take a snapshot's file from elsewhere. It is there once `Incoming.accept` was called, and not without."""
+        path = self._path(name, _SNAPSHOT)
+        new = path.with_name(path.name + _NEW)
+        try:
+            with new.open("xb", buffering=0) as file:
+                yield Incoming(_Counted(self, file, path, owner), self._sealer, new, path, owner)
+        finally:
+            if new.exists():
+                new.unlink()
+                self._uncount(path, owner)
+
+    def keep_only_snapshots(self, names: Iterable[str]) -> None:
+        """Remove all other snapshots."""
+        known = {self._path(name, _SNAPSHOT) for name in names}
+        for path in self._folder.glob(f"*{_SNAPSHOT}"):
+            if path not in known:
+                path.unlink(missing_ok=True)
 
     def _path(self, name: str, kind: str) -> Path:
         if not _NAME.fullmatch(name):
@@ -255,6 +311,65 @@ class SessionStore:
             if not self._stored[owner]:
                 del self._stored[owner]
             return size
+
+
+class Incoming:
+    """A snapshot that comes from elsewhere. Nothing of it is used before all of it was checked."""
+
+    def __init__(self, out: _Counted, sealer: Sealer, new: Path, path: Path, owner: str) -> None:
+        self._out, self._sealer, self._new, self._path, self._owner = out, sealer, new, path, owner
+
+    def write(self, data: bytes) -> None:
+        """Take the file's next bytes.
+
+        Raises:
+            StoreFull: they do not fit beside the owner's others.
+            OSError: they cannot be written.
+        """
+        self._out.write(data)
+
+    def check(self, images: Iterable[Image]) -> tuple[Image, bytes]:
+        """Return of which image the file is, all of which was sealed here for this owner, and its note.
+
+        Raises:
+            SnapshotRefused: it is altered, cut, added to, another owner's or server's, or of none of these images.
+        """
+        with self._new.open("rb") as source:
+            header = source.read(HEADER.size)
+            image, chain = self._chain(header, images)
+            found = check(source, chain)
+            if found.records != 1 or found.size != self._out.size:
+                raise SnapshotRefused("the snapshot was cut or added to")
+            source.seek(HEADER.size)
+            return image, records.read_note(source, chain)
+
+    def _chain(self, header: bytes, images: Iterable[Image]) -> tuple[Image, Chain]:
+        refused = SnapshotRefused("there is no image that it could be of")
+        for image in images:
+            try:
+                return image, self._sealer.chain(header, self._owner, image, _SNAPSHOT)
+            except SnapshotRefused as error:
+                refused = error
+        raise refused
+
+    def accept(
+        self, image: Image, corpora: Sequence[Corpus], limits: Limits, go_on: Callable[[], None] = always
+    ) -> int:
+        """Read all of a file that was checked, and keep it. Returns its size in bytes.
+
+        Raises:
+            SnapshotRefused: it has more than `limits` say, or was made with other texts, or cannot be read.
+        """
+        with self._new.open("rb") as source:
+            chain = self._sealer.chain(source.read(HEADER.size), self._owner, image, _SNAPSHOT)
+            rebuilt = Rebuilt(image, corpora, limits)
+            try:
+                rebuilt.read(source, chain, go_on)
+                rebuilt.checkpoint()
+            finally:
+                rebuilt.close()
+        os.replace(self._new, self._path)
+        return self._out.size
 
 
 class _Counted:

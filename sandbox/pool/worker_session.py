@@ -11,10 +11,10 @@ from typing import Protocol
 from sandbox.corpora.corpus import Corpus, CorpusDamaged
 from sandbox.door import DoorRefusal, HostCall, Json
 from sandbox.limits import Limits
-from sandbox.pool.disk_threads import Abandoned, DiskThreads, Going
+from sandbox.pool.disk_threads import Abandoned, DiskThreads
 from sandbox.pool.process import Process, WorkerLost
-from sandbox.pool.records import Beside
-from sandbox.pool.snapshots import SessionStore, Stored, StoreFull
+from sandbox.pool.session_file import SessionFile, T, Work
+from sandbox.pool.snapshots import Restored, SessionStore, Stored, StoreFull
 from sandbox.pool.worker_turn import Answer, WorkerTurn
 from sandbox.turn import OutputListener, RestartListener, Status, Stop, Turn, TurnError
 from sandbox.vm.checkpoint import Checkpoint
@@ -24,9 +24,6 @@ from sandbox.wire.sessions import Ended, read_end, write_corpus
 from sandbox.wire.turns import Observed, read_failure
 
 log = logging.getLogger(__name__)
-
-RETRY_SECONDS = 10.0
-"""A session whose state could not be stored is not tried again for so long."""
 
 Note = Callable[[Turn], bytes]
 """Makes what is to be stored with a turn that has ended, and with it alone."""
@@ -110,10 +107,6 @@ class WorkerSession:
         self.limits = limits
         self.image = image
         self.name = name
-        self.note: Callable[[], bytes] = bytes
-        """Makes the note that is stored where the file is written anew, in place of the notes of all turns so far."""
-        self.notes: list[bytes] = []
-        """The notes that were read with the state that another process stored."""
         self.private_bytes = 0
         """Bytes of memory that are the session's own."""
         self.checkpoint: Checkpoint | None = None if isinstance(state, Stored) else state
@@ -121,15 +114,14 @@ class WorkerSession:
         self._corpora = corpora  # while it hibernates
         self.seen: list[int] = []
         """For each corpus, the blocks code has looked at, in undone turns too: see `sandbox.corpora.coverage`."""
-        self._stored: Stored | None = state if isinstance(state, Stored) else None
-        self._seen_stored: list[int] = []
-        self._read_once = not isinstance(state, Stored)  # or it has been this process's all along
-        self._retry_at = 0.0  # when it may be tried again to store it, on the loop's clock
+        self._file: SessionFile | None = None
+        if host.store is not None:
+            stored = state if isinstance(state, Stored) else None
+            self._file = SessionFile(host.store, host.threads, host.turn_threads, owner, name, stored)
         self._host = host
         self._process: Process | None = None
         self._one_at_a_time = asyncio.Lock()
         self._in_line = 0  # turns that wait for the one that runs
-        self._going: Going | None = None  # while it is written or read
         self._forfeited: Exception | None = None  # why it was ended
         self._closed = False
         self._trimmed = False  # since the last turn
@@ -154,7 +146,12 @@ class WorkerSession:
     @property
     def kept(self) -> bool:
         """Whether its state after the last finished turn is stored, so that it outlives this process."""
-        return bool(self.name) and self._stored is not None
+        return self._file is not None and self._file.kept
+
+    def keep_note(self, make: Callable[[], bytes]) -> None:
+        """Have `make` make the note that is stored with all of the session, in place of those of its turns so far."""
+        if self._file is not None:
+            self._file.note = make
 
     async def begin(self) -> None:
         """Bring a session into a worker. A new one with a name is stored first.
@@ -165,8 +162,8 @@ class WorkerSession:
         await self._turn_comes()
         try:
             _, checkpoint = await self.wake()
-            if self._stored is None:
-                await self._store_turn(checkpoint, None, b"")
+            if self._file is not None and not self._file.kept:
+                await self._file.add_turn(checkpoint, None, self.seen, b"")
         except Abandoned:
             raise SessionClosed from None
         finally:
@@ -201,28 +198,17 @@ class WorkerSession:
         return process, checkpoint
 
     async def _read(self) -> Checkpoint:
-        store, stored = self._host.store, self._stored
-        if store is None or stored is None:
+        if self._file is None:
             raise SessionClosed
 
-        going = self._going = Going()
+        def take(read: Restored) -> None:
+            self.checkpoint, self.private_bytes = read.checkpoint, read.checkpoint.private_bytes
+            self.saw(read.seen)
 
-        def read() -> Checkpoint:
-            read = store.get(stored, self.owner, self.image, self._corpora, going.check)
-            self.checkpoint, self._stored = read.checkpoint, read.stored
-            if not self.name:
-                self._stored = None
-                store.remove(stored, self.owner)
-            elif not self._read_once:
-                self.notes, self._read_once = read.notes, True
-                self.saw(read.seen)
-                self._seen_stored, self.private_bytes = read.seen, read.checkpoint.private_bytes
-            return read.checkpoint
-
-        try:
-            return await self._host.threads.run(self.owner, going, read)
-        finally:
-            self._going = None
+        await self._file.read(self.image, self._corpora, take)
+        if self.checkpoint is None:
+            raise SessionClosed
+        return self.checkpoint
 
     async def hibernate(self) -> None:
         """Write the session to a file, and free all it holds. A running turn ends first; the next turn wakes it.
@@ -232,38 +218,15 @@ class WorkerSession:
             StoreFull: it does not fit beside the owner's other stored sessions; it stays live.
         """
         async with self._one_at_a_time:
-            store, checkpoint = self._host.store, self.checkpoint
-            if self._closed or store is None or checkpoint is None:
+            file, checkpoint = self._file, self.checkpoint
+            if self._closed or file is None or checkpoint is None:
                 return
-
             try:
-                await self._write(store, checkpoint)
+                await file.write(checkpoint, self.seen)
             except Abandoned:  # it is being closed
                 return
             self._corpora = checkpoint.layout.corpora
             await self._let_go()
-
-    async def _write(self, store: SessionStore, checkpoint: Checkpoint) -> None:
-        """Write the session to a file, if what it has is not there already."""
-        going = self._going = Going()
-
-        def write() -> None:
-            if not (self.name and self._stored):
-                beside = Beside(self.seen, self.note())
-                self._stored = store.put(checkpoint, self.owner, going.check, name=self.name, beside=beside)
-            elif self.seen != self._seen_stored:
-                self._stored = store.append(self._stored, self.owner, checkpoint, None, Beside(self.seen), going.check)
-            self._seen_stored = [*self.seen]
-
-        try:
-            await self._host.threads.run(self.owner, going, write)
-        except asyncio.CancelledError:
-            if not self.name:
-                self._forget_stored(store)
-            raise
-        finally:
-            self._cut(store)
-            self._going = None
 
     async def forfeit(self, reason: Exception) -> None:
         """End the session for its owner's fault. Whoever uses it again is told the reason."""
@@ -343,6 +306,8 @@ class WorkerSession:
             if ended.error and ended.error.type is Stop.WORKER_LOST and not (turn.asked or turn.stopped):
                 restarted(ended.error.message)
                 ended = await self._take(self._next_turn(answer, listener), ask, corpus, note)
+            if ended.status is Status.ROLLED_BACK and self.checkpoint is not None and (noted := note(ended)):
+                await self._store(self.checkpoint, None, noted)
             return ended
         finally:
             self._turn_ends()
@@ -407,7 +372,7 @@ class WorkerSession:
         ended = self._read_end(end, observed, process, checkpoint, corpus)
         turn = ended.turn
         if turn.status is not Status.ROLLED_BACK:
-            await self._store_turn(checkpoint, ended, note(turn))
+            await self._store(checkpoint, ended, note(turn))
             ended.apply(checkpoint)
         self.private_bytes = checkpoint.private_bytes
         if corpus is None:  # a turn of code, which is paid for as such
@@ -450,80 +415,31 @@ class WorkerSession:
 
     # ---- what outlives the process -------------------------------------------------------------------------------
 
-    async def _store_turn(self, checkpoint: Checkpoint, ended: Ended | None, note: bytes) -> None:
-        """Store what a turn would change, if the session is kept. Without one, store the state as it is.
+    async def _store(self, checkpoint: Checkpoint, ended: Ended | None, note: bytes) -> None:
+        if self._file is not None:
+            await self._file.add_turn(checkpoint, ended, self.seen, note)
 
-        Where that fails, the session goes on. It is not kept until it could be stored again: nothing is better than a
-        state that is older than what was told.
+    async def with_state(self, work: Work[T]) -> T:
+        """Have work done in a thread with the state after the last finished turn, and what code has looked at.
+
+        It waits in line as a turn does, and does not wake the session. The state must be neither changed nor kept.
 
         Raises:
-            Abandoned: the session is being closed; the turn is not stored.
+            TooManyTurns: too many others wait already.
+            SessionClosed: it was closed meanwhile.
+            SnapshotRefused, OSError: its stored form cannot be read.
         """
-        store, loop = self._host.store, asyncio.get_running_loop()
-        if store is None or not self.name or loop.time() < self._retry_at:
-            return
-        going = self._going = Going()
-        before, seen = Beside(self._seen_stored, self.note()), [*self.seen]
-        beside = Beside(seen if seen != self._seen_stored else (), note)
-
-        def write() -> Stored:
-            return self._write_turn(store, checkpoint, ended, before, beside, going.check)
-
+        await self._turn_comes()
         try:
-            self._stored = await self._host.turn_threads.run(self.owner, going, write)
-            self._seen_stored = seen
-        except (StoreFull, OSError) as error:
-            log.warning("a session of %r is not kept: %s", self.owner, _reason(error))
-            self._forget_stored(store)
-            self._retry_at = loop.time() + RETRY_SECONDS
-        except (asyncio.CancelledError, Abandoned):
-            self._cut(store)
-            raise
+            if self._closed or self._file is None:
+                raise SessionClosed
+            if self._forfeited is not None:
+                raise self._forfeited
+            return await self._file.use(self.checkpoint, self.seen, self.image, self._corpora, work)
+        except Abandoned:
+            raise SessionClosed from None
         finally:
-            self._going = None
-
-    def _write_turn(
-        self,
-        store: SessionStore,
-        checkpoint: Checkpoint,
-        ended: Ended | None,
-        before: Beside,
-        beside: Beside,
-        go_on: Callable[[], None],
-    ) -> Stored:
-        """Add a turn to the session's file, and return what counts with it.
-
-        The file is written anew first where there is none, or it has grown.
-        """
-
-        def anew() -> Stored:
-            self._stored = store.put(checkpoint, self.owner, go_on, name=self.name, beside=before)
-            return self._stored
-
-        stored = self._stored
-        if stored is None or store.is_long(stored, checkpoint.private_bytes + checkpoint.files.used_bytes):
-            stored = anew()
-        if ended is None:
-            return stored
-        try:
-            return store.append(stored, self.owner, checkpoint, ended, beside, go_on)
-        except StoreFull:
-            store.cut(stored, self.owner)
-            return store.append(anew(), self.owner, checkpoint, ended, beside, go_on)
-
-    def _cut(self, store: SessionStore) -> None:
-        """Take away of the session's file what does not count."""
-        if self._stored is not None and self.name:
-            try:
-                store.cut(self._stored, self.owner)
-            except OSError as error:
-                log.warning("a session of %r is not kept: %s", self.owner, _reason(error))
-                self._forget_stored(store)
-
-    def _forget_stored(self, store: SessionStore) -> None:
-        if self._stored is not None:
-            store.remove(self._stored, self.owner)
-            self._stored = None
+            self._turn_ends()
 
     async def recall(self) -> list[bytes]:
         """Return the notes that another process stored with the state that this session began with, which is read.
@@ -532,9 +448,11 @@ class WorkerSession:
             PoolFull, JailMissing, WorkerLost, SnapshotRefused, OSError: as `wake`.
             SessionClosed: it was closed meanwhile.
         """
-        if not self._read_once:
+        if self._file is None:
+            return []
+        if self._file.foreign:
             await self.begin()
-        return self.notes
+        return self._file.notes
 
     def saw(self, seen: list[int]) -> None:
         """Note the blocks of each corpus that a turn has looked at."""
@@ -557,8 +475,8 @@ class WorkerSession:
     def give_up(self) -> None:
         """Have the session wait for no slot, and be written or read no further. To be called before `close`."""
         self._host.give_up(self)
-        if self._going is not None:
-            self._going.give_up()
+        if self._file is not None:
+            self._file.give_up()
 
     async def close(self) -> None:
         """End the session; a running turn is stopped first. Nothing stays of it."""
@@ -575,16 +493,17 @@ class WorkerSession:
         self.interrupt()
         self.give_up()
         async with self._one_at_a_time:
-            store, checkpoint = self._host.store, self.checkpoint
-            if stays and self.name and store is not None and checkpoint is not None:
+            file, checkpoint = self._file, self.checkpoint
+            stays = stays and bool(self.name)
+            if stays and file is not None and checkpoint is not None:
                 with suppress(StoreFull, OSError):
-                    await self._write(store, checkpoint)
+                    await file.write(checkpoint, self.seen)
             if self._process and self._process.alive:
                 self._process.leave(self.number)
             if checkpoint:
                 checkpoint.close()
-            if store is not None and not (stays and self.name):
-                self._forget_stored(store)
+            if file is not None and not stays:
+                file.remove()
             await self._host.ended(self)
 
 
@@ -595,10 +514,6 @@ def _killed(process: Process, error: WireError) -> WorkerLost:
     log.error("a worker was killed: it sent %s", error)
     process.kill()
     return WorkerLost("the process that ran the turn was killed")
-
-
-def _reason(error: Exception) -> str:
-    return (error.strerror or repr(error)) if isinstance(error, OSError) else str(error)
 
 
 def undone(type: str, message: str) -> Turn:

@@ -250,7 +250,7 @@ class Form:
 
     def read(self, data: bytes, image: Image, owner: str = "a", corpora: Sequence[Corpus] = ()) -> Checkpoint:
         self._path.write_bytes(data)
-        return self._store.get(Stored(self._path, "", len(data)), owner, image, corpora).checkpoint
+        return self._store.get(Stored(self._path, bound="", size=len(data)), owner, image, corpora).checkpoint
 
 
 @pytest.fixture

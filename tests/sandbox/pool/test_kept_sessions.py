@@ -17,7 +17,7 @@ import pytest
 
 from sandbox.door import HostCall, Json
 from sandbox.limits import MIB, Limits
-from sandbox.pool import worker_session
+from sandbox.pool import session_file
 from sandbox.pool.pool import WorkerPool
 from sandbox.pool.sealing import HEADER, SnapshotRefused
 from sandbox.pool.snapshots import SessionStore
@@ -147,8 +147,8 @@ async def test_notes_come_back_with_the_state_they_were_stored_with(
         await show(session, "x = 2")
     async with served(loaded, tmp_path) as pool:
         session = pool.take_up("a", "core", LIMITS, "one")
-        assert await session.recall() == [b"first ok", b"second error"]
-        session.note = lambda: b"so far"
+        assert await session.recall() == [b"first ok", b"undone rolled_back", b"second error"]
+        session.keep_note(lambda: b"so far")
         monkeypatch.setattr(SessionStore, "is_long", lambda *_: True)
         await session.execute("x = 3", nobody, ignore, note=noted("third"))
     async with served(loaded, tmp_path) as pool:
@@ -304,7 +304,7 @@ async def test_turns_cannot_be_left_out_exchanged_or_repeated(
 async def test_a_session_that_no_longer_fits_goes_on_and_is_not_kept_until_it_does(
     loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_session, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(session_file, "RETRY_SECONDS", 0.0)
     async with served(loaded, tmp_path / "s", stored_bytes=3 * MIB) as pool:
         assert pool.store is not None
         session = await pool.create("a", "core", LIMITS, "one")
@@ -336,8 +336,9 @@ async def test_a_disk_that_refuses_loses_no_turn(
             await show(session, "x = 1")
         assert not session.kept
         assert await show(session, "x") == "1"
-        monkeypatch.setattr(worker_session, "RETRY_SECONDS", 0.0)
-        session._retry_at = 0.0
+        monkeypatch.setattr(session_file, "RETRY_SECONDS", 0.0)
+        assert session._file is not None
+        session._file._retry_at = 0.0
         await show(session, "x = 2")
         assert session.kept
     assert taken_up(loaded, tmp_path, "one", "x") == "2"
