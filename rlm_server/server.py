@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -45,7 +44,7 @@ from rlm_server.broker.providers.scripted import Script
 from rlm_server.broker.providers.scripted_models import SCRIPTS
 from rlm_server.config.defaults import Defaults
 from rlm_server.config.model_catalog import Models, build_models
-from rlm_server.config.private_files import check_private
+from rlm_server.config.private_files import check_private, session_secret
 from rlm_server.config.settings import ConfigError, Settings, nano
 from rlm_server.contexts.background import keep_up
 from rlm_server.contexts.contexts import Contexts
@@ -187,7 +186,7 @@ async def serving(
             policies=terms.policies,
         )
         of_pool = settings.pool_limits
-        store = SessionStore(settings.data_dir / "sessions", secrets.token_bytes(32), of_pool.stored_bytes)
+        store = SessionStore(settings.data_dir / "sessions", session_secret(settings.data_dir), of_pool.stored_bytes)
         pool = WorkerPool(
             loaded,
             sessions=of_pool.sessions,

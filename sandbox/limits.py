@@ -175,7 +175,7 @@ class PoolLimits:
         least=0,
         most=1 << 50,
         unit="bytes",
-        doc="Files of one owner's sessions that hibernate. One that does not fit stays live.",
+        doc="Files of one owner's sessions and snapshots. A session that does not fit stays live and is not kept.",
     )
     waiting_turns: int = limit(
         64,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rlm_server.backup.archive import BackupError, Contents, Member, Writer, checked, written
+from rlm_server.config.private_files import SESSION_SECRET
 from rlm_server.config.settings import Settings
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection, is_postgres
@@ -31,9 +32,9 @@ ATTEMPTS = 5
 """Contexts may be deleted while a backup begins; then it begins anew, so often."""
 FILES = ("texts", "index")
 """Of each context."""
-ALONE = ("stated-prices.json", "development-key")
+ALONE = ("stated-prices.json", "development-key", SESSION_SECRET)
 """Files of the data directory that are kept besides."""
-_CONTEXT = re.compile(rf"contexts/[A-Za-z0-9_-]+/({'|'.join(FILES)})")
+_FILE = re.compile(rf"contexts/[A-Za-z0-9_-]+/({'|'.join(FILES)})|sessions/[A-Za-z0-9_-]+\.(session|snapshot)")
 
 
 class _Gone(Exception):
@@ -43,7 +44,8 @@ class _Gone(Exception):
 def back_up(settings: Settings, path: Path) -> Contents:
     """Write all that a server keeps into one file, whether or not it runs. Returns what the file holds.
 
-    Sessions and unfinished uploads are left out. So are contexts that an object store keeps.
+    Unfinished uploads are left out. So are contexts that an object store keeps. The state of a session that lives is
+    that of a turn which had ended when its file was copied.
 
     Raises:
         BackupError: the file is there already, or cannot be written.
@@ -55,9 +57,9 @@ def back_up(settings: Settings, path: Path) -> Contents:
             try:
                 with snapshot(settings.database) as found:
                     _check_schema(found)
-                    contexts = _linked(settings, found, linked)
+                    files = _linked(settings, found, linked)
                     with written(path) as writer:
-                        return _fill(settings, found, contexts, writer)
+                        return _fill(settings, found, files, writer)
             except _Gone:
                 shutil.rmtree(linked, ignore_errors=True)
         raise BackupError("contexts are deleted faster than they can be copied: try again")
@@ -74,11 +76,11 @@ def _check_schema(found: Snapshot) -> None:
 
 
 def _linked(settings: Settings, found: Snapshot, into: Path) -> list[tuple[str, Path]]:
-    """Hold on to the files of every context: links go on where a context is deleted."""
-    if settings.context_store:
-        return []
+    """Hold on to the files of contexts and sessions: links go on where a context is deleted."""
     into.mkdir(mode=0o700)
-    names: list[tuple[str, Path]] = []
+    names = _copied_sessions(settings, into)
+    if settings.context_store:
+        return names
     for (context,) in found.rows("SELECT id FROM context WHERE deleted_at IS NULL"):
         for file in FILES:
             link = into / f"{context}.{file}"
@@ -90,14 +92,33 @@ def _linked(settings: Settings, found: Snapshot, into: Path) -> list[tuple[str, 
     return names
 
 
-def _fill(settings: Settings, found: Snapshot, contexts: Sequence[tuple[str, Path]], writer: Writer) -> Contents:
+def _copied_sessions(settings: Settings, into: Path) -> list[tuple[str, Path]]:
+    """Copy the files of sessions, each as it was at one moment: their servers write to them."""
+    names: list[tuple[str, Path]] = []
+    for file in sorted((settings.data_dir / "sessions").glob("*")):
+        name, copy = f"sessions/{file.name}", into / file.name
+        if _FILE.fullmatch(name):
+            with suppress(FileNotFoundError):  # the session ended just now
+                for _ in range(ATTEMPTS):
+                    before = file.stat()
+                    shutil.copyfile(file, copy)
+                    after = file.stat()
+                    if (before.st_ino, before.st_size, before.st_mtime_ns) == (
+                        after.st_ino, after.st_size, after.st_mtime_ns,
+                    ):  # fmt: skip
+                        break
+                names.append((name, copy))
+    return names
+
+
+def _fill(settings: Settings, found: Snapshot, files: Sequence[tuple[str, Path]], writer: Writer) -> Contents:
     for table in tables(MIGRATIONS[: found.schema]):
         with tempfile.TemporaryFile(dir=settings.data_dir) as rows:
             for row in found.rows(table.every_row):
                 rows.write(json.dumps(list(row)).encode() + b"\n")
             rows.flush()
             writer.add(f"tables/{table.name}", rows)
-    for name, path in contexts:
+    for name, path in files:
         with path.open("rb") as file:
             writer.add(name, file)
     for name in ALONE:
@@ -138,7 +159,7 @@ async def restore(settings: Settings, path: Path) -> Contents:
 def _refuse_data(settings: Settings) -> None:
     """Refuse to put anything where something is."""
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for name in ("rlm.sqlite", "contexts", *ALONE):
+    for name in ("rlm.sqlite", "contexts", "sessions", *ALONE):
         there = settings.data_dir / name
         if there.is_file() or (there.is_dir() and any(there.iterdir())):
             raise BackupError(f"{there} is there already: a backup is put into an empty data directory (data_dir)")
@@ -146,7 +167,7 @@ def _refuse_data(settings: Settings) -> None:
 
 def _extract(tar: tarfile.TarFile, member: Member, into: Path) -> None:
     """Write a member that is a file of the data directory, with the time it had: a context's files are known by it."""
-    if not (_CONTEXT.fullmatch(member.name) or member.name in ALONE):
+    if not (_FILE.fullmatch(member.name) or member.name in ALONE):
         return
     path = into / member.name
     for folder in reversed(path.relative_to(into).parents[:-1]):

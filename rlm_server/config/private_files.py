@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 
@@ -38,6 +40,49 @@ def check_private(folder: Path) -> None:
                 f"data_dir: others than its owner may use {path} (mode {stat.S_IMODE(found.st_mode):o}): "
                 f"run `chmod -R go= {folder}`"
             )
+
+
+SESSION_SECRET = "session-secret"  # noqa: S105 - its name
+"""The file of the secret that stored sessions are sealed with: 64 hexadecimal digits."""
+
+
+def session_secret(folder: Path) -> bytes:
+    """Return the secret that stored sessions in a folder are sealed with. Where there is none yet, it is made.
+
+    Raises:
+        ConfigError: it is not what was made, or others than its owner may use it.
+    """
+    path = folder / SESSION_SECRET
+    if not path.exists():
+        _make_secret(path)
+    found = path.stat()
+    if found.st_mode & 0o077:
+        mode = stat.S_IMODE(found.st_mode)
+        raise ConfigError(f"others than its owner may use {path} (mode {mode:o}): run `chmod go= {path}`")
+    try:
+        secret = bytes.fromhex(path.read_text())
+    except ValueError:
+        secret = b""
+    if len(secret) != 32:
+        raise ConfigError(
+            f"{path} is not what the server made: put it back from a backup, or remove it with the folder "
+            f"{folder / 'sessions'}, which cannot be read without it"
+        )
+    return secret
+
+
+def _make_secret(path: Path) -> None:
+    """Make the secret. It is there as a whole or not at all, whoever is killed; one that is there stays."""
+    new = path.with_name(f".{path.name}-{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileExistsError):
+            os.link(new, path)
+    finally:
+        new.unlink(missing_ok=True)
 
 
 def _kept(folder: Path) -> Iterator[Path]:

@@ -373,7 +373,7 @@ class WorkerSession:
         turn = ended.turn
         if turn.status is not Status.ROLLED_BACK:
             await self._store(checkpoint, ended, note(turn))
-            ended.apply(checkpoint)
+        ended.apply(checkpoint)
         self.private_bytes = checkpoint.private_bytes
         if corpus is None:  # a turn of code, which is paid for as such
             process.own_time.ran += turn.running_seconds

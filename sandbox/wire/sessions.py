@@ -14,7 +14,7 @@ from sandbox.corpora.corpus import BLOCK, Corpus
 from sandbox.limits import Limits
 from sandbox.memory.memory import PAGE
 from sandbox.memory.pages import EXTENT_BYTES, Change, PageFile
-from sandbox.turn import Turn
+from sandbox.turn import Status, Turn
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.files import Files
 from sandbox.vm.guest_memory import ADDRESSES
@@ -155,7 +155,9 @@ class Ended:
     """None where they are as before."""
 
     def apply(self, checkpoint: Checkpoint) -> None:
-        """Apply what it changed to the checkpoint that it was read for."""
+        """Apply what it changed to the checkpoint that it was read for. A turn that was undone changes nothing."""
+        if self.turn.status is Status.ROLLED_BACK:
+            return
         checkpoint.pages.take(self.change)
         checkpoint.size, checkpoint.layout = self.size, self.layout
         if self.files is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_server.config.private_files import check_private
+from rlm_server.config.private_files import SESSION_SECRET, check_private, session_secret
 from rlm_server.config.settings import ConfigError
 from tests.servers import Served
 from tests.system.context_calls import ContextCalls, of_text
@@ -72,3 +73,36 @@ print(resource.getrlimit(resource.RLIMIT_CORE), ctypes.CDLL(None).prctl(3, 0, 0,
 def test_a_servers_memory_is_not_dumped_and_its_files_are_its_own() -> None:
     said = subprocess.run([sys.executable, "-c", HARD], check=True, capture_output=True, text=True).stdout
     assert said == "(0, 0) 0 0o77\n"
+
+
+def test_the_secret_of_sessions_is_made_once_and_is_the_servers_alone(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        secret = session_secret(tmp_path)
+    finally:
+        os.umask(before)
+    path = tmp_path / SESSION_SECRET
+    assert (len(secret), stat.S_IMODE(path.stat().st_mode)) == (32, 0o600)
+    assert secret.hex() in path.read_text()
+    assert session_secret(tmp_path) == secret
+    assert session_secret(Path(shutil.copytree(tmp_path, tmp_path / "copy"))) == secret
+    (tmp_path / "other").mkdir()
+    assert session_secret(tmp_path / "other") != secret
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660])
+def test_a_secret_that_others_may_use_is_refused(tmp_path: Path, mode: int) -> None:
+    session_secret(tmp_path)
+    (tmp_path / SESSION_SECRET).chmod(mode)
+    with pytest.raises(ConfigError, match=rf"{SESSION_SECRET} \(mode {mode:o}\): run `chmod go="):
+        session_secret(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "no digits", "ab" * 31, "ab" * 33, "\udcff"])
+def test_a_secret_that_is_not_what_was_made_is_refused_and_not_replaced(tmp_path: Path, text: str) -> None:
+    path = tmp_path / SESSION_SECRET
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    path.chmod(0o600)
+    with pytest.raises(ConfigError, match="put it back from a backup"):
+        session_secret(tmp_path)
+    assert path.read_bytes() == text.encode(errors="surrogateescape")

@@ -26,7 +26,7 @@ from sandbox.vm.instance import Image
 from sandbox.vm.mappings import Layout, Mapped
 from sandbox.wire.files import write_files
 from sandbox.wire.frames import MAX_BYTES, MAX_JSON, Channel, Frame, Kind, Parser, WireError, send_descriptor
-from sandbox.wire.sessions import take_end
+from sandbox.wire.sessions import read_end
 from sandbox.wire.turns import Observed, write_turn
 
 NUMBERS = st.integers(0, (1 << 32) - 1)
@@ -165,7 +165,9 @@ def taken(
     frame: Frame, state: Checkpoint, attached: Corpus | None = None, heard: bytes = b"out"
 ) -> tuple[Turn, list[int]]:
     """Take a turn of which so much was heard, and which took a second."""
-    return take_end(frame, state, Limits(), Observed(heard, b"", 1.0), attached)
+    ended = read_end(frame, state, Limits(), Observed(heard, b"", 1.0), attached)
+    ended.apply(state)
+    return ended.turn, ended.seen
 
 
 def extents(*numbers: int) -> bytes:

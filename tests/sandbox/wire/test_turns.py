@@ -22,7 +22,7 @@ from sandbox.vm.files import Files
 from sandbox.vm.instance import Image
 from sandbox.vm.mappings import Layout
 from sandbox.wire.frames import Frame, Kind, Parser, WireError
-from sandbox.wire.sessions import take_end
+from sandbox.wire.sessions import read_end
 from sandbox.wire.turns import Observed, read_failure, read_turn, write_failure, write_turn
 from tests.sandbox.wire.claims import ANYTHING, OBSERVED, SIZE, TRUE, claims, header
 
@@ -79,7 +79,7 @@ def test_a_claim_is_a_turn_that_can_have_been_or_an_error_that_changes_nothing(
         refusal = ""
         try:
             (frame,) = Parser().feed(b"".join(Frame(Kind.DONE, 1, header=told, data=DATA, turn=1).encode()))
-            turn, seen = take_end(frame, checkpoint, LIMITS, OBSERVED, corpus)
+            ended = read_end(frame, checkpoint, LIMITS, OBSERVED, corpus)
         except WireError as error:
             refusal = str(error)
         if refusal:
@@ -88,8 +88,9 @@ def test_a_claim_is_a_turn_that_can_have_been_or_an_error_that_changes_nothing(
             after = list(checkpoint.pages.table), checkpoint.size, checkpoint.files, checkpoint.layout
             assert after == before
             return
-        check(turn, OBSERVED)
-        assert all(0 <= blocks < 1 << corpus.blocks for blocks in seen)
+        ended.apply(checkpoint)
+        check(ended.turn, OBSERVED)
+        assert all(0 <= blocks < 1 << corpus.blocks for blocks in ended.seen)
         assert checkpoint.files.used_bytes <= LIMITS.file_bytes
         assert len(checkpoint.files.writable) <= LIMITS.files
 
@@ -109,9 +110,10 @@ def test_anything_at_all_is_a_turn_or_an_error(fields: Any, message: Any) -> Non
 @pytest.mark.parametrize("turn", TRUE)
 def test_what_is_true_is_taken(corpus: Corpus, turn: Turn) -> None:
     with state() as checkpoint:
-        taken, seen = take_end(
-            Frame(Kind.DONE, 1, header=header(turn), data=DATA), checkpoint, LIMITS, OBSERVED, corpus
-        )
+        frame = Frame(Kind.DONE, 1, header=header(turn), data=DATA)
+        ended = read_end(frame, checkpoint, LIMITS, OBSERVED, corpus)
+        ended.apply(checkpoint)
+        taken, seen = ended.turn, ended.seen
         assert (taken.status, taken.error, taken.variables) == (turn.status, turn.error, turn.variables)
         assert (taken.stdout, taken.stderr) == ("printed\n", "oh\n")
         assert seen == [0b101]
