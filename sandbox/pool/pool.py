@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
 
@@ -23,7 +23,7 @@ from sandbox.pool.live_slots import Slots
 from sandbox.pool.process import Process, WorkerLost, started
 from sandbox.pool.records import Beside
 from sandbox.pool.sealing import SnapshotRefused
-from sandbox.pool.snapshots import Restored, SessionStore, Stored
+from sandbox.pool.snapshots import Incoming, Restored, SessionStore, Stored
 from sandbox.pool.worker_session import Note, WorkerSession
 from sandbox.pool.worker_turn import Answer
 from sandbox.turn import OutputListener, RestartListener, Turn
@@ -44,8 +44,39 @@ class JailMissing(Exception):
 class LiveSession(Protocol):
     """A session, wherever it lives."""
 
-    def keep_note(self, make: Callable[[], bytes]) -> None:
-        """Have `make` make the note that is stored with all of the session, in place of those of its turns so far."""
+    def supply(self, corpora: tuple[Corpus, ...]) -> None:
+        """Say which corpora are attached to a session that was taken up, before it wakes."""
+        ...
+
+    def keep_note(self, make: Callable[[], Callable[[], bytes]]) -> None:
+        """Have `make` make the note that is stored with all of the session, in place of those of its turns so far.
+
+        What it returns is called in a thread, and only where the note is needed.
+        """
+        ...
+
+    async def fork(self, names: Sequence[str]) -> Sequence[LiveSession]:
+        """Make sessions that begin as this is after its last finished turn, kept under these names: all, or none.
+
+        Raises:
+            StoreFull: their files do not fit beside the owner's others.
+        """
+        ...
+
+    async def snapshot(self, name: str, note: bytes) -> int:
+        """Keep the state after the last finished turn as a snapshot, with a note. Returns its size in bytes.
+
+        Raises:
+            StoreFull: it does not fit beside the owner's others.
+        """
+        ...
+
+    async def hibernate(self) -> None:
+        """Have the session hibernate. A running turn ends first; the next turn wakes it.
+
+        Raises:
+            StoreFull, OSError: it cannot be stored; it stays live.
+        """
         ...
 
     async def execute(
@@ -128,6 +159,30 @@ class Pool(Protocol):
         """
         ...
 
+    async def create_from(
+        self, owner: str, image: str, limits: Limits, snapshot: str, name: str = "", corpora: tuple[Corpus, ...] = ()
+    ) -> LiveSession:
+        """Start a session from a snapshot, to which these corpora were attached.
+
+        Raises:
+            KeyError: there is no such image.
+            SnapshotRefused: there is no such snapshot, or it is not as it was written, or has more than the limits say.
+            PoolFull: no more sessions fit.
+        """
+        ...
+
+    def take_up(
+        self, owner: str, image: str, limits: Limits, name: str, corpora: tuple[Corpus, ...] = ()
+    ) -> LiveSession:
+        """Go on with a session that another process kept under a name. It hibernates until it is used.
+
+        Raises:
+            KeyError: there is no such image.
+            SnapshotRefused: nothing is stored of it, or it is of another owner or image, or of another secret.
+            OSError: its file cannot be read.
+        """
+        ...
+
     @property
     def images(self) -> tuple[str, ...]:
         """The names of the images sessions can start from."""
@@ -205,6 +260,10 @@ class WorkerPool:
     def workers(self) -> int:
         """How many owners have a worker process."""
         return len(self._workers)
+
+    def incoming(self, name: str, owner: str) -> AbstractContextManager[Incoming]:
+        """Take a snapshot's file from elsewhere, to be kept under a name."""
+        return self._store().incoming(name, owner, self._loaded.images)
 
     def take_host_seconds(self, owner: str) -> float:
         """Return the seconds of processor time that an owner's sessions took of this process since the last call.

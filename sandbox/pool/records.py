@@ -254,7 +254,7 @@ def read_note(source: BinaryIO, chain: Chain) -> bytes:
 
 
 @contextmanager
-def _unpacked(opened: io.BufferedReader) -> Iterator[zstandard.ZstdDecompressionReader]:
+def _unpacked(opened: io.BufferedReader[Opened]) -> Iterator[zstandard.ZstdDecompressionReader]:
     """Yield what decompresses a record. What shows that it is none becomes `SnapshotRefused`."""
     try:
         with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(opened, closefd=False) as unpacked:

@@ -46,8 +46,11 @@ class SessionFile:
         """`stored` is the file of a session that is not this process's yet."""
         self._store, self._threads, self._turn_threads = store, threads, turn_threads
         self._owner, self._name, self._stored = owner, name, stored
-        self.note: Callable[[], bytes] = bytes
-        """Makes the note that is stored where the file is written anew, in place of the notes of all turns so far."""
+        self.note: Callable[[], Callable[[], bytes]] = lambda: bytes
+        """Makes what makes, in a thread, the note that is stored where the file is written anew.
+
+        It takes the place of the notes of all turns so far.
+        """
         self.notes: list[bytes] = []
         """The notes that were found where another process had written the file."""
         self.foreign = stored is not None
@@ -100,9 +103,11 @@ class SessionFile:
             OSError: it cannot be written.
         """
 
+        note = self.note()
+
         def work(go_on: Callable[[], None]) -> None:
             if self._stored is None or not self._name:
-                beside = Beside(seen, self.note())
+                beside = Beside(seen, note())
                 self._stored = self._store.put(checkpoint, self._owner, go_on, name=self._name, beside=beside)
             elif seen != self._seen:
                 self._stored = self._store.append(self._stored, self._owner, checkpoint, None, Beside(seen), go_on)
@@ -126,7 +131,7 @@ class SessionFile:
         loop = asyncio.get_running_loop()
         if not self._name or loop.time() < self._retry_at:
             return
-        before, seen = Beside(self._seen, self.note()), [*seen]
+        before, seen = (self._seen, self.note()), [*seen]
         beside = Beside(seen if seen != self._seen else (), note)
         try:
             self._stored = await self._in_thread(
@@ -144,7 +149,7 @@ class SessionFile:
         self,
         checkpoint: Checkpoint,
         ended: Ended | None,
-        before: Beside,
+        before: tuple[list[int], Callable[[], bytes]],
         beside: Beside,
         go_on: Callable[[], None],
     ) -> Stored:
@@ -154,7 +159,9 @@ class SessionFile:
         """
 
         def anew() -> Stored:
-            self._stored = self._store.put(checkpoint, self._owner, go_on, name=self._name, beside=before)
+            seen, note = before
+            made = Beside(seen, note())
+            self._stored = self._store.put(checkpoint, self._owner, go_on, name=self._name, beside=made)
             return self._stored
 
         stored = self._stored

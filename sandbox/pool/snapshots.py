@@ -11,7 +11,7 @@ import re
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -252,13 +252,13 @@ class SessionStore:
         return self._path(name, _SNAPSHOT).open("rb")
 
     @contextmanager
-    def incoming(self, name: str, owner: str) -> Iterator[Incoming]:
+    def incoming(self, name: str, owner: str, images: Mapping[str, Image]) -> Iterator[Incoming]:
         """Take a snapshot's file from elsewhere. It is there once `Incoming.accept` was called, and not without."""
         path = self._path(name, _SNAPSHOT)
         new = path.with_name(path.name + _NEW)
         try:
             with new.open("xb", buffering=0) as file:
-                yield Incoming(_Counted(self, file, path, owner), self._sealer, new, path, owner)
+                yield Incoming(_Counted(self, file, path, owner), self._sealer, images, path, owner)
         finally:
             if new.exists():
                 new.unlink()
@@ -316,8 +316,11 @@ class SessionStore:
 class Incoming:
     """A snapshot that comes from elsewhere. Nothing of it is used before all of it was checked."""
 
-    def __init__(self, out: _Counted, sealer: Sealer, new: Path, path: Path, owner: str) -> None:
-        self._out, self._sealer, self._new, self._path, self._owner = out, sealer, new, path, owner
+    def __init__(
+        self, out: _Counted, sealer: Sealer, images: Mapping[str, Image], path: Path, owner: str
+    ) -> None:  # fmt: skip
+        self._out, self._sealer, self._images = out, sealer, images
+        self._new, self._path, self._owner = path.with_name(path.name + _NEW), path, owner
 
     def write(self, data: bytes) -> None:
         """Take the file's next bytes.
@@ -328,41 +331,40 @@ class Incoming:
         """
         self._out.write(data)
 
-    def check(self, images: Iterable[Image]) -> tuple[Image, bytes]:
-        """Return of which image the file is, all of which was sealed here for this owner, and its note.
+    def check(self) -> tuple[str, bytes]:
+        """Return the name of the image that the file is of, all of which was sealed here for this owner, and its note.
 
         Raises:
-            SnapshotRefused: it is altered, cut, added to, another owner's or server's, or of none of these images.
+            SnapshotRefused: it is altered, cut, added to, another owner's or server's, or of none of the images.
         """
         with self._new.open("rb") as source:
             header = source.read(HEADER.size)
-            image, chain = self._chain(header, images)
+            image, chain = self._chain(header)
             found = check(source, chain)
             if found.records != 1 or found.size != self._out.size:
                 raise SnapshotRefused("the snapshot was cut or added to")
             source.seek(HEADER.size)
             return image, records.read_note(source, chain)
 
-    def _chain(self, header: bytes, images: Iterable[Image]) -> tuple[Image, Chain]:
+    def _chain(self, header: bytes) -> tuple[str, Chain]:
         refused = SnapshotRefused("there is no image that it could be of")
-        for image in images:
+        for name, image in self._images.items():
             try:
-                return image, self._sealer.chain(header, self._owner, image, _SNAPSHOT)
+                return name, self._sealer.chain(header, self._owner, image, _SNAPSHOT)
             except SnapshotRefused as error:
                 refused = error
         raise refused
 
-    def accept(
-        self, image: Image, corpora: Sequence[Corpus], limits: Limits, go_on: Callable[[], None] = always
-    ) -> int:
+    def accept(self, image: str, corpora: Sequence[Corpus], limits: Limits, go_on: Callable[[], None] = always) -> int:
         """Read all of a file that was checked, and keep it. Returns its size in bytes.
 
         Raises:
             SnapshotRefused: it has more than `limits` say, or was made with other texts, or cannot be read.
         """
         with self._new.open("rb") as source:
-            chain = self._sealer.chain(source.read(HEADER.size), self._owner, image, _SNAPSHOT)
-            rebuilt = Rebuilt(image, corpora, limits)
+            golden = self._images[image]
+            chain = self._sealer.chain(source.read(HEADER.size), self._owner, golden, _SNAPSHOT)
+            rebuilt = Rebuilt(golden, corpora, limits)
             try:
                 rebuilt.read(source, chain, go_on)
                 rebuilt.checkpoint()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -68,6 +68,14 @@ class SessionHost(Protocol):
 
     async def ended(self, session: WorkerSession) -> None:
         """Forget a session."""
+        ...
+
+    async def fork(self, session: WorkerSession, names: Sequence[str]) -> list[WorkerSession]:
+        """Make sessions that begin as another is."""
+        ...
+
+    async def snapshot(self, session: WorkerSession, name: str, note: bytes) -> int:
+        """Keep a session's state as a snapshot."""
         ...
 
 
@@ -148,8 +156,15 @@ class WorkerSession:
         """Whether its state after the last finished turn is stored, so that it outlives this process."""
         return self._file is not None and self._file.kept
 
-    def keep_note(self, make: Callable[[], bytes]) -> None:
-        """Have `make` make the note that is stored with all of the session, in place of those of its turns so far."""
+    def supply(self, corpora: tuple[Corpus, ...]) -> None:
+        """Say which corpora are attached to a session that was taken up, before it wakes."""
+        self._corpora = corpora
+
+    def keep_note(self, make: Callable[[], Callable[[], bytes]]) -> None:
+        """Have `make` make the note that is stored with all of the session, in place of those of its turns so far.
+
+        What it returns is called in a thread, and only where the note is needed.
+        """
         if self._file is not None:
             self._file.note = make
 
@@ -440,6 +455,26 @@ class WorkerSession:
             raise SessionClosed from None
         finally:
             self._turn_ends()
+
+    async def fork(self, names: Sequence[str]) -> list[WorkerSession]:
+        """Make sessions that begin as this is after its last finished turn, kept under these names: all, or none.
+
+        They hibernate until they are used.
+
+        Raises:
+            StoreFull: their files do not fit beside the owner's others.
+            TooManyTurns, SessionClosed, SnapshotRefused, OSError: as `with_state`.
+        """
+        return await self._host.fork(self, names)
+
+    async def snapshot(self, name: str, note: bytes) -> int:
+        """Keep the state after the last finished turn as a snapshot, with a note. Returns its size in bytes.
+
+        Raises:
+            StoreFull: it does not fit beside the owner's others.
+            TooManyTurns, SessionClosed, SnapshotRefused, OSError: as `with_state`.
+        """
+        return await self._host.snapshot(self, name, note)
 
     async def recall(self) -> list[bytes]:
         """Return the notes that another process stored with the state that this session began with, which is read.

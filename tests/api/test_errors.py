@@ -69,7 +69,7 @@ from rlm_server.tenants.tenants import TenantExists, TenantInUse, TenantUnknown
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
-from sandbox.pool.snapshots import SnapshotRefused
+from sandbox.pool.sealing import SnapshotRefused
 from sandbox.pool.worker_session import TooManyTurns
 from tests.api.offers import routes
 from tests.system.stage import Refusal, refusal

@@ -35,7 +35,7 @@ async def test_forks_go_their_own_ways_and_never_draw_the_same(loaded: Loaded, t
         session = await pool.create("a", "core", LIMITS, "one")
         await session.attach("context", corpus)
         await show(session, f"x = [len(context)]\n_ = open('/tmp/f', 'w').write('f')\n{DRAW}")
-        forks = await pool.fork(session, ["two", "three"])
+        forks = await session.fork(["two", "three"])
         assert pool.live == 1, "they sleep"
         assert all(fork.kept for fork in forks)
         everyone = [session, *forks]
@@ -57,12 +57,13 @@ async def test_a_fork_waits_for_the_turn_that_runs_and_does_not_wake_who_sleeps(
     async def answer(_: HostCall) -> Json:
         asked.set()
         await go.wait()
+        return None
 
     async with served(loaded, tmp_path) as pool:
         session = await pool.create("a", "core", LIMITS, "one")
         turn = asyncio.create_task(session.execute("import _door\n_door.call('a')\nx = 1", answer, ignore))
         await asked.wait()
-        forking = asyncio.create_task(pool.fork(session, ["two"]))
+        forking = asyncio.create_task(session.fork(["two"]))
         after = asyncio.create_task(run(session, "x = 2"))
         go.set()
         (fork,) = await forking
@@ -70,7 +71,7 @@ async def test_a_fork_waits_for_the_turn_that_runs_and_does_not_wake_who_sleeps(
         await after
         assert await show(fork, "x") == "1"
         await session.hibernate()
-        (again,) = await pool.fork(session, ["three"])
+        (again,) = await session.fork(["three"])
         assert session.checkpoint is None
         assert await show(again, "x") == "2"
 
@@ -83,14 +84,14 @@ async def test_where_one_fork_does_not_fit_there_is_none(loaded: Loaded, tmp_pat
         assert pool.store is not None
         counted = pool.store.stored_bytes("a")
         with pytest.raises(StoreFull, match="stored_bytes"):
-            await pool.fork(session, [f"fork{n}" for n in range(8)])
+            await session.fork([f"fork{n}" for n in range(8)])
         assert sorted(os.listdir(tmp_path)) == before
         assert pool.store.stored_bytes("a") == counted
-        (fork,) = await pool.fork(session, ["fork0"])
+        (fork,) = await session.fork(["fork0"])
         assert await show(fork, "len(block)") == "500000"
         await session.close()
         with pytest.raises(SessionClosed):
-            await pool.fork(session, ["two"])
+            await session.fork(["two"])
 
 
 async def test_a_snapshot_outlives_its_session_and_begins_others(
@@ -101,7 +102,7 @@ async def test_a_snapshot_outlives_its_session_and_begins_others(
         session = await pool.create("a", "core", LIMITS, "one")
         await session.attach("context", corpus)
         await show(session, "x = 1; len(context)")
-        size = await pool.snapshot(session, "snap", b"a note")
+        size = await session.snapshot("snap", b"a note")
         assert pool.store is not None
         assert size == (tmp_path / "snap.snapshot").stat().st_size
         assert pool.store.stored_bytes("a") == size + file_of(tmp_path, "one").stat().st_size
@@ -129,7 +130,7 @@ async def test_a_snapshot_outlives_its_session_and_begins_others(
 async def test_a_session_is_no_snapshot_and_a_snapshot_no_session(loaded: Loaded, tmp_path: Path) -> None:
     async with served(loaded, tmp_path) as pool:
         session = await pool.create("a", "core", LIMITS, "one")
-        await pool.snapshot(session, "snap", b"")
+        await session.snapshot("snap", b"")
         os.link(tmp_path / "snap.snapshot", file_of(tmp_path, "two"))
         os.link(file_of(tmp_path, "one"), tmp_path / "other.snapshot")
         with pytest.raises(SnapshotRefused, match="altered"):
@@ -155,10 +156,10 @@ def imported(
     store: SessionStore, loaded: Loaded, data: bytes, *, limits: Limits = LIMITS, corpora: tuple[Corpus, ...] = ()
 ) -> bytes:
     """Take a file in, in parts, and return its note."""
-    with store.incoming("new", "a") as incoming:
+    with store.incoming("new", "a", loaded.images) as incoming:
         for at in range(0, len(data), 70_000):
             incoming.write(data[at : at + 70_000])
-        image, note = incoming.check(loaded.images.values())
+        image, note = incoming.check()
         assert incoming.accept(image, corpora, limits) == len(data)
     return note
 
@@ -240,7 +241,7 @@ def test_what_unpacks_to_more_than_may_be_is_refused(loaded: Loaded, tmp_path: P
 def test_a_file_that_does_not_fit_is_refused_while_it_comes(loaded: Loaded, tmp_path: Path) -> None:
     data = exported(loaded, tmp_path / "s", "import os; block = os.urandom(3 << 20)")
     store = SessionStore(tmp_path / "s", SECRET, 1 * MIB)
-    with store.incoming("new", "a") as incoming:
+    with store.incoming("new", "a", loaded.images) as incoming:
         incoming.write(data[:MIB])
         assert store.stored_bytes("a") == MIB
         with pytest.raises(StoreFull, match="stored_bytes"):

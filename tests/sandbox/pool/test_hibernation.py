@@ -292,7 +292,7 @@ def test_every_byte_is_bound(loaded: Loaded, form: Form, stored: tuple[Session, 
         changed = bytearray(data)
         changed[at] ^= 1 << at % 8
         with pytest.raises(SnapshotRefused):
-            form.read(changed, loaded.images["core"])
+            form.read(bytes(changed), loaded.images["core"])
 
 
 @pytest.mark.parametrize(

@@ -148,7 +148,7 @@ async def test_notes_come_back_with_the_state_they_were_stored_with(
     async with served(loaded, tmp_path) as pool:
         session = pool.take_up("a", "core", LIMITS, "one")
         assert await session.recall() == [b"first ok", b"undone rolled_back", b"second error"]
-        session.keep_note(lambda: b"so far")
+        session.keep_note(lambda: lambda: b"so far")
         monkeypatch.setattr(SessionStore, "is_long", lambda *_: True)
         await session.execute("x = 3", nobody, ignore, note=noted("third"))
     async with served(loaded, tmp_path) as pool:
@@ -382,6 +382,7 @@ async def test_a_server_that_stops_undoes_the_turn_under_way_and_no_other(loaded
     async def answer(_: HostCall) -> Json:
         asked.set()
         await asyncio.Event().wait()
+        return None
 
     async with served(loaded, tmp_path) as pool:
         session = await pool.create("a", "core", LIMITS, "one")

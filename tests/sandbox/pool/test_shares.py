@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,7 +20,7 @@ from sandbox.pool.disk_threads import OF_ONE_OWNER, Abandoned, DiskThreads, Goin
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import WorkerPool
 from sandbox.pool.priority import NICENESS
-from sandbox.pool.snapshots import SessionStore
+from sandbox.pool.snapshots import SessionStore, Stored
 from sandbox.pool.worker_session import TooManyTurns, WorkerSession
 from sandbox.turn import Status, Stop, Turn
 from sandbox.vm.checkpoint import Checkpoint
@@ -273,11 +274,11 @@ async def test_a_full_disk_refuses_to_write_and_never_to_read(
         live = [await pool.create(owner, "core", LIMITS) for owner in "ab"]
         put = SessionStore.put
 
-        def full(store: SessionStore, checkpoint: Checkpoint, owner: str, *_: object) -> Path:
+        def full(store: SessionStore, checkpoint: Checkpoint, owner: str, *_: object, **named: Any) -> Stored:
             def stop() -> None:
                 raise OSError(28, "No space left on device")
 
-            return put(store, checkpoint, owner, stop)
+            return put(store, checkpoint, owner, stop, **named)
 
         with monkeypatch.context() as patched:
             patched.setattr(SessionStore, "put", full)
@@ -299,10 +300,10 @@ async def test_a_session_that_does_not_fit_on_the_disk_is_passed_over_for_one_th
         await show(large, "x = 1")
         await show(small, "x = 2")
 
-        def full(store: SessionStore, checkpoint: Checkpoint, *more: object) -> Path:
+        def full(store: SessionStore, checkpoint: Checkpoint, *more: Any, **named: Any) -> Stored:
             if checkpoint is large.checkpoint:
                 raise OSError(28, "No space left on device")
-            return put(store, checkpoint, *more)  # type: ignore[arg-type]
+            return put(store, checkpoint, *more, **named)
 
         monkeypatch.setattr(SessionStore, "put", full)
         await pool.create("b", "core", LIMITS)
