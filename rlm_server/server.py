@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,7 @@ from rlm_server.ledger import Ledger, Limit
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.ledger.host_bills import HostBills
 from rlm_server.repl.functions import FUNCTIONS, Functions
+from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.retention import Retention
 from rlm_server.runs.run_list import RunList
@@ -65,6 +66,8 @@ from rlm_server.runs.tree import Services
 from rlm_server.sessions.ends import Ends
 from rlm_server.sessions.session_table import SessionTable
 from rlm_server.sessions.sessions import Sessions
+from rlm_server.sessions.snapshot_table import SnapshotTable
+from rlm_server.sessions.snapshots import Snapshots
 from rlm_server.sessions.turns import Turns
 from rlm_server.shares.host_time import measured_tasks
 from rlm_server.shares.limits import TenantLimits
@@ -79,7 +82,7 @@ from rlm_server.tenants.tenants import Tenants, TenantUnknown
 from rlm_server.tenants.terms import Terms
 from rlm_server.tenants.watch import Watch
 from sandbox.cancellation import cancel_and_wait, in_own_thread
-from sandbox.limits import declared
+from sandbox.limits import Limits, declared
 from sandbox.pool.pool import WorkerPool
 from sandbox.pool.priority import take_short_turns
 from sandbox.pool.snapshots import SessionStore
@@ -159,6 +162,10 @@ async def serving(
         key = await _development_key(settings, tenants, keys)
         await tenants.tell_all()
         tenant_limits = partial(terms.limits, kind=TenantLimits)
+
+        def limits_of(tenant: str) -> RunLimits:
+            return replace(terms.limits(tenant, RunLimits), sandbox=terms.limits(tenant, Limits))
+
         book = CustomerBook(database, accounts, lambda tenant: tenant_limits(tenant).tenant_accounts)
         shares = Shares.of(tenant_limits, terms.weights)
         owned.callback(shares.close)
@@ -234,9 +241,11 @@ async def serving(
                     Turns(broker, accounts, functions, shares, budget_wait_seconds=settings.budget_wait_seconds),
                     Ends(idle_seconds=settings.session_idle_seconds, life_seconds=settings.session_seconds),
                     shares,
+                    limits_of,
                     grace_seconds=settings.grace_seconds,
                     hurry=hurry or asyncio.Event(),
                 ) as sessions,
+                Snapshots(pool, store, SnapshotTable(database), contexts, shares, limits_of) as snapshots,
                 _old_runs(journal, supervisor, tenant_limits),
                 Removal(
                     tenants,
@@ -244,6 +253,7 @@ async def serving(
                         open_calls.ended,
                         supervisor.delete_all,
                         sessions.delete_all,
+                        snapshots.delete_all,
                         uploads.remove_all,
                         contexts.delete_all,
                         book.forget_all,
@@ -263,7 +273,18 @@ async def serving(
                 )
                 context_pb2_grpc.add_ContextServiceServicer_to_server(texts, server)
                 session_pb2_grpc.add_SessionServiceServicer_to_server(
-                    SessionServicer(sessions, contexts, accounts, broker.routes_of, defaults, book), server
+                    SessionServicer(
+                        sessions,
+                        contexts,
+                        accounts,
+                        broker.routes_of,
+                        defaults,
+                        book,
+                        snapshots,
+                        shares,
+                        settings.upload_idle_seconds,
+                    ),
+                    server,
                 )
                 run_pb2_grpc.add_RunServiceServicer_to_server(
                     RunServicer(

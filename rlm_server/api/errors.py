@@ -40,6 +40,7 @@ from rlm_server.repl.bounds import cut
 from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
 from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import TooManySessions
+from rlm_server.sessions.snapshot_table import TooManySnapshots
 from rlm_server.sessions.state import SessionEnded
 from rlm_server.sessions.turn_line import SessionLineFull, TurnUnknown
 from rlm_server.shares.held import TooMuchHeld
@@ -50,6 +51,7 @@ from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.sealing import SnapshotRefused
+from sandbox.pool.snapshots import StoreFull
 from sandbox.pool.worker_session import SessionClosed, TooManyTurns
 
 log = logging.getLogger(__name__)
@@ -205,7 +207,9 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_TOO_MANY_SESSIONS, text, quota="sessions")
         case SnapshotRefused():
             return _status(ErrorReason.ERROR_REASON_SNAPSHOT_REFUSED, text)
-        case OwnerFull():
+        case TooManySnapshots():
+            return _status(ErrorReason.ERROR_REASON_TOO_MANY_SESSIONS, text, quota="snapshots")
+        case OwnerFull() | StoreFull():
             return _status(ErrorReason.ERROR_REASON_TOO_MANY_SESSIONS, text, quota="stored_bytes")
         case TooManyRuns():
             hit = {"unit": "tenant_waiting_runs", "limit": str(error.limit)}

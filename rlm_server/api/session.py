@@ -7,29 +7,36 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from rlm.v1 import session_pb2, session_pb2_grpc
+from rlm.v1 import session_pb2
 
 from rlm_server.api import requests, responses, session_messages
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.api.limits import lowered
+from rlm_server.api.snapshots import SnapshotServicer, snapshot
 from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.ledger import Ledger
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.runs.supervisor import check_affordable
+from rlm_server.sessions.forks import NewForks, payer_of
 from rlm_server.sessions.session import NewSession, ReplSession
 from rlm_server.sessions.session_table import PLACE, SessionFilter
 from rlm_server.sessions.sessions import SessionChange, Sessions, Shown
+from rlm_server.sessions.snapshot_table import SnapshotRow
+from rlm_server.sessions.snapshots import NewSnapshot, Snapshots
 from rlm_server.sessions.turn import TurnRequest, turn_id_of
+from rlm_server.shares.shares import Shares
 
 MAX_CODE = 1_000_000
 """Bytes of UTF-8 of one turn's code."""
+MAX_FORKS = 64
+"""Sessions that one call makes."""
 _CHANGEABLE = ("labels", "idle_time", "life_time")
 
 
-class SessionServicer(session_pb2_grpc.SessionServiceServicer):
+class SessionServicer(SnapshotServicer):
     """Serves REPLs to those who bring their own loop."""
 
     def __init__(
@@ -40,7 +47,11 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         routes_of: Callable[[str], Routes],
         defaults: Defaults,
         book: CustomerBook,
+        snapshots: Snapshots,
+        shares: Shares,
+        idle_seconds: float,
     ) -> None:
+        super().__init__(snapshots, shares, idle_seconds)
         self._sessions, self._contexts, self._ledger = sessions, contexts, ledger
         self._routes_of, self._defaults, self._book = routes_of, defaults, book
 
@@ -48,8 +59,6 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.CreateSessionRequest, context: Any
     ) -> session_pb2.CreateSessionResponse:
         """Start a session."""
-        if request.snapshot_id:  # none is kept
-            raise NotFound("snapshot", request.snapshot_id)
         sub_model = request.sub_model or self._defaults.sub_model
         requests.check_offered(self._offered(), "sub_model", sub_model)
         asked = requests.budget(request.budget) if request.HasField("budget") else None
@@ -61,7 +70,10 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         known = await self._sessions.asked_before(repeatable)
         if known is not None:
             return session_pb2.CreateSessionResponse(session=await self._message(known))
-        image = requests.image(request.image, self._defaults.images_of(tenant()))
+        begun_from = await self._snapshot(request)
+        wanted = request.image if begun_from is None else begun_from.image
+        image = requests.image(wanted, self._defaults.images_of(tenant()))
+        context_id = request.context_id if begun_from is None else begun_from.context or ""
         payer = await requests.payer(self._book, tenant(), request.account_id)
         budget = asked if asked is not None else await self._book.usual(payer, self._defaults.budget)
         check_affordable(budget, await self._ledger.ancestry(payer.account if payer is not None else tenant()))
@@ -69,7 +81,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             tenant(),
             repeatable,
             image,
-            await requests.context(self._contexts, tenant(), request.context_id),
+            await requests.context(self._contexts, tenant(), context_id),
             sub_model,
             budget,
             replace(ceiling, sandbox=lowered("limits", request.limits, ceiling.sandbox)),
@@ -77,6 +89,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             named,
             idle_ms,
             life_ms,
+            begun_from.id if begun_from is not None else None,
         )
         return session_pb2.CreateSessionResponse(session=await self._message(await self._sessions.create(new)))
 
@@ -149,13 +162,70 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
             raise NotFound("session", request.session_id)
         return session_pb2.DeleteSessionResponse(spent=responses.amounts(spent))
 
+    async def _snapshot(self, request: session_pb2.CreateSessionRequest) -> SnapshotRow | None:
+        """Return the snapshot that a new session begins from."""
+        if not request.snapshot_id:
+            return None
+        found = await self._snapshots.get(tenant(), request.snapshot_id)
+        if found is None:
+            raise NotFound("snapshot", request.snapshot_id)
+        if request.image not in ("", found.image):
+            raise InvalidField("image", f"must be the snapshot's, which is {found.image!r}, or empty")
+        if request.context_id:
+            raise InvalidField("context_id", "must be empty with a snapshot_id: it is the snapshot's")
+        return found
+
+    # ---- what it becomes -----------------------------------------------------------------------------------------
+
+    async def CreateSnapshot(
+        self, request: session_pb2.CreateSnapshotRequest, context: Any
+    ) -> session_pb2.CreateSnapshotResponse:
+        """Keep a session as it is."""
+        repeatable, labels = requests.repeatable(tenant(), request), requests.labels(request.labels)
+        requests.check_name("name", request.name)
+        row = await self._snapshots.asked_before(repeatable)
+        if row is None:
+            new = NewSnapshot(tenant(), repeatable, request.name, labels)
+            row = await self._snapshots.create(await self._prepared(request.session_id), new)
+        return session_pb2.CreateSnapshotResponse(snapshot=snapshot(row))
+
+    async def ForkSession(
+        self, request: session_pb2.ForkSessionRequest, context: Any
+    ) -> session_pb2.ForkSessionResponse:
+        """Make sessions that begin as one is."""
+        repeatable, ends = requests.repeatable(tenant(), request), self._sessions.ends
+        if not 0 <= request.count <= MAX_FORKS:
+            raise InvalidField("count", f"must be from 0 to {MAX_FORKS}, not {request.count}")
+        asked = NewForks(
+            request.count or 1,
+            requests.labels(request.labels),
+            requests.budget(request.budget) if request.HasField("budget") else None,
+            requests.time_span(request, "idle_time", "idle_time", ends.idle_ms),
+            requests.time_span(request, "life_time", "life_time", ends.life_ms),
+        )
+        made = await self._sessions.forked_before(repeatable)
+        if made is None:
+            session = await self._prepared(request.session_id)
+            budget = session.row.budget if asked.budget is None else asked.budget
+            check_affordable(budget, await self._ledger.ancestry(payer_of(session.row)))
+            made = await self._sessions.fork(session, asked, repeatable)
+        return session_pb2.ForkSessionResponse(sessions=await self._messages(made))
+
+    async def PauseSession(
+        self, request: session_pb2.PauseSessionRequest, context: Any
+    ) -> session_pb2.PauseSessionResponse:
+        """Store a session and give back its memory."""
+        session = await self._session(request.session_id)
+        shown = await self._sessions.pause(session, requests.repeatable(tenant(), request))
+        return session_pb2.PauseSessionResponse(session=await self._message(shown))
+
     # ---- turns ---------------------------------------------------------------------------------------------------
 
     async def Execute(
         self, request: session_pb2.ExecuteRequest, context: Any
     ) -> AsyncIterator[session_pb2.ExecuteResponse]:
         """Run a turn. It is stopped where its caller goes away, unless it is detached."""
-        session, asked = await self._session(request.session_id), _turn(request)
+        session, asked = await self._awake(request.session_id), _turn(request)
         line = self._sessions.line
         happenings = line.execute_detached(session, asked) if request.detached else line.execute(session, asked)
         async with aclosing(happenings):
@@ -166,14 +236,14 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ExecuteOnceRequest, context: Any
     ) -> session_pb2.ExecuteOnceResponse:
         """Run a turn and return what came of it. It is stopped where its caller goes away."""
-        session = await self._session(request.session_id)
+        session = await self._awake(request.session_id)
         return session_messages.collected(await self._sessions.line.execute_once(session, _turn(request)))
 
     async def WatchTurn(
         self, request: session_pb2.WatchTurnRequest, context: Any
     ) -> AsyncIterator[session_pb2.WatchTurnResponse]:
         """Stream what happens in a detached turn."""
-        session = await self._session(request.session_id)
+        session = await self._awake(request.session_id)
         requests.check_not_negative("from_sequence", request.from_sequence)
         asked = requests.request_id(request.request_id)
         if asked is None and not request.turn_id:
@@ -203,6 +273,16 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
         session = await self._sessions.get(tenant(), session_id)
         if session is None:
             raise NotFound("session", session_id)
+        return session
+
+    async def _prepared(self, session_id: str) -> ReplSession:
+        session = await self._session(session_id)
+        await self._sessions.prepare(session)
+        return session
+
+    async def _awake(self, session_id: str) -> ReplSession:
+        session = await self._session(session_id)
+        await self._sessions.wake(session)
         return session
 
     async def _message(self, shown: Shown) -> session_pb2.Session:

@@ -126,6 +126,20 @@ class Contexts:
         if await self._table.get(context.tenant, context.id) is None:
             raise ContextGone(context.id)
 
+    def hold(self, context: Context) -> None:
+        """Keep a context's files until `unpin`, even if it is deleted. They are not looked at, nor brought here."""
+        self._pins.pin(context.id)
+
+    async def open_held(self, context: Context) -> Corpus:
+        """Return the corpus of a context that is held, also where it was deleted since.
+
+        Raises:
+            ContextDamaged: a file is not what was written.
+            ObjectStoreUnavailable: the object store that has it failed.
+        """
+        await self._files.make_local(context)
+        return self.corpus(context)
+
     def unpin(self, context: Context) -> None:
         """End one `pin`."""
         self._pins.unpin(context.id)

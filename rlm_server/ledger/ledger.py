@@ -79,6 +79,28 @@ class Ledger:
 
         await self._freeing(write, lambda _: tenant)
 
+    async def open_several(
+        self,
+        accounts: Sequence[str],
+        *,
+        tenant: str,
+        parent: str,
+        limit: Limit,
+        also: Callable[[Connection], None] = lambda _: None,
+    ) -> None:
+        """Open accounts that are not carved under `parent`, with the same limit each: all of them, or none.
+
+        What `also` writes is written with them, or nothing is. Raises as `open_account`.
+        """
+
+        def write(connection: Connection) -> None:
+            for account in accounts:
+                wanted = Account(account, tenant, parent, False, limit)
+                account_lifecycle.open_account(connection, wanted, self._clock())
+            also(connection)
+
+        await self._freeing(write, lambda _: tenant)
+
     async def release_reserve(self, account: str) -> None:
         """Give an account back the reserve it was opened with. Where it has none, or no more, nothing changes."""
         await self._freeing(

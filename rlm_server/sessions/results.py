@@ -14,6 +14,7 @@ from rlm_server.database.requests import RequestIdReused
 from rlm_server.repl.events import CodeFinished
 from rlm_server.sessions.happenings import size_of_result, without_output
 from rlm_server.sessions.turn import TurnRequest
+from rlm_server.sessions.turn_notes import RanTurn
 from rlm_server.shares.held import Held, TooMuchHeld
 
 REMEMBERED_RESULTS = 64
@@ -76,8 +77,20 @@ class Results:
             raise ResultForgotten
         return known.results[turn]
 
-    def remember(self, tenant: str, session: str, turn: str, content_sha256: str, result: CodeFinished) -> None:
-        """Keep that a turn has run, what was asked for, and what came of it, as far as there is room."""
+    def ran(self, session: str) -> list[RanTurn]:
+        """Return what is known of a session's turns, the oldest first."""
+        known = self._sessions.get(session)
+        if known is None:
+            return []
+        return [RanTurn(turn, content, known.results.get(turn)) for turn, content in known.requests.items()]
+
+    def remember(
+        self, tenant: str, session: str, turn: str, content_sha256: str, result: CodeFinished | None
+    ) -> None:  # fmt: skip
+        """Keep that a turn has run, what was asked for, and what came of it, as far as there is room.
+
+        Without a result, it is forgotten already.
+        """
         of_session = self._sessions.setdefault(session, _OfSession())
         of_tenant = self._tenants.setdefault(tenant, _OfTenant())
         if len(of_session.requests) >= REMEMBERED_REQUESTS:
@@ -86,6 +99,8 @@ class Results:
             return
         of_session.requests[turn] = content_sha256
         of_tenant.requests[session, turn] = None
+        if result is None:
+            return
         result = without_output(result)
         size = _size(result)
         while of_session.results and (

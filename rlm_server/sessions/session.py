@@ -17,7 +17,7 @@ from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import Memo
 from rlm_server.repl.tracing import Tracer
 from rlm_server.sessions.session_table import SessionRow
-from rlm_server.sessions.state import End, SessionEnded
+from rlm_server.sessions.state import End, SessionEnded, SessionState
 from rlm_server.sessions.turn import SessionTurn
 from sandbox.pool.pool import LiveSession
 
@@ -38,6 +38,8 @@ class NewSession:
     labels: Mapping[str, str] = field(default_factory=dict)
     idle_ms: int | None = None
     life_ms: int | None = None
+    snapshot: str | None = None
+    """The id of the one that it begins from."""
 
     @property
     def payer(self) -> str:
@@ -60,6 +62,7 @@ class NewSession:
             idle_ms=self.idle_ms,
             life_ms=self.life_ms,
             labels=self.labels,
+            snapshot=self.snapshot,
         )
 
 
@@ -92,6 +95,12 @@ class ReplSession:
     """Is held by the call that changes it."""
     end: End | None = None
     """How it ends, from the moment on when it takes no more turns."""
+    dormant: bool = False
+    """Whether there is something to be done before it is used, as a former server left it."""
+    waking: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Is held by who does that."""
+    paused: bool = False
+    """Whether it is stored and has no memory, until its next turn."""
 
     @property
     def id(self) -> str:
@@ -106,7 +115,8 @@ class ReplSession:
     @property
     def present(self) -> SessionRow:
         """What would be kept of it now."""
-        return replace(self.row, used_at=self.used_at, turns=self.turns_ended)
+        state = SessionState.PAUSED if self.paused else SessionState.ACTIVE
+        return replace(self.row, used_at=self.used_at, turns=self.turns_ended, state=state)
 
     def check_living(self) -> None:
         """Refuse what a session that ends does no more.

@@ -127,6 +127,22 @@ class SessionTable:
             lambda connection: _rows(connection, "state <> 'ended' AND id > ? ORDER BY id LIMIT ?", (after, most))
         )
 
+    async def several(self, sessions: Sequence[str]) -> list[SessionRow]:
+        """Return sessions by their ids, in this order; those that are forgotten are left out."""
+        found = await self._database.read(lambda connection: find(connection, sessions))
+        return [found[session] for session in sessions if session in found]
+
+    async def pause_all(self) -> None:
+        """Keep that every session that lives is stored and has no memory, as at a server's start."""
+        update = "UPDATE session SET state = ? WHERE state = ?"
+        values = (SessionState.PAUSED, SessionState.ACTIVE)
+        await self._database.write(lambda connection: connection.execute(update, values))
+
+    async def move(self, session: str, state: SessionState) -> None:
+        """Keep that a session that lives is in a state now."""
+        update = "UPDATE session SET state = ? WHERE id = ? AND state <> 'ended'"
+        await self._database.write(lambda connection: connection.execute(update, (state, session)))
+
     async def used(self, uses: Sequence[tuple[str, int, int]]) -> None:
         """Keep of sessions that live when they were last used (Unix milliseconds), and how many turns they had."""
         rows = [(used_at, turns, session) for session, used_at, turns in uses]

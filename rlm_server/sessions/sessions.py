@@ -6,7 +6,7 @@ import asyncio
 import logging
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,18 +23,23 @@ from rlm_server.database.engine import Connection
 from rlm_server.database.requests import Request
 from rlm_server.ledger import Amounts, Balance, Ledger, names
 from rlm_server.repl.coverage import Coverage, summary
+from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
-from rlm_server.sessions import session_table
+from rlm_server.sessions import forks, session_table
 from rlm_server.sessions.ends import Ends
+from rlm_server.sessions.forks import NewForks
 from rlm_server.sessions.session import NewSession, ReplSession
 from rlm_server.sessions.session_table import SessionFilter, SessionRow, SessionTable
-from rlm_server.sessions.state import End, EndReason, SessionEnded
+from rlm_server.sessions.state import End, EndReason, SessionEnded, SessionState
+from rlm_server.sessions.taking_up import StateLost, TakingUp
 from rlm_server.sessions.turn_line import TurnLine
 from rlm_server.sessions.turns import Turns
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
 from sandbox.cancellation import cancel_and_wait, run_to_completion
-from sandbox.pool.pool import Pool
+from sandbox.corpora.corpus import Corpus
+from sandbox.pool.pool import LiveSession, Pool
+from sandbox.pool.snapshots import StoreFull
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +78,7 @@ class Sessions:
         turns: Turns,
         ends: Ends,
         shares: Shares,
+        limits_of: Callable[[str], RunLimits],
         *,
         grace_seconds: float,
         hurry: asyncio.Event,
@@ -81,6 +87,7 @@ class Sessions:
         self._turns, self._shares = turns, shares
         self._grace_seconds, self._hurry = grace_seconds, hurry
         self.ends, self.line = ends, TurnLine(turns)
+        self._taking_up = TakingUp(pool, contexts, turns, self.line, limits_of)
         self._sessions: dict[str, ReplSession] = {}
         self._ending: dict[str, ReplSession] = {}
         """Those that take no more turns, and whose end is not written yet."""
@@ -108,9 +115,20 @@ class Sessions:
         for task in self._tasks:
             await cancel_and_wait(task)
         await self._let_detached_end()
-        stopped = End(EndReason.RESTART, "the server stopped, and the session was in its memory alone", now())
+        stopped = End(EndReason.RESTART, "the server stopped, and the session could not be stored", now())
+        await self._write_uses(self._sessions.values())
         for session in list(self._sessions.values()):
-            await self._end_or_log(session, stopped)
+            await self.line.stop(session)
+            if session.live.kept:
+                await self._put_away(session)
+            else:
+                await self._end_or_log(session, stopped)
+
+    async def _put_away(self, session: ReplSession) -> None:
+        """End a session here. The next server takes it up."""
+        await session.live.put_away()
+        await session.tracer.give_up()
+        await session.held.aclose()
 
     async def _let_detached_end(self) -> None:
         """Wait for turns that nobody reads; those that somebody reads have ended with their calls."""
@@ -126,16 +144,63 @@ class Sessions:
     # ---- what a former server left -------------------------------------------------------------------------------
 
     async def _take_up_left(self) -> None:
-        """Decide of every session that a former server left whether it goes on, and end those that do not."""
-        going_on: set[str] = set()
+        """Take up every session that a former server left, or end it where that cannot be."""
         after = ""
+        await self._table.pause_all()
         while rows := await self._table.living(after, AT_ONCE):
             after = rows[-1].id
-            going_on |= {row.id for row in rows if survives(row)}
-            restarted = End(EndReason.RESTART, "the server restarted, and the session was in its memory alone", now())
-            ending = (self._close(row, restarted) for row in rows if not survives(row))
-            await asyncio.gather(*ending)
-        await self._ledger.close_left(names.SESSION, going_on)  # those that have no rows
+            await asyncio.gather(*map(self._take_up, rows))
+        await self._ledger.close_left(names.SESSION, self._sessions)  # those that have no rows
+        self._pool.keep_only(self._sessions)
+
+    async def _take_up(self, row: SessionRow) -> None:
+        try:
+            session = await self._taking_up.take_up(row)
+        except StateLost as lost:
+            log.warning("session %s does not go on: %s", row.id, lost)
+            await self._close(row, End(EndReason.STATE_LOST, f"the session could not go on: {lost}", now()))
+        else:
+            self._written[row.id] = row.turns
+            self._add(session)
+
+    def _add(self, session: ReplSession) -> None:
+        """Note a session that lives from now on."""
+        context = session.asked.context
+        if context is not None:
+            session.tracer = Tracer(
+                TracedContext(session.row.tenant, self._shares, partial(self._contexts.lineage, context))
+            )
+        self._sessions[session.id] = session
+        self._of_tenant[session.row.tenant] += 1
+        self._heed_times(session)
+
+    async def wake(self, session: ReplSession) -> None:
+        """Do what is to be done before a turn of a session is asked for. One that cannot go on is ended.
+
+        Raises:
+            SessionEnded: it cannot, or has ended.
+            PoolFull, WorkerLost, ObjectStoreUnavailable: it cannot go on now.
+        """
+        if session.paused:
+            await self.prepare(session)
+            session.paused = False
+            await self._table.move(session.id, SessionState.ACTIVE)
+
+    async def prepare(self, session: ReplSession) -> None:
+        """Do what is to be done before the state of a session is used; raises as `wake`."""
+        try:
+            await self._taking_up.wake(session)
+        except StateLost as lost:
+            how = End(EndReason.STATE_LOST, f"the session could not go on: {lost}", now())
+            await self._end_or_log(session, how)
+            raise SessionEnded(session.id, session.end or how) from lost
+
+    async def _read_state(self, session: ReplSession) -> None:
+        """Read a session that was taken up, and have it sleep on."""
+        with suppress(SessionEnded):
+            await self.prepare(session)
+            with suppress(StoreFull, OSError):
+                await session.live.hibernate()
 
     # ---- beginning -----------------------------------------------------------------------------------------------
 
@@ -160,12 +225,11 @@ class Sessions:
         most = self._shares.limits(new.tenant).tenant_sessions
         if self._of_tenant[new.tenant] >= most:
             raise TooManySessions(f"a tenant may have {most} sessions (tenant_sessions)")
-        live = await self._pool.create(new.tenant, new.image, new.limits.sandbox)
         row = new.row(names.SESSION + secrets.token_hex(16), now())
-        try:
-            async with AsyncExitStack() as held:
-                if new.context:
-                    await live.attach("context", await held.enter_async_context(self._contexts.pinned(new.context)))
+        async with AsyncExitStack() as held:
+            corpus = await held.enter_async_context(self._contexts.pinned(new.context)) if new.context else None
+            live = await self._begin(new, row.id, corpus)
+            try:
                 await self._ledger.open_account(
                     row.id,
                     tenant=new.tenant,
@@ -173,18 +237,84 @@ class Sessions:
                     limit=new.budget,
                     also=lambda connection: session_table.insert(connection, row, new.request),
                 )
-                session = ReplSession(row, new, live, held.pop_all(), self._turns.memo(new), row.used_at)
-        except BaseException:
-            await live.close()
-            raise
-        if new.context:
-            session.tracer = Tracer(
-                TracedContext(new.tenant, self._shares, partial(self._contexts.lineage, new.context))
-            )
-        self._sessions[row.id] = session
-        self._of_tenant[new.tenant] += 1
-        self._heed_times(session)
+            except BaseException:
+                await live.close()
+                raise
+            session = ReplSession(row, new, live, held.pop_all(), self._turns.memo(new), row.used_at)
+        live.keep_note(lambda: self.line.note(session))
+        self._add(session)
         return Shown(row, session)
+
+    async def _begin(self, new: NewSession, id: str, corpus: Corpus | None) -> LiveSession:
+        """Bring a new session into a worker, with its context."""
+        limits = new.limits.sandbox
+        if new.snapshot is not None:
+            corpora = () if corpus is None else (corpus,)
+            return await self._pool.create_from(new.tenant, new.image, limits, new.snapshot, id, corpora)
+        live = await self._pool.create(new.tenant, new.image, limits, id)
+        if corpus is not None:
+            try:
+                await live.attach("context", corpus)
+            except BaseException:
+                await live.close()
+                raise
+        return live
+
+    async def forked_before(self, request: Request | None) -> list[Shown] | None:
+        """Return the sessions that a request made of another; None where it has made none.
+
+        Raises:
+            RequestIdReused: it asked for others.
+        """
+        known = await self._table.answered(request)
+        if known is None:
+            return None
+        rows = await self._table.several(forks.ids.validate_json(known))
+        return [self._shown(row) for row in rows]
+
+    async def fork(self, session: ReplSession, asked: NewForks, request: Request | None) -> list[Shown]:
+        """Make sessions that begin as another is after its last finished turn: all, or none.
+
+        Raises:
+            RequestIdReused: the request asked for others.
+            TooManySessions: the tenant may not have so many.
+            StoreFull: they do not fit beside what the tenant has stored.
+            SessionEnded: the session has ended.
+        """
+        tenant = session.row.tenant
+        async with self._creating[tenant]:
+            known = await self.forked_before(request)
+            if known is not None:
+                return known
+            most = self._shares.limits(tenant).tenant_sessions
+            if self._of_tenant[tenant] + asked.count > most:
+                raise TooManySessions(f"a tenant may have {most} sessions (tenant_sessions)")
+            session.check_living()
+            return await run_to_completion(self._fork(session, asked, request))
+
+    async def _fork(self, session: ReplSession, asked: NewForks, request: Request | None) -> list[Shown]:
+        made = await forks.fork(self._ledger, self._taking_up, session, asked, request)
+        for one in made:
+            self._add(one)
+        return [Shown(one.present, one) for one in made]
+
+    async def pause(self, session: ReplSession, request: Request | None) -> Shown:
+        """Store a session and give back its memory, after a turn that is under way; a repeated request does nothing.
+
+        Raises:
+            RequestIdReused: the request asked for something else.
+            StoreFull: it does not fit beside what the tenant has stored.
+        """
+        async with session.changing:
+            session.check_living()
+            if await self._table.answered(request) is None:
+                await session.live.hibernate()
+                if not session.turns:
+                    session.paused = True
+                    await self._table.move(session.id, SessionState.PAUSED)
+                if request is not None:
+                    await self._table.answer(session.id, request, session.id, now())
+        return Shown(session.present, session)
 
     async def asked_before(self, request: Request | None) -> Shown | None:
         """Return the session that a request started, where it is known.
@@ -247,6 +377,8 @@ class Sessions:
 
     async def coverage(self, session: ReplSession) -> Coverage:
         """Return how much of its context a session has looked at."""
+        if session.dormant:
+            await self._read_state(session)
         corpora, seen = session.live.corpora, session.live.seen
         if not corpora:
             return Coverage()
@@ -447,11 +579,6 @@ class SessionChange:
 
 async def _until_ended(tasks: Sequence[asyncio.Task[None]]) -> None:
     await asyncio.wait(tasks)
-
-
-def survives(row: SessionRow) -> bool:
-    """Whether a session that a former server left can go on: what was in its memory alone is lost."""
-    return row.stored is not None
 
 
 _amounts = TypeAdapter(Amounts)

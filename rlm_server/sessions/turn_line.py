@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 from rlm_server.database.requests import RequestIdReused
 from rlm_server.repl.events import CodeFinished
+from rlm_server.sessions import turn_notes
 from rlm_server.sessions.collected import Collected
 from rlm_server.sessions.happenings import Accepted, Happenings
 from rlm_server.sessions.results import Results
@@ -17,6 +19,7 @@ from rlm_server.sessions.session import ReplSession
 from rlm_server.sessions.state import SessionEnded
 from rlm_server.sessions.turn import Listener, SessionTurn, TurnRequest, turn_id_of
 from rlm_server.sessions.turn_log import Told, TurnLog
+from rlm_server.sessions.turn_notes import RanTurn
 from rlm_server.sessions.turns import Turns
 from sandbox.cancellation import cancel_and_wait
 from sandbox.pool.worker_session import SessionClosed, undone
@@ -174,6 +177,15 @@ class TurnLine:
             del session.watchable[oldest.id]
             _close(oldest)
 
+    def note(self, session: ReplSession) -> Callable[[], bytes]:
+        """Return what writes, in a thread, what is known now of a session's turns, to be stored with its state."""
+        return partial(turn_notes.write, self._results.ran(session.id))
+
+    def restore(self, session: ReplSession, ran: Sequence[RanTurn]) -> None:
+        """Remember of a session that was taken up which turns have run."""
+        for one in ran:
+            self._results.remember(session.row.tenant, session.id, one.turn, one.content_sha256, one.result)
+
     # ---- how a turn goes -----------------------------------------------------------------------------------------
 
     def _begin(
@@ -215,6 +227,7 @@ class TurnLine:
             return
         session.check_living()
         session.running = turn
+        session.paused = False
         try:
             await self._turns.run(session, turn, lambda: self._remember(session, turn))
         finally:

@@ -17,9 +17,11 @@ from rlm_server.repl.memo import Memo
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls
 from rlm_server.repl.output import OutputBatcher
+from rlm_server.sessions import turn_notes
 from rlm_server.sessions.happenings import Happening
 from rlm_server.sessions.session import NewSession, ReplSession
 from rlm_server.sessions.turn import SessionTurn
+from rlm_server.sessions.turn_notes import RanTurn
 from rlm_server.shares.shares import Shares
 from rlm_server.tracing.spans import span
 from sandbox.turn import Turn
@@ -66,8 +68,8 @@ class Turns:
         batcher = OutputBatcher(tell) if turn.listener.gathers_output else None
 
         async def execute() -> Turn:
-            heard = (batcher.take, batcher.restarted) if batcher is not None else (_unheard, _unheard)
-            done = await session.live.execute(turn.request.code, answer, *heard)
+            take, restarted = (batcher.take, batcher.restarted) if batcher is not None else (_unheard, _unheard)
+            done = await session.live.execute(turn.request.code, answer, take, restarted, partial(_note, turn))
             turn.result = CodeFinished(done)
             ended()
             return done
@@ -115,6 +117,13 @@ class Turns:
             report,
             self.shares,
         )
+
+
+def _note(turn: SessionTurn, done: Turn) -> bytes:
+    """Return what is stored with a turn's effect, so that its request does not run again."""
+    if not (turn.request.id or turn.log is not None):
+        return b""
+    return turn_notes.write([RanTurn(turn.id, turn.request.content_sha256, CodeFinished(done))])
 
 
 def _payer(session: ReplSession) -> Payer:

@@ -18,6 +18,13 @@ class TenantLimits:
         unit="sessions",
         doc="Sessions of one tenant, those that hibernate included.",
     )
+    tenant_snapshots: int = limit(
+        10_000,
+        least=0,
+        most=1_000_000,
+        unit="snapshots",
+        doc="Snapshots of one tenant's sessions. More are refused.",
+    )
     tenant_runs: int = limit(
         48, least=1, most=1_024, unit="runs", doc="Runs of one tenant at work at once. Its others wait."
     )

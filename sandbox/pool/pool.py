@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -171,6 +171,14 @@ class Pool(Protocol):
         """
         ...
 
+    def incoming(self, name: str, owner: str) -> AbstractContextManager[Incoming]:
+        """Take a snapshot's file from elsewhere, to be kept under a name."""
+        ...
+
+    def keep_only(self, names: Container[str]) -> None:
+        """Remove what former processes kept under other names: of sessions that ended."""
+        ...
+
     def take_up(
         self, owner: str, image: str, limits: Limits, name: str, corpora: tuple[Corpus, ...] = ()
     ) -> LiveSession:
@@ -260,6 +268,11 @@ class WorkerPool:
     def workers(self) -> int:
         """How many owners have a worker process."""
         return len(self._workers)
+
+    def keep_only(self, names: Container[str]) -> None:
+        """Remove what former processes kept under other names: of sessions that ended."""
+        if self.store is not None:
+            self.store.keep_only(names)
 
     def incoming(self, name: str, owner: str) -> AbstractContextManager[Incoming]:
         """Take a snapshot's file from elsewhere, to be kept under a name."""

@@ -11,9 +11,10 @@ import re
 import secrets
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -212,11 +213,13 @@ class SessionStore:
         except FileNotFoundError:
             raise SnapshotRefused("nothing is stored of it") from None
 
-    def keep_only(self, names: Iterable[str]) -> None:
+    def keep_only(self, names: Container[str]) -> None:
         """Remove what is kept under other names: of sessions that ended."""
-        known = {self._path(name, _KEPT) for name in names}
-        for path in self._folder.glob(f"*{_KEPT}"):
-            if path not in known:
+        self._keep_only(names, _KEPT)
+
+    def _keep_only(self, names: Container[str], kind: str) -> None:
+        for path in self._folder.glob(f"*{kind}"):
+            if path.name.removesuffix(kind) not in names:
                 path.unlink(missing_ok=True)
 
     def remove(self, stored: Stored, owner: str) -> None:
@@ -247,7 +250,7 @@ class SessionStore:
         """Remove a snapshot of this owner's. Does nothing where it was removed already."""
         self.remove(Stored(self._path(name, _SNAPSHOT), _SNAPSHOT, 0), owner)
 
-    def open_snapshot(self, name: str) -> BinaryIO:
+    def open_snapshot(self, name: str) -> BufferedReader:
         """Open a snapshot's file as it is, to be exported. Raises `OSError` where it cannot be read."""
         return self._path(name, _SNAPSHOT).open("rb")
 
@@ -264,12 +267,9 @@ class SessionStore:
                 new.unlink()
                 self._uncount(path, owner)
 
-    def keep_only_snapshots(self, names: Iterable[str]) -> None:
+    def keep_only_snapshots(self, names: Container[str]) -> None:
         """Remove all other snapshots."""
-        known = {self._path(name, _SNAPSHOT) for name in names}
-        for path in self._folder.glob(f"*{_SNAPSHOT}"):
-            if path not in known:
-                path.unlink(missing_ok=True)
+        self._keep_only(names, _SNAPSHOT)
 
     def _path(self, name: str, kind: str) -> Path:
         if not _NAME.fullmatch(name):

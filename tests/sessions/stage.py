@@ -28,7 +28,7 @@ class Acting:
     def __init__(self, act: Act) -> None:
         self._act = act
 
-    async def execute(self, code: str, answer: Answer, listener: OutputListener, *_: Any) -> Turn:
+    async def execute(self, code: str, answer: Answer, listener: OutputListener, *_: Any, **__: Any) -> Turn:
         return await self._act(code, answer, listener)
 
 

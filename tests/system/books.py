@@ -53,9 +53,10 @@ def check_settled(data_dir: Path) -> None:
         _check_within_limits(books)
         assert answers(books, "SELECT * FROM hold WHERE state IN ('pending', 'dispatched')") == []
         assert answers(books, "SELECT * FROM node WHERE state IN ('pending', 'running')") == []
-        customers = {row["account"] for row in answers(books, "SELECT account FROM customer")}
+        open_ones = {row["account"] for row in answers(books, "SELECT account FROM customer")}
+        open_ones |= {row["id"] for row in answers(books, "SELECT id FROM session WHERE state <> 'ended'")}
         for account in answers(books, "SELECT * FROM account"):
-            assert account["closed"] or account["parent"] is None or account["id"] in customers, account
+            assert account["closed"] or account["parent"] is None or account["id"] in open_ones, account
             for unit in UNITS:
                 assert account[f"pending_{unit}"] == account[f"carved_{unit}"] == 0, account
                 assert account[f"posted_{unit}"] == _own_and_under(books, account["id"], unit), (account, unit)

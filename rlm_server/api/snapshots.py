@@ -1,0 +1,133 @@
+"""The calls of `SessionService` about forks and snapshots."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+from rlm.v1 import session_pb2, session_pb2_grpc
+
+from rlm_server.api import requests, responses
+from rlm_server.api.auth import tenant
+from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.contexts.uploads import UploadStalled
+from rlm_server.sessions.session_table import PLACE
+from rlm_server.sessions.snapshot_table import SnapshotFilter, SnapshotRow
+from rlm_server.sessions.snapshots import NewSnapshot, Snapshots
+from rlm_server.shares.shares import Shares
+
+MAX_SNAPSHOT_BYTES = 1 << 40
+"""Bytes of the file of a snapshot that may be announced; how many there may be, the tenant's `stored_bytes` says."""
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_Import = AsyncIterator[session_pb2.ImportSnapshotRequest]
+
+
+class SnapshotServicer(session_pb2_grpc.SessionServiceServicer):
+    """Serves snapshots. `SessionServicer` is the rest."""
+
+    def __init__(self, snapshots: Snapshots, shares: Shares, idle_seconds: float) -> None:
+        """A file that comes may bring nothing for `idle_seconds`."""
+        self._snapshots, self._shares, self._idle_seconds = snapshots, shares, idle_seconds
+
+    async def ListSnapshots(
+        self, request: session_pb2.ListSnapshotsRequest, context: Any
+    ) -> session_pb2.ListSnapshotsResponse:
+        """List the tenant's snapshots."""
+        since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
+        asked = SnapshotFilter(tenant(), request.session_id, requests.labels(request.labels), since, until)
+        size, list_name = requests.page_size(request.page_size, 100, 1_000), requests.list_name("snapshots", asked)
+        place = requests.page_key(request.page_token, list_name)
+        if place is not None and PLACE.fullmatch(place) is None:
+            raise InvalidField("page_token", "is not one of this list")
+        found = await self._snapshots.page(asked, place, size + 1)
+        written = [snapshot(row) for row in found[:size]]
+        page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].place)
+        return session_pb2.ListSnapshotsResponse(snapshots=page, next_page_token=token)
+
+    async def DeleteSnapshot(
+        self, request: session_pb2.DeleteSnapshotRequest, context: Any
+    ) -> session_pb2.DeleteSnapshotResponse:
+        """Delete a snapshot."""
+        repeatable = requests.repeatable(tenant(), request)
+        if not await self._snapshots.delete(tenant(), request.snapshot_id, repeatable):
+            raise NotFound("snapshot", request.snapshot_id)
+        return session_pb2.DeleteSnapshotResponse()
+
+    async def ExportSnapshot(
+        self, request: session_pb2.ExportSnapshotRequest, context: Any
+    ) -> AsyncIterator[session_pb2.ExportSnapshotResponse]:
+        """Stream the file of a snapshot."""
+        row = await self._snapshots.get(tenant(), request.snapshot_id)
+        if row is None:
+            raise NotFound("snapshot", request.snapshot_id)
+        if not 0 <= request.offset <= row.size_bytes:
+            raise InvalidField("offset", f"must be from 0 to {row.size_bytes}, not {request.offset}")
+        file = await self._snapshots.export(row, request.offset)
+        async with aclosing(file.chunks) as chunks:
+            header = session_pb2.SnapshotFile(snapshot=snapshot(row), size_bytes=file.size, sha256=file.sha256)
+            yield session_pb2.ExportSnapshotResponse(header=header)
+            async for offset, data in chunks:
+                chunk = session_pb2.SnapshotChunk(offset=offset, data=data)
+                yield session_pb2.ExportSnapshotResponse(chunk=chunk)
+
+    async def ImportSnapshot(self, request_iterator: _Import, context: Any) -> session_pb2.ImportSnapshotResponse:
+        """Take a snapshot's file."""
+        first = await self._next(request_iterator, 0)
+        if first is None or first.WhichOneof("part") != "header":
+            raise InvalidField("header", "must come first")
+        header, new = first.header, _new(first.header)
+        row = await self._snapshots.asked_before(new.request)
+        if row is None:
+            async with self._snapshots.importing(new) as incoming:
+                while (message := await self._next(request_iterator, incoming.received)) is not None:
+                    await incoming.write(_data(message, incoming.received, header.size_bytes))
+                row = await incoming.finish(header.size_bytes, header.sha256)
+        return session_pb2.ImportSnapshotResponse(snapshot=snapshot(row))
+
+    async def _next(self, messages: _Import, received: int) -> session_pb2.ImportSnapshotRequest | None:
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                return await anext(messages, None)
+        except TimeoutError:
+            raise UploadStalled(
+                f"nothing came for {self._idle_seconds:g} s; {received} bytes of the snapshot had come"
+            ) from None
+
+
+def snapshot(row: SnapshotRow) -> session_pb2.Snapshot:
+    """Write a snapshot."""
+    return session_pb2.Snapshot(
+        snapshot_id=row.id,
+        session_id=row.session or "",
+        image=row.image,
+        context_id=row.context or "",
+        name=row.name,
+        labels=row.labels,
+        create_time=responses.time(row.created_at),
+        size_bytes=row.size_bytes,
+    )
+
+
+def _new(header: session_pb2.ImportSnapshotHeader) -> NewSnapshot:
+    requests.check_name("header.name", header.name)
+    if not 0 < header.size_bytes <= MAX_SNAPSHOT_BYTES:
+        raise InvalidField("header.size_bytes", f"must be from 1 to {MAX_SNAPSHOT_BYTES}, not {header.size_bytes}")
+    if _SHA256.fullmatch(header.sha256) is None:
+        raise InvalidField("header.sha256", "must be 64 lower-case hex digits")
+    labels = requests.labels(header.labels, "header.labels")
+    return NewSnapshot(tenant(), requests.repeatable(tenant(), header), header.name, labels)
+
+
+def _data(message: session_pb2.ImportSnapshotRequest, received: int, announced: int) -> bytes:
+    if message.WhichOneof("part") != "chunk":
+        raise InvalidField("chunk", "only chunks may follow the header")
+    chunk = message.chunk
+    if chunk.offset != received:
+        raise InvalidField("chunk.offset", f"must be {received}, where the last chunk ended, not {chunk.offset}")
+    if received + len(chunk.data) > announced:
+        raise InvalidField("chunk.data", f"goes beyond the {announced} bytes that were announced")
+    return chunk.data

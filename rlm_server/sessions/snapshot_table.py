@@ -1,0 +1,183 @@
+"""What is kept of snapshots besides their files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rlm_server.database import labels, requests
+from rlm_server.database.database import Database
+from rlm_server.database.engine import Connection
+from rlm_server.database.requests import Request
+
+LABELS = "snapshot"
+"""The kind of snapshots' labels."""
+
+
+class TooManySnapshots(Exception):
+    """The tenant has as many snapshots as it may; the message names the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRow:
+    """A snapshot as it is kept. `session` is None where it was imported. `created_at` is in Unix milliseconds."""
+
+    id: str
+    tenant: str
+    session: str | None
+    image: str
+    context: str | None
+    name: str
+    size_bytes: int
+    created_at: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """Where it stands in a list: later ones have a lesser one."""
+        return f"{self.created_at:016} {self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFilter:
+    """Which of a tenant's snapshots are listed. All that is given must hold; `until` is excluded."""
+
+    tenant: str
+    session: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    since: int | None = None
+    until: int | None = None
+
+
+class SnapshotTable:
+    """The rows of snapshots. What was written is durable when the call returns."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def get(self, tenant: str, snapshot: str) -> SnapshotRow | None:
+        """Return a tenant's snapshot, or None: another tenant's does not exist for this one."""
+        found = await self._database.read(
+            lambda connection: _rows(connection, "tenant = ? AND id = ?", (tenant, snapshot))
+        )
+        return found[0] if found else None
+
+    async def by_request(self, request: Request | None) -> SnapshotRow | None:
+        """Return the snapshot that a request made, if one did.
+
+        Raises:
+            RequestIdReused: it asked for another then.
+        """
+        if request is None:
+            return None
+
+        def read(connection: Connection) -> SnapshotRow | None:
+            made = requests.answered(connection, request)
+            found = _rows(connection, "id = ?", (made,)) if made is not None else []
+            return found[0] if found else None
+
+        return await self._database.read(read)
+
+    async def count(self, tenant: str) -> int:
+        """Return how many snapshots a tenant has."""
+        query = "SELECT count(*) FROM snapshot WHERE tenant = ?"
+        return await self._database.read(lambda connection: int(connection.execute(query, (tenant,)).fetchone()[0]))
+
+    async def names(self) -> list[tuple[str, str]]:
+        """Return the ids of all tenants' snapshots, each with its tenant."""
+        query = "SELECT id, tenant FROM snapshot"
+        return await self._database.read(lambda connection: list(connection.execute(query).fetchall()))
+
+    async def page(self, asked: SnapshotFilter, before: str | None, most: int) -> list[SnapshotRow]:
+        """Return up to `most` snapshots, the newest first, from the one after the place `before` on."""
+
+        def read(connection: Connection) -> list[SnapshotRow]:
+            where, values = _where(asked, before)
+            return _rows(connection, f"{where} ORDER BY created_at DESC, id DESC LIMIT ?", (*values, most))
+
+        return await self._database.read(read)
+
+    async def insert(self, row: SnapshotRow, request: Request | None) -> None:
+        """Keep a new snapshot, and what asked for it."""
+        values = (
+            row.id, row.tenant, row.session, row.image, row.context, row.name, row.id, row.size_bytes, row.created_at,
+        )  # fmt: skip
+
+        def write(connection: Connection) -> None:
+            connection.execute(
+                "INSERT INTO snapshot (id, tenant, session, image, context, name, stored, size_bytes, created_at) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                values,
+            )
+            labels.put(connection, LABELS, row.id, row.labels)
+            requests.answer(connection, request, row.id, row.created_at, thing=row.id)
+
+        await self._database.write(write)
+
+    async def delete(self, tenant: str, snapshot: str, request: Request | None, at: int) -> bool:
+        """Forget a snapshot, and say whether there was one, or this request has forgotten it before.
+
+        Raises:
+            RequestIdReused: the request id was sent with another content.
+        """
+
+        def write(connection: Connection) -> bool:
+            if requests.answered(connection, request) is not None:
+                return True
+            if not _rows(connection, "tenant = ? AND id = ?", (tenant, snapshot)):
+                return False
+            _forget(connection, tenant, snapshot)
+            requests.answer(connection, request, snapshot, at)
+            return True
+
+        return await self._database.write(write)
+
+    async def some(self, tenant: str, most: int) -> list[str]:
+        """Return the ids of up to `most` of a tenant's snapshots."""
+        query = "SELECT id FROM snapshot WHERE tenant = ? LIMIT ?"
+        return await self._database.read(
+            lambda connection: [id for (id,) in connection.execute(query, (tenant, most)).fetchall()]
+        )
+
+
+def _forget(connection: Connection, tenant: str, snapshot: str) -> None:
+    requests.forget_of(connection, tenant, snapshot)
+    labels.forget(connection, (LABELS,), [snapshot])
+    connection.execute("DELETE FROM snapshot WHERE id = ?", (snapshot,))
+
+
+def _rows(connection: Connection, which: str, values: Sequence[Any]) -> list[SnapshotRow]:
+    columns = "id, tenant, session, image, context, name, size_bytes, created_at"
+    rows = connection.execute(f"SELECT {columns} FROM snapshot WHERE {which}", values).fetchall()  # noqa: S608
+    named = labels.of(connection, LABELS, [row[0] for row in rows])
+    return [_row(*row, labels=named[row[0]]) for row in rows]
+
+
+def _row(*values: Any, labels: Mapping[str, str]) -> SnapshotRow:
+    id, tenant, session, image, context, name, size_bytes, created_at = values
+    return SnapshotRow(id, tenant, session, image, context, name, size_bytes, created_at, labels)
+
+
+def _where(asked: SnapshotFilter, before: str | None) -> tuple[str, list[Any]]:
+    conditions: list[str] = ["tenant = ?"]
+    values: list[Any] = [asked.tenant]
+    must: Callable[[str], None] = conditions.append
+    if asked.session:
+        must("session = ?")
+        values.append(asked.session)
+    if asked.since is not None:
+        must("created_at >= ?")
+        values.append(asked.since)
+    if asked.until is not None:
+        must("created_at < ?")
+        values.append(asked.until)
+    if before is not None:
+        at, _, id = before.partition(" ")
+        must("(created_at < ? OR (created_at = ? AND id < ?))")
+        values += (int(at), int(at), id)
+    if asked.labels:
+        condition, named = labels.having((LABELS,), "snapshot.id", asked.labels)
+        must(condition)
+        values += named
+    return " AND ".join(conditions), values
