@@ -140,6 +140,7 @@ class MetricsCollector:
             _gauge("rlm_nodes", "RLMs under way, those of runs and their children.", progress.nodes),
             _counter("rlm_database_commits", "Commits since the start.", self.commits()),
             _gauge("rlm_sessions", "Sessions of callers, those that hibernate included.", self.sessions()),
+            _gauge("rlm_unkept_sessions", "Sessions whose state could not be stored.", self.pool.unkept),
             _gauge("rlm_workers", "Worker processes that tenants have.", self.pool.workers),
             _gauge("rlm_live_sessions", "Sandboxes in memory, not hibernating.", self.pool.live),
         ]

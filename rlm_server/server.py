@@ -304,7 +304,9 @@ async def serving(
                 tenant_pb2_grpc.add_TenantServiceServicer_to_server(
                     TenantServicer(tenants, keys, terms, watch, removal, accounts, offered), server
                 )
-                gauges = _gauges(settings, shares, admission, sessions, store, uploads, supervisor, journal, book)
+                gauges = _gauges(
+                    settings, shares, admission, sessions, snapshots, store, uploads, supervisor, journal, book
+                )
                 server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges, catalog, defaults), server)
 
                 def collector() -> MetricsCollector:
@@ -382,6 +384,7 @@ def _gauges(
     shares: Shares,
     admission: Admission,
     sessions: Sessions,
+    snapshots: Snapshots,
     store: SessionStore,
     uploads: Uploads,
     supervisor: Supervisor,
@@ -402,6 +405,7 @@ def _gauges(
 
     return [
         limited("tenant_sessions", sessions.count),
+        limited("tenant_snapshots", snapshots.count),
         limited("tenant_requests", admission.requests),
         limited("tenant_streams", admission.streams),
         limited("tenant_uploads", unfinished),

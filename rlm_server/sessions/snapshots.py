@@ -101,6 +101,10 @@ class Snapshots:
         """Return up to `most` snapshots, the newest first, from the one after the place `before` on."""
         return await self._table.page(asked, before, most)
 
+    async def count(self, tenant: str) -> int:
+        """Return how many snapshots a tenant has."""
+        return await self._table.count(tenant)
+
     # ---- making and deleting -------------------------------------------------------------------------------------
 
     async def create(self, session: ReplSession, new: NewSnapshot) -> SnapshotRow:

@@ -265,6 +265,11 @@ class WorkerPool:
         return len(self._live)
 
     @property
+    def unkept(self) -> int:
+        """How many sessions with a name are not kept, as their state could not be stored."""
+        return sum(bool(session.name) and not session.kept for session in self._sessions)
+
+    @property
     def workers(self) -> int:
         """How many owners have a worker process."""
         return len(self._workers)

@@ -6,6 +6,7 @@ process. `sandbox.pool.sealing` says how files are sealed, and `sandbox.pool.rec
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import secrets
@@ -14,9 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from sandbox.corpora.corpus import Corpus
 from sandbox.limits import Limits, PoolLimits
@@ -111,7 +110,7 @@ class SessionStore:
         new = path.with_name(path.name + _NEW)
         before = self._uncount(path, owner)  # so that the new form may have its room
         try:
-            with new.open("xb", buffering=0) as file:
+            with _created(new) as file:
                 out = _Counted(self, file, path, owner)
                 out.write(header)
                 records.write(records.whole(checkpoint, beside), out, chain, go_on)
@@ -250,7 +249,7 @@ class SessionStore:
         """Remove a snapshot of this owner's. Does nothing where it was removed already."""
         self.remove(Stored(self._path(name, _SNAPSHOT), _SNAPSHOT, 0), owner)
 
-    def open_snapshot(self, name: str) -> BufferedReader:
+    def open_snapshot(self, name: str) -> io.BufferedReader:
         """Open a snapshot's file as it is, to be exported. Raises `OSError` where it cannot be read."""
         return self._path(name, _SNAPSHOT).open("rb")
 
@@ -260,7 +259,7 @@ class SessionStore:
         path = self._path(name, _SNAPSHOT)
         new = path.with_name(path.name + _NEW)
         try:
-            with new.open("xb", buffering=0) as file:
+            with _created(new) as file:
                 yield Incoming(_Counted(self, file, path, owner), self._sealer, images, path, owner)
         finally:
             if new.exists():
@@ -311,6 +310,11 @@ class SessionStore:
             if not self._stored[owner]:
                 del self._stored[owner]
             return size
+
+
+def _created(path: Path) -> io.FileIO:
+    """Create a file that is its owner's alone, whatever the umask is."""
+    return io.FileIO(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb")
 
 
 class Incoming:
@@ -377,7 +381,7 @@ class Incoming:
 class _Counted:
     """A file of a store. What is written to it is counted first."""
 
-    def __init__(self, store: SessionStore, out: BinaryIO, path: Path, owner: str) -> None:
+    def __init__(self, store: SessionStore, out: io.FileIO, path: Path, owner: str) -> None:
         self._store, self._out, self._path, self._owner = store, out, path, owner
         self.size = 0
 

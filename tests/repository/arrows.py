@@ -95,6 +95,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.repl",
         "rlm_server.shares",
         *_SANDBOX,
+        "sandbox.corpora",
         "sandbox.pool",
     ),
     "rlm_server.config": (
