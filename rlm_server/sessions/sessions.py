@@ -18,6 +18,7 @@ from pydantic import TypeAdapter
 from rlm_server.clock import DAY_MS, now
 from rlm_server.contexts.background import keep_up
 from rlm_server.contexts.contexts import Contexts
+from rlm_server.contexts.object_store import ObjectStoreUnavailable
 from rlm_server.database import requests
 from rlm_server.database.engine import Connection
 from rlm_server.database.requests import Request
@@ -28,6 +29,7 @@ from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.sessions import forks, session_table
 from rlm_server.sessions.ends import Ends
 from rlm_server.sessions.forks import NewForks
+from rlm_server.sessions.one_at_a_time import OneAtATime
 from rlm_server.sessions.session import NewSession, ReplSession
 from rlm_server.sessions.session_table import SessionFilter, SessionRow, SessionTable
 from rlm_server.sessions.state import End, EndReason, SessionEnded, SessionState
@@ -38,7 +40,9 @@ from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import Corpus
+from sandbox.pool.live_sessions import PoolFull
 from sandbox.pool.pool import LiveSession, Pool
+from sandbox.pool.process import WorkerLost
 from sandbox.pool.snapshots import StoreFull
 
 log = logging.getLogger(__name__)
@@ -93,6 +97,7 @@ class Sessions:
         """Those that take no more turns, and whose end is not written yet."""
         self._of_tenant: Counter[str] = Counter()
         self._creating: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by tenant
+        self._forking, self._pausing = OneAtATime(), OneAtATime()
         self._written: dict[str, int] = {}
         """How many turns of each session are written down."""
         self._sooner = asyncio.Event()
@@ -115,20 +120,23 @@ class Sessions:
         for task in self._tasks:
             await cancel_and_wait(task)
         await self._let_detached_end()
-        stopped = End(EndReason.RESTART, "the server stopped, and the session could not be stored", now())
-        await self._write_uses(self._sessions.values())
         for session in list(self._sessions.values()):
-            await self.line.stop(session)
-            if session.live.kept:
+            try:
                 await self._put_away(session)
-            else:
-                await self._end_or_log(session, stopped)
+            except Exception:  # the database's; the others are not to wait for it
+                log.exception("session %s could not be put away in order", session.id)
 
     async def _put_away(self, session: ReplSession) -> None:
-        """End a session here. The next server takes it up."""
+        """End a session here. The next server takes it up, unless it could not be stored."""
+        await self.line.stop(session)
         await session.live.put_away()
         await session.tracer.give_up()
         await session.held.aclose()
+        if session.live.kept:
+            await self._write_uses([session])
+        else:
+            reason = "the server stopped, and the session could not be stored"
+            await self._close(session.present, End(EndReason.RESTART, reason, now()))
 
     async def _let_detached_end(self) -> None:
         """Wait for turns that nobody reads; those that somebody reads have ended with their calls."""
@@ -197,10 +205,9 @@ class Sessions:
 
     async def _read_state(self, session: ReplSession) -> None:
         """Read a session that was taken up, and have it sleep on."""
-        with suppress(SessionEnded):
-            await self.prepare(session)
-            with suppress(StoreFull, OSError):
-                await session.live.hibernate()
+        await self.prepare(session)
+        with suppress(StoreFull, OSError):
+            await session.live.hibernate()
 
     # ---- beginning -----------------------------------------------------------------------------------------------
 
@@ -281,19 +288,21 @@ class Sessions:
             StoreFull: they do not fit beside what the tenant has stored.
             SessionEnded: the session has ended.
         """
-        tenant = session.row.tenant
-        async with self._creating[tenant]:
+        async with self._forking.of(request):
             known = await self.forked_before(request)
-            if known is not None:
-                return known
-            most = self._shares.limits(tenant).tenant_sessions
-            if self._of_tenant[tenant] + asked.count > most:
-                raise TooManySessions(f"a tenant may have {most} sessions (tenant_sessions)")
-            session.check_living()
-            return await run_to_completion(self._fork(session, asked, request))
+            return known if known is not None else await run_to_completion(self._fork(session, asked, request))
 
     async def _fork(self, session: ReplSession, asked: NewForks, request: Request | None) -> list[Shown]:
-        made = await forks.fork(self._ledger, self._taking_up, session, asked, request)
+        tenant = session.row.tenant
+        most = self._shares.limits(tenant).tenant_sessions
+        if self._of_tenant[tenant] + asked.count > most:
+            raise TooManySessions(f"a tenant may have {most} sessions (tenant_sessions)")
+        session.check_living()
+        self._of_tenant[tenant] += asked.count  # while a turn is waited for, other sessions may begin
+        try:
+            made = await forks.fork(self._ledger, self._taking_up, session, asked, request)
+        finally:
+            self._of_tenant[tenant] -= asked.count
         for one in made:
             self._add(one)
         return [Shown(one.present, one) for one in made]
@@ -305,10 +314,10 @@ class Sessions:
             RequestIdReused: the request asked for something else.
             StoreFull: it does not fit beside what the tenant has stored.
         """
-        async with session.changing:
-            session.check_living()
+        async with self._pausing.of(request):
             if await self._table.answered(request) is None:
                 await session.live.hibernate()
+                session.check_living()
                 if not session.turns:
                     session.paused = True
                     await self._table.move(session.id, SessionState.PAUSED)
@@ -378,7 +387,8 @@ class Sessions:
     async def coverage(self, session: ReplSession) -> Coverage:
         """Return how much of its context a session has looked at."""
         if session.dormant:
-            await self._read_state(session)
+            with suppress(SessionEnded, PoolFull, WorkerLost, ObjectStoreUnavailable):  # it is not known then
+                await self._read_state(session)
         corpora, seen = session.live.corpora, session.live.seen
         if not corpora:
             return Coverage()

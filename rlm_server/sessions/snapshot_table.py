@@ -81,8 +81,7 @@ class SnapshotTable:
 
     async def count(self, tenant: str) -> int:
         """Return how many snapshots a tenant has."""
-        query = "SELECT count(*) FROM snapshot WHERE tenant = ?"
-        return await self._database.read(lambda connection: int(connection.execute(query, (tenant,)).fetchone()[0]))
+        return await self._database.read(lambda connection: _count(connection, tenant))
 
     async def names(self) -> list[tuple[str, str]]:
         """Return the ids of all tenants' snapshots, each with its tenant."""
@@ -98,13 +97,19 @@ class SnapshotTable:
 
         return await self._database.read(read)
 
-    async def insert(self, row: SnapshotRow, request: Request | None) -> None:
-        """Keep a new snapshot, and what asked for it."""
+    async def insert(self, row: SnapshotRow, request: Request | None, most: int) -> None:
+        """Keep a new snapshot, and what asked for it. The tenant may have `most`.
+
+        Raises:
+            TooManySnapshots: it has as many.
+        """
         values = (
             row.id, row.tenant, row.session, row.image, row.context, row.name, row.id, row.size_bytes, row.created_at,
         )  # fmt: skip
 
         def write(connection: Connection) -> None:
+            if _count(connection, row.tenant) >= most:
+                raise TooManySnapshots(f"a tenant may have {most} snapshots (tenant_snapshots)")
             connection.execute(
                 "INSERT INTO snapshot (id, tenant, session, image, context, name, stored, size_bytes, created_at) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -139,6 +144,11 @@ class SnapshotTable:
         return await self._database.read(
             lambda connection: [id for (id,) in connection.execute(query, (tenant, most)).fetchall()]
         )
+
+
+def _count(connection: Connection, tenant: str) -> int:
+    (count,) = connection.execute("SELECT count(*) FROM snapshot WHERE tenant = ?", (tenant,)).fetchone()
+    return int(count)
 
 
 def _forget(connection: Connection, tenant: str, snapshot: str) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import secrets
-from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,8 +18,9 @@ from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import ContextGone, Contexts
 from rlm_server.database.requests import Request
 from rlm_server.repl.limits import RunLimits
+from rlm_server.sessions.one_at_a_time import OneAtATime
 from rlm_server.sessions.session import ReplSession
-from rlm_server.sessions.snapshot_table import SnapshotFilter, SnapshotRow, SnapshotTable, TooManySnapshots
+from rlm_server.sessions.snapshot_table import SnapshotFilter, SnapshotRow, SnapshotTable
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
 from sandbox.cancellation import run_to_completion
@@ -73,7 +72,7 @@ class Snapshots:
     ) -> None:
         self._pool, self._store, self._table, self._contexts = pool, store, table, contexts
         self._shares, self._limits_of = shares, limits_of
-        self._making: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by tenant
+        self._making = OneAtATime()
 
     async def __aenter__(self) -> Self:
         known = await self._table.names()
@@ -116,14 +115,11 @@ class Snapshots:
             StoreFull: it does not fit beside what the tenant has stored.
             SessionClosed: the session has ended meanwhile.
         """
-        async with self._making[new.tenant]:
-            return await run_to_completion(self._create(session, new))
+        async with self._making.of(new.request):
+            known = await self._table.by_request(new.request)
+            return known if known is not None else await run_to_completion(self._create(session, new))
 
     async def _create(self, session: ReplSession, new: NewSnapshot) -> SnapshotRow:
-        known = await self._table.by_request(new.request)
-        if known is not None:
-            return known
-        await self._check_room(new.tenant)
         context, id = session.row.context, SNAPSHOT + secrets.token_hex(16)
         about = json.dumps({"context": context, "name": new.name}).encode()
         size = await session.live.snapshot(id, about)
@@ -132,14 +128,9 @@ class Snapshots:
         )  # fmt: skip
         return await self._keep(made, new.request)
 
-    async def _check_room(self, tenant: str) -> None:
-        most = self._shares.limits(tenant).tenant_snapshots
-        if await self._table.count(tenant) >= most:
-            raise TooManySnapshots(f"a tenant may have {most} snapshots (tenant_snapshots)")
-
     async def _keep(self, row: SnapshotRow, request: Request | None) -> SnapshotRow:
         try:
-            await self._table.insert(row, request)
+            await self._table.insert(row, request, self._shares.limits(row.tenant).tenant_snapshots)
         except BaseException:
             self._store.remove_snapshot(row.id, row.tenant)
             raise
@@ -190,12 +181,7 @@ class Snapshots:
 
     @asynccontextmanager
     async def importing(self, new: NewSnapshot) -> AsyncIterator[Import]:
-        """Take a snapshot's file from elsewhere. It is kept once `Import.finish` has returned, and not without.
-
-        Raises:
-            TooManySnapshots: the tenant has as many as it may.
-        """
-        await self._check_room(new.tenant)
+        """Take a snapshot's file from elsewhere. It is kept once `Import.finish` has returned, and not without."""
         id = SNAPSHOT + secrets.token_hex(16)
         with self._pool.incoming(id, new.tenant) as incoming:
             yield Import(self, id, new, incoming)
@@ -206,7 +192,7 @@ class Snapshots:
         said = json.loads(about)
         context = await self._context(new.tenant, said["context"])
         limits = self._limits_of(new.tenant).sandbox
-        async with self._making[new.tenant]:
+        async with self._making.of(new.request):
             known = await self._table.by_request(new.request)
             if known is not None:
                 return known
@@ -263,6 +249,7 @@ class Import:
             SnapshotRefused: it is not the file that this server made for this tenant; or it has more than the tenant's
                 sessions may.
             ContextGone: the context that it was made with is not there.
+            TooManySnapshots: the tenant has as many as it may.
         """
         if (self.received, self._sha256.hexdigest()) != (size, sha256):
             raise SnapshotRefused(f"{self.received} bytes came, and they are not the {size} that were announced")
