@@ -78,11 +78,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     To do: create another.
     """
     ERROR_REASON_TOO_MANY_SESSIONS: _ErrorReason.ValueType  # 7
-    """The tenant has as many sessions as it may, or as many bytes of sessions that hibernate.
+    """The tenant has as many sessions or snapshots as it may, or as many bytes that are stored of both.
 
-    Metadata: none. A QuotaFailure about "sessions" or "stored_bytes" has the limit.
+    Metadata: none. A QuotaFailure about "sessions", "snapshots" or "stored_bytes" has the limit.
 
-    To do: delete a session, or wait until one ends.
+    To do: delete a session or a snapshot, or wait until a session ends.
     """
     ERROR_REASON_SERVER_FULL: _ErrorReason.ValueType  # 8
     """The server has as many sessions as it takes at once, or as many turns wait for one session.
@@ -160,11 +160,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     To do: try again. A session that was there before is as it was.
     """
     ERROR_REASON_SNAPSHOT_REFUSED: _ErrorReason.ValueType  # 18
-    """The session had been written to the disk and cannot be read again.
+    """What was stored of a session, or the file of a snapshot, is not as this server wrote it for this tenant: it was altered
+    or cut, or belongs to another tenant, server, version or image; or it has more than the tenant's sessions may.
 
     Metadata: none.
 
-    To do: create another session.
+    To do: create another session, or import the file as it was exported.
     """
     ERROR_REASON_JAIL_MISSING: _ErrorReason.ValueType  # 19
     """This machine cannot keep tenants apart, and another tenant's code runs already.
@@ -394,11 +395,11 @@ in RFC 3339.
 To do: create another.
 """
 ERROR_REASON_TOO_MANY_SESSIONS: ErrorReason.ValueType  # 7
-"""The tenant has as many sessions as it may, or as many bytes of sessions that hibernate.
+"""The tenant has as many sessions or snapshots as it may, or as many bytes that are stored of both.
 
-Metadata: none. A QuotaFailure about "sessions" or "stored_bytes" has the limit.
+Metadata: none. A QuotaFailure about "sessions", "snapshots" or "stored_bytes" has the limit.
 
-To do: delete a session, or wait until one ends.
+To do: delete a session or a snapshot, or wait until a session ends.
 """
 ERROR_REASON_SERVER_FULL: ErrorReason.ValueType  # 8
 """The server has as many sessions as it takes at once, or as many turns wait for one session.
@@ -476,11 +477,12 @@ Metadata: none.
 To do: try again. A session that was there before is as it was.
 """
 ERROR_REASON_SNAPSHOT_REFUSED: ErrorReason.ValueType  # 18
-"""The session had been written to the disk and cannot be read again.
+"""What was stored of a session, or the file of a snapshot, is not as this server wrote it for this tenant: it was altered
+or cut, or belongs to another tenant, server, version or image; or it has more than the tenant's sessions may.
 
 Metadata: none.
 
-To do: create another session.
+To do: create another session, or import the file as it was exported.
 """
 ERROR_REASON_JAIL_MISSING: ErrorReason.ValueType  # 19
 """This machine cannot keep tenants apart, and another tenant's code runs already.

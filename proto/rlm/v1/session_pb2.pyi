@@ -69,7 +69,7 @@ class _SessionEndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Sess
     SESSION_END_REASON_LIFE_TIME: _SessionEndReason.ValueType  # 3
     """It existed for its `life_time`."""
     SESSION_END_REASON_RESTART: _SessionEndReason.ValueType  # 4
-    """The server restarted, and had not stored it."""
+    """The server stopped, and could not store it."""
     SESSION_END_REASON_STATE_LOST: _SessionEndReason.ValueType  # 5
     """What was stored of it cannot be read. `end_message` says why."""
 
@@ -85,7 +85,7 @@ SESSION_END_REASON_IDLE_TIME: SessionEndReason.ValueType  # 2
 SESSION_END_REASON_LIFE_TIME: SessionEndReason.ValueType  # 3
 """It existed for its `life_time`."""
 SESSION_END_REASON_RESTART: SessionEndReason.ValueType  # 4
-"""The server restarted, and had not stored it."""
+"""The server stopped, and could not store it."""
 SESSION_END_REASON_STATE_LOST: SessionEndReason.ValueType  # 5
 """What was stored of it cannot be read. `end_message` says why."""
 Global___SessionEndReason: _TypeAlias = SessionEndReason  # noqa: Y015
