@@ -79,10 +79,11 @@ def payer_of(row: SessionRow) -> str:
 
 
 def _row(session: ReplSession, asked: NewForks, at: int) -> SessionRow:
-    row = session.row
+    row, id = session.row, names.SESSION + secrets.token_hex(16)
     return replace(
         row,
-        id=names.SESSION + secrets.token_hex(16),
+        id=id,
+        stored=id,
         parent=row.id,
         labels=asked.labels,
         budget=row.budget if asked.budget is None else asked.budget,

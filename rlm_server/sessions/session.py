@@ -63,6 +63,7 @@ class NewSession:
             life_ms=self.life_ms,
             labels=self.labels,
             snapshot=self.snapshot,
+            stored=id,
         )
 
 

@@ -34,7 +34,7 @@ class SessionRow:
 
     `customer` is the path of the customer who pays, empty where the tenant itself does. `idle_ms` and `life_ms` are
     None where they are what the server says. `used_at` is when its last turn ended and `turns` how many there were,
-    both a little behind while it lives. `stored` says where its state is kept, None where it is in memory alone.
+    both a little behind while it lives. `stored` is the name under which its state is kept, None where it has ended.
     """
 
     id: str

@@ -149,6 +149,9 @@ class TurnLine:
             turn.ran_seconds = session.live.running_seconds
         turn.interrupted = True
         await cancel_and_wait(turn.task)
+        remembered = [one for one in self._results.ran(session.id) if one.turn == turn.id]
+        if turn.stopped and remembered:
+            await session.live.add_note(turn_notes.write(remembered))
         return turn.stopped
 
     async def stop(self, session: ReplSession) -> None:

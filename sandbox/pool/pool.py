@@ -89,6 +89,10 @@ class LiveSession(Protocol):
         """
         ...
 
+    async def add_note(self, note: bytes) -> None:
+        """Store a note with a session that is kept, of what came to be besides its turns."""
+        ...
+
     async def recall(self) -> list[bytes]:
         """Return the notes that were stored with a session that was taken up, which wakes for that.
 

@@ -456,6 +456,20 @@ class WorkerSession:
         finally:
             self._turn_ends()
 
+    async def add_note(self, note: bytes) -> None:
+        """Store a note with a session that is kept, of what came to be besides its turns.
+
+        Raises:
+            TooManyTurns: too many turns wait for the session already.
+        """
+        await self._turn_comes()
+        try:
+            if self.checkpoint is not None and not self._closed:
+                with suppress(Abandoned):
+                    await self._store(self.checkpoint, None, note)
+        finally:
+            self._turn_ends()
+
     async def fork(self, names: Sequence[str]) -> list[WorkerSession]:
         """Make sessions that begin as this is after its last finished turn, kept under these names: all, or none.
 

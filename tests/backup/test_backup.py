@@ -58,7 +58,10 @@ async def test_what_was_backed_up_while_the_server_ran_is_there_elsewhere(
         text = await served.caller.upload("a text that stays")
         run = (await served.caller.ask(context_id=text.context_id)).run
         settings = Settings.load(data_dir=served.data_dir, **here)
+        session = await served.caller.open_session(context_id=text.context_id)
+        await served.caller.turn(session, "words = context.split()")
         contents = await asyncio.to_thread(back_up, settings, copy)
+        await served.caller.turn(session, "words = None")
         await served.caller.upload("one more, which is in no backup")
         spent = (await served.running.ledger.balance("development")).posted
         key, story = served.running.key, await served.caller.ended(run.run_id)
@@ -74,6 +77,7 @@ async def test_what_was_backed_up_while_the_server_ran_is_there_elsewhere(
         assert (kept.nano_usd, kept.tokens, kept.calls) == (spent.nano_usd, spent.tokens, spent.calls)
         assert await served.caller.upload("a text that stays") == text
         assert (await served.caller.ask(context_id=text.context_id)).run.answer == "a te"
+        assert (await served.caller.turn(session, "words[1]")).printed == "'text'\n"
         new = await served.caller.upload("a new text")
         assert new.context_id != text.context_id
 

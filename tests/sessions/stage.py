@@ -27,6 +27,10 @@ class Acting:
 
     def __init__(self, act: Act) -> None:
         self._act = act
+        self.notes: list[bytes] = []
+
+    async def add_note(self, note: bytes) -> None:
+        self.notes.append(note)
 
     async def execute(self, code: str, answer: Answer, listener: OutputListener, *_: Any, **__: Any) -> Turn:
         return await self._act(code, answer, listener)

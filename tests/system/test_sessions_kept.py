@@ -52,6 +52,10 @@ async def test_a_session_goes_on_after_a_restart(server: Served, kept_in: dict[s
             context_id=context.context_id, budget=types_pb2.Budget(nano_usd=USD, call_count=3), labels={"a": "b"}
         )
         await caller.turn(session, "words = context.split()\nopen('/tmp/f', 'w').write('kept')\nllm_query('x')", "once")
+        endless = caller.execute(session, "print('go', flush=True)\nwhile True: pass", "stopped")
+        await endless.read()
+        interrupt = session_pb2.InterruptSessionRequest(session_id=session)
+        assert (await call(caller, "InterruptSession", interrupt)).interrupted
         before = await session_of(caller, session)
         spent = (await served.running.ledger.balance(session)).posted
         assert before.coverage.fraction == 1
@@ -61,7 +65,7 @@ async def test_a_session_goes_on_after_a_restart(server: Served, kept_in: dict[s
         caller = served.caller
         found = await session_of(caller, session)
         assert (found.state, found.coverage, dict(found.labels)) == (PAUSED, before.coverage, {"a": "b"})
-        assert (found.budget, found.create_time, found.turn_count) == (before.budget, before.create_time, 3)
+        assert (found.budget, found.create_time, found.turn_count) == (before.budget, before.create_time, 4)
         now = (await served.running.ledger.balance(session)).posted  # processor time is booked a little later
         assert (now.nano_usd, now.tokens, now.calls) == (spent.nano_usd, spent.tokens, spent.calls)
         again = await caller.turn(
@@ -70,6 +74,8 @@ async def test_a_session_goes_on_after_a_restart(server: Served, kept_in: dict[s
         assert (again.result.status, again.printed) == (session_pb2.TURN_STATUS_OK, "")
         assert (await caller.turn(session, "1 / 0", "failed")).result == failed.result
         assert (await caller.turn(session, "import os; os._exit(1)", "undone")).result == undone.result
+        stopped = await caller.turn(session, "print('go', flush=True)\nwhile True: pass", "stopped")
+        assert stopped.result.stop_reason == session_pb2.STOP_REASON_INTERRUPTED
         other = await refusal(caller.turn(session, "2", "once"))
         assert other.reason == "REQUEST_ID_REUSED"
         assert await shows(caller, session, "words, open('/tmp/f').read(), context[4:7]") == repr(
