@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from rlm.v1 import session_pb2
+from rlm.v1 import session_pb2, session_pb2_grpc
 
 from rlm_server.api import requests, responses, session_messages
 from rlm_server.api.auth import tenant
@@ -36,7 +36,7 @@ MAX_FORKS = 64
 _CHANGEABLE = ("labels", "idle_time", "life_time")
 
 
-class SessionServicer(SnapshotServicer):
+class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer):
     """Serves REPLs to those who bring their own loop."""
 
     def __init__(

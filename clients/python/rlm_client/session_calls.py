@@ -10,19 +10,19 @@ from typing import Protocol
 from google.protobuf.field_mask_pb2 import FieldMask
 from rlm.v1 import session_pb2, session_pb2_grpc, types_pb2
 
-from rlm_client.caller import Caller
 from rlm_client.connection import Connection
 from rlm_client.durations import seconds, stamp
 from rlm_client.money import Budget
 from rlm_client.pages import pages
 from rlm_client.retry import Retry, named
+from rlm_client.snapshot_calls import SnapshotCalls
 from rlm_client.watch import Stream, resumed
 
 _TURN_SECONDS = 3_600.0
 """What `execute_once` waits for a turn, and for those before it, where its caller does not say."""
 
 
-class SessionCalls(Caller):
+class SessionCalls(SnapshotCalls):
     """The calls of `SessionService`. Everything is the caller's own tenant's."""
 
     def __init__(self, connection: Connection, retry: Retry | None, watch_retry: Retry | None) -> None:
@@ -42,12 +42,14 @@ class SessionCalls(Caller):
         labels: Mapping[str, str] | None = None,
         idle_seconds: float | None = None,
         life_seconds: float | None = None,
+        snapshot_id: str = "",
         request_id: str | None = None,
     ) -> session_pb2.Session:
         """Start a REPL with its own memory and account; a context given is its variable `context`.
 
         `account_id` is the customer who pays. It ends after `idle_seconds` without a turn, and `life_seconds` after it
-        was made; what is left out is as the server says.
+        was made; what is left out is as the server says. With a snapshot it begins as that is, and has its image and
+        context.
 
         Raises:
             BudgetRefused: the tenant cannot cover the budget.
@@ -63,6 +65,7 @@ class SessionCalls(Caller):
             labels=labels,
             idle_time=None if idle_seconds is None else seconds(idle_seconds),
             life_time=None if life_seconds is None else seconds(life_seconds),
+            snapshot_id=snapshot_id,
         )
         return self._unary(self._sessions.CreateSession, request).session
 
