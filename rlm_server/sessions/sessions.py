@@ -68,9 +68,11 @@ class Shown:
 
 
 class Sessions:
-    """Owns the live sessions, and knows those that have ended. An async context manager: leaving it ends them.
+    """Owns the live sessions, and knows those that have ended.
 
-    Their limits of time are those of `ends`. Detached turns get `grace_seconds` to end then, unless `hurry` is set.
+    An async context manager: entering it takes up those that a former server left, and leaving it puts all away for the
+    next one. Detached turns get `grace_seconds` to end then, unless `hurry` is set. The limits of time of sessions are
+    those of `ends`.
     """
 
     def __init__(

@@ -18,6 +18,7 @@ from tests.system.books import check_settled
 from tests.system.stage import USD, Caller, Play, refusal
 
 PAUSED, ACTIVE, ENDED = (getattr(session_pb2, f"SESSION_STATE_{name}") for name in ("PAUSED", "ACTIVE", "ENDED"))
+MIB = 1 << 20
 LOST = session_pb2.SESSION_END_REASON_STATE_LOST
 
 
@@ -164,6 +165,32 @@ async def test_limits_of_time_go_on_over_a_restart(server: Served, tmp_path: Pat
     async with server(Play(""), **settings, session_seconds=0.001) as served:
         found = await session_of(served.caller, session)
         assert (found.state, found.end_reason) == (ENDED, session_pb2.SESSION_END_REASON_LIFE_TIME)
+
+
+async def test_a_session_that_finds_no_room_goes_on_and_ends_with_its_server(server: Served, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"data_dir": tmp_path / "data", "stored_bytes": MIB}
+    async with server(Play(""), **settings) as served:
+        caller = served.caller
+        large, small = [await caller.open_session() for _ in range(2)]
+        await caller.turn(large, "import os\nblock = os.urandom(3 << 20)\nx = 1")
+        await caller.turn(small, "x = 1")
+        assert await shows(caller, large, "x += 1; x, len(block)") == repr((2, 3 * MIB))
+        for name, request in (
+            ("ForkSession", session_pb2.ForkSessionRequest(session_id=large)),
+            ("CreateSnapshot", session_pb2.CreateSnapshotRequest(session_id=large)),
+            ("PauseSession", session_pb2.PauseSessionRequest(session_id=large)),
+        ):
+            full = await refusal(call(caller, name, request))
+            assert (full.reason, full.code) == ("TOO_MANY_SESSIONS", grpc.StatusCode.RESOURCE_EXHAUSTED), name
+            assert "stored_bytes" in full.message
+        too_large = await refusal(imported(served, bytes(2 * MIB), "0" * 64))
+        assert too_large.reason == "TOO_MANY_SESSIONS"
+        assert await shows(caller, large, "x") == "2"
+    async with server(Play(""), **settings) as served:
+        found = await session_of(served.caller, large)
+        assert (found.state, found.end_reason) == (ENDED, session_pb2.SESSION_END_REASON_RESTART)
+        assert "could not be stored" in found.end_message
+        assert await shows(served.caller, small, "x") == "1"
 
 
 # ---- pausing and forking ---------------------------------------------------------------------------------------------
