@@ -14,14 +14,15 @@ from google.protobuf.message import Message
 from google.rpc import status_pb2
 from rlm.v1 import context_pb2, context_pb2_grpc, run_pb2, run_pb2_grpc, session_pb2, session_pb2_grpc, types_pb2
 
-from tests.client.fake_contexts import FakeContexts, refusal, refuse
+from tests.client.fake_contexts import refusal, refuse
+from tests.client.fake_snapshots import FakeSnapshots
 
 KEY = "rlm_a-key-that-must-not-show"
 ESCAPE = "\x1b[2J"
 """What clears a terminal."""
 
 
-class FakeServer(FakeContexts, run_pb2_grpc.RunServiceServicer, session_pb2_grpc.SessionServiceServicer):
+class FakeServer(FakeSnapshots, run_pb2_grpc.RunServiceServicer):
     """Every call answers the next of `refusals[call]` where there is one, else what the fields say."""
 
     def __init__(self) -> None:

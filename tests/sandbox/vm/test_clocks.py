@@ -111,7 +111,7 @@ def test_the_clock_of_a_stored_session_goes_on_where_the_host_was_started_anew(
     assert before <= clocks.monotonic(clocks.taken_up(stored)) < before + 60 * 10**9
     monkeypatch.setattr(time, "time_ns", lambda: 0)  # it was set back
     assert before <= clocks.monotonic(clocks.taken_up(stored)) < before + 60 * 10**9
-    wrong: list[int | str]
-    for wrong in (["x", "y", 1, 2], [], ["x", 1, 2]):
+    wrongs: list[list[int | str]] = [["x", "y", 1, 2], [], ["x", 1, 2]]
+    for wrong in wrongs:
         with pytest.raises((TypeError, ValueError)):
             clocks.taken_up(wrong)
