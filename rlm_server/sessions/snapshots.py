@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import secrets
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from io import BufferedReader
@@ -73,6 +75,7 @@ class Snapshots:
         self._pool, self._store, self._table, self._contexts = pool, store, table, contexts
         self._shares, self._limits_of = shares, limits_of
         self._making = OneAtATime()
+        self._unpacking: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # by tenant: it takes memory
 
     async def __aenter__(self) -> Self:
         known = await self._table.names()
@@ -196,13 +199,10 @@ class Snapshots:
             known = await self._table.by_request(new.request)
             if known is not None:
                 return known
-            if context is None:
-                accept = partial(incoming.accept, image, (), limits)
+            async with AsyncExitStack() as held, self._unpacking[new.tenant]:
+                corpora = (await held.enter_async_context(self._contexts.pinned(context)),) if context else ()
+                accept = partial(incoming.accept, image, corpora, limits)
                 size = await self._in_thread(new.tenant, Purpose.UPLOADS, accept)
-            else:
-                async with self._contexts.pinned(context) as corpus:
-                    accept = partial(incoming.accept, image, (corpus,), limits)
-                    size = await self._in_thread(new.tenant, Purpose.UPLOADS, accept)
             name, context_id = new.name or said["name"], said["context"]
             made = SnapshotRow(id, new.tenant, None, image, context_id, name, size, now(), new.labels)
             return await run_to_completion(self._keep(made, new.request))

@@ -57,14 +57,6 @@ class Sealer:
     def _marks(self, owner: str, image: Image) -> tuple[bytes, bytes]:
         return self._keyed(b"owner", owner.encode())[:16], self._keyed(b"image", image.key.encode())[:16]
 
-    def is_of(self, header: bytes, owner: str, image: Image) -> bool:
-        """Whether a header is of this owner and image, whatever follows it."""
-        try:
-            self.chain(header, owner, image, "")
-        except SnapshotRefused:
-            return False
-        return True
-
     def chain(self, header: bytes, owner: str, image: Image, name: str) -> Chain:
         """Return what the chunks that follow a header are sealed with.
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from sandbox.memory import pages as pagefiles
 from sandbox.memory.memory import PAGE, Runs, in_memory
-from sandbox.memory.pages import WINDOW, Change, Extent, PageFile
+from sandbox.memory.pages import GRAIN, WINDOW, Change, Extent, PageFile, Patches
 from tests.sandbox.repl import Repls, memory_of
 
 COUNT = 24
@@ -41,6 +41,8 @@ class AnyHistory(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.file = self.made()
+        self.stored = PageFile()
+        """What the differences that each change makes come to, elsewhere."""
         self.memory = bytearray(COUNT * PAGE)
         self.model: dict[int, bytes] = {}
         self.stamp = 0
@@ -53,7 +55,10 @@ class AnyHistory(RuleBasedStateMachine):
     def _write(self, numbers: list[int]) -> None:
         for number in numbers:
             self.stamp += 1
-            self.memory[number * PAGE : (number + 1) * PAGE] = self.stamp.to_bytes(4, "little") * (PAGE // 4)
+            at, size = number * PAGE, PAGE // 4
+            if self.stamp % 3:  # most turns change a page in few places
+                at, size = at + self.stamp * 260 % PAGE // 4 * 4, 1
+            self.memory[at : at + 4 * size] = self.stamp.to_bytes(4, "little") * size
         if numbers != self.numbers:  # the very same list again says that it is the same pages
             self.numbers, self.runs = numbers, runs(numbers)
 
@@ -61,11 +66,20 @@ class AnyHistory(RuleBasedStateMachine):
     def take(self, numbers: list[int], whole: bool) -> None:
         self._write(numbers)
         change = self.file.write(address(self.memory), self.runs, whole=whole)
-        self.file.take(Change.decode(change.encode(), whole=whole))
+        change = Change.decode(change.encode(), whole=whole)
+        self.store(change)
+        self.file.take(change)
         if whole:
             self.model.clear()
         for number in numbers:
             self.model[number] = bytes(self.memory[number * PAGE : (number + 1) * PAGE])
+
+    def store(self, change: Change) -> None:
+        patches = Patches(self.stored)
+        for offset, contents in self.file.differences(change):
+            assert (offset % GRAIN, len(contents) % GRAIN) == (0, 0)
+            patches.write(offset, contents)
+        patches.finish()
 
     @rule(numbers=WRITTEN, whole=st.booleans())
     def die_before_it_is_taken(self, numbers: list[int], whole: bool) -> None:
@@ -101,6 +115,11 @@ class AnyHistory(RuleBasedStateMachine):
         assert sum(size for _, size in self.file.runs) == len(self.model) * PAGE
 
     @invariant()
+    def what_was_stored_of_it_elsewhere_is_the_same(self) -> None:
+        assert b"".join(self.stored.contents()) == b"".join(self.model[number] for number in sorted(self.model))
+        assert self.stored.slots().keys() == self.model.keys()
+
+    @invariant()
     def no_slot_is_used_twice(self) -> None:
         slots = [slot + i for _, slot, length in self.file.table for i in range(length)]
         assert len(slots) == len(set(slots))
@@ -111,6 +130,7 @@ class AnyHistory(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.file.close()
+        self.stored.close()
 
 
 class AnyHistoryAlone(AnyHistory):
@@ -120,6 +140,10 @@ class AnyHistoryAlone(AnyHistory):
         return PageFile()
 
     die_before_it_is_taken = None  # type: ignore[assignment]
+    what_was_stored_of_it_elsewhere_is_the_same = None  # type: ignore[assignment]
+
+    def store(self, change: Change) -> None:
+        """Its pages may lie where they were, so that nothing tells what was there before."""
 
 
 TestAnyHistory = AnyHistory.TestCase
@@ -188,3 +212,21 @@ def test_a_large_sessions_turn_that_changed_little_writes_little(start: Repls) -
     assert fork.show("block[5_000_000], block[20_000_000], block[1_000_000], block.count(b'x')") == repr(
         (7, 8, ord("x"), (32 << 20) - 2)
     )
+
+
+def test_a_difference_of_a_page_that_is_not_there_is_an_error() -> None:
+    file = PageFile()
+    patches = Patches(file)
+    patches.write(PAGE, b"a" * PAGE)
+    with pytest.raises(ValueError, match="part of page 2"):
+        patches.write(2 * PAGE - GRAIN, b"b" * 2 * GRAIN)
+    with pytest.raises(KeyError):
+        patches.write(3 * PAGE, b"")
+    file.close()
+
+
+def test_differences_with_pages_that_were_not_written_are_an_error() -> None:
+    file = PageFile(in_memory("short", PAGE))
+    with pytest.raises(EOFError, match="cut short"):
+        list(file.differences(Change((Extent(0, 0, 2),), whole=True)))
+    file.close()
