@@ -102,8 +102,8 @@ async def test_what_cannot_go_on_ends_and_says_why(server: Served, tmp_path: Pat
         one, two = await caller.upload("one"), await caller.upload("two")
         gone = await caller.open_session(context_id=one.context_id)
         deleted = await caller.open_session(context_id=two.context_id)
-        altered, cut, well = [await caller.open_session() for _ in range(3)]
-        for session in (gone, deleted, altered, cut, well):
+        altered, cut, well, older = [await caller.open_session() for _ in range(4)]
+        for session in (gone, deleted, altered, cut, well, older):
             await caller.turn(session, "x = 1", "once")
         await caller.contexts.DeleteContext(
             context_pb2.DeleteContextRequest(context_id=two.context_id), metadata=caller.metadata
@@ -113,12 +113,19 @@ async def test_what_cannot_go_on_ends_and_says_why(server: Served, tmp_path: Pat
     data = bytearray((folder / f"{altered}.session").read_bytes())
     data[200] ^= 1
     (folder / f"{altered}.session").write_bytes(data)
+    data = bytearray((folder / f"{older}.session").read_bytes())
+    data[22:38] = bytes(16)  # the mark of the image
+    (folder / f"{older}.session").write_bytes(data)
     whole = (folder / f"{cut}.session").read_bytes()
     (folder / f"{cut}.session").write_bytes(whole[:-3])
     (folder / "ses_nobodys.session").write_bytes(whole)
     async with server(Play(""), **settings) as served:
         caller = served.caller
-        for session, said in ((gone, "nothing is stored"), (deleted, f"its context {two.context_id} was deleted")):
+        for session, said in (
+            (gone, "nothing is stored"),
+            (deleted, f"its context {two.context_id} was deleted"),
+            (older, "another image than 'core' is now"),
+        ):
             found = await session_of(caller, session)
             assert (found.state, found.end_reason) == (ENDED, LOST)
             assert said in found.end_message
@@ -132,30 +139,6 @@ async def test_what_cannot_go_on_ends_and_says_why(server: Served, tmp_path: Pat
         assert await shows(caller, well, "x") == "1"
         assert sorted(path.name for path in folder.iterdir()) == sorted(f"{one}.session" for one in (cut, well))
     check_settled(tmp_path / "data")
-
-
-async def test_an_image_that_is_another_now_ends_its_sessions(server: Served, tmp_path: Path) -> None:
-    async with server(Play(""), data_dir=tmp_path / "data") as served:
-        session = await served.caller.open_session(image="data")
-    path = tmp_path / "data" / "sessions" / f"{session}.session"
-    data = bytearray(path.read_bytes())
-    data[22:38] = bytes(16)  # the image's mark
-    path.write_bytes(data)
-    async with server(Play(""), data_dir=tmp_path / "data") as served:
-        found = await session_of(served.caller, session)
-        assert (found.state, found.end_reason) == (ENDED, LOST)
-        assert "another image than 'data'" in found.end_message
-
-
-async def test_another_secret_ends_all_sessions_and_a_spoilt_one_stops_the_start(
-    server: Served, tmp_path: Path
-) -> None:
-    async with server(Play(""), data_dir=tmp_path / "data") as served:
-        session = await served.caller.open_session()
-    (tmp_path / "data" / "session-secret").unlink()
-    async with server(Play(""), data_dir=tmp_path / "data") as served:
-        found = await session_of(served.caller, session)
-        assert "another server" in found.end_message
 
 
 async def test_limits_of_time_go_on_over_a_restart(server: Served, tmp_path: Path) -> None:
