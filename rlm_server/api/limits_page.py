@@ -105,6 +105,7 @@ FIXED = (
     Fixed("rlm_server.repl.call_request", "MAX_SYSTEM", "a model call", "the code gets an exception"),
     Fixed("rlm_server.api.session", "MAX_CODE", "a request", _FIELD),
     Fixed("rlm_server.api.session", "MAX_FORKS", "a request", _FIELD),
+    Fixed("rlm_server.api.snapshots", "MAX_SNAPSHOT_BYTES", "an import", _FIELD),
     Fixed("rlm_server.sessions.turn_line", "SESSION_TURNS", "a session", ErrorReason.ERROR_REASON_TOO_MANY_REQUESTS),
     Fixed("rlm_server.sessions.turn_log", "LOG_BYTES", "a turn", "the oldest are left out"),
     Fixed("rlm_server.sessions.turn_line", "WATCHABLE_TURNS", "a session", "of others there is the result alone"),

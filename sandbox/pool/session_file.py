@@ -213,7 +213,7 @@ class SessionFile:
                 self._lose(error)
 
     def _lose(self, error: Exception) -> None:
-        reason = error.strerror or repr(error) if isinstance(error, OSError) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else error
         log.warning("a session of %r is not kept: %s", self._owner, reason)
         self.remove()
 

@@ -264,7 +264,8 @@ async def test_a_session_that_ended_says_why_for_a_day_also_after_a_restart(
         reasons = {deleted: "DELETED", idle: "IDLE_TIME", old: "LIFE_TIME"}
         for session, why in reasons.items():
             assert await gone(caller, session) == ("SESSION_ENDED", why)
-    reasons[left] = "RESTART"
+        (served.data_dir / "sessions" / f"{left}.session").unlink()
+    reasons[left] = "STATE_LOST"
     async with server(Play(""), **kept) as served:
         caller, other = served.caller, await served.tenant("other")
         for session, why in reasons.items():
@@ -504,7 +505,7 @@ async def test_a_server_that_stops_lets_detached_turns_end(server: Served) -> No
         await lost.channel.close(None)
         asyncio.get_running_loop().call_later(0.2, released.set)
     ended = rows(served.data_dir, "SELECT turns, end_reason FROM session WHERE id = ?", session)
-    assert ended == [{"turns": 1, "end_reason": "restart"}]
+    assert ended == [{"turns": 1, "end_reason": ""}]
     calls = rows(served.data_dir, "SELECT actual_calls FROM hold WHERE run = ? AND actual_calls > 0", session)
     assert calls == [{"actual_calls": 1}]
     check_settled(served.data_dir)
