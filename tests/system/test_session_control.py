@@ -265,7 +265,7 @@ async def test_a_session_that_ended_says_why_for_a_day_also_after_a_restart(
         for session, why in reasons.items():
             assert await gone(caller, session) == ("SESSION_ENDED", why)
         (served.data_dir / "sessions" / f"{left}.session").unlink()
-    reasons[left] = "STATE_LOST"
+    reasons[left] = "RESTART"
     async with server(Play(""), **kept) as served:
         caller, other = served.caller, await served.tenant("other")
         for session, why in reasons.items():
