@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import os
 from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -219,6 +220,18 @@ class PageFile:
         """Return the slot of each page."""
         return {page + at: slot + at for page, slot, length in self.table for at in range(length)}
 
+    def _slots_of(self, change: Change) -> dict[int, int]:
+        """Return the slots of those pages that a change has: they may be few of all."""
+        table, slots = self.table, dict[int, int]()
+        for page, _, count in change.written:
+            at = max(bisect_right(table, page, key=_page) - 1, 0)
+            while at < len(table) and table[at].page < page + count:
+                first, slot, length = table[at]
+                for number in range(max(first, page), min(first + length, page + count)):
+                    slots[number] = slot + number - first
+                at += 1
+        return slots
+
     def differences(self, change: Change) -> Iterator[tuple[int, bytes]]:
         """Yield what would be other with a change that has not been taken: offsets in memory, and the bytes there.
 
@@ -230,7 +243,7 @@ class PageFile:
         """
         if not self.holds(change):
             raise EOFError(_CUT)
-        slots = self.slots()
+        slots = self.slots() if change.whole else self._slots_of(change)
         if change.written:
             with mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ) as file:
                 for page, slot, count in change.written:
@@ -360,6 +373,10 @@ def _view(address: int, runs: Runs) -> memoryview:
     """Return memory from an address to the end of the last run."""
     size = sum(runs[-1]) if runs else 0
     return memoryview((ctypes.c_char * size).from_address(address)).cast("B")
+
+
+def _page(extent: Extent) -> int:
+    return extent.page
 
 
 def _slot(extent: Extent) -> int:
