@@ -12,7 +12,7 @@ import signal
 from ast import literal_eval
 from collections import Counter
 from collections.abc import Awaitable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from sandbox.pool.snapshots import SessionStore
 from sandbox.pool.worker_session import WorkerSession
 from sandbox.turn import Status, Turn
 from sandbox.vm.image import Loaded
+from sandbox.vm.session import Session
 from tests.sandbox.conftest import MakeText
 from tests.sandbox.pool.test_pool import ignore, nobody
 from tests.sandbox.pool.test_workers import children, descriptors, lost
@@ -192,6 +193,17 @@ class Kept:
         """Compare all of the session with the model."""
         while lost(turn := await self._execute(STATE)):
             pass
+        self._compare(turn)
+
+    def verify_stored(self, loaded: Loaded, store: SessionStore) -> None:
+        """Compare what is stored of a session that is kept with the model, once no process has the session."""
+        session, image = self._session, loaded.images["core"]
+        if session.name:
+            read = store.get(store.find(session.name, session.owner, image), session.owner, image, session.corpora)
+            with closing(Session(loaded.program, read.checkpoint, LIMITS)) as again:
+                self._compare(again.execute(STATE))
+
+    def _compare(self, turn: Turn) -> None:
         texts = sorted((name, text.characters, name[-1]) for name, text in self._attached.items())
         turns = self._model["turns"]
         assert literal_eval(turn.stdout) == (turns, turns, crc32(self._model["block"]), texts)
@@ -279,11 +291,18 @@ async def test_workers_killed_at_random_moments_leave_every_session_at_its_last_
     asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
     before = children(), asyncio.all_tasks()
     held = Counter(descriptors())
-    pool = WorkerPool(loaded, sessions=PLACES, spares=2, store=SessionStore(tmp_path, os.urandom(32)))
+    store = SessionStore(tmp_path, os.urandom(32))
+    pool = WorkerPool(loaded, sessions=PLACES, spares=2, store=store)
     killer = Killer(random.Random(seed), pool)
     try:
         sessions = [
-            Kept(await soon(pool.create(owner, "core", LIMITS)), size, killer, texts, seed + number)
+            Kept(
+                await soon(pool.create(owner, "core", LIMITS, f"kept{number}" * (number % 2))),
+                size,
+                killer,
+                texts,
+                seed + number,
+            )
             for number, (owner, size) in enumerate(product(OWNERS, SIZES))
         ]
         load = [session.live() for session in sessions]
@@ -298,7 +317,10 @@ async def test_workers_killed_at_random_moments_leave_every_session_at_its_last_
     print(killer.kills, killer.ends)
     assert set(killer.kills) == set(MOMENTS)
     assert set(killer.ends) == ENDS
-    assert os.listdir(tmp_path) == []
     assert (children(), asyncio.all_tasks()) == before
     assert Counter(descriptors()) - held == Counter()
     assert faults == []
+    for session in sessions:
+        session.verify_stored(loaded, store)
+    store.keep_only(())
+    assert os.listdir(tmp_path) == []
