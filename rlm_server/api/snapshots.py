@@ -44,6 +44,8 @@ class SnapshotServicer(session_pb2_grpc.SessionServiceServicer):
         if place is not None and PLACE.fullmatch(place) is None:
             raise InvalidField("page_token", "is not one of this list")
         found = await self._snapshots.page(asked, place, size + 1)
+        if request.session_id and not (found or await self._snapshots.knows(tenant(), request.session_id)):
+            raise NotFound("session", request.session_id)
         written = [snapshot(row) for row in found[:size]]
         page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].place)
         return session_pb2.ListSnapshotsResponse(snapshots=page, next_page_token=token)

@@ -79,6 +79,13 @@ class SnapshotTable:
 
         return await self._database.read(read)
 
+    async def knows(self, tenant: str, session: str) -> bool:
+        """Whether a tenant has a session, or has snapshots of one that is forgotten."""
+        of_session = "SELECT 1 FROM session WHERE tenant = ? AND id = ?"
+        of_snapshots = "SELECT 1 FROM snapshot WHERE tenant = ? AND session = ?"
+        query, values = f"{of_session} UNION {of_snapshots} LIMIT 1", (tenant, session) * 2
+        return await self._database.read(lambda connection: connection.execute(query, values).fetchone() is not None)
+
     async def count(self, tenant: str) -> int:
         """Return how many snapshots a tenant has."""
         return await self._database.read(lambda connection: _count(connection, tenant))

@@ -103,6 +103,10 @@ class Snapshots:
         """Return up to `most` snapshots, the newest first, from the one after the place `before` on."""
         return await self._table.page(asked, before, most)
 
+    async def knows(self, tenant: str, session: str) -> bool:
+        """Whether a tenant has a session, or has snapshots of one that is forgotten."""
+        return await self._table.knows(tenant, session)
+
     async def count(self, tenant: str) -> int:
         """Return how many snapshots a tenant has."""
         return await self._table.count(tenant)

@@ -63,9 +63,8 @@ async def ended(process: asyncio.subprocess.Process) -> tuple[bytes, bytes]:
         return await process.communicate()
 
 
-def reason(error: grpc.aio.AioRpcError) -> str:
-    failed: Any = error
-    status: Any = rpc_status.from_call(failed)
+def reason(error: Any) -> str:
+    status: Any = rpc_status.from_call(error)
     info = error_details_pb2.ErrorInfo()
     return str(info.reason) if status is not None and status.details[0].Unpack(info) else ""
 
@@ -83,13 +82,8 @@ class Load:
     async def turn(self) -> None:
         if not self._session:
             self._session = await self.caller.open_session()
-        try:
-            async for _ in self.caller.execute(self._session, "import time\ntime.sleep(0.05)\nprint(1)"):
-                pass
-        except grpc.aio.AioRpcError as error:
-            self._session = ""  # sessions end with their server
-            if error.code() is not grpc.StatusCode.NOT_FOUND:
-                raise
+        async for _ in self.caller.execute(self._session, "import time\ntime.sleep(0.05)\nprint(1)"):
+            pass
 
     async def run(self) -> None:
         made = await self.caller.create("What?")
@@ -105,7 +99,7 @@ class Load:
             else:
                 return
 
-    def note(self, error: grpc.aio.AioRpcError) -> None:
+    def note(self, error: Any) -> None:
         why = reason(error)
         assert (error.code(), why in ENDED) == (grpc.StatusCode.UNAVAILABLE, True), error
         self.failed[why] += 1
@@ -114,7 +108,7 @@ class Load:
         while True:
             try:
                 await work()
-            except grpc.aio.AioRpcError as error:
+            except grpc.RpcError as error:
                 self.note(error)
                 await asyncio.sleep(BACK_OFF)
             else:

@@ -215,7 +215,7 @@ async def test_sessions_that_rest_hibernate_where_their_place_is_wanted_and_wake
         for number, session in [*enumerate(sessions)][::-1] * 2:
             seen = await served.caller.turn(session, "mine, open('/tmp/mine').read(), len(context), context[:8]")
             assert seen.printed == f"([{number}], '{number}', 9000, 'the text')\n"
-        assert len(list((served.data_dir / "sessions").iterdir())) == 4
+        assert len(list((served.data_dir / "sessions").iterdir())) == 6
         for session in sessions:
             await served.caller.delete(session)
         assert list((served.data_dir / "sessions").iterdir()) == []

@@ -1421,7 +1421,7 @@ class ListSnapshotsRequest(_message.Message):
     page_token: _builtins.str
     """From the answer before, for the page after it."""
     session_id: _builtins.str
-    """Only those of this session; all where empty."""
+    """Only those of this session, which may have ended; all where empty."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Only those that have all of these labels; at most 16, keys of 1 to 63 and values of at most 63 characters."""
