@@ -1,8 +1,8 @@
 """What is stored of a session: first a record of all of it, then one of what each turn changed. Each is compressed.
 
 A record is a zstd frame of: length (4 bytes) of a JSON object; the object; a note; differences of memory; the contents
-of files. A difference is an offset and a length in grains (4 bytes each) and the bytes. One of no length takes a page
-away, and one at no offset is the last. The note is what whoever uses the session wants kept with the turn.
+of files that differ. A difference is an offset and a length in grains (4 bytes each) and the bytes. One of no length
+takes a page away, and one at no offset is the last. The note is what whoever uses the session wants kept with the turn.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, cast
@@ -62,19 +62,20 @@ class Beside:
 def whole(checkpoint: Checkpoint, beside: Beside) -> Iterator[bytes]:
     """Yield the record of all of a session."""
     files, layout = checkpoint.files, checkpoint.layout
-    yield from _record(checkpoint, checkpoint.size, layout, files, _all_pages(checkpoint.pages), beside)
+    yield from _record(checkpoint, checkpoint.size, layout, files, {}, _all_pages(checkpoint.pages), beside)
 
 
 def changed(checkpoint: Checkpoint, ended: Ended, beside: Beside) -> Iterator[bytes]:
     """Yield the record of what a turn would change of a checkpoint that it has not been applied to."""
     pages, layout = checkpoint.pages, ended.layout if ended.layout is not checkpoint.layout else None
     differences = pages.differences(ended.change)
-    yield from _record(checkpoint, ended.size, layout, ended.files, differences, beside)
+    before = _contents_of(checkpoint.files) if ended.files is not None else {}
+    yield from _record(checkpoint, ended.size, layout, ended.files, before, differences, beside)
 
 
 def unchanged(checkpoint: Checkpoint, beside: Beside) -> Iterator[bytes]:
     """Yield the record of what changed beside a session's state."""
-    yield from _record(checkpoint, checkpoint.size, None, None, (), beside)
+    yield from _record(checkpoint, checkpoint.size, None, None, {}, (), beside)
 
 
 def _all_pages(pages: PageFile) -> Iterator[tuple[int, bytes]]:
@@ -93,6 +94,7 @@ def _record(
     size: int,
     layout: Layout | None,
     files: Files | None,
+    before: Mapping[int, bytes],
     differences: Iterable[tuple[int, bytes]],
     beside: Beside,
 ) -> Iterator[bytes]:
@@ -103,6 +105,7 @@ def _record(
         header["layout"] = write_layout(layout)
     if files is not None:
         header["files"], contents = write_files(files)
+        header["same"], contents = _without_same(header["files"], contents, before)
         header["contents"] = len(contents)
     if any(beside.seen):
         header["seen"] = write_seen(beside.seen)
@@ -114,6 +117,39 @@ def _record(
         yield _DIFFERENCE.pack(offset // GRAIN, len(piece) // GRAIN) + piece
     yield _END
     yield contents
+
+
+def _contents_of(files: Files) -> dict[int, bytes]:
+    """Return the contents of a session's own files by their numbers."""
+    return {inode.number: bytes(inode.data) for inode in files.own_inodes()}
+
+
+def _without_same(header: Mapping[str, Any], contents: bytes, before: Mapping[int, bytes]) -> tuple[list[int], bytes]:
+    """Return which of the files that `write_files` wrote have contents as before, and the contents of the others."""
+    same: list[int] = []
+    others: list[bytes] = []
+    at = 0
+    for number, _, size, *_ in header["inodes"]:
+        data = contents[at : at + size]
+        if size and before.get(number) == data:
+            same.append(number)
+        else:
+            others.append(data)
+        at += size
+    return same, b"".join(others)
+
+
+def _with_same(header: Mapping[str, Any], same: Container[int], others: bytes, before: Mapping[int, bytes]) -> bytes:
+    """Return the contents of all files, as `write_files` wrote them. Raises `KeyError` for one that was not there."""
+    found: list[bytes] = []
+    at = 0
+    for number, _, size, *_ in header["inodes"]:
+        if number in same:
+            found.append(before[number])
+        else:
+            found.append(others[at : at + size])
+            at += size
+    return b"".join([*found, others[at:]])
 
 
 def _described(corpus: Corpus) -> list[Any]:
@@ -201,7 +237,9 @@ class Rebuilt:
             self._layout = read_layout(header["layout"], attached, self._size)
         self._read_pages(read, go_on)
         if "files" in header:
-            contents = _exactly(read, self._read_contents(header["contents"]))
+            others = _exactly(read, self._read_contents(header["contents"]))
+            before = _contents_of(self._files) if self._files is not None else {}
+            contents = _with_same(header["files"], header["same"], others, before)
             self._files = read_files(header["files"], contents, self.image.files)
             self._check_files(self._files)
         if "seen" in header:
@@ -240,11 +278,12 @@ class Rebuilt:
             return
         had = self.image.files
         for what, value, before, most in (
+            ("file_bytes", files.used_bytes, had.used_bytes, self.limits.file_bytes),
             ("files", len(files.writable), len(had.writable), self.limits.files),
             ("open_files", len(files.open), len(had.open), self.limits.open_files),
         ):
             if value > max(before, most):
-                raise SnapshotRefused(f"the stored session has {value} files, and may have {most} ({what})")
+                raise SnapshotRefused(f"the stored session has {value} of its files, and may have {most} ({what})")
 
 
 def read_note(source: BinaryIO, chain: Chain) -> bytes:

@@ -171,6 +171,21 @@ async def test_a_file_is_written_anew_before_it_is_long(loaded: Loaded, tmp_path
     assert taken_up(loaded, tmp_path, "one", "n, len(block)") == "(29, 300000)"
 
 
+async def test_only_files_that_changed_are_stored_with_a_turn(loaded: Loaded, tmp_path: Path) -> None:
+    async with served(loaded, tmp_path) as pool:
+        session = await pool.create("a", "core", LIMITS, "one")
+        await show(session, "import os\nfor n in range(3): _ = open(f'/tmp/{n}', 'wb').write(os.urandom(900_000))")
+        before = file_of(tmp_path, "one").stat().st_size
+        await show(session, "_ = open('/tmp/1', 'r+b').write(b'new'); _ = open('/tmp/3', 'w').write('more')")
+        await show(session, "os.rename('/tmp/0', '/tmp/moved'); os.unlink('/tmp/2')")
+        assert 900_000 < file_of(tmp_path, "one").stat().st_size - before < 1_300_000
+        listed = "[(name, hash(open(f'/tmp/{name}', 'rb').read())) for name in sorted(os.listdir('/tmp'))]"
+        state = f"import os, zlib; {listed.replace('hash', 'zlib.crc32')}"
+        told = await show(session, state)
+        assert "'moved'" in told
+        assert taken_up(loaded, killed(tmp_path, "one", tmp_path / "k"), "one", state) == told
+
+
 async def test_a_closed_session_leaves_nothing_and_others_stay(loaded: Loaded, tmp_path: Path) -> None:
     async with served(loaded, tmp_path) as pool:
         for name in ("one", "two"):
