@@ -49,6 +49,7 @@ def session(shown: Shown, balance: Balance, ends: Ends) -> session_pb2.Session:
         pending=responses.amounts(balance.pending),
         snapshot_id=row.snapshot or "",
         parent_id=row.parent or "",
+        kept=live is not None and live.live.kept,
     )
     if row.end is not None:
         message.end_reason = _END_REASONS[row.end.reason]

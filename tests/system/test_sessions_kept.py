@@ -158,6 +158,8 @@ async def test_a_session_that_finds_no_room_goes_on_and_ends_with_its_server(ser
         await caller.turn(large, "import os\nblock = os.urandom(3 << 20)\nx = 1")
         await caller.turn(small, "x = 1")
         assert await shows(caller, large, "x += 1; x, len(block)") == repr((2, 3 * MIB))
+        assert not (await session_of(caller, large)).kept
+        assert (await session_of(caller, small)).kept
         for name, request in (
             ("ForkSession", session_pb2.ForkSessionRequest(session_id=large)),
             ("CreateSnapshot", session_pb2.CreateSnapshotRequest(session_id=large)),

@@ -358,6 +358,7 @@ class Session(_message.Message):
     PENDING_FIELD_NUMBER: _builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
     PARENT_ID_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Its id, which is also its account's."""
     image: _builtins.str
@@ -386,6 +387,10 @@ class Session(_message.Message):
     """The snapshot that it began from; empty where it began from none."""
     parent_id: _builtins.str
     """The session that it was forked from; empty where it was not."""
+    kept: _builtins.bool
+    """Whether it outlives its server, as its state is stored after every turn. False where it could not be, for want of room,
+    and where it has ended.
+    """
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -467,10 +472,11 @@ class Session(_message.Message):
         pending: _types_pb2.Amounts | None = ...,
         snapshot_id: _builtins.str = ...,
         parent_id: _builtins.str = ...,
+        kept: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "idle_expire_time", b"idle_expire_time", "idle_time", b"idle_time", "last_use_time", b"last_use_time", "life_expire_time", b"life_expire_time", "life_time", b"life_time", "limits", b"limits", "pending", b"pending", "spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "end_message", b"end_message", "end_reason", b"end_reason", "end_time", b"end_time", "idle_expire_time", b"idle_expire_time", "idle_time", b"idle_time", "image", b"image", "labels", b"labels", "last_use_time", b"last_use_time", "life_expire_time", b"life_expire_time", "life_time", b"life_time", "limits", b"limits", "memory_bytes", b"memory_bytes", "parent_id", b"parent_id", "pending", b"pending", "session_id", b"session_id", "snapshot_id", b"snapshot_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model", "turn_count", b"turn_count", "waiting_turn_count", b"waiting_turn_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "end_message", b"end_message", "end_reason", b"end_reason", "end_time", b"end_time", "idle_expire_time", b"idle_expire_time", "idle_time", b"idle_time", "image", b"image", "kept", b"kept", "labels", b"labels", "last_use_time", b"last_use_time", "life_expire_time", b"life_expire_time", "life_time", b"life_time", "limits", b"limits", "memory_bytes", b"memory_bytes", "parent_id", b"parent_id", "pending", b"pending", "session_id", b"session_id", "snapshot_id", b"snapshot_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model", "turn_count", b"turn_count", "waiting_turn_count", b"waiting_turn_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
