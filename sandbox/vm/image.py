@@ -25,7 +25,7 @@ from sandbox.corpora.text import Form
 from sandbox.door import HostCall, Json
 from sandbox.limits import Limits
 from sandbox.memory import memory
-from sandbox.turn import Status, Stop
+from sandbox.turn import Status, Stop, Turn
 from sandbox.vm import bulk_memory, engine, immortal, instance, instructions, safepoints, stopping_proof, wasi
 from sandbox.vm.engine import Program
 from sandbox.vm.files import STDLIB_PATH, TMP, Files, Inode
@@ -247,7 +247,7 @@ def _warmed(guest: Instance, name: str) -> bytearray:
         turn = guest.run(turn_frame(code, 0, proof, fresh=False), proof=proof)
         if turn.status is Status.ROLLED_BACK:
             raise ImageError(f"the image {name!r} does not run a turn: {turn.error}\n{turn.stderr}")
-    guest.run(b"settle\n")
+    _done(name, guest.run(b"settle\n"))
     warm = bytearray(ctypes.string_at(guest.memory.base, guest.memory.size))
 
     def found(call: HostCall) -> Future[Json]:
@@ -255,8 +255,14 @@ def _warmed(guest: Instance, name: str) -> bytearray:
         told.set_result(immortal.immortalise(warm, call))
         return told
 
-    guest.run(b"tell\n", found)
+    _done(name, guest.run(b"tell\n", found))
     return warm
+
+
+def _done(name: str, turn: Turn) -> None:
+    """Refuse an image of which something failed that has nothing to do but for the image."""
+    if turn.error is not None or turn.stderr:
+        raise ImageError(f"the image {name!r} cannot be settled: {turn.error}\n{turn.stderr}")
 
 
 def _image(name: str, path: Path, files: Files, key: str = "") -> Image:
