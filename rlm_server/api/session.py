@@ -148,8 +148,8 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         life_ms = requests.time_span(asked, "life_time", "session.life_time", ends.life_ms)
         return SessionChange(
             labels if "labels" in paths else None,
-            idle_ms or 0 if "idle_time" in paths else None,
-            life_ms or 0 if "life_time" in paths else None,
+            _changed(idle_ms) if "idle_time" in paths else None,
+            _changed(life_ms) if "life_time" in paths else None,
         )
 
     async def DeleteSession(
@@ -297,6 +297,12 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         return [session_messages.session(*one, ends) for one in zip(found, balances, strict=True)]
 
 
+def _changed(value: int | None) -> int:
+    """Return what a time changes to: 0 for what the server says."""
+    return 0 if value is None else value
+
+
 def _turn(request: session_pb2.ExecuteRequest | session_pb2.ExecuteOnceRequest) -> TurnRequest:
     code = requests.required_bytes("code", request.code, MAX_CODE)
-    return TurnRequest(code, requests.request_id(request.request_id) or "")
+    requests.request_id(request.request_id)
+    return TurnRequest(code, request.request_id)

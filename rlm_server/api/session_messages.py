@@ -31,7 +31,7 @@ def session(shown: Shown, balance: Balance, ends: Ends) -> session_pb2.Session:
     message = session_pb2.Session(
         session_id=row.id,
         image=row.image,
-        context_id=row.context or "",
+        context_id=_id(row.context),
         sub_model=row.sub_model,
         budget=responses.budget(row.budget),
         create_time=responses.time(row.created_at),
@@ -47,8 +47,8 @@ def session(shown: Shown, balance: Balance, ends: Ends) -> session_pb2.Session:
         limits=sandbox_limits(row.limits),
         spent=responses.amounts(balance.posted),
         pending=responses.amounts(balance.pending),
-        snapshot_id=row.snapshot or "",
-        parent_id=row.parent or "",
+        snapshot_id=_id(row.snapshot),
+        parent_id=_id(row.parent),
         kept=live is not None and live.live.kept,
     )
     if row.end is not None:
@@ -60,6 +60,10 @@ def session(shown: Shown, balance: Balance, ends: Ends) -> session_pb2.Session:
     if live is None or not live.busy:
         message.idle_expire_time.CopyFrom(responses.time(row.used_at + idle_ms))
     return message
+
+
+def _id(value: str | None) -> str:
+    return "" if value is None else value
 
 
 def told(value: Told) -> session_pb2.ExecuteResponse:

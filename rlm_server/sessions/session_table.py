@@ -203,7 +203,8 @@ def insert(connection: Connection, row: SessionRow, request: Request | None) -> 
         row.id, row.tenant, row.image, row.context, row.sub_model,
         *(getattr(row.budget, unit) for unit in UNITS),
         _limits.dump_json(row.limits).decode(), row.customer, row.snapshot, row.parent, row.created_at, row.used_at,
-        row.turns, row.idle_ms, row.life_ms, row.state, row.stored, row.end_reason or "", row.end_message, row.ended_at,
+        row.turns, row.idle_ms, row.life_ms, row.state, row.stored,
+        "" if row.end_reason is None else row.end_reason, row.end_message, row.ended_at,
     )  # fmt: skip
     connection.execute(f"INSERT INTO session ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608
     labels.put(connection, LABELS, row.id, row.labels)

@@ -6,7 +6,8 @@ import asyncio
 from typing import Any
 
 import pytest
-from rlm.v1 import run_pb2, session_pb2
+from rlm.v1 import run_pb2, session_pb2, types_pb2
+from rlm_client.durations import milliseconds
 
 from rlm_server.ledger import Ledger
 from tests.servers import Served
@@ -130,7 +131,8 @@ async def test_a_turn_whose_caller_left_as_it_ended_is_not_run_again_by_the_same
         await post(*arguments)
 
     async with server(Play("")) as served:
-        session = await served.caller.open_session()
+        budget = types_pb2.Budget(cpu_time=milliseconds(1_000_000))  # so that a turn has a hold, which is posted
+        session = await served.caller.open_session(budget=budget)
         await served.caller.turn(session, "n = 0")
         with monkeypatch.context() as patched:
             patched.setattr(Ledger, "post", slowly)

@@ -61,7 +61,7 @@ async def test_a_session_is_told(server: Served, killed_after: list[int], after:
         assert "".join(told[again + 1 :]) == PRINTED
         assert (result.status, result.output_bytes) == (session_pb2.TURN_STATUS_OK, len(PRINTED))
         assert (await served.caller.turn(session, "n")).printed == "1\n"
-        assert (await served.caller.turn(session, "other", "request")).result == result
+        assert (await served.caller.turn(session, f"n += 1\n{SOURCE}", "request")).result == result
         await served.caller.delete(session)
         check_settled(served.data_dir)
 

@@ -196,7 +196,7 @@ def execute(
 ) -> None:
     """Run CODE as one turn of a REPL made for it. Exit codes: 0 done, 1 it raised, 3 a limit stopped it."""
     console, source = console_for(sys.stderr), options.source()
-    if session_id and (source is not None or image or sub_model or budget or account_id or labels):
+    if session_id and (source is not None or image or sub_model or budget or account_id or labels is not None):
         raise click.UsageError("--session names a session that is there: leave out what a new one would have")
     with access.open() as (client, interrupts):
         used = session_id

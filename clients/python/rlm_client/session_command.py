@@ -124,12 +124,10 @@ def update(
     as_json: bool,
 ) -> None:
     """Change a session's labels, and how long it may rest and live."""
-    if not labels and idle_seconds is None and life_seconds is None:
+    if labels is None and idle_seconds is None and life_seconds is None:
         raise click.UsageError("nothing to change: give --label, --idle-seconds or --life-seconds")
     with access.open() as (client, _):
-        changed = client.update_session(
-            session_id, labels=labels or None, idle_seconds=idle_seconds, life_seconds=life_seconds
-        )
+        changed = client.update_session(session_id, labels=labels, idle_seconds=idle_seconds, life_seconds=life_seconds)
     if as_json:
         print_json(changed)
     else:
