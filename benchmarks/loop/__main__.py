@@ -5,7 +5,8 @@ result as JSON; a figure of the reference has its name before it. A model answer
 
 turn_ms               between a turn's answer and the next turn's request, as the endpoint sees them
 subcall_ms            one of 50 `llm_query`, one after another
-batch_200_s           200 calls of 1 s as one batch
+batch_200_s           200 calls of 1 s as one batch, under a budget of $10 for ours
+usual_batch_200_s     the same under the usual budget of $1, which holds the worst case of 48 at a time
 tiny_100_x            100 calls of 0.1 s under a budget of $0.05, in times what they take under $10
 create_to_request_ms  from a run's creation, at its client, to its first request, at the endpoint
 commits_per_turn      durable commits of the database
@@ -42,6 +43,7 @@ QUESTIONS = (
     Question("commits_per_turn", "commits", 3),
     Question("tiny_100_x", "tiny", 3),
     Question("batch_200_s", "batch", 1),
+    Question("usual_batch_200_s", "usual_batch", 1),
     Question("count_gb_s", "count", 1),
 )
 COMPARED = ("turn_ms", "subcall_ms")

@@ -19,7 +19,7 @@ from rlm.v1 import context_pb2, context_pb2_grpc, run_pb2, run_pb2_grpc, session
 
 from benchmarks.drivers.serving import Measure, expect, serve
 from benchmarks.loop.endpoint import FEW_TURNS, MODELS, TURNS, Log, told
-from benchmarks.loop.gaps import Runs
+from benchmarks.loop.gaps import Runs, of_batch
 from benchmarks.served import Served, served
 from rlm_server.ledger import NANO
 
@@ -63,14 +63,22 @@ class Ours(Runs):
             counts.append(self._committed() - before)
         return (counts[1] - counts[0]) / (TURNS - FEW_TURNS)
 
-    def _run(self, model: str, sub_model: str = "quick") -> Log:
+    def batch(self) -> float:
+        """Return what a batch takes whose worst cases the budget can hold together, in seconds."""
+        return of_batch(self._run("batch", "slow", types_pb2.Budget(nano_usd=AMPLE_USD * NANO)))
+
+    def usual_batch(self) -> float:
+        """Return what the same takes where nothing is said of a budget, in seconds."""
+        return of_batch(self._run("batch", "slow"))
+
+    def _run(self, model: str, sub_model: str = "quick", budget: types_pb2.Budget | None = None) -> Log:
         """Make a run and return what the endpoint saw of it."""
         told(self._url)
-        self._runner.run(self._ended(model, sub_model))
+        self._runner.run(self._ended(run_pb2.CreateRunRequest(model=model, sub_model=sub_model, budget=budget)))
         return told(self._url)
 
-    async def _ended(self, model: str, sub_model: str) -> None:
-        request = run_pb2.CreateRunRequest(question="What?", model=model, sub_model=sub_model)
+    async def _ended(self, request: run_pb2.CreateRunRequest) -> None:
+        request.question = "What?"
         run_id = (await self._runs.CreateRun(request, metadata=self._metadata)).run.run_id
         answer = ""
         async for response in self._runs.WatchRun(run_pb2.WatchRunRequest(run_id=run_id), metadata=self._metadata):
@@ -165,6 +173,7 @@ class Ours(Runs):
             "turn": self.turn,
             "subcall": self.subcall,
             "batch": self.batch,
+            "usual_batch": self.usual_batch,
             "create": self.create,
             "commits": self.commits,
             "first_output": self.first_output,

@@ -1,12 +1,16 @@
 """Makes a started interpreter fit to be a golden image. Runs inside the sandbox, once, when an image is built."""
 
 import gc
+import itertools
 import linecache
 import sys
 import types
 
 import _door
 import _runner
+
+TOLD_AT_ONCE = 10_000
+"""Objects, in one request: requests are bounded in what they hold."""
 
 roots = []
 filling = []
@@ -36,7 +40,9 @@ def fill_holes():
 
 def tell(_text):
     """Send the host the addresses of every object and of its type. To be called after `settle`."""
-    _door.call("sandbox.objects", found=[[id(thing), id(type(thing))] for thing in _objects()])
+    objects = _objects()
+    while found := [[id(thing), id(type(thing))] for thing in itertools.islice(objects, TOLD_AT_ONCE)]:
+        _door.call("sandbox.objects", found=found)
 
 
 def _objects():

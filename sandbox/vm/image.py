@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import ctypes
 import hashlib
-import inspect
 import mmap
 import os
 import platform
@@ -19,13 +18,14 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from importlib import import_module, metadata
 from pathlib import Path
+from types import ModuleType
 
 from sandbox.corpora.corpus import Kind, in_memory
 from sandbox.corpora.text import Form
 from sandbox.door import HostCall, Json
 from sandbox.limits import Limits
 from sandbox.memory import memory
-from sandbox.turn import Status, Stop
+from sandbox.turn import Status, Stop, Turn
 from sandbox.vm import bulk_memory, engine, immortal, instance, instructions, safepoints, stopping_proof, wasi
 from sandbox.vm.engine import Program
 from sandbox.vm.files import STDLIB_PATH, TMP, Files, Inode
@@ -142,8 +142,7 @@ def _key(*parts: str) -> str:
 def _module_key() -> str:
     return _key(
         WASM_SHA256, STDLIB_SHA256, metadata.version("wasmtime"), platform.machine(), _processor(),
-        *(_code(inspect.getsource(function)) for function in (engine.settings, engine.compile_module)),
-        *(_code(Path(str(part.__file__)).read_text()) for part in (safepoints, instructions, bulk_memory)),
+        _code(engine, "settings", "compile_module"), *map(_code, (safepoints, instructions, bulk_memory)),
     )  # fmt: skip
 
 
@@ -152,9 +151,13 @@ class _WithoutDocstrings(ast.NodeTransformer):
         return None if isinstance(node.value, ast.Constant) else node
 
 
-def _code(source: str) -> str:
-    """Return what a source does, without how it is laid out and explained: on that nothing built depends."""
-    return ast.dump(_WithoutDocstrings().visit(ast.parse(source)))
+def _code(module: ModuleType, *functions: str) -> str:
+    """Return what a module does, or these functions of it, without how it is laid out and explained.
+
+    On that nothing built depends.
+    """
+    parsed = _WithoutDocstrings().visit(ast.parse(Path(str(module.__file__)).read_text()))
+    return "".join(ast.dump(one) for one in parsed.body if not functions or getattr(one, "name", None) in functions)
 
 
 def _processor() -> str:
@@ -226,7 +229,7 @@ def _golden(
         _check_text_layout(program, image)
         _check_it_stops(program, image)
 
-    made_by = repr((_WARM_UP, WARM_UP_ROUNDS)) + _code(Path(immortal.__file__).read_text())
+    made_by = repr((_WARM_UP, WARM_UP_ROUNDS)) + _code(immortal)
     entry = entries.entry(f"golden-{spec.name}-{_key(module, prelude, made_by)}", build)
     return _image(spec.name, entry / "memory", files, entry.name)
 
@@ -244,7 +247,7 @@ def _warmed(guest: Instance, name: str) -> bytearray:
         turn = guest.run(turn_frame(code, 0, proof, fresh=False), proof=proof)
         if turn.status is Status.ROLLED_BACK:
             raise ImageError(f"the image {name!r} does not run a turn: {turn.error}\n{turn.stderr}")
-    guest.run(b"settle\n")
+    _done(name, guest.run(b"settle\n"))
     warm = bytearray(ctypes.string_at(guest.memory.base, guest.memory.size))
 
     def found(call: HostCall) -> Future[Json]:
@@ -252,8 +255,14 @@ def _warmed(guest: Instance, name: str) -> bytearray:
         told.set_result(immortal.immortalise(warm, call))
         return told
 
-    guest.run(b"tell\n", found)
+    _done(name, guest.run(b"tell\n", found))
     return warm
+
+
+def _done(name: str, turn: Turn) -> None:
+    """Refuse an image of which something failed that has nothing to do but for the image."""
+    if turn.error is not None or turn.stderr:
+        raise ImageError(f"the image {name!r} cannot be settled: {turn.error}\n{turn.stderr}")
 
 
 def _image(name: str, path: Path, files: Files, key: str = "") -> Image:

@@ -123,6 +123,13 @@ class Caller:
             call = contexts.UploadContext.future(iter(sent), metadata=self.metadata)
             call.add_done_callback(lambda _: loop.call_soon_threadsafe(answered.set))
             await answered.wait()
+            if call.code() is not grpc.StatusCode.OK:
+                raise grpc.aio.AioRpcError(
+                    call.code(),
+                    grpc.aio.Metadata.from_tuple(call.initial_metadata()),
+                    grpc.aio.Metadata.from_tuple(call.trailing_metadata()),
+                    call.details(),
+                )
             context: context_pb2.Context = call.result().context
         return context
 

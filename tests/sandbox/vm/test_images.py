@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,15 @@ def test_an_image_that_leaves_files_behind_is_refused(cache: Path, tmp_path: Pat
     module.write_text("open('/tmp/left', 'w').close()")
     with pytest.raises(ImageError, match="leaves files behind"):
         prepare([ImageSpec("untidy", (), {"untidy": module})], cache)
+
+
+def test_an_image_whose_objects_could_not_all_be_shared_is_refused(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image, "Limits", partial(Limits, frame_nodes=100))
+    with pytest.raises(ImageError, match=r"(?s)'unshared' cannot be settled: .*more than 100 values"):
+        prepare([ImageSpec("unshared", ())], cache)
+    assert list(cache.glob("golden-unshared-*")) == []
 
 
 def test_an_image_that_goes_on_when_its_time_is_up_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
