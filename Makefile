@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 BIN := .venv/bin
 RLM_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rlm-server
 
-.PHONY: help env demo serve test conformance compatible lint format generate breaking pin docs image bench-start bench-sandbox bench-contexts bench-money bench-loop bench-neighbours soak clean clean-image
+.PHONY: help env demo serve test conformance compatible lint format generate breaking pin docs image bench-start bench-sandbox bench-contexts bench-money bench-loop bench-neighbours bench-service soak clean clean-image
 .DEFAULT_GOAL := help
 
 help:  ## Explain the targets
@@ -78,6 +78,9 @@ bench-loop: image  ## Measure what the loop itself costs, beside the reference i
 
 bench-neighbours: image  ## Measure what tenants can do to each other, in 12 minutes (ARGS="--only NAME,NAME --seconds 4")
 	$(BIN)/python -m benchmarks.neighbours $(ARGS)
+
+bench-service: image  ## Measure what the service costs beside the work it serves, in 2 minutes
+	$(BIN)/python -m benchmarks.service $(ARGS)
 
 soak: image  ## Keep 11,000 sessions busy for 66,000 turns, 1,000 of them live (ARGS="--turns 5000" ends sooner)
 	$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -25,6 +25,8 @@ class Served:
 
     channel: grpc.aio.Channel
     metadata: tuple[tuple[str, str], ...]
+    address: str
+    pid: int
 
 
 @asynccontextmanager
@@ -45,8 +47,9 @@ async def served(folder: Path, settings: Mapping[str, str]) -> AsyncIterator[Ser
         if not line.startswith("serving on "):
             raise RuntimeError("the server did not start; what it said is above")
         key = (folder / "development-key").read_text().strip()
-        async with grpc.aio.insecure_channel(line.removeprefix("serving on ")) as channel:
-            yield Served(channel, (("authorization", f"Bearer {key}"),))
+        address = line.removeprefix("serving on ")
+        async with grpc.aio.insecure_channel(address) as channel:
+            yield Served(channel, (("authorization", f"Bearer {key}"),), address, process.pid)
     finally:
         if process.returncode is None:
             process.terminate()

@@ -25,9 +25,11 @@ FEW_TURNS = 4
 """The same of `few-turns`."""
 SUBCALLS = 50
 BATCH = 200
-LATENCIES = {"slow": 1.0, "brief": 0.1}
+LATENCIES = {"slow": 1.0, "brief": 0.1, "patient": 20.0}
 """Seconds, by the model's name; others answer at once."""
-MODELS = ("turns", "few-turns", "end", "subcalls", "batch", "quick", *LATENCIES)
+LONG_BYTES = 5_000_000
+"""Of the answer of `long`."""
+MODELS = ("long", "turns", "few-turns", "end", "subcalls", "batch", "quick", *LATENCIES)
 
 _END = 'answer["content"] = "done"\nanswer["ready"] = True'
 _SEQUENTIAL = f'for number in range({SUBCALLS}):\n    llm_query(f"question {{number}}")'
@@ -44,6 +46,8 @@ def said(model: str, turn: int) -> str:
             return _code(f"x = {turn}")
         case "few-turns" if turn < FEW_TURNS:
             return _code(f"x = {turn}")
+        case "long":
+            return _code(f'answer["content"] = "0123456789" * {LONG_BYTES // 10}\nanswer["ready"] = True')
         case "subcalls" if turn == 0:
             return _code(_SEQUENTIAL)
         case "batch" if turn == 0:

@@ -81,6 +81,7 @@ FIXED = (
     Fixed("rlm_server.api.transport", "HANDSHAKE_SECONDS", "a connection", "the connection is closed"),
     Fixed("rlm_server.api.transport", "IDLE_SECONDS", "a connection", "the connection is closed"),
     Fixed("rlm_server.api.transport", "MAX_CALLS", "a connection", "the client keeps more to itself"),
+    Fixed("rlm_server.api.transport", "MAX_BURST", "the server", "gRPC's CANCELLED"),
     Fixed("rlm_server.api.transport", "MAX_METADATA", "a request", "gRPC's RESOURCE_EXHAUSTED"),
     Fixed("rlm_server.api.transport", "MAX_MESSAGE", "a request", "gRPC's RESOURCE_EXHAUSTED"),
     Fixed("rlm_server.api.transport", "LOOKAHEAD", "a stream", "gRPC makes the sender wait"),

@@ -10,6 +10,8 @@ MAX_METADATA = 8 << 10
 """Bytes of a call's headers."""
 MAX_CALLS = 1_024
 """Calls under way on one connection. A client of gRPC keeps more to itself until others have ended."""
+MAX_BURST = 4_096
+"""Calls that have come and were not looked at yet. Of more, some are cancelled, and all above twice as many."""
 MAX_CONNECTIONS = 4_096
 """Connections of all clients together. More are closed at once."""
 IDLE_SECONDS = 600
@@ -35,6 +37,8 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.absolute_max_metadata_size", MAX_METADATA),
     ("grpc.max_concurrent_streams", MAX_CALLS),
     ("grpc.http.overload_protection", 1),  # calls that were reset and are not ended yet count among the streams
+    ("grpc.server.max_pending_requests", MAX_BURST),
+    ("grpc.server.max_pending_requests_hard_limit", 2 * MAX_BURST),
     ("grpc.max_allowed_incoming_connections", MAX_CONNECTIONS),
     ("grpc.max_connection_idle_ms", IDLE_SECONDS * 1000),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),

@@ -94,9 +94,9 @@ class RunLimits:
         doc="RLMs of a run in all, the root included. The code gets an exception.",
     )
     answer_bytes: int = limit(
-        3 * MIB,
+        8 * MIB,
         least=1_024,
-        most=3 * MIB,  # so that a message of the protocol has room for a run with its answer
+        most=64 * MIB,
         unit="bytes",
         doc="The answer of a run, or of a child RLM, in UTF-8. The code gets an exception.",
     )

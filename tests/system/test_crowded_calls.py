@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import grpc
+from rlm.v1 import server_pb2, server_pb2_grpc
 
 from rlm_server.sessions.turn_line import SESSION_TURNS
 from tests.servers import Served
@@ -76,3 +77,17 @@ async def test_a_turns_code_beyond_what_a_request_may_have_is_refused(server: Se
         assert (said.code, said.reason, said.fields) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", ["code"])
         said = await refusal(served.caller.turn(session, "#" * (3 << 20)))
         assert (said.code, said.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "REQUEST_TOO_LARGE")
+
+
+async def test_of_a_burst_of_calls_none_is_given_up_by_grpc_itself(server: Served) -> None:
+    async with server(Play(""), tenant_requests=5_000) as served:
+        own = [("grpc.use_local_subchannel_pool", 1)]  # a connection each
+        channels = [grpc.aio.insecure_channel(served.running.address, options=own) for _ in range(3)]
+        try:
+            stubs: list[Any] = [server_pb2_grpc.ServerServiceStub(channel) for channel in channels]
+            request, metadata = server_pb2.GetQuotaRequest(), served.caller.metadata
+            calls = [stubs[i % 3].GetQuota(request, metadata=metadata) for i in range(2_400)]
+            assert {await call.code() for call in calls} == {grpc.StatusCode.OK}
+        finally:
+            for channel in channels:
+                await channel.close()
