@@ -10,10 +10,10 @@ from typing import Any
 
 from rlm.v1 import budget_pb2, budget_pb2_grpc
 
-from rlm_server.api import accounts, ledger_export, requests, responses
+from rlm_server.api import accounts, key_account, ledger_export, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
-from rlm_server.ledger import AccountConflict, AccountUnknown, By, Entry, Ledger, Query, UsageRow, names
+from rlm_server.ledger import AccountConflict, AccountUnknown, By, Entry, Ledger, Query, Statement, UsageRow, names
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.ledger.customers import Customer
 from rlm_server.shares.threads import Cancelled, Purpose, Threads
@@ -44,10 +44,8 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
 
     async def GetBudget(self, request: budget_pb2.GetBudgetRequest, context: Any) -> budget_pb2.GetBudgetResponse:
         """Describe an account."""
-        name = request.account_id or tenant()
-        statement = await self._ledger.statement(tenant(), name)
-        if statement is None:
-            raise NotFound("account", name)
+        name = request.account_id or key_account.own() or tenant()
+        statement = await self._statement("account", name)
         customer = await self._book.get(tenant(), name) if statement.customer else None
         windows = [accounts.window(one) for one in statement.windows]
         return budget_pb2.GetBudgetResponse(account=accounts.account(statement, customer), windows=windows)
@@ -57,6 +55,9 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     ) -> budget_pb2.CreateAccountResponse:
         """Make a customer."""
         new = accounts.customer(tenant(), request.account)
+        if key_account.path():
+            new = replace(new, parent=request.account.parent_id or key_account.own())
+            await requests.customer_path(self._book, tenant(), new.parent, "account.parent_id")
         with _named_in("account.account_id"):
             made = await self._book.create(new, requests.repeatable(tenant(), request))
         return budget_pb2.CreateAccountResponse(account=await self._account(made))
@@ -76,6 +77,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
                 raise InvalidField("update_mask", "must name what changes")
             return accounts.changed(before, asked, paths)
 
+        await self._check_change(asked.account_id)
         changed = await self._book.update(
             tenant(),
             asked.account_id,
@@ -89,7 +91,10 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         self, request: budget_pb2.ListAccountsRequest, context: Any
     ) -> budget_pb2.ListAccountsResponse:
         """List customers."""
-        parent = request.parent_id if request.parent_id != tenant() else ""
+        parent = request.parent_id or key_account.own()
+        parent = parent if parent != tenant() else ""
+        if key_account.path():
+            await requests.customer_path(self._book, tenant(), parent, "parent_id")
         named, size = requests.labels(request.labels), requests.page_size(request.page_size, 100, 1_000)
         list_name = requests.list_name("accounts", (parent, sorted(named.items())))
         place = requests.page_key(request.page_token, list_name)
@@ -103,8 +108,20 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         self, request: budget_pb2.CloseAccountRequest, context: Any
     ) -> budget_pb2.CloseAccountResponse:
         """Close a customer."""
+        await self._check_change(request.account_id)
         closed = await self._book.close(tenant(), request.account_id, requests.repeatable(tenant(), request))
         return budget_pb2.CloseAccountResponse(account=await self._account(closed))
+
+    async def _check_change(self, account_id: str) -> None:
+        if key_account.path():
+            key_account.check_change(await requests.customer_path(self._book, tenant(), account_id, "account_id"))
+
+    async def _statement(self, kind: str, name: str) -> Statement:
+        """Return where a thing's account stands, which the caller's key is for."""
+        statement = await self._ledger.statement(tenant(), name)
+        if statement is None or not key_account.covers(statement.payer):
+            raise NotFound(kind, name)
+        return statement
 
     async def _account(self, customer: Customer) -> budget_pb2.Account:
         (statement,) = await self._ledger.statements(tenant(), [customer.id])
@@ -159,17 +176,17 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
 
     async def _query(self, entry_filter: budget_pb2.EntryFilter) -> Query:
         for kind, name in (("run", entry_filter.run_id), ("node", entry_filter.node_id)):
-            if name and await self._ledger.statement(tenant(), name) is None:
-                raise NotFound(kind, name)
+            if name:
+                await self._statement(kind, name)
         requests.check_name("filter.model", entry_filter.model)
         if not 0 <= entry_filter.after_number < 1 << 62:
             raise InvalidField("filter.after_number", "must not be negative, and is the number of an entry")
         since, until = (requests.time_if_set(entry_filter, name, f"filter.{name}") for name in ("since", "until"))
         if since is not None and until is not None and since > until:
             raise InvalidField("filter.until", "must not be before since")
-        customer = ""
-        if entry_filter.account_id:
-            customer = await requests.customer_path(self._book, tenant(), entry_filter.account_id, "filter.account_id")
+        account, customer = entry_filter.account_id or key_account.own(), ""
+        if account:
+            customer = await requests.customer_path(self._book, tenant(), account, "filter.account_id")
         return Query(
             tenant(),
             run=entry_filter.run_id or None,

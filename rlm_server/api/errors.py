@@ -83,6 +83,14 @@ class WrongKindOfKey(Exception):
         self.kind = "operator" if operators else "tenant"
 
 
+class KeyBound(Exception):
+    """The key is for one customer's account and those under it, and another was named, or that one is to change."""
+
+    def __init__(self, account: str, refused: str = "names no other") -> None:
+        super().__init__(f"this key is for account {account!r} and those under it, and {refused}")
+        self.account = account
+
+
 class MalformedRequest(Exception):
     """A request, or a message of its stream, is not what the method takes."""
 
@@ -132,6 +140,8 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_UNAUTHENTICATED, text)
         case WrongKindOfKey():
             return _status(ErrorReason.ERROR_REASON_WRONG_KIND_OF_KEY, text, metadata={"key_kind": error.kind})
+        case KeyBound():
+            return _status(ErrorReason.ERROR_REASON_KEY_BOUND, text, metadata={"account": error.account})
         case RequestIdReused():
             reason = ErrorReason.ERROR_REASON_REQUEST_ID_REUSED
             return _status(reason, text, metadata={"request_id": error.request_id})

@@ -9,7 +9,7 @@ from typing import Any
 
 from rlm.v1 import session_pb2, session_pb2_grpc
 
-from rlm_server.api import requests, responses
+from rlm_server.api import key_account, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import NotFound
 from rlm_server.api.limits import lowered
@@ -99,7 +99,7 @@ class SessionServicer(session_pb2_grpc.SessionServiceServicer):
 
     def _session(self, session_id: str) -> ReplSession:
         session = self._sessions.get(tenant(), session_id)
-        if session is None:
+        if session is None or not key_account.covers(session.asked.customer_path):
             raise NotFound("session", session_id)
         return session
 

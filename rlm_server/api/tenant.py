@@ -12,8 +12,8 @@ from google.protobuf.message import Message
 from rlm.v1 import tenant_pb2, tenant_pb2_grpc
 
 from rlm_server.api import accounts, requests, responses
-from rlm_server.api.errors import InvalidField
-from rlm_server.ledger import BUDGET_SPANS, Ledger, LimitTooLow, Span
+from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.ledger import BUDGET_SPANS, AccountConflict, AccountUnknown, Ledger, LimitTooLow, Span, names
 from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_name, check_terms
 from rlm_server.tenants.keys import Key, Keys
 from rlm_server.tenants.removal import Removal
@@ -152,7 +152,10 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
             check_labels(labels)
             expires_at = requests.time_if_set(request, "expire_time", "expire_time")
             whose = _whose(request.kind, request.tenant_id)
-            key, secret = await self._keys.create(whose, labels=labels, expires_at=expires_at, request=asked)
+            account = request.account_id
+            key, secret = await self._keys.create(
+                whose, account=account, labels=labels, expires_at=expires_at, request=asked
+            )
         await self._watch.look()
         return tenant_pb2.CreateApiKeyResponse(key=_key(key), secret=secret, repeated=not secret)
 
@@ -192,6 +195,10 @@ def _named(message: str) -> Iterator[None]:
         raise InvalidField(f"{above}{error.field}", str(error)) from None
     except LimitTooLow as error:
         raise InvalidField(f"{above}budget", str(error)) from None
+    except AccountConflict as error:
+        raise InvalidField(f"{above}account_id", str(error)) from None
+    except AccountUnknown as error:
+        raise NotFound("account", error.account, f"{above}account_id") from None
 
 
 def _whose(kind: tenant_pb2.ApiKeyKind.ValueType, tenant_id: str) -> str | None:
@@ -280,6 +287,7 @@ def _key(value: Key) -> tenant_pb2.ApiKey:
         tenant_id=value.tenant or "",
         prefix=value.prefix,
         labels=value.labels,
+        account_id=names.last_of(value.customer, ""),
     )
     times = {"create": value.created_at, "expire": value.expires_at, "last_use": value.used_at}
     _stamp(message, {**times, "revoke": value.revoked_at})

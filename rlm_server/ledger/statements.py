@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlm_server.database.engine import Connection
-from rlm_server.ledger.accounts import Account, Balance, Tree, left
+from rlm_server.ledger.accounts import Account, Balance, Tree, customer_of, left
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
 from rlm_server.ledger.names import CUSTOMER, customer_account
 from rlm_server.ledger.sums import amounts, sums
@@ -33,6 +33,8 @@ class Statement:
     closed: bool
     left: Limit
     customer: bool
+    payer: str
+    """The path of the nearest customer, itself included; empty where there is none."""
     windows: list[Window]
 
 
@@ -86,7 +88,8 @@ def statement(connection: Connection, tenant: str, id: str, at: int) -> Statemen
     path = tree.path(account.id, at)
     above = [one for one in reversed(path) if one.has_windows]
     all_windows = [window for one in above for window in _windows(tree, one, at)]
-    return Statement(account.balance, account.parent, account.closed, left(path), account.path is not None, all_windows)
+    is_customer, payer = account.path is not None, customer_of(path)
+    return Statement(account.balance, account.parent, account.closed, left(path), is_customer, payer, all_windows)
 
 
 def find(tree: Tree, tenant: str, id: str) -> Account | None:

@@ -39,6 +39,11 @@ class NewSession:
         """The account that the session's is under."""
         return self.tenant if self.customer is None else self.customer.account
 
+    @property
+    def customer_path(self) -> str:
+        """The path of the customer who pays; empty for the tenant itself."""
+        return "" if self.customer is None else self.customer.path
+
 
 @dataclass(slots=True)
 class ReplSession:

@@ -24,6 +24,7 @@ from rlm_server.api.availability import ServerStarting, ServerStopping
 from rlm_server.api.errors import (
     MAX_TEXT,
     InvalidField,
+    KeyBound,
     MalformedRequest,
     NotFound,
     Unauthenticated,
@@ -102,6 +103,7 @@ CASES: dict[str, Expected] = {
     "no key": Expected(Unauthenticated("no"), "UNAUTHENTICATED"),
     "a key that has ended": Expected(KeyLapsed("no"), "UNAUTHENTICATED"),
     "a key of a tenant's": Expected(WrongKindOfKey(operators=True), "WRONG_KIND_OF_KEY", {"key_kind": "operator"}),
+    "a key of one account": Expected(KeyBound("ann"), "KEY_BOUND", {"account": "ann"}),
     "a key of an operator's": Expected(WrongKindOfKey(operators=False), "WRONG_KIND_OF_KEY", {"key_kind": "tenant"}),
     "a request id of before": Expected(RequestIdReused("r"), "REQUEST_ID_REUSED", {"request_id": "r"}),
     "no tenant": Expected(TenantUnknown("acme"), "NOT_FOUND", details=("ResourceInfo",)),

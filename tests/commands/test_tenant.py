@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rlm_server.commands.cli import main
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.ledger import Ledger
+from rlm_server.ledger.customer_book import CustomerBook
+from rlm_server.ledger.customers import Customer
 
 Command = Callable[..., Any]
 
@@ -77,6 +83,7 @@ def test_a_tenant_and_its_keys_are_made_changed_and_deleted_without_a_server(com
         (["tenant", "set", "nobody", "weight=1"], "Error: there is no tenant 'nobody'"),
         (["tenant", "show", "nobody"], "Error: there is no tenant 'nobody'"),
         (["tenant", "delete", "nobody", "--force"], "Error: there is no tenant 'nobody'"),
+        (["key", "create", "--operator", "--account", "a"], "Error: --account is of a TENANT's key"),
         (["key", "create", "nobody"], "Error: there is no tenant 'nobody'"),
         (["key", "create"], "Error: name a TENANT, or say --operator"),
         (["key", "create", "x", "--operator"], "Error: name a TENANT, or say --operator"),
@@ -94,3 +101,18 @@ def test_what_is_wrong_is_named_with_what_it_may_be(
     assert refused.exit_code in (1, 2)
     assert message in refused.output
     assert "Traceback" not in refused.output
+
+
+async def _with_a_customer(at: str | Path) -> None:
+    async with await Database.visit(at, MIGRATIONS) as database:
+        book = CustomerBook(database, Ledger(database), lambda _: 10)
+        await book.create(Customer("acme", "ann"))
+
+
+def test_a_key_is_bound_to_an_account(command: Command, database_at: str | Path, tmp_path: Path) -> None:
+    command("tenant", "create", "acme")
+    assert "Error: --account: there is no account 'ann'" in run("key", "create", "acme", "--account", "ann").output
+    asyncio.run(_with_a_customer(database_at if isinstance(database_at, str) else next(tmp_path.rglob("*.sqlite"))))
+    made = command("key", "create", "acme", "--account", "ann")
+    assert made["account_id"] == "ann"
+    assert [one["account_id"] for one in command("key", "list", "acme")] == ["ann"]

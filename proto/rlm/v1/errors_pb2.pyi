@@ -312,6 +312,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: let several customers share an account, or have the limit raised.
     """
+    ERROR_REASON_KEY_BOUND: _ErrorReason.ValueType  # 67
+    """The key is bound to one customer's account. The call names an account that is neither that one nor under it, or would
+    change that account itself.
+
+    Metadata: `account`, the one that the key is bound to.
+
+    To do: name that account, one under it, or none; or use a key of the whole tenant.
+    """
     ERROR_REASON_SERVER_STARTING: _ErrorReason.ValueType  # 70
     """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.
 
@@ -625,6 +633,14 @@ Metadata: `unit` ("tenant_accounts"), its `limit`, and how many are `used`. A Qu
 same.
 
 To do: let several customers share an account, or have the limit raised.
+"""
+ERROR_REASON_KEY_BOUND: ErrorReason.ValueType  # 67
+"""The key is bound to one customer's account. The call names an account that is neither that one nor under it, or would
+change that account itself.
+
+Metadata: `account`, the one that the key is bound to.
+
+To do: name that account, one under it, or none; or use a key of the whole tenant.
 """
 ERROR_REASON_SERVER_STARTING: ErrorReason.ValueType  # 70
 """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.

@@ -614,6 +614,7 @@ class ApiKey(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Its id, which is no secret."""
     kind: Global___ApiKeyKind.ValueType
@@ -622,6 +623,8 @@ class ApiKey(_message.Message):
     """The tenant it is of; empty for an operator's."""
     prefix: _builtins.str
     """The first characters of the secret, to know it by."""
+    account_id: _builtins.str
+    """The customer's account that it is bound to; empty for a key of the whole tenant, and for an operator's."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The operator's own notes, as a tenant's."""
@@ -654,10 +657,11 @@ class ApiKey(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "revoke_time", b"revoke_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "key_id", b"key_id", "kind", b"kind", "labels", b"labels", "last_use_time", b"last_use_time", "prefix", b"prefix", "revoke_time", b"revoke_time", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "expire_time", b"expire_time", "key_id", b"key_id", "kind", b"kind", "labels", b"labels", "last_use_time", b"last_use_time", "prefix", b"prefix", "revoke_time", b"revoke_time", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -694,6 +698,7 @@ class CreateApiKeyRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     kind: Global___ApiKeyKind.ValueType
     """Whose it is to be; not set: a tenant's."""
     tenant_id: _builtins.str
@@ -701,6 +706,11 @@ class CreateApiKeyRequest(_message.Message):
     request_id: _builtins.str
     """At most 128 characters; see the head of this file. The secret is not kept: where the call is repeated, the answer is
     the key without it.
+    """
+    account_id: _builtins.str
+    """A customer's account of the tenant, to which the key is to be bound: runs and sessions made with it are charged to
+    that account where they name none, and may name no other than it and those under it. It finds what is paid from there
+    alone. Empty: the key is for the whole tenant.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -718,10 +728,11 @@ class CreateApiKeyRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "kind", b"kind", "labels", b"labels", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "expire_time", b"expire_time", "kind", b"kind", "labels", b"labels", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
