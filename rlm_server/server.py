@@ -268,15 +268,15 @@ async def serving(
                     ),
                     server,
                 )
+                offered = Offered(models.routes.models, pool.images)
                 budget_pb2_grpc.add_BudgetServiceServicer_to_server(
-                    BudgetServicer(accounts, book, shares.threads), server
+                    BudgetServicer(accounts, book, shares.threads, offered), server
                 )
                 catalog = Catalog(
                     broker.routes_of,
                     models.prices.version,
                     {spec.name: spec.imports for spec in image_specs(settings, functions)},
                 )
-                offered = Offered(models.routes.models, pool.images)
                 tenant_pb2_grpc.add_TenantServiceServicer_to_server(
                     TenantServicer(tenants, keys, terms, watch, removal, accounts, offered), server
                 )

@@ -17,6 +17,7 @@ from rlm_server.ledger import AccountConflict, AccountUnknown, By, Entry, Ledger
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.ledger.customers import Customer
 from rlm_server.shares.threads import Cancelled, Purpose, Threads
+from rlm_server.tenants.checks import Offered
 
 EXPORT_PAGE = 2_000
 """Entries read at once. They make about half a chunk."""
@@ -39,8 +40,8 @@ _LINES = {
 class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     """Shows a tenant its accounts and what was spent on them, and keeps those of its customers."""
 
-    def __init__(self, ledger: Ledger, book: CustomerBook, threads: Threads) -> None:
-        self._ledger, self._book, self._threads = ledger, book, threads
+    def __init__(self, ledger: Ledger, book: CustomerBook, threads: Threads, offered: Offered) -> None:
+        self._ledger, self._book, self._threads, self._offered = ledger, book, threads, offered
 
     async def GetBudget(self, request: budget_pb2.GetBudgetRequest, context: Any) -> budget_pb2.GetBudgetResponse:
         """Describe an account."""
@@ -55,6 +56,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     ) -> budget_pb2.CreateAccountResponse:
         """Make a customer."""
         new = accounts.customer(tenant(), request.account)
+        accounts.check_model_limits(new, self._offered)
         if key_account.path():
             new = replace(new, parent=request.account.parent_id or key_account.own())
             await requests.customer_path(self._book, tenant(), new.parent, "account.parent_id")
@@ -75,7 +77,10 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         def change(before: Customer) -> Customer:
             if not paths and not resets:
                 raise InvalidField("update_mask", "must name what changes")
-            return accounts.changed(before, asked, paths)
+            changed = accounts.changed(before, asked, paths)
+            if "model_limits" in paths:
+                accounts.check_model_limits(changed, self._offered)
+            return changed
 
         await self._check_change(asked.account_id)
         changed = await self._book.update(

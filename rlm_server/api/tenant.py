@@ -13,7 +13,7 @@ from rlm.v1 import tenant_pb2, tenant_pb2_grpc
 
 from rlm_server.api import accounts, requests, responses
 from rlm_server.api.errors import InvalidField, NotFound
-from rlm_server.ledger import BUDGET_SPANS, AccountConflict, AccountUnknown, Ledger, LimitTooLow, Span, names
+from rlm_server.ledger import AccountConflict, AccountUnknown, Ledger, LimitTooLow, Span, names
 from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_name, check_terms
 from rlm_server.tenants.keys import Key, Keys
 from rlm_server.tenants.removal import Removal
@@ -35,10 +35,10 @@ _KINDS = {
     tenant_pb2.API_KEY_KIND_OPERATOR: True,
 }
 """Whether a kind of key is an operator's."""
-_BUDGETS: Mapping[str, Span | None] = {"budget": None, **{f"{span}_budget": span for span in BUDGET_SPANS}}
+_BUDGETS: Mapping[str, Span | None] = {"budget": None, **{f"{span}_budget": span for span in Span}}
 """The fields of a tenant that are budgets, and of which windows."""
 _LISTS = {"allowed_models": "models", "allowed_images": "images", "allowed_fallbacks": "fallbacks"}
-_SETTABLE = ("labels", *_LISTS, "weight", "limits", *_BUDGETS)
+_SETTABLE = ("labels", *_LISTS, "weight", "limits", *_BUDGETS, "model_limits")
 """The fields of a tenant that a call may change."""
 
 
@@ -124,6 +124,8 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
                 kept = {one: value for one, value in terms.limits.items() if name and one != name}
                 new = {one: value for one, value in said.limits.items() if not name or one == name}
                 terms = replace(terms, limits={**kept, **new})
+            elif field == "model_limits":
+                terms = replace(terms, model_limits=said.model_limits)
             else:
                 terms = terms.with_limit(_BUDGETS[field], said.limit(_BUDGETS[field]))
         check_labels(labels)
@@ -226,6 +228,7 @@ def _terms(asked: tenant_pb2.Tenant) -> OwnTerms:
         dict(asked.limits),
         budgets.pop(None, NO_LIMIT),
         {span: limit for span, limit in budgets.items() if span is not None},
+        accounts.model_limits(asked.model_limits, "tenant.model_limits"),
     )
 
 
@@ -257,6 +260,7 @@ def _tenant(value: Tenant) -> tenant_pb2.Tenant:
         allowed_fallbacks=terms.fallbacks,
         weight=terms.weight,
         limits=terms.limits,
+        model_limits=accounts.written_model_limits(terms.model_limits),
         spent=responses.amounts(value.spent),
     )
     for field, span in _BUDGETS.items():

@@ -28,7 +28,7 @@ from rlm_server.ledger.payer import Payer
 from rlm_server.ledger.settling import settle
 from rlm_server.ledger.statements import Statement, Totals, Window
 from rlm_server.ledger.usage import Usage
-from rlm_server.ledger.windows import BUDGET_SPANS, Span
+from rlm_server.ledger.windows import BUDGET_SPANS, ModelLimit, Scope, Span
 
 __all__ = [
     "BUDGET_SPANS",
@@ -57,10 +57,12 @@ __all__ = [
     "LedgerError",
     "Limit",
     "LimitTooLow",
+    "ModelLimit",
     "MoveRefused",
     "Payer",
     "Query",
     "Recovery",
+    "Scope",
     "Span",
     "StaleEpoch",
     "Statement",

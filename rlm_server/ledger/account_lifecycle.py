@@ -16,7 +16,7 @@ from rlm_server.ledger.errors import (
     BudgetExceeded,
     LimitTooLow,
 )
-from rlm_server.ledger.windows import Span, account_of, is_pace, keep, windows_of
+from rlm_server.ledger.windows import Scope, Span, account_of, is_pace, keep, limits_of, parts
 
 
 def reserve_of(id: str) -> str:
@@ -56,7 +56,7 @@ def _refuse_different(existing: Account, wanted: Account) -> None:
 
 
 def _carve(tree: Tree, wanted: Account, parent: str, at: int) -> None:
-    path = tree.path(parent, at)
+    path = tree.path(parent, at, "")
     if path[0].tenant != wanted.tenant:
         raise AccountUnknown(parent)
     if path[0].closed:
@@ -134,23 +134,24 @@ def set_limit(connection: Connection, id: str, limit: Limit) -> Account:
     return account
 
 
-def set_windows(connection: Connection, id: str, wanted: Mapping[Span, Limit | None], at: int) -> None:
-    """Limit every window of some spans of an account from the present one on; see `Ledger.set_window`.
+def set_limits(connection: Connection, id: str, wanted: Mapping[Scope, Limit], at: int) -> None:
+    """Limit an account in these scopes and in no others, besides its limit for good, from the present windows on.
 
-    Spans that are limited in this way already stay as they are.
+    Scopes that are limited in this way already stay as they are; see `Ledger.set_window`.
     """
     tree = Tree(connection)
     account = tree.get(id)
     if not account.has_windows:
         raise AccountConflict(id, "is no tenant's and no customer's, and only theirs have windows")
-    before = windows_of(connection, (id,))[id]
-    changed = {span: limit for span, limit in wanted.items() if limit != before.get(span)}
+    before = limits_of(connection, (id,))[id]
+    changed = [scope for scope in {**before, **wanted} if before.get(scope) != wanted.get(scope)]
     if not changed:
         return
-    for span, limit in changed.items():
+    for scope in changed:
+        limit = wanted.get(scope)
         refuse_uncountable(limit=limit or Limit())
-        keep(connection, account.tenant, id, span, limit, at)
-    present = {account_of(id, span, at) for span in changed}
+        keep(connection, account.tenant, id, scope, limit, at)
+    present = {account_of(id, scope, at) for scope in changed}
     for window in tree.windows(account, at):
         if window.id in present:
             tree.change(window)
@@ -158,10 +159,11 @@ def set_windows(connection: Connection, id: str, wanted: Mapping[Span, Limit | N
 
 
 def reset_window(connection: Connection, id: str, span: Span, at: int) -> None:
-    """Forget what was spent in an account's present window of a span. What is held stays."""
+    """Forget what was spent in an account's present windows of a span, of whichever models. What is held stays."""
     tree = Tree(connection)
     for window in tree.windows(tree.get(id), at):
-        if window.id == account_of(id, span, at):
+        name = parts(window.id)
+        if name is not None and name.scope.span is span:
             window.posted, window.overrun = ZERO, ZERO
             tree.change(window)
     tree.save()

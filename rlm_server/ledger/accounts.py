@@ -220,7 +220,8 @@ class Tree:
     connection: Connection
     _known: dict[str, Account] = field(default_factory=dict)
     _changed: dict[str, Account] = field(default_factory=dict)
-    _windows: dict[tuple[str, int], list[Account]] = field(default_factory=dict)
+    _limits: dict[str, list[Limited]] = field(default_factory=dict)
+    _windows: dict[tuple[str, int, str | None], list[Account]] = field(default_factory=dict)
     _new: dict[str, int] = field(default_factory=dict)  # windows without a row, and at what time they were asked for
 
     def find(self, id: str) -> Account | None:
@@ -246,16 +247,16 @@ class Tree:
             raise AccountUnknown(id)
         return account
 
-    def path(self, id: str, at: int) -> list[Account]:
+    def path(self, id: str, at: int, model: str) -> list[Account]:
         """The account and its ancestors up to the tenant's, and then those of all their windows around `at`.
 
-        `at` is in Unix milliseconds.
+        `at` is in Unix milliseconds. With the windows come the limits on a model, where one is given.
 
         Raises:
             AccountUnknown: there is none of this name.
         """
         path = self.ancestry(id)
-        return path + [window for account in path if account.has_windows for window in self.windows(account, at)]
+        return path + [window for account in path if account.has_windows for window in self.windows(account, at, model)]
 
     def ancestry(self, id: str) -> list[Account]:
         """The account and its ancestors up to the tenant's.
@@ -271,23 +272,35 @@ class Tree:
             above = account.parent
         return path
 
-    def windows(self, account: Account, at: int) -> list[Account]:
-        """The accounts of an account's limited windows around a time; one not opened yet is summed from holds."""
-        if (account.id, at) not in self._windows:
-            self._windows[account.id, at] = [
-                self._window(account, one, at) for one in limited(self.connection, account.id)
+    def windows(self, account: Account, at: int, model: str | None = None) -> list[Account]:
+        """The accounts of an account's limited windows around a time; one not opened yet is summed from holds.
+
+        They are those in which the spending with a model counts, empty for a turn; with None they are all there are.
+        """
+        known = self._windows.get((account.id, at, model))
+        if known is None:
+            known = self._windows[account.id, at, model] = [
+                self._window(account, one, at)
+                for one in self._limits_of(account.id)
+                if model is None or one.scope.covers(model)
             ]
-        return self._windows[account.id, at]
+        return known
+
+    def _limits_of(self, id: str) -> list[Limited]:
+        if id not in self._limits:
+            self._limits[id] = list(limited(self.connection, id))
+        return self._limits[id]
 
     def _window(self, of: Account, limited: Limited, at: int) -> Account:
-        id = account_of(of.id, limited.span, at)
+        scope = limited.scope
+        id = account_of(of.id, scope, at)
         account = self.find(id)
         if account is None:
             account = Account(id, of.tenant, None, False, limited.limit)
-            begin, end = bounds(limited.span, at)
-            if begin < max(limited.since, removed_before(self.connection, limited.span)):
+            begin, _ = bounds(scope.span, at)
+            if begin < max(limited.since, removed_before(self.connection, scope.span)):
                 account.posted, account.pending, account.overrun = counted(
-                    self.connection, of.tenant, of.path, begin, end
+                    self.connection, of.tenant, of.path, scope, at
                 )
             self._known[id] = account
             self._new[id] = at
@@ -346,7 +359,9 @@ class Tree:
                 self.add(account)
             else:
                 self.connection.execute(_table_of(account.id).update, (account.closed, *_numbers(account), account.id))
-        began = {(window[0], self._new[id]) for id in self._changed if id in self._new and (window := parts(id))}
+        began = {
+            (window.scope.span, self._new[id]) for id in self._changed if id in self._new and (window := parts(id))
+        }
         for span, at in began:
             remove_old(self.connection, span, at)
         self._new.clear()

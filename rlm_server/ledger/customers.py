@@ -11,12 +11,12 @@ from typing import Any
 
 from rlm_server.database import labels
 from rlm_server.database.engine import Connection
-from rlm_server.ledger.account_lifecycle import reset_window, set_windows
+from rlm_server.ledger.account_lifecycle import reset_window, set_limits
 from rlm_server.ledger.accounts import Account, Tree, refuse_uncountable
 from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.ledger.errors import AccountClosed, AccountConflict, AccountExists, AccountUnknown, TooManyAccounts
 from rlm_server.ledger.names import CUSTOMER, customer_account
-from rlm_server.ledger.windows import Span, windows_of
+from rlm_server.ledger.windows import ModelLimit, Scope, Span, limits_of
 
 TEMPLATE = "default"
 """The id of the customer that those are made after who are named by a run or session and are not there yet."""
@@ -43,6 +43,7 @@ class Customer:
     labels: Mapping[str, str] = field(default_factory=dict)
     limit: Limit = Limit()  # noqa: RUF009 - it does not change
     windows: Mapping[Span, Limit] = field(default_factory=dict)
+    model_limits: tuple[ModelLimit, ...] = ()
     path: str = ""
     """The ids from the top to this one, joined by `/`."""
     created_at: int = 0
@@ -52,6 +53,12 @@ class Customer:
     def account(self) -> str:
         """Its account."""
         return customer_account(self.tenant, self.id)
+
+    @property
+    def limits(self) -> dict[Scope, Limit]:
+        """What it may spend in windows, and with some models."""
+        windows = {Scope(span): limit for span, limit in self.windows.items()}
+        return windows | {one.scope: one.limit for one in self.model_limits}
 
 
 def create(connection: Connection, new: Customer, at: int, most: int) -> Customer:
@@ -100,11 +107,11 @@ def _reopened(connection: Connection, new: Customer, at: int) -> Customer:
 
 
 def _settable(customer: Customer) -> dict[str, Any]:
-    return {name: getattr(customer, name) for name in ("name", "labels", "limit", "windows")}
+    return {name: getattr(customer, name) for name in ("name", "labels", "limit", "windows", "model_limits")}
 
 
 def update(connection: Connection, new: Customer, at: int, resets: Sequence[Span] = ()) -> Customer:
-    """Give a customer the name, labels, limit and windows of `new`, and have some windows begin anew.
+    """Give a customer the name, labels and limits of `new`, and have some windows begin anew.
 
     A limit may be below what was spent: then nothing more can be.
 
@@ -129,7 +136,7 @@ def update(connection: Connection, new: Customer, at: int, resets: Sequence[Span
 
 def _with_terms(connection: Connection, customer: Customer, at: int) -> Customer:
     labels.put(connection, LABELS, customer.account, customer.labels)
-    set_windows(connection, customer.account, {span: customer.windows.get(span) for span in Span}, at)
+    set_limits(connection, customer.account, customer.limits, at)
     return customer
 
 
@@ -222,8 +229,13 @@ def page(
 def _read(connection: Connection, query: str, values: Sequence[Any]) -> list[Customer]:
     rows = connection.execute(query, values).fetchall()
     accounts = [account for account, *_ in rows]
-    named, windows = labels.of(connection, LABELS, accounts), windows_of(connection, accounts)
+    named, limits = labels.of(connection, LABELS, accounts), limits_of(connection, accounts)
     return [
-        Customer(tenant, id, parent, name, named[account], Limit(*limit), windows[account], path, created_at)
+        Customer(tenant, id, parent, name, named[account], Limit(*limit), *_by_kind(limits[account]), path, created_at)
         for account, tenant, id, parent, path, name, created_at, *limit in rows
     ]
+
+
+def _by_kind(limits: Mapping[Scope, Limit]) -> tuple[dict[Span, Limit], tuple[ModelLimit, ...]]:
+    windows = {scope.span: limit for scope, limit in limits.items() if scope.span is not None and not scope.model}
+    return windows, tuple(ModelLimit(scope, limit) for scope, limit in limits.items() if scope.model)

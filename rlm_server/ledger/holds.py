@@ -151,7 +151,7 @@ def _resolve(connection: Connection, kept: StoredHold, outcome: Outcome, at: int
     within = Amounts(*(min(getattr(actual, unit), getattr(hold.amounts, unit)) for unit in UNITS))
     overrun = actual - within
     tree = Tree(connection)
-    path = tree.path(hold.account, kept.reserved_at)
+    path = tree.path(hold.account, kept.reserved_at, hold.model)
     tree.apply(path, pending=ZERO - hold.amounts, posted=within, overrun=overrun)
     tree.save()
     result = (*_or_nulls(outcome.actual, Amounts), *_or_nulls(outcome.usage, Usage))
@@ -165,7 +165,7 @@ def withdraw(connection: Connection, id: str, state: HoldState) -> None:
     if kept is None or kept.outcome.state is not state:
         return
     hold, tree = kept.hold, Tree(connection)
-    tree.apply(tree.path(hold.account, kept.reserved_at), pending=ZERO - hold.amounts)
+    tree.apply(tree.path(hold.account, kept.reserved_at, hold.model), pending=ZERO - hold.amounts)
     tree.save()
     connection.execute("DELETE FROM hold WHERE id = ?", (id,))
 

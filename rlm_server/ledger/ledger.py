@@ -19,7 +19,7 @@ from rlm_server.ledger.holds import Hold, HoldState, Moved, Outcome, Recovery
 from rlm_server.ledger.statements import Statement, Totals, Window
 from rlm_server.ledger.usage import Usage
 from rlm_server.ledger.wait_queue import WaitQueue
-from rlm_server.ledger.windows import Span
+from rlm_server.ledger.windows import Scope, Span, limits_of
 
 T = TypeVar("T")
 
@@ -127,9 +127,10 @@ class Ledger:
             lambda changed: self._limits_changed_of(changed.tenant),
         )
 
-    async def set_window(self, tenant: str, span: Span, limit: Limit | None) -> None:
+    async def set_window(self, tenant: str, span: Span | None, limit: Limit | None, model: str = "") -> None:
         """Limit what a tenant may spend in every window of a span, from the present one on; None lifts the limit.
 
+        With a `model`, a name or a pattern, it is on the calls of such models; then a `span` of None is for good.
         What was reserved earlier in the present window counts. Where that is more than the limit, nothing more is
         allowed until the window ends.
 
@@ -137,10 +138,14 @@ class Ledger:
             AccountUnknown: the tenant has no account.
             AmountRefused: the limit is negative or above 2^62.
         """
-        await self._freeing(
-            lambda connection: account_lifecycle.set_windows(connection, tenant, {span: limit}, self._clock()),
-            lambda _: self._limits_changed_of(tenant),
-        )
+        scope = Scope(span, model)
+
+        def work(connection: Connection, at: int) -> None:
+            others = {one: kept for one, kept in limits_of(connection, (tenant,))[tenant].items() if one != scope}
+            wanted = others if limit is None else {**others, scope: limit}
+            account_lifecycle.set_limits(connection, tenant, wanted, at)
+
+        await self.change(tenant, work)
 
     async def change(self, tenant: str, work: Callable[[Connection, int], T]) -> T:
         """Change a tenant's accounts in one transaction, at a time in Unix milliseconds, and have it in force at once.
@@ -190,15 +195,15 @@ class Ledger:
         queue = self._wait_queues.get(hold.tenant)
         return queue is not None and await queue.lower(hold)
 
-    async def check(self, account: str, amounts: Amounts) -> None:
-        """Look whether a hold of these amounts would be refused at once; nothing is held.
+    async def check(self, account: str, amounts: Amounts, model: str = "") -> None:
+        """Look whether a hold of these amounts for a call of a model would be refused at once; nothing is held.
 
         Raises:
             BudgetExceeded: it does not fit even when every call in flight turns out to cost nothing.
             AccountUnknown: there is no such account.
         """
         at = self._clock()
-        await self._database.read(lambda connection: admission.check(connection, account, amounts, at))
+        await self._database.read(lambda connection: admission.check(connection, account, amounts, model, at))
 
     async def dispatch(self, hold_id: str) -> None:
         """Record that the request is about to leave. Only after this returned may it be sent, and only once.
@@ -275,10 +280,12 @@ class Ledger:
     async def left(self, account: str) -> Limit:
         """The most a hold on `account` could take now, all its ancestors considered; None where nothing limits it.
 
+        Limits on models are not considered.
+
         Raises:
             AccountUnknown: there is none.
         """
-        return await self._database.read(lambda connection: left(Tree(connection).path(account, self._clock())))
+        return await self._database.read(lambda connection: left(Tree(connection).path(account, self._clock(), "")))
 
     async def limited(self, account: str, unit: str) -> bool:
         """Whether an account, one above it, or a window of its tenant limits a unit. It is read once, and remembered.

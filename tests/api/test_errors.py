@@ -54,6 +54,7 @@ from rlm_server.ledger import (
     BudgetBusy,
     BudgetExceeded,
     HoldUnknown,
+    Scope,
     Span,
     TooManyAccounts,
     windows,
@@ -96,7 +97,7 @@ class Expected:
 
 
 def window(span: Span, at: int) -> str:
-    return windows.account_of("ann", span, at)
+    return windows.account_of("ann", Scope(span), at)
 
 
 CASES: dict[str, Expected] = {
@@ -174,6 +175,18 @@ CASES: dict[str, Expected] = {
         {"account": "ann", "window": "hour", **LIMIT},
         ("QuotaFailure", "RetryInfo"),
     ),
+    "a limit on a model": Expected(
+        BudgetExceeded(windows.account_of("customer:acme:ann", Scope(None, "opus-*"), AT), "tokens", 10, 9, 2),
+        "BUDGET_EXCEEDED",
+        {"account": "ann", "model": "opus-*", **LIMIT},
+        ("QuotaFailure",),
+    ),
+    "a window of a model": Expected(
+        BudgetExceeded(windows.account_of("customer:acme:ann", Scope(Span.DAY, "a:b#c"), AT), "tokens", 10, 9, 2),
+        "BUDGET_EXCEEDED",
+        {"account": "ann", "model": "a:b#c", "window": "day", "window_end": "2025-11-27T00:00:00Z", **LIMIT},
+        ("QuotaFailure", "RetryInfo"),
+    ),
     "a customer's budget": Expected(
         BudgetExceeded("customer:acme:ann", "tokens", 10, 9, 2),
         "BUDGET_EXCEEDED",
@@ -181,7 +194,7 @@ CASES: dict[str, Expected] = {
         ("QuotaFailure",),
     ),
     "a customer's window": Expected(
-        BudgetExceeded(windows.account_of("customer:acme:bob", Span.MINUTE, AT), "tokens", 10, 9, 2),
+        BudgetExceeded(windows.account_of("customer:acme:bob", Scope(Span.MINUTE), AT), "tokens", 10, 9, 2),
         "BUDGET_EXCEEDED",
         {"account": "bob", "window": "minute", "window_end": "2025-11-26T07:01:00Z", **LIMIT},
         ("QuotaFailure", "RetryInfo"),

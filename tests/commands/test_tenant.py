@@ -47,7 +47,15 @@ def test_a_tenant_and_its_keys_are_made_changed_and_deleted_without_a_server(com
     changed = command("tenant", "set", "acme", "batch=", "max_depth=1", "label.a=", "models=a*,b", "day_budget_calls=")
     assert (changed["labels"], changed["limits"], changed["models"]) == ({}, {"max_depth": 1}, ["a*", "b"])
     assert changed["budgets"] == {"budget_usd": "0.5"}
+    paced = command(
+        "tenant", "set", "acme", "minute_budget_calls=60", "model.opus*.day_budget_usd=2", "model.a.budget_calls=3"
+    )
+    of_models = {"model.a.budget_calls": "3", "model.opus*.day_budget_usd": "2"}
+    assert paced["budgets"] == {"budget_usd": "0.5", "minute_budget_calls": "60", **of_models}
+    again = command("tenant", "set", "acme", "minute_budget_calls=", "model.a.budget_calls=")
+    assert again["budgets"] == {"budget_usd": "0.5", "model.opus*.day_budget_usd": "2"}
     shown = command("tenant", "show", "acme")
+    assert shown["budgets_in_force"]["model.opus*.day_budget_usd"] == "2"
     in_force = {one["name"]: (one["value"], one["from"]) for one in shown["limits_in_force"]}
     assert (in_force["max_depth"], in_force["batch"]) == ((1, "tenant"), (2_000, "server"))
     key, operators = command("key", "create", "acme", "--label", "x=y"), command("key", "create", "--operator")
@@ -78,6 +86,12 @@ def test_a_tenant_and_its_keys_are_made_changed_and_deleted_without_a_server(com
         (["tenant", "create", "x", "weight=1000"], "Error: weight: must be from 0.01 to 100, not 1000"),
         (["tenant", "create", "x", "budget_usd=0"], "Error: budget_usd: must be an amount above 0"),
         (["tenant", "create", "x", "day_budget_calls=1.5"], "Error: day_budget_calls: must be a whole number above 0"),
+        (
+            ["tenant", "create", "x", "minute_budget_usd=1"],
+            "Error: minute_budget: a minute may be limited in tokens and",
+        ),
+        (["tenant", "create", "x", "model.a.nothing=1"], "Error: model.a.nothing: must be model.NAME.BUDGET"),
+        (["tenant", "create", "x", "model.a.budget_cpu_ms=1"], "models may be limited in money, tokens and calls, not"),
         (["tenant", "create", "x", "models"], "Error: models: needs a value"),
         (["tenant", "create", "x", f"label.a={'y' * 64}"], "Error: labels.a: may have 63 characters, not 64"),
         (["tenant", "set", "nobody", "weight=1"], "Error: there is no tenant 'nobody'"),

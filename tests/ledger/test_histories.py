@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -43,9 +44,11 @@ from rlm_server.ledger import (
     LedgerError,
     Limit,
     LimitTooLow,
+    ModelLimit,
     MoveRefused,
     Query,
     Recovery,
+    Scope,
     Span,
     Usage,
 )
@@ -62,7 +65,11 @@ tenants_limits = st.builds(Limit, *(st.none() | st.integers(20, most) for most i
 NOON = int(datetime(2026, 2, 28, 12, tzinfo=UTC).timestamp()) * 1000
 MINUTES = 60_000
 TOP, UNDER = "customer:acme:top", "customer:acme:under"
-LABELS = {Span.MINUTE: "%Y-%m-%d %H:%M", Span.HOUR: "%Y-%m-%d %H", Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m"}
+MODELS = ("opus-1", "opus-2", "haiku", "")
+"""What holds are for; the last are turns."""
+PATTERNS = ("opus-*", "opus-1", "*")
+"""What limits on models are on."""
+LABELS = {None: "", Span.MINUTE: "%Y-%m-%d %H:%M", Span.HOUR: "%Y-%m-%d %H", Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m"}
 
 
 @dataclass
@@ -112,8 +119,8 @@ class Histories(RuleBasedStateMachine):
         self.owned = ExitStack()
         self.told: dict[str, Told] = {}
         self.attempts: dict[str, Attempt] = {}
-        self.windows: dict[tuple[str, Span], Limit] = {}
-        self.forgotten: dict[tuple[str, Span, str], Amounts] = {}
+        self.windows: dict[tuple[str, Scope], Limit] = {}
+        self.forgotten: dict[tuple[str, Scope, str], Amounts] = {}
         self.now = NOON
         self.start()
         self._open()
@@ -170,7 +177,7 @@ class Histories(RuleBasedStateMachine):
             return multiple()
         name = f"account-{len(self.told)}"
         opening = self.ledger.open_account(name, tenant="acme", parent=parent, limit=limit, carve=carve)
-        room = self._room(parent)
+        room = self._room(parent, "")
         try:
             self.runner.run(opening)
         except BudgetExceeded:
@@ -208,18 +215,39 @@ class Histories(RuleBasedStateMachine):
     def limit_a_customers_window(self, account: str, span: Span, limit: Limit | None) -> None:
         if self.told[account].closed:
             return
-        kept = {one: of for (whose, one), of in self.windows.items() if whose == account and one is not span}
+        kept = {one.span: of for one, of in self._limits(account).items() if not one.model and one.span is not span}
         wanted = kept | ({} if limit is None else {span: limit})
         self._change(account, lambda now: replace(now, windows=wanted))
-        self._told_window(account, span, limit)
+        self._told_window(account, Scope(span), limit)
+
+    @rule(
+        account=customers,
+        span=st.none() | st.sampled_from(Span),
+        model=st.sampled_from(PATTERNS),
+        limit=st.none() | limits,
+    )
+    def limit_a_customers_models(self, account: str, span: Span | None, model: str, limit: Limit | None) -> None:
+        if self.told[account].closed:
+            return
+        scope = Scope(span, model)
+        kept = {one: of for one, of in self._limits(account).items() if one.model and one != scope}
+        wanted = kept | ({} if limit is None else {scope: limit})
+        model_limits = tuple(ModelLimit(one, of) for one, of in wanted.items())
+        self._change(account, lambda now: replace(now, model_limits=model_limits))
+        self._told_window(account, scope, limit)
+
+    def _limits(self, account: str) -> dict[Scope, Limit]:
+        return {one: of for (whose, one), of in self.windows.items() if whose == account}
 
     @rule(account=customers, span=st.sampled_from((Span.DAY, Span.MONTH)))  # which are kept for all of a history
     def reset_a_customers_window(self, account: str, span: Span) -> None:
-        if self.told[account].closed or (account, span) not in self.windows:
+        scopes = [one for one in self._limits(account) if one.span is span]
+        if self.told[account].closed or not scopes:
             return
-        spent = total(attempt.actual for attempt in self._inside(account, span) if attempt.state == "posted")
         self._change(account, lambda now: now, [span])
-        self.forgotten[account, span, self._label(span, self.now)] = spent
+        for scope in scopes:
+            spent = total(attempt.actual for attempt in self._inside(account, scope) if attempt.state == "posted")
+            self.forgotten[account, scope, self._label(span, self.now)] = spent
 
     @rule(account=customers, seldom=st.integers(0, 4))
     def close_a_customer(self, account: str, seldom: int) -> None:
@@ -269,20 +297,20 @@ class Histories(RuleBasedStateMachine):
             assert fits(used, limit)
             told.limit = limit
 
-    @rule(target=unsent, account=accounts, asked=amounts)
-    def reserve(self, account: str, asked: Amounts) -> str | MultipleResults[str]:
-        return self._reserve(account, asked, dispatch=False)
+    @rule(target=unsent, account=accounts, asked=amounts, model=st.sampled_from(MODELS))
+    def reserve(self, account: str, asked: Amounts, model: str) -> str | MultipleResults[str]:
+        return self._reserve(account, asked, model, dispatch=False)
 
-    @rule(target=sent, account=accounts, asked=amounts)
-    def reserve_and_dispatch(self, account: str, asked: Amounts) -> str | MultipleResults[str]:
-        return self._reserve(account, asked, dispatch=True)
+    @rule(target=sent, account=accounts, asked=amounts, model=st.sampled_from(MODELS))
+    def reserve_and_dispatch(self, account: str, asked: Amounts, model: str) -> str | MultipleResults[str]:
+        return self._reserve(account, asked, model, dispatch=True)
 
-    def _reserve(self, account: str, asked: Amounts, *, dispatch: bool) -> str | MultipleResults[str]:
+    def _reserve(self, account: str, asked: Amounts, model: str, *, dispatch: bool) -> str | MultipleResults[str]:
         if self.told[account].closed:
             return multiple()
-        hold = a_hold(account, asked, id=f"hold-{len(self.attempts)}")
-        room, pace = self._room(account), self._room(account, (Span.MINUTE,))
-        assert self.runner.run(self.ledger.left(account)) == room
+        hold = replace(a_hold(account, asked, id=f"hold-{len(self.attempts)}"), model=model)
+        room, pace = self._room(account, model), self._room(account, model, (Span.MINUTE,))
+        assert self.runner.run(self.ledger.left(account)) == self._room(account, "")
         shut = any(self.told[above].closed for above in self._path(account))
         try:
             self.runner.run(self.ledger.reserve(hold, deadline=at_once(), dispatch=dispatch))
@@ -394,14 +422,19 @@ class Histories(RuleBasedStateMachine):
     @rule(span=st.sampled_from(Span), limit=st.none() | limits)
     def limit_a_window(self, span: Span, limit: Limit | None) -> None:
         self.runner.run(self.ledger.set_window("acme", span, limit))
-        self._told_window("acme", span, limit)
+        self._told_window("acme", Scope(span), limit)
 
-    def _told_window(self, account: str, span: Span, limit: Limit | None) -> None:
-        self.windows.pop((account, span), None)
+    @rule(span=st.none() | st.sampled_from(Span), model=st.sampled_from(PATTERNS), limit=st.none() | limits)
+    def limit_models(self, span: Span | None, model: str, limit: Limit | None) -> None:
+        self.runner.run(self.ledger.set_window("acme", span, limit, model))
+        self._told_window("acme", Scope(span, model), limit)
+
+    def _told_window(self, account: str, scope: Scope, limit: Limit | None) -> None:
+        self.windows.pop((account, scope), None)
         if limit is not None:
-            self.windows[account, span] = limit
+            self.windows[account, scope] = limit
         if limit is None:  # counted from the start where it is limited again
-            for key in [key for key in self.forgotten if key[:2] == (account, span)]:
+            for key in [key for key in self.forgotten if key[:2] == (account, scope)]:
                 del self.forgotten[key]
 
     @rule()
@@ -432,20 +465,25 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def windows_count_what_was_reserved_in_them(self) -> None:
         found = [window for name in self.told for window in self.runner.run(self.ledger.windows(name))]
-        assert {(window.account, window.span): window.balance.limit for window in found} == self.windows
-        for window in found:
+        scopes = {(window.account, Scope(window.span, window.model)): window for window in found}
+        assert {key: window.balance.limit for key, window in scopes.items()} == self.windows
+        for (account, scope), window in scopes.items():
             assert window.begins <= self.now < window.ends
-            balance, inside = window.balance, self._inside(window.account, window.span)
+            balance, inside = window.balance, self._inside(account, scope)
             spent = balance.posted + balance.overrun
-            forgotten = self.forgotten.get((window.account, window.span, self._label(window.span, self.now)), Amounts())
+            forgotten = self.forgotten.get((account, scope, self._label(scope.span, self.now)), Amounts())
             assert spent + forgotten == total(a.actual for a in inside if a.state == "posted")
             assert balance.pending == total(a.hold.amounts for a in inside if a.state in ("pending", "dispatched"))
 
-    def _inside(self, account: str, span: Span) -> list[Attempt]:
-        now = self._label(span, self.now)
-        return [attempt for attempt in self._under(account) if self._label(span, attempt.at) == now]
+    def _inside(self, account: str, scope: Scope) -> list[Attempt]:
+        now = self._label(scope.span, self.now)
+        return [
+            attempt
+            for attempt in self._under(account)
+            if self._label(scope.span, attempt.at) == now and counts(scope.model, attempt.hold.model)
+        ]
 
-    def _label(self, span: Span, at: int) -> str:
+    def _label(self, span: Span | None, at: int) -> str:
         return datetime.fromtimestamp(at / 1000, UTC).strftime(LABELS[span])
 
     async def _balances(self) -> dict[str, Balance]:
@@ -487,7 +525,7 @@ class Histories(RuleBasedStateMachine):
         above = self.told[account].parent
         return [account] if above is None else [account, *self._path(above)]
 
-    def _room(self, account: str, spans: Sequence[Span] = BUDGET_SPANS) -> Limit:
+    def _room(self, account: str, model: str, spans: Sequence[Span | None] = (None, *BUDGET_SPANS)) -> Limit:
         """The most that could be held on this account, told unit by unit on the way up."""
         room: dict[str, int | None] = {}
         for unit in UNITS:
@@ -503,16 +541,16 @@ class Histories(RuleBasedStateMachine):
                 promised = told.carve and limit is not None
                 at = told.parent
             for whose in self._path(account):
-                for span in spans:
-                    most = getattr(self.windows.get((whose, span), Limit()), unit)
-                    if most is not None:
-                        rooms.append(max(0, most - getattr(self._in_window(whose, span), unit)))
+                for scope, limit in self._limits(whose).items():
+                    most = getattr(limit, unit)
+                    if most is not None and scope.span in spans and counts(scope.model, model):
+                        rooms.append(max(0, most - getattr(self._in_window(whose, scope), unit)))
             room[unit] = min(rooms, default=None)
         return Limit(**room)
 
-    def _in_window(self, account: str, span: Span) -> Amounts:
-        used = Amounts() - self.forgotten.get((account, span, self._label(span, self.now)), Amounts())
-        for attempt in self._inside(account, span):
+    def _in_window(self, account: str, scope: Scope) -> Amounts:
+        used = Amounts() - self.forgotten.get((account, scope, self._label(scope.span, self.now)), Amounts())
+        for attempt in self._inside(account, scope):
             used += attempt.actual if attempt.state == "posted" else Amounts()
             used += attempt.hold.amounts if attempt.state in ("pending", "dispatched") else Amounts()
         return used
@@ -526,6 +564,12 @@ class Histories(RuleBasedStateMachine):
                 unused = (0 if getattr(limit, u) is None else getattr(limit, u) - getattr(used, u) for u in UNITS)
                 carved += Amounts(*unused)
         return carved
+
+
+def counts(limited: str, model: str) -> bool:
+    """Whether a limit on a model, a pattern, or with "" on whatever is spent, counts what is spent with a model."""
+    pattern = limited.replace("*", ".*")
+    return not limited or (model != "" and re.fullmatch(pattern, model) is not None)
 
 
 def total(amounts: Iterable[Amounts]) -> Amounts:

@@ -237,6 +237,7 @@ class Account(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     WINDOW_LIMITS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    MODEL_LIMITS_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Its id. A customer's is chosen by the tenant: 1 to 63 letters, digits, `.`, `_` and `-`. It does not begin with
     `run_`, `ses_` or `node_`, and is not the tenant's own.
@@ -287,6 +288,10 @@ class Account(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
+    @_builtins.property
+    def model_limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLimit]:
+        """What may be spent on it with some models: at most 64, and at most one of each model and span."""
+
     def __init__(
         self,
         *,
@@ -304,14 +309,53 @@ class Account(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         window_limits: _abc.Iterable[Global___WindowLimit] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        model_limits: _abc.Iterable[Global___ModelLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["carved", b"carved", "create_time", b"create_time", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "carved", b"carved", "closed", b"closed", "create_time", b"create_time", "kind", b"kind", "labels", b"labels", "left", b"left", "limit", b"limit", "name", b"name", "overrun", b"overrun", "parent_id", b"parent_id", "pending", b"pending", "posted", b"posted", "window_limits", b"window_limits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "carved", b"carved", "closed", b"closed", "create_time", b"create_time", "kind", b"kind", "labels", b"labels", "left", b"left", "limit", b"limit", "model_limits", b"model_limits", "name", b"name", "overrun", b"overrun", "parent_id", b"parent_id", "pending", b"pending", "posted", b"posted", "window_limits", b"window_limits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class ModelLimit(_message.Message):
+    """What may be spent with some models. A call that does not fit is refused, or waits, as it would where the account itself
+    had this limit. Calls of other models go on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SPAN_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The name of a model, or a pattern: `*` stands for anything, `?` for one character. 1 to 200 characters. What all that
+    match have spent together is limited.
+    """
+    span: Global___WindowSpan.ValueType
+    """How long the windows are in which it is limited. Not set: it is limited in all, for good."""
+    @_builtins.property
+    def limit(self) -> _types_pb2.Budget:
+        """What may be spent: money, tokens and calls. A field that is not set is not limited. In a minute only tokens and calls
+        can be.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        span: Global___WindowSpan.ValueType = ...,
+        limit: _types_pb2.Budget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "model", b"model", "span", b"span"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelLimit: _TypeAlias = ModelLimit  # noqa: Y015
 
 @_typing.final
 class WindowLimit(_message.Message):
@@ -390,8 +434,8 @@ Global___Allowance: _TypeAlias = Allowance  # noqa: Y015
 
 @_typing.final
 class BudgetWindow(_message.Message):
-    """A minute, an hour, a day or a month of UTC in which an account's spending is limited. What is reserved in a window counts
-    in it, whenever it is settled.
+    """A minute, an hour, a day or a month of UTC in which an account's spending is limited, or its spending with some models.
+    What is reserved in a window counts in it, whenever it is settled.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -406,19 +450,22 @@ class BudgetWindow(_message.Message):
     OVERRUN_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     span: Global___WindowSpan.ValueType
-    """How long it is."""
+    """How long it is. Not set where what is spent with some models is limited in all, for good."""
     label: _builtins.str
-    """"2026-11-25T07:31", "2026-11-25T07", "2026-11-25" or "2026-11"."""
+    """"2026-11-25T07:31", "2026-11-25T07", "2026-11-25" or "2026-11"; empty without a span."""
     account_id: _builtins.str
     """The account that it limits."""
+    model: _builtins.str
+    """The models whose calls it limits, by a name or a pattern; empty: whatever is spent."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """When it began."""
+        """When it began. Not set without a span."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When the next one begins."""
+        """When the next one begins. Not set without a span."""
 
     @_builtins.property
     def limit(self) -> _types_pb2.Budget:
@@ -453,10 +500,11 @@ class BudgetWindow(_message.Message):
         overrun: _types_pb2.Amounts | None = ...,
         left: Global___Allowance | None = ...,
         account_id: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "end_time", b"end_time", "label", b"label", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted", "span", b"span", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "end_time", b"end_time", "label", b"label", "left", b"left", "limit", b"limit", "model", b"model", "overrun", b"overrun", "pending", b"pending", "posted", b"posted", "span", b"span", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -532,11 +580,15 @@ class UpdateAccountRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """What changes: `limit`, `window_limits`, `name`, `labels` (each is replaced as a whole). Nothing else can be changed."""
+        """What changes: `limit`, `window_limits`, `model_limits`, `name`, `labels` (each is replaced as a whole). Nothing else
+        can be changed.
+        """
 
     @_builtins.property
     def reset_windows(self) -> _containers.RepeatedScalarFieldContainer[Global___WindowSpan.ValueType]:
-        """Forgets what was spent in the windows around now of these spans, so that they begin anew."""
+        """Forgets what was spent in the windows around now of these spans, so that they begin anew; in those of some models,
+        too.
+        """
 
     def __init__(
         self,

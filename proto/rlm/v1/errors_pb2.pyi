@@ -93,12 +93,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """An account has less left than this needs, and nothing was spent. The account may be the tenant's own, or one of its
     windows of an hour, a day or a month.
 
-    Metadata: `account`, the id of the tenant, run, session or node; `unit` ("nano_usd", "tokens", "calls" or "cpu_ms"),
+    Metadata: `account`, the id of the tenant, customer, run, session or node; `unit` ("nano_usd", "tokens", "calls" or "cpu_ms"),
     and in that unit the account's `limit`, what of it is `used`, and what was `asked`. Of a window also its `window`
-    ("hour", "day" or "month") and, unless it has ended since, `window_end`, a time in RFC 3339. A QuotaFailure says the
-    same about the unit. For a window a RetryInfo says how long it lasts.
+    ("minute", "hour", "day" or "month") and, unless it has ended since, `window_end`, a time in RFC 3339. Where the limit
+    is on some models, `model` is their name or pattern. A QuotaFailure says the same about the unit. For a window a
+    RetryInfo says how long it lasts.
 
-    To do: ask for less, wait for the next window, or have the limit raised.
+    To do: ask for less, ask another model where the limit is on this one, wait for the next window, or have the limit
+    raised.
     """
     ERROR_REASON_CONTEXT_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 10
     """The tenant would have more contexts or unfinished uploads than it may.
@@ -415,12 +417,14 @@ ERROR_REASON_BUDGET_EXCEEDED: ErrorReason.ValueType  # 9
 """An account has less left than this needs, and nothing was spent. The account may be the tenant's own, or one of its
 windows of an hour, a day or a month.
 
-Metadata: `account`, the id of the tenant, run, session or node; `unit` ("nano_usd", "tokens", "calls" or "cpu_ms"),
+Metadata: `account`, the id of the tenant, customer, run, session or node; `unit` ("nano_usd", "tokens", "calls" or "cpu_ms"),
 and in that unit the account's `limit`, what of it is `used`, and what was `asked`. Of a window also its `window`
-("hour", "day" or "month") and, unless it has ended since, `window_end`, a time in RFC 3339. A QuotaFailure says the
-same about the unit. For a window a RetryInfo says how long it lasts.
+("minute", "hour", "day" or "month") and, unless it has ended since, `window_end`, a time in RFC 3339. Where the limit
+is on some models, `model` is their name or pattern. A QuotaFailure says the same about the unit. For a window a
+RetryInfo says how long it lasts.
 
-To do: ask for less, wait for the next window, or have the limit raised.
+To do: ask for less, ask another model where the limit is on this one, wait for the next window, or have the limit
+raised.
 """
 ERROR_REASON_CONTEXT_QUOTA_EXCEEDED: ErrorReason.ValueType  # 10
 """The tenant would have more contexts or unfinished uploads than it may.

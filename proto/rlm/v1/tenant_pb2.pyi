@@ -147,6 +147,8 @@ class Tenant(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    MINUTE_BUDGET_FIELD_NUMBER: _builtins.int
+    MODEL_LIMITS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Its name, which is its id: from 1 to 63 lower-case letters, digits and hyphens, the first a letter. It never changes."""
     weight: _builtins.float
@@ -212,6 +214,16 @@ class Tenant(_message.Message):
     def delete_time(self) -> _timestamp_pb2.Timestamp:
         """When it was deleted; not set for one that was not. Only told."""
 
+    @_builtins.property
+    def minute_budget(self) -> _types_pb2.Budget:
+        """How many tokens and calls it may spend in every minute of UTC. A call that does not fit waits for the next one, up to
+        its deadline. A unit that is not set is not limited.
+        """
+
+    @_builtins.property
+    def model_limits(self) -> _containers.RepeatedCompositeFieldContainer[_budget_pb2.ModelLimit]:
+        """What it may spend with some models: at most 64, and at most one of each model and span. None by default."""
+
     def __init__(
         self,
         *,
@@ -230,10 +242,12 @@ class Tenant(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        minute_budget: _types_pb2.Budget | None = ...,
+        model_limits: _abc.Iterable[_budget_pb2.ModelLimit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "month_budget", b"month_budget", "spent", b"spent", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "minute_budget", b"minute_budget", "month_budget", b"month_budget", "spent", b"spent", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "allowed_fallbacks", b"allowed_fallbacks", "allowed_images", b"allowed_images", "allowed_models", b"allowed_models", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "labels", b"labels", "limits", b"limits", "month_budget", b"month_budget", "spent", b"spent", "tenant_id", b"tenant_id", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "allowed_fallbacks", b"allowed_fallbacks", "allowed_images", b"allowed_images", "allowed_models", b"allowed_models", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "labels", b"labels", "limits", b"limits", "minute_budget", b"minute_budget", "model_limits", b"model_limits", "month_budget", b"month_budget", "spent", b"spent", "tenant_id", b"tenant_id", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
@@ -479,7 +493,7 @@ class UpdateTenantRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to change: "labels", "allowed_models", "weight", "limits", one of these as "limits.max_depth", "budget",
-        "day_budget". Each is replaced as a whole. One that is named and not set goes back to what is configured. Empty: every
+        "day_budget", "model_limits". Each is replaced as a whole. One that is named and not set goes back to what is configured. Empty: every
         field that is set in `tenant`. "*": all of them.
         """
 
