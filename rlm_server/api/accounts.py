@@ -9,7 +9,7 @@ from rlm.v1 import budget_pb2
 
 from rlm_server.api import requests, responses
 from rlm_server.api.errors import InvalidField
-from rlm_server.ledger import Limit, ModelLimit, Scope, Span, Statement, Window, names
+from rlm_server.ledger import Limit, ModelLimit, Scope, SoftLimit, Span, Statement, Window, names
 from rlm_server.ledger.customers import Customer
 from rlm_server.tenants import checks
 from rlm_server.tenants.checks import Offered, WrongTerm
@@ -28,6 +28,7 @@ _SETTABLE = {
     "limit": "limit",
     "window_limits": "windows",
     "model_limits": "model_limits",
+    "soft_limits": "soft_limits",
     "name": "name",
     "labels": "labels",
 }
@@ -74,11 +75,12 @@ def _described(customer: Customer, asked: budget_pb2.Account) -> Customer:
         limit=requests.budget(asked.limit, "account.limit"),
         windows=windows,
         model_limits=model_limits(asked.model_limits, "account.model_limits"),
+        soft_limits=soft_limits(asked.soft_limits, "account.soft_limits"),
     )
 
 
 def model_limits(asked: Iterable[budget_pb2.ModelLimit], field: str) -> tuple[ModelLimit, ...]:
-    """Read limits on models, in their order. Whether they may be is left to `check_model_limits`."""
+    """Read limits on models, in their order. Whether they may be is left to `check_limits`."""
     found = []
     for place, one in enumerate(asked):
         here = f"{field}[{place}]"
@@ -96,10 +98,32 @@ def written_model_limits(limits: Iterable[ModelLimit]) -> Iterator[budget_pb2.Mo
         )
 
 
-def check_model_limits(customer: Customer, offered: Offered) -> None:
-    """Refuse limits on models that cannot be, or on a model that is not offered."""
+def soft_limits(asked: Iterable[budget_pb2.SoftLimit], field: str) -> tuple[SoftLimit, ...]:
+    """Read soft limits, in the order of what they are on. Whether they may be is left to `check_limits`."""
+    found = []
+    for place, one in enumerate(asked):
+        here = f"{field}[{place}]"
+        scope = Scope(window_span(one.span, f"{here}.span") if one.span else None, one.model)
+        if one.WhichOneof("at") == "percent":
+            found.append(SoftLimit(scope, one.percent))
+        else:
+            found.append(SoftLimit(scope, amount=requests.budget(one.amount, f"{here}.amount")))
+    return tuple(sorted(found, key=lambda one: one.scope.place))
+
+
+def written_soft_limits(limits: Iterable[SoftLimit]) -> Iterator[budget_pb2.SoftLimit]:
+    """Write soft limits."""
+    for one in limits:
+        span = None if one.scope.span is None else SPANS[one.scope.span]
+        amount = responses.budget(one.amount) if one.percent is None else None
+        yield budget_pb2.SoftLimit(model=one.scope.model, span=span, percent=one.percent, amount=amount)
+
+
+def check_limits(customer: Customer, offered: Offered) -> None:
+    """Refuse limits on models and soft limits that cannot be, or on a model that is not offered."""
     try:
         checks.check_model_limits("account.model_limits", customer.model_limits, offered)
+        checks.check_soft_limits("account.soft_limits", customer.soft_limits, offered)
     except WrongTerm as error:
         raise InvalidField(error.field, str(error)) from None
 
@@ -139,6 +163,7 @@ def account(statement: Statement, customer: Customer | None) -> budget_pb2.Accou
             labels=customer.labels,
             window_limits=limits,
             model_limits=written_model_limits(customer.model_limits),
+            soft_limits=written_soft_limits(customer.soft_limits),
             create_time=responses.time(customer.created_at),
         )
         message.MergeFrom(described)

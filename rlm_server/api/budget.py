@@ -8,16 +8,19 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rlm.v1 import budget_pb2, budget_pb2_grpc
+from rlm.v1 import budget_pb2
 
 from rlm_server.api import accounts, key_account, ledger_export, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.api.webhooks import WebhookCalls
 from rlm_server.ledger import AccountConflict, AccountUnknown, By, Entry, Ledger, Query, Statement, UsageRow, names
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.ledger.customers import Customer
 from rlm_server.shares.threads import Cancelled, Purpose, Threads
 from rlm_server.tenants.checks import Offered
+from rlm_server.webhooks.deliveries import Deliveries
+from rlm_server.webhooks.webhooks import Webhooks
 
 EXPORT_PAGE = 2_000
 """Entries read at once. They make about half a chunk."""
@@ -37,11 +40,20 @@ _LINES = {
 }
 
 
-class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
+class BudgetServicer(WebhookCalls):
     """Shows a tenant its accounts and what was spent on them, and keeps those of its customers."""
 
-    def __init__(self, ledger: Ledger, book: CustomerBook, threads: Threads, offered: Offered) -> None:
-        self._ledger, self._book, self._threads, self._offered = ledger, book, threads, offered
+    def __init__(
+        self,
+        ledger: Ledger,
+        book: CustomerBook,
+        threads: Threads,
+        offered: Offered,
+        webhooks: Webhooks,
+        deliveries: Deliveries,
+    ) -> None:
+        super().__init__(ledger, book, webhooks, deliveries)
+        self._threads, self._offered = threads, offered
 
     async def GetBudget(self, request: budget_pb2.GetBudgetRequest, context: Any) -> budget_pb2.GetBudgetResponse:
         """Describe an account."""
@@ -56,7 +68,7 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     ) -> budget_pb2.CreateAccountResponse:
         """Make a customer."""
         new = accounts.customer(tenant(), request.account)
-        accounts.check_model_limits(new, self._offered)
+        accounts.check_limits(new, self._offered)
         if key_account.path():
             new = replace(new, parent=request.account.parent_id or key_account.own())
             await requests.customer_path(self._book, tenant(), new.parent, "account.parent_id")
@@ -78,8 +90,8 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
             if not paths and not resets:
                 raise InvalidField("update_mask", "must name what changes")
             changed = accounts.changed(before, asked, paths)
-            if "model_limits" in paths:
-                accounts.check_model_limits(changed, self._offered)
+            if {"model_limits", "soft_limits"} & set(paths):
+                accounts.check_limits(changed, self._offered)
             return changed
 
         await self._check_change(asked.account_id)

@@ -38,7 +38,7 @@ _KINDS = {
 _BUDGETS: Mapping[str, Span | None] = {"budget": None, **{f"{span}_budget": span for span in Span}}
 """The fields of a tenant that are budgets, and of which windows."""
 _LISTS = {"allowed_models": "models", "allowed_images": "images", "allowed_fallbacks": "fallbacks"}
-_SETTABLE = ("labels", *_LISTS, "weight", "limits", *_BUDGETS, "model_limits")
+_SETTABLE = ("labels", *_LISTS, "weight", "limits", *_BUDGETS, "model_limits", "soft_limits")
 """The fields of a tenant that a call may change."""
 
 
@@ -124,8 +124,8 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
                 kept = {one: value for one, value in terms.limits.items() if name and one != name}
                 new = {one: value for one, value in said.limits.items() if not name or one == name}
                 terms = replace(terms, limits={**kept, **new})
-            elif field == "model_limits":
-                terms = replace(terms, model_limits=said.model_limits)
+            elif field in ("model_limits", "soft_limits"):
+                terms = replace(terms, **{field: getattr(said, field)})
             else:
                 terms = terms.with_limit(_BUDGETS[field], said.limit(_BUDGETS[field]))
         check_labels(labels)
@@ -229,6 +229,7 @@ def _terms(asked: tenant_pb2.Tenant) -> OwnTerms:
         budgets.pop(None, NO_LIMIT),
         {span: limit for span, limit in budgets.items() if span is not None},
         accounts.model_limits(asked.model_limits, "tenant.model_limits"),
+        accounts.soft_limits(asked.soft_limits, "tenant.soft_limits"),
     )
 
 
@@ -261,6 +262,7 @@ def _tenant(value: Tenant) -> tenant_pb2.Tenant:
         weight=terms.weight,
         limits=terms.limits,
         model_limits=accounts.written_model_limits(terms.model_limits),
+        soft_limits=accounts.written_soft_limits(terms.soft_limits),
         spent=responses.amounts(value.spent),
     )
     for field, span in _BUDGETS.items():

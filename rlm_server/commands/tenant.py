@@ -39,8 +39,8 @@ CLEARED_SECONDS, LOOK_SECONDS = 5.0, 0.2
 _NAMES = (
     "NAME=VALUE says a limit (see docs/limits.md), a weight, models, images or fallbacks (names or patterns, joined by "
     "commas), label.NAME, or a budget: budget_usd, budget_tokens, budget_calls, budget_cpu_ms, each also with minute_, "
-    "hour_, day_ or month_ before it, and for some models as model.PATTERN.BUDGET. NAME= alone has it as the "
-    "configuration says."
+    "hour_, day_ or month_ before it, and for some models as model.PATTERN.BUDGET. soft_limits='80%, day 50%, "
+    "month 400 usd' says when it is told what was spent. NAME= alone has it as the configuration says."
 )
 
 commands = click.Group()
@@ -211,6 +211,7 @@ def _json(tenant: Tenant) -> dict[str, Any]:
         "fallbacks": list(own.fallbacks),
         "weight": own.weight,
         "limits": dict(own.limits),
+        "soft_limits": dict(assignments_of(tenant)).get("soft_limits", ""),
         "budgets": dict(budgets_of(own)) | dict(model_budgets_of(own)),
         "spent": {"nano_usd": spent.nano_usd, "tokens": spent.tokens, "calls": spent.calls, "cpu_ms": spent.cpu_ms},
         "create_time": time(tenant.created_at),

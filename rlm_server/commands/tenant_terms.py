@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-from rlm_server.ledger import NANO, UNITS, Limit, Scope, Span
+from rlm_server.ledger import NANO, UNITS, Limit, Scope, SoftLimit, Span
 from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_terms, limit_bounds
 from rlm_server.tenants.tenants import Tenant
 from rlm_server.tenants.terms import NO_LIMIT, OwnTerms, Terms
@@ -22,6 +22,8 @@ BUDGETS: Mapping[str, tuple[Span | None, str]] = {
 }
 """The budgets that may be said of a tenant: of which windows, and in which unit."""
 
+SOFT = "soft_limits"
+"""What soft limits are said as, joined by commas."""
 OF_MODEL = "model."
 """What the name of a budget for the calls of some models begins with."""
 
@@ -66,6 +68,8 @@ def _one(said: Said, assignment: str, terms: Terms) -> Said:
     if name in LISTS:
         named: dict[str, Any] = {name: tuple(filter(None, map(str.strip, value.split(","))))}
         return replace(said, terms=replace(own, **named))
+    if name == SOFT:
+        return replace(said, terms=replace(own, soft_limits=tuple(map(_soft_limit, filter(None, value.split(","))))))
     if name == "weight":
         return replace(said, terms=replace(own, weight=_number(name, value) if value else None))
     if name.startswith(OF_MODEL):
@@ -91,6 +95,30 @@ def _with_model_budget(own: OwnTerms, name: str, value: str) -> OwnTerms:
     scope, amount = Scope(span, model), _amount(name, unit, value) if value else None
     before = next((one.limit for one in own.model_limits if one.scope == scope), NO_LIMIT)
     return own.with_model_limit(scope, replace(before, **{unit: amount}))
+
+
+def _soft_limit(text: str) -> SoftLimit:
+    """Read a soft limit: `80%`, `day 50%`, `month 400 usd`, and of some models with `model.PATTERN` before it."""
+    words = text.split()
+    model = words.pop(0).removeprefix(OF_MODEL) if words and words[0].startswith(OF_MODEL) else ""
+    span = Span(words.pop(0)) if words and words[0] in tuple(Span) else None
+    scope = Scope(span, model)
+    match words:
+        case [share] if share.endswith("%") and share[:-1].isdigit():
+            return SoftLimit(scope, int(share[:-1]))
+        case [amount, unit] if unit in _UNITS:
+            return SoftLimit(scope, amount=Limit(**{_UNITS[unit]: _amount(SOFT, _UNITS[unit], amount)}))
+    raise WrongTerm(SOFT, f"must be like 80%, day 50%, month 400 usd or model.opus* 90%, not {text.strip()[:80]!r}")
+
+
+def _written_soft(one: SoftLimit) -> Iterator[str]:
+    head = (f"{OF_MODEL}{one.scope.model}" if one.scope.model else "", str(one.scope.span or ""))
+    if one.percent is not None:
+        yield " ".join(filter(None, (*head, f"{one.percent}%")))
+        return
+    for unit_name, unit in _UNITS.items():
+        for _, amount in _written("", unit, one.amount):
+            yield " ".join(filter(None, (*head, amount, unit_name)))
 
 
 def _amount(name: str, unit: str, value: str) -> int:
@@ -130,6 +158,8 @@ def assignments_of(tenant: Tenant) -> Iterator[tuple[str, str]]:
         yield "weight", f"{own.weight:g}"
     yield from budgets_of(own)
     yield from model_budgets_of(own)
+    if own.soft_limits:
+        yield SOFT, ", ".join(text for one in own.soft_limits for text in _written_soft(one))
     for name, number in own.limits.items():
         yield name, f"{number:.15g}"
 

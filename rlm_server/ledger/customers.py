@@ -16,7 +16,7 @@ from rlm_server.ledger.accounts import Account, Tree, refuse_uncountable
 from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.ledger.errors import AccountClosed, AccountConflict, AccountExists, AccountUnknown, TooManyAccounts
 from rlm_server.ledger.names import CUSTOMER, customer_account
-from rlm_server.ledger.windows import ModelLimit, Scope, Span, limits_of
+from rlm_server.ledger.windows import Limited, ModelLimit, Scope, SoftLimit, Span, terms_of
 
 TEMPLATE = "default"
 """The id of the customer that those are made after who are named by a run or session and are not there yet."""
@@ -44,6 +44,7 @@ class Customer:
     limit: Limit = Limit()  # noqa: RUF009 - it does not change
     windows: Mapping[Span, Limit] = field(default_factory=dict)
     model_limits: tuple[ModelLimit, ...] = ()
+    soft_limits: tuple[SoftLimit, ...] = ()
     path: str = ""
     """The ids from the top to this one, joined by `/`."""
     created_at: int = 0
@@ -107,7 +108,9 @@ def _reopened(connection: Connection, new: Customer, at: int) -> Customer:
 
 
 def _settable(customer: Customer) -> dict[str, Any]:
-    return {name: getattr(customer, name) for name in ("name", "labels", "limit", "windows", "model_limits")}
+    return {
+        name: getattr(customer, name) for name in ("name", "labels", "limit", "windows", "model_limits", "soft_limits")
+    }
 
 
 def update(connection: Connection, new: Customer, at: int, resets: Sequence[Span] = ()) -> Customer:
@@ -136,7 +139,7 @@ def update(connection: Connection, new: Customer, at: int, resets: Sequence[Span
 
 def _with_terms(connection: Connection, customer: Customer, at: int) -> Customer:
     labels.put(connection, LABELS, customer.account, customer.labels)
-    set_limits(connection, customer.account, customer.limits, at)
+    set_limits(connection, customer.account, customer.limits, at, customer.soft_limits)
     return customer
 
 
@@ -229,13 +232,17 @@ def page(
 def _read(connection: Connection, query: str, values: Sequence[Any]) -> list[Customer]:
     rows = connection.execute(query, values).fetchall()
     accounts = [account for account, *_ in rows]
-    named, limits = labels.of(connection, LABELS, accounts), limits_of(connection, accounts)
+    named, terms = labels.of(connection, LABELS, accounts), terms_of(connection, accounts)
     return [
-        Customer(tenant, id, parent, name, named[account], Limit(*limit), *_by_kind(limits[account]), path, created_at)
+        Customer(tenant, id, parent, name, named[account], Limit(*limit), *_by_kind(terms[account]), path, created_at)
         for account, tenant, id, parent, path, name, created_at, *limit in rows
     ]
 
 
-def _by_kind(limits: Mapping[Scope, Limit]) -> tuple[dict[Span, Limit], tuple[ModelLimit, ...]]:
-    windows = {scope.span: limit for scope, limit in limits.items() if scope.span is not None and not scope.model}
-    return windows, tuple(ModelLimit(scope, limit) for scope, limit in limits.items() if scope.model)
+def _by_kind(
+    terms: Sequence[Limited],
+) -> tuple[dict[Span, Limit], tuple[ModelLimit, ...], tuple[SoftLimit, ...]]:
+    hard = [one for one in terms if one.limit != Limit() or not one.soft]
+    windows = {one.scope.span: one.limit for one in hard if one.scope.span is not None and not one.scope.model}
+    of_models = tuple(ModelLimit(one.scope, one.limit) for one in hard if one.scope.model)
+    return windows, of_models, tuple(soft for one in terms for soft in one.soft)

@@ -10,11 +10,12 @@ from typing import TypeVar
 from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
-from rlm_server.ledger import account_lifecycle, admission, entries, holds, statements
+from rlm_server.ledger import account_lifecycle, admission, entries, events, holds, statements
 from rlm_server.ledger.accounts import Account, Balance, Tree, left, refuse_uncountable
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.ledger.entries import By, Entry, Query, UsageRow
 from rlm_server.ledger.errors import AccountUnknown
+from rlm_server.ledger.events import BudgetEvent, EventFilter
 from rlm_server.ledger.holds import Hold, HoldState, Moved, Outcome, Recovery
 from rlm_server.ledger.statements import Statement, Totals, Window
 from rlm_server.ledger.usage import Usage
@@ -39,6 +40,8 @@ class Ledger:
         self._wait_queues: dict[str, WaitQueue] = {}
         self._limited: dict[str, Limit] = {}
         self._limits_changed = 0
+        self.told: Callable[[], None] = lambda: None
+        """Is called when a soft limit was crossed by what was posted, and that is durable."""
 
     async def open_account(
         self,
@@ -341,6 +344,10 @@ class Ledger:
         """
         return await self._database.read(lambda connection: [one.balance for one in Tree(connection).ancestry(account)])
 
+    async def events(self, asked: EventFilter, after: int, most: int) -> list[BudgetEvent]:
+        """A tenant's events in the order of their numbers, after that of a number; at most so many."""
+        return await self._database.read(lambda connection: events.page(connection, asked, after, most))
+
     async def last_entry(self, tenant: str) -> int:
         """The number of a tenant's last entry; 0 where it has none."""
         return await self._database.read(lambda connection: entries.last(connection, tenant))
@@ -383,7 +390,12 @@ class Ledger:
         return await self._database.read(entries.overruns)
 
     async def _resolve(self, hold_id: str, outcome: Outcome) -> None:
-        await self._freeing(lambda connection: self._move(connection, hold_id, outcome), _resolved)
+        await self._freeing(lambda connection: self._move(connection, hold_id, outcome), self._resolved)
+
+    def _resolved(self, moved: Moved) -> str:
+        if moved.told:
+            self.told()
+        return _resolved(moved)
 
     def _move(self, connection: Connection, hold_id: str, outcome: Outcome) -> Moved:
         return holds.move(connection, hold_id, outcome, epoch=self._database.epoch, at=self._clock())

@@ -10,8 +10,9 @@ A tenant and its customers may have windows. Those of a minute are a pace: what 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -49,11 +50,11 @@ MAX_TIME = 1 << 62
 _LABELS = {Span.MINUTE: "%Y-%m-%dT%H:%M", Span.HOUR: "%Y-%m-%dT%H", Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m"}
 _LENGTHS = {Span.MINUTE: 16, Span.HOUR: 13, Span.DAY: 10, Span.MONTH: 7}
 _LIMITS = ", ".join(f"limit_{unit}" for unit in UNITS)
-_SELECT = f"SELECT model, span, since, {_LIMITS} FROM window_limit WHERE account = ? ORDER BY model, span"  # noqa: S608 - column names
+_SELECT = f"SELECT model, span, since, soft, {_LIMITS} FROM window_limit WHERE account = ? ORDER BY model, span"  # noqa: S608 - column names
 _REMOVE = "DELETE FROM window_limit WHERE account = ? AND model = ? AND span = ?"
 _INSERT = (
-    f"INSERT INTO window_limit (account, model, span, since, {_LIMITS}) "  # noqa: S608
-    f"VALUES (?, ?, ?, ?, {', '.join('?' * len(UNITS))})"
+    f"INSERT INTO window_limit (account, model, span, since, soft, {_LIMITS}) "  # noqa: S608
+    f"VALUES (?, ?, ?, ?, ?, {', '.join('?' * len(UNITS))})"
 )
 
 
@@ -87,12 +88,34 @@ class ModelLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class SoftLimit:
+    """What is told of when it is spent: a share of the limit of a scope in percent, in every unit, or an amount.
+
+    Without span and model the scope is the account's limit for good.
+    """
+
+    scope: Scope
+    percent: int | None = None
+    amount: Limit = Limit()  # noqa: RUF009 - it does not change
+
+    def thresholds(self, limit: Limit) -> Iterator[tuple[str, int]]:
+        """The units and amounts at which it is crossed, where so much is the limit."""
+        for unit in UNITS:
+            most, amount = getattr(limit, unit), getattr(self.amount, unit)
+            if self.percent is not None and most is not None:
+                yield unit, -(-most * self.percent // 100)
+            elif amount is not None:
+                yield unit, amount
+
+
+@dataclass(frozen=True, slots=True)
 class Limited:
     """What every window of a scope is limited to. One that begins at `since` or later and is not there is empty."""
 
     scope: Scope
     since: int
     limit: Limit
+    soft: tuple[SoftLimit, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,29 +227,39 @@ def described(account: str) -> str:
 
 def limited(connection: Connection, account: str) -> Iterator[Limited]:
     """The limits of an account besides that for good on all that is spent."""
-    for model, span, since, *limit in connection.execute(_SELECT, (account,)).fetchall():
-        yield Limited(Scope(_span(span), model), since, Limit(*limit))
+    for model, span, since, soft, *limit in connection.execute(_SELECT, (account,)).fetchall():
+        scope = Scope(_span(span), model)
+        yield Limited(scope, since, Limit(*limit), _read_soft(scope, soft))
 
 
 def limits_of(connection: Connection, accounts: Sequence[str]) -> dict[str, dict[Scope, Limit]]:
     """What the windows of some accounts are limited to, and what may be spent on them with some models."""
-    found: dict[str, dict[Scope, Limit]] = {account: {} for account in accounts}
+    return {
+        account: {one.scope: one.limit for one in terms if one.limit != Limit() or not one.soft}
+        for account, terms in terms_of(connection, accounts).items()
+    }
+
+
+def terms_of(connection: Connection, accounts: Sequence[str]) -> dict[str, list[Limited]]:
+    """The limits of some accounts, and the soft ones with them, in their order."""
+    found: dict[str, list[Limited]] = {account: [] for account in accounts}
     if found:
         places = ", ".join("?" * len(found))
-        query = f"SELECT account, model, span, {_LIMITS} FROM window_limit WHERE account IN ({places})"  # noqa: S608
-        for account, model, span, *limit in connection.execute(query, tuple(found)).fetchall():
-            found[account][Scope(_span(span), model)] = Limit(*limit)
-    return {account: dict(sorted(limits.items(), key=_place)) for account, limits in found.items()}
+        query = f"SELECT account, model, span, since, soft, {_LIMITS} FROM window_limit WHERE account IN ({places})"  # noqa: S608
+        for account, model, span, since, soft, *limit in connection.execute(query, tuple(found)).fetchall():
+            scope = Scope(_span(span), model)
+            found[account].append(Limited(scope, since, Limit(*limit), _read_soft(scope, soft)))
+    return {account: sorted(terms, key=lambda one: one.scope.place) for account, terms in found.items()}
 
 
-def _place(limit: tuple[Scope, Limit]) -> tuple[str, int]:
-    return limit[0].place
+def _read_soft(scope: Scope, soft: str) -> tuple[SoftLimit, ...]:
+    return tuple(SoftLimit(scope, percent, Limit(*amount)) for percent, amount in json.loads(soft)) if soft else ()
 
 
-def keep(connection: Connection, tenant: str, account: str, scope: Scope, limit: Limit | None, at: int) -> None:
-    """Write what every window of a scope is limited to from now on, None for nothing."""
+def keep(connection: Connection, tenant: str, account: str, terms: Limited | None, scope: Scope, at: int) -> None:
+    """Write what every window of a scope is limited to from now on, and what is told of; None for nothing."""
     connection.execute(_REMOVE, (account, scope.model, scope.span or WHOLE))
-    if limit is None:
+    if terms is None:
         # Nothing is counted in them from here on. When the scope is limited again, new ones are summed up.
         prefix = prefix_of(scope.span)
         place = len(prefix) + _length(scope.span) + 2
@@ -239,8 +272,8 @@ def keep(connection: Connection, tenant: str, account: str, scope: Scope, limit:
         "SELECT coalesce(max(reserved_at), 0) FROM hold WHERE tenant = ?", (tenant,)
     ).fetchone()
     since = max(at, int(last)) + 1
-    amounts = (getattr(limit, unit) for unit in UNITS)
-    connection.execute(_INSERT, (account, scope.model, scope.span or WHOLE, since, *amounts))
+    soft = json.dumps([[one.percent, astuple(one.amount)] for one in terms.soft]) if terms.soft else ""
+    connection.execute(_INSERT, (account, scope.model, scope.span or WHOLE, since, soft, *astuple(terms.limit)))
 
 
 def counted(

@@ -251,7 +251,7 @@ class Tenants:
         terms = self._served.with_own(own, tenant)
         account_lifecycle.open_account(connection, Account(tenant, tenant, None, False, terms.budget), at)
         account_lifecycle.set_limit(connection, tenant, terms.budget)
-        account_lifecycle.set_limits(connection, tenant, terms.ledger_limits, at)
+        account_lifecycle.set_limits(connection, tenant, terms.ledger_limits, at, terms.soft_limits)
 
     async def _once(self, request: Request | None, work: Callable[[Connection], Tenant]) -> Tenant:
         answer, _ = await self._database.write(
@@ -262,7 +262,7 @@ class Tenants:
 
 def _budgets(terms: OwnTerms) -> tuple[object, ...]:
     """Return what of a tenant's terms the ledger has to be told."""
-    return terms.budget, terms.windows, terms.model_limits
+    return terms.budget, terms.windows, terms.model_limits, terms.soft_limits
 
 
 def in_use(connection: Connection, tenant: str, at: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from rlm_server.ledger import UNITS, Limit, ModelLimit, Scope, Span
+from rlm_server.ledger import UNITS, Limit, ModelLimit, Scope, SoftLimit, Span
 from rlm_server.tenants.policy import Policy, Weights
 from sandbox.limits import Bounds, declared
 
@@ -31,7 +31,7 @@ class OwnTerms:
 
     `models`, `images` and `fallbacks` are names or patterns of those that it may use. `limits` are numbers by the names
     that are declared with `limit`, each in its unit. `budget` is what it may spend in all, `windows` what in every
-    minute, hour, day or month, and `model_limits` what with some models.
+    minute, hour, day or month, and `model_limits` what with some models. It is told when it has spent `soft_limits`.
     """
 
     models: tuple[str, ...] = ()
@@ -42,6 +42,7 @@ class OwnTerms:
     budget: Limit = NO_LIMIT
     windows: Mapping[Span, Limit] = field(default_factory=dict)
     model_limits: tuple[ModelLimit, ...] = ()
+    soft_limits: tuple[SoftLimit, ...] = ()
 
     def limit(self, span: Span | None) -> Limit:
         """What it may spend in every window of a span, or with None in all."""
@@ -65,6 +66,7 @@ class OwnTerms:
             merged(self.budget, below.budget),
             {span: merged(self.limit(span), below.limit(span)) for span in Span},
             tuple({one.scope: one for one in (*below.model_limits, *self.model_limits)}.values()),
+            self.soft_limits or below.soft_limits,
         )
 
     @property

@@ -54,6 +54,9 @@ def test_a_tenant_and_its_keys_are_made_changed_and_deleted_without_a_server(com
     assert paced["budgets"] == {"budget_usd": "0.5", "minute_budget_calls": "60", **of_models}
     again = command("tenant", "set", "acme", "minute_budget_calls=", "model.a.budget_calls=")
     assert again["budgets"] == {"budget_usd": "0.5", "model.opus*.day_budget_usd": "2"}
+    told = command("tenant", "set", "acme", "soft_limits=80%, day 50%,month 400 usd, model.opus* hour 7 calls")
+    assert told["soft_limits"] == "80%, day 50%, month 400 usd, model.opus* hour 7 calls"
+    assert command("tenant", "set", "acme", "soft_limits=")["soft_limits"] == ""
     shown = command("tenant", "show", "acme")
     assert shown["budgets_in_force"]["model.opus*.day_budget_usd"] == "2"
     in_force = {one["name"]: (one["value"], one["from"]) for one in shown["limits_in_force"]}
@@ -92,6 +95,12 @@ def test_a_tenant_and_its_keys_are_made_changed_and_deleted_without_a_server(com
         ),
         (["tenant", "create", "x", "model.a.nothing=1"], "Error: model.a.nothing: must be model.NAME.BUDGET"),
         (["tenant", "create", "x", "model.a.budget_cpu_ms=1"], "models may be limited in money, tokens and calls, not"),
+        (
+            ["tenant", "create", "x", "soft_limits=80"],
+            "Error: soft_limits: must be like 80%, day 50%, month 400 usd or",
+        ),
+        (["tenant", "create", "x", "soft_limits=101%"], "soft_limits[0].percent: must be from 1 to 100, not 101"),
+        (["tenant", "create", "x", "soft_limits=minute 5%"], "soft_limits[0].span: must be an hour, a day, a month or"),
         (["tenant", "create", "x", "models"], "Error: models: needs a value"),
         (["tenant", "create", "x", f"label.a={'y' * 64}"], "Error: labels.a: may have 63 characters, not 64"),
         (["tenant", "set", "nobody", "weight=1"], "Error: there is no tenant 'nobody'"),

@@ -41,7 +41,7 @@ PINNED = {
     "0009_kept_bytes.sql": "e4e4e829db0df34b1464bc676c03ab6bb65db2c93dfa3ababe7fac5f3ac13de0",
     "0010_tenants_and_operators.sql": "4b1616865a61564df624fee39438c9a99476e18e5bd456a4544671646172c00a",
     "0011_customers.sql": "766f93428e61f38f15f59ff47f3fd7fc2879797bb1f5888cd01c9d89761bccf6",
-    "0015_budgets.sql": "2842294b8ef41d844b594a02df06e5c77b0eb30a525e61781c7dcc11ce7d2115",
+    "0015_budgets.sql": "095432ad8d75a3f6299a65d778b6c8d71cd129dc534cc220c9a887f32f8b0a48",
 }
 """The SHA-256 of every script that a database may have seen, in the order in which it saw them."""
 

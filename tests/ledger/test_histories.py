@@ -6,6 +6,7 @@ import asyncio
 import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -39,6 +40,7 @@ from rlm_server.ledger import (
     Balance,
     BudgetError,
     BudgetExceeded,
+    EventFilter,
     Hold,
     Ledger,
     LedgerError,
@@ -49,6 +51,7 @@ from rlm_server.ledger import (
     Query,
     Recovery,
     Scope,
+    SoftLimit,
     Span,
     Usage,
 )
@@ -60,6 +63,7 @@ from tests.ledger.accounting import a_hold, at_once
 
 amounts = st.builds(Amounts, st.integers(0, 6), st.integers(0, 6), st.integers(0, 2), st.integers(0, 6))
 limits = st.builds(Limit, *(st.none() | st.integers(0, most) for most in (20, 20, 8, 20)))
+some_limits = limits.filter(lambda limit: limit != Limit())
 tenants_limits = st.builds(Limit, *(st.none() | st.integers(20, most) for most in (60, 60, 40, 60)))
 
 NOON = int(datetime(2026, 2, 28, 12, tzinfo=UTC).timestamp()) * 1000
@@ -70,6 +74,9 @@ MODELS = ("opus-1", "opus-2", "haiku", "")
 PATTERNS = ("opus-*", "opus-1", "*")
 """What limits on models are on."""
 LABELS = {None: "", Span.MINUTE: "%Y-%m-%d %H:%M", Span.HOUR: "%Y-%m-%d %H", Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m"}
+
+Place = tuple[str, Scope, str, str, int]
+"""An account, the scope of a soft limit of it, its window, a unit, and an amount."""
 
 
 @dataclass
@@ -120,6 +127,8 @@ class Histories(RuleBasedStateMachine):
         self.told: dict[str, Told] = {}
         self.attempts: dict[str, Attempt] = {}
         self.windows: dict[tuple[str, Scope], Limit] = {}
+        self.soft: dict[str, tuple[SoftLimit, ...]] = {}
+        self.resets: Counter[tuple[str, Span | None, str]] = Counter()
         self.forgotten: dict[tuple[str, Scope, str], Amounts] = {}
         self.now = NOON
         self.start()
@@ -211,7 +220,7 @@ class Histories(RuleBasedStateMachine):
             self._change(account, lambda now: replace(now, limit=limit))
             self.told[account].limit = limit
 
-    @rule(account=customers, span=st.sampled_from(Span), limit=st.none() | limits)
+    @rule(account=customers, span=st.sampled_from(Span), limit=st.none() | some_limits)
     def limit_a_customers_window(self, account: str, span: Span, limit: Limit | None) -> None:
         if self.told[account].closed:
             return
@@ -224,7 +233,7 @@ class Histories(RuleBasedStateMachine):
         account=customers,
         span=st.none() | st.sampled_from(Span),
         model=st.sampled_from(PATTERNS),
-        limit=st.none() | limits,
+        limit=st.none() | some_limits,
     )
     def limit_a_customers_models(self, account: str, span: Span | None, model: str, limit: Limit | None) -> None:
         if self.told[account].closed:
@@ -241,13 +250,59 @@ class Histories(RuleBasedStateMachine):
 
     @rule(account=customers, span=st.sampled_from((Span.DAY, Span.MONTH)))  # which are kept for all of a history
     def reset_a_customers_window(self, account: str, span: Span) -> None:
-        scopes = [one for one in self._limits(account) if one.span is span]
+        kept = {*self.windows, *self._watched()}
+        scopes = [scope for whose, scope in kept if whose == account and scope.span is span]
         if self.told[account].closed or not scopes:
             return
         self._change(account, lambda now: now, [span])
+        self.resets[account, span, self._label(span, self.now)] += 1
         for scope in scopes:
             spent = total(attempt.actual for attempt in self._inside(account, scope) if attempt.state == "posted")
             self.forgotten[account, scope, self._label(span, self.now)] = spent
+
+    @rule(
+        account=customers,
+        span=st.sampled_from((None, Span.DAY, Span.MONTH)),
+        model=st.sampled_from(("", *PATTERNS)),
+        at=st.integers(1, 100) | some_limits,
+    )
+    def have_a_customers_spending_told(self, account: str, span: Span | None, model: str, at: int | Limit) -> None:
+        if self.told[account].closed:
+            return
+        scope = Scope(span, model)
+        soft = SoftLimit(scope, at) if isinstance(at, int) else SoftLimit(scope, amount=at)
+        self.soft[account] = (*self.soft.get(account, ())[-2:], soft)
+        self._change(account, lambda now: replace(now, soft_limits=self.soft[account]))
+        self._recounted()
+        self._check_told(lambda place: self._reached(place) and place[0] == account)
+
+    def _places(self, at: int) -> list[Place]:
+        """Every soft limit in every unit, in its window around a time: what it is of, and at how much it is told."""
+        return [
+            (account, one.scope, self._label(one.scope.span, at), unit, threshold)
+            for account, soft in self.soft.items()
+            for one in soft
+            for unit, threshold in one.thresholds(self._limit_of(account, one.scope))
+        ]
+
+    def _limit_of(self, account: str, scope: Scope) -> Limit:
+        return self.told[account].limit if scope == Scope(None) else self.windows.get((account, scope), Limit())
+
+    def _reached(self, place: Place) -> bool:
+        account, scope, label, unit, threshold = place
+        inside = [one for one in self._under(account) if counts(scope.model, one.hold.model)]
+        posted = [one for one in inside if self._label(scope.span, one.at) == label and one.state == "posted"]
+        spent = total(one.actual for one in posted) - self.forgotten.get((account, scope, label), Amounts())
+        return bool(getattr(spent, unit) >= threshold)
+
+    def _check_told(self, must: Callable[[Place], bool], at: int | None = None) -> None:
+        """Check that what must have been told was, each once and once more after each reset."""
+        events = self.runner.run(self.ledger.events(EventFilter("acme"), 0, 10_000))
+        told = Counter((one.account, one.scope, one.label, one.unit, one.threshold) for one in events)
+        for place in self._places(self.now if at is None else at):
+            assert not must(place) or told[place]
+        for (account, scope, label, _, _), times in told.items():
+            assert times <= 1 + self.resets[account, scope.span, label]
 
     @rule(account=customers, seldom=st.integers(0, 4))
     def close_a_customer(self, account: str, seldom: int) -> None:
@@ -357,8 +412,10 @@ class Histories(RuleBasedStateMachine):
         attempt = self.attempts[id]
         if attempt.state == "dispatched":
             usage = Usage(input=actual.tokens) if reported else None
+            before = [place for place in self._places(attempt.at) if not self._reached(place)]
             self.runner.run(self.ledger.post(id, actual, usage))
             attempt.state, attempt.actual, attempt.usage = "posted", actual, usage
+            self._check_told(lambda place: place in before and self._reached(place), attempt.at)
         return id
 
     @rule(target=resolved, id=consumes(sent))
@@ -433,9 +490,17 @@ class Histories(RuleBasedStateMachine):
         self.windows.pop((account, scope), None)
         if limit is not None:
             self.windows[account, scope] = limit
-        if limit is None:  # counted from the start where it is limited again
-            for key in [key for key in self.forgotten if key[:2] == (account, scope)]:
-                del self.forgotten[key]
+        self._recounted()
+
+    def _watched(self) -> list[tuple[str, Scope]]:
+        """The windows, and models, that have soft limits."""
+        scopes = [(account, one.scope) for account, soft in self.soft.items() for one in soft]
+        return [(account, scope) for account, scope in scopes if scope != Scope(None)]
+
+    def _recounted(self) -> None:
+        """What is neither limited nor watched any more is counted from the start where it is again."""
+        kept = {*self.windows, *self._watched()}
+        self.forgotten = {key: spent for key, spent in self.forgotten.items() if key[:2] in kept}
 
     @rule()
     def crash(self) -> None:
@@ -466,7 +531,8 @@ class Histories(RuleBasedStateMachine):
     def windows_count_what_was_reserved_in_them(self) -> None:
         found = [window for name in self.told for window in self.runner.run(self.ledger.windows(name))]
         scopes = {(window.account, Scope(window.span, window.model)): window for window in found}
-        assert {key: window.balance.limit for key, window in scopes.items()} == self.windows
+        watched = dict.fromkeys(self._watched(), Limit())
+        assert {key: window.balance.limit for key, window in scopes.items()} == watched | self.windows
         for (account, scope), window in scopes.items():
             assert window.begins <= self.now < window.ends
             balance, inside = window.balance, self._inside(account, scope)

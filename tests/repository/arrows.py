@@ -42,6 +42,13 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.cancellation",
         "sandbox.limits",
     ),
+    "rlm_server.webhooks": (
+        "rlm_server.clock",
+        "rlm_server.database",
+        "rlm_server.ledger",
+        "rlm_server.shares",
+        "sandbox.cancellation",
+    ),
     "rlm_server.contexts": (
         "rlm_server.shares",
         "rlm_server.clock",
@@ -103,6 +110,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.ledger",
         "rlm_server.repl",
         "rlm_server.tenants",
+        "rlm_server.webhooks",
         "sandbox.limits",
     ),
     "rlm_server.metrics": (
@@ -126,6 +134,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.sessions",
         "rlm_server.shares",
         "rlm_server.tenants",
+        "rlm_server.webhooks",
         *_SANDBOX,
         "sandbox.corpora",
         "sandbox.pool",
@@ -145,6 +154,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.sessions",
         "rlm_server.shares",
         "rlm_server.tenants",
+        "rlm_server.webhooks",
         "sandbox.limits",
         "sandbox.pool",
         "sandbox.vm",

@@ -43,6 +43,7 @@ class Said:
     limit: types_pb2.Budget | None
     windows: Mapping[int, types_pb2.Budget]
     model: str = ""
+    soft: Sequence[budget_pb2.SoftLimit] | None = None
 
     def over(self, account: budget_pb2.Account) -> tuple[budget_pb2.Account, list[str]]:
         """Give an account with what is said of it, and which of its fields that is."""
@@ -53,6 +54,13 @@ class Said:
         if self.labels is not None:
             new.labels.update(self.labels)
             fields.append("labels")
+        if self.soft is not None:
+            for one in account.soft_limits:
+                if one.model != self.model:
+                    new.soft_limits.append(one)
+            for one in self.soft:
+                new.soft_limits.add(model=self.model).MergeFrom(one)
+            fields.append("soft_limits")
         if self.model:
             self._limit_model(new, account)
             return new, [*fields, "model_limits"]
@@ -117,6 +125,25 @@ def _limit(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -
     return limit
 
 
+def _soft(
+    ctx: click.Context, parameter: click.Parameter, given: Sequence[str]
+) -> Sequence[budget_pb2.SoftLimit] | None:
+    """Read soft limits: a span where it is not for good, and a share of the limit or amounts; None where none is."""
+    if not given:
+        return None
+    found = []
+    for text in given if list(given) != ["none"] else ():
+        name, _, rest = text.strip().partition(" ")
+        span, amount = (SPANS[name], rest) if name in SPANS else (None, text.strip())
+        if amount.endswith("%"):
+            if not amount[:-1].strip().isdigit():
+                raise click.BadParameter("write a share like 80%")
+            found.append(budget_pb2.SoftLimit(span=span, percent=int(amount[:-1])))
+        else:
+            found.append(budget_pb2.SoftLimit(span=span, amount=_limit(ctx, parameter, amount)))
+    return found
+
+
 def _terms(command: Command) -> Command:
     """Give a command the options that describe an account."""
     for span in reversed(SPANS):
@@ -124,7 +151,12 @@ def _terms(command: Command) -> Command:
         command = click.option(f"--{span}", span, metavar="LIMIT", callback=_limit, help=text)(command)
     text = "The most it may spend in all: US dollars, or amounts like '5 usd, 100 calls'; none for no limit."
     command = click.option("--limit", metavar="LIMIT", callback=_limit, help=text)(command)
-    text = "Have --limit and those of windows be on the calls of this model alone, or of this pattern, like 'gpt-*'."
+    text = (
+        "Be told when so much is spent, in all or in every window: '80%', 'day 50%', 'month 400 usd'; may be repeated. "
+        "Those that it had are gone; none for none."
+    )
+    command = click.option("--soft", multiple=True, metavar="[SPAN] AMOUNT", callback=_soft, help=text)(command)
+    text = "Have the limits be on the calls of this model alone, or of this pattern, like 'gpt-*'."
     command = click.option("--model", default="", metavar="NAME", help=text)(command)
     command = labels_option("A label; may be repeated. Those that it had are gone.")(command)
     return click.option("--name", default=None, help="A name to show.")(command)
@@ -135,12 +167,13 @@ def _said(
     labels: dict[str, str] | None,
     limit: types_pb2.Budget | None,
     model: str,
+    soft: Sequence[budget_pb2.SoftLimit] | None,
     **spans: types_pb2.Budget | None,
 ) -> Said:
     windows = {SPANS[span]: most for span, most in spans.items() if most is not None}
-    if model and limit is None and not windows:
-        raise click.UsageError("--model needs a limit: --limit, or one of a window")
-    return Said(name, labels, limit, windows, model)
+    if model and limit is None and not windows and soft is None:
+        raise click.UsageError("--model needs a limit: --limit, one of a window, or --soft")
+    return Said(name, labels, limit, windows, model, soft)
 
 
 @click.group()
@@ -163,11 +196,12 @@ def create(
     labels: dict[str, str] | None,
     limit: types_pb2.Budget | None,
     model: str,
+    soft: Sequence[budget_pb2.SoftLimit] | None,
     as_json: bool,
     **spans: types_pb2.Budget | None,
 ) -> None:
     """Make an account for a customer. Others are made after the one that is called `default`, when a run names them."""
-    new, _ = _said(name, labels, limit, model, **spans).over(
+    new, _ = _said(name, labels, limit, model, soft, **spans).over(
         budget_pb2.Account(account_id=account_id, parent_id=parent_id)
     )
     with access.open() as (client, interrupts):
@@ -189,6 +223,7 @@ def change(
     labels: dict[str, str] | None,
     limit: types_pb2.Budget | None,
     model: str,
+    soft: Sequence[budget_pb2.SoftLimit] | None,
     reset: Sequence[str],
     as_json: bool,
     **spans: types_pb2.Budget | None,
@@ -196,7 +231,7 @@ def change(
     """Change a customer's account. What is changed holds at once, and what is not named stays."""
     with access.open() as (client, interrupts):
         before = interrupts.wait(lambda: client.get_budget(account_id)).account
-        new, fields = _said(name, labels, limit, model, **spans).over(before)
+        new, fields = _said(name, labels, limit, model, soft, **spans).over(before)
         resets = [SPANS[span] for span in reset]
         changed = interrupts.wait(lambda: client.update_account(new, fields, reset_windows=resets))
     _show(changed, as_json)
@@ -256,6 +291,7 @@ def _show(one: budget_pb2.Account, as_json: bool) -> None:
         "limit": _written(one.limit),
         **{_every(each.span): _written(each.limit) for each in one.window_limits},
         **{_of_model(each): _written(each.limit) for each in one.model_limits},
+        "told at": "; ".join(map(_written_soft, one.soft_limits)),
         "left": _written(one.left),
     }
     for head, text in lines.items():
@@ -269,6 +305,12 @@ def _every(span: budget_pb2.WindowSpan.ValueType) -> str:
 
 def _of_model(limit: budget_pb2.ModelLimit) -> str:
     return f"{sanitize_line(limit.model, 200)} {_every(limit.span) if limit.span else 'in all'}"
+
+
+def _written_soft(limit: budget_pb2.SoftLimit) -> str:
+    model = f" with {sanitize_line(limit.model, 200)}" if limit.model else ""
+    at = f"{limit.percent} %" if limit.WhichOneof("at") == "percent" else _written(limit.amount)
+    return f"{at} {_every(limit.span) if limit.span else 'in all'}{model}"
 
 
 def _written(limit: types_pb2.Budget | budget_pb2.Allowance) -> str:

@@ -63,7 +63,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 5
     """There is no such thing, or it is another tenant's.
 
-    Metadata: none. A ResourceInfo has its kind ("run", "session", "context", "upload", "account", "node";
+    Metadata: none. A ResourceInfo has its kind ("run", "session", "context", "upload", "account", "node", "webhook";
     for operators "tenant", "key") and its id.
 
     To do: check the id, and that the key is of the tenant that the thing belongs to.
@@ -387,7 +387,7 @@ To do: choose one that is offered.
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 5
 """There is no such thing, or it is another tenant's.
 
-Metadata: none. A ResourceInfo has its kind ("run", "session", "context", "upload", "account", "node";
+Metadata: none. A ResourceInfo has its kind ("run", "session", "context", "upload", "account", "node", "webhook";
 for operators "tenant", "key") and its id.
 
 To do: check the id, and that the key is of the tenant that the thing belongs to.

@@ -149,6 +149,7 @@ class Tenant(_message.Message):
     DELETE_TIME_FIELD_NUMBER: _builtins.int
     MINUTE_BUDGET_FIELD_NUMBER: _builtins.int
     MODEL_LIMITS_FIELD_NUMBER: _builtins.int
+    SOFT_LIMITS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Its name, which is its id: from 1 to 63 lower-case letters, digits and hyphens, the first a letter. It never changes."""
     weight: _builtins.float
@@ -224,6 +225,10 @@ class Tenant(_message.Message):
     def model_limits(self) -> _containers.RepeatedCompositeFieldContainer[_budget_pb2.ModelLimit]:
         """What it may spend with some models: at most 64, and at most one of each model and span. None by default."""
 
+    @_builtins.property
+    def soft_limits(self) -> _containers.RepeatedCompositeFieldContainer[_budget_pb2.SoftLimit]:
+        """What is told of when the tenant has spent it: at most 64. None by default."""
+
     def __init__(
         self,
         *,
@@ -244,10 +249,11 @@ class Tenant(_message.Message):
         delete_time: _timestamp_pb2.Timestamp | None = ...,
         minute_budget: _types_pb2.Budget | None = ...,
         model_limits: _abc.Iterable[_budget_pb2.ModelLimit] | None = ...,
+        soft_limits: _abc.Iterable[_budget_pb2.SoftLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "minute_budget", b"minute_budget", "month_budget", b"month_budget", "spent", b"spent", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "allowed_fallbacks", b"allowed_fallbacks", "allowed_images", b"allowed_images", "allowed_models", b"allowed_models", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "labels", b"labels", "limits", b"limits", "minute_budget", b"minute_budget", "model_limits", b"model_limits", "month_budget", b"month_budget", "spent", b"spent", "tenant_id", b"tenant_id", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "allowed_fallbacks", b"allowed_fallbacks", "allowed_images", b"allowed_images", "allowed_models", b"allowed_models", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "labels", b"labels", "limits", b"limits", "minute_budget", b"minute_budget", "model_limits", b"model_limits", "month_budget", b"month_budget", "soft_limits", b"soft_limits", "spent", b"spent", "tenant_id", b"tenant_id", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
@@ -493,7 +499,7 @@ class UpdateTenantRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to change: "labels", "allowed_models", "weight", "limits", one of these as "limits.max_depth", "budget",
-        "day_budget", "model_limits". Each is replaced as a whole. One that is named and not set goes back to what is configured. Empty: every
+        "day_budget", "model_limits", "soft_limits". Each is replaced as a whole. One that is named and not set goes back to what is configured. Empty: every
         field that is set in `tenant`. "*": all of them.
         """
 

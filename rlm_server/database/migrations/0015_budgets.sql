@@ -12,9 +12,48 @@ CREATE TABLE new_window_limit (
     limit_calls    INTEGER,
     limit_cpu_ms   INTEGER,
     since          INTEGER NOT NULL,
+    soft           TEXT NOT NULL DEFAULT '',  -- JSON: what of it is told of when it is spent; a row may have that alone
     PRIMARY KEY (account, model, span)
 ) STRICT;
 INSERT INTO new_window_limit (account, span, limit_nano_usd, limit_tokens, limit_calls, limit_cpu_ms, since)
     SELECT account, span, limit_nano_usd, limit_tokens, limit_calls, limit_cpu_ms, since FROM window_limit;
 DROP TABLE window_limit;
 ALTER TABLE new_window_limit RENAME TO window_limit;
+
+-- A soft limit was crossed, and is told of. While `once` is there, the same is not told again.
+CREATE TABLE budget_event (
+    number       INTEGER PRIMARY KEY AUTOINCREMENT,
+    id           TEXT NOT NULL UNIQUE,
+    tenant       TEXT NOT NULL,
+    account      TEXT NOT NULL,
+    customer     TEXT NOT NULL,  -- the path of the customer whose account it is; empty for the tenant's own
+    model        TEXT NOT NULL,
+    span         TEXT NOT NULL,
+    label        TEXT NOT NULL,
+    unit         TEXT NOT NULL,
+    percent      INTEGER,
+    threshold    INTEGER NOT NULL,
+    limited      INTEGER,
+    used         INTEGER NOT NULL,
+    at           INTEGER NOT NULL,
+    once         TEXT UNIQUE,
+    attempts     INTEGER NOT NULL DEFAULT 0,
+    due_at       INTEGER,  -- when it is to be sent next; NULL where it is not
+    delivered_at INTEGER,
+    given_up_at  INTEGER,
+    failure      TEXT NOT NULL DEFAULT ''
+) STRICT;
+CREATE INDEX budget_event_of_tenant ON budget_event (tenant, number);
+CREATE INDEX budget_event_due ON budget_event (due_at, tenant) WHERE due_at IS NOT NULL;
+
+-- Where a tenant has its events sent. Both secrets sign until `former_until`.
+CREATE TABLE webhook (
+    tenant       TEXT PRIMARY KEY,
+    url          TEXT NOT NULL,
+    secret       TEXT NOT NULL,
+    former       TEXT NOT NULL DEFAULT '',
+    former_until INTEGER NOT NULL DEFAULT 0,
+    enabled      INTEGER NOT NULL,
+    created_at   INTEGER NOT NULL,
+    changed_at   INTEGER NOT NULL
+) STRICT;
