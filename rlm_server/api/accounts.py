@@ -18,6 +18,7 @@ MAX_ACCOUNT_NAME = 200
 """Characters of the name of an account."""
 
 SPANS = {
+    None: budget_pb2.WINDOW_SPAN_UNSPECIFIED,
     Span.MINUTE: budget_pb2.WINDOW_SPAN_MINUTE,
     Span.HOUR: budget_pb2.WINDOW_SPAN_HOUR,
     Span.DAY: budget_pb2.WINDOW_SPAN_DAY,
@@ -93,9 +94,7 @@ def written_model_limits(limits: Iterable[ModelLimit]) -> Iterator[budget_pb2.Mo
     """Write limits on models."""
     for one in limits:
         span, model = one.scope.span, one.scope.model
-        yield budget_pb2.ModelLimit(
-            model=model, span=None if span is None else SPANS[span], limit=responses.budget(one.limit)
-        )
+        yield budget_pb2.ModelLimit(model=model, span=SPANS[span], limit=responses.budget(one.limit))
 
 
 def soft_limits(asked: Iterable[budget_pb2.SoftLimit], field: str) -> tuple[SoftLimit, ...]:
@@ -114,9 +113,12 @@ def soft_limits(asked: Iterable[budget_pb2.SoftLimit], field: str) -> tuple[Soft
 def written_soft_limits(limits: Iterable[SoftLimit]) -> Iterator[budget_pb2.SoftLimit]:
     """Write soft limits."""
     for one in limits:
-        span = None if one.scope.span is None else SPANS[one.scope.span]
-        amount = responses.budget(one.amount) if one.percent is None else None
-        yield budget_pb2.SoftLimit(model=one.scope.model, span=span, percent=one.percent, amount=amount)
+        message = budget_pb2.SoftLimit(model=one.scope.model, span=SPANS[one.scope.span])
+        if one.percent is None:
+            message.amount.CopyFrom(responses.budget(one.amount))
+        else:
+            message.percent = one.percent
+        yield message
 
 
 def check_limits(customer: Customer, offered: Offered) -> None:
@@ -174,7 +176,7 @@ def window(value: Window) -> budget_pb2.BudgetWindow:
     """Write an account's window."""
     balance = value.balance
     return budget_pb2.BudgetWindow(
-        span=SPANS[value.span] if value.span is not None else None,
+        span=SPANS[value.span],
         label=value.label,
         start_time=responses.time(value.begins) if value.span is not None else None,
         end_time=responses.time(value.ends) if value.span is not None else None,

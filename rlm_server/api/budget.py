@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from rlm.v1 import budget_pb2
+from rlm.v1 import budget_pb2, budget_pb2_grpc
 
 from rlm_server.api import accounts, key_account, ledger_export, requests, responses
 from rlm_server.api.auth import tenant
@@ -40,7 +40,7 @@ _LINES = {
 }
 
 
-class BudgetServicer(WebhookCalls):
+class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
     """Shows a tenant its accounts and what was spent on them, and keeps those of its customers."""
 
     def __init__(
@@ -61,6 +61,7 @@ class BudgetServicer(WebhookCalls):
         statement = await self._statement("account", name)
         customer = await self._book.get(tenant(), name) if statement.customer else None
         windows = [accounts.window(one) for one in statement.windows]
+        windows = [one for one in windows if not key_account.hides(one.account_id, tenant())]
         return budget_pb2.GetBudgetResponse(account=accounts.account(statement, customer), windows=windows)
 
     async def CreateAccount(

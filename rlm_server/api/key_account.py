@@ -25,6 +25,11 @@ def own() -> str:
     return names.last_of(path(), "")
 
 
+def hides(account: str, tenant: str) -> bool:
+    """Whether an account, by its public id, is one above the customer: what is spent there is others' as well."""
+    return bool(path()) and account in (tenant, *path().split("/")[:-1])
+
+
 def covers(customer: str) -> bool:
     """Whether the customer of a path, empty for the tenant itself, is that one or under it."""
     return not path() or f"{customer}/".startswith(f"{path()}/")

@@ -106,7 +106,7 @@ def _event(value: BudgetEvent) -> budget_pb2.BudgetEvent:
         time=responses.time(value.at),
         account_id=names.public(value.account),
         model=value.scope.model,
-        span=SPANS[value.scope.span] if value.scope.span is not None else None,
+        span=SPANS[value.scope.span],
         window_label=value.label,
         unit=types_pb2.BudgetUnit.Value(f"BUDGET_UNIT_{value.unit.upper()}"),
         percent=value.percent or 0,

@@ -132,8 +132,8 @@ def show(name: str, as_json: bool, data_dir: Path | None) -> None:
     )
     click.echo("told: " + (" ".join(f"{name}={value}" for name, value in told.items()) or "nothing of its own"))
     click.echo()
-    in_force = (*budgets_of(terms), *model_budgets_of(terms))
-    budgets = [(name, value, "", "tenant" if name in told else "server") for name, value in in_force]
+    both = (*budgets_of(terms), *model_budgets_of(terms))
+    budgets = [(name, value, "", "tenant" if name in told else "server") for name, value in both]
     rows = [(one.name, f"{one.value:.15g}", one.bounds.unit, str(one.source)) for one in limits]
     show_table(("IN FORCE", "VALUE", "UNIT", "FROM"), [*budgets, *rows])
 

@@ -112,7 +112,8 @@ def _soft_limit(text: str) -> SoftLimit:
 
 
 def _written_soft(one: SoftLimit) -> Iterator[str]:
-    head = (f"{OF_MODEL}{one.scope.model}" if one.scope.model else "", str(one.scope.span or ""))
+    span = "" if one.scope.span is None else str(one.scope.span)
+    head = (f"{OF_MODEL}{one.scope.model}" if one.scope.model else "", span)
     if one.percent is not None:
         yield " ".join(filter(None, (*head, f"{one.percent}%")))
         return

@@ -12,7 +12,7 @@ from rlm_server.clock import DAY_MS
 from rlm_server.database.engine import Connection
 from rlm_server.ledger import names
 from rlm_server.ledger.accounts import Crossing
-from rlm_server.ledger.windows import WHOLE, Scope, Span, parts
+from rlm_server.ledger.windows import WHOLE, Scope, Span, kept_span, parts
 
 KEPT_DAYS = 400
 """Days for which an event is listed."""
@@ -107,7 +107,7 @@ def record(connection: Connection, crossed: Iterable[Crossing], at: int) -> None
         window = parts(account.id)
         scope, label = (window.scope, window.label) if window is not None else (Scope(None), "")
         id, once = f"evt_{secrets.token_hex(16)}", f"{account.id} {one.unit} {one.threshold}"
-        place = (scope.model, scope.span or WHOLE, label, one.unit, one.soft.percent, one.threshold)
+        place = (scope.model, kept_span(scope.span), label, one.unit, one.soft.percent, one.threshold)
         values = (id, owner.tenant, owner.id, owner.path or "", *place, getattr(account.limit, one.unit), one.used, at)
         connection.execute(_INSERT, (*values, once, at, owner.tenant))
         connection.execute(_REMOVE, (owner.tenant, at - KEPT_DAYS * DAY_MS, REMOVED_AT_ONCE))

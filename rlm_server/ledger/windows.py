@@ -171,7 +171,7 @@ def label(span: Span | None, at: int) -> str:
 
 def prefix_of(span: Span | None) -> str:
     """What the names of all accounts of a span's windows begin with."""
-    return f"{PREFIX}{span or WHOLE}:"
+    return f"{PREFIX}{kept_span(span)}:"
 
 
 def account_of(account: str, scope: Scope, at: int) -> str:
@@ -196,6 +196,11 @@ def parts(account: str) -> WindowName | None:
     length = _length(span)
     limited_account, _, model = rest[length + 1 :].partition(_MODEL)
     return WindowName(Scope(span, model), rest[:length], limited_account)
+
+
+def kept_span(span: Span | None) -> str:
+    """How a span is written in the database: one that is none is all of time."""
+    return WHOLE if span is None else span
 
 
 def _span(name: str) -> Span | None:
@@ -258,7 +263,7 @@ def _read_soft(scope: Scope, soft: str) -> tuple[SoftLimit, ...]:
 
 def keep(connection: Connection, tenant: str, account: str, terms: Limited | None, scope: Scope, at: int) -> None:
     """Write what every window of a scope is limited to from now on, and what is told of; None for nothing."""
-    connection.execute(_REMOVE, (account, scope.model, scope.span or WHOLE))
+    connection.execute(_REMOVE, (account, scope.model, kept_span(scope.span)))
     if terms is None:
         # Nothing is counted in them from here on. When the scope is limited again, new ones are summed up.
         prefix = prefix_of(scope.span)
@@ -273,7 +278,7 @@ def keep(connection: Connection, tenant: str, account: str, terms: Limited | Non
     ).fetchone()
     since = max(at, int(last)) + 1
     soft = json.dumps([[one.percent, astuple(one.amount)] for one in terms.soft]) if terms.soft else ""
-    connection.execute(_INSERT, (account, scope.model, scope.span or WHOLE, since, soft, *astuple(terms.limit)))
+    connection.execute(_INSERT, (account, scope.model, kept_span(scope.span), since, soft, *astuple(terms.limit)))
 
 
 def counted(
@@ -295,7 +300,7 @@ def counted(
 
 def removed_before(connection: Connection, span: Span | None) -> int:
     """The time from which on no window of a span has been removed, in Unix milliseconds."""
-    row = connection.execute("SELECT before FROM window_removed WHERE span = ?", (span or WHOLE,)).fetchone()
+    row = connection.execute("SELECT before FROM window_removed WHERE span = ?", (kept_span(span),)).fetchone()
     return 0 if row is None else int(row[0])
 
 

@@ -79,7 +79,11 @@ class Deliveries:
         )
         timeout = aiohttp.ClientTimeout(total=ATTEMPT_SECONDS)
         self._client = aiohttp.ClientSession(
-            connector=connector, timeout=timeout, trust_env=False, auto_decompress=False
+            connector=connector,
+            timeout=timeout,
+            trust_env=False,
+            auto_decompress=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
         )
         self._looking = asyncio.create_task(self._look(), context=Context())  # nobody's call pays for it
         return self
@@ -191,7 +195,7 @@ def _body_of(event: BudgetEvent) -> bytes:
         "number": event.number,
         "account_id": names.public(event.account),
         "model": event.scope.model,
-        "window": event.scope.span or "",
+        "window": "" if event.scope.span is None else event.scope.span,
         "window_label": event.label,
         "unit": event.unit,
         "percent": event.percent,

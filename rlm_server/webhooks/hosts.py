@@ -45,8 +45,9 @@ class _Entry:
     def allows(self, url: SplitResult) -> bool:
         if url.scheme == "http" and not self.http:
             return False
-        port = self.port or _PORTS[url.scheme]
-        return fnmatchcase(url.hostname or "", self.host) and (url.port or _PORTS[url.scheme]) == port
+        usual = _PORTS[url.scheme]
+        port = usual if self.port is None else self.port
+        return fnmatchcase(url.hostname or "", self.host) and (usual if url.port is None else url.port) == port
 
 
 class Hosts:
@@ -70,13 +71,15 @@ class Hosts:
                 return
             text = f"[{text}]" if network.version == 6 else text
         found = _ENTRY.fullmatch(text)
-        if found is None or int(found["port"] or 1) > 65535:
+        if found is None or (found["port"] is not None and not 0 < int(found["port"]) < 65536):
             raise ValueError(f"{text[:100]!r} is no host, host:port, http://host or network")
         host = found["host"].strip("[]")
         own = _network(host)
         if own is not None:
             self._networks.append(own)
-        self._entries.append(_Entry(host, int(found["port"]) if found["port"] else None, bool(found["http"])))
+        self._entries.append(
+            _Entry(host, None if found["port"] is None else int(found["port"]), found["http"] is not None)
+        )
 
     def check(self, url: str) -> None:
         """Refuse a URL that no event may be sent to.
@@ -88,7 +91,7 @@ class Hosts:
             raise WrongUrl(f"may have {MAX_URL} characters, not {len(url)}")
         try:
             parts = urlsplit(url)
-            known = parts.scheme in _PORTS and bool(parts.hostname) and parts.port != 0
+            known = parts.scheme in _PORTS and parts.hostname not in (None, "") and parts.port != 0
         except ValueError:
             known = False
         if not known or not url.isascii() or not url.isprintable() or " " in url:

@@ -3,71 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any
 
-import grpc
 import pytest
-from rlm.v1 import budget_pb2, budget_pb2_grpc, types_pb2
+from rlm.v1 import budget_pb2, types_pb2
 from rlm_client.client import Client
 
 from tests.client.fake_server import KEY
 from tests.client.test_spending import ESCAPE, USD, Books, rlm
+from tests.client.test_spending import books as books  # a fixture
 
 DAY, MINUTE, MONTH = budget_pb2.WINDOW_SPAN_DAY, budget_pb2.WINDOW_SPAN_MINUTE, budget_pb2.WINDOW_SPAN_MONTH
-
-
-class Alerts(Books):
-    """The same, which has events and a webhook, too."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.events: list[budget_pb2.BudgetEvent] = []
-        self.tested = budget_pb2.TestWebhookResponse(taken=True)
-
-    def ListBudgetEvents(self, request: Any, context: Any) -> budget_pb2.ListBudgetEventsResponse:
-        self.requests.append(budget_pb2.ListBudgetEventsRequest.FromString(request.SerializeToString()))
-        at = int(request.page_token or 0)
-        token = str(at + 2) if at + 2 < len(self.events) else ""
-        return budget_pb2.ListBudgetEventsResponse(events=self.events[at : at + 2], next_page_token=token)
-
-    def SetWebhook(self, request: Any, context: Any) -> budget_pb2.SetWebhookResponse:
-        self.requests.append(request)
-        secret = "whsec_x" if request.rotate_secret else ""
-        return budget_pb2.SetWebhookResponse(webhook=budget_pb2.Webhook(url=request.url, enabled=True), secret=secret)
-
-    def GetWebhook(self, request: Any, context: Any) -> budget_pb2.GetWebhookResponse:
-        return budget_pb2.GetWebhookResponse(webhook=budget_pb2.Webhook(url=f"https://a{ESCAPE}", enabled=True))
-
-    def TestWebhook(self, request: Any, context: Any) -> budget_pb2.TestWebhookResponse:
-        return self.tested
-
-    def DisableWebhook(self, request: Any, context: Any) -> budget_pb2.DisableWebhookResponse:
-        self.requests.append(request)
-        return budget_pb2.DisableWebhookResponse(webhook=budget_pb2.Webhook(url="https://a", enabled=False))
-
-
-@pytest.fixture
-def books() -> Iterator[Alerts]:
-    made = Alerts()
-    with ThreadPoolExecutor(max_workers=4) as threads:
-        server = grpc.server(threads)
-        budget_pb2_grpc.add_BudgetServiceServicer_to_server(made, server)
-        made.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-        server.start()
-        try:
-            yield made
-        finally:
-            server.stop(grace=None).wait()
 
 
 def calls(number: int) -> types_pb2.Budget:
     return types_pb2.Budget(call_count=number)
 
 
-def test_limits_on_a_model_are_changed_and_those_of_others_stay(books: Alerts) -> None:
+def test_limits_on_a_model_are_changed_and_those_of_others_stay(books: Books) -> None:
     kept = budget_pb2.ModelLimit(model="gpt-*", span=DAY, limit=calls(1))
     account = books.budget.account
     account.account_id = "bob"
@@ -88,7 +41,7 @@ def test_limits_on_a_model_are_changed_and_those_of_others_stay(books: Alerts) -
     assert rlm(books.target, "account", "set", "bob", "--model", "opus").exit_code == 2
 
 
-def test_soft_limits_are_set_for_all_or_for_a_model_and_taken_back(books: Alerts) -> None:
+def test_soft_limits_are_set_for_all_or_for_a_model_and_taken_back(books: Books) -> None:
     account = books.budget.account
     account.account_id = "bob"
     account.soft_limits.extend([budget_pb2.SoftLimit(percent=9), budget_pb2.SoftLimit(model="opus", percent=8)])
@@ -110,12 +63,12 @@ def test_soft_limits_are_set_for_all_or_for_a_model_and_taken_back(books: Alerts
 
 
 @pytest.mark.parametrize("wrong", ["x%", "-5%", "day", "day five", "year 5%", "1.5 tokens"])
-def test_a_soft_limit_that_is_none_is_refused_before_anything_is_asked(books: Alerts, wrong: str) -> None:
+def test_a_soft_limit_that_is_none_is_refused_before_anything_is_asked(books: Books, wrong: str) -> None:
     assert rlm(books.target, "account", "create", "bob", f"--soft={wrong}").exit_code == 2
     assert books.requests == []
 
 
-def test_events_are_listed_page_by_page_with_what_was_spent_and_sent(books: Alerts) -> None:
+def test_events_are_listed_page_by_page_with_what_was_spent_and_sent(books: Books) -> None:
     for number in range(3):
         event = budget_pb2.BudgetEvent(
             event_id=f"evt_{number}", number=number, account_id=f"ann{ESCAPE}", model="opus", span=DAY,
@@ -139,7 +92,7 @@ def test_events_are_listed_page_by_page_with_what_was_spent_and_sent(books: Aler
     assert [json.loads(line)["event_id"] for line in shown] == ["evt_0", "evt_1", "evt_2"]
 
 
-def test_a_webhook_is_set_shown_tested_and_disabled(books: Alerts) -> None:
+def test_a_webhook_is_set_shown_tested_and_disabled(books: Books) -> None:
     made = rlm(books.target, "webhook", "set", "https://a", "--rotate")
     assert (made.exit_code, made.stdout.splitlines()) == (0, ["https://a", "whsec_x"])
     assert (books.requests[-1].url, books.requests[-1].rotate_secret) == ("https://a", True)

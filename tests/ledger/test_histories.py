@@ -224,8 +224,10 @@ class Histories(RuleBasedStateMachine):
     def limit_a_customers_window(self, account: str, span: Span, limit: Limit | None) -> None:
         if self.told[account].closed:
             return
-        kept = {one.span: of for one, of in self._limits(account).items() if not one.model and one.span is not span}
-        wanted = kept | ({} if limit is None else {span: limit})
+        limits = {one: of for one, of in self._limits(account).items() if not one.model}
+        wanted = {one.span: of for one, of in limits.items() if one.span is not None and one.span is not span}
+        if limit is not None:
+            wanted[span] = limit
         self._change(account, lambda now: replace(now, windows=wanted))
         self._told_window(account, Scope(span), limit)
 

@@ -18,7 +18,7 @@ from tests.system.accountant import TALK, Accountant, entry_filter
 from tests.system.books import check_customers, check_settled
 from tests.system.operator import Operator, operating
 from tests.system.stage import Caller, refusal
-from tests.system.test_customers import Keeper, dollars
+from tests.system.test_customers import DAY, Keeper, dollars, window
 
 DENIED, NOT_FOUND = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND
 
@@ -37,6 +37,8 @@ class Stage:
     """With a key of the whole tenant."""
     ann: Caller
     """With a key of the account `ann`, which is under `team`."""
+    secret: str
+    """That key."""
 
 
 @asynccontextmanager
@@ -48,7 +50,7 @@ async def bound(server: Served, **settings: Any) -> AsyncIterator[Stage]:
         await keeper.create("bob", parent_id="team")
         key = await operator.key("development", account_id="ann")
         assert key.key.account_id == "ann"
-        yield Stage(served, operator, keeper, served.another(key.secret))
+        yield Stage(served, operator, keeper, served.another(key.secret), key.secret)
 
 
 async def test_runs_and_sessions_of_a_bound_key_are_charged_to_its_account_or_one_under_it(server: Served) -> None:
@@ -115,6 +117,17 @@ async def test_a_bound_key_cannot_change_its_own_account(server: Served) -> None
         assert (own.account_id, own.limit, own.closed) == ("ann", dollars(5), False)
 
 
+async def test_a_bound_key_sees_the_windows_of_its_account_and_none_of_those_above(server: Served) -> None:
+    async with bound(server, day_budget_usd=9) as stage:
+        for account in ("team", "ann"):
+            await stage.keeper.update(account, "window_limits", window_limits=[window(DAY, dollars(3))])
+        session = await stage.ann.open_session()
+        for caller, seen in ((stage.ann, ["ann"]), (stage.served.caller, ["development", "team", "ann"])):
+            for account in ("ann", session):
+                found = await Accountant(caller).budget(account)
+                assert [one.account_id for one in found.windows] == seen
+
+
 async def test_a_bound_key_finds_nothing_that_others_pay(server: Served) -> None:
     async with bound(server) as stage:
         whole, ann = stage.served.caller, stage.ann
@@ -166,9 +179,9 @@ async def test_a_key_is_bound_to_an_account_that_is_there_and_stays_so_after_a_r
         assert (said.reason, said.fields) == ("INVALID_FIELD", ["account_id"])
         listed = {key.key_id: key.account_id for key in await stage.operator.keys("development")}
         assert sorted(listed.values()) == ["", "ann"]
-        metadata = stage.ann.metadata
+        secret = stage.secret
     async with server(TALK, **kept) as served:
-        again = served.another(metadata[0][1].removeprefix("Bearer "))
+        again = served.another(secret)
         assert (await again.ask()).run.account_id == "ann"
         assert (await refusal(again.create(account_id="bob"))).reason == "KEY_BOUND"
         await Keeper(served.caller).close("team")

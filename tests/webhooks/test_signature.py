@@ -23,13 +23,14 @@ def test_the_example_takes_what_is_signed_with_its_secret_and_nothing_else() -> 
     sent, now = headers([secret], ID, AT, BODY), AT / 1000
     assert verified(secret, sent, BODY, now) == ID
     assert verified(other, headers([secret, other], ID, AT, BODY), BODY, now) == ID
-    for wrong in (
-        lambda: verified(other, sent, BODY, now),
-        lambda: verified(secret, sent, BODY + b" ", now),
-        lambda: verified(secret, {**sent, "webhook-id": "evt_2"}, BODY, now),
-        lambda: verified(secret, {**sent, "webhook-timestamp": str(AT // 1000 + 1)}, BODY, now),
-        lambda: verified(secret, sent, BODY, now + 301),
-        lambda: verified(secret, {}, BODY, now),
+    later = {**sent, "webhook-timestamp": str(AT // 1000 + 1)}
+    for key, told, body, at in (
+        (other, sent, BODY, now),
+        (secret, sent, BODY + b" ", now),
+        (secret, {**sent, "webhook-id": "evt_2"}, BODY, now),
+        (secret, later, BODY, now),
+        (secret, sent, BODY, now + 301),
+        (secret, {}, BODY, now),
     ):
         with pytest.raises(NotSigned):
-            wrong()
+            verified(key, told, body, at)

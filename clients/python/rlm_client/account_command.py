@@ -134,7 +134,8 @@ def _soft(
     found = []
     for text in given if list(given) != ["none"] else ():
         name, _, rest = text.strip().partition(" ")
-        span, amount = (SPANS[name], rest) if name in SPANS else (None, text.strip())
+        whole = budget_pb2.WINDOW_SPAN_UNSPECIFIED
+        span, amount = (SPANS[name], rest) if name in SPANS else (whole, text.strip())
         if amount.endswith("%"):
             if not amount[:-1].strip().isdigit():
                 raise click.BadParameter("write a share like 80%")
@@ -170,7 +171,7 @@ def _said(
     soft: Sequence[budget_pb2.SoftLimit] | None,
     **spans: types_pb2.Budget | None,
 ) -> Said:
-    windows = {SPANS[span]: most for span, most in spans.items() if most is not None}
+    windows: dict[int, types_pb2.Budget] = {SPANS[span]: most for span, most in spans.items() if most is not None}
     if model and limit is None and not windows and soft is None:
         raise click.UsageError("--model needs a limit: --limit, one of a window, or --soft")
     return Said(name, labels, limit, windows, model, soft)
