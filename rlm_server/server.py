@@ -81,6 +81,9 @@ from rlm_server.tenants.removal import Removal
 from rlm_server.tenants.tenants import Tenants, TenantUnknown
 from rlm_server.tenants.terms import Terms
 from rlm_server.tenants.watch import Watch
+from rlm_server.webhooks.deliveries import Deliveries
+from rlm_server.webhooks.hosts import Hosts
+from rlm_server.webhooks.webhooks import Webhooks
 from sandbox.cancellation import cancel_and_wait, in_own_thread
 from sandbox.limits import Limits, declared
 from sandbox.pool.pool import WorkerPool
@@ -167,6 +170,8 @@ async def serving(
             return replace(terms.limits(tenant, RunLimits), sandbox=terms.limits(tenant, Limits))
 
         book = CustomerBook(database, accounts, lambda tenant: tenant_limits(tenant).tenant_accounts)
+        hosts = Hosts(settings.webhook_hosts)
+        webhooks = Webhooks(database, hosts)
         shares = Shares.of(tenant_limits, terms.weights)
         owned.callback(shares.close)
         admission, calls = Admission(shares), Calls()
@@ -257,12 +262,15 @@ async def serving(
                         uploads.remove_all,
                         contexts.delete_all,
                         book.forget_all,
+                        webhooks.forget,
                     ),
                 ) as removal,
+                Deliveries(database, webhooks, hosts, weights=terms.weights) as deliveries,
                 Watch(tenants, keys, terms, open_calls, changed=accounts.heed_limits, leaving=removal.begin) as watch,
             ):
                 defaults = _defaults(settings, models, pool, terms)
                 admission.refuse_debtors(bills.check)
+                accounts.told = deliveries.wake
                 server: Any = port.handlers  # what the generated code takes for one
                 texts = ContextServicer(
                     contexts,
@@ -292,15 +300,15 @@ async def serving(
                     ),
                     server,
                 )
+                offered = Offered(models.routes.models, pool.images)
                 budget_pb2_grpc.add_BudgetServiceServicer_to_server(
-                    BudgetServicer(accounts, book, shares.threads), server
+                    BudgetServicer(accounts, book, shares.threads, offered, webhooks, deliveries), server
                 )
                 catalog = Catalog(
                     broker.routes_of,
                     models.prices.version,
                     {spec.name: spec.imports for spec in image_specs(settings, functions)},
                 )
-                offered = Offered(models.routes.models, pool.images)
                 tenant_pb2_grpc.add_TenantServiceServicer_to_server(
                     TenantServicer(tenants, keys, terms, watch, removal, accounts, offered), server
                 )

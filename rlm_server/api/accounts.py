@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from rlm.v1 import budget_pb2
 
 from rlm_server.api import requests, responses
 from rlm_server.api.errors import InvalidField
-from rlm_server.ledger import Limit, Span, Statement, Window, names
+from rlm_server.ledger import Limit, ModelLimit, Scope, SoftLimit, Span, Statement, Window, names
 from rlm_server.ledger.customers import Customer
+from rlm_server.tenants import checks
+from rlm_server.tenants.checks import Offered, WrongTerm
 
 MAX_ACCOUNT_NAME = 200
 """Characters of the name of an account."""
 
 SPANS = {
+    None: budget_pb2.WINDOW_SPAN_UNSPECIFIED,
     Span.MINUTE: budget_pb2.WINDOW_SPAN_MINUTE,
     Span.HOUR: budget_pb2.WINDOW_SPAN_HOUR,
     Span.DAY: budget_pb2.WINDOW_SPAN_DAY,
     Span.MONTH: budget_pb2.WINDOW_SPAN_MONTH,
 }
 _SPANS = {number: span for span, number in SPANS.items()}
-_SETTABLE = {"limit": "limit", "window_limits": "windows", "name": "name", "labels": "labels"}
+_SETTABLE = {
+    "limit": "limit",
+    "window_limits": "windows",
+    "model_limits": "model_limits",
+    "soft_limits": "soft_limits",
+    "name": "name",
+    "labels": "labels",
+}
 
 
 def customer(tenant: str, asked: budget_pb2.Account) -> Customer:
@@ -65,7 +75,59 @@ def _described(customer: Customer, asked: budget_pb2.Account) -> Customer:
         labels=requests.labels(asked.labels, "account.labels"),
         limit=requests.budget(asked.limit, "account.limit"),
         windows=windows,
+        model_limits=model_limits(asked.model_limits, "account.model_limits"),
+        soft_limits=soft_limits(asked.soft_limits, "account.soft_limits"),
     )
+
+
+def model_limits(asked: Iterable[budget_pb2.ModelLimit], field: str) -> tuple[ModelLimit, ...]:
+    """Read limits on models, in their order. Whether they may be is left to `check_limits`."""
+    found = []
+    for place, one in enumerate(asked):
+        here = f"{field}[{place}]"
+        span = window_span(one.span, f"{here}.span") if one.span else None
+        found.append(ModelLimit(Scope(span, one.model), requests.budget(one.limit, f"{here}.limit")))
+    return tuple(sorted(found, key=lambda one: one.scope.place))
+
+
+def written_model_limits(limits: Iterable[ModelLimit]) -> Iterator[budget_pb2.ModelLimit]:
+    """Write limits on models."""
+    for one in limits:
+        span, model = one.scope.span, one.scope.model
+        yield budget_pb2.ModelLimit(model=model, span=SPANS[span], limit=responses.budget(one.limit))
+
+
+def soft_limits(asked: Iterable[budget_pb2.SoftLimit], field: str) -> tuple[SoftLimit, ...]:
+    """Read soft limits, in the order of what they are on. Whether they may be is left to `check_limits`."""
+    found = []
+    for place, one in enumerate(asked):
+        here = f"{field}[{place}]"
+        scope = Scope(window_span(one.span, f"{here}.span") if one.span else None, one.model)
+        if one.WhichOneof("at") == "percent":
+            found.append(SoftLimit(scope, one.percent))
+        else:
+            found.append(SoftLimit(scope, amount=requests.budget(one.amount, f"{here}.amount")))
+    return tuple(sorted(found, key=lambda one: one.scope.place))
+
+
+def written_soft_limits(limits: Iterable[SoftLimit]) -> Iterator[budget_pb2.SoftLimit]:
+    """Write soft limits."""
+    for one in limits:
+        message = budget_pb2.SoftLimit(model=one.scope.model, span=SPANS[one.scope.span])
+        if one.percent is None:
+            message.amount.CopyFrom(responses.budget(one.amount))
+        else:
+            message.percent = one.percent
+        yield message
+
+
+def check_limits(customer: Customer, offered: Offered) -> None:
+    """Refuse limits on models and soft limits that cannot be, or on a model that is not offered."""
+    try:
+        checks.check_model_limits("account.model_limits", customer.model_limits, offered)
+        checks.check_soft_limits("account.soft_limits", customer.soft_limits, offered)
+    except WrongTerm as error:
+        raise InvalidField(error.field, str(error)) from None
 
 
 def window_span(value: int, field: str) -> Span:
@@ -102,6 +164,8 @@ def account(statement: Statement, customer: Customer | None) -> budget_pb2.Accou
             name=customer.name,
             labels=customer.labels,
             window_limits=limits,
+            model_limits=written_model_limits(customer.model_limits),
+            soft_limits=written_soft_limits(customer.soft_limits),
             create_time=responses.time(customer.created_at),
         )
         message.MergeFrom(described)
@@ -114,12 +178,13 @@ def window(value: Window) -> budget_pb2.BudgetWindow:
     return budget_pb2.BudgetWindow(
         span=SPANS[value.span],
         label=value.label,
-        start_time=responses.time(value.begins),
-        end_time=responses.time(value.ends),
+        start_time=responses.time(value.begins) if value.span is not None else None,
+        end_time=responses.time(value.ends) if value.span is not None else None,
         limit=responses.budget(balance.limit),
         posted=responses.amounts(balance.posted),
         pending=responses.amounts(balance.pending),
         overrun=responses.amounts(balance.overrun),
         left=responses.allowance(balance.left),
         account_id=names.public(value.account),
+        model=value.model,
     )

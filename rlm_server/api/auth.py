@@ -17,6 +17,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from rlm_server.api import key_account
 from rlm_server.api.admission import REFUSAL_SECONDS, Admission, RequestNotReceived, TooManyRequests, TooManyStreams
 from rlm_server.api.certificates import names_of
 from rlm_server.api.errors import MalformedRequest, Unauthenticated, WrongKindOfKey, refusal
@@ -237,6 +238,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         owner = OPERATOR if holder.tenant is None else holder.tenant
         self._admission.message(owner)  # its headers, and how it ends: that is work for refused calls as well
         host_time = self._admission.host_time(owner)
+        key_account.bind(holder.customer)
         return await measured(self._entered(owner, method, sent, counted), host_time), host_time
 
     async def _entered(self, owner: str, method: _Method, sent: AsyncIterator[bytes], counted: ExitStack) -> Any:

@@ -10,13 +10,17 @@ from typing import Any
 
 from rlm.v1 import budget_pb2, budget_pb2_grpc
 
-from rlm_server.api import accounts, ledger_export, requests, responses
+from rlm_server.api import accounts, key_account, ledger_export, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
-from rlm_server.ledger import AccountConflict, AccountUnknown, By, Entry, Ledger, Query, UsageRow, names
+from rlm_server.api.webhooks import WebhookCalls
+from rlm_server.ledger import AccountConflict, AccountUnknown, By, Entry, Ledger, Query, Statement, UsageRow, names
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.ledger.customers import Customer
 from rlm_server.shares.threads import Cancelled, Purpose, Threads
+from rlm_server.tenants.checks import Offered
+from rlm_server.webhooks.deliveries import Deliveries
+from rlm_server.webhooks.webhooks import Webhooks
 
 EXPORT_PAGE = 2_000
 """Entries read at once. They make about half a chunk."""
@@ -36,20 +40,28 @@ _LINES = {
 }
 
 
-class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
+class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
     """Shows a tenant its accounts and what was spent on them, and keeps those of its customers."""
 
-    def __init__(self, ledger: Ledger, book: CustomerBook, threads: Threads) -> None:
-        self._ledger, self._book, self._threads = ledger, book, threads
+    def __init__(
+        self,
+        ledger: Ledger,
+        book: CustomerBook,
+        threads: Threads,
+        offered: Offered,
+        webhooks: Webhooks,
+        deliveries: Deliveries,
+    ) -> None:
+        super().__init__(ledger, book, webhooks, deliveries)
+        self._threads, self._offered = threads, offered
 
     async def GetBudget(self, request: budget_pb2.GetBudgetRequest, context: Any) -> budget_pb2.GetBudgetResponse:
         """Describe an account."""
-        name = request.account_id or tenant()
-        statement = await self._ledger.statement(tenant(), name)
-        if statement is None:
-            raise NotFound("account", name)
+        name = request.account_id or key_account.own() or tenant()
+        statement = await self._statement("account", name)
         customer = await self._book.get(tenant(), name) if statement.customer else None
         windows = [accounts.window(one) for one in statement.windows]
+        windows = [one for one in windows if not key_account.hides(one.account_id, tenant())]
         return budget_pb2.GetBudgetResponse(account=accounts.account(statement, customer), windows=windows)
 
     async def CreateAccount(
@@ -57,6 +69,10 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
     ) -> budget_pb2.CreateAccountResponse:
         """Make a customer."""
         new = accounts.customer(tenant(), request.account)
+        accounts.check_limits(new, self._offered)
+        if key_account.path():
+            new = replace(new, parent=request.account.parent_id or key_account.own())
+            await requests.customer_path(self._book, tenant(), new.parent, "account.parent_id")
         with _named_in("account.account_id"):
             made = await self._book.create(new, requests.repeatable(tenant(), request))
         return budget_pb2.CreateAccountResponse(account=await self._account(made))
@@ -74,8 +90,12 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         def change(before: Customer) -> Customer:
             if not paths and not resets:
                 raise InvalidField("update_mask", "must name what changes")
-            return accounts.changed(before, asked, paths)
+            changed = accounts.changed(before, asked, paths)
+            if {"model_limits", "soft_limits"} & set(paths):
+                accounts.check_limits(changed, self._offered)
+            return changed
 
+        await self._check_change(asked.account_id)
         changed = await self._book.update(
             tenant(),
             asked.account_id,
@@ -89,7 +109,10 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         self, request: budget_pb2.ListAccountsRequest, context: Any
     ) -> budget_pb2.ListAccountsResponse:
         """List customers."""
-        parent = request.parent_id if request.parent_id != tenant() else ""
+        parent = request.parent_id or key_account.own()
+        parent = parent if parent != tenant() else ""
+        if key_account.path():
+            await requests.customer_path(self._book, tenant(), parent, "parent_id")
         named, size = requests.labels(request.labels), requests.page_size(request.page_size, 100, 1_000)
         list_name = requests.list_name("accounts", (parent, sorted(named.items())))
         place = requests.page_key(request.page_token, list_name)
@@ -103,8 +126,20 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
         self, request: budget_pb2.CloseAccountRequest, context: Any
     ) -> budget_pb2.CloseAccountResponse:
         """Close a customer."""
+        await self._check_change(request.account_id)
         closed = await self._book.close(tenant(), request.account_id, requests.repeatable(tenant(), request))
         return budget_pb2.CloseAccountResponse(account=await self._account(closed))
+
+    async def _check_change(self, account_id: str) -> None:
+        if key_account.path():
+            key_account.check_change(await requests.customer_path(self._book, tenant(), account_id, "account_id"))
+
+    async def _statement(self, kind: str, name: str) -> Statement:
+        """Return where a thing's account stands, which the caller's key is for."""
+        statement = await self._ledger.statement(tenant(), name)
+        if statement is None or not key_account.covers(statement.payer):
+            raise NotFound(kind, name)
+        return statement
 
     async def _account(self, customer: Customer) -> budget_pb2.Account:
         (statement,) = await self._ledger.statements(tenant(), [customer.id])
@@ -159,17 +194,17 @@ class BudgetServicer(budget_pb2_grpc.BudgetServiceServicer):
 
     async def _query(self, entry_filter: budget_pb2.EntryFilter) -> Query:
         for kind, name in (("run", entry_filter.run_id), ("node", entry_filter.node_id)):
-            if name and await self._ledger.statement(tenant(), name) is None:
-                raise NotFound(kind, name)
+            if name:
+                await self._statement(kind, name)
         requests.check_name("filter.model", entry_filter.model)
         if not 0 <= entry_filter.after_number < 1 << 62:
             raise InvalidField("filter.after_number", "must not be negative, and is the number of an entry")
         since, until = (requests.time_if_set(entry_filter, name, f"filter.{name}") for name in ("since", "until"))
         if since is not None and until is not None and since > until:
             raise InvalidField("filter.until", "must not be before since")
-        customer = ""
-        if entry_filter.account_id:
-            customer = await requests.customer_path(self._book, tenant(), entry_filter.account_id, "filter.account_id")
+        account, customer = entry_filter.account_id or key_account.own(), ""
+        if account:
+            customer = await requests.customer_path(self._book, tenant(), account, "filter.account_id")
         return Query(
             tenant(),
             run=entry_filter.run_id or None,

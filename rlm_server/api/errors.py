@@ -86,6 +86,14 @@ class WrongKindOfKey(Exception):
         self.kind = "operator" if operators else "tenant"
 
 
+class KeyBound(Exception):
+    """The key is for one customer's account and those under it, and another was named, or that one is to change."""
+
+    def __init__(self, account: str, refused: str = "names no other") -> None:
+        super().__init__(f"this key is for account {account!r} and those under it, and {refused}")
+        self.account = account
+
+
 class MalformedRequest(Exception):
     """A request, or a message of its stream, is not what the method takes."""
 
@@ -135,6 +143,8 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_UNAUTHENTICATED, text)
         case WrongKindOfKey():
             return _status(ErrorReason.ERROR_REASON_WRONG_KIND_OF_KEY, text, metadata={"key_kind": error.kind})
+        case KeyBound():
+            return _status(ErrorReason.ERROR_REASON_KEY_BOUND, text, metadata={"account": error.account})
         case RequestIdReused():
             reason = ErrorReason.ERROR_REASON_REQUEST_ID_REUSED
             return _status(reason, text, metadata={"request_id": error.request_id})
@@ -251,15 +261,16 @@ def status_of(error: Exception) -> status_pb2.Status:
 def _budget_exceeded(error: BudgetError) -> status_pb2.Status:
     """Make the status of a refused budget. A window's says when it ends, because then there is room again."""
     reason = ErrorReason.ERROR_REASON_BUDGET_EXCEEDED
-    window = windows.parts(error.account)
-    if window is None:
-        return _status(
-            reason, str(error), quota=error.unit, metadata={"account": names.public(error.account)} | _limit_hit(error)
-        )
-    (span, label, account), at = window, now()
-    metadata = {"account": names.public(account), "window": str(span)} | _limit_hit(error)
+    window, at = windows.parts(error.account), now()
+    metadata = {"account": names.public(window.account if window else error.account)} | _limit_hit(error)
+    if window is not None and window.scope.model:
+        metadata["model"] = window.scope.model
+    if window is None or window.scope.span is None:
+        return _status(reason, str(error), quota=error.unit, metadata=metadata)
+    span = window.scope.span
+    metadata["window"] = str(span)
     # It may have ended since the refusal; the window around now is then the next one, and there is no need to wait.
-    if label != windows.label(span, at):
+    if window.label != windows.label(span, at):
         text = f"{error}. This {span} is over"
         return _status(reason, text, quota=error.unit, retry_seconds=1, metadata=metadata)
     _, end = windows.bounds(span, at)

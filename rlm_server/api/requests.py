@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import types_pb2
 from rlm.v1.errors_pb2 import ErrorReason
 
+from rlm_server.api import key_account
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.contexts.context_table import Context
@@ -191,8 +192,8 @@ def repeatable(tenant: str, request: Message) -> Request | None:
     if id is None:
         return None
     method = type(request).__name__.removesuffix("Request")
-    content = hashlib.sha256(request.SerializeToString(deterministic=True)).hexdigest()
-    return Request(tenant, method, id, content)
+    content = request.SerializeToString(deterministic=True) + key_account.path().encode()  # which says who pays
+    return Request(tenant, method, id, hashlib.sha256(content).hexdigest())
 
 
 def account_id(value: str, tenant: str, field: str = "account_id") -> str:
@@ -206,12 +207,16 @@ def account_id(value: str, tenant: str, field: str = "account_id") -> str:
 
 async def payer(book: CustomerBook, tenant: str, account: str) -> Customer | None:
     """Return the customer that is to pay for a new run or session; None where it is the tenant itself."""
+    account = account or key_account.own()
     if account in ("", tenant):
+        key_account.check("")
         return None
     try:
         account_id(account, tenant)
     except InvalidField as error:
         raise NotFound("account", account, "account_id", f"an account's id {error}") from None
+    if key_account.path():
+        await customer_path(book, tenant, account, "account_id")
     try:
         return await book.payer(tenant, account)
     except AccountUnknown:
@@ -222,12 +227,12 @@ async def payer(book: CustomerBook, tenant: str, account: str) -> Customer | Non
 
 async def customer_path(book: CustomerBook, tenant: str, account: str, field: str) -> str:
     """Return the path of a customer that is named; empty for the tenant itself."""
-    if account == tenant:
-        return ""
     found = (await book.find(tenant, [account])).get(account)
-    if found is None:
+    path = found.path if found is not None else ""
+    key_account.check(path)
+    if found is None and account != tenant:
         raise NotFound("account", account, field)
-    return found.path
+    return path
 
 
 def list_name(kind: str, asked: object) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlm.v1 import run_pb2, run_pb2_grpc, types_pb2
 
-from rlm_server.api import requests, responses
+from rlm_server.api import key_account, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound, WatcherTooSlow
 from rlm_server.api.heartbeats import with_heartbeats
@@ -119,7 +119,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         if request.account_id:
             customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
         states = frozenset(_STATES[state] for state in request.states)
-        return RunFilter(tenant(), states, requests.labels(request.labels), since, until, customer)
+        return RunFilter(tenant(), states, requests.labels(request.labels), since, until, customer, key_account.path())
 
     async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
         """Stream a run's events."""
@@ -211,7 +211,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def _row(self, run_id: str) -> RunRow:
         run = await self._journal.get(tenant(), run_id)
-        if run is None:
+        if run is None or not key_account.covers(run.customer):
             raise NotFound("run", run_id)
         return run
 

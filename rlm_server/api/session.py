@@ -9,7 +9,7 @@ from typing import Any
 
 from rlm.v1 import session_pb2, session_pb2_grpc
 
-from rlm_server.api import requests, responses, session_messages
+from rlm_server.api import key_account, requests, responses, session_messages
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.api.limits import lowered
@@ -96,7 +96,7 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
     async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> session_pb2.GetSessionResponse:
         """Describe a session."""
         shown = await self._sessions.show(tenant(), request.session_id)
-        if shown is None:
+        if shown is None or not key_account.covers(shown.row.customer):
             raise NotFound("session", request.session_id)
         return session_pb2.GetSessionResponse(session=await self._message(shown))
 
@@ -123,7 +123,9 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         if request.account_id:
             customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
         states = frozenset(session_messages.STATES[state] for state in request.states)
-        return SessionFilter(tenant(), states, requests.labels(request.labels), since, until, customer)
+        return SessionFilter(
+            tenant(), states, requests.labels(request.labels), since, until, customer, key_account.path()
+        )
 
     async def UpdateSession(
         self, request: session_pb2.UpdateSessionRequest, context: Any
@@ -157,6 +159,7 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
     ) -> session_pb2.DeleteSessionResponse:
         """End a session."""
         repeatable = requests.repeatable(tenant(), request)
+        await self._check_covers(request.session_id)
         spent = await self._sessions.delete(tenant(), request.session_id, repeatable)
         if spent is None:
             raise NotFound("session", request.session_id)
@@ -166,6 +169,7 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         """Return the snapshot that a new session begins from."""
         if not request.snapshot_id:
             return None
+        key_account.check("")
         found = await self._snapshots.get(tenant(), request.snapshot_id)
         if found is None:
             raise NotFound("snapshot", request.snapshot_id)
@@ -183,6 +187,7 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         """Keep a session as it is."""
         repeatable, labels = requests.repeatable(tenant(), request), requests.labels(request.labels)
         requests.check_name("name", request.name)
+        key_account.check("")
         row = await self._snapshots.asked_before(repeatable)
         if row is None:
             new = NewSnapshot(tenant(), repeatable, request.name, labels)
@@ -259,6 +264,7 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
     ) -> session_pb2.InterruptSessionResponse:
         """Stop a turn."""
         repeatable = requests.repeatable(tenant(), request)
+        await self._check_covers(request.session_id)
         stopped = await self._sessions.interrupt(tenant(), request.session_id, request.turn_id, repeatable)
         if stopped is None:
             raise NotFound("session", request.session_id)
@@ -271,9 +277,16 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
 
     async def _session(self, session_id: str) -> ReplSession:
         session = await self._sessions.get(tenant(), session_id)
-        if session is None:
+        if session is None or not key_account.covers(session.row.customer):
             raise NotFound("session", session_id)
         return session
+
+    async def _check_covers(self, session_id: str) -> None:
+        """Know nothing of a session that the caller's key is not for, whether it lives or has ended."""
+        if key_account.path():
+            shown = await self._sessions.show(tenant(), session_id)
+            if shown is None or not key_account.covers(shown.row.customer):
+                raise NotFound("session", session_id)
 
     async def _prepared(self, session_id: str) -> ReplSession:
         session = await self._session(session_id)

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlm.v1 import session_pb2, session_pb2_grpc
 
-from rlm_server.api import requests, responses
+from rlm_server.api import key_account, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.contexts.uploads import UploadStalled
@@ -27,7 +27,10 @@ _Import = AsyncIterator[session_pb2.ImportSnapshotRequest]
 
 
 class SnapshotServicer(session_pb2_grpc.SessionServiceServicer):
-    """Serves snapshots. `SessionServicer` is the rest."""
+    """Serves snapshots. `SessionServicer` is the rest.
+
+    They are the whole tenant's: a key that is bound to a customer's account has nothing to do with them.
+    """
 
     def __init__(self, snapshots: Snapshots, shares: Shares, idle_seconds: float) -> None:
         """A file that comes may bring nothing for `idle_seconds`."""
@@ -37,6 +40,7 @@ class SnapshotServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ListSnapshotsRequest, context: Any
     ) -> session_pb2.ListSnapshotsResponse:
         """List the tenant's snapshots."""
+        key_account.check("")
         since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
         asked = SnapshotFilter(tenant(), request.session_id, requests.labels(request.labels), since, until)
         size, list_name = requests.page_size(request.page_size, 100, 1_000), requests.list_name("snapshots", asked)
@@ -54,6 +58,7 @@ class SnapshotServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.DeleteSnapshotRequest, context: Any
     ) -> session_pb2.DeleteSnapshotResponse:
         """Delete a snapshot."""
+        key_account.check("")
         repeatable = requests.repeatable(tenant(), request)
         if not await self._snapshots.delete(tenant(), request.snapshot_id, repeatable):
             raise NotFound("snapshot", request.snapshot_id)
@@ -63,6 +68,7 @@ class SnapshotServicer(session_pb2_grpc.SessionServiceServicer):
         self, request: session_pb2.ExportSnapshotRequest, context: Any
     ) -> AsyncIterator[session_pb2.ExportSnapshotResponse]:
         """Stream the file of a snapshot."""
+        key_account.check("")
         row = await self._snapshots.get(tenant(), request.snapshot_id)
         if row is None:
             raise NotFound("snapshot", request.snapshot_id)
@@ -78,6 +84,7 @@ class SnapshotServicer(session_pb2_grpc.SessionServiceServicer):
 
     async def ImportSnapshot(self, request_iterator: _Import, context: Any) -> session_pb2.ImportSnapshotResponse:
         """Take a snapshot's file."""
+        key_account.check("")
         first = await self._next(request_iterator, 0)
         if first is None or first.WhichOneof("part") != "header":
             raise InvalidField("header", "must come first")

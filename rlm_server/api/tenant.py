@@ -12,8 +12,8 @@ from google.protobuf.message import Message
 from rlm.v1 import tenant_pb2, tenant_pb2_grpc
 
 from rlm_server.api import accounts, requests, responses
-from rlm_server.api.errors import InvalidField
-from rlm_server.ledger import BUDGET_SPANS, Ledger, LimitTooLow, Span
+from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.ledger import AccountConflict, AccountUnknown, Ledger, LimitTooLow, Span, names
 from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_name, check_terms
 from rlm_server.tenants.keys import Key, Keys
 from rlm_server.tenants.removal import Removal
@@ -35,10 +35,10 @@ _KINDS = {
     tenant_pb2.API_KEY_KIND_OPERATOR: True,
 }
 """Whether a kind of key is an operator's."""
-_BUDGETS: Mapping[str, Span | None] = {"budget": None, **{f"{span}_budget": span for span in BUDGET_SPANS}}
+_BUDGETS: Mapping[str, Span | None] = {"budget": None, **{f"{span}_budget": span for span in Span}}
 """The fields of a tenant that are budgets, and of which windows."""
 _LISTS = {"allowed_models": "models", "allowed_images": "images", "allowed_fallbacks": "fallbacks"}
-_SETTABLE = ("labels", *_LISTS, "weight", "limits", *_BUDGETS)
+_SETTABLE = ("labels", *_LISTS, "weight", "limits", *_BUDGETS, "model_limits", "soft_limits")
 """The fields of a tenant that a call may change."""
 
 
@@ -124,6 +124,8 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
                 kept = {one: value for one, value in terms.limits.items() if name and one != name}
                 new = {one: value for one, value in said.limits.items() if not name or one == name}
                 terms = replace(terms, limits={**kept, **new})
+            elif field in ("model_limits", "soft_limits"):
+                terms = replace(terms, **{field: getattr(said, field)})
             else:
                 terms = terms.with_limit(_BUDGETS[field], said.limit(_BUDGETS[field]))
         check_labels(labels)
@@ -152,7 +154,10 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
             check_labels(labels)
             expires_at = requests.time_if_set(request, "expire_time", "expire_time")
             whose = _whose(request.kind, request.tenant_id)
-            key, secret = await self._keys.create(whose, labels=labels, expires_at=expires_at, request=asked)
+            account = request.account_id
+            key, secret = await self._keys.create(
+                whose, account=account, labels=labels, expires_at=expires_at, request=asked
+            )
         await self._watch.look()
         return tenant_pb2.CreateApiKeyResponse(key=_key(key), secret=secret, repeated=not secret)
 
@@ -192,6 +197,10 @@ def _named(message: str) -> Iterator[None]:
         raise InvalidField(f"{above}{error.field}", str(error)) from None
     except LimitTooLow as error:
         raise InvalidField(f"{above}budget", str(error)) from None
+    except AccountConflict as error:
+        raise InvalidField(f"{above}account_id", str(error)) from None
+    except AccountUnknown as error:
+        raise NotFound("account", error.account, f"{above}account_id") from None
 
 
 def _whose(kind: tenant_pb2.ApiKeyKind.ValueType, tenant_id: str) -> str | None:
@@ -219,6 +228,8 @@ def _terms(asked: tenant_pb2.Tenant) -> OwnTerms:
         dict(asked.limits),
         budgets.pop(None, NO_LIMIT),
         {span: limit for span, limit in budgets.items() if span is not None},
+        accounts.model_limits(asked.model_limits, "tenant.model_limits"),
+        accounts.soft_limits(asked.soft_limits, "tenant.soft_limits"),
     )
 
 
@@ -250,6 +261,8 @@ def _tenant(value: Tenant) -> tenant_pb2.Tenant:
         allowed_fallbacks=terms.fallbacks,
         weight=terms.weight,
         limits=terms.limits,
+        model_limits=accounts.written_model_limits(terms.model_limits),
+        soft_limits=accounts.written_soft_limits(terms.soft_limits),
         spent=responses.amounts(value.spent),
     )
     for field, span in _BUDGETS.items():
@@ -280,6 +293,7 @@ def _key(value: Key) -> tenant_pb2.ApiKey:
         tenant_id=value.tenant or "",
         prefix=value.prefix,
         labels=value.labels,
+        account_id=names.last_of(value.customer, ""),
     )
     times = {"create": value.created_at, "expire": value.expires_at, "last_use": value.used_at}
     _stamp(message, {**times, "revoke": value.revoked_at})

@@ -187,7 +187,7 @@ class Broker:
         self._refuse_at_once(payer.tenant, self._models(request, payer))
         most = bound(input_bound(request), request.max_tokens, self._routes.route(request.model).price)
         with suppress(DatabaseError):  # what the call itself will meet, and report
-            await self._ledger.check(payer.account, most)
+            await self._ledger.check(payer.account, most, request.model)
 
     def _models(self, request: ModelRequest, payer: Payer) -> tuple[str, ...]:
         """The model asked, and those that may answer in its place.

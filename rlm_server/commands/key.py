@@ -19,6 +19,7 @@ from rlm_server.commands.visit import (
     time,
     visit,
 )
+from rlm_server.ledger import AccountClosed, AccountConflict, AccountUnknown, names
 from rlm_server.tenants.checks import WrongTerm, check_labels
 from rlm_server.tenants.keys import Key
 
@@ -47,6 +48,7 @@ def _owner(tenant: str | None, operator: bool) -> str | None:
 
 @commands.command()
 @_whose
+@click.option("--account", default="", metavar="ID", help="For this customer's account alone, and those under it.")
 @click.option("--label", "labels", multiple=True, metavar="NAME=VALUE", help="A note of yours; may be given again.")
 @click.option(
     "--expires-days",
@@ -58,6 +60,7 @@ def _owner(tenant: str | None, operator: bool) -> str | None:
 def create(
     tenant: str | None,
     operator: bool,
+    account: str,
     labels: tuple[str, ...],
     expires_days: float | None,
     as_json: bool,
@@ -65,6 +68,8 @@ def create(
 ) -> None:
     """Make a key, and print its secret, which is shown this once."""
     owner, told = _owner(tenant, operator), dict(_label(label) for label in labels)
+    if operator and account:
+        raise click.UsageError("--account is of a TENANT's key")
     try:
         check_labels(told)
     except WrongTerm as error:
@@ -72,9 +77,12 @@ def create(
     expires_at = None if expires_days is None else now() + max(1, round(expires_days * DAY_MS))
 
     async def work(visited: Visited) -> tuple[Key, str]:
-        return await visited.keys.create(owner, labels=told, expires_at=expires_at)
+        return await visited.keys.create(owner, account=account, labels=told, expires_at=expires_at)
 
-    key, secret = visit(data_dir, work)
+    try:
+        key, secret = visit(data_dir, work)
+    except (AccountUnknown, AccountClosed, AccountConflict) as error:
+        raise click.ClickException(f"--account: {error}") from None
     if as_json:
         show_json({**_json(key), "secret": secret})
         return
@@ -104,7 +112,7 @@ def list_(tenant: str | None, operator: bool, inactive: bool, as_json: bool, dat
     if as_json:
         show_json([_json(key) for key in found])
         return
-    columns = ("KEY", "SECRET", "MADE", "USED", "EXPIRES", "REVOKED", "LABELS")
+    columns = ("KEY", "SECRET", "MADE", "USED", "EXPIRES", "REVOKED", "ACCOUNT", "LABELS")
     rows = [
         (
             key.id,
@@ -113,6 +121,7 @@ def list_(tenant: str | None, operator: bool, inactive: bool, as_json: bool, dat
             time(key.used_at),
             time(key.expires_at),
             time(key.revoked_at),
+            names.last_of(key.customer, ""),
             labels_of(key.labels),
         )
         for key in found
@@ -145,7 +154,9 @@ def _label(text: str) -> tuple[str, str]:
 
 
 def _of(key: Key) -> str:
-    return "an operator" if key.tenant is None else f"the tenant {key.tenant}"
+    if key.tenant is None:
+        return "an operator"
+    return f"the tenant {key.tenant}" + (f", for account {names.last_of(key.customer, '')}" if key.customer else "")
 
 
 def _json(key: Key) -> dict[str, Any]:
@@ -153,6 +164,7 @@ def _json(key: Key) -> dict[str, Any]:
         "key_id": key.id,
         "kind": "operator" if key.tenant is None else "tenant",
         "tenant_id": key.tenant or "",
+        "account_id": names.last_of(key.customer, ""),
         "prefix": key.prefix,
         "labels": dict(key.labels),
         "create_time": time(key.created_at),

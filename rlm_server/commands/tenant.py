@@ -9,7 +9,14 @@ from typing import Any
 
 import click
 
-from rlm_server.commands.tenant_terms import Said, WrongAssignment, assigned, assignments_of, budgets_of
+from rlm_server.commands.tenant_terms import (
+    Said,
+    WrongAssignment,
+    assigned,
+    assignments_of,
+    budgets_of,
+    model_budgets_of,
+)
 from rlm_server.commands.visit import (
     Visited,
     as_json,
@@ -31,8 +38,9 @@ CLEARED_SECONDS, LOOK_SECONDS = 5.0, 0.2
 
 _NAMES = (
     "NAME=VALUE says a limit (see docs/limits.md), a weight, models, images or fallbacks (names or patterns, joined by "
-    "commas), label.NAME, or a budget: budget_usd, budget_tokens, budget_calls, budget_cpu_ms, each also with hour_, "
-    "day_ or month_ before it. NAME= alone has it as the configuration says."
+    "commas), label.NAME, or a budget: budget_usd, budget_tokens, budget_calls, budget_cpu_ms, each also with minute_, "
+    "hour_, day_ or month_ before it, and for some models as model.PATTERN.BUDGET. soft_limits='80%, day 50%, "
+    "month 400 usd' says when it is told what was spent. NAME= alone has it as the configuration says."
 )
 
 commands = click.Group()
@@ -108,7 +116,13 @@ def show(name: str, as_json: bool, data_dir: Path | None) -> None:
         in_force = [
             {"name": one.name, "value": one.value, "unit": one.bounds.unit, "from": one.source} for one in limits
         ]
-        show_json({**_json(tenant), "limits_in_force": in_force, "budgets_in_force": dict(budgets_of(terms))})
+        show_json(
+            {
+                **_json(tenant),
+                "limits_in_force": in_force,
+                "budgets_in_force": {**dict(budgets_of(terms)), **dict(model_budgets_of(terms))},
+            }
+        )
         return
     told = dict(assignments_of(tenant))
     click.echo(f"{tenant.id}, made {time(tenant.created_at)}, changed {time(tenant.changed_at)}")
@@ -118,7 +132,8 @@ def show(name: str, as_json: bool, data_dir: Path | None) -> None:
     )
     click.echo("told: " + (" ".join(f"{name}={value}" for name, value in told.items()) or "nothing of its own"))
     click.echo()
-    budgets = [(name, value, "", "tenant" if name in told else "server") for name, value in budgets_of(terms)]
+    both = (*budgets_of(terms), *model_budgets_of(terms))
+    budgets = [(name, value, "", "tenant" if name in told else "server") for name, value in both]
     rows = [(one.name, f"{one.value:.15g}", one.bounds.unit, str(one.source)) for one in limits]
     show_table(("IN FORCE", "VALUE", "UNIT", "FROM"), [*budgets, *rows])
 
@@ -196,7 +211,8 @@ def _json(tenant: Tenant) -> dict[str, Any]:
         "fallbacks": list(own.fallbacks),
         "weight": own.weight,
         "limits": dict(own.limits),
-        "budgets": dict(budgets_of(own)),
+        "soft_limits": dict(assignments_of(tenant)).get("soft_limits", ""),
+        "budgets": dict(budgets_of(own)) | dict(model_budgets_of(own)),
         "spent": {"nano_usd": spent.nano_usd, "tokens": spent.tokens, "calls": spent.calls, "cpu_ms": spent.cpu_ms},
         "create_time": time(tenant.created_at),
         "update_time": time(tenant.changed_at),

@@ -38,6 +38,7 @@ from rlm_server.ledger import BUDGET_SPANS, NANO, Limit
 from rlm_server.repl.limits import RunLimits
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.tenants.terms import LEAST_WEIGHT, MOST_WEIGHT, OwnTerms, Terms
+from rlm_server.webhooks.hosts import Hosts
 from sandbox.limits import Limits, PoolLimits, declared
 
 Usd = Annotated[Decimal, Field(gt=0, le=1_000_000, max_digits=16, decimal_places=9), Unit("US dollars")]
@@ -260,6 +261,16 @@ class BudgetSettings(_Strict):
     """What a tenant may spend in all that was told no other budget."""
     run_budget_usd: Usd = Decimal(1)
     """What a run or session may spend that names no budget."""
+    webhook_hosts: list[str] = Field(default_factory=list)
+    """Where tenants may have the events of their budgets sent: hosts or patterns (`hooks.example.com`,
+    `*.example.com`), with a port where it is not the usual one, and `http://` before those that may be sent to without
+    TLS. An address or a network (`10.0.0.0/8`) allows addresses that are not public. Nowhere where empty."""
+
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _are_hosts(cls, value: list[str]) -> list[str]:
+        Hosts(value)
+        return value
 
 
 @extended(limit_fields(RunLimits))

@@ -22,13 +22,14 @@ from rlm_server.ledger.errors import (
     StaleEpoch,
     TooManyAccounts,
 )
+from rlm_server.ledger.events import BudgetEvent, Delivery, EventFilter
 from rlm_server.ledger.holds import Hold, HoldState, Recovery
 from rlm_server.ledger.ledger import Ledger
 from rlm_server.ledger.payer import Payer
 from rlm_server.ledger.settling import settle
 from rlm_server.ledger.statements import Statement, Totals, Window
 from rlm_server.ledger.usage import Usage
-from rlm_server.ledger.windows import BUDGET_SPANS, Span
+from rlm_server.ledger.windows import BUDGET_SPANS, ModelLimit, Scope, SoftLimit, Span
 
 __all__ = [
     "BUDGET_SPANS",
@@ -45,10 +46,13 @@ __all__ = [
     "Balance",
     "BudgetBusy",
     "BudgetError",
+    "BudgetEvent",
     "BudgetExceeded",
     "By",
     "CustomerClosed",
+    "Delivery",
     "Entry",
+    "EventFilter",
     "Hold",
     "HoldConflict",
     "HoldState",
@@ -57,10 +61,13 @@ __all__ = [
     "LedgerError",
     "Limit",
     "LimitTooLow",
+    "ModelLimit",
     "MoveRefused",
     "Payer",
     "Query",
     "Recovery",
+    "Scope",
+    "SoftLimit",
     "Span",
     "StaleEpoch",
     "Statement",

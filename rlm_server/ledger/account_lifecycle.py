@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from rlm_server.database.engine import Connection, following
+from rlm_server.ledger import events
 from rlm_server.ledger.accounts import ZERO, Account, Tree, refuse_uncountable, shortage, taking
 from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.ledger.errors import (
@@ -16,7 +18,7 @@ from rlm_server.ledger.errors import (
     BudgetExceeded,
     LimitTooLow,
 )
-from rlm_server.ledger.windows import Span, account_of, is_pace, keep, windows_of
+from rlm_server.ledger.windows import Limited, Scope, SoftLimit, Span, account_of, is_pace, keep, parts, terms_of
 
 
 def reserve_of(id: str) -> str:
@@ -56,7 +58,7 @@ def _refuse_different(existing: Account, wanted: Account) -> None:
 
 
 def _carve(tree: Tree, wanted: Account, parent: str, at: int) -> None:
-    path = tree.path(parent, at)
+    path = tree.path(parent, at, "")
     if path[0].tenant != wanted.tenant:
         raise AccountUnknown(parent)
     if path[0].closed:
@@ -134,34 +136,51 @@ def set_limit(connection: Connection, id: str, limit: Limit) -> Account:
     return account
 
 
-def set_windows(connection: Connection, id: str, wanted: Mapping[Span, Limit | None], at: int) -> None:
-    """Limit every window of some spans of an account from the present one on; see `Ledger.set_window`.
+def set_limits(
+    connection: Connection, id: str, wanted: Mapping[Scope, Limit], at: int, soft: Sequence[SoftLimit] | None = None
+) -> None:
+    """Limit an account in these scopes and in no others, besides its limit for good, from the present windows on.
 
-    Spans that are limited in this way already stay as they are.
+    Scopes that are limited in this way already stay as they are; see `Ledger.set_window`. What of it is told of is
+    `soft`, and without that as before; where so much is spent already, it is told now.
     """
     tree = Tree(connection)
     account = tree.get(id)
     if not account.has_windows:
         raise AccountConflict(id, "is no tenant's and no customer's, and only theirs have windows")
-    before = windows_of(connection, (id,))[id]
-    changed = {span: limit for span, limit in wanted.items() if limit != before.get(span)}
-    if not changed:
-        return
-    for span, limit in changed.items():
-        refuse_uncountable(limit=limit or Limit())
-        keep(connection, account.tenant, id, span, limit, at)
-    present = {account_of(id, span, at) for span in changed}
+    before = {one.scope: replace(one, since=0) for one in terms_of(connection, (id,))[id]}
+    told = [one for terms in before.values() for one in terms.soft] if soft is None else soft
+    terms = {
+        scope: Limited(scope, 0, wanted.get(scope, Limit()), tuple(one for one in told if one.scope == scope))
+        for scope in {**wanted, **{one.scope: None for one in told}}
+    }
+    changed = [scope for scope in {**before, **terms} if before.get(scope) != terms.get(scope)]
+    for scope in changed:
+        refuse_uncountable(limit=wanted.get(scope, Limit()), **_amounts(terms.get(scope)))
+        keep(connection, account.tenant, id, terms.get(scope), scope, at)
+    present = {account_of(id, scope, at) for scope in changed}
     for window in tree.windows(account, at):
         if window.id in present:
             tree.change(window)
     tree.save()
+    if told:
+        events.record(connection, tree.crossed_already([account, *tree.windows(account, at)]), at)
+
+
+def _amounts(terms: Limited | None) -> dict[str, Limit]:
+    return {f"soft[{place}]": one.amount for place, one in enumerate(terms.soft)} if terms is not None else {}
 
 
 def reset_window(connection: Connection, id: str, span: Span, at: int) -> None:
-    """Forget what was spent in an account's present window of a span. What is held stays."""
+    """Forget what was spent in an account's present windows of a span, of whichever models. What is held stays.
+
+    Its soft limits are told of anew.
+    """
     tree = Tree(connection)
     for window in tree.windows(tree.get(id), at):
-        if window.id == account_of(id, span, at):
+        name = parts(window.id)
+        if name is not None and name.scope.span is span:
             window.posted, window.overrun = ZERO, ZERO
             tree.change(window)
+            events.tell_anew(connection, window.id)
     tree.save()

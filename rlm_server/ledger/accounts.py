@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,6 +14,8 @@ from rlm_server.ledger.sums import amounts
 from rlm_server.ledger.windows import (
     PREFIX,
     Limited,
+    Scope,
+    SoftLimit,
     account_of,
     bounds,
     counted,
@@ -109,6 +111,19 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
+class Crossing:
+    """A soft limit that was crossed: `used` is `threshold` or more, in one unit of an account or a window."""
+
+    account: Account
+    owner: Account
+    """The account itself, or the one whose window it is."""
+    soft: SoftLimit
+    unit: str
+    threshold: int
+    used: int
+
+
+@dataclass(frozen=True, slots=True)
 class Shortage:
     """One unit that does not fit: `asked` more, where `used` of `limit` is taken."""
 
@@ -183,6 +198,7 @@ def refuse_uncountable(**values: object) -> None:
                 raise AmountRefused(f"{name}.{part.name}", number)
 
 
+_WHOLE = Scope(None)
 _GROUPS = ("limit", "posted", "pending", "carved", "overrun")
 _NUMBERS = tuple(f"{group}_{unit}" for group in _GROUPS for unit in UNITS)
 _COLUMNS = f"id, tenant, parent, carve, closed, {', '.join(_NUMBERS)}"
@@ -220,7 +236,11 @@ class Tree:
     connection: Connection
     _known: dict[str, Account] = field(default_factory=dict)
     _changed: dict[str, Account] = field(default_factory=dict)
-    _windows: dict[tuple[str, int], list[Account]] = field(default_factory=dict)
+    crossed: list[Crossing] = field(default_factory=list)
+    """Soft limits that what was posted has crossed."""
+    _soft: dict[str, tuple[Account, tuple[SoftLimit, ...]]] = field(default_factory=dict)  # of these accounts
+    _limits: dict[str, list[Limited]] = field(default_factory=dict)
+    _windows: dict[tuple[str, int, str | None], list[Account]] = field(default_factory=dict)
     _new: dict[str, int] = field(default_factory=dict)  # windows without a row, and at what time they were asked for
 
     def find(self, id: str) -> Account | None:
@@ -246,16 +266,16 @@ class Tree:
             raise AccountUnknown(id)
         return account
 
-    def path(self, id: str, at: int) -> list[Account]:
+    def path(self, id: str, at: int, model: str) -> list[Account]:
         """The account and its ancestors up to the tenant's, and then those of all their windows around `at`.
 
-        `at` is in Unix milliseconds.
+        `at` is in Unix milliseconds. With the windows come the limits on a model, where one is given.
 
         Raises:
             AccountUnknown: there is none of this name.
         """
         path = self.ancestry(id)
-        return path + [window for account in path if account.has_windows for window in self.windows(account, at)]
+        return path + [window for account in path if account.has_windows for window in self.windows(account, at, model)]
 
     def ancestry(self, id: str) -> list[Account]:
         """The account and its ancestors up to the tenant's.
@@ -271,28 +291,63 @@ class Tree:
             above = account.parent
         return path
 
-    def windows(self, account: Account, at: int) -> list[Account]:
-        """The accounts of an account's limited windows around a time; one not opened yet is summed from holds."""
-        if (account.id, at) not in self._windows:
-            self._windows[account.id, at] = [
-                self._window(account, one, at) for one in limited(self.connection, account.id)
+    def windows(self, account: Account, at: int, model: str | None = None) -> list[Account]:
+        """The accounts of an account's limited windows around a time; one not opened yet is summed from holds.
+
+        They are those in which the spending with a model counts, empty for a turn; with None they are all there are.
+        """
+        known = self._windows.get((account.id, at, model))
+        if known is None:
+            known = self._windows[account.id, at, model] = [
+                self._window(account, one, at)
+                for one in self._limits_of(account)
+                if model is None or one.scope.covers(model)
             ]
-        return self._windows[account.id, at]
+        return known
+
+    def _limits_of(self, account: Account) -> list[Limited]:
+        """The limits of an account in windows and on models; what is said of it as a whole is kept aside."""
+        found = self._limits.get(account.id)
+        if found is None:
+            found = self._limits[account.id] = []
+            for one in limited(self.connection, account.id):
+                if one.scope == _WHOLE:
+                    self._soft[account.id] = account, one.soft
+                else:
+                    found.append(one)
+        return found
 
     def _window(self, of: Account, limited: Limited, at: int) -> Account:
-        id = account_of(of.id, limited.span, at)
+        scope = limited.scope
+        id = account_of(of.id, scope, at)
         account = self.find(id)
         if account is None:
             account = Account(id, of.tenant, None, False, limited.limit)
-            begin, end = bounds(limited.span, at)
-            if begin < max(limited.since, removed_before(self.connection, limited.span)):
+            begin, _ = bounds(scope.span, at)
+            if begin < max(limited.since, removed_before(self.connection, scope.span)):
                 account.posted, account.pending, account.overrun = counted(
-                    self.connection, of.tenant, of.path, begin, end
+                    self.connection, of.tenant, of.path, scope, at
                 )
             self._known[id] = account
             self._new[id] = at
         account.limit = limited.limit
+        if limited.soft:
+            self._soft[id] = of, limited.soft
         return account
+
+    def crossed_already(self, accounts: Iterable[Account]) -> list[Crossing]:
+        """The soft limits of accounts and windows that what is spent there has reached."""
+        return [one for account in accounts for one in self._crossings(account, None)]
+
+    def _crossings(self, account: Account, before: Amounts | None) -> Iterator[Crossing]:
+        """The soft limits that were crossed since so much was spent; with None all that are."""
+        owner, soft = self._soft.get(account.id, (account, ()))
+        spent = account.posted + account.overrun
+        for one in soft:
+            for unit, threshold in one.thresholds(account.limit):
+                used = getattr(spent, unit)
+                if threshold <= used and (before is None or getattr(before, unit) < threshold):
+                    yield Crossing(account, owner, one, unit, threshold, used)
 
     def carved_children(self, id: str) -> list[Account]:
         """The open accounts carved from this one."""
@@ -331,9 +386,12 @@ class Tree:
             refuse_uncountable(overrun=account.overrun + overrun)
         below: Account | None = None
         for account in path:
+            before = account.posted + account.overrun if account.id in self._soft else None
             account.pending += pending
             account.posted += posted
             account.overrun += overrun
+            if before is not None:
+                self.crossed += self._crossings(account, before)
             if below is not None:
                 account.carved -= below.covered(pending + posted)
             below = account
@@ -346,7 +404,9 @@ class Tree:
                 self.add(account)
             else:
                 self.connection.execute(_table_of(account.id).update, (account.closed, *_numbers(account), account.id))
-        began = {(window[0], self._new[id]) for id in self._changed if id in self._new and (window := parts(id))}
+        began = {
+            (window.scope.span, self._new[id]) for id in self._changed if id in self._new and (window := parts(id))
+        }
         for span, at in began:
             remove_old(self.connection, span, at)
         self._new.clear()

@@ -79,7 +79,7 @@ class Pass:
     def judge(self, queue: Sequence[QueuedHold]) -> tuple[list[Verdict], bool]:
         """The verdict on each hold of the queue, and whether the pass ended before the queue did."""
         verdicts: list[Verdict] = []
-        waited_on: set[str] = set()
+        waited_on: set[tuple[str, str]] = set()
         end = time.monotonic() + PASS_SECONDS
         over = False
         for queued in queue:
@@ -87,14 +87,15 @@ class Pass:
                 verdicts += [Admission.UNJUDGED] * (len(queue) - len(verdicts))
                 break
             # Behind another on its own account, a hold that was judged before would only have to wait again.
-            if queued.hold.account in waited_on and not queued.fresh:
+            own = queued.hold.account, queued.hold.model  # which are on the same accounts and windows
+            if own in waited_on and not queued.fresh:
                 verdicts.append(Admission.UNJUDGED)
                 continue
             verdict = self._verdict(queued.hold, queued.state)
             verdicts.append(verdict)
             self.counted += queued.fresh or verdict is Admission.TAKEN
             if isinstance(verdict, BudgetBusy):
-                waited_on.add(queued.hold.account)
+                waited_on.add(own)
             over = self.counted >= PASS_SIZE or (self.counted > 0 and time.monotonic() >= end)
         self.tree.save()
         return verdicts, over
@@ -116,7 +117,7 @@ class Pass:
         return Admission.TAKEN
 
     def _path(self, hold: Hold) -> list[Account]:
-        path = self.tree.path(hold.account, self.at)
+        path = self.tree.path(hold.account, self.at, hold.model)
         if path[0].tenant != hold.tenant:
             raise AccountUnknown(hold.account)
         if path[0].closed:
@@ -161,15 +162,15 @@ def take_spent(connection: Connection, hold: Hold, *, epoch: int, at: int) -> No
         raise verdict
 
 
-def check(connection: Connection, account: str, amounts: Amounts, at: int) -> None:
-    """Look whether amounts would be refused at once, at a time in Unix milliseconds.
+def check(connection: Connection, account: str, amounts: Amounts, model: str, at: int) -> None:
+    """Look whether amounts for a call of a model would be refused at once, at a time in Unix milliseconds.
 
     Raises:
         BudgetExceeded: they do not fit even beside no pending hold at all.
         AccountUnknown: there is no such account.
     """
     tree = Tree(connection)
-    path = tree.path(account, at)
+    path = tree.path(account, at, model)
     for one in path[1:]:
         if one.closed:
             raise closed_above(one, amounts)

@@ -11,12 +11,12 @@ from typing import Any
 
 from rlm_server.database import labels
 from rlm_server.database.engine import Connection
-from rlm_server.ledger.account_lifecycle import reset_window, set_windows
+from rlm_server.ledger.account_lifecycle import reset_window, set_limits
 from rlm_server.ledger.accounts import Account, Tree, refuse_uncountable
 from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.ledger.errors import AccountClosed, AccountConflict, AccountExists, AccountUnknown, TooManyAccounts
 from rlm_server.ledger.names import CUSTOMER, customer_account
-from rlm_server.ledger.windows import Span, windows_of
+from rlm_server.ledger.windows import Limited, ModelLimit, Scope, SoftLimit, Span, terms_of
 
 TEMPLATE = "default"
 """The id of the customer that those are made after who are named by a run or session and are not there yet."""
@@ -43,6 +43,8 @@ class Customer:
     labels: Mapping[str, str] = field(default_factory=dict)
     limit: Limit = Limit()  # noqa: RUF009 - it does not change
     windows: Mapping[Span, Limit] = field(default_factory=dict)
+    model_limits: tuple[ModelLimit, ...] = ()
+    soft_limits: tuple[SoftLimit, ...] = ()
     path: str = ""
     """The ids from the top to this one, joined by `/`."""
     created_at: int = 0
@@ -52,6 +54,12 @@ class Customer:
     def account(self) -> str:
         """Its account."""
         return customer_account(self.tenant, self.id)
+
+    @property
+    def limits(self) -> dict[Scope, Limit]:
+        """What it may spend in windows, and with some models."""
+        windows = {Scope(span): limit for span, limit in self.windows.items()}
+        return windows | {one.scope: one.limit for one in self.model_limits}
 
 
 def create(connection: Connection, new: Customer, at: int, most: int) -> Customer:
@@ -100,11 +108,13 @@ def _reopened(connection: Connection, new: Customer, at: int) -> Customer:
 
 
 def _settable(customer: Customer) -> dict[str, Any]:
-    return {name: getattr(customer, name) for name in ("name", "labels", "limit", "windows")}
+    return {
+        name: getattr(customer, name) for name in ("name", "labels", "limit", "windows", "model_limits", "soft_limits")
+    }
 
 
 def update(connection: Connection, new: Customer, at: int, resets: Sequence[Span] = ()) -> Customer:
-    """Give a customer the name, labels, limit and windows of `new`, and have some windows begin anew.
+    """Give a customer the name, labels and limits of `new`, and have some windows begin anew.
 
     A limit may be below what was spent: then nothing more can be.
 
@@ -129,7 +139,7 @@ def update(connection: Connection, new: Customer, at: int, resets: Sequence[Span
 
 def _with_terms(connection: Connection, customer: Customer, at: int) -> Customer:
     labels.put(connection, LABELS, customer.account, customer.labels)
-    set_windows(connection, customer.account, {span: customer.windows.get(span) for span in Span}, at)
+    set_limits(connection, customer.account, customer.limits, at, customer.soft_limits)
     return customer
 
 
@@ -222,8 +232,17 @@ def page(
 def _read(connection: Connection, query: str, values: Sequence[Any]) -> list[Customer]:
     rows = connection.execute(query, values).fetchall()
     accounts = [account for account, *_ in rows]
-    named, windows = labels.of(connection, LABELS, accounts), windows_of(connection, accounts)
+    named, terms = labels.of(connection, LABELS, accounts), terms_of(connection, accounts)
     return [
-        Customer(tenant, id, parent, name, named[account], Limit(*limit), windows[account], path, created_at)
+        Customer(tenant, id, parent, name, named[account], Limit(*limit), *_by_kind(terms[account]), path, created_at)
         for account, tenant, id, parent, path, name, created_at, *limit in rows
     ]
+
+
+def _by_kind(
+    terms: Sequence[Limited],
+) -> tuple[dict[Span, Limit], tuple[ModelLimit, ...], tuple[SoftLimit, ...]]:
+    hard = [one for one in terms if one.limit != Limit() or not one.soft]
+    windows = {one.scope.span: one.limit for one in hard if one.scope.span is not None and not one.scope.model}
+    of_models = tuple(ModelLimit(one.scope, one.limit) for one in hard if one.scope.model)
+    return windows, of_models, tuple(soft for one in terms for soft in one.soft)

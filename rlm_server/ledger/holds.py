@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import Any
 
 from rlm_server.database.engine import Connection
+from rlm_server.ledger import events
 from rlm_server.ledger.accounts import ZERO, Tree, refuse_uncountable
 from rlm_server.ledger.amounts import UNITS, Amounts
 from rlm_server.ledger.errors import HoldUnknown, MoveRefused, StaleEpoch
@@ -62,10 +63,11 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Moved:
-    """What a move did: the hold, and by how much its actual was above it."""
+    """What a move did: the hold, by how much its actual was above it, and whether it crossed a soft limit."""
 
     hold: Hold
     overrun: Amounts = ZERO
+    told: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +153,13 @@ def _resolve(connection: Connection, kept: StoredHold, outcome: Outcome, at: int
     within = Amounts(*(min(getattr(actual, unit), getattr(hold.amounts, unit)) for unit in UNITS))
     overrun = actual - within
     tree = Tree(connection)
-    path = tree.path(hold.account, kept.reserved_at)
+    path = tree.path(hold.account, kept.reserved_at, hold.model)
     tree.apply(path, pending=ZERO - hold.amounts, posted=within, overrun=overrun)
     tree.save()
+    events.record(connection, tree.crossed, at)
     result = (*_or_nulls(outcome.actual, Amounts), *_or_nulls(outcome.usage, Usage))
     connection.execute(_RESOLVE, (outcome.state, at, *result, outcome.state is HoldState.POSTED, hold.id))
-    return Moved(hold, overrun)
+    return Moved(hold, overrun, bool(tree.crossed))
 
 
 def withdraw(connection: Connection, id: str, state: HoldState) -> None:
@@ -165,7 +168,7 @@ def withdraw(connection: Connection, id: str, state: HoldState) -> None:
     if kept is None or kept.outcome.state is not state:
         return
     hold, tree = kept.hold, Tree(connection)
-    tree.apply(tree.path(hold.account, kept.reserved_at), pending=ZERO - hold.amounts)
+    tree.apply(tree.path(hold.account, kept.reserved_at, hold.model), pending=ZERO - hold.amounts)
     tree.save()
     connection.execute("DELETE FROM hold WHERE id = ?", (id,))
 

@@ -10,16 +10,17 @@ from typing import TypeVar
 from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
-from rlm_server.ledger import account_lifecycle, admission, entries, holds, statements
+from rlm_server.ledger import account_lifecycle, admission, entries, events, holds, statements
 from rlm_server.ledger.accounts import Account, Balance, Tree, left, refuse_uncountable
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.ledger.entries import By, Entry, Query, UsageRow
 from rlm_server.ledger.errors import AccountUnknown
+from rlm_server.ledger.events import BudgetEvent, EventFilter
 from rlm_server.ledger.holds import Hold, HoldState, Moved, Outcome, Recovery
 from rlm_server.ledger.statements import Statement, Totals, Window
 from rlm_server.ledger.usage import Usage
 from rlm_server.ledger.wait_queue import WaitQueue
-from rlm_server.ledger.windows import Span
+from rlm_server.ledger.windows import Scope, Span, limits_of
 
 T = TypeVar("T")
 
@@ -39,6 +40,8 @@ class Ledger:
         self._wait_queues: dict[str, WaitQueue] = {}
         self._limited: dict[str, Limit] = {}
         self._limits_changed = 0
+        self.told: Callable[[], None] = lambda: None
+        """Is called when a soft limit was crossed by what was posted, and that is durable."""
 
     async def open_account(
         self,
@@ -161,9 +164,10 @@ class Ledger:
             lambda changed: self._limits_changed_of(changed.tenant),
         )
 
-    async def set_window(self, tenant: str, span: Span, limit: Limit | None) -> None:
+    async def set_window(self, tenant: str, span: Span | None, limit: Limit | None, model: str = "") -> None:
         """Limit what a tenant may spend in every window of a span, from the present one on; None lifts the limit.
 
+        With a `model`, a name or a pattern, it is on the calls of such models; then a `span` of None is for good.
         What was reserved earlier in the present window counts. Where that is more than the limit, nothing more is
         allowed until the window ends.
 
@@ -171,10 +175,14 @@ class Ledger:
             AccountUnknown: the tenant has no account.
             AmountRefused: the limit is negative or above 2^62.
         """
-        await self._freeing(
-            lambda connection: account_lifecycle.set_windows(connection, tenant, {span: limit}, self._clock()),
-            lambda _: self._limits_changed_of(tenant),
-        )
+        scope = Scope(span, model)
+
+        def work(connection: Connection, at: int) -> None:
+            others = {one: kept for one, kept in limits_of(connection, (tenant,))[tenant].items() if one != scope}
+            wanted = others if limit is None else {**others, scope: limit}
+            account_lifecycle.set_limits(connection, tenant, wanted, at)
+
+        await self.change(tenant, work)
 
     async def change(self, tenant: str, work: Callable[[Connection, int], T]) -> T:
         """Change a tenant's accounts in one transaction, at a time in Unix milliseconds, and have it in force at once.
@@ -224,15 +232,15 @@ class Ledger:
         queue = self._wait_queues.get(hold.tenant)
         return queue is not None and await queue.lower(hold)
 
-    async def check(self, account: str, amounts: Amounts) -> None:
-        """Look whether a hold of these amounts would be refused at once; nothing is held.
+    async def check(self, account: str, amounts: Amounts, model: str = "") -> None:
+        """Look whether a hold of these amounts for a call of a model would be refused at once; nothing is held.
 
         Raises:
             BudgetExceeded: it does not fit even when every call in flight turns out to cost nothing.
             AccountUnknown: there is no such account.
         """
         at = self._clock()
-        await self._database.read(lambda connection: admission.check(connection, account, amounts, at))
+        await self._database.read(lambda connection: admission.check(connection, account, amounts, model, at))
 
     async def dispatch(self, hold_id: str) -> None:
         """Record that the request is about to leave. Only after this returned may it be sent, and only once.
@@ -309,10 +317,12 @@ class Ledger:
     async def left(self, account: str) -> Limit:
         """The most a hold on `account` could take now, all its ancestors considered; None where nothing limits it.
 
+        Limits on models are not considered.
+
         Raises:
             AccountUnknown: there is none.
         """
-        return await self._database.read(lambda connection: left(Tree(connection).path(account, self._clock())))
+        return await self._database.read(lambda connection: left(Tree(connection).path(account, self._clock(), "")))
 
     async def limited(self, account: str, unit: str) -> bool:
         """Whether an account, one above it, or a window of its tenant limits a unit. It is read once, and remembered.
@@ -368,6 +378,10 @@ class Ledger:
         """
         return await self._database.read(lambda connection: [one.balance for one in Tree(connection).ancestry(account)])
 
+    async def events(self, asked: EventFilter, after: int, most: int) -> list[BudgetEvent]:
+        """A tenant's events in the order of their numbers, after that of a number; at most so many."""
+        return await self._database.read(lambda connection: events.page(connection, asked, after, most))
+
     async def last_entry(self, tenant: str) -> int:
         """The number of a tenant's last entry; 0 where it has none."""
         return await self._database.read(lambda connection: entries.last(connection, tenant))
@@ -410,7 +424,12 @@ class Ledger:
         return await self._database.read(entries.overruns)
 
     async def _resolve(self, hold_id: str, outcome: Outcome) -> None:
-        await self._freeing(lambda connection: self._move(connection, hold_id, outcome), _resolved)
+        await self._freeing(lambda connection: self._move(connection, hold_id, outcome), self._resolved)
+
+    def _resolved(self, moved: Moved) -> str:
+        if moved.told:
+            self.told()
+        return _resolved(moved)
 
     def _move(self, connection: Connection, hold_id: str, outcome: Outcome) -> Moved:
         return holds.move(connection, hold_id, outcome, epoch=self._database.epoch, at=self._clock())

@@ -5,23 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rlm_server.database.engine import Connection
-from rlm_server.ledger.accounts import Account, Balance, Tree, left
+from rlm_server.ledger.accounts import Account, Balance, Tree, customer_of, left
 from rlm_server.ledger.amounts import UNITS, Amounts, Limit
 from rlm_server.ledger.names import CUSTOMER, customer_account
 from rlm_server.ledger.sums import amounts, sums
-from rlm_server.ledger.windows import PREFIX, Span, account_of, bounds, label
+from rlm_server.ledger.windows import PREFIX, Span, bounds, label, parts
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """An account's window around now. `begins` and `ends` are in Unix milliseconds, `label` names it (UTC)."""
+    """An account's window around now. `begins` and `ends` are in Unix milliseconds, `label` names it (UTC).
+
+    Where it limits the calls of some models, `model` is their name or pattern, and without a `span` it is all of time.
+    """
 
     account: str
-    span: Span
+    span: Span | None
     label: str
     begins: int
     ends: int
     balance: Balance
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,8 @@ class Statement:
     closed: bool
     left: Limit
     customer: bool
+    payer: str
+    """The path of the nearest customer, itself included; empty where there is none."""
     windows: list[Window]
 
 
@@ -65,12 +71,10 @@ def windows(connection: Connection, id: str, at: int) -> list[Window]:
 
 
 def _windows(tree: Tree, account: Account, at: int) -> list[Window]:
-    balances = {window.id: window.balance for window in tree.windows(account, at)}
-    accounts = ((span, account_of(account.id, span, at)) for span in Span)
+    found = [(name.scope, window) for window in tree.windows(account, at) if (name := parts(window.id))]
     return [
-        Window(account.id, span, label(span, at), *bounds(span, at), balances[id])
-        for span, id in accounts
-        if id in balances
+        Window(account.id, scope.span, label(scope.span, at), *bounds(scope.span, at), window.balance, scope.model)
+        for scope, window in sorted(found, key=lambda one: one[0].place)
     ]
 
 
@@ -83,10 +87,11 @@ def statement(connection: Connection, tenant: str, id: str, at: int) -> Statemen
     account = find(tree, tenant, id)
     if account is None:
         return None
-    path = tree.path(account.id, at)
+    path = tree.path(account.id, at, "")
     above = [one for one in reversed(path) if one.has_windows]
     all_windows = [window for one in above for window in _windows(tree, one, at)]
-    return Statement(account.balance, account.parent, account.closed, left(path), account.path is not None, all_windows)
+    is_customer, payer = account.path is not None, customer_of(path)
+    return Statement(account.balance, account.parent, account.closed, left(path), is_customer, payer, all_windows)
 
 
 def find(tree: Tree, tenant: str, id: str) -> Account | None:

@@ -18,6 +18,7 @@ from rlm_server.ledger.windows import Span, bounds, is_pace
 
 logger = logging.getLogger(__name__)
 
+MINUTE_MS = 60_000
 APPLIED_AT_ONCE = 16
 """Verdicts that are applied in one step of the event loop."""
 
@@ -53,6 +54,7 @@ class WaitQueue:
         self._pass_under_way = False
         self._pass_again = False
         self._next_minute: asyncio.TimerHandle | None = None
+        self._judged_at = 0  # when the last pass was, which the present minute may not be that of
 
     async def reserve(self, hold: Hold, state: HoldState, deadline: float) -> None:
         """Wait for room until `deadline` and take it, pending or dispatched; see `Ledger.reserve`."""
@@ -94,7 +96,8 @@ class WaitQueue:
         queue = [QueuedHold(waiter.hold, waiter.state, waiter.busy is None) for waiter in waiters]
 
         def judge(connection: Connection) -> tuple[list[Verdict], bool]:
-            return Pass(connection, self._database.epoch, self._clock()).judge(queue)
+            self._judged_at = self._clock()
+            return Pass(connection, self._database.epoch, self._judged_at).judge(queue)
 
         try:
             judging = self._database.submit(judge)
@@ -140,9 +143,9 @@ class WaitQueue:
             self._next_minute.cancel()
             self._next_minute = None
         if any(waiter.busy is not None and is_pace(waiter.busy.account) for waiter in self._waiting):
-            at = self._clock()
-            _, end = bounds(Span.MINUTE, at)
-            self._next_minute = asyncio.get_running_loop().call_later((end - at) / 1000, self.advance)
+            _, end = bounds(Span.MINUTE, self._judged_at)
+            left = min(max(0, end - self._clock()), MINUTE_MS)  # the clock may have been set back
+            self._next_minute = asyncio.get_running_loop().call_later(left / 1000, self.advance)
 
     def _apply(self, waiter: _Waiter, verdict: Verdict) -> None:
         if isinstance(verdict, BudgetBusy):

@@ -10,6 +10,7 @@ from typing import Any
 from rlm_server.database import labels
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
+from rlm_server.ledger import names
 from rlm_server.runs.journal import LABELS, NodeRow, RunRow, find_roots, find_runs
 from rlm_server.runs.state import RunState
 
@@ -32,6 +33,8 @@ class RunFilter:
     since: int | None = None
     until: int | None = None
     customer: str | None = None
+    within: str = ""
+    """Where it is given, the path of a customer: only what that one or one under it pays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,10 @@ def _where(asked: RunFilter, before: str | None) -> tuple[str, list[Any]]:
     if asked.customer is not None:
         conditions.append("run.customer = ?")
         values.append(asked.customer)
+    if asked.within:
+        condition, paths = names.under(asked.within)
+        conditions.append(condition)
+        values += paths
     times: list[Any] = []
     for sign, time in ((">=", asked.since), ("<", asked.until)):
         if time is not None:

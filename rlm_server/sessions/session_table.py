@@ -16,6 +16,7 @@ from rlm_server.database import labels, requests
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
 from rlm_server.database.requests import Request
+from rlm_server.ledger import names
 from rlm_server.ledger.amounts import UNITS, Limit
 from rlm_server.sessions.state import End, EndReason, SessionState, move
 from sandbox.limits import Limits
@@ -85,6 +86,8 @@ class SessionFilter:
     since: int | None = None
     until: int | None = None
     customer: str | None = None
+    within: str = ""
+    """Where it is given, the path of a customer: only what that one or one under it pays."""
 
 
 class SessionTable:
@@ -278,6 +281,9 @@ def _where(asked: SessionFilter, before: str | None) -> tuple[str, list[Any]]:
 
     if asked.customer is not None:
         must("customer = ?", asked.customer)
+    if asked.within:
+        condition, paths = names.under(asked.within)
+        must(condition, *paths)
     if asked.since is not None:
         must("created_at >= ?", asked.since)
     if asked.until is not None:

@@ -7,10 +7,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlm_server.database.labels import MAX_LABEL, MAX_LABELS
-from rlm_server.ledger import MAX_BUDGET, UNITS, Limit
+from rlm_server.ledger import MAX_BUDGET, UNITS, Limit, ModelLimit, Scope, SoftLimit, Span
 from rlm_server.tenants.policy import is_pattern
 from rlm_server.tenants.tenants import NAME
-from rlm_server.tenants.terms import LEAST_WEIGHT, MOST_WEIGHT, OwnTerms, Terms
+from rlm_server.tenants.terms import LEAST_WEIGHT, MOST_WEIGHT, NO_LIMIT, OwnTerms, Terms
 from sandbox.limits import Bounds
 
 MAX_PATTERNS = 64
@@ -79,6 +79,66 @@ def check_terms(own: OwnTerms, terms: Terms, offered: Offered) -> None:
     _check_budget("budget", own.budget)
     for span, limit in own.windows.items():
         _check_budget(f"{span}_budget", limit)
+        _check_units(f"{span}_budget", Scope(span), limit)
+    check_model_limits("model_limits", own.model_limits, offered)
+    check_soft_limits("soft_limits", own.soft_limits, offered)
+
+
+def check_model_limits(field: str, limits: Sequence[ModelLimit], offered: Offered) -> None:
+    """Refuse limits on models that an account may not have.
+
+    Raises:
+        WrongTerm: one of them is wrong.
+    """
+    if len(limits) > MAX_PATTERNS:
+        raise WrongTerm(field, f"may be {MAX_PATTERNS}, not {len(limits)}")
+    known: set[Scope] = set()
+    for place, one in enumerate(limits):
+        here, scope = f"{field}[{place}]", one.scope
+        _check_names(f"{here}.model", (scope.model,), offered.models)
+        if scope in known:
+            raise WrongTerm(here, f"there are two of {scope.model!r} {_span(scope)}")
+        known.add(scope)
+        _check_budget(f"{here}.limit", one.limit)
+        _check_units(f"{here}.limit", scope, one.limit)
+        if one.limit == NO_LIMIT:
+            raise WrongTerm(f"{here}.limit", "must not be empty")
+
+
+def check_soft_limits(field: str, limits: Sequence[SoftLimit], offered: Offered) -> None:
+    """Refuse soft limits that an account may not have.
+
+    Raises:
+        WrongTerm: one of them is wrong.
+    """
+    if len(limits) > MAX_PATTERNS:
+        raise WrongTerm(field, f"may be {MAX_PATTERNS}, not {len(limits)}")
+    for place, one in enumerate(limits):
+        here = f"{field}[{place}]"
+        if one in limits[:place]:
+            raise WrongTerm(here, "is there twice")
+        if one.scope.model:
+            _check_names(f"{here}.model", (one.scope.model,), offered.models)
+        if one.scope.span is Span.MINUTE:
+            raise WrongTerm(f"{here}.span", "must be an hour, a day, a month or none: a minute is a pace")
+        if one.percent is not None and not 1 <= one.percent <= 100:
+            raise WrongTerm(f"{here}.percent", f"must be from 1 to 100, not {one.percent}")
+        _check_budget(f"{here}.amount", one.amount)
+        _check_units(f"{here}.amount", one.scope, one.amount)
+        if one.percent is None and one.amount == NO_LIMIT:
+            raise WrongTerm(f"{here}.amount", "must not be empty, or there must be percent")
+
+
+def _check_units(field: str, scope: Scope, limit: Limit) -> None:
+    """Refuse units in which a limit cannot be: a minute is for a pace, and turns have no model."""
+    if scope.span is Span.MINUTE and (limit.nano_usd, limit.cpu_ms) != (None, None):
+        raise WrongTerm(field, "a minute may be limited in tokens and calls alone")
+    if scope.model and limit.cpu_ms is not None:
+        raise WrongTerm(field, "models may be limited in money, tokens and calls, not in processor time")
+
+
+def _span(scope: Scope) -> str:
+    return "in all" if scope.span is None else f"in every {scope.span}"
 
 
 def _check_names(field: str, names: Sequence[str], offered: Collection[str] | None) -> None:

@@ -18,6 +18,8 @@ from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection, DatabaseError
 from rlm_server.database.requests import Request, once
+from rlm_server.ledger import AccountUnknown
+from rlm_server.ledger.customers import known_payer
 from rlm_server.tenants.changes import next_version
 from rlm_server.tenants.checks import WrongTerm
 from rlm_server.tenants.tenants import TenantUnknown
@@ -52,6 +54,8 @@ class Holder:
     tenant: str | None
     key: str = ""
     expires_at: int | None = None
+    customer: str = ""
+    """The path of the customer that the key is bound to; empty where it is the tenant's as a whole."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class Key:
     expires_at: int | None = None
     used_at: int | None = None
     revoked_at: int | None = None
+    customer: str = ""
+    """As a `Holder` has it."""
 
 
 @dataclass(slots=True)
@@ -80,10 +86,14 @@ class _LookedUp:
 
 
 _keys = TypeAdapter(Key)
-_SELECT = "SELECT number, id, prefix, tenant, labels, created_at, expires_at, used_at, revoked_at FROM api_key WHERE "
+_SELECT = (
+    "SELECT number, id, prefix, tenant, labels, created_at, expires_at, used_at, revoked_at, customer FROM api_key "
+    "WHERE "
+)
 _GOOD = "revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
 _HOLDER = (
-    f"SELECT tenant, id, expires_at, (SELECT number FROM tenant_version) FROM api_key WHERE sha256 = ? AND {_GOOD}"  # noqa: S608
+    "SELECT tenant, id, expires_at, customer, (SELECT number FROM tenant_version) FROM api_key "  # noqa: S608
+    f"WHERE sha256 = ? AND {_GOOD}"
 )
 
 
@@ -115,16 +125,19 @@ class Keys:
         self,
         tenant: str | None,
         *,
+        account: str = "",
         labels: Mapping[str, str] | None = None,
         expires_at: int | None = None,
         request: Request | None = None,
     ) -> tuple[Key, str]:
         """Make a key for a tenant, or with None for an operator; return it and its secret, which is told this once.
 
-        Where the request was answered before, the secret is empty.
+        With an `account` it is for that customer of the tenant alone, and those under it. Where the request was
+        answered before, the secret is empty.
 
         Raises:
             TenantUnknown: there is no such tenant.
+            AccountUnknown, AccountClosed, AccountConflict: it has no such customer, or none that can pay.
             WrongTerm: it would have expired already.
             RequestIdReused: the request asked for something else before.
         """
@@ -138,13 +151,14 @@ class Keys:
                 known = "SELECT 1 FROM tenant WHERE id = ? AND deleted_at IS NULL"
                 if connection.execute(known, (tenant,)).fetchone() is None:
                     raise TenantUnknown(tenant)
+            bound_to = _customer(connection, tenant, account)
             row = (
                 key_id, _sha256(secret), secret[:_SHOWN], tenant, json.dumps(dict(labels or {})), now(), expires_at,
-                next_version(connection),
+                next_version(connection), bound_to,
             )  # fmt: skip
             connection.execute(
-                "INSERT INTO api_key (id, sha256, prefix, tenant, labels, created_at, expires_at, version) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO api_key (id, sha256, prefix, tenant, labels, created_at, expires_at, version, customer) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 row,
             )
             return _get(connection, key_id)
@@ -261,11 +275,11 @@ class Keys:
             self._known.pop(sha256, None)
             return None
         self._known.setdefault(sha256, _LookedUp())
-        tenant, key_id, expires_at, version = row
+        tenant, key_id, expires_at, customer, version = row
         self._used[key_id] = now()
         if self.seen is not None:
             await self.seen(version)
-        return Holder(tenant, key_id, expires_at)
+        return Holder(tenant, key_id, expires_at, customer)
 
 
 async def _together(one: _LookedUp, look_up: Callable[[], Awaitable[Holder | None]]) -> Holder | None:
@@ -281,6 +295,18 @@ async def _together(one: _LookedUp, look_up: Callable[[], Awaitable[Holder | Non
 
 def _sha256(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "replace")).hexdigest()
+
+
+def _customer(connection: Connection, tenant: str | None, account: str) -> str:
+    """Return the path of a customer by its id; empty where none is named."""
+    if not account:
+        return ""
+    if tenant is None:
+        raise WrongTerm("account_id", "must be empty, as an operator's key is of no tenant")
+    known = known_payer(connection, tenant, account)
+    if known is None:
+        raise AccountUnknown(account)
+    return known.path
 
 
 def _get(connection: Connection, key: str) -> Key:

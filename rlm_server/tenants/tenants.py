@@ -16,10 +16,10 @@ from rlm_server.clock import now
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
 from rlm_server.database.requests import Request, once
-from rlm_server.ledger import BUDGET_SPANS, Amounts, LimitTooLow, account_lifecycle, statements
+from rlm_server.ledger import Amounts, LimitTooLow, account_lifecycle, statements
 from rlm_server.ledger.accounts import Account
 from rlm_server.tenants.changes import next_version, version
-from rlm_server.tenants.terms import NO_LIMIT, OwnTerms, Terms
+from rlm_server.tenants.terms import OwnTerms, Terms
 
 T = TypeVar("T")
 
@@ -160,7 +160,7 @@ class Tenants:
             before, at = _get(connection, tenant), now()
             after = replace(change(before), changed_at=at)
             _keep(connection, after)
-            if (before.terms.budget, before.terms.windows) != (after.terms.budget, after.terms.windows):
+            if _budgets(before.terms) != _budgets(after.terms):
                 self.put_budgets(connection, tenant, after.terms, at)
             return _get(connection, tenant)
 
@@ -251,15 +251,18 @@ class Tenants:
         terms = self._served.with_own(own, tenant)
         account_lifecycle.open_account(connection, Account(tenant, tenant, None, False, terms.budget), at)
         account_lifecycle.set_limit(connection, tenant, terms.budget)
-        limits = {span: terms.limit(span) for span in BUDGET_SPANS}
-        wanted = {span: None if limit == NO_LIMIT else limit for span, limit in limits.items()}
-        account_lifecycle.set_windows(connection, tenant, wanted, at)
+        account_lifecycle.set_limits(connection, tenant, terms.ledger_limits, at, terms.soft_limits)
 
     async def _once(self, request: Request | None, work: Callable[[Connection], Tenant]) -> Tenant:
         answer, _ = await self._database.write(
             lambda connection: once(connection, request, _tenants, lambda: work(connection), now())
         )
         return answer
+
+
+def _budgets(terms: OwnTerms) -> tuple[object, ...]:
+    """Return what of a tenant's terms the ledger has to be told."""
+    return terms.budget, terms.windows, terms.model_limits, terms.soft_limits
 
 
 def in_use(connection: Connection, tenant: str, at: int) -> dict[str, int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from rlm_server.ledger import BUDGET_SPANS, UNITS, Limit, Span
+from rlm_server.ledger import UNITS, Limit, ModelLimit, Scope, SoftLimit, Span
 from rlm_server.tenants.policy import Policy, Weights
 from sandbox.limits import Bounds, declared
 
@@ -31,7 +31,7 @@ class OwnTerms:
 
     `models`, `images` and `fallbacks` are names or patterns of those that it may use. `limits` are numbers by the names
     that are declared with `limit`, each in its unit. `budget` is what it may spend in all, `windows` what in every
-    hour, day or month.
+    minute, hour, day or month, and `model_limits` what with some models. It is told when it has spent `soft_limits`.
     """
 
     models: tuple[str, ...] = ()
@@ -41,6 +41,8 @@ class OwnTerms:
     limits: Mapping[str, float] = field(default_factory=dict)
     budget: Limit = NO_LIMIT
     windows: Mapping[Span, Limit] = field(default_factory=dict)
+    model_limits: tuple[ModelLimit, ...] = ()
+    soft_limits: tuple[SoftLimit, ...] = ()
 
     def limit(self, span: Span | None) -> Limit:
         """What it may spend in every window of a span, or with None in all."""
@@ -62,8 +64,22 @@ class OwnTerms:
             below.weight if self.weight is None else self.weight,
             {**below.limits, **self.limits},
             merged(self.budget, below.budget),
-            {span: merged(self.limit(span), below.limit(span)) for span in BUDGET_SPANS},
+            {span: merged(self.limit(span), below.limit(span)) for span in Span},
+            tuple({one.scope: one for one in (*below.model_limits, *self.model_limits)}.values()),
+            self.soft_limits or below.soft_limits,
         )
+
+    @property
+    def ledger_limits(self) -> dict[Scope, Limit]:
+        """What it may spend in windows, and with some models, as the ledger is told."""
+        windows = {Scope(span): limit for span, limit in self.windows.items() if limit != NO_LIMIT}
+        return windows | {one.scope: one.limit for one in self.model_limits}
+
+    def with_model_limit(self, scope: Scope, limit: Limit) -> OwnTerms:
+        """Return these terms with another limit on the calls of some models; an empty one lifts it."""
+        others = [one for one in self.model_limits if one.scope != scope]
+        new = [] if limit == NO_LIMIT else [ModelLimit(scope, limit)]
+        return replace(self, model_limits=tuple(sorted([*others, *new], key=lambda one: one.scope.place)))
 
 
 def merged(limit: Limit, below: Limit) -> Limit:

@@ -24,6 +24,7 @@ from rlm_server.api.availability import ServerStarting, ServerStopping
 from rlm_server.api.errors import (
     MAX_TEXT,
     InvalidField,
+    KeyBound,
     MalformedRequest,
     NotFound,
     Unauthenticated,
@@ -53,6 +54,7 @@ from rlm_server.ledger import (
     BudgetBusy,
     BudgetExceeded,
     HoldUnknown,
+    Scope,
     Span,
     TooManyAccounts,
     windows,
@@ -96,13 +98,14 @@ class Expected:
 
 
 def window(span: Span, at: int) -> str:
-    return windows.account_of("ann", span, at)
+    return windows.account_of("ann", Scope(span), at)
 
 
 CASES: dict[str, Expected] = {
     "no key": Expected(Unauthenticated("no"), "UNAUTHENTICATED"),
     "a key that has ended": Expected(KeyLapsed("no"), "UNAUTHENTICATED"),
     "a key of a tenant's": Expected(WrongKindOfKey(operators=True), "WRONG_KIND_OF_KEY", {"key_kind": "operator"}),
+    "a key of one account": Expected(KeyBound("ann"), "KEY_BOUND", {"account": "ann"}),
     "a key of an operator's": Expected(WrongKindOfKey(operators=False), "WRONG_KIND_OF_KEY", {"key_kind": "tenant"}),
     "a request id of before": Expected(RequestIdReused("r"), "REQUEST_ID_REUSED", {"request_id": "r"}),
     "no tenant": Expected(TenantUnknown("acme"), "NOT_FOUND", details=("ResourceInfo",)),
@@ -173,6 +176,18 @@ CASES: dict[str, Expected] = {
         {"account": "ann", "window": "hour", **LIMIT},
         ("QuotaFailure", "RetryInfo"),
     ),
+    "a limit on a model": Expected(
+        BudgetExceeded(windows.account_of("customer:acme:ann", Scope(None, "opus-*"), AT), "tokens", 10, 9, 2),
+        "BUDGET_EXCEEDED",
+        {"account": "ann", "model": "opus-*", **LIMIT},
+        ("QuotaFailure",),
+    ),
+    "a window of a model": Expected(
+        BudgetExceeded(windows.account_of("customer:acme:ann", Scope(Span.DAY, "a:b#c"), AT), "tokens", 10, 9, 2),
+        "BUDGET_EXCEEDED",
+        {"account": "ann", "model": "a:b#c", "window": "day", "window_end": "2025-11-27T00:00:00Z", **LIMIT},
+        ("QuotaFailure", "RetryInfo"),
+    ),
     "a customer's budget": Expected(
         BudgetExceeded("customer:acme:ann", "tokens", 10, 9, 2),
         "BUDGET_EXCEEDED",
@@ -180,7 +195,7 @@ CASES: dict[str, Expected] = {
         ("QuotaFailure",),
     ),
     "a customer's window": Expected(
-        BudgetExceeded(windows.account_of("customer:acme:bob", Span.MINUTE, AT), "tokens", 10, 9, 2),
+        BudgetExceeded(windows.account_of("customer:acme:bob", Scope(Span.MINUTE), AT), "tokens", 10, 9, 2),
         "BUDGET_EXCEEDED",
         {"account": "bob", "window": "minute", "window_end": "2025-11-26T07:01:00Z", **LIMIT},
         ("QuotaFailure", "RetryInfo"),

@@ -38,6 +38,8 @@ class Books(budget_pb2_grpc.BudgetServiceServicer):
         self.entries: list[budget_pb2.Entry] = []
         self.chunks: list[bytes] = []
         self.breaks = False
+        self.events: list[budget_pb2.BudgetEvent] = []
+        self.tested = budget_pb2.TestWebhookResponse(taken=True)
 
     def GetBudget(self, request: Any, context: Any) -> budget_pb2.GetBudgetResponse:
         self.requests.append(request)
@@ -79,6 +81,27 @@ class Books(budget_pb2_grpc.BudgetServiceServicer):
             yield budget_pb2.ExportEntriesResponse(data=chunk, last_number=17)
         if self.breaks:
             context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+    def ListBudgetEvents(self, request: Any, context: Any) -> budget_pb2.ListBudgetEventsResponse:
+        self.requests.append(budget_pb2.ListBudgetEventsRequest.FromString(request.SerializeToString()))
+        at = int(request.page_token or 0)
+        token = str(at + 2) if at + 2 < len(self.events) else ""
+        return budget_pb2.ListBudgetEventsResponse(events=self.events[at : at + 2], next_page_token=token)
+
+    def SetWebhook(self, request: Any, context: Any) -> budget_pb2.SetWebhookResponse:
+        self.requests.append(request)
+        secret = "whsec_x" if request.rotate_secret else ""
+        return budget_pb2.SetWebhookResponse(webhook=budget_pb2.Webhook(url=request.url, enabled=True), secret=secret)
+
+    def GetWebhook(self, request: Any, context: Any) -> budget_pb2.GetWebhookResponse:
+        return budget_pb2.GetWebhookResponse(webhook=budget_pb2.Webhook(url=f"https://a{ESCAPE}", enabled=True))
+
+    def TestWebhook(self, request: Any, context: Any) -> budget_pb2.TestWebhookResponse:
+        return self.tested
+
+    def DisableWebhook(self, request: Any, context: Any) -> budget_pb2.DisableWebhookResponse:
+        self.requests.append(request)
+        return budget_pb2.DisableWebhookResponse(webhook=budget_pb2.Webhook(url="https://a", enabled=False))
 
 
 @pytest.fixture

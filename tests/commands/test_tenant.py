@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rlm_server.commands.cli import main
+from rlm_server.database.database import Database
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.ledger import Ledger
+from rlm_server.ledger.customer_book import CustomerBook
+from rlm_server.ledger.customers import Customer
 
 Command = Callable[..., Any]
 
@@ -41,7 +47,18 @@ def test_a_tenant_and_its_keys_are_made_changed_and_deleted_without_a_server(com
     changed = command("tenant", "set", "acme", "batch=", "max_depth=1", "label.a=", "models=a*,b", "day_budget_calls=")
     assert (changed["labels"], changed["limits"], changed["models"]) == ({}, {"max_depth": 1}, ["a*", "b"])
     assert changed["budgets"] == {"budget_usd": "0.5"}
+    paced = command(
+        "tenant", "set", "acme", "minute_budget_calls=60", "model.opus*.day_budget_usd=2", "model.a.budget_calls=3"
+    )
+    of_models = {"model.a.budget_calls": "3", "model.opus*.day_budget_usd": "2"}
+    assert paced["budgets"] == {"budget_usd": "0.5", "minute_budget_calls": "60", **of_models}
+    again = command("tenant", "set", "acme", "minute_budget_calls=", "model.a.budget_calls=")
+    assert again["budgets"] == {"budget_usd": "0.5", "model.opus*.day_budget_usd": "2"}
+    told = command("tenant", "set", "acme", "soft_limits=80%, day 50%,month 400 usd, model.opus* hour 7 calls")
+    assert told["soft_limits"] == "80%, day 50%, month 400 usd, model.opus* hour 7 calls"
+    assert command("tenant", "set", "acme", "soft_limits=")["soft_limits"] == ""
     shown = command("tenant", "show", "acme")
+    assert shown["budgets_in_force"]["model.opus*.day_budget_usd"] == "2"
     in_force = {one["name"]: (one["value"], one["from"]) for one in shown["limits_in_force"]}
     assert (in_force["max_depth"], in_force["batch"]) == ((1, "tenant"), (2_000, "server"))
     key, operators = command("key", "create", "acme", "--label", "x=y"), command("key", "create", "--operator")
@@ -72,11 +89,24 @@ def test_a_tenant_and_its_keys_are_made_changed_and_deleted_without_a_server(com
         (["tenant", "create", "x", "weight=1000"], "Error: weight: must be from 0.01 to 100, not 1000"),
         (["tenant", "create", "x", "budget_usd=0"], "Error: budget_usd: must be an amount above 0"),
         (["tenant", "create", "x", "day_budget_calls=1.5"], "Error: day_budget_calls: must be a whole number above 0"),
+        (
+            ["tenant", "create", "x", "minute_budget_usd=1"],
+            "Error: minute_budget: a minute may be limited in tokens and",
+        ),
+        (["tenant", "create", "x", "model.a.nothing=1"], "Error: model.a.nothing: must be model.NAME.BUDGET"),
+        (["tenant", "create", "x", "model.a.budget_cpu_ms=1"], "models may be limited in money, tokens and calls, not"),
+        (
+            ["tenant", "create", "x", "soft_limits=80"],
+            "Error: soft_limits: must be like 80%, day 50%, month 400 usd or",
+        ),
+        (["tenant", "create", "x", "soft_limits=101%"], "soft_limits[0].percent: must be from 1 to 100, not 101"),
+        (["tenant", "create", "x", "soft_limits=minute 5%"], "soft_limits[0].span: must be an hour, a day, a month or"),
         (["tenant", "create", "x", "models"], "Error: models: needs a value"),
         (["tenant", "create", "x", f"label.a={'y' * 64}"], "Error: labels.a: may have 63 characters, not 64"),
         (["tenant", "set", "nobody", "weight=1"], "Error: there is no tenant 'nobody'"),
         (["tenant", "show", "nobody"], "Error: there is no tenant 'nobody'"),
         (["tenant", "delete", "nobody", "--force"], "Error: there is no tenant 'nobody'"),
+        (["key", "create", "--operator", "--account", "a"], "Error: --account is of a TENANT's key"),
         (["key", "create", "nobody"], "Error: there is no tenant 'nobody'"),
         (["key", "create"], "Error: name a TENANT, or say --operator"),
         (["key", "create", "x", "--operator"], "Error: name a TENANT, or say --operator"),
@@ -94,3 +124,18 @@ def test_what_is_wrong_is_named_with_what_it_may_be(
     assert refused.exit_code in (1, 2)
     assert message in refused.output
     assert "Traceback" not in refused.output
+
+
+async def _with_a_customer(at: str | Path) -> None:
+    async with await Database.visit(at, MIGRATIONS) as database:
+        book = CustomerBook(database, Ledger(database), lambda _: 10)
+        await book.create(Customer("acme", "ann"))
+
+
+def test_a_key_is_bound_to_an_account(command: Command, database_at: str | Path, tmp_path: Path) -> None:
+    command("tenant", "create", "acme")
+    assert "Error: --account: there is no account 'ann'" in run("key", "create", "acme", "--account", "ann").output
+    asyncio.run(_with_a_customer(database_at if isinstance(database_at, str) else next(tmp_path.rglob("*.sqlite"))))
+    made = command("key", "create", "acme", "--account", "ann")
+    assert made["account_id"] == "ann"
+    assert [one["account_id"] for one in command("key", "list", "acme")] == ["ann"]

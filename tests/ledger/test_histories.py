@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -38,14 +40,18 @@ from rlm_server.ledger import (
     Balance,
     BudgetError,
     BudgetExceeded,
+    EventFilter,
     Hold,
     Ledger,
     LedgerError,
     Limit,
     LimitTooLow,
+    ModelLimit,
     MoveRefused,
     Query,
     Recovery,
+    Scope,
+    SoftLimit,
     Span,
     Usage,
 )
@@ -57,12 +63,20 @@ from tests.ledger.accounting import a_hold, at_once
 
 amounts = st.builds(Amounts, st.integers(0, 6), st.integers(0, 6), st.integers(0, 2), st.integers(0, 6))
 limits = st.builds(Limit, *(st.none() | st.integers(0, most) for most in (20, 20, 8, 20)))
+some_limits = limits.filter(lambda limit: limit != Limit())
 tenants_limits = st.builds(Limit, *(st.none() | st.integers(20, most) for most in (60, 60, 40, 60)))
 
 NOON = int(datetime(2026, 2, 28, 12, tzinfo=UTC).timestamp()) * 1000
 MINUTES = 60_000
 TOP, UNDER = "customer:acme:top", "customer:acme:under"
-LABELS = {Span.MINUTE: "%Y-%m-%d %H:%M", Span.HOUR: "%Y-%m-%d %H", Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m"}
+MODELS = ("opus-1", "opus-2", "haiku", "")
+"""What holds are for; the last are turns."""
+PATTERNS = ("opus-*", "opus-1", "*")
+"""What limits on models are on."""
+LABELS = {None: "", Span.MINUTE: "%Y-%m-%d %H:%M", Span.HOUR: "%Y-%m-%d %H", Span.DAY: "%Y-%m-%d", Span.MONTH: "%Y-%m"}
+
+Place = tuple[str, Scope, str, str, int]
+"""An account, the scope of a soft limit of it, its window, a unit, and an amount."""
 
 
 @dataclass
@@ -112,8 +126,10 @@ class Histories(RuleBasedStateMachine):
         self.owned = ExitStack()
         self.told: dict[str, Told] = {}
         self.attempts: dict[str, Attempt] = {}
-        self.windows: dict[tuple[str, Span], Limit] = {}
-        self.forgotten: dict[tuple[str, Span, str], Amounts] = {}
+        self.windows: dict[tuple[str, Scope], Limit] = {}
+        self.soft: dict[str, tuple[SoftLimit, ...]] = {}
+        self.resets: Counter[tuple[str, Span | None, str]] = Counter()
+        self.forgotten: dict[tuple[str, Scope, str], Amounts] = {}
         self.now = NOON
         self.start()
         self._open()
@@ -170,7 +186,7 @@ class Histories(RuleBasedStateMachine):
             return multiple()
         name = f"account-{len(self.told)}"
         opening = self.ledger.open_account(name, tenant="acme", parent=parent, limit=limit, carve=carve)
-        room = self._room(parent)
+        room = self._room(parent, "")
         try:
             self.runner.run(opening)
         except BudgetExceeded:
@@ -204,22 +220,91 @@ class Histories(RuleBasedStateMachine):
             self._change(account, lambda now: replace(now, limit=limit))
             self.told[account].limit = limit
 
-    @rule(account=customers, span=st.sampled_from(Span), limit=st.none() | limits)
+    @rule(account=customers, span=st.sampled_from(Span), limit=st.none() | some_limits)
     def limit_a_customers_window(self, account: str, span: Span, limit: Limit | None) -> None:
         if self.told[account].closed:
             return
-        kept = {one: of for (whose, one), of in self.windows.items() if whose == account and one is not span}
-        wanted = kept | ({} if limit is None else {span: limit})
+        limits = {one: of for one, of in self._limits(account).items() if not one.model}
+        wanted = {one.span: of for one, of in limits.items() if one.span is not None and one.span is not span}
+        if limit is not None:
+            wanted[span] = limit
         self._change(account, lambda now: replace(now, windows=wanted))
-        self._told_window(account, span, limit)
+        self._told_window(account, Scope(span), limit)
+
+    @rule(
+        account=customers,
+        span=st.none() | st.sampled_from(Span),
+        model=st.sampled_from(PATTERNS),
+        limit=st.none() | some_limits,
+    )
+    def limit_a_customers_models(self, account: str, span: Span | None, model: str, limit: Limit | None) -> None:
+        if self.told[account].closed:
+            return
+        scope = Scope(span, model)
+        kept = {one: of for one, of in self._limits(account).items() if one.model and one != scope}
+        wanted = kept | ({} if limit is None else {scope: limit})
+        model_limits = tuple(ModelLimit(one, of) for one, of in wanted.items())
+        self._change(account, lambda now: replace(now, model_limits=model_limits))
+        self._told_window(account, scope, limit)
+
+    def _limits(self, account: str) -> dict[Scope, Limit]:
+        return {one: of for (whose, one), of in self.windows.items() if whose == account}
 
     @rule(account=customers, span=st.sampled_from((Span.DAY, Span.MONTH)))  # which are kept for all of a history
     def reset_a_customers_window(self, account: str, span: Span) -> None:
-        if self.told[account].closed or (account, span) not in self.windows:
+        kept = {*self.windows, *self._watched()}
+        scopes = [scope for whose, scope in kept if whose == account and scope.span is span]
+        if self.told[account].closed or not scopes:
             return
-        spent = total(attempt.actual for attempt in self._inside(account, span) if attempt.state == "posted")
         self._change(account, lambda now: now, [span])
-        self.forgotten[account, span, self._label(span, self.now)] = spent
+        self.resets[account, span, self._label(span, self.now)] += 1
+        for scope in scopes:
+            spent = total(attempt.actual for attempt in self._inside(account, scope) if attempt.state == "posted")
+            self.forgotten[account, scope, self._label(span, self.now)] = spent
+
+    @rule(
+        account=customers,
+        span=st.sampled_from((None, Span.DAY, Span.MONTH)),
+        model=st.sampled_from(("", *PATTERNS)),
+        at=st.integers(1, 100) | some_limits,
+    )
+    def have_a_customers_spending_told(self, account: str, span: Span | None, model: str, at: int | Limit) -> None:
+        if self.told[account].closed:
+            return
+        scope = Scope(span, model)
+        soft = SoftLimit(scope, at) if isinstance(at, int) else SoftLimit(scope, amount=at)
+        self.soft[account] = (*self.soft.get(account, ())[-2:], soft)
+        self._change(account, lambda now: replace(now, soft_limits=self.soft[account]))
+        self._recounted()
+        self._check_told(lambda place: self._reached(place) and place[0] == account)
+
+    def _places(self, at: int) -> list[Place]:
+        """Every soft limit in every unit, in its window around a time: what it is of, and at how much it is told."""
+        return [
+            (account, one.scope, self._label(one.scope.span, at), unit, threshold)
+            for account, soft in self.soft.items()
+            for one in soft
+            for unit, threshold in one.thresholds(self._limit_of(account, one.scope))
+        ]
+
+    def _limit_of(self, account: str, scope: Scope) -> Limit:
+        return self.told[account].limit if scope == Scope(None) else self.windows.get((account, scope), Limit())
+
+    def _reached(self, place: Place) -> bool:
+        account, scope, label, unit, threshold = place
+        inside = [one for one in self._under(account) if counts(scope.model, one.hold.model)]
+        posted = [one for one in inside if self._label(scope.span, one.at) == label and one.state == "posted"]
+        spent = total(one.actual for one in posted) - self.forgotten.get((account, scope, label), Amounts())
+        return bool(getattr(spent, unit) >= threshold)
+
+    def _check_told(self, must: Callable[[Place], bool], at: int | None = None) -> None:
+        """Check that what must have been told was, each once and once more after each reset."""
+        events = self.runner.run(self.ledger.events(EventFilter("acme"), 0, 10_000))
+        told = Counter((one.account, one.scope, one.label, one.unit, one.threshold) for one in events)
+        for place in self._places(self.now if at is None else at):
+            assert not must(place) or told[place]
+        for (account, scope, label, _, _), times in told.items():
+            assert times <= 1 + self.resets[account, scope.span, label]
 
     @rule(account=customers, seldom=st.integers(0, 4))
     def close_a_customer(self, account: str, seldom: int) -> None:
@@ -269,20 +354,20 @@ class Histories(RuleBasedStateMachine):
             assert fits(used, limit)
             told.limit = limit
 
-    @rule(target=unsent, account=accounts, asked=amounts)
-    def reserve(self, account: str, asked: Amounts) -> str | MultipleResults[str]:
-        return self._reserve(account, asked, dispatch=False)
+    @rule(target=unsent, account=accounts, asked=amounts, model=st.sampled_from(MODELS))
+    def reserve(self, account: str, asked: Amounts, model: str) -> str | MultipleResults[str]:
+        return self._reserve(account, asked, model, dispatch=False)
 
-    @rule(target=sent, account=accounts, asked=amounts)
-    def reserve_and_dispatch(self, account: str, asked: Amounts) -> str | MultipleResults[str]:
-        return self._reserve(account, asked, dispatch=True)
+    @rule(target=sent, account=accounts, asked=amounts, model=st.sampled_from(MODELS))
+    def reserve_and_dispatch(self, account: str, asked: Amounts, model: str) -> str | MultipleResults[str]:
+        return self._reserve(account, asked, model, dispatch=True)
 
-    def _reserve(self, account: str, asked: Amounts, *, dispatch: bool) -> str | MultipleResults[str]:
+    def _reserve(self, account: str, asked: Amounts, model: str, *, dispatch: bool) -> str | MultipleResults[str]:
         if self.told[account].closed:
             return multiple()
-        hold = a_hold(account, asked, id=f"hold-{len(self.attempts)}")
-        room, pace = self._room(account), self._room(account, (Span.MINUTE,))
-        assert self.runner.run(self.ledger.left(account)) == room
+        hold = replace(a_hold(account, asked, id=f"hold-{len(self.attempts)}"), model=model)
+        room, pace = self._room(account, model), self._room(account, model, (Span.MINUTE,))
+        assert self.runner.run(self.ledger.left(account)) == self._room(account, "")
         shut = any(self.told[above].closed for above in self._path(account))
         try:
             self.runner.run(self.ledger.reserve(hold, deadline=at_once(), dispatch=dispatch))
@@ -329,8 +414,10 @@ class Histories(RuleBasedStateMachine):
         attempt = self.attempts[id]
         if attempt.state == "dispatched":
             usage = Usage(input=actual.tokens) if reported else None
+            before = [place for place in self._places(attempt.at) if not self._reached(place)]
             self.runner.run(self.ledger.post(id, actual, usage))
             attempt.state, attempt.actual, attempt.usage = "posted", actual, usage
+            self._check_told(lambda place: place in before and self._reached(place), attempt.at)
         return id
 
     @rule(target=resolved, id=consumes(sent))
@@ -394,15 +481,28 @@ class Histories(RuleBasedStateMachine):
     @rule(span=st.sampled_from(Span), limit=st.none() | limits)
     def limit_a_window(self, span: Span, limit: Limit | None) -> None:
         self.runner.run(self.ledger.set_window("acme", span, limit))
-        self._told_window("acme", span, limit)
+        self._told_window("acme", Scope(span), limit)
 
-    def _told_window(self, account: str, span: Span, limit: Limit | None) -> None:
-        self.windows.pop((account, span), None)
+    @rule(span=st.none() | st.sampled_from(Span), model=st.sampled_from(PATTERNS), limit=st.none() | limits)
+    def limit_models(self, span: Span | None, model: str, limit: Limit | None) -> None:
+        self.runner.run(self.ledger.set_window("acme", span, limit, model))
+        self._told_window("acme", Scope(span, model), limit)
+
+    def _told_window(self, account: str, scope: Scope, limit: Limit | None) -> None:
+        self.windows.pop((account, scope), None)
         if limit is not None:
-            self.windows[account, span] = limit
-        if limit is None:  # counted from the start where it is limited again
-            for key in [key for key in self.forgotten if key[:2] == (account, span)]:
-                del self.forgotten[key]
+            self.windows[account, scope] = limit
+        self._recounted()
+
+    def _watched(self) -> list[tuple[str, Scope]]:
+        """The windows, and models, that have soft limits."""
+        scopes = [(account, one.scope) for account, soft in self.soft.items() for one in soft]
+        return [(account, scope) for account, scope in scopes if scope != Scope(None)]
+
+    def _recounted(self) -> None:
+        """What is neither limited nor watched any more is counted from the start where it is again."""
+        kept = {*self.windows, *self._watched()}
+        self.forgotten = {key: spent for key, spent in self.forgotten.items() if key[:2] in kept}
 
     @rule()
     def crash(self) -> None:
@@ -432,20 +532,26 @@ class Histories(RuleBasedStateMachine):
     @invariant()
     def windows_count_what_was_reserved_in_them(self) -> None:
         found = [window for name in self.told for window in self.runner.run(self.ledger.windows(name))]
-        assert {(window.account, window.span): window.balance.limit for window in found} == self.windows
-        for window in found:
+        scopes = {(window.account, Scope(window.span, window.model)): window for window in found}
+        watched = dict.fromkeys(self._watched(), Limit())
+        assert {key: window.balance.limit for key, window in scopes.items()} == watched | self.windows
+        for (account, scope), window in scopes.items():
             assert window.begins <= self.now < window.ends
-            balance, inside = window.balance, self._inside(window.account, window.span)
+            balance, inside = window.balance, self._inside(account, scope)
             spent = balance.posted + balance.overrun
-            forgotten = self.forgotten.get((window.account, window.span, self._label(window.span, self.now)), Amounts())
+            forgotten = self.forgotten.get((account, scope, self._label(scope.span, self.now)), Amounts())
             assert spent + forgotten == total(a.actual for a in inside if a.state == "posted")
             assert balance.pending == total(a.hold.amounts for a in inside if a.state in ("pending", "dispatched"))
 
-    def _inside(self, account: str, span: Span) -> list[Attempt]:
-        now = self._label(span, self.now)
-        return [attempt for attempt in self._under(account) if self._label(span, attempt.at) == now]
+    def _inside(self, account: str, scope: Scope) -> list[Attempt]:
+        now = self._label(scope.span, self.now)
+        return [
+            attempt
+            for attempt in self._under(account)
+            if self._label(scope.span, attempt.at) == now and counts(scope.model, attempt.hold.model)
+        ]
 
-    def _label(self, span: Span, at: int) -> str:
+    def _label(self, span: Span | None, at: int) -> str:
         return datetime.fromtimestamp(at / 1000, UTC).strftime(LABELS[span])
 
     async def _balances(self) -> dict[str, Balance]:
@@ -487,7 +593,7 @@ class Histories(RuleBasedStateMachine):
         above = self.told[account].parent
         return [account] if above is None else [account, *self._path(above)]
 
-    def _room(self, account: str, spans: Sequence[Span] = BUDGET_SPANS) -> Limit:
+    def _room(self, account: str, model: str, spans: Sequence[Span | None] = (None, *BUDGET_SPANS)) -> Limit:
         """The most that could be held on this account, told unit by unit on the way up."""
         room: dict[str, int | None] = {}
         for unit in UNITS:
@@ -503,16 +609,16 @@ class Histories(RuleBasedStateMachine):
                 promised = told.carve and limit is not None
                 at = told.parent
             for whose in self._path(account):
-                for span in spans:
-                    most = getattr(self.windows.get((whose, span), Limit()), unit)
-                    if most is not None:
-                        rooms.append(max(0, most - getattr(self._in_window(whose, span), unit)))
+                for scope, limit in self._limits(whose).items():
+                    most = getattr(limit, unit)
+                    if most is not None and scope.span in spans and counts(scope.model, model):
+                        rooms.append(max(0, most - getattr(self._in_window(whose, scope), unit)))
             room[unit] = min(rooms, default=None)
         return Limit(**room)
 
-    def _in_window(self, account: str, span: Span) -> Amounts:
-        used = Amounts() - self.forgotten.get((account, span, self._label(span, self.now)), Amounts())
-        for attempt in self._inside(account, span):
+    def _in_window(self, account: str, scope: Scope) -> Amounts:
+        used = Amounts() - self.forgotten.get((account, scope, self._label(scope.span, self.now)), Amounts())
+        for attempt in self._inside(account, scope):
             used += attempt.actual if attempt.state == "posted" else Amounts()
             used += attempt.hold.amounts if attempt.state in ("pending", "dispatched") else Amounts()
         return used
@@ -526,6 +632,12 @@ class Histories(RuleBasedStateMachine):
                 unused = (0 if getattr(limit, u) is None else getattr(limit, u) - getattr(used, u) for u in UNITS)
                 carved += Amounts(*unused)
         return carved
+
+
+def counts(limited: str, model: str) -> bool:
+    """Whether a limit on a model, a pattern, or with "" on whatever is spent, counts what is spent with a model."""
+    pattern = limited.replace("*", ".*")
+    return not limited or (model != "" and re.fullmatch(pattern, model) is not None)
 
 
 def total(amounts: Iterable[Amounts]) -> Amounts:

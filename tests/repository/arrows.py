@@ -42,6 +42,13 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.cancellation",
         "sandbox.limits",
     ),
+    "rlm_server.webhooks": (
+        "rlm_server.clock",
+        "rlm_server.database",
+        "rlm_server.ledger",
+        "rlm_server.shares",
+        "sandbox.cancellation",
+    ),
     "rlm_server.contexts": (
         "rlm_server.shares",
         "rlm_server.clock",
@@ -104,6 +111,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.ledger",
         "rlm_server.repl",
         "rlm_server.tenants",
+        "rlm_server.webhooks",
         "sandbox.limits",
     ),
     "rlm_server.metrics": (
@@ -127,6 +135,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.sessions",
         "rlm_server.shares",
         "rlm_server.tenants",
+        "rlm_server.webhooks",
         *_SANDBOX,
         "sandbox.corpora",
         "sandbox.pool",
@@ -146,6 +155,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.sessions",
         "rlm_server.shares",
         "rlm_server.tenants",
+        "rlm_server.webhooks",
         "sandbox.limits",
         "sandbox.pool",
         "sandbox.vm",

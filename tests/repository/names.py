@@ -31,10 +31,11 @@ COMMENTED = (".proto", ".sql", ".toml", ".yml", ".yaml")
 ENDINGS = ("py", "pyi", "md", "proto", "sql", "toml", "json", "txt", "yaml", "yml")
 """Of names of files that have no folder: `node.py`."""
 
-FOREIGN = {"host", "compression", "dspy"}
+FOREIGN = {"host", "hooks", "compression", "dspy"}
 """First words of dotted names that are neither ours, nor this Python's, nor of a package that is installed."""
 
 ELSEWHERE = {
+    "10.0.0.0/8": "a network",
     "Memory.read": "wasmtime's",
     "NNNN_what_it_changes.sql": "how a migration is to be named",
     "_testlimitedcapi.py": "a file that the conformance tests add in the guest",

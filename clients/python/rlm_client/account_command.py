@@ -33,12 +33,17 @@ _KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What the options say of an account. A limit of a span that is None was not named; an empty one lifts it."""
+    """What the options say of an account. A limit of a span that is None was not named; an empty one lifts it.
+
+    With a `model` the limits are on the calls of such models.
+    """
 
     name: str | None
     labels: Mapping[str, str] | None
     limit: types_pb2.Budget | None
     windows: Mapping[int, types_pb2.Budget]
+    model: str = ""
+    soft: Sequence[budget_pb2.SoftLimit] | None = None
 
     def over(self, account: budget_pb2.Account) -> tuple[budget_pb2.Account, list[str]]:
         """Give an account with what is said of it, and which of its fields that is."""
@@ -49,6 +54,16 @@ class Said:
         if self.labels is not None:
             new.labels.update(self.labels)
             fields.append("labels")
+        if self.soft is not None:
+            for one in account.soft_limits:
+                if one.model != self.model:
+                    new.soft_limits.append(one)
+            for one in self.soft:
+                new.soft_limits.add(model=self.model).MergeFrom(one)
+            fields.append("soft_limits")
+        if self.model:
+            self._limit_model(new, account)
+            return new, [*fields, "model_limits"]
         if self.limit is not None:
             new.limit.CopyFrom(self.limit)
             fields.append("limit")
@@ -59,6 +74,16 @@ class Said:
                     new.window_limits.add(span=budget_pb2.WindowSpan.ValueType(span), limit=limit)
             fields.append("window_limits")
         return new, fields
+
+    def _limit_model(self, new: budget_pb2.Account, before: budget_pb2.Account) -> None:
+        limits = {(one.model, one.span): one.limit for one in before.model_limits}
+        if self.limit is not None:
+            limits[self.model, budget_pb2.WINDOW_SPAN_UNSPECIFIED] = self.limit
+        for span, limit in self.windows.items():
+            limits[self.model, budget_pb2.WindowSpan.ValueType(span)] = limit
+        for (model, span), limit in sorted(limits.items()):
+            if limit != types_pb2.Budget():
+                new.model_limits.add(model=model, span=span, limit=limit)
 
 
 def _labels(_ctx: click.Context, _parameter: click.Parameter, given: Sequence[str]) -> dict[str, str] | None:
@@ -100,6 +125,26 @@ def _limit(_ctx: click.Context, _parameter: click.Parameter, text: str | None) -
     return limit
 
 
+def _soft(
+    ctx: click.Context, parameter: click.Parameter, given: Sequence[str]
+) -> Sequence[budget_pb2.SoftLimit] | None:
+    """Read soft limits: a span where it is not for good, and a share of the limit or amounts; None where none is."""
+    if not given:
+        return None
+    found = []
+    for text in given if list(given) != ["none"] else ():
+        name, _, rest = text.strip().partition(" ")
+        whole = budget_pb2.WINDOW_SPAN_UNSPECIFIED
+        span, amount = (SPANS[name], rest) if name in SPANS else (whole, text.strip())
+        if amount.endswith("%"):
+            if not amount[:-1].strip().isdigit():
+                raise click.BadParameter("write a share like 80%")
+            found.append(budget_pb2.SoftLimit(span=span, percent=int(amount[:-1])))
+        else:
+            found.append(budget_pb2.SoftLimit(span=span, amount=_limit(ctx, parameter, amount)))
+    return found
+
+
 def _terms(command: Command) -> Command:
     """Give a command the options that describe an account."""
     for span in reversed(SPANS):
@@ -107,14 +152,29 @@ def _terms(command: Command) -> Command:
         command = click.option(f"--{span}", span, metavar="LIMIT", callback=_limit, help=text)(command)
     text = "The most it may spend in all: US dollars, or amounts like '5 usd, 100 calls'; none for no limit."
     command = click.option("--limit", metavar="LIMIT", callback=_limit, help=text)(command)
+    text = (
+        "Be told when so much is spent, in all or in every window: '80%', 'day 50%', 'month 400 usd'; may be repeated. "
+        "Those that it had are gone; none for none."
+    )
+    command = click.option("--soft", multiple=True, metavar="[SPAN] AMOUNT", callback=_soft, help=text)(command)
+    text = "Have the limits be on the calls of this model alone, or of this pattern, like 'gpt-*'."
+    command = click.option("--model", default="", metavar="NAME", help=text)(command)
     command = labels_option("A label; may be repeated. Those that it had are gone.")(command)
     return click.option("--name", default=None, help="A name to show.")(command)
 
 
 def _said(
-    name: str | None, labels: dict[str, str] | None, limit: types_pb2.Budget | None, **spans: types_pb2.Budget | None
+    name: str | None,
+    labels: dict[str, str] | None,
+    limit: types_pb2.Budget | None,
+    model: str,
+    soft: Sequence[budget_pb2.SoftLimit] | None,
+    **spans: types_pb2.Budget | None,
 ) -> Said:
-    return Said(name, labels, limit, {SPANS[span]: limit for span, limit in spans.items() if limit is not None})
+    windows: dict[int, types_pb2.Budget] = {SPANS[span]: most for span, most in spans.items() if most is not None}
+    if model and limit is None and not windows and soft is None:
+        raise click.UsageError("--model needs a limit: --limit, one of a window, or --soft")
+    return Said(name, labels, limit, windows, model, soft)
 
 
 @click.group()
@@ -136,11 +196,15 @@ def create(
     name: str | None,
     labels: dict[str, str] | None,
     limit: types_pb2.Budget | None,
+    model: str,
+    soft: Sequence[budget_pb2.SoftLimit] | None,
     as_json: bool,
     **spans: types_pb2.Budget | None,
 ) -> None:
     """Make an account for a customer. Others are made after the one that is called `default`, when a run names them."""
-    new, _ = _said(name, labels, limit, **spans).over(budget_pb2.Account(account_id=account_id, parent_id=parent_id))
+    new, _ = _said(name, labels, limit, model, soft, **spans).over(
+        budget_pb2.Account(account_id=account_id, parent_id=parent_id)
+    )
     with access.open() as (client, interrupts):
         made = interrupts.wait(lambda: client.create_account(new))
     _show(made, as_json)
@@ -159,6 +223,8 @@ def change(
     name: str | None,
     labels: dict[str, str] | None,
     limit: types_pb2.Budget | None,
+    model: str,
+    soft: Sequence[budget_pb2.SoftLimit] | None,
     reset: Sequence[str],
     as_json: bool,
     **spans: types_pb2.Budget | None,
@@ -166,7 +232,7 @@ def change(
     """Change a customer's account. What is changed holds at once, and what is not named stays."""
     with access.open() as (client, interrupts):
         before = interrupts.wait(lambda: client.get_budget(account_id)).account
-        new, fields = _said(name, labels, limit, **spans).over(before)
+        new, fields = _said(name, labels, limit, model, soft, **spans).over(before)
         resets = [SPANS[span] for span in reset]
         changed = interrupts.wait(lambda: client.update_account(new, fields, reset_windows=resets))
     _show(changed, as_json)
@@ -224,12 +290,28 @@ def _show(one: budget_pb2.Account, as_json: bool) -> None:
         "name": one.name,
         "labels": ", ".join(f"{key}={value}" for key, value in sorted(one.labels.items())),
         "limit": _written(one.limit),
-        **{f"every {SPAN_NAMES.get(each.span, 'window')}": _written(each.limit) for each in one.window_limits},
+        **{_every(each.span): _written(each.limit) for each in one.window_limits},
+        **{_of_model(each): _written(each.limit) for each in one.model_limits},
+        "told at": "; ".join(map(_written_soft, one.soft_limits)),
         "left": _written(one.left),
     }
     for head, text in lines.items():
         if text:
             write(f"  {head:<14}{sanitize_line(text, 400)}\n")
+
+
+def _every(span: budget_pb2.WindowSpan.ValueType) -> str:
+    return f"every {SPAN_NAMES.get(span, 'window')}"
+
+
+def _of_model(limit: budget_pb2.ModelLimit) -> str:
+    return f"{sanitize_line(limit.model, 200)} {_every(limit.span) if limit.span else 'in all'}"
+
+
+def _written_soft(limit: budget_pb2.SoftLimit) -> str:
+    model = f" with {sanitize_line(limit.model, 200)}" if limit.model else ""
+    at = f"{limit.percent} %" if limit.WhichOneof("at") == "percent" else _written(limit.amount)
+    return f"{at} {_every(limit.span) if limit.span else 'in all'}{model}"
 
 
 def _written(limit: types_pb2.Budget | budget_pb2.Allowance) -> str:

@@ -27,6 +27,7 @@ from rlm_client.report import print_report
 from rlm_client.run_progress import Calls, spending
 from rlm_client.session_command import session
 from rlm_client.spending_command import budget, usage
+from rlm_client.webhook_command import alerts, webhook
 
 Command = TypeVar("Command", bound=Callable[..., object])
 
@@ -60,11 +61,13 @@ def main(ctx: click.Context, server: str | None, key: str | None, tls: bool, all
 
 
 main.add_command(account)
+main.add_command(alerts)
 main.add_command(context)
 main.add_command(budget)
 main.add_command(quota)
 main.add_command(session)
 main.add_command(usage)
+main.add_command(webhook)
 
 
 def _budget(_ctx: click.Context, _parameter: click.Parameter, amount: str | None) -> Budget | None:

@@ -96,15 +96,21 @@ class Operator(Caller):
         return self._unary(self._tenants.DeleteTenant, request, _DELETE_SECONDS).tenant
 
     def create_key(
-        self, tenant_id: str = "", *, labels: Mapping[str, str] | None = None, expire_time: Timestamp | None = None
+        self,
+        tenant_id: str = "",
+        *,
+        account_id: str = "",
+        labels: Mapping[str, str] | None = None,
+        expire_time: Timestamp | None = None,
     ) -> tenant_pb2.CreateApiKeyResponse:
         """Make a key of a tenant, or without one an operator's. Its `secret` is told this once.
 
-        It works until `expire_time`, or until it is revoked. Where an answer was lost on the way, the secret is lost
-        with it: `repeated` is true, and the key is of no use.
+        With `account_id` it is bound to that customer's account of the tenant. It works until `expire_time`, or until
+        it is revoked. Where an answer was lost on the way, the secret is lost with it: `repeated` is true, and the key
+        is of no use.
 
         Raises:
-            NotFound: there is no such tenant.
+            NotFound: there is no such tenant, or account.
             InvalidArgument: it would have expired already.
         """
         request = tenant_pb2.CreateApiKeyRequest(
@@ -112,6 +118,7 @@ class Operator(Caller):
             tenant_id=tenant_id,
             labels=labels,
             expire_time=expire_time,
+            account_id=account_id,
             request_id=named(),
         )
         return self._unary(self._tenants.CreateApiKey, request)

@@ -98,8 +98,8 @@ class Spending(Caller):
     ) -> budget_pb2.Account:
         """Change a customer's account, by its `account_id`: these fields of it, and at once.
 
-        `fields` are of `limit`, `window_limits`, `name` and `labels`. The windows around now of `reset_windows` begin
-        anew.
+        `fields` are of `limit`, `window_limits`, `model_limits`, `soft_limits`, `name` and `labels`. The windows around
+        now of `reset_windows` begin anew.
 
         Raises:
             FailedPrecondition: it was closed.
@@ -134,6 +134,58 @@ class Spending(Caller):
         """
         request = budget_pb2.CloseAccountRequest(request_id=named(request_id), account_id=account_id)
         return self._unary(self._budgets.CloseAccount, request).account
+
+    def list_budget_events(
+        self, account_id: str = "", *, since: datetime | None = None, until: datetime | None = None
+    ) -> Iterator[budget_pb2.BudgetEvent]:
+        """Give the soft limits that were crossed, in that order: all, or of a customer and those under it.
+
+        They were at `since` or later and before `until`; a time without a zone is UTC.
+
+        Raises:
+            NotFound: there is no such customer.
+        """
+        request = budget_pb2.ListBudgetEventsRequest(
+            account_id=account_id, since=stamp(since), until=stamp(until), page_size=_PAGE
+        )
+        for page in pages(partial(self._unary, self._budgets.ListBudgetEvents), request):
+            yield from page.events
+
+    def set_webhook(
+        self, url: str, *, rotate_secret: bool = False, request_id: str | None = None
+    ) -> budget_pb2.SetWebhookResponse:
+        """Have those events posted to a URL from now on. Its `secret` signs them; it is told where it was made now.
+
+        Raises:
+            InvalidArgument: the operator does not allow the URL.
+        """
+        request = budget_pb2.SetWebhookRequest(request_id=named(request_id), url=url, rotate_secret=rotate_secret)
+        return self._unary(self._budgets.SetWebhook, request)
+
+    def get_webhook(self) -> budget_pb2.Webhook:
+        """Give where they are posted.
+
+        Raises:
+            NotFound: nowhere.
+        """
+        return self._unary(self._budgets.GetWebhook, budget_pb2.GetWebhookRequest()).webhook
+
+    def test_webhook(self) -> budget_pb2.TestWebhookResponse:
+        """Have an event that says nothing be posted once, and give what came of it.
+
+        Raises:
+            NotFound: there is no webhook, or it is disabled.
+        """
+        return self._unary(self._budgets.TestWebhook, budget_pb2.TestWebhookRequest())
+
+    def disable_webhook(self, *, request_id: str | None = None) -> budget_pb2.Webhook:
+        """Have nothing more be posted, until it is set again.
+
+        Raises:
+            NotFound: there is no webhook.
+        """
+        request = budget_pb2.DisableWebhookRequest(request_id=named(request_id))
+        return self._unary(self._budgets.DisableWebhook, request).webhook
 
     def list_usage(
         self, by: Grouping = "day", entries: Entries | None = None, *, label: str = ""

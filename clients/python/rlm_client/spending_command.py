@@ -42,7 +42,8 @@ def budget(access: Access, account_id: str, as_json: bool) -> None:
     write(f"account {sanitize_line(account.account_id)}{closed}\n")
     _write_account(account)
     for window in response.windows:
-        write(f"\n{_window_name(window)}, ends {window.end_time.ToDatetime():%Y-%m-%d %H:%MZ}\n")
+        ends = f", ends {window.end_time.ToDatetime():%Y-%m-%d %H:%MZ}" if window.HasField("end_time") else ""
+        write(f"\n{_window_name(window)}{ends}\n")
         _write_account(window)
     for warning in _nearly_used(response):
         say(console_for(sys.stderr), warning, "yellow")
@@ -190,7 +191,8 @@ def _nearly_used(response: budget_pb2.GetBudgetResponse) -> Iterator[str]:
 
 def _window_name(window: budget_pb2.BudgetWindow) -> str:
     whose = f" of {sanitize_line(window.account_id, 63)}" if window.account_id else ""
-    return f"{SPAN_NAMES.get(window.span, 'window')} {sanitize_line(window.label, 40)}{whose}"
+    name = f"{SPAN_NAMES.get(window.span, 'window')} {sanitize_line(window.label, 40)}" if window.span else "all time"
+    return f"{name}{whose}" + (f" with {sanitize_line(window.model, 200)}" if window.model else "")
 
 
 def _part(unit: str, of: types_pb2.Amounts | types_pb2.Budget | budget_pb2.Allowance) -> int:

@@ -145,6 +145,38 @@ EXPORT_FORMAT_JSONL: ExportFormat.ValueType  # 2
 """One JSON object a line, with CSV's columns as its fields."""
 Global___ExportFormat: _TypeAlias = ExportFormat  # noqa: Y015
 
+class _DeliveryState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeliveryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeliveryState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DELIVERY_STATE_UNSPECIFIED: _DeliveryState.ValueType  # 0
+    """Never sent."""
+    DELIVERY_STATE_NONE: _DeliveryState.ValueType  # 1
+    """There was no webhook that it was to be sent to."""
+    DELIVERY_STATE_PENDING: _DeliveryState.ValueType  # 2
+    """It is still to be sent."""
+    DELIVERY_STATE_DELIVERED: _DeliveryState.ValueType  # 3
+    """The webhook has taken it."""
+    DELIVERY_STATE_GIVEN_UP: _DeliveryState.ValueType  # 4
+    """The webhook did not take it within a day."""
+
+class DeliveryState(_DeliveryState, metaclass=_DeliveryStateEnumTypeWrapper):
+    """Whether an event was sent to the tenant's webhook."""
+
+DELIVERY_STATE_UNSPECIFIED: DeliveryState.ValueType  # 0
+"""Never sent."""
+DELIVERY_STATE_NONE: DeliveryState.ValueType  # 1
+"""There was no webhook that it was to be sent to."""
+DELIVERY_STATE_PENDING: DeliveryState.ValueType  # 2
+"""It is still to be sent."""
+DELIVERY_STATE_DELIVERED: DeliveryState.ValueType  # 3
+"""The webhook has taken it."""
+DELIVERY_STATE_GIVEN_UP: DeliveryState.ValueType  # 4
+"""The webhook did not take it within a day."""
+Global___DeliveryState: _TypeAlias = DeliveryState  # noqa: Y015
+
 @_typing.final
 class GetBudgetRequest(_message.Message):
     """Which account is asked for."""
@@ -237,6 +269,8 @@ class Account(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     WINDOW_LIMITS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
+    MODEL_LIMITS_FIELD_NUMBER: _builtins.int
+    SOFT_LIMITS_FIELD_NUMBER: _builtins.int
     account_id: _builtins.str
     """Its id. A customer's is chosen by the tenant: 1 to 63 letters, digits, `.`, `_` and `-`. It does not begin with
     `run_`, `ses_` or `node_`, and is not the tenant's own.
@@ -287,6 +321,14 @@ class Account(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """When it was made."""
 
+    @_builtins.property
+    def model_limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelLimit]:
+        """What may be spent on it with some models: at most 64, and at most one of each model and span."""
+
+    @_builtins.property
+    def soft_limits(self) -> _containers.RepeatedCompositeFieldContainer[Global___SoftLimit]:
+        """What is told of when it is spent: at most 64."""
+
     def __init__(
         self,
         *,
@@ -304,14 +346,96 @@ class Account(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         window_limits: _abc.Iterable[Global___WindowLimit] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
+        model_limits: _abc.Iterable[Global___ModelLimit] | None = ...,
+        soft_limits: _abc.Iterable[Global___SoftLimit] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["carved", b"carved", "create_time", b"create_time", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "carved", b"carved", "closed", b"closed", "create_time", b"create_time", "kind", b"kind", "labels", b"labels", "left", b"left", "limit", b"limit", "name", b"name", "overrun", b"overrun", "parent_id", b"parent_id", "pending", b"pending", "posted", b"posted", "window_limits", b"window_limits"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "carved", b"carved", "closed", b"closed", "create_time", b"create_time", "kind", b"kind", "labels", b"labels", "left", b"left", "limit", b"limit", "model_limits", b"model_limits", "name", b"name", "overrun", b"overrun", "parent_id", b"parent_id", "pending", b"pending", "posted", b"posted", "soft_limits", b"soft_limits", "window_limits", b"window_limits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Account: _TypeAlias = Account  # noqa: Y015
+
+@_typing.final
+class SoftLimit(_message.Message):
+    """What is told of when it is spent, once in each window, or for good until the limit is another. It refuses nothing. It is
+    looked at when a cost is posted, and when it is set.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SPAN_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The models whose calls count, by a name or a pattern; empty: whatever is spent."""
+    span: Global___WindowSpan.ValueType
+    """How long the windows are. Not set: all that is ever spent. Not a minute."""
+    percent: _builtins.int
+    """Hundredths of what the account's limit on the same model and span is, in every unit of it: from 1 to 100. Without
+    such a limit it is never told.
+    """
+    @_builtins.property
+    def amount(self) -> _types_pb2.Budget:
+        """An amount, in each unit that is set."""
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        span: Global___WindowSpan.ValueType = ...,
+        percent: _builtins.int = ...,
+        amount: _types_pb2.Budget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "at", b"at", "percent", b"percent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "at", b"at", "model", b"model", "percent", b"percent", "span", b"span"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_at: _TypeAlias = _typing.Literal["percent", "amount"]  # noqa: Y015
+    _WhichOneofArgType_at: _TypeAlias = _typing.Literal["at", b"at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_at) -> _WhichOneofReturnType_at | None: ...
+
+Global___SoftLimit: _TypeAlias = SoftLimit  # noqa: Y015
+
+@_typing.final
+class ModelLimit(_message.Message):
+    """What may be spent with some models. A call that does not fit is refused, or waits, as it would where the account itself
+    had this limit. Calls of other models go on.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    SPAN_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    """The name of a model, or a pattern: `*` stands for anything, `?` for one character. 1 to 200 characters. What all that
+    match have spent together is limited.
+    """
+    span: Global___WindowSpan.ValueType
+    """How long the windows are in which it is limited. Not set: it is limited in all, for good."""
+    @_builtins.property
+    def limit(self) -> _types_pb2.Budget:
+        """What may be spent: money, tokens and calls. A field that is not set is not limited. In a minute only tokens and calls
+        can be.
+        """
+
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        span: Global___WindowSpan.ValueType = ...,
+        limit: _types_pb2.Budget | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["limit", b"limit", "model", b"model", "span", b"span"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelLimit: _TypeAlias = ModelLimit  # noqa: Y015
 
 @_typing.final
 class WindowLimit(_message.Message):
@@ -390,8 +514,8 @@ Global___Allowance: _TypeAlias = Allowance  # noqa: Y015
 
 @_typing.final
 class BudgetWindow(_message.Message):
-    """A minute, an hour, a day or a month of UTC in which an account's spending is limited. What is reserved in a window counts
-    in it, whenever it is settled.
+    """A minute, an hour, a day or a month of UTC in which an account's spending is limited, or its spending with some models.
+    What is reserved in a window counts in it, whenever it is settled.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -406,19 +530,22 @@ class BudgetWindow(_message.Message):
     OVERRUN_FIELD_NUMBER: _builtins.int
     LEFT_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     span: Global___WindowSpan.ValueType
-    """How long it is."""
+    """How long it is. Not set where what is spent with some models is limited in all, for good."""
     label: _builtins.str
-    """"2026-11-25T07:31", "2026-11-25T07", "2026-11-25" or "2026-11"."""
+    """"2026-11-25T07:31", "2026-11-25T07", "2026-11-25" or "2026-11"; empty without a span."""
     account_id: _builtins.str
     """The account that it limits."""
+    model: _builtins.str
+    """The models whose calls it limits, by a name or a pattern; empty: whatever is spent."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """When it began."""
+        """When it began. Not set without a span."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When the next one begins."""
+        """When the next one begins. Not set without a span."""
 
     @_builtins.property
     def limit(self) -> _types_pb2.Budget:
@@ -453,10 +580,11 @@ class BudgetWindow(_message.Message):
         overrun: _types_pb2.Amounts | None = ...,
         left: Global___Allowance | None = ...,
         account_id: _builtins.str = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end_time", b"end_time", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "end_time", b"end_time", "label", b"label", "left", b"left", "limit", b"limit", "overrun", b"overrun", "pending", b"pending", "posted", b"posted", "span", b"span", "start_time", b"start_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "end_time", b"end_time", "label", b"label", "left", b"left", "limit", b"limit", "model", b"model", "overrun", b"overrun", "pending", b"pending", "posted", b"posted", "span", b"span", "start_time", b"start_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -532,11 +660,15 @@ class UpdateAccountRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """What changes: `limit`, `window_limits`, `name`, `labels` (each is replaced as a whole). Nothing else can be changed."""
+        """What changes: `limit`, `window_limits`, `model_limits`, `name`, `labels`, `soft_limits` (each is replaced as a
+        whole). Nothing else can be changed.
+        """
 
     @_builtins.property
     def reset_windows(self) -> _containers.RepeatedScalarFieldContainer[Global___WindowSpan.ValueType]:
-        """Forgets what was spent in the windows around now of these spans, so that they begin anew."""
+        """Forgets what was spent in the windows around now of these spans, so that they begin anew; in those of some models,
+        too.
+        """
 
     def __init__(
         self,
@@ -1137,3 +1269,381 @@ class ExportEntriesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ExportEntriesResponse: _TypeAlias = ExportEntriesResponse  # noqa: Y015
+
+@_typing.final
+class BudgetEvent(_message.Message):
+    """A soft limit was crossed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENT_ID_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    TIME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SPAN_FIELD_NUMBER: _builtins.int
+    WINDOW_LABEL_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
+    PERCENT_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    USED_FIELD_NUMBER: _builtins.int
+    DELIVERY_STATE_FIELD_NUMBER: _builtins.int
+    ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    event_id: _builtins.str
+    """The same for ever, also where it is sent again."""
+    number: _builtins.int
+    """Greater than that of every event before. Numbers have gaps."""
+    account_id: _builtins.str
+    """The account whose soft limit it is."""
+    model: _builtins.str
+    """The soft limit's models; empty: whatever is spent."""
+    span: Global___WindowSpan.ValueType
+    """The soft limit's span; not set: all that is ever spent."""
+    window_label: _builtins.str
+    """The window, as in BudgetWindow."""
+    unit: _types_pb2.BudgetUnit.ValueType
+    """The unit in which it was crossed."""
+    percent: _builtins.int
+    """The share of the limit that the soft limit is, in hundredths; 0 where it is an amount."""
+    threshold: _builtins.int
+    """The amount at which it is crossed."""
+    limit: _builtins.int
+    """The limit in that unit; not set where there is none."""
+    used: _builtins.int
+    """What was spent by then."""
+    delivery_state: Global___DeliveryState.ValueType
+    """Whether it was sent to the webhook."""
+    attempt_count: _builtins.int
+    """How often it was tried to send it."""
+    failure: _builtins.str
+    """Why the last attempt failed; empty where it did not."""
+    @_builtins.property
+    def time(self) -> _timestamp_pb2.Timestamp:
+        """When what crossed it was posted."""
+
+    def __init__(
+        self,
+        *,
+        event_id: _builtins.str = ...,
+        number: _builtins.int = ...,
+        time: _timestamp_pb2.Timestamp | None = ...,
+        account_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        span: Global___WindowSpan.ValueType = ...,
+        window_label: _builtins.str = ...,
+        unit: _types_pb2.BudgetUnit.ValueType = ...,
+        percent: _builtins.int = ...,
+        threshold: _builtins.int = ...,
+        limit: _builtins.int | None = ...,
+        used: _builtins.int = ...,
+        delivery_state: Global___DeliveryState.ValueType = ...,
+        attempt_count: _builtins.int = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "limit", b"limit", "time", b"time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "account_id", b"account_id", "attempt_count", b"attempt_count", "delivery_state", b"delivery_state", "event_id", b"event_id", "failure", b"failure", "limit", b"limit", "model", b"model", "number", b"number", "percent", b"percent", "span", b"span", "threshold", b"threshold", "time", b"time", "unit", b"unit", "used", b"used", "window_label", b"window_label"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+
+Global___BudgetEvent: _TypeAlias = BudgetEvent  # noqa: Y015
+
+@_typing.final
+class ListBudgetEventsRequest(_message.Message):
+    """Which events are listed. All that is given must hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """The most events that the answer may have. 0 means 100; more than 1,000 means 1,000."""
+    page_token: _builtins.str
+    """From the answer before, for the page after it."""
+    account_id: _builtins.str
+    """A customer's account, and those under it; or the tenant's own alone. All where empty."""
+    @_builtins.property
+    def since(self) -> _timestamp_pb2.Timestamp:
+        """At this time or later."""
+
+    @_builtins.property
+    def until(self) -> _timestamp_pb2.Timestamp:
+        """Before this time."""
+
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        account_id: _builtins.str = ...,
+        since: _timestamp_pb2.Timestamp | None = ...,
+        until: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "page_size", b"page_size", "page_token", b"page_token", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBudgetEventsRequest: _TypeAlias = ListBudgetEventsRequest  # noqa: Y015
+
+@_typing.final
+class ListBudgetEventsResponse(_message.Message):
+    """A page of events."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    @_builtins.property
+    def events(self) -> _containers.RepeatedCompositeFieldContainer[Global___BudgetEvent]:
+        """In the order of their numbers."""
+
+    def __init__(
+        self,
+        *,
+        events: _abc.Iterable[Global___BudgetEvent] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListBudgetEventsResponse: _TypeAlias = ListBudgetEventsResponse  # noqa: Y015
+
+@_typing.final
+class Webhook(_message.Message):
+    """Where the tenant's events are sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URL_FIELD_NUMBER: _builtins.int
+    ENABLED_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    url: _builtins.str
+    """The URL that they are posted to."""
+    enabled: _builtins.bool
+    """Whether they are sent."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was first set."""
+
+    @_builtins.property
+    def update_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was changed last."""
+
+    def __init__(
+        self,
+        *,
+        url: _builtins.str = ...,
+        enabled: _builtins.bool = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        update_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "enabled", b"enabled", "update_time", b"update_time", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Webhook: _TypeAlias = Webhook  # noqa: Y015
+
+@_typing.final
+class SetWebhookRequest(_message.Message):
+    """Where events are to be sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    URL_FIELD_NUMBER: _builtins.int
+    ROTATE_SECRET_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller, at most 128 characters: see types.proto."""
+    url: _builtins.str
+    """A URL of at most 2,000 characters that begins with https://, at a host that the operator lists."""
+    rotate_secret: _builtins.bool
+    """Whether a new secret is made. The former one signs beside it for a day."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        url: _builtins.str = ...,
+        rotate_secret: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "rotate_secret", b"rotate_secret", "url", b"url"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetWebhookRequest: _TypeAlias = SetWebhookRequest  # noqa: Y015
+
+@_typing.final
+class SetWebhookResponse(_message.Message):
+    """Where they are sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    SECRET_FIELD_NUMBER: _builtins.int
+    secret: _builtins.str
+    """The secret that signs, where it was made by this call; it is told this once."""
+    @_builtins.property
+    def webhook(self) -> Global___Webhook:
+        """The webhook."""
+
+    def __init__(
+        self,
+        *,
+        webhook: Global___Webhook | None = ...,
+        secret: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["webhook", b"webhook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["secret", b"secret", "webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetWebhookResponse: _TypeAlias = SetWebhookResponse  # noqa: Y015
+
+@_typing.final
+class GetWebhookRequest(_message.Message):
+    """Asks for the webhook."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWebhookRequest: _TypeAlias = GetWebhookRequest  # noqa: Y015
+
+@_typing.final
+class GetWebhookResponse(_message.Message):
+    """Where events are sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def webhook(self) -> Global___Webhook:
+        """The webhook."""
+
+    def __init__(
+        self,
+        *,
+        webhook: Global___Webhook | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["webhook", b"webhook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetWebhookResponse: _TypeAlias = GetWebhookResponse  # noqa: Y015
+
+@_typing.final
+class TestWebhookRequest(_message.Message):
+    """Asks for a test of the webhook."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestWebhookRequest: _TypeAlias = TestWebhookRequest  # noqa: Y015
+
+@_typing.final
+class TestWebhookResponse(_message.Message):
+    """What came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TAKEN_FIELD_NUMBER: _builtins.int
+    FAILURE_FIELD_NUMBER: _builtins.int
+    taken: _builtins.bool
+    """Whether the webhook answered with a status from 200 to 299."""
+    failure: _builtins.str
+    """Why it was not; empty where it was."""
+    def __init__(
+        self,
+        *,
+        taken: _builtins.bool = ...,
+        failure: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failure", b"failure", "taken", b"taken"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TestWebhookResponse: _TypeAlias = TestWebhookResponse  # noqa: Y015
+
+@_typing.final
+class DisableWebhookRequest(_message.Message):
+    """Asks for an end of sending."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller, at most 128 characters: see types.proto."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisableWebhookRequest: _TypeAlias = DisableWebhookRequest  # noqa: Y015
+
+@_typing.final
+class DisableWebhookResponse(_message.Message):
+    """The webhook as it is now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def webhook(self) -> Global___Webhook:
+        """The webhook."""
+
+    def __init__(
+        self,
+        *,
+        webhook: Global___Webhook | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["webhook", b"webhook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DisableWebhookResponse: _TypeAlias = DisableWebhookResponse  # noqa: Y015

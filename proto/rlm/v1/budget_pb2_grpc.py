@@ -75,6 +75,31 @@ class BudgetServiceStub:
                 request_serializer=rlm_dot_v1_dot_budget__pb2.ExportEntriesRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_budget__pb2.ExportEntriesResponse.FromString,
                 _registered_method=True)
+        self.ListBudgetEvents = channel.unary_unary(
+                '/rlm.v1.BudgetService/ListBudgetEvents',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.ListBudgetEventsRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.ListBudgetEventsResponse.FromString,
+                _registered_method=True)
+        self.SetWebhook = channel.unary_unary(
+                '/rlm.v1.BudgetService/SetWebhook',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.SetWebhookRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.SetWebhookResponse.FromString,
+                _registered_method=True)
+        self.GetWebhook = channel.unary_unary(
+                '/rlm.v1.BudgetService/GetWebhook',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.GetWebhookRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.GetWebhookResponse.FromString,
+                _registered_method=True)
+        self.TestWebhook = channel.unary_unary(
+                '/rlm.v1.BudgetService/TestWebhook',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.TestWebhookRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.TestWebhookResponse.FromString,
+                _registered_method=True)
+        self.DisableWebhook = channel.unary_unary(
+                '/rlm.v1.BudgetService/DisableWebhook',
+                request_serializer=rlm_dot_v1_dot_budget__pb2.DisableWebhookRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_budget__pb2.DisableWebhookResponse.FromString,
+                _registered_method=True)
 
 
 class BudgetServiceServicer:
@@ -139,6 +164,43 @@ class BudgetServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListBudgetEvents(self, request, context):
+        """Soft limits that were crossed, in the order in which they were, for 400 days.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetWebhook(self, request, context):
+        """Has the tenant's events sent to a URL from now on, signed as Standard Webhooks (standardwebhooks.com) has it. Which
+        hosts there may be is the operator's to say (`webhook_hosts`). The secret is made the first time, and with
+        `rotate_secret`; it is told this once. A key that is bound to an account may call none of these four.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetWebhook(self, request, context):
+        """Where the tenant's events are sent.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TestWebhook(self, request, context):
+        """Sends an event of the type `webhook.test` there once, and tells what came of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DisableWebhook(self, request, context):
+        """Sends nothing more there, until SetWebhook is called again. Events are still listed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_BudgetServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -181,6 +243,31 @@ def add_BudgetServiceServicer_to_server(servicer, server):
                     servicer.ExportEntries,
                     request_deserializer=rlm_dot_v1_dot_budget__pb2.ExportEntriesRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_budget__pb2.ExportEntriesResponse.SerializeToString,
+            ),
+            'ListBudgetEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListBudgetEvents,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.ListBudgetEventsRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.ListBudgetEventsResponse.SerializeToString,
+            ),
+            'SetWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetWebhook,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.SetWebhookRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.SetWebhookResponse.SerializeToString,
+            ),
+            'GetWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetWebhook,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.GetWebhookRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.GetWebhookResponse.SerializeToString,
+            ),
+            'TestWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.TestWebhook,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.TestWebhookRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.TestWebhookResponse.SerializeToString,
+            ),
+            'DisableWebhook': grpc.unary_unary_rpc_method_handler(
+                    servicer.DisableWebhook,
+                    request_deserializer=rlm_dot_v1_dot_budget__pb2.DisableWebhookRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_budget__pb2.DisableWebhookResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -400,6 +487,141 @@ class BudgetService:
             '/rlm.v1.BudgetService/ExportEntries',
             rlm_dot_v1_dot_budget__pb2.ExportEntriesRequest.SerializeToString,
             rlm_dot_v1_dot_budget__pb2.ExportEntriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListBudgetEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.BudgetService/ListBudgetEvents',
+            rlm_dot_v1_dot_budget__pb2.ListBudgetEventsRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.ListBudgetEventsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.BudgetService/SetWebhook',
+            rlm_dot_v1_dot_budget__pb2.SetWebhookRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.SetWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.BudgetService/GetWebhook',
+            rlm_dot_v1_dot_budget__pb2.GetWebhookRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.GetWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TestWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.BudgetService/TestWebhook',
+            rlm_dot_v1_dot_budget__pb2.TestWebhookRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.TestWebhookResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DisableWebhook(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.BudgetService/DisableWebhook',
+            rlm_dot_v1_dot_budget__pb2.DisableWebhookRequest.SerializeToString,
+            rlm_dot_v1_dot_budget__pb2.DisableWebhookResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,19 @@ class BudgetServiceStub:
     """Every call that was paid for, and every turn of sandboxed code, in the order they were posted."""
     ExportEntries: _grpc.UnaryStreamMultiCallable[_budget_pb2.ExportEntriesRequest, _budget_pb2.ExportEntriesResponse]
     """The same as one file: what had been posted when the call began, and nothing that came later."""
+    ListBudgetEvents: _grpc.UnaryUnaryMultiCallable[_budget_pb2.ListBudgetEventsRequest, _budget_pb2.ListBudgetEventsResponse]
+    """Soft limits that were crossed, in the order in which they were, for 400 days."""
+    SetWebhook: _grpc.UnaryUnaryMultiCallable[_budget_pb2.SetWebhookRequest, _budget_pb2.SetWebhookResponse]
+    """Has the tenant's events sent to a URL from now on, signed as Standard Webhooks (standardwebhooks.com) has it. Which
+    hosts there may be is the operator's to say (`webhook_hosts`). The secret is made the first time, and with
+    `rotate_secret`; it is told this once. A key that is bound to an account may call none of these four.
+    """
+    GetWebhook: _grpc.UnaryUnaryMultiCallable[_budget_pb2.GetWebhookRequest, _budget_pb2.GetWebhookResponse]
+    """Where the tenant's events are sent."""
+    TestWebhook: _grpc.UnaryUnaryMultiCallable[_budget_pb2.TestWebhookRequest, _budget_pb2.TestWebhookResponse]
+    """Sends an event of the type `webhook.test` there once, and tells what came of it."""
+    DisableWebhook: _grpc.UnaryUnaryMultiCallable[_budget_pb2.DisableWebhookRequest, _budget_pb2.DisableWebhookResponse]
+    """Sends nothing more there, until SetWebhook is called again. Events are still listed."""
 
 @_typing.type_check_only
 class BudgetServiceAsyncStub(BudgetServiceStub):
@@ -79,6 +92,19 @@ class BudgetServiceAsyncStub(BudgetServiceStub):
     """Every call that was paid for, and every turn of sandboxed code, in the order they were posted."""
     ExportEntries: _aio.UnaryStreamMultiCallable[_budget_pb2.ExportEntriesRequest, _budget_pb2.ExportEntriesResponse]  # type: ignore[assignment]
     """The same as one file: what had been posted when the call began, and nothing that came later."""
+    ListBudgetEvents: _aio.UnaryUnaryMultiCallable[_budget_pb2.ListBudgetEventsRequest, _budget_pb2.ListBudgetEventsResponse]  # type: ignore[assignment]
+    """Soft limits that were crossed, in the order in which they were, for 400 days."""
+    SetWebhook: _aio.UnaryUnaryMultiCallable[_budget_pb2.SetWebhookRequest, _budget_pb2.SetWebhookResponse]  # type: ignore[assignment]
+    """Has the tenant's events sent to a URL from now on, signed as Standard Webhooks (standardwebhooks.com) has it. Which
+    hosts there may be is the operator's to say (`webhook_hosts`). The secret is made the first time, and with
+    `rotate_secret`; it is told this once. A key that is bound to an account may call none of these four.
+    """
+    GetWebhook: _aio.UnaryUnaryMultiCallable[_budget_pb2.GetWebhookRequest, _budget_pb2.GetWebhookResponse]  # type: ignore[assignment]
+    """Where the tenant's events are sent."""
+    TestWebhook: _aio.UnaryUnaryMultiCallable[_budget_pb2.TestWebhookRequest, _budget_pb2.TestWebhookResponse]  # type: ignore[assignment]
+    """Sends an event of the type `webhook.test` there once, and tells what came of it."""
+    DisableWebhook: _aio.UnaryUnaryMultiCallable[_budget_pb2.DisableWebhookRequest, _budget_pb2.DisableWebhookResponse]  # type: ignore[assignment]
+    """Sends nothing more there, until SetWebhook is called again. Events are still listed."""
 
 class BudgetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Accounts, and what was posted to them. Everything here is the caller's own tenant's."""
@@ -149,5 +175,48 @@ class BudgetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_budget_pb2.ExportEntriesResponse], _abc.AsyncIterator[_budget_pb2.ExportEntriesResponse]]:
         """The same as one file: what had been posted when the call began, and nothing that came later."""
+
+    @_abc_1.abstractmethod
+    def ListBudgetEvents(
+        self,
+        request: _budget_pb2.ListBudgetEventsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.ListBudgetEventsResponse, _abc.Awaitable[_budget_pb2.ListBudgetEventsResponse]]:
+        """Soft limits that were crossed, in the order in which they were, for 400 days."""
+
+    @_abc_1.abstractmethod
+    def SetWebhook(
+        self,
+        request: _budget_pb2.SetWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.SetWebhookResponse, _abc.Awaitable[_budget_pb2.SetWebhookResponse]]:
+        """Has the tenant's events sent to a URL from now on, signed as Standard Webhooks (standardwebhooks.com) has it. Which
+        hosts there may be is the operator's to say (`webhook_hosts`). The secret is made the first time, and with
+        `rotate_secret`; it is told this once. A key that is bound to an account may call none of these four.
+        """
+
+    @_abc_1.abstractmethod
+    def GetWebhook(
+        self,
+        request: _budget_pb2.GetWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.GetWebhookResponse, _abc.Awaitable[_budget_pb2.GetWebhookResponse]]:
+        """Where the tenant's events are sent."""
+
+    @_abc_1.abstractmethod
+    def TestWebhook(
+        self,
+        request: _budget_pb2.TestWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.TestWebhookResponse, _abc.Awaitable[_budget_pb2.TestWebhookResponse]]:
+        """Sends an event of the type `webhook.test` there once, and tells what came of it."""
+
+    @_abc_1.abstractmethod
+    def DisableWebhook(
+        self,
+        request: _budget_pb2.DisableWebhookRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_budget_pb2.DisableWebhookResponse, _abc.Awaitable[_budget_pb2.DisableWebhookResponse]]:
+        """Sends nothing more there, until SetWebhook is called again. Events are still listed."""
 
 def add_BudgetServiceServicer_to_server(servicer: BudgetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -64,7 +64,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There is no such thing, or it is another tenant's.
 
     Metadata: none. A ResourceInfo has its kind ("run", "session", "turn", "snapshot", "context", "upload", "account",
-    "node"; for operators "tenant", "key") and its id.
+    "node", "webhook"; for operators "tenant", "key") and its id.
 
     To do: check the id, and that the key is of the tenant that the thing belongs to.
     """
@@ -95,12 +95,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """An account has less left than this needs, and nothing was spent. The account may be the tenant's own, or one of its
     windows of an hour, a day or a month.
 
-    Metadata: `account`, the id of the tenant, run, session or node; `unit` ("nano_usd", "tokens", "calls" or "cpu_ms"),
+    Metadata: `account`, the id of the tenant, customer, run, session or node; `unit` ("nano_usd", "tokens", "calls" or "cpu_ms"),
     and in that unit the account's `limit`, what of it is `used`, and what was `asked`. Of a window also its `window`
-    ("hour", "day" or "month") and, unless it has ended since, `window_end`, a time in RFC 3339. A QuotaFailure says the
-    same about the unit. For a window a RetryInfo says how long it lasts.
+    ("minute", "hour", "day" or "month") and, unless it has ended since, `window_end`, a time in RFC 3339. Where the limit
+    is on some models, `model` is their name or pattern. A QuotaFailure says the same about the unit. For a window a
+    RetryInfo says how long it lasts.
 
-    To do: ask for less, wait for the next window, or have the limit raised.
+    To do: ask for less, ask another model where the limit is on this one, wait for the next window, or have the limit
+    raised.
     """
     ERROR_REASON_CONTEXT_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 10
     """The tenant would have more contexts or unfinished uploads than it may.
@@ -315,6 +317,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: let several customers share an account, or have the limit raised.
     """
+    ERROR_REASON_KEY_BOUND: _ErrorReason.ValueType  # 67
+    """The key is bound to one customer's account. The call names an account that is neither that one nor under it, or would
+    change that account itself.
+
+    Metadata: `account`, the one that the key is bound to.
+
+    To do: name that account, one under it, or none; or use a key of the whole tenant.
+    """
     ERROR_REASON_SERVER_STARTING: _ErrorReason.ValueType  # 70
     """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.
 
@@ -381,7 +391,7 @@ ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 5
 """There is no such thing, or it is another tenant's.
 
 Metadata: none. A ResourceInfo has its kind ("run", "session", "turn", "snapshot", "context", "upload", "account",
-"node"; for operators "tenant", "key") and its id.
+"node", "webhook"; for operators "tenant", "key") and its id.
 
 To do: check the id, and that the key is of the tenant that the thing belongs to.
 """
@@ -412,12 +422,14 @@ ERROR_REASON_BUDGET_EXCEEDED: ErrorReason.ValueType  # 9
 """An account has less left than this needs, and nothing was spent. The account may be the tenant's own, or one of its
 windows of an hour, a day or a month.
 
-Metadata: `account`, the id of the tenant, run, session or node; `unit` ("nano_usd", "tokens", "calls" or "cpu_ms"),
+Metadata: `account`, the id of the tenant, customer, run, session or node; `unit` ("nano_usd", "tokens", "calls" or "cpu_ms"),
 and in that unit the account's `limit`, what of it is `used`, and what was `asked`. Of a window also its `window`
-("hour", "day" or "month") and, unless it has ended since, `window_end`, a time in RFC 3339. A QuotaFailure says the
-same about the unit. For a window a RetryInfo says how long it lasts.
+("minute", "hour", "day" or "month") and, unless it has ended since, `window_end`, a time in RFC 3339. Where the limit
+is on some models, `model` is their name or pattern. A QuotaFailure says the same about the unit. For a window a
+RetryInfo says how long it lasts.
 
-To do: ask for less, wait for the next window, or have the limit raised.
+To do: ask for less, ask another model where the limit is on this one, wait for the next window, or have the limit
+raised.
 """
 ERROR_REASON_CONTEXT_QUOTA_EXCEEDED: ErrorReason.ValueType  # 10
 """The tenant would have more contexts or unfinished uploads than it may.
@@ -631,6 +643,14 @@ Metadata: `unit` ("tenant_accounts"), its `limit`, and how many are `used`. A Qu
 same.
 
 To do: let several customers share an account, or have the limit raised.
+"""
+ERROR_REASON_KEY_BOUND: ErrorReason.ValueType  # 67
+"""The key is bound to one customer's account. The call names an account that is neither that one nor under it, or would
+change that account itself.
+
+Metadata: `account`, the one that the key is bound to.
+
+To do: name that account, one under it, or none; or use a key of the whole tenant.
 """
 ERROR_REASON_SERVER_STARTING: ErrorReason.ValueType  # 70
 """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.

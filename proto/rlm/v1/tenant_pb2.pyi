@@ -147,6 +147,9 @@ class Tenant(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     DELETE_TIME_FIELD_NUMBER: _builtins.int
+    MINUTE_BUDGET_FIELD_NUMBER: _builtins.int
+    MODEL_LIMITS_FIELD_NUMBER: _builtins.int
+    SOFT_LIMITS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Its name, which is its id: from 1 to 63 lower-case letters, digits and hyphens, the first a letter. It never changes."""
     weight: _builtins.float
@@ -212,6 +215,20 @@ class Tenant(_message.Message):
     def delete_time(self) -> _timestamp_pb2.Timestamp:
         """When it was deleted; not set for one that was not. Only told."""
 
+    @_builtins.property
+    def minute_budget(self) -> _types_pb2.Budget:
+        """How many tokens and calls it may spend in every minute of UTC. A call that does not fit waits for the next one, up to
+        its deadline. A unit that is not set is not limited.
+        """
+
+    @_builtins.property
+    def model_limits(self) -> _containers.RepeatedCompositeFieldContainer[_budget_pb2.ModelLimit]:
+        """What it may spend with some models: at most 64, and at most one of each model and span. None by default."""
+
+    @_builtins.property
+    def soft_limits(self) -> _containers.RepeatedCompositeFieldContainer[_budget_pb2.SoftLimit]:
+        """What is told of when the tenant has spent it: at most 64. None by default."""
+
     def __init__(
         self,
         *,
@@ -230,10 +247,13 @@ class Tenant(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         delete_time: _timestamp_pb2.Timestamp | None = ...,
+        minute_budget: _types_pb2.Budget | None = ...,
+        model_limits: _abc.Iterable[_budget_pb2.ModelLimit] | None = ...,
+        soft_limits: _abc.Iterable[_budget_pb2.SoftLimit] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "month_budget", b"month_budget", "spent", b"spent", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "minute_budget", b"minute_budget", "month_budget", b"month_budget", "spent", b"spent", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "allowed_fallbacks", b"allowed_fallbacks", "allowed_images", b"allowed_images", "allowed_models", b"allowed_models", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "labels", b"labels", "limits", b"limits", "month_budget", b"month_budget", "spent", b"spent", "tenant_id", b"tenant_id", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "allowed_fallbacks", b"allowed_fallbacks", "allowed_images", b"allowed_images", "allowed_models", b"allowed_models", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "labels", b"labels", "limits", b"limits", "minute_budget", b"minute_budget", "model_limits", b"model_limits", "month_budget", b"month_budget", "soft_limits", b"soft_limits", "spent", b"spent", "tenant_id", b"tenant_id", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
@@ -479,7 +499,7 @@ class UpdateTenantRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to change: "labels", "allowed_models", "weight", "limits", one of these as "limits.max_depth", "budget",
-        "day_budget". Each is replaced as a whole. One that is named and not set goes back to what is configured. Empty: every
+        "day_budget", "model_limits", "soft_limits". Each is replaced as a whole. One that is named and not set goes back to what is configured. Empty: every
         field that is set in `tenant`. "*": all of them.
         """
 
@@ -614,6 +634,7 @@ class ApiKey(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     REVOKE_TIME_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     """Its id, which is no secret."""
     kind: Global___ApiKeyKind.ValueType
@@ -622,6 +643,8 @@ class ApiKey(_message.Message):
     """The tenant it is of; empty for an operator's."""
     prefix: _builtins.str
     """The first characters of the secret, to know it by."""
+    account_id: _builtins.str
+    """The customer's account that it is bound to; empty for a key of the whole tenant, and for an operator's."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The operator's own notes, as a tenant's."""
@@ -654,10 +677,11 @@ class ApiKey(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
         revoke_time: _timestamp_pb2.Timestamp | None = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "revoke_time", b"revoke_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "key_id", b"key_id", "kind", b"kind", "labels", b"labels", "last_use_time", b"last_use_time", "prefix", b"prefix", "revoke_time", b"revoke_time", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "create_time", b"create_time", "expire_time", b"expire_time", "key_id", b"key_id", "kind", b"kind", "labels", b"labels", "last_use_time", b"last_use_time", "prefix", b"prefix", "revoke_time", b"revoke_time", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -694,6 +718,7 @@ class CreateApiKeyRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     kind: Global___ApiKeyKind.ValueType
     """Whose it is to be; not set: a tenant's."""
     tenant_id: _builtins.str
@@ -701,6 +726,11 @@ class CreateApiKeyRequest(_message.Message):
     request_id: _builtins.str
     """At most 128 characters; see the head of this file. The secret is not kept: where the call is repeated, the answer is
     the key without it.
+    """
+    account_id: _builtins.str
+    """A customer's account of the tenant, to which the key is to be bound: runs and sessions made with it are charged to
+    that account where they name none, and may name no other than it and those under it. It finds what is paid from there
+    alone. Empty: the key is for the whole tenant.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -718,10 +748,11 @@ class CreateApiKeyRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
+        account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "kind", b"kind", "labels", b"labels", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "expire_time", b"expire_time", "kind", b"kind", "labels", b"labels", "request_id", b"request_id", "tenant_id", b"tenant_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
