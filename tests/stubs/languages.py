@@ -2,7 +2,7 @@
 
 Run by `make test-stubs`, which needs these languages and what their registries have; no ordinary test run collects this
 module. Each language has its folder here: a program that asks for the server's version, and `run`, which does with it
-what somebody would type.
+what somebody would type. grpcurl needs no stubs.
 """
 
 from __future__ import annotations
