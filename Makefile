@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 BIN := .venv/bin
 RLM_CACHE = $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/rlm-server
 
-.PHONY: help env demo serve test conformance compatible lint format generate breaking pin docs image bench-start bench-sandbox bench-contexts bench-money bench-loop bench-neighbours bench-service soak clean clean-image
+.PHONY: help env demo serve test conformance compatible test-stubs containers lint format generate breaking pin docs image bench-start bench-sandbox bench-contexts bench-money bench-loop bench-neighbours bench-service soak clean clean-image
 .DEFAULT_GOAL := help
 
 help:  ## Explain the targets
@@ -33,6 +33,13 @@ conformance: image  ## Run CPython's own tests in the sandbox, in 2 minutes (ARG
 compatible: $(STAMP)  ## Try compatible endpoints on llama.cpp's own server and a small model (600 MB, fetched once)
 	scripts/compatible
 	RLM_COMPATIBLE=$(RLM_CACHE)/compatible $(BIN)/python -m pytest -vv tests/compatible/llama.py $(ARGS)
+
+test-stubs: image  ## Have Go, TypeScript and Rust make stubs from proto/, compile them and call a server
+	$(BIN)/python -m pytest -vv tests/stubs/languages.py $(ARGS)
+
+containers: $(STAMP)  ## Check docker/ with hadolint and the schemas of Kubernetes and Compose
+	scripts/containers
+	RLM_CACHE=$(RLM_CACHE) $(BIN)/python -m pytest -vv tests/containers/containers.py $(ARGS)
 
 lint: $(STAMP)  ## Check style, types, the protocol, import arrows and the pinned files
 	$(BIN)/ruff check

@@ -91,6 +91,7 @@ from sandbox.pool.priority import take_short_turns
 from sandbox.pool.snapshots import SessionStore
 from sandbox.vm.image import DATA, NUMPY_DIFFERS, ImageSpec, Loaded, prepare, standard_specs
 from sandbox.vm.image_cache import Progress
+from sandbox.vm.wheels import WheelFile
 
 if TYPE_CHECKING:
     from rlm_server.metrics import MetricsCollector
@@ -127,7 +128,10 @@ class Running:
 def image_specs(settings: Settings, functions: Functions = FUNCTIONS) -> tuple[ImageSpec, ...]:
     """Return the golden images that sessions start from, with the guest's stubs of these functions loaded."""
     modules = functions.guest_modules
-    others = (ImageSpec(name, tuple(imports), modules) for name, imports in settings.images.items())
+    others = (
+        ImageSpec(name, tuple(image.imports), modules, tuple(WheelFile(*one) for one in image.wheel_files))
+        for name, image in settings.images.items()
+    )
     return (*standard_specs(modules), *others)
 
 

@@ -28,6 +28,7 @@ class Issued:
         folder.mkdir(exist_ok=True)
         cert, key = folder / f"{name}.pem", folder / f"{name}.key"
         cert.write_bytes(self.chain)
+        key.touch(0o600)
         key.write_bytes(self.key)
         return {"tls_cert": cert, "tls_key": key}
 

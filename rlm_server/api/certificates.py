@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import ssl
+import stat
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -71,11 +73,12 @@ def read_certificate(settings: Settings) -> Certificate | None:
     """Read the files that the settings name, and try them in a handshake; None where they name none.
 
     Raises:
-        ConfigError: one is missing or is not what it should be, they do not belong together, or the certificate is not
-            valid now. The message names the setting and the file.
+        ConfigError: one is missing or is not what it should be, they do not belong together, the certificate is not
+            valid now, or everyone can read the key. The message names the setting and the file.
     """
     if settings.tls_cert is None or settings.tls_key is None:
         return None
+    _check_kept(settings.tls_key)
     chain, key = _content("tls_cert", settings.tls_cert), _content("tls_key", settings.tls_key)
     client_ca = None if settings.tls_client_ca is None else _content("tls_client_ca", settings.tls_client_ca)
     client = _trusting("tls_cert", settings.tls_cert, chain)
@@ -145,6 +148,16 @@ def _stamp(settings: Settings) -> Stamp:
             found = None
         stamps.append((found.st_ino, found.st_size, found.st_mtime_ns) if found is not None else (0, 0, 0))
     return tuple(stamps)
+
+
+def _check_kept(key: Path) -> None:
+    """Refuse a key that every user of the machine may use. A group may: Kubernetes gives secrets to one."""
+    with suppress(OSError):  # said where it is read
+        mode = stat.S_IMODE(key.stat().st_mode)
+        if mode & stat.S_IRWXO:
+            raise ConfigError(
+                f"tls_key: {key} may be used by every user of this machine (mode {mode:o}): run `chmod o= {key}`"
+            )
 
 
 def _content(setting: str, path: Path) -> bytes:

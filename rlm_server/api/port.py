@@ -14,11 +14,11 @@ from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from rlm_server.api.availability import Availability, Phase
 from rlm_server.api.certificates import Certificate, Certificates
 from rlm_server.api.health import Health, Obstacle
+from rlm_server.api.reflection import reflect
 from rlm_server.api.transport import OPTIONS
 from rlm_server.config.settings import Settings
 from sandbox.cancellation import cancel_and_wait, run_to_completion
@@ -125,7 +125,7 @@ async def opened(
     handlers = Handlers()
     server.add_generic_rpc_handlers((handlers,))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    reflection.enable_server_reflection([*services, _HEALTH, reflection.SERVICE_NAME], server)
+    reflect(server, [*services, _HEALTH])
     credentials = None if certificate is None else Certificates(settings, certificate).credentials()
     address = _listen(server, "listen", settings.listen, credentials)
     alone, health_address = None, ""

@@ -132,6 +132,7 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
     ) -> session_pb2.UpdateSessionResponse:
         """Change a session."""
         repeatable = requests.repeatable(tenant(), request)
+        await self._check_covers(request.session.session_id)
         shown = await self._sessions.asked_before(repeatable)
         if shown is None:
             session = await self._session(request.session.session_id)

@@ -98,6 +98,15 @@ def build() -> None:
     build_images()
 
 
+@image.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON, for machines.")
+def list_all(as_json: bool) -> None:
+    """Say what each image has: imports, wheels, size, and whether it is built."""
+    from rlm_server.commands.image import list_images
+
+    list_images(as_json)
+
+
 class _Elsewhere(click.Group):
     """A group whose commands are in the module of its own name, which is imported when one of them is wanted."""
 

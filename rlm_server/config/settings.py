@@ -54,6 +54,9 @@ Bytes = Annotated[int, Field(ge=0), Unit("bytes")]
 ModuleName = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 
 
+_WHEEL = re.compile(r"(?P<path>.+\.whl)(#sha256=(?P<sha256>[0-9a-f]{64}))?")
+
+
 class ConfigError(Exception):
     """A setting is wrong; the message names it and says what it may be."""
 
@@ -99,6 +102,35 @@ class CompatibleModel(_Strict):
             if said and getattr(self, name) is None:
                 raise ValueError(f"{name} is missing, with {', '.join(sorted(said))} given")
         return self
+
+
+class ImageSettings(_Strict):
+    """Golden images.
+
+    What a session has that starts from one: a table for each, by its name.
+    """
+
+    imports: list[ModuleName] = Field(default_factory=list)
+    """The modules that are imported already, of the standard library, of numpy and pandas, or of a wheel."""
+    wheels: list[str] = Field(default_factory=list, max_length=64)
+    """Wheels that are installed: paths of files, each of which may end in `#sha256=` and the hash that it must have.
+    They are read when the server starts. Only pure Python is taken."""
+
+    @field_validator("wheels")
+    @classmethod
+    def _are_wheels(cls, value: list[str]) -> list[str]:
+        for source in value:
+            if not _WHEEL.fullmatch(source):
+                raise ValueError(
+                    f"{source[:200]!r} must be the path of a .whl, or that and #sha256= with 64 lower-case hex digits"
+                )
+        return value
+
+    @property
+    def wheel_files(self) -> list[tuple[Path, str]]:
+        """The path of each wheel, and the SHA-256 that it must have; empty where any will do."""
+        found = [_WHEEL.fullmatch(source) for source in self.wheels]
+        return [(Path(one["path"]), one["sha256"] or "") for one in found if one]
 
 
 @extended(limit_fields(Limits))
@@ -299,8 +331,8 @@ class SessionSettings(_Strict):
 
     sandbox: SandboxLimits = Field(default_factory=SandboxLimits)
     """What a sandbox may use at most."""
-    images: dict[str, list[ModuleName]] = Field(default_factory=dict)
-    """Golden images beside `core` and `data`: a name, and the modules that are imported."""
+    images: dict[str, ImageSettings] = Field(default_factory=dict)
+    """Golden images beside `core` and `data`, by their names."""
     session_idle_seconds: Seconds = 86_400
     """A session without a turn for so long is ended."""
     session_seconds: Seconds = 7 * 86_400
@@ -317,7 +349,7 @@ class SessionSettings(_Strict):
 
     @field_validator("images")
     @classmethod
-    def _are_others(cls, value: dict[str, list[str]]) -> dict[str, list[str]]:
+    def _are_others(cls, value: dict[str, ImageSettings]) -> dict[str, ImageSettings]:
         for name in value:
             if not re.fullmatch(r"[a-z][a-z0-9-]{0,30}", name) or name in ("core", "data"):
                 raise ValueError(f"{name[:50]!r} cannot name an image: letters, digits and -; core and data exist")

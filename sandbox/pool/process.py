@@ -273,6 +273,11 @@ class Process(asyncio.Protocol):
             self._send_descriptors()
         return self._last_descriptor
 
+    def _hand_over_file(self, path: Path) -> int:
+        """Give the worker a file to read."""
+        with path.open("rb") as file:
+            return self.hand_over(file.fileno())
+
     def _send_descriptors(self) -> None:
         """Send as many descriptors as the socket takes now, and the rest later.
 
@@ -303,16 +308,16 @@ class Process(asyncio.Protocol):
 
     async def load(self, loaded: Loaded) -> None:
         """Have the worker load the program and its images, and confine itself."""
-        stdlib = os.open(loaded.stdlib, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            images = {
-                name: {"descriptor": self.hand_over(image.fd), "size": image.size}
-                for name, image in loaded.images.items()
+        images = {
+            name: {
+                "descriptor": self.hand_over(image.fd),
+                "size": image.size,
+                "packages": None if image.packages is None else self._hand_over_file(image.packages),
             }
-            header = {"compiled": str(Path(loaded.compiled)), "stdlib": self.hand_over(stdlib), "images": images}
-            header["turns"] = self._turns
-        finally:
-            os.close(stdlib)
+            for name, image in loaded.images.items()
+        }
+        stdlib = self._hand_over_file(loaded.stdlib)
+        header = {"compiled": str(Path(loaded.compiled)), "stdlib": stdlib, "images": images, "turns": self._turns}
         self.send(Frame(Kind.LOAD, header=header))
         self.unconfined = await self._ready
         self._last_heard = asyncio.get_running_loop().time()

@@ -43,7 +43,7 @@ class Inode:
     """A file with its contents, or a directory. `number` identifies it. A session's own file holds a `bytearray`."""
 
     number: int
-    data: bytes | bytearray | mmap = b""
+    data: bytes | bytearray | memoryview | mmap = b""
     directory: bool = False
     accessed: int = LONG_AGO
     modified: int = LONG_AGO

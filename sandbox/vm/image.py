@@ -26,15 +26,31 @@ from sandbox.door import HostCall, Json
 from sandbox.limits import Limits
 from sandbox.memory import memory
 from sandbox.turn import Status, Stop, Turn
-from sandbox.vm import bulk_memory, engine, immortal, instance, instructions, safepoints, stopping_proof, wasi
+from sandbox.vm import (
+    bulk_memory,
+    engine,
+    immortal,
+    instance,
+    instructions,
+    packages,
+    safepoints,
+    stopping_proof,
+    wasi,
+)
+from sandbox.vm import wheels as wheel_checks
 from sandbox.vm.engine import Program
 from sandbox.vm.files import STDLIB_PATH, TMP, Files, Inode
 from sandbox.vm.image_cache import ImageCache, NotOurs, Progress
 from sandbox.vm.instance import Image, Instance, new_proof, turn_frame
+from sandbox.vm.packages import FOLDER, mounted, packed
 from sandbox.vm.session import Session
+from sandbox.vm.wheels import WheelFile, WheelRefused, unpacked
 
 WASM_SHA256 = "879bdb628a1a799dc3a6d1a645fee0f88944bf4cdf5e1628e0e1d2b4b33d28d3"
 STDLIB_SHA256 = "a7b8f7cbd4799ac8c81223cbc47f8cea503adac934a04826778b66e5a5e9b847"
+
+PACKAGES = "packages"
+"""The file of an image's entry in the cache that has what its wheels install."""
 
 _GUEST_FOLDER = Path(__file__).parents[1] / "guest"
 GUEST_LIBRARY = {
@@ -60,15 +76,21 @@ class ImageError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ImageSpec:
-    """What a golden image has ready. `imports` are done, and `modules` (name to Python source file) loaded in order."""
+    """What a golden image has ready. `imports` are done, and `modules` (name to Python source file) loaded in order.
+
+    What `wheels` install can be imported, by `imports` too.
+    """
 
     name: str
     imports: tuple[str, ...]
     modules: Mapping[str, Path] = field(default_factory=dict)
+    wheels: tuple[WheelFile, ...] = ()
 
     def prelude(self) -> str:
         """Return the Python source that is run once, when the image is built."""
         lines = ["import os, sys, types", "sys.executable = ''", f"os.chdir({TMP!r})"]
+        if self.wheels:
+            lines.append(f"sys.path.append({FOLDER!r})")
         for name, path in {**GUEST_LIBRARY, **self.modules}.items():
             lines += [
                 f"module = sys.modules[{name!r}] = types.ModuleType({name!r})",
@@ -118,8 +140,8 @@ def prepare(specs: Sequence[ImageSpec], cache: Path | None = None, progress: Pro
     """Load the images. Whatever is missing, or not as it was built, is built anew.
 
     Raises:
-        ImageError: the artifacts are missing or are not the pinned ones; or the guest does not start; or another user
-            can write to the cache.
+        ImageError: the artifacts are missing or are not the pinned ones; or a wheel is not taken; or the guest does not
+            start; or another user can write to the cache.
     """
     try:
         with ImageCache.opened(cache or cache_folder(), progress) as entries:
@@ -127,9 +149,37 @@ def prepare(specs: Sequence[ImageSpec], cache: Path | None = None, progress: Pro
             stdlib = Inode(2, _mapped(module / "stdlib.zip"))
             program = Program(module / "guest.cwasm", instance.FUNCTIONS, wasi.missing)
             images = {spec.name: _golden(entries, program, module.name, spec, stdlib, progress) for spec in specs}
-    except NotOurs as error:
+    except (NotOurs, WheelRefused) as error:
         raise ImageError(str(error)) from None
     return Loaded(program, images, module / "guest.cwasm", module / "stdlib.zip")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageState:
+    """What an image has, its wheels by name and version too. `size` is what the memory has that its sessions start
+    from, in bytes; None before it is built."""
+
+    spec: ImageSpec
+    wheels: tuple[tuple[str, str], ...]
+    size: int | None
+
+
+def states(specs: Sequence[ImageSpec], cache: Path | None = None) -> list[ImageState]:
+    """Say of each image whether it is in the cache, without building any, and without looking at what is there.
+
+    Raises:
+        ImageError: a wheel cannot be read, or is not the one that was pinned, or has no name of a wheel.
+    """
+    module, folder = f"module-{_module_key()}", cache or cache_folder()
+    found = []
+    for spec in specs:
+        try:
+            named = tuple(wheel.label for wheel in spec.wheels)
+            kept = folder / _golden_name(module, spec, [wheel.content() for wheel in spec.wheels]) / "memory"
+        except WheelRefused as error:
+            raise ImageError(str(error)) from None
+        found.append(ImageState(spec, named, kept.stat().st_size if kept.exists() else None))
+    return found
 
 
 # ---- what built things depend on ---------------------------------------------------------------------------------
@@ -209,13 +259,15 @@ def _build_module(into: Path, progress: Progress) -> None:
 def _golden(
     entries: ImageCache, program: Program, module: str, spec: ImageSpec, stdlib: Inode, progress: Progress
 ) -> Image:  # fmt: skip
-    files = Files(Limits(), {STDLIB_PATH: stdlib})
-    prelude = spec.prelude()
+    wheels = [(wheel, wheel.content()) for wheel in spec.wheels]
 
     def build(into: Path) -> None:
         progress(f"starting Python for the image {spec.name!r}: {', '.join(spec.imports)}")
+        if wheels:
+            (into / PACKAGES).write_bytes(packed(unpacked(wheels)))
+        files = _read_only(into, stdlib)
         guest = Instance(program, None, Limits(memory_bytes=2 << 30, turn_seconds=600), files.copy())
-        turn = guest.run(prelude.encode())
+        turn = guest.run(spec.prelude().encode())
         if turn.error or turn.stderr:
             raise ImageError(f"the image {spec.name!r} does not start: {turn.error}\n{turn.stderr}")
         warm = _warmed(guest, spec.name)
@@ -225,13 +277,30 @@ def _golden(
         if set(guest.files.writable) != {TMP} or set(guest.files.open) != {3}:
             raise ImageError(f"the image {spec.name!r} leaves files behind or open")
         guest.close()
-        image = _image(spec.name, into / "memory", files)
+        image = _image(spec.name, into, files)
         _check_text_layout(program, image)
         _check_it_stops(program, image)
 
+    entry = entries.entry(_golden_name(module, spec, [content for _, content in wheels]), build)
+    return _image(spec.name, entry, _read_only(entry, stdlib), entry.name)
+
+
+def _golden_name(module: str, spec: ImageSpec, wheels: Sequence[bytes]) -> str:
+    """Return the name of an image's entry in the cache: it changes with anything that the image is made from."""
     made_by = repr((_WARM_UP, WARM_UP_ROUNDS)) + _code(immortal)
-    entry = entries.entry(f"golden-{spec.name}-{_key(module, prelude, made_by)}", build)
-    return _image(spec.name, entry / "memory", files, entry.name)
+    hashes = [hashlib.sha256(wheel).hexdigest() for wheel in wheels]
+    if wheels:
+        made_by += "".join(map(_code, (wheel_checks, packages)))
+    return f"golden-{spec.name}-{_key(module, spec.prelude(), made_by, *hashes)}"
+
+
+def _read_only(entry: Path, stdlib: Inode) -> Files:
+    """Return the files that an image's sessions begin with."""
+    installed: dict[str, Inode] = {}
+    if (entry / PACKAGES).exists():
+        with (entry / PACKAGES).open("rb") as file:
+            installed = mounted(file.fileno())
+    return Files(Limits(), {STDLIB_PATH: stdlib, **installed})
 
 
 _WARM_UP = ("1 / 0", "print('warm')", "'warm'", "x = [i for i in range(3)]\ndel x", "def f(): pass\ndel f")
@@ -265,11 +334,12 @@ def _done(name: str, turn: Turn) -> None:
         raise ImageError(f"the image {name!r} cannot be settled: {turn.error}\n{turn.stderr}")
 
 
-def _image(name: str, path: Path, files: Files, key: str = "") -> Image:
-    with _mapped(path) as data:
+def _image(name: str, entry: Path, files: Files, key: str = "") -> Image:
+    with _mapped(entry / "memory") as data:
         fd, size = memory.sealed(data, f"golden-{name}"), len(data)
     memory.collapse(fd, size)
-    return Image(name, fd, size, files, key)
+    installed = entry / PACKAGES
+    return Image(name, fd, size, files, key, installed if installed.exists() else None)
 
 
 def _mapped(path: Path) -> mmap.mmap:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from sandbox.corpora.corpus import BLOCK, Corpus, Kind
 from sandbox.door import HostCall
@@ -37,7 +38,7 @@ from sandbox.vm.waiting import ThreadWaiter, Waiting
 class Image:
     """A golden image: the memory of a started guest (`size` bytes in the file `fd`), and the files it had.
 
-    `key` changes with anything that the image is made from.
+    `key` changes with anything that the image is made from. `packages` has the files of its wheels, where it has any.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Image:
     size: int
     files: Files
     key: str = ""
+    packages: Path | None = None
 
 
 def new_proof() -> int:

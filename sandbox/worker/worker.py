@@ -29,6 +29,7 @@ from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.engine import THREAD_STACK_BYTES, Program
 from sandbox.vm.files import STDLIB_PATH, Files, Inode
 from sandbox.vm.instance import Image
+from sandbox.vm.packages import mounted
 from sandbox.vm.session import Session
 from sandbox.vm.waiting import Pausable
 from sandbox.wire.files import read_files, write_files
@@ -236,11 +237,13 @@ class Worker:
         header = frame.header
         self._places = Places(header["turns"], self._threads.tick)
         stdlib = self._channel.descriptor(header["stdlib"])
-        files = Files(Limits(), {STDLIB_PATH: Inode(2, mmap(stdlib, 0, access=ACCESS_READ))})
+        standard = {STDLIB_PATH: Inode(2, mmap(stdlib, 0, access=ACCESS_READ))}
         self._program = Program(Path(header["compiled"]), instance.FUNCTIONS, wasi.missing)
         for name, image in header["images"].items():
             fd = self._channel.descriptor(image["descriptor"])
-            self._images[name] = Image(name, fd, image["size"], files)
+            number = image["packages"]
+            packages = {} if number is None else mounted(self._channel.descriptor(number))
+            self._images[name] = Image(name, fd, image["size"], Files(Limits(), {**standard, **packages}))
         problem = ""
         try:
             _warm_up(self._program, next(iter(self._images.values())))

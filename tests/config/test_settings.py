@@ -28,9 +28,9 @@ from tests.system.stage import Play, code, eventually
         ("RLM_TENANTS__ACME__CONTEXT_BYTES", "-1", "tenants.acme.context_bytes"),
         ("RLM_CONTEXT_BYTES", "-1", "context_bytes"),
         ("RLM_CONTEXT_RETENTION_DAYS", "-1", "context_retention_days"),
-        ("RLM_IMAGES", '{"core": ["json"]}', "images"),
-        ("RLM_IMAGES", '{"My Image": ["json"]}', "images"),
-        ("RLM_IMAGES", '{"mine": ["os; print()"]}', "images.mine"),
+        ("RLM_IMAGES", '{"core": {"imports": ["json"]}}', "images"),
+        ("RLM_IMAGES", '{"My Image": {"imports": ["json"]}}', "images"),
+        ("RLM_IMAGES", '{"mine": {"imports": ["os; print()"]}}', "images.mine.imports"),
         ("RLM_WORKER_BYTES", "1", "worker_bytes"),
         ("RLM_RUN_CALLS", "0", "run_calls"),
         ("RLM_TENANT_CALLS", "0", "tenant_calls"),
@@ -149,13 +149,13 @@ def test_where_a_value_came_from_is_the_source_that_it_was_taken_from(
 
 def test_a_secret_is_in_no_message(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "rlm.toml"
-    file.write_text("openai_api_key = ['secret']\n[models.m]\nbase_url = 'http://x'\napi_key = 77\n")
+    file.write_text("openai_api_key = ['secret']\n[models.m]\nbase_url = 'http://x'\napi_key = 77123977\n")
     variables = {"RLM_CONFIG": str(file), "RLM_DATABASE_URL": "mysql://secret", "RLM_ANTHROPIC_KEY": "secret"}
     told = wrong(monkeypatch, variables)
     assert {"openai_api_key", "models.m.api_key", "database_url", "RLM_ANTHROPIC_KEY"} <= set(re.split("[:;] ", told))
     assert "secret'" not in told
     assert "mysql" not in told
-    assert "77" not in told
+    assert "77123977" not in told
 
 
 @pytest.mark.parametrize(

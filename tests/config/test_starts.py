@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sqlite3
 from pathlib import Path
@@ -12,7 +13,7 @@ from click.testing import CliRunner
 
 from rlm_server.commands.cli import main
 from rlm_server.config.settings import ConfigError, Settings
-from rlm_server.database.engine import DatabaseOwnedError, DatabaseVersionError
+from rlm_server.database.engine import DatabaseError, DatabaseOwnedError, DatabaseVersionError
 from tests.servers import Served
 from tests.system.stage import Play
 
@@ -70,6 +71,50 @@ def test_a_wrong_setting_says_what_it_may_be_and_where_it_comes_from(
     assert len(said) < 400
 
 
+@pytest.mark.parametrize(("variable", "value", "named", "must_be"), WRONG[:-1])
+def test_the_same_in_the_file_says_the_same_and_names_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, value: str, named: str, must_be: str
+) -> None:
+    *tables, name = variable.removeprefix("RLM_").lower().split("__")
+    file = tmp_path / "server.toml"
+    file.write_text(f"[{'.'.join(tables)}]\n" * bool(tables) + f'{name} = "{value}"\n')
+    monkeypatch.setenv("RLM_CONFIG", str(file))
+    with pytest.raises(ConfigError) as caught:
+        Settings.load()
+    said = str(caught.value)
+    assert said.startswith(f"the configuration is wrong: {named}: "), said
+    assert must_be in said
+    assert f"(from {file})" in said, "where it comes from"
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("runs = [1]", "runs: must be from 1 to 1,024 runs, not [1]"),
+        ("runs = 1.5", "runs: must be from 1 to 1,024 runs, not 1.5"),
+        ("listen = 7400", "listen: must be text"),
+        ("images = ['core']", "images: "),
+        ("[images.mine]\nimport = ['json']", "images.mine.import: there is no such setting; is it imports?"),
+        ("[images.mine]\nimports = ['a b']", "images.mine.imports.0: "),
+        ("[images.mine]\nwheels = ['networkx']", "images.mine.wheels: 'networkx' must be the path of a .whl"),
+        ("[images.mine]\nwheels = ['a.whl#sha256=12']", "images.mine.wheels: 'a.whl#sha256=12' must be the path"),
+        ("[tls_tenants]\na = 1", "tls_tenants.a: "),
+        ("[tenants.acme]\nweights = 1", "tenants.acme.weights: there is no such setting; is it weight?"),
+    ],
+)
+def test_a_wrong_kind_in_the_file_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str, told: str
+) -> None:
+    file = tmp_path / "server.toml"
+    file.write_text(content)
+    monkeypatch.setenv("RLM_CONFIG", str(file))
+    with pytest.raises(ConfigError) as caught:
+        Settings.load()
+    assert str(caught.value).startswith(f"the configuration is wrong: {told}")
+    assert f"(from {file})" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("listen", "why"),
     [
@@ -111,6 +156,14 @@ async def test_a_data_directory_has_one_server(server: Served) -> None:
                 pass
 
 
+async def test_a_database_whose_host_is_not_known_stops_the_start_and_is_named(server: Served) -> None:
+    url = "postgresql://rlm:secret@no-such-host.invalid/rlm"
+    with pytest.raises(DatabaseError, match=r"no-such-host\.invalid") as caught:
+        async with server(Play(""), database_url=url):
+            pass
+    assert "secret" not in str(caught.value)
+
+
 async def test_a_database_that_a_newer_version_used_is_refused(server: Served, tmp_path: Path) -> None:
     async with server(Play("")):
         pass
@@ -121,8 +174,18 @@ async def test_a_database_that_a_newer_version_used_is_refused(server: Served, t
             pass
 
 
+def test_an_image_with_a_wheel_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    wheel = tmp_path / "networkx-3.5-py3-none-any.whl"
+    monkeypatch.setenv("RLM_IMAGES", json.dumps({"mine": {"wheels": [str(wheel)]}}))
+    monkeypatch.setenv("RLM_DATA_DIR", str(tmp_path / "data"))
+    for command in (["serve", "--listen", "127.0.0.1:0"], ["image", "build"], ["image", "list"]):
+        told: Any = CliRunner().invoke(main, command)
+        assert told.exit_code == 1
+        assert f"the wheel {wheel} cannot be read: No such file or directory" in told.output
+
+
 def test_an_image_with_a_module_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RLM_IMAGES", '{"mine": ["no_such_module"]}')
+    monkeypatch.setenv("RLM_IMAGES", '{"mine": {"imports": ["no_such_module"]}}')
     monkeypatch.setenv("RLM_DATA_DIR", str(tmp_path / "data"))
     told: Any = CliRunner().invoke(main, ["serve", "--listen", "127.0.0.1:0"])
     assert told.exit_code == 1

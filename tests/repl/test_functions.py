@@ -160,7 +160,7 @@ def test_two_functions_cannot_have_one_name() -> None:
 
 
 def test_the_golden_images_change_with_the_stubs(with_shout: Functions) -> None:
-    settings = Settings.load(images={"graphs": ["graphlib"]})
+    settings = Settings.load(images={"graphs": {"imports": ["graphlib"]}})
     usual, more = ({s.name: s.prelude() for s in image_specs(settings, f)} for f in (FUNCTIONS, with_shout))
     assert usual.keys() == more.keys() == {"core", "data", "graphs"}
     assert all(repr(STUB) in more[name] and repr(STUB) not in usual[name] for name in usual)

@@ -250,7 +250,7 @@ async def test_a_tenants_own_limits_hold_for_it_alone(server: Served) -> None:
 
 
 async def test_an_operators_image_has_its_modules_imported(server: Served) -> None:
-    async with server(Play(""), images={"graphs": ["graphlib", "collections.abc"]}) as served:
+    async with server(Play(""), images={"graphs": {"imports": ["graphlib", "collections.abc"]}}) as served:
         session = await served.caller.open_session(image="graphs")
         assert (await served.caller.turn(session, "import sys; 'graphlib' in sys.modules")).printed == "True\n"
         assert (await served.caller.turn(session, "llm_query('x')")).printed == "'ok'\n"

@@ -135,6 +135,19 @@ async def test_files_that_would_not_do_are_refused_at_the_start_by_name(
             pass
 
 
+@pytest.mark.parametrize("mode", [0o604, 0o644, 0o602, 0o601, 0o777])
+async def test_a_key_that_every_user_may_use_is_refused_by_name(server: Served, tmp_path: Path, mode: int) -> None:
+    own = AUTHORITY.issue().written(tmp_path)
+    key = own["tls_key"]
+    key.chmod(mode)
+    with pytest.raises(ConfigError, match=rf"^tls_key: {key} may be .* \(mode {mode:o}\): run `chmod o= {key}`"):
+        async with server(Play(""), **own):
+            pass
+    key.chmod(0o440)
+    async with server(Play(""), **own) as served:
+        assert await trusts(served, AUTHORITY)
+
+
 @pytest.mark.parametrize("missing", ["tls_cert", "tls_key", "tls_client_ca"])
 async def test_a_file_that_is_missing_is_named(server: Served, tmp_path: Path, missing: str) -> None:
     given = AUTHORITY.issue().written(tmp_path / "tls") | {missing: tmp_path / "nowhere.pem"}

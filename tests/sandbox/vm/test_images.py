@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import metadata
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ import pytest
 
 from sandbox.limits import Limits
 from sandbox.vm import engine, file_hashes, image
-from sandbox.vm.image import ImageError, ImageSpec, Loaded, cache_folder, prepare
+from sandbox.vm.image import ImageError, ImageSpec, Loaded, cache_folder, prepare, states
 from sandbox.vm.image_cache import ImageCache, NotOurs
 from sandbox.vm.instance import Instance
 from sandbox.vm.session import Session
+from sandbox.vm.wheels import WheelFile
 from tests.sandbox.repl import Repl
+from tests.sandbox.vm.wheel_maker import made, packed
 
 TINY = ImageSpec("tiny", ("json",))
 
@@ -323,3 +326,94 @@ def test_a_cache_that_is_only_read_gives_what_it_has_and_says_what_it_lacks(
 
 def void(_: object) -> None:
     pass
+
+
+def with_wheel(path: Path, imports: tuple[str, ...] = ()) -> ImageSpec:
+    return ImageSpec("wheeled", imports, wheels=(WheelFile(path),))
+
+
+def test_what_a_wheel_installs_is_imported_read_and_cannot_be_changed(cache: Path, tmp_path: Path) -> None:
+    files = {
+        "greeting/__init__.py": "made = 0\nfrom greeting.words import WORD\n",
+        "greeting/words.py": "import os\nWORD = open(os.path.join(os.path.dirname(__file__), 'word.txt')).read()\n",
+        "greeting/word.txt": "hello",
+        "greeting/late.py": "x = 7\n",
+    }
+    loaded = prepare([TINY, with_wheel(made(tmp_path, files=files), ("greeting",))], cache)
+    session = Session(loaded.program, loaded.images["wheeled"], Limits())
+    repl = Repl(session)
+    assert repl.show("import sys; 'greeting.words' in sys.modules, 'greeting.late' in sys.modules") == "(True, False)"
+    assert repl.show("import greeting; greeting.WORD") == "'hello'"
+    assert repl.show("import greeting.late; greeting.late.x") == "7"
+    assert repl.show("import importlib.metadata; importlib.metadata.version('greeting')") == "'1.2'"
+    assert repl.show("import importlib.resources as r; (r.files('greeting') / 'word.txt').read_text()") == "'hello'"
+    for change in ("open(greeting.__file__, 'w')", "__import__('os').remove(greeting.__file__)"):
+        turn = repl.run(change)
+        assert turn.error is not None
+        assert "Read-only file system" in turn.error.message
+    session.close()
+    other = Session(loaded.program, loaded.images["tiny"], Limits())
+    error = Repl(other).run("import greeting").error
+    assert error is not None
+    assert error.type == "ModuleNotFoundError"
+    other.close()
+    loaded.program.close()
+
+
+def test_an_image_is_another_where_its_wheel_is(cache: Path, tmp_path: Path) -> None:
+    def word(*, steps: int) -> str:
+        told: list[str] = []
+        loaded = prepare([with_wheel(tmp_path / "greeting-1.2-py3-none-any.whl", ("greeting",))], cache, told.append)
+        session = Session(loaded.program, loaded.images["wheeled"], Limits())
+        shown = str(Repl(session).show("import greeting; greeting.greet()"))
+        session.close()
+        loaded.program.close()
+        assert len(told) == steps
+        return shown
+
+    made(tmp_path)
+    assert word(steps=1) == "'hello'"
+    assert word(steps=0) == "'hello'"
+    made(tmp_path, files={"greeting.py": "def greet(): return 'another'"})
+    assert word(steps=1) == "'another'"
+    made(tmp_path)
+    assert word(steps=0) == "'hello'"
+
+
+def test_a_wheel_that_is_not_taken_leaves_no_image(cache: Path, tmp_path: Path) -> None:
+    path = made(tmp_path, files={"fast.so": b"\x7fELF"})
+    with pytest.raises(ImageError, match=r"greeting-1.2-py3-none-any.whl is not taken: 'fast.so' is compiled code"):
+        prepare([with_wheel(path)], cache)
+    with pytest.raises(ImageError, match=r"(?s)the image 'wheeled' does not start: .*no_such"):
+        prepare([with_wheel(made(tmp_path, files={"greeting.py": "import no_such"}), ("greeting",))], cache)
+    assert not list(cache.glob("golden-wheeled-*"))
+
+
+def test_a_package_that_many_use_works_from_a_wheel(cache: Path, tmp_path: Path) -> None:
+    """`sortedcontainers`, put together again from what was installed of it."""
+    found = metadata.distribution("sortedcontainers")
+    files = {str(file): Path(str(file.locate())).read_bytes() for file in found.files or [] if file.suffix != ".pyc"}
+    kept = {
+        name: of for name, of in files.items() if name.rpartition("/")[2] not in {"INSTALLER", "REQUESTED", "RECORD"}
+    }
+    path = packed(tmp_path / f"sortedcontainers-{found.version}-py2.py3-none-any.whl", kept)
+    loaded = prepare([with_wheel(path, ("sortedcontainers",))], cache)
+    session = Session(loaded.program, loaded.images["wheeled"], Limits())
+    assert Repl(session).show("from sortedcontainers import SortedList; list(SortedList([3, 1, 2]))") == "[1, 2, 3]"
+    session.close()
+    loaded.program.close()
+
+
+def test_what_there_is_of_images_is_told_without_building_any(cache: Path, tmp_path: Path) -> None:
+    specs = [TINY, with_wheel(made(tmp_path))]
+    before = sorted(cache.iterdir())
+    tiny, wheeled = states(specs, cache)
+    assert (tiny.spec, tiny.wheels) == (TINY, ())
+    assert tiny.size == (entry(cache, "golden-tiny") / "memory").stat().st_size
+    assert (wheeled.wheels, wheeled.size) == ((("greeting", "1.2"),), None)
+    assert sorted(cache.iterdir()) == before
+    prepare(specs, cache).program.close()
+    assert states(specs, cache)[1].size
+    (tmp_path / "greeting-1.2-py3-none-any.whl").unlink()
+    with pytest.raises(ImageError, match=r"greeting-1.2-py3-none-any.whl cannot be read: No such file"):
+        states(specs, cache)
