@@ -16,8 +16,7 @@ from weakref import WeakValueDictionary
 
 from rlm_server.clock import now
 from rlm_server.contexts.context_table import Context
-from rlm_server.contexts.contexts import Contexts
-from rlm_server.contexts.local_files import ContextDamaged
+from rlm_server.contexts.contexts import ContextDamaged, Contexts
 from rlm_server.database.engine import DatabaseError
 from rlm_server.database.requests import Request
 from rlm_server.ledger import UNITS, Balance, BudgetExceeded, Limit, names
@@ -143,7 +142,7 @@ class Supervisor:
             BudgetExceeded: the budget is more than what the tenant, or its customer, has left.
             AccountClosed: the customer was closed.
             RequestIdReused: the request asked for another run before.
-            ContextGone, ContextDamaged: the context was deleted, or its files are not whole.
+            ContextUnknown, ContextDamaged: the context was deleted, or its files are not whole.
             RunQuotaExceeded: as much is kept of the tenant's runs as may be.
             TooManyRuns: as many of the tenant's as may wait already.
         """
@@ -247,7 +246,7 @@ class Supervisor:
             root = await self._services.journal.root(row.id)
             assert root is not None  # noqa: S101
             question = root.question
-        characters = context.characters if context is not None else 0
+        characters = context.content.characters if context is not None else 0
         node_context = whole_context(self._contexts.corpus(context)) if context is not None else None
         corpus = node_context.corpus if node_context is not None else None
         deadline, event_log = time.monotonic() + limits.wall_seconds, live.event_log

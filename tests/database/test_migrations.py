@@ -41,6 +41,9 @@ PINNED = {
     "0009_kept_bytes.sql": "e4e4e829db0df34b1464bc676c03ab6bb65db2c93dfa3ababe7fac5f3ac13de0",
     "0010_tenants_and_operators.sql": "4b1616865a61564df624fee39438c9a99476e18e5bd456a4544671646172c00a",
     "0011_customers.sql": "766f93428e61f38f15f59ff47f3fd7fc2879797bb1f5888cd01c9d89761bccf6",
+    "0012_kept_free.sql": "f7e79df7725f7bd820cb69ef01f121a8f45699a484ee5c7cf33959c17f684b1b",
+    "0013_kept_free.sql": "f7e79df7725f7bd820cb69ef01f121a8f45699a484ee5c7cf33959c17f684b1b",
+    "0014_contents.sql": "7a871224eff89554fbca23b47aba67f85e75fbee02dd22ff4c6ab45d64eb21f8",
 }
 """The SHA-256 of every script that a database may have seen, in the order in which it saw them."""
 
@@ -151,7 +154,16 @@ ROWS = (
     Row("context", {"id": "ctx", "tenant": "acme", "identity": "i", "name": "kept", "kind": 1, "sha256": "s",
                     "size_bytes": 1, "characters": 1, "documents": 1, "texts_size": 1, "texts_mtime_ns": 1,
                     "texts_sha256": "t", "index_size": 1, "index_mtime_ns": 1, "index_sha256": "x", "created_at": 1,
-                    "used_at": 1}, since=5),
+                    "used_at": 1}, since=5, until=13),
+    Row("context", {"id": "gone", "tenant": "acme", "identity": "i", "name": "", "kind": 1, "sha256": "s",
+                    "size_bytes": 1, "characters": 1, "documents": 1, "texts_size": 1, "texts_mtime_ns": 1,
+                    "texts_sha256": "t", "index_size": 1, "index_mtime_ns": 1, "index_sha256": "x", "created_at": 1,
+                    "used_at": 1, "deleted_at": 1}, since=5, until=13),
+    Row("content", {"id": "ctx", "tenant": "acme", "identity": "i", "kind": 1, "sha256": "s", "size_bytes": 1,
+                    "characters": 1, "documents": 1, "texts_size": 1, "texts_mtime_ns": 1, "texts_sha256": "t",
+                    "index_size": 1, "index_mtime_ns": 1, "index_sha256": "x"}, since=14),
+    Row("context", {"id": "ctx", "tenant": "acme", "content": "ctx", "name": "kept", "created_at": 1, "used_at": 1},
+        since=14),
     Row("upload", {"id": "up", "tenant": "acme", "request_id": "once", "name": "kept", "size_bytes": 1, "sha256": "s",
                    "documents": 0, "changed_at": 1, "context": "ctx"}, since=5),
     Row("account", {**_ACCOUNT, "id": "acme", "tenant": "acme", "carve": 0, "closed": 0, "limit_nano_usd": 100,
@@ -215,6 +227,10 @@ async def test_a_database_of_every_former_version_comes_up_to_date_with_its_data
             assert context
             assert upload
             assert (context.name, context.number, upload.context) == ("kept", 1, "ctx")
+            assert (context.content.id, context.content.identity, context.labels) == ("ctx", "i", {})
+            # The files of one that was deleted have still to go.
+            deleted = {"gone": True} if version < 14 else {}
+            assert await ContextTable(database).all_contents() == {"ctx": False, **deleted}
         else:
             assert (context, upload) == (None, None)
         if isinstance(database_at, Path):

@@ -1,0 +1,2 @@
+-- Nothing changes here: the number is another change's.
+SELECT 1;
