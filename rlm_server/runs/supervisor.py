@@ -295,18 +295,25 @@ class Supervisor:
         """Return how many runs of a tenant wait for their turn."""
         return self._places.load(tenant).waiting
 
-    async def delete(self, run_id: str) -> None:
+    async def delete(self, run_id: str, request: Request | None = None) -> None:
         """Forget a run that has ended, and all that is kept of it. What it spent stays in the ledger.
 
         Raises:
             RunNotEnded: it goes on.
+            RequestIdReused: the request asked for something else before.
         """
         if run_id in self._live:
             raise RunNotEnded(run_id)
+        await self._services.journal.note(request, run_id, deletes=True)
         await self._services.journal.forget(run_id)
 
-    async def cancel(self, run_id: str) -> None:
-        """Stop a run and everything under it, and return when it has stopped; one that has ended stays as it is."""
+    async def cancel(self, run_id: str, request: Request | None = None) -> None:
+        """Stop a run and everything under it, and return when it has stopped; one that has ended stays as it is.
+
+        Raises:
+            RequestIdReused: the request asked for something else before.
+        """
+        await self._services.journal.note(request, run_id)
         live = self._live.get(run_id)
         if live is not None:
             live.task.cancel()

@@ -43,7 +43,7 @@ PINNED = {
     "0011_customers.sql": "766f93428e61f38f15f59ff47f3fd7fc2879797bb1f5888cd01c9d89761bccf6",
     "0012_kept_free.sql": "f7e79df7725f7bd820cb69ef01f121a8f45699a484ee5c7cf33959c17f684b1b",
     "0013_kept_free.sql": "f7e79df7725f7bd820cb69ef01f121a8f45699a484ee5c7cf33959c17f684b1b",
-    "0014_contents.sql": "7a871224eff89554fbca23b47aba67f85e75fbee02dd22ff4c6ab45d64eb21f8",
+    "0014_contents.sql": "14bcd7da5d40b3372253d9d751405de34e7d2b1e626f12d9e70c5783c41ea148",
 }
 """The SHA-256 of every script that a database may have seen, in the order in which it saw them."""
 

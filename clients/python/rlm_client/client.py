@@ -347,14 +347,15 @@ class Client(Spending):
 
         return resumed(open_at, from_sequence, self._watch_retry)
 
-    def cancel_run(self, run_id: str) -> run_pb2.Run:
+    def cancel_run(self, run_id: str, *, request_id: str | None = None) -> run_pb2.Run:
         """Stop a run and everything under it; returns when it has stopped. A run that has ended stays as it is."""
-        request = run_pb2.CancelRunRequest(run_id=run_id)
+        request = run_pb2.CancelRunRequest(run_id=run_id, request_id=named(request_id))
         return self._unary(self._runs.CancelRun, request, _CANCEL_SECONDS).run
 
-    def delete_run(self, run_id: str) -> None:
+    def delete_run(self, run_id: str, *, request_id: str | None = None) -> None:
         """Forget a run that has ended, with its answer and its events. What it spent stays in the ledger."""
-        self._unary(self._runs.DeleteRun, run_pb2.DeleteRunRequest(run_id=run_id))
+        request = run_pb2.DeleteRunRequest(run_id=run_id, request_id=named(request_id))
+        self._unary(self._runs.DeleteRun, request)
 
     def create_session(
         self,

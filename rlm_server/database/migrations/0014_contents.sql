@@ -56,5 +56,6 @@ ALTER TABLE upload ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
 -- What a request was about: it is forgotten with it. One that deletes is forgotten some time after `forget_at`.
 ALTER TABLE request ADD COLUMN thing TEXT NOT NULL DEFAULT '';
 ALTER TABLE request ADD COLUMN forget_at INTEGER;
+UPDATE request SET thing = answer WHERE method = 'CreateRun';
 CREATE INDEX request_of_thing ON request (tenant, thing) WHERE thing <> '';
 CREATE INDEX request_to_forget ON request (tenant, forget_at) WHERE forget_at IS NOT NULL;
