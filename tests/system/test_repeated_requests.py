@@ -1,4 +1,4 @@
-"""Every call that changes something can be repeated: under its request id it is answered as it was, and changes no more.
+"""Every call that changes something can be repeated: under its request id it is answered as before, and does no more.
 
 The calls are found in the protocol: all but those that only read.
 """
@@ -13,6 +13,7 @@ import grpc
 import pytest
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from rlm.v1 import budget_pb2, context_pb2, run_pb2, tenant_pb2, types_pb2
 
 from tests.databases import KINDS
@@ -50,7 +51,7 @@ def test_the_upload_has_it_in_its_header() -> None:
 
 @dataclass(frozen=True)
 class Things:
-    """What requests are about: two of each."""
+    """What requests are about: two of each, and two more of those that are deleted."""
 
     contexts: list[str]
     runs: list[str]
@@ -70,10 +71,10 @@ MAKES: dict[str, Make] = {
     "UpdateContext": lambda there, n: context_pb2.UpdateContextRequest(
         context=context_pb2.Context(context_id=there.contexts[0], name=f"name {n}")
     ),
-    "DeleteContext": lambda there, n: context_pb2.DeleteContextRequest(context_id=there.contexts[n]),
+    "DeleteContext": lambda there, n: context_pb2.DeleteContextRequest(context_id=there.contexts[2 + n]),
     "CreateRun": lambda there, n: run_pb2.CreateRunRequest(question=f"What is {n}?"),
     "CancelRun": lambda there, n: run_pb2.CancelRunRequest(run_id=there.runs[n]),
-    "DeleteRun": lambda there, n: run_pb2.DeleteRunRequest(run_id=there.runs[n]),
+    "DeleteRun": lambda there, n: run_pb2.DeleteRunRequest(run_id=there.runs[2 + n]),
     "CreateAccount": lambda there, n: budget_pb2.CreateAccountRequest(account=account(f"new-{n}")),
     "UpdateAccount": lambda there, n: budget_pb2.UpdateAccountRequest(
         account=budget_pb2.Account(account_id=there.accounts[0], name=f"name {n}"),
@@ -84,7 +85,7 @@ MAKES: dict[str, Make] = {
     "UpdateTenant": lambda there, n: tenant_pb2.UpdateTenantRequest(
         tenant=tenant_pb2.Tenant(tenant_id=there.tenants[0], labels={"n": str(n)})
     ),
-    "DeleteTenant": lambda there, n: tenant_pb2.DeleteTenantRequest(tenant_id=there.tenants[n], force=True),
+    "DeleteTenant": lambda there, n: tenant_pb2.DeleteTenantRequest(tenant_id=there.tenants[2 + n]),
     "CreateApiKey": lambda there, n: tenant_pb2.CreateApiKeyRequest(tenant_id=there.tenants[n]),
     "RevokeApiKey": lambda there, n: tenant_pb2.RevokeApiKeyRequest(key_id=there.keys[n]),
 }
@@ -100,15 +101,15 @@ def test_every_call_is_made_here() -> None:
 
 
 async def prepared(served: Server, operator: Operator) -> Things:
-    """Make two of each thing."""
+    """Make what requests are about."""
     caller = served.caller
-    contexts = [(await ContextCalls(caller).send(of_text("text"))).context_id for _ in range(2)]
-    runs = [(await caller.ask()).run.run_id for _ in range(2)]
-    for name in ("a", "b"):
+    contexts = [(await ContextCalls(caller).send(of_text("text"))).context_id for _ in range(4)]
+    runs = [(await caller.ask()).run.run_id for _ in range(4)]
+    for name in ("a", "b", "c", "d"):
         await call(caller, "rlm.v1.BudgetService/CreateAccount", budget_pb2.CreateAccountRequest(account=account(name)))
         await operator.create(name)
     keys = [(await operator.call(tenant_pb2.CreateApiKeyRequest(tenant_id=name))).key.key_id for name in ("a", "b")]
-    return Things(contexts, runs, ["a", "b"], ["a", "b"], keys)
+    return Things(contexts, runs, ["a", "b"], ["a", "b", "c", "d"], keys)
 
 
 async def call(caller: Caller, path: str, request: Message) -> bytes:
@@ -119,7 +120,7 @@ async def call(caller: Caller, path: str, request: Message) -> bytes:
 
 def shown(method: Any, data: bytes) -> Message:
     """An answer without what a repeated one has not."""
-    answer = every_call.GetMessageClass(method.output_type).FromString(data)
+    answer = GetMessageClass(method.output_type).FromString(data)
     for field in SECRETS.get(method.name, ()):
         answer.ClearField(field)
     return answer
