@@ -50,6 +50,7 @@ from rlm_server.contexts.background import keep_up
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.local_files import LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore
+from rlm_server.contexts.upload_table import UploadQuota
 from rlm_server.contexts.uploads import Uploads
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
@@ -231,7 +232,7 @@ async def serving(
                     settings.data_dir / "uploads",
                     contexts,
                     shares,
-                    quota=lambda tenant: tenant_limits(tenant).context_bytes,
+                    quota=lambda tenant: _upload_quota(tenant_limits(tenant)),
                     reserve_bytes=settings.disk_reserve_bytes,
                     rest_seconds=settings.upload_rest_seconds,
                 ) as uploads,
@@ -317,7 +318,17 @@ async def serving(
                     TenantServicer(tenants, keys, terms, watch, removal, accounts, offered), server
                 )
                 gauges = _gauges(
-                    settings, shares, admission, sessions, snapshots, store, uploads, supervisor, journal, book
+                    settings,
+                    shares,
+                    admission,
+                    sessions,
+                    snapshots,
+                    store,
+                    contexts,
+                    uploads,
+                    supervisor,
+                    journal,
+                    book,
                 )
                 server_pb2_grpc.add_ServerServiceServicer_to_server(ServerServicer(gauges, catalog, defaults), server)
 
@@ -391,6 +402,10 @@ def _defaults(settings: Settings, models: Models, pool: WorkerPool, terms: Terms
     )
 
 
+def _upload_quota(limits: TenantLimits) -> UploadQuota:
+    return UploadQuota(limits.context_bytes, limits.tenant_uploads, limits.tenant_contexts)
+
+
 def _gauges(
     settings: Settings,
     shares: Shares,
@@ -398,6 +413,7 @@ def _gauges(
     sessions: Sessions,
     snapshots: Snapshots,
     store: SessionStore,
+    contexts: Contexts,
     uploads: Uploads,
     supervisor: Supervisor,
     journal: Journal,
@@ -421,6 +437,7 @@ def _gauges(
         limited("tenant_requests", admission.requests),
         limited("tenant_streams", admission.streams),
         limited("tenant_uploads", unfinished),
+        limited("tenant_contexts", contexts.count),
         limited("tenant_held_bytes", shares.held.of),
         limited("tenant_runs", supervisor.working),
         limited("tenant_waiting_runs", supervisor.waiting),

@@ -13,9 +13,8 @@ from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.api.upload_stream import Messages, Pace, receive
-from rlm_server.contexts.context_table import Context
-from rlm_server.contexts.contexts import Contexts
-from rlm_server.contexts.local_files import ContextDamaged
+from rlm_server.contexts.context_table import Context, ContextFilter
+from rlm_server.contexts.contexts import ContextDamaged, Contexts
 from rlm_server.contexts.search import (
     LONGEST_PATTERN,
     SEARCH_SECONDS,
@@ -82,10 +81,14 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.ListContextsResponse:
         """List the tenant's contexts."""
         size = requests.page_size(request.page_size, 100, 1_000)
-        before = requests.page_token(request.page_token, "contexts", 1)
-        contexts = await self._contexts.page(tenant(), before[0] if before is not None else None, size + 1)
+        since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
+        named = requests.context_name(request.name, "name")
+        asked = ContextFilter(tenant(), named, requests.labels(request.labels), since, until)
+        list_name = requests.list_name("contexts", asked)
+        before = requests.page_token(request.page_token, list_name, 1)
+        contexts = await self._contexts.page(asked, before[0] if before is not None else None, size + 1)
         written = [responses.context(one) for one in contexts[:size]]
-        page, token = responses.page("contexts", written, len(contexts), lambda shown: contexts[shown - 1].number)
+        page, token = responses.page(list_name, written, len(contexts), lambda shown: contexts[shown - 1].number)
         return context_pb2.ListContextsResponse(contexts=page, next_page_token=token)
 
     async def ListDocuments(
@@ -157,12 +160,29 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
                 raise SearchTooLong
         return _search_response(result, list_name)
 
+    async def UpdateContext(
+        self, request: context_pb2.UpdateContextRequest, context: Any
+    ) -> context_pb2.UpdateContextResponse:
+        """Change what a context is called."""
+        asked = request.context
+        said = {
+            "name": requests.context_name(asked.name, "context.name"),
+            "labels": requests.labels(asked.labels, "context.labels"),
+        }
+        paths = requests.changed_fields(request.update_mask, asked, said)
+        changed = await self._contexts.update(
+            tenant(),
+            asked.context_id,
+            {path: said[path] for path in paths},
+            requests.repeatable(tenant(), request),
+        )
+        return context_pb2.UpdateContextResponse(context=responses.context(changed))
+
     async def DeleteContext(
         self, request: context_pb2.DeleteContextRequest, context: Any
     ) -> context_pb2.DeleteContextResponse:
         """Take a context away from everybody."""
-        if not await self._contexts.delete(tenant(), request.context_id):
-            raise NotFound("context", request.context_id)
+        await self._contexts.delete(tenant(), request.context_id, requests.repeatable(tenant(), request))
         return context_pb2.DeleteContextResponse()
 
     async def _stored(self, context_id: str) -> Context:
@@ -195,7 +215,7 @@ def _check_document(field: str, number: int, corpus: Corpus) -> None:
 def _documents(context: Context, corpus: Corpus, first: int, at: int, most: int) -> context_pb2.ListDocumentsResponse:
     """Write up to `most` documents from number `first` on. Its name begins at character `at` of all names."""
     response, size = context_pb2.ListDocumentsResponse(), 0
-    names = _lines(corpus, at) if context.kind is Kind.DOCUMENTS else iter(("",))
+    names = _lines(corpus, at) if context.content.kind is Kind.DOCUMENTS else iter(("",))
     for number, name in enumerate(names, start=first):
         if number == first + most or size > MAX_ANSWER:
             response.next_page_token = responses.page_token(context.id, number, at)

@@ -18,8 +18,8 @@ from rlm.v1.errors_pb2 import ErrorReason
 from rlm_server.api.admission import RequestTooLarge, TooManyCalls, TooManyStreams
 from rlm_server.api.availability import ServerStarting, ServerStopping
 from rlm_server.clock import now
-from rlm_server.contexts.contexts import ContextGone
-from rlm_server.contexts.local_files import ContextDamaged
+from rlm_server.contexts.context_table import ContextUnknown
+from rlm_server.contexts.contexts import ContextDamaged
 from rlm_server.contexts.object_store import ObjectStoreUnavailable
 from rlm_server.contexts.search import SearchTooLong
 from rlm_server.contexts.spool import UploadRefused
@@ -182,7 +182,7 @@ def status_of(error: Exception) -> status_pb2.Status:
         case ContextQuotaExceeded():
             reason = ErrorReason.ERROR_REASON_CONTEXT_QUOTA_EXCEEDED
             return _status(reason, text, quota=error.unit, metadata=_limit_hit(error))
-        case ContextGone():
+        case ContextUnknown():
             return status_of(NotFound("context", error.context))
         case ContextDamaged():
             return _status(ErrorReason.ERROR_REASON_CONTEXT_DAMAGED, text, metadata={"context_id": error.context})

@@ -6,9 +6,10 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from rlm.v1 import types_pb2
@@ -28,6 +29,8 @@ from rlm_server.repl.bounds import MAX_NAME
 
 MAX_REQUEST_ID = 128
 """Characters of a request id."""
+MAX_CONTEXT_NAME = 200
+"""Characters of a context's name."""
 MAX_TOKEN = 2_000
 """Characters of a page token."""
 MAX_SECONDS = 253_402_300_799
@@ -244,6 +247,26 @@ def check_name(field: str, value: str) -> None:
     """Refuse a name that is longer than any may be."""
     if len(value) > MAX_NAME:
         raise InvalidField(field, f"may have {MAX_NAME} characters, not {len(value)}")
+
+
+def changed_fields(mask: FieldMask, message: Message, settable: Collection[str]) -> list[str]:
+    """Return the fields of a message that are to change: those of the mask, all for `*`, else those that are set."""
+    paths = list(mask.paths)
+    if not paths:
+        return [field.name for field, _ in message.ListFields() if field.name in settable]
+    if paths == ["*"]:
+        return list(settable)
+    for path in paths:
+        if path not in settable:
+            raise InvalidField("update_mask", f"{path[:60]!r} cannot be changed; these can: {', '.join(settable)}")
+    return paths
+
+
+def context_name(value: str, field: str) -> str:
+    """Return the name of a context."""
+    if len(value) > MAX_CONTEXT_NAME:
+        raise InvalidField(field, f"may have {MAX_CONTEXT_NAME} characters, not {len(value)}")
+    return value
 
 
 async def context(contexts: Contexts, tenant: str, context_id: str) -> Context | None:

@@ -117,15 +117,17 @@ def token_usage(value: Usage) -> budget_pb2.TokenUsage:
 
 def context(value: Context) -> context_pb2.Context:
     """Write a context."""
+    content = value.content
     return context_pb2.Context(
         context_id=value.id,
         name=value.name,
-        size_bytes=value.size_bytes,
-        character_count=value.characters,
-        sha256=value.sha256,
+        size_bytes=content.size_bytes,
+        character_count=content.characters,
+        sha256=content.sha256,
         create_time=time(value.created_at),
-        kind=_KINDS[value.kind],
-        document_count=value.documents,
+        kind=_KINDS[content.kind],
+        document_count=content.documents,
+        labels=value.labels,
     )
 
 

@@ -199,14 +199,20 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:
         """Stop a run."""
+        asked = requests.repeatable(tenant(), request)
+        await self._journal.was_asked(asked)
         run = await self._row(request.run_id)
-        await self._supervisor.cancel(run.id)
+        await self._supervisor.cancel(run.id, asked)
         return run_pb2.CancelRunResponse(run=await self._message(await self._row(run.id)))
 
     async def DeleteRun(self, request: run_pb2.DeleteRunRequest, context: Any) -> run_pb2.DeleteRunResponse:
         """Forget a run that has ended."""
-        run = await self._row(request.run_id)
-        await self._supervisor.delete(run.id)
+        asked = requests.repeatable(tenant(), request)
+        known, run = await self._journal.was_asked(asked), await self._journal.get(tenant(), request.run_id)
+        if run is not None:
+            await self._supervisor.delete(run.id, asked)
+        elif not known:
+            raise NotFound("run", request.run_id)
         return run_pb2.DeleteRunResponse()
 
     async def _row(self, run_id: str) -> RunRow:

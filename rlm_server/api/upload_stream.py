@@ -25,8 +25,6 @@ from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
 from sandbox.cancellation import cancel_and_wait, until_ended
 
-MAX_NAME = 200
-"""Characters of a context's name."""
 MAX_WAITING = 3
 """Messages that have arrived and wait while others are taken."""
 READ_AHEAD_ROOM = 16 << 20
@@ -207,6 +205,5 @@ def _header(tenant: str, header: context_pb2.UploadHeader, most_bytes: int) -> H
         raise InvalidField("header.size_bytes", f"must be from {least} to {most}, not {header.size_bytes}")
     if not _SHA256.fullmatch(header.sha256):
         raise InvalidField("header.sha256", "must be 64 lower-case hex digits")
-    if len(header.name) > MAX_NAME:
-        raise InvalidField("header.name", f"may have {MAX_NAME} characters, not {len(header.name)}")
-    return Header(tenant, request_id, header.name, header.size_bytes, header.sha256, header.document_count)
+    name, labels = requests.context_name(header.name, "header.name"), requests.labels(header.labels, "header.labels")
+    return Header(tenant, request_id, name, header.size_bytes, header.sha256, header.document_count, labels)

@@ -31,7 +31,7 @@ from rlm_server.database.snapshot import Snapshot, Table, put, snapshot, tables
 ATTEMPTS = 5
 """Contexts may be deleted while a backup begins; then it begins anew, so often."""
 FILES = ("texts", "index")
-"""Of each context."""
+"""Of each content."""
 ALONE = ("stated-prices.json", "development-key", SESSION_SECRET)
 """Files of the data directory that are kept besides."""
 _FILE = re.compile(rf"contexts/[A-Za-z0-9_-]+/({'|'.join(FILES)})|sessions/[A-Za-z0-9_-]+\.(session|snapshot)")
@@ -81,14 +81,15 @@ def _linked(settings: Settings, found: Snapshot, into: Path) -> list[tuple[str, 
     names = _copied_sessions(settings, into)
     if settings.context_store:
         return names
-    for (context,) in found.rows("SELECT id FROM context WHERE deleted_at IS NULL"):
+    kept_in = "content" if "content" in {table.name for table in tables(MIGRATIONS[: found.schema])} else "context"
+    for (content,) in found.rows(f"SELECT id FROM {kept_in} WHERE deleted_at IS NULL"):  # noqa: S608 - one of two names
         for file in FILES:
-            link = into / f"{context}.{file}"
+            link = into / f"{content}.{file}"
             try:
-                os.link(settings.data_dir / "contexts" / context / file, link)
+                os.link(settings.data_dir / "contexts" / content / file, link)
             except FileNotFoundError:
                 raise _Gone from None
-            names.append((f"contexts/{context}/{file}", link))
+            names.append((f"contexts/{content}/{file}", link))
     return names
 
 

@@ -1,188 +1,340 @@
-"""The rows of contexts in the database: what identifies each, what its files are, and when it was last used."""
+"""The rows of contexts and contents in the database.
+
+A content is the files of one text, or of one sequence of documents. A context is a content under a name, with labels,
+and with an id of its own. Equal contents of one tenant are one, however many contexts are of it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from rlm_server.clock import now
 from rlm_server.contexts.local_files import WrittenFile, WrittenFiles
+from rlm_server.database import labels, requests
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
+from rlm_server.database.requests import Request
 from sandbox.corpora.corpus import Kind
+
+LABELS = "context"
+"""The kind of contexts' labels."""
+
+
+class ContextUnknown(Exception):
+    """The tenant has no such context, or no longer."""
+
+    def __init__(self, context: str) -> None:
+        super().__init__(f"there is no context {context!r}")
+        self.context = context
 
 
 @dataclass(frozen=True, slots=True)
-class Context:
-    """A stored context. `size_bytes` counts UTF-8, `characters` what `len()` gives in the guest.
-
-    `number` is its place in the list of contexts. Two uploads of one tenant with the same `identity` are one context.
-    `created_at` is in Unix milliseconds.
+class Content:
+    """The files that contexts of one tenant share. `size_bytes` counts UTF-8, `characters` what `len()` gives in the
+    guest. Contents with the same `identity` are one.
     """
 
     id: str
     tenant: str
     identity: str
-    name: str
     kind: Kind
     sha256: str
     size_bytes: int
     characters: int
     documents: int
     files: WrittenFiles
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A stored context. `number` is its place in the list of contexts. `created_at` is in Unix milliseconds."""
+
+    id: str
+    tenant: str
+    name: str
+    labels: Mapping[str, str]
     created_at: int
+    content: Content
     number: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
-class ContextSize:
-    """How large a context's files are, in bytes, and when it was last used, as its row says, in Unix milliseconds."""
+class ContextFilter:
+    """Which of a tenant's contexts are listed. All that is given must hold; times are Unix milliseconds, `until`
+    excluded. An empty name is any.
+    """
+
+    tenant: str
+    name: str = ""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    since: int | None = None
+    until: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContentUse:
+    """How many bytes the files of a context have, and when it was last used, as its row says, in Unix milliseconds."""
 
     context_id: str
+    content_id: str
     used_at: int
     size_bytes: int
 
 
 class ContextTable:
-    """The rows. A deleted context's row stays, marked, until its files are gone; `exists` and `all_ids` show it."""
+    """The rows. That of a content which is no context's any more stays, marked, until its files are gone."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    # ---- contexts ------------------------------------------------------------------------------------------------
+
     async def get(self, tenant: str, context_id: str) -> Context | None:
         """Return a tenant's context, or None: another tenant's does not exist for this one."""
-        return await self._first("tenant = ? AND id = ?", tenant, context_id)
+        return await self._database.read(lambda db: _find(db, tenant, context_id))
 
-    async def same(self, tenant: str, identity: str) -> Context | None:
-        """Return the tenant's context of the same content, if there is one."""
-        return await self._first("tenant = ? AND identity = ?", tenant, identity)
+    async def check(self, context: Context) -> None:
+        """Make sure that a context is still there.
 
-    async def page(self, tenant: str, before: int | None, most: int) -> list[Context]:
-        """Return a tenant's contexts, the newest first: those whose number is below `before`, or all."""
-        values = (tenant, before if before is not None else 1 << 62, most)
-        where = "tenant = ? AND number < ? ORDER BY number DESC LIMIT ?"
-        return await self._database.read(lambda db: [_context(row) for row in db.execute(_LIVE + where, values)])
-
-    async def exists(self, context_id: str) -> bool:
-        """Whether there is a row of this id, deleted or not."""
-        query = "SELECT count(*) FROM context WHERE id = ?"
-        (count,) = await self._database.read(lambda db: db.execute(query, (context_id,)).fetchone())
-        return bool(count)
-
-    async def all_ids(self) -> dict[str, bool]:
-        """Return the id of every row, and whether it is deleted."""
-        return await self._database.read(lambda db: dict(db.execute(_IDS).fetchall()))
-
-    async def sizes(self) -> list[ContextSize]:
-        """Return the size of every tenant's contexts."""
-        return await self._database.read(lambda db: [ContextSize(*row) for row in db.execute(_SIZES)])
-
-    async def insert(self, context: Context, upload: str) -> Context:
-        """Write the row of what an upload became, and return it as it is now.
-
-        Where the tenant has the same content already, the new row is deleted from the start, for its files to be
-        removed, and the older context is returned.
+        Raises:
+            ContextUnknown: it was deleted.
         """
-        return await self._database.write(lambda db: _insert(db, context, upload))
+        await self._database.read(lambda db: _get(db, context.tenant, context.id))
 
-    async def adopt(self, context: Context, upload: str) -> Context | None:
-        """Note that an upload became a context that was there; None where that was deleted meanwhile."""
-        return await self._database.write(lambda db: _adopt(db, context, upload))
+    async def page(self, asked: ContextFilter, before: int | None, most: int) -> list[Context]:
+        """Return a tenant's contexts, the newest first: those whose number is below `before`, or all."""
+        where, values = _where(asked, before)
+        where += " ORDER BY context.number DESC LIMIT ?"
+        return await self._database.read(lambda db: _contexts(db, where, (*values, most)))
 
-    async def delete(self, tenant: str, context_id: str) -> list[str]:
-        """Mark a tenant's context as deleted, and return its id; nothing where there was none."""
-        return await self._delete("tenant = ? AND id = ?", tenant, context_id)
+    async def uses(self) -> list[ContentUse]:
+        """Return the size and the last use of every tenant's contexts."""
+        return await self._database.read(lambda db: [ContentUse(*row) for row in db.execute(_USES)])
+
+    async def insert(self, context: Context, upload: str) -> Context | None:
+        """Write the row of the context that an upload became, of a content that is there, and return it as it is now.
+
+        None where the content went meanwhile.
+        """
+        return await self._database.write(lambda db: _insert_of_known(db, context, upload))
+
+    async def insert_new(self, context: Context, upload: str, damaged: str = "") -> Context:
+        """Write the rows of the context that an upload became and of its content, and return it as it is now.
+
+        Where the tenant has the same content already, the context is of that. The row of the new content is then marked
+        from the start, for its files to be removed. But a content that is found `damaged` makes way to the new one.
+        """
+        return await self._database.write(lambda db: _insert_new(db, context, upload, damaged))
+
+    async def update(self, tenant: str, context_id: str, change: Mapping[str, Any], request: Request | None) -> Context:
+        """Change a context's `name` or `labels`, or both.
+
+        Raises:
+            ContextUnknown: the tenant has none of this id.
+            RequestIdReused: the request asked for something else before.
+        """
+        return await self._database.write(lambda db: _update(db, tenant, context_id, change, request))
+
+    async def delete(self, tenant: str, context_id: str, request: Request | None) -> list[str]:
+        """Delete a tenant's context, and return the content that is no context's any more, if that is so.
+
+        Raises:
+            ContextUnknown: the tenant has none of this id.
+            RequestIdReused: the request asked for something else before.
+        """
+        return await self._database.write(lambda db: _delete_one(db, tenant, context_id, request))
 
     async def delete_unused_since(self, tenant: str, at: int) -> list[str]:
-        """Mark a tenant's contexts that were last used before a time (Unix milliseconds) as deleted; return the ids."""
-        return await self._delete("tenant = ? AND used_at < ?", tenant, at)
+        """Delete a tenant's contexts that were last used before a time (Unix milliseconds).
+
+        Returns the contents that are no context's any more, as `delete_all` does.
+        """
+        return await self._database.write(partial(_delete, where="tenant = ? AND used_at < ?", values=(tenant, at)))
 
     async def delete_all(self, tenant: str) -> list[str]:
-        """Mark all of a tenant's contexts as deleted, and return the ids."""
-        return await self._delete("tenant = ?", tenant)
+        """Delete all of a tenant's contexts."""
+        return await self._database.write(partial(_delete, where="tenant = ?", values=(tenant,)))
 
     async def tenants(self) -> list[str]:
         """Return the tenants that have contexts."""
-        query = "SELECT DISTINCT tenant FROM context WHERE deleted_at IS NULL"
+        query = "SELECT DISTINCT tenant FROM context"
         return await self._database.read(lambda db: [tenant for (tenant,) in db.execute(query).fetchall()])
 
-    async def remove(self, context_id: str) -> None:
-        """Remove a row whose files are gone."""
-        await self._database.write(lambda db: _remove(db, context_id))
+    async def count(self, tenant: str) -> int:
+        """Return how many contexts a tenant has."""
+        query = "SELECT count(*) FROM context WHERE tenant = ?"
+        return await self._database.read(lambda db: int(db.execute(query, (tenant,)).fetchone()[0]))
 
     async def record_use(self, used: dict[str, int]) -> None:
         """Write when contexts were last used, in Unix milliseconds."""
-        await self._database.write(lambda db: _record_use(db, used))
+        rows = [(at, context_id) for context_id, at in used.items()]
+        await self._database.write(lambda db: db.executemany("UPDATE context SET used_at = ? WHERE id = ?", rows))
 
-    async def _first(self, where: str, *values: str) -> Context | None:
-        return await self._database.read(lambda db: _first(db, where, values))
+    # ---- contents ------------------------------------------------------------------------------------------------
 
-    async def _delete(self, where: str, *values: object) -> list[str]:
-        return await self._database.write(lambda db: _delete(db, where, values))
+    async def content(self, tenant: str, identity: str) -> Content | None:
+        """Return the tenant's content of an identity, if there is one."""
+        return await self._database.read(lambda db: _content_of(db, tenant, identity))
+
+    async def has_content(self, content_id: str) -> bool:
+        """Whether there is a row of this content, marked as deleted or not."""
+        query = "SELECT count(*) FROM content WHERE id = ?"
+        (count,) = await self._database.read(lambda db: db.execute(query, (content_id,)).fetchone())
+        return bool(count)
+
+    async def all_contents(self) -> dict[str, bool]:
+        """Return the id of every content, and whether it is marked as deleted."""
+        query = "SELECT id, deleted_at IS NOT NULL FROM content"
+        return await self._database.read(lambda db: dict(db.execute(query).fetchall()))
+
+    async def remove_content(self, content_id: str) -> None:
+        """Remove the row of a content whose files are gone."""
+        await self._database.write(lambda db: db.execute("DELETE FROM content WHERE id = ?", (content_id,)))
 
 
-_COLUMNS = """id, tenant, identity, name, kind, sha256, size_bytes, characters, documents, texts_size, texts_mtime_ns,
-texts_sha256, index_size, index_mtime_ns, index_sha256, created_at"""
-_LIVE = f"SELECT number, {_COLUMNS} FROM context WHERE deleted_at IS NULL AND "  # noqa: S608
-_IDS = "SELECT id, deleted_at IS NOT NULL FROM context"
-_SIZES = "SELECT id, used_at, texts_size + index_size FROM context WHERE deleted_at IS NULL"
+_CONTENT = (
+    "id", "tenant", "identity", "kind", "sha256", "size_bytes", "characters", "documents", "texts_size",
+    "texts_mtime_ns", "texts_sha256", "index_size", "index_mtime_ns", "index_sha256",
+)  # fmt: skip
+_OF_CONTENT = ", ".join(f"content.{column}" for column in _CONTENT)
+_CONTEXTS = (
+    "SELECT context.number, context.id, context.tenant, context.name, context.created_at, "  # noqa: S608
+    f"{_OF_CONTENT} FROM context JOIN content ON content.id = context.content WHERE "
+)
+_USES = """
+SELECT context.id, content.id, context.used_at, content.texts_size + content.index_size
+FROM context JOIN content ON content.id = context.content
+"""
 
 
-def _first(db: Connection, where: str, values: tuple[object, ...]) -> Context | None:
-    row = db.execute(_LIVE + where, values).fetchone()
-    return _context(row) if row else None
+def _contexts(db: Connection, where: str, values: tuple[object, ...]) -> list[Context]:
+    rows = db.execute(_CONTEXTS + where, values).fetchall()
+    labelled = labels.of(db, LABELS, [row[1] for row in rows])
+    return [
+        Context(id, tenant, name, labelled[id], created_at, _content(content), number)
+        for number, id, tenant, name, created_at, *content in rows
+    ]
 
 
-def _context(row: tuple[Any, ...]) -> Context:
-    number, context_id, tenant, identity, name, kind, sha256, size, characters, documents, *files, created_at = row
+def _find(db: Connection, tenant: str, context_id: str) -> Context | None:
+    found = _contexts(db, "context.tenant = ? AND context.id = ?", (tenant, context_id))
+    return next(iter(found), None)
+
+
+def _get(db: Connection, tenant: str, context_id: str) -> Context:
+    found = _find(db, tenant, context_id)
+    if found is None:
+        raise ContextUnknown(context_id)
+    return found
+
+
+def _where(asked: ContextFilter, before: int | None) -> tuple[str, list[Any]]:
+    conditions, values = ["context.tenant = ?"], [asked.tenant]
+    bounds: list[Any] = []
+    for condition, value in (
+        ("context.name = ?", asked.name or None),
+        ("context.created_at >= ?", asked.since),
+        ("context.created_at < ?", asked.until),
+        ("context.number < ?", before),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            bounds.append(value)
+    labelled, named = labels.having((LABELS,), "context.id", asked.labels)
+    return " AND ".join([*conditions, labelled]), [*values, *bounds, *named]
+
+
+def _content(row: list[Any]) -> Content:
+    content_id, tenant, identity, kind, sha256, size, characters, documents, *files = row
     written = WrittenFiles(WrittenFile(*files[:3]), WrittenFile(*files[3:]))
-    return Context(
-        context_id, tenant, identity, name, Kind(kind), sha256, size, characters, documents, written, created_at, number
-    )
+    return Content(content_id, tenant, identity, Kind(kind), sha256, size, characters, documents, written)
+
+
+def _content_of(db: Connection, tenant: str, identity: str) -> Content | None:
+    query = f"SELECT {_OF_CONTENT} FROM content WHERE tenant = ? AND identity = ? AND deleted_at IS NULL"  # noqa: S608
+    row = db.execute(query, (tenant, identity)).fetchone()
+    return _content(list(row)) if row else None
+
+
+def _insert_of_known(db: Connection, new: Context, upload: str) -> Context | None:
+    known = _content_of(db, new.tenant, new.content.identity)
+    if known is None or known.id != new.content.id:
+        return None
+    return _insert(db, new, upload)
+
+
+def _insert_new(db: Connection, new: Context, upload: str, damaged: str) -> Context:
+    known = _content_of(db, new.tenant, new.content.identity)
+    replaced = known if known is not None and known.id == damaged else None
+    if replaced:
+        db.execute("UPDATE content SET deleted_at = ? WHERE id = ?", (now(), replaced.id))
+    shared = known if known is not None and not replaced else None
+    _insert_content(db, new.content, now() if shared else None)
+    if replaced:
+        db.execute("UPDATE context SET content = ? WHERE content = ?", (new.content.id, replaced.id))
+    return _insert(db, replace(new, content=shared or new.content), upload)
+
+
+def _insert_content(db: Connection, new: Content, deleted_at: int | None) -> None:
+    texts, index = new.files.texts, new.files.index
+    values = (
+        new.id, new.tenant, new.identity, int(new.kind), new.sha256, new.size_bytes, new.characters, new.documents,
+        texts.size, texts.mtime_ns, texts.sha256, index.size, index.mtime_ns, index.sha256, deleted_at,
+    )  # fmt: skip
+    marks = ", ".join("?" * len(values))
+    db.execute(f"INSERT INTO content ({', '.join(_CONTENT)}, deleted_at) VALUES ({marks})", values)  # noqa: S608
 
 
 def _insert(db: Connection, new: Context, upload: str) -> Context:
-    known = _first(db, "tenant = ? AND identity = ?", (new.tenant, new.identity))
-    texts, index = new.files.texts, new.files.index
-    values = (
-        new.id, new.tenant, new.identity, new.name, int(new.kind), new.sha256, new.size_bytes, new.characters,
-        new.documents, texts.size, texts.mtime_ns, texts.sha256, index.size, index.mtime_ns, index.sha256,
-        new.created_at, new.created_at, now() if known else None,
-    )  # fmt: skip
-    marks = ", ".join("?" * len(values))
     (number,) = db.execute(
-        f"INSERT INTO context ({_COLUMNS}, used_at, deleted_at) VALUES ({marks}) RETURNING number",  # noqa: S608
-        values,
+        "INSERT INTO context (id, tenant, content, name, created_at, used_at) VALUES (?, ?, ?, ?, ?, ?) "
+        "RETURNING number",
+        (new.id, new.tenant, new.content.id, new.name, new.created_at, new.created_at),
     ).fetchone()
-    kept = known or replace(new, number=number)
-    _finish_upload(db, upload, kept.id)
-    return kept
-
-
-def _adopt(db: Connection, context: Context, upload: str) -> Context | None:
-    known = _first(db, "tenant = ? AND id = ?", (context.tenant, context.id))
-    if known:
-        _finish_upload(db, upload, known.id)
-    return known
-
-
-def _finish_upload(db: Connection, upload: str, context_id: str) -> None:
-    """Note what an upload became; only one with a request id is remembered."""
+    labels.put(db, LABELS, new.id, new.labels)
+    # Only an upload with a request id is remembered.
     db.execute("DELETE FROM upload WHERE id = ? AND request_id IS NULL", (upload,))
-    db.execute("UPDATE upload SET context = ?, changed_at = ? WHERE id = ?", (context_id, now(), upload))
+    db.execute("UPDATE upload SET context = ?, changed_at = ? WHERE id = ?", (new.id, now(), upload))
+    return replace(new, number=number)
+
+
+def _update(
+    db: Connection, tenant: str, context_id: str, change: Mapping[str, Any], request: Request | None
+) -> Context:
+    if requests.answered(db, request) is None:
+        before = _get(db, tenant, context_id)
+        after = replace(before, **change)
+        db.execute("UPDATE context SET name = ? WHERE id = ?", (after.name, context_id))
+        if after.labels != before.labels:
+            labels.put(db, LABELS, context_id, after.labels)
+        requests.answer(db, request, context_id, now(), thing=context_id)
+    return _get(db, tenant, context_id)
+
+
+def _delete_one(db: Connection, tenant: str, context_id: str, request: Request | None) -> list[str]:
+    if requests.answered(db, request) is not None:
+        return []
+    _get(db, tenant, context_id)
+    left = _delete(db, "tenant = ? AND id = ?", (tenant, context_id))
+    requests.answer_deletion(db, request, now())
+    return left
 
 
 def _delete(db: Connection, where: str, values: tuple[object, ...]) -> list[str]:
-    rows = db.execute(f"SELECT id FROM context WHERE deleted_at IS NULL AND {where}", values).fetchall()  # noqa: S608
-    for (context_id,) in rows:
-        db.execute("UPDATE context SET deleted_at = ? WHERE id = ?", (now(), context_id))
+    """Delete contexts, and mark the contents that are left without any. Return these contents."""
+    rows = db.execute(f"SELECT id, tenant, content FROM context WHERE {where}", values).fetchall()  # noqa: S608
+    for context_id, tenant, _ in rows:
         db.execute("DELETE FROM upload WHERE context = ?", (context_id,))
-    return [context_id for (context_id,) in rows]
-
-
-def _remove(db: Connection, context_id: str) -> None:
-    db.execute("DELETE FROM context WHERE id = ?", (context_id,))
-
-
-def _record_use(db: Connection, used: dict[str, int]) -> None:
-    db.executemany("UPDATE context SET used_at = ? WHERE id = ?", [(at, context_id) for context_id, at in used.items()])
+        db.execute("DELETE FROM context WHERE id = ?", (context_id,))
+        labels.forget(db, (LABELS,), (context_id,))
+        requests.forget_about(db, tenant, context_id)
+    left: list[str] = []
+    for content_id in {content for _, _, content in rows}:
+        (contexts,) = db.execute("SELECT count(*) FROM context WHERE content = ?", (content_id,)).fetchone()
+        if not contexts:
+            db.execute("UPDATE content SET deleted_at = ? WHERE id = ?", (now(), content_id))
+            left.append(content_id)
+    return left

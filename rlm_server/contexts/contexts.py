@@ -1,27 +1,29 @@
-"""Contexts: documents kept in the form the guest maps. Each has a row and a folder, and belongs to one tenant.
+"""Contexts: documents kept in the form the guest maps. Each belongs to one tenant, and is of a content.
 
-The order of steps keeps them whole. Files are durable before their row is written. A deleted context is out of every
-tenant's reach before its files are removed, and its row is removed last. If a process died between two steps, the next
-start undoes what it left.
+A content has a row and a folder. It stays as long as a context is of it. The order of steps keeps it whole. Files are
+durable before their row is written. The last context of a content is out of its tenant's reach before the files are
+removed, and the row of the content is removed last. If a process died between two steps, the next start undoes what it
+left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rlm_server.clock import DAY_MS, now
 from rlm_server.contexts.background import UPKEEP_SECONDS, Background, keep_up
-from rlm_server.contexts.context_table import Context, ContextTable
+from rlm_server.contexts.context_table import Content, Context, ContextFilter, ContextTable
 from rlm_server.contexts.files import ContextFiles
-from rlm_server.contexts.local_files import LocalContextFiles
+from rlm_server.contexts.local_files import ContentDamaged, LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore
 from rlm_server.contexts.pins import Pins
 from rlm_server.database.database import Database
+from rlm_server.database.requests import Request
 from rlm_server.shares.threads import Threads
 from sandbox.cancellation import run_to_completion
 from sandbox.corpora.corpus import Corpus
@@ -35,11 +37,11 @@ REMOVAL_SECONDS = 10.0
 """For removals under way when the server stops; the next start does what is left."""
 
 
-class ContextGone(Exception):
-    """The context was deleted."""
+class ContextDamaged(Exception):
+    """The files of a context are not what was written."""
 
-    def __init__(self, context: str) -> None:
-        super().__init__(f"there is no context {context!r}")
+    def __init__(self, context: str, what: str) -> None:
+        super().__init__(f"the stored files of {context} are damaged: {what}; upload the same again, which mends it")
         self.context = context
 
 
@@ -68,14 +70,14 @@ class Contexts:
         self._table, self._pins = ContextTable(database), Pins()
         self._files = ContextFiles(local_files, objects, self._table, self._pins, cache_bytes, threads)
         self._retention_days, self._pause = retention_days, UPKEEP_SECONDS
-        self._deleted: set[str] = set()  # their files are still there
+        self._deleted: set[str] = set()  # contents whose files are still there
         self._removing: set[str] = set()
         self._background = Background()
         self._removals: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        ids = await self._table.all_ids()
-        self._deleted = {context_id for context_id, deleted in ids.items() if deleted}
+        ids = await self._table.all_contents()
+        self._deleted = {content_id for content_id, deleted in ids.items() if deleted}
         await self._files.clear_unknown(set(ids))
         await self._background.__aenter__()
         self._begin_removal()
@@ -96,13 +98,13 @@ class Contexts:
         """Return a tenant's context, or None. A context of another tenant counts as missing."""
         return await self._table.get(tenant, context_id)
 
-    async def same(self, tenant: str, identity: str) -> Context | None:
-        """Return the tenant's context of the same content, if there is one."""
-        return await self._table.same(tenant, identity)
-
-    async def page(self, tenant: str, before: int | None, most: int) -> list[Context]:
+    async def page(self, asked: ContextFilter, before: int | None, most: int) -> list[Context]:
         """Return a tenant's contexts, the newest first: those whose number is below `before`, or all."""
-        return await self._table.page(tenant, before, most)
+        return await self._table.page(asked, before, most)
+
+    async def count(self, tenant: str) -> int:
+        """Return how many contexts a tenant has."""
+        return await self._table.count(tenant)
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -110,25 +112,22 @@ class Contexts:
         """Make sure that a context's files are local and whole, and keep them until `unpin`, even if it is deleted.
 
         Raises:
-            ContextGone: it was deleted before.
+            ContextUnknown: it was deleted before.
             ContextDamaged: a file is not what was written.
             ObjectStoreUnavailable: the object store that has it failed.
         """
-        self._pins.pin(context.id)
+        self._pins.pin(context.id, context.content.id)
         try:
-            await self._check_is_there(context)
-            await self._files.make_local(context)
+            await self._table.check(context)
+            with _damage_of(context):
+                await self._files.make_local(context.content)
         except BaseException:
             self.unpin(context)
             raise
 
-    async def _check_is_there(self, context: Context) -> None:
-        if await self._table.get(context.tenant, context.id) is None:
-            raise ContextGone(context.id)
-
     def hold(self, context: Context) -> None:
         """Keep a context's files until `unpin`, even if it is deleted. They are not looked at, nor brought here."""
-        self._pins.pin(context.id)
+        self._pins.pin(context.id, context.content.id)
 
     async def open_held(self, context: Context) -> Corpus:
         """Return the corpus of a context that is held, also where it was deleted since.
@@ -137,12 +136,13 @@ class Contexts:
             ContextDamaged: a file is not what was written.
             ObjectStoreUnavailable: the object store that has it failed.
         """
-        await self._files.make_local(context)
+        with _damage_of(context):
+            await self._files.make_local(context.content)
         return self.corpus(context)
 
     def unpin(self, context: Context) -> None:
         """End one `pin`."""
-        self._pins.unpin(context.id)
+        self._pins.unpin(context.id, context.content.id)
         self._begin_removal()
 
     @asynccontextmanager
@@ -160,7 +160,8 @@ class Contexts:
         Raises:
             ContextDamaged: a file is not what was written, as far as its size and time tell.
         """
-        return self._files.corpus(context)
+        with _damage_of(context):
+            return self._files.corpus(context.content)
 
     async def lineage(self, context: Context) -> Lineage:
         """Return the lineage of a pinned context, which finds its parts in prompts. It is built once, and kept.
@@ -169,83 +170,111 @@ class Contexts:
             ContextDamaged: as `corpus` does.
             OSError: it cannot be written.
         """
-        return await self._files.lineage(context)
+        with _damage_of(context):
+            return await self._files.lineage(context.content)
 
     # ---- keeping -------------------------------------------------------------------------------------------------
 
-    async def keep(self, context: Context, upload: str) -> Context:
-        """Keep a context whose files are local as the result of an upload.
+    async def same(self, tenant: str, identity: str) -> Content | None:
+        """Return the tenant's content of an identity, if there is one, whole or not."""
+        return await self._table.content(tenant, identity)
 
-        Returns:
-            the context, or an earlier one of the same content.
+    async def share(self, context: Context, upload: str) -> Context | None:
+        """Keep a context of a content that is there, as the result of an upload.
+
+        None where that content went meanwhile, or its files are damaged.
 
         Raises:
-            ObjectStoreUnavailable: the object store failed; `undo` removes what it has of the context.
+            ObjectStoreUnavailable: the object store that has it failed.
         """
+        self._pins.pin(context.id, context.content.id)
         try:
-            await self._files.store(context.id)
-            kept = await run_to_completion(self._table.insert(context, upload))
+            await self._files.make_local(context.content)
+            return await run_to_completion(self._table.insert(context, upload))
+        except ContentDamaged:
+            return None
+        finally:
+            self.unpin(context)
+
+    async def keep(self, context: Context, upload: str, damaged: str = "") -> Context:
+        """Keep a context whose files are local as the result of an upload. Return it as it is now.
+
+        Where the tenant has its content by now, it is of that. But one that is `damaged` makes way: contexts of that
+        one are of the new one then.
+
+        Raises:
+            ObjectStoreUnavailable: the object store failed; `undo` removes what it has of the content.
+        """
+        content = context.content.id
+        try:
+            await self._files.store(content)
+            kept = await run_to_completion(self._table.insert_new(context, upload, damaged))
         except Exception:
-            await self._files.clear(context.id)
+            await self._files.clear(content)
             raise
         self._pins.touch(kept.id)
-        if kept.id == context.id:
-            await self._files.trim()
-        else:
-            self._begin_removal([context.id])
+        if kept.content.id != content:
+            self._begin_removal([content])
+        elif damaged:
+            self._begin_removal([damaged])
+        await self._files.trim()
         return kept
 
-    async def undo(self, context_id: str) -> None:
-        """Remove all traces of a context that was never kept. A context that is kept stays.
+    async def undo(self, content_id: str) -> None:
+        """Remove all traces of a content that was never kept. One that is kept stays.
 
         Raises:
             ObjectStoreUnavailable: the object store failed.
         """
-        if not await self._table.exists(context_id):
-            await self._files.erase(context_id)
+        if not await self._table.has_content(content_id):
+            await self._files.erase(content_id)
 
-    async def adopt(self, context: Context, upload: str) -> Context | None:
-        """Note that an upload became an existing context. Return None if that was deleted meanwhile."""
-        adopted = await self._table.adopt(context, upload)
-        if adopted:
-            self._pins.touch(adopted.id)
-        return adopted
+    # ---- changing and deleting -----------------------------------------------------------------------------------
 
-    # ---- deleting ------------------------------------------------------------------------------------------------
+    async def update(self, tenant: str, context_id: str, change: Mapping[str, Any], request: Request | None) -> Context:
+        """Change a context's `name` or `labels`; a request that comes again changes nothing.
 
-    async def delete(self, tenant: str, context_id: str) -> bool:
-        """Delete a tenant's context, and return whether it existed. Its files are removed when nobody pins it."""
-        return await run_to_completion(self._delete(self._table.delete(tenant, context_id))) > 0
+        Raises:
+            ContextUnknown: the tenant has none of this id.
+            RequestIdReused: the request asked for something else before.
+        """
+        return await self._table.update(tenant, context_id, change, request)
+
+    async def delete(self, tenant: str, context_id: str, request: Request | None = None) -> None:
+        """Delete a tenant's context. Files that are no context's any more are removed when nobody pins them.
+
+        Raises:
+            ContextUnknown: the tenant has none of this id.
+            RequestIdReused: the request asked for something else before.
+        """
+        await run_to_completion(self._delete(self._table.delete(tenant, context_id, request)))
 
     async def delete_all(self, tenant: str) -> None:
         """Delete all of a tenant's contexts."""
         await run_to_completion(self._delete(self._table.delete_all(tenant)))
 
-    async def _delete(self, marking: Awaitable[list[str]]) -> int:
-        deleted = await marking
-        self._begin_removal(deleted)
-        return len(deleted)
+    async def _delete(self, deleting: Awaitable[list[str]]) -> None:
+        self._begin_removal(await deleting)
 
     def _begin_removal(self, deleted: Iterable[str] = ()) -> None:
-        """Begin to remove the files of these contexts and of all that were deleted, except those that are pinned."""
+        """Begin to remove the files of these contents, and of all that are no context's and that nobody pins."""
         self._deleted.update(deleted)
-        for context_id in self._deleted - self._removing:
-            if not self._pins.users(context_id):
-                self._removing.add(context_id)
-                task = self._background.start(self._remove(context_id))
+        for content_id in self._deleted - self._removing:
+            if not self._pins.users(content_id):
+                self._removing.add(content_id)
+                task = self._background.start(self._remove(content_id))
                 self._removals.add(task)
                 task.add_done_callback(self._removals.discard)
 
-    async def _remove(self, context_id: str) -> None:
+    async def _remove(self, content_id: str) -> None:
         try:
-            await self._files.erase(context_id)
-            await self._table.remove(context_id)
-            self._deleted.discard(context_id)
-            self._pins.forget(context_id)
+            await self._files.erase(content_id)
+            await self._table.remove_content(content_id)
+            self._deleted.discard(content_id)
         except Exception:
-            log.exception("the files of %s could not be removed; it is tried again later", context_id)
+            log.exception("the files of %s could not be removed; it is tried again later", content_id)
         finally:
-            self._removing.discard(context_id)
+            self._removing.discard(content_id)
 
     # ---- upkeep --------------------------------------------------------------------------------------------------
 
@@ -265,3 +294,12 @@ class Contexts:
         if used:
             await self._table.record_use(used)
         self._pins.recorded(used)
+
+
+@contextmanager
+def _damage_of(context: Context) -> Iterator[None]:
+    """Say whose files are damaged."""
+    try:
+        yield
+    except ContentDamaged as error:
+        raise ContextDamaged(context.id, str(error)) from error

@@ -1,4 +1,4 @@
-"""The contexts' files on this machine: a folder for each, with a corpus in `texts` and its index in `index`."""
+"""The contents' files on this machine: a folder for each, with a corpus in `texts` and its index in `index`."""
 
 from __future__ import annotations
 
@@ -20,12 +20,8 @@ from sandbox.corpora.text import Form
 FILES = ("texts", "index")
 
 
-class ContextDamaged(Exception):
-    """The files of a context are not what was written."""
-
-    def __init__(self, context: str, what: str) -> None:
-        super().__init__(f"the stored files of {context} are damaged: {what}; delete it and upload it again")
-        self.context = context
+class ContentDamaged(Exception):
+    """The files of a content are not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +35,7 @@ class WrittenFile:
 
 @dataclass(frozen=True, slots=True)
 class WrittenFiles:
-    """Both files of a context as they were written."""
+    """Both files of a content as they were written."""
 
     texts: WrittenFile
     index: WrittenFile
@@ -57,92 +53,92 @@ class LocalContextFiles:
         self._folder = folder
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def path(self, context: str, file: str) -> Path:
-        """Return where a file of a context is."""
-        return self._folder / context / file
+    def path(self, content: str, file: str) -> Path:
+        """Return where a file of a content is."""
+        return self._folder / content / file
 
-    def has(self, context: str) -> bool:
-        """Whether a context's folder is here."""
-        return (self._folder / context).is_dir()
+    def has(self, content: str) -> bool:
+        """Whether a content's folder is here."""
+        return (self._folder / content).is_dir()
 
     def names(self) -> set[str]:
-        """Return the names in the folder: contexts, and what dead processes left."""
+        """Return the names in the folder: contents, and what dead processes left."""
         return {entry.name for entry in os.scandir(self._folder)}
 
-    def corpus(self, context: str, files: WrittenFiles) -> Corpus:
-        """Open a context. Its files must have the sizes and times with which they were written.
+    def corpus(self, content: str, files: WrittenFiles) -> Corpus:
+        """Open a content. Its files must have the sizes and times with which they were written.
 
         Raises:
-            ContextDamaged: a file is missing, cut short or changed.
+            ContentDamaged: a file is missing, cut short or changed.
         """
         for file, written in (("texts", files.texts), ("index", files.index)):
             try:
-                seen = self.path(context, file).stat()
+                seen = self.path(content, file).stat()
             except OSError as error:
-                raise ContextDamaged(context, f"{file}: {error.strerror}") from None
+                raise ContentDamaged(f"{file}: {error.strerror}") from None
             if seen.st_size != written.size:
-                raise ContextDamaged(context, f"{file} has {seen.st_size} bytes, not {written.size}")
+                raise ContentDamaged(f"{file} has {seen.st_size} bytes, not {written.size}")
             if seen.st_mtime_ns != written.mtime_ns:
-                raise ContextDamaged(context, f"{file} was changed after it was written")
+                raise ContentDamaged(f"{file} was changed after it was written")
         try:
-            return Corpus(str(self.path(context, "texts")), str(self.path(context, "index")))
+            return Corpus(str(self.path(content, "texts")), str(self.path(content, "index")))
         except CorpusDamaged as error:
-            raise ContextDamaged(context, str(error)) from None
+            raise ContentDamaged(str(error)) from None
         except OSError as error:
-            raise ContextDamaged(context, f"index: {error.strerror}") from None
+            raise ContentDamaged(f"index: {error.strerror}") from None
 
-    def write(self, context: str, spool: Spool, stopped: Callable[[], bool]) -> WrittenFiles:
-        """Write a complete upload durably as a context's folder.
+    def write(self, content: str, spool: Spool, stopped: Callable[[], bool]) -> WrittenFiles:
+        """Write a complete upload durably as a content's folder.
 
         Raises:
             Stopped: `stopped` said so; nothing is left.
             OSError: it cannot be written; nothing is left.
         """
-        making = self.begin(context)
+        making = self.begin(content)
         try:
             texts, index = _bind(spool, making / "texts", stopped)
             (making / "index").write_bytes(index)
             files = WrittenFiles(
                 make_durable(making / "texts", texts), make_durable(making / "index", hashlib.sha256(index).hexdigest())
             )
-            self.finish(context)
+            self.finish(content)
         except BaseException:
             shutil.rmtree(making, ignore_errors=True)
             raise
         return files
 
-    def begin(self, context: str) -> Path:
-        """Make a folder to write a context's files in. `finish` moves it into place."""
-        making = self._making(context)
+    def begin(self, content: str) -> Path:
+        """Make a folder to write a content's files in. `finish` moves it into place."""
+        making = self._making(content)
         shutil.rmtree(making, ignore_errors=True)
         making.mkdir(mode=0o700)
         return making
 
-    def finish(self, context: str) -> None:
+    def finish(self, content: str) -> None:
         """Move the folder that `begin` made into place, durably."""
-        _sync(self._making(context))
-        self._making(context).rename(self._folder / context)
+        _sync(self._making(content))
+        self._making(content).rename(self._folder / content)
         _sync(self._folder)
 
-    def take_away(self, context: str) -> Path | None:
-        """Move a context's folder aside, which takes no time. Return where it is now, to be cleared, or None."""
-        aside = self._folder / f"{context}.gone-{secrets.token_hex(4)}"
+    def take_away(self, content: str) -> Path | None:
+        """Move a content's folder aside, which takes no time. Return where it is now, to be cleared, or None."""
+        aside = self._folder / f"{content}.gone-{secrets.token_hex(4)}"
         try:
-            (self._folder / context).rename(aside)
+            (self._folder / content).rename(aside)
         except FileNotFoundError:
             return None
         return aside
 
     def clear(self, name: str) -> None:
-        """Remove an entry of the folder that belongs to no context, or to one that is gone."""
+        """Remove an entry of the folder that belongs to no content, or to one that is gone."""
         path = self._folder / name
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink(missing_ok=True)
 
-    def _making(self, context: str) -> Path:
-        return self._folder / f"{context}.making"
+    def _making(self, content: str) -> Path:
+        return self._folder / f"{content}.making"
 
 
 def make_durable(path: Path, sha256: str, mtime_ns: int | None = None) -> WrittenFile:

@@ -1,4 +1,4 @@
-"""An object store. Where there is one, it keeps the contexts, and the local folder is only a cache of them."""
+"""An object store. Where there is one, it keeps the contents, and the local folder is only a cache of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from obstore.store import from_url
 
 from rlm_server.contexts.local_files import (
     FILES,
-    ContextDamaged,
+    ContentDamaged,
     InPieces,
     LocalContextFiles,
     WrittenFiles,
@@ -46,7 +46,7 @@ class ObjectStoreUnavailable(Exception):
 
 
 class ObjectStore:
-    """Both files of every context in a store: `<context id>.texts` and `<context id>.index`."""
+    """Both files of every content in a store: `<content id>.texts` and `<content id>.index`."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -64,67 +64,67 @@ class ObjectStore:
         except BaseError as error:
             raise ValueError(str(error).partition("\n")[0]) from None
 
-    async def put(self, context: str, local: LocalContextFiles) -> None:
-        """Copy a context's files into the store.
+    async def put(self, content: str, local: LocalContextFiles) -> None:
+        """Copy a content's files into the store.
 
         Raises:
             ObjectStoreUnavailable: the store failed.
             OSError: a file cannot be read.
         """
         for file in FILES:
-            path = local.path(context, file)
+            path = local.path(content, file)
             part = max(PART, -(-path.stat().st_size // MAX_PARTS))
             try:
-                await self._store.put_async(_key(context, file), path, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
+                await self._store.put_async(_key(content, file), path, chunk_size=part, max_concurrency=PARTS_AT_ONCE)
             except BaseError as error:
-                raise _unavailable("keep", context, error) from error
+                raise _unavailable("keep", content, error) from error
 
-    async def fetch(self, context: str, files: WrittenFiles, local: LocalContextFiles) -> None:
-        """Bring a context's files to the local folder, checked.
+    async def fetch(self, content: str, files: WrittenFiles, local: LocalContextFiles) -> None:
+        """Bring a content's files to the local folder, checked.
 
         Raises:
-            ContextDamaged: an object is missing, or not what was written.
+            ContentDamaged: an object is missing, or not what was written.
             ObjectStoreUnavailable: the store failed.
             OSError: a file cannot be written.
         """
-        making = await run_to_completion(_in_thread(local.begin, context))
+        making = await run_to_completion(_in_thread(local.begin, content))
         try:
             for file, written in (("texts", files.texts), ("index", files.index)):
                 path, sha256 = making / file, written.sha256
-                await self._download(context, file, path, sha256)
+                await self._download(content, file, path, sha256)
                 await run_to_completion(_in_thread(make_durable, path, sha256, written.mtime_ns))
-            await run_to_completion(_in_thread(local.finish, context))
+            await run_to_completion(_in_thread(local.finish, content))
         except BaseException:
             await run_to_completion(_in_thread(local.clear, making.name))
             raise
 
-    async def _download(self, context: str, file: str, path: Path, sha256: str) -> None:
+    async def _download(self, content: str, file: str, path: Path, sha256: str) -> None:
         digest = hashlib.sha256()
         try:
-            coming = (await self._store.get_async(_key(context, file))).stream(min_chunk_size=PART)
+            coming = (await self._store.get_async(_key(content, file))).stream(min_chunk_size=PART)
             with io.BufferedWriter(InPieces(path, "x"), PIECE) as out:
                 async for data in coming:
                     await run_to_completion(_in_thread(_take, out, digest, data))
         except FileNotFoundError:
-            raise ContextDamaged(context, f"{file} is missing in the object store") from None
+            raise ContentDamaged(f"{file} is missing in the object store") from None
         except BaseError as error:
-            raise _unavailable("bring", context, error) from error
+            raise _unavailable("bring", content, error) from error
         if digest.hexdigest() != sha256:
-            raise ContextDamaged(context, f"{file} in the object store is not what was written")
+            raise ContentDamaged(f"{file} in the object store is not what was written")
 
-    async def remove(self, context: str) -> None:
-        """Remove a context's files. It is no failure where they are not there.
+    async def remove(self, content: str) -> None:
+        """Remove a content's files. It is no failure where they are not there.
 
         Raises:
             ObjectStoreUnavailable: the store failed.
         """
         for file in FILES:
             try:
-                await self._store.delete_async(_key(context, file))
+                await self._store.delete_async(_key(content, file))
             except FileNotFoundError:
                 pass
             except BaseError as error:
-                raise _unavailable("remove", context, error) from error
+                raise _unavailable("remove", content, error) from error
 
 
 async def _in_thread(work: Callable[_P, _T], *args: _P.args, **named: _P.kwargs) -> _T:
@@ -136,10 +136,10 @@ def _take(out: BinaryIO, digest: hashlib._Hash, data: bytes) -> None:
     digest.update(data)
 
 
-def _key(context: str, file: str) -> str:
-    return f"{context}.{file}"
+def _key(content: str, file: str) -> str:
+    return f"{content}.{file}"
 
 
-def _unavailable(verb: str, context: str, error: BaseError) -> ObjectStoreUnavailable:
-    log.error("the object store could not %s %s: %s", verb, context, error)
-    return ObjectStoreUnavailable(f"the object store could not {verb} {context}; try again later")
+def _unavailable(verb: str, content: str, error: BaseError) -> ObjectStoreUnavailable:
+    log.error("the object store could not %s %s: %s", verb, content, error)
+    return ObjectStoreUnavailable(f"the object store could not {verb} the files of a context; try again later")

@@ -1,4 +1,4 @@
-"""Which contexts are in use, and when each was last used."""
+"""Which contents are in use, and when each context was last used."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from rlm_server.clock import now
 
 
 class Pins:
-    """Counts the users of each context. The files of one that has users stay, even where it is deleted.
+    """Counts the users of each content. The files of one that has users stay, even where it is no context's any more.
 
-    The times of use, in Unix milliseconds, are kept here until they are recorded in the contexts' rows.
+    The times at which contexts were used, in Unix milliseconds, are kept here until they are recorded in their rows.
     """
 
     def __init__(self) -> None:
         self._users: Counter[str] = Counter()
+        self._readers: Counter[str] = Counter()  # of contexts
         self._used_at: dict[str, int] = {}
 
-    def pin(self, context_id: str) -> None:
-        """Add a user."""
-        self._users[context_id] += 1
+    def pin(self, context_id: str, content_id: str) -> None:
+        """Add a user of a content, by one of its contexts."""
+        self._users[content_id] += 1
+        self._readers[context_id] += 1
 
-    def unpin(self, context_id: str) -> None:
+    def unpin(self, context_id: str, content_id: str) -> None:
         """Take a user away."""
         self.touch(context_id)
-        self._users[context_id] -= 1
-        if not self._users[context_id]:
-            del self._users[context_id]
+        _take_one(self._users, content_id)
+        _take_one(self._readers, context_id)
 
-    def users(self, context_id: str) -> int:
-        """Return how many use a context."""
-        return self._users[context_id]
+    def users(self, content_id: str) -> int:
+        """Return how many use a content."""
+        return self._users[content_id]
 
     def touch(self, context_id: str) -> None:
         """Note that a context is used now."""
@@ -42,7 +43,7 @@ class Pins:
 
     def unrecorded(self) -> dict[str, int]:
         """Return the times of use that rows do not have yet. A pinned context counts as used now."""
-        return {**self._used_at, **dict.fromkeys(self._users, now())}
+        return {**self._used_at, **dict.fromkeys(self._readers, now())}
 
     def recorded(self, used: dict[str, int]) -> None:
         """Forget times of use that rows have now, unless a later one came meanwhile."""
@@ -50,6 +51,8 @@ class Pins:
             if self._used_at.get(context_id) == at:
                 del self._used_at[context_id]
 
-    def forget(self, context_id: str) -> None:
-        """Forget when a removed context was used."""
-        self._used_at.pop(context_id, None)
+
+def _take_one(counter: Counter[str], of: str) -> None:
+    counter[of] -= 1
+    if not counter[of]:
+        del counter[of]

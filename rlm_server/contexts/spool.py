@@ -11,9 +11,9 @@ import hashlib
 import os
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
@@ -73,6 +73,7 @@ class Header:
     size_bytes: int
     sha256: str
     documents: int
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def kind(self) -> Kind:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,15 @@ class ContextQuotaExceeded(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class UploadQuota:
+    """What a tenant may have: bytes of contexts, uploads that are not finished, and contexts."""
+
+    context_bytes: int
+    uploads: int
+    contexts: int
+
+
+@dataclass(frozen=True, slots=True)
 class UploadRow:
     """An upload. `changed_at` is when it began or was finished, in Unix milliseconds. `context` is what it became."""
 
@@ -31,26 +41,33 @@ class UploadRow:
 
     @property
     def context_id(self) -> str:
-        """The id that its context will have. It is fixed from the start, so that a half-made context can be found."""
+        """The id that its context will have."""
         return "ctx_" + self.id
+
+    @property
+    def content_id(self) -> str:
+        """The id that its content will have, where there is none like it: the same as its context's.
+
+        It is fixed from the start, so that a half-made content can be found.
+        """
+        return self.context_id
 
 
 class UploadTable:
-    """The rows. A row with a request id stays when the upload is finished, to answer a client that sends it again."""
+    """The rows. A row with a request id stays as long as what it became, to answer a client that sends it again."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def begin(self, new_id: str, header: Header, at: int, *, quota: int, uploads: int) -> UploadRow:
+    async def begin(self, new_id: str, header: Header, at: int, quota: UploadQuota) -> UploadRow:
         """Return the row of the upload with this request id. Where there is none, insert one with the new id.
 
-        `at` is when it begins, in Unix milliseconds. `quota` is the bytes that the tenant may have, `uploads` how
-        many that are not finished.
+        `at` is when it begins, in Unix milliseconds.
 
         Raises:
             ContextQuotaExceeded: the tenant may not have a new one.
         """
-        return await self._database.write(lambda db: _begin(db, new_id, header, at, quota, uploads))
+        return await self._database.write(lambda db: _begin(db, new_id, header, at, quota))
 
     async def in_use(self, tenant: str) -> tuple[int, int]:
         """Return the bytes that a tenant's contexts and unfinished uploads have, and how many of the latter there are.
@@ -63,9 +80,9 @@ class UploadTable:
         """Return the upload of a request id, finished or not; None where the tenant has none."""
         return next(iter(await self._rows("tenant = ? AND request_id = ?", tenant, request_id)), None)
 
-    async def all(self) -> list[UploadRow]:
-        """Return every tenant's uploads, finished or not."""
-        return await self._rows("1 = 1")
+    async def unfinished(self) -> list[UploadRow]:
+        """Return every tenant's uploads that have not become a context."""
+        return await self._rows("context IS NULL")
 
     async def of_tenant(self, tenant: str) -> list[UploadRow]:
         """Return a tenant's uploads, finished or not."""
@@ -87,16 +104,19 @@ class UploadTable:
         return await self._database.read(lambda db: [_row(row) for row in db.execute(_UPLOAD + where, values)])
 
 
-_UPLOAD = "SELECT id, tenant, request_id, name, size_bytes, sha256, documents, changed_at, context FROM upload WHERE "
+_UPLOAD = (
+    "SELECT id, tenant, request_id, name, size_bytes, sha256, documents, labels, changed_at, context FROM upload WHERE "
+)
 _IN_USE = """
-SELECT coalesce(sum(size_bytes), 0), 0 FROM context WHERE tenant = ? AND deleted_at IS NULL
+SELECT coalesce(sum(size_bytes), 0), 0 FROM content WHERE tenant = ? AND deleted_at IS NULL
 UNION ALL SELECT coalesce(sum(size_bytes), 0), count(*) FROM upload WHERE tenant = ? AND context IS NULL
 """
 
 
 def _row(row: tuple[Any, ...]) -> UploadRow:
-    upload_id, *header, changed_at, context = row
-    return UploadRow(upload_id, Header(*header), changed_at, context)
+    upload_id, tenant, request_id, name, size, sha256, documents, labels, changed_at, context = row
+    header = Header(tenant, request_id, name, size, sha256, documents, json.loads(labels))
+    return UploadRow(upload_id, header, changed_at, context)
 
 
 def _in_use(db: Connection, tenant: str) -> tuple[int, int]:
@@ -104,19 +124,25 @@ def _in_use(db: Connection, tenant: str) -> tuple[int, int]:
     return int(stored) + int(announced), int(uploads)
 
 
-def _begin(db: Connection, new_id: str, header: Header, at: int, quota: int, most: int) -> UploadRow:
+def _begin(db: Connection, new_id: str, header: Header, at: int, quota: UploadQuota) -> UploadRow:
     known = db.execute(f"{_UPLOAD} tenant = ? AND request_id = ?", (header.tenant, header.request_id)).fetchone()
     if known:
         return _row(known)
     used, uploads = _in_use(db, header.tenant)
-    if used + header.size_bytes > quota:
-        raise ContextQuotaExceeded("context_bytes", quota, used, header.size_bytes)
-    if uploads >= most:
-        raise ContextQuotaExceeded("uploads", most, uploads, 1)
+    (contexts,) = db.execute("SELECT count(*) FROM context WHERE tenant = ?", (header.tenant,)).fetchone()
+    for unit, limit, have, asked in (
+        ("context_bytes", quota.context_bytes, used, header.size_bytes),
+        ("uploads", quota.uploads, uploads, 1),
+        ("tenant_contexts", quota.contexts, contexts + uploads, 1),
+    ):
+        if have + asked > limit:
+            raise ContextQuotaExceeded(unit, limit, have, asked)
     db.execute(
-        "INSERT INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL)",
-        (new_id, header.tenant, header.request_id, header.name, header.size_bytes, header.sha256, header.documents, at),
-    )
+        "INSERT INTO upload (id, tenant, request_id, name, size_bytes, sha256, documents, labels, changed_at) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (new_id, header.tenant, header.request_id, header.name, header.size_bytes, header.sha256, header.documents,
+         json.dumps(dict(header.labels)), at),
+    )  # fmt: skip
     return UploadRow(new_id, header, at, None)
 
 

@@ -12,18 +12,20 @@ import secrets
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
 
 from rlm_server.clock import now
 from rlm_server.contexts.background import Background, keep_up
-from rlm_server.contexts.context_table import Context
+from rlm_server.contexts.context_table import Content, Context
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.disk_room import DiskRoom
 from rlm_server.contexts.spool import Header, Spool, UploadRefused, UploadShort
-from rlm_server.contexts.upload_table import UploadRow, UploadTable
+from rlm_server.contexts.upload_table import UploadQuota, UploadRow, UploadTable
 from rlm_server.database.database import Database
+from rlm_server.database.requests import RequestIdReused
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Cancelled, Purpose
 from sandbox.cancellation import run_to_completion
@@ -65,11 +67,11 @@ class Uploads:
         contexts: Contexts,
         shares: Shares,
         *,
-        quota: Callable[[str], int],
+        quota: Callable[[str], UploadQuota],
         reserve_bytes: int,
         rest_seconds: float,
     ) -> None:
-        """`quota` returns the bytes a tenant may have.
+        """`quota` returns what a tenant may have.
 
         Uploads leave `reserve_bytes` of their disk free. One that is idle for over `rest_seconds` is removed.
         """
@@ -106,15 +108,15 @@ class Uploads:
         The upload is an async context manager, and must be used as one.
 
         Raises:
-            UploadRefused: the request id is that of an upload with another header.
+            RequestIdReused: the request id is that of an upload with another header.
             UploadBusy: another stream is sending it.
             ContextQuotaExceeded: the upload would exceed the tenant's quota.
         """
         new = secrets.token_hex(16)
         self._taken[new] = None
         try:
-            quota, most = self._quota(header.tenant), self._shares.limits(header.tenant).tenant_uploads
-            row = await run_to_completion(self._table.begin(new, header, now(), quota=quota, uploads=most))
+            quota = self._quota(header.tenant)
+            row = await run_to_completion(self._table.begin(new, header, now(), quota))
         except BaseException:
             del self._taken[new]  # where there is a row, the upkeep removes it
             raise
@@ -216,17 +218,18 @@ class Uploads:
         self.room.check(header.size_bytes)
         await self._in_thread(header.tenant, lambda _: spool.check_whole())
         identity = await self._in_thread(header.tenant, lambda _: spool.identity())
+        make = partial(Context, row.context_id, header.tenant, header.name, header.labels, now())
         known = await self._contexts.same(header.tenant, identity)
-        adopted = await self._contexts.adopt(known, row.id) if known else None
-        if adopted:
-            return adopted
+        shared = await self._contexts.share(make(known), row.id) if known else None
+        if shared:
+            return shared
         local_files = self._contexts.local_files
-        files = await self._in_thread(header.tenant, lambda stopped: local_files.write(row.context_id, spool, stopped))
-        new = Context(
-            row.context_id, header.tenant, identity, header.name, header.kind, header.sha256, header.size_bytes,
-            sum(spool.characters), len(spool.characters), files, now(),
+        files = await self._in_thread(header.tenant, lambda stopped: local_files.write(row.content_id, spool, stopped))
+        new = Content(
+            row.content_id, header.tenant, identity, header.kind, header.sha256, header.size_bytes,
+            sum(spool.characters), len(spool.characters), files,
         )  # fmt: skip
-        return await self._contexts.keep(new, row.id)
+        return await self._contexts.keep(make(new), row.id, damaged=known.id if known else "")
 
     async def leave(self, row: UploadRow, spool: Spool | None, error: BaseException | None) -> None:
         """Note that a stream ended before its upload did. The upload becomes idle, or is removed."""
@@ -271,21 +274,19 @@ class Uploads:
 
     async def _undo(self, row: UploadRow) -> bool:
         try:
-            await self._contexts.undo(row.context_id)
+            await self._contexts.undo(row.content_id)
         except Exception:
             log.exception("what was made of upload %s could not be removed; it is tried again later", row.id)
             return False
         return True
 
     async def _remove_the_old(self) -> None:
-        """Remove uploads that are idle for too long, those that no stream can continue, and old finished ones."""
+        """Remove uploads that are idle for too long, and those that no stream can continue."""
         oldest = now() - round(self._rest_seconds * 1000)
-        for row in await self._table.all():
-            if row.context is not None and row.changed_at < oldest:
-                await self._table.remove(row.id)
-            elif row.context is not None or row.id in self._taken:
+        for row in await self._table.unfinished():
+            if row.id in self._taken:
                 continue
-            elif row.header.request_id is None or self._changed_at(row) < oldest:
+            if row.header.request_id is None or self._changed_at(row) < oldest:
                 await self._give_up(row)
 
     async def remove_all(self, tenant: str) -> None:
@@ -350,7 +351,7 @@ class Upload:
             await run_to_completion(self._uploads.leave(self._row, self.spool, error))
 
     async def finish(self) -> Context:
-        """Make it a context, or return the tenant's context of the same content. The work goes on if this is cancelled.
+        """Make it a context. The work goes on if this is cancelled.
 
         Raises:
             UploadRefused: something is missing, or it has another hash.
@@ -363,10 +364,5 @@ class Upload:
 
 
 def _check_same(known: Header, header: Header) -> None:
-    for name in ("size_bytes", "sha256", "documents", "name"):
-        before, now = getattr(known, name), getattr(header, name)
-        if now != before:
-            raise UploadRefused(
-                f"header.{'document_count' if name == 'documents' else name}",
-                f"the upload {header.request_id!r} began with {before!r}, and cannot go on with {now!r}",
-            )
+    if known != header and header.request_id is not None:
+        raise RequestIdReused(header.request_id)

@@ -10,6 +10,11 @@ from pydantic import TypeAdapter
 
 from rlm_server.database.engine import Connection
 
+DELETION_KNOWN_MS = 86_400_000
+"""Milliseconds, a day, for which it is known at least that a request deleted something."""
+_FORGOTTEN_WITH_ONE = 4
+"""Old deletions that are forgotten with each new one, so that none are left where they go on."""
+
 T = TypeVar("T")
 
 
@@ -51,18 +56,35 @@ def answered(connection: Connection, request: Request | None) -> str | None:
     return str(kept)
 
 
-def answer(connection: Connection, request: Request | None, kept: str, at: int, *, thing: str = "") -> None:
-    """Keep what a request is answered with, in the transaction that does what it asks. `at` is Unix milliseconds.
+def answer(
+    connection: Connection,
+    request: Request | None,
+    kept: str,
+    at: int,
+    *,
+    thing: str = "",
+    forget_at: int | None = None,
+) -> None:
+    """Keep what a request is answered with, in the transaction that does what it asks. Times are Unix milliseconds.
 
-    It is the id of what was made or changed, or all of the answer but secrets. With the id of a `thing` the request is
-    known until `forget_of` that thing.
+    It is the id of what was made or changed, or all of the answer but secrets. `forget_about` its `thing` forgets the
+    request; without one it is kept, or where it is to be forgotten by itself, until `forget_at` at least.
     """
     if request is not None:
         connection.execute(
-            "INSERT INTO request (tenant, method, request_id, content_sha256, answer, at, thing) "
-            "VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (request.tenant, request.method, request.id, request.content_sha256, kept, at, thing),
+            "INSERT INTO request (tenant, method, request_id, content_sha256, answer, at, thing, forget_at) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+            (request.tenant, request.method, request.id, request.content_sha256, kept, at, thing, forget_at),
         )
+
+
+def answer_deletion(connection: Connection, request: Request | None, at: int) -> None:
+    """Keep for `DELETION_KNOWN_MS` at least that a request deleted something, in the transaction that does so."""
+    if request is not None:
+        known = "SELECT method, request_id FROM request WHERE tenant = ? AND forget_at < ? ORDER BY forget_at LIMIT ?"
+        for method, id in connection.execute(known, (request.tenant, at, _FORGOTTEN_WITH_ONE)).fetchall():
+            forget(connection, request.tenant, method, id)
+        answer(connection, request, "", at, forget_at=at + DELETION_KNOWN_MS)
 
 
 def once(
@@ -90,9 +112,9 @@ def forget(connection: Connection, tenant: str, method: str, request_id: str) ->
     )
 
 
-def forget_of(connection: Connection, tenant: str, thing: str) -> None:
-    """Forget all requests about a thing, as it is deleted."""
-    connection.execute("DELETE FROM request WHERE tenant = ? AND thing = ? AND thing <> ''", (tenant, thing))
+def forget_about(connection: Connection, tenant: str, thing: str) -> None:
+    """Forget a tenant's requests about a thing, as it is deleted."""
+    connection.execute("DELETE FROM request WHERE tenant = ? AND thing = ?", (tenant, thing))
 
 
 def forget_some(connection: Connection, tenant: str, most: int) -> int:

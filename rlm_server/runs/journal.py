@@ -29,8 +29,6 @@ PATIENCE = 0.02
 """Seconds for which a write waits that another follows soon."""
 LABELS = "run"
 """The kind of runs' labels."""
-CREATING = "CreateRun"
-"""The call that starts a run."""
 DELETED_AT_ONCE = 200
 """Events of a run that is deleted, in one transaction."""
 
@@ -120,7 +118,7 @@ class Journal:
                 (run.id, run.tenant, run.request_id, run.context, run.model, run.sub_model, run.budget.nano_usd,
                  run.budget.tokens, run.budget.calls, run.budget.cpu_ms, run.created_at, run.ended_at, run.customer),
             )  # fmt: skip
-            requests.answer(connection, request, run.id, run.created_at)
+            requests.answer(connection, request, run.id, run.created_at, thing=run.id)
             labels.put(connection, LABELS, run.id, run.labels)
             _insert_node(connection, NodeRow(run.id, run.id, None, 0, RunState.PENDING, question))
             _count(connection, run.id, size_of(question))
@@ -135,6 +133,36 @@ class Journal:
             RequestIdReused: it asked for another run then.
         """
         return await self._database.read(lambda connection: _asked_before(connection, request))
+
+    async def was_asked(self, request: Request | None) -> bool:
+        """Whether a request came before.
+
+        Raises:
+            RequestIdReused: it asked for something else then.
+        """
+        if request is None:
+            return False
+        return await self._database.read(lambda connection: requests.answered(connection, request) is not None)
+
+    async def note(self, request: Request | None, run: str, *, deletes: bool = False) -> None:
+        """Remember what is asked of a run before it is done, as long as the run, or where it `deletes` it for a day.
+
+        So the same request, should the server die before it is done, does it then.
+
+        Raises:
+            RequestIdReused: it asked for something else before.
+        """
+
+        def write(connection: Connection) -> None:
+            if requests.answered(connection, request) is not None:
+                return
+            if deletes:
+                requests.answer_deletion(connection, request, now())
+            else:
+                requests.answer(connection, request, run, now(), thing=run)
+
+        if request is not None:
+            await self._database.write(write)
 
     async def get(self, tenant: str, run: str) -> RunRow | None:
         """Return a tenant's run, or None: another tenant's does not exist for this one."""
@@ -331,13 +359,12 @@ class Journal:
         """Forget a run and its nodes. Its events must be gone."""
 
         def write(connection: Connection) -> None:
-            row = connection.execute("SELECT kept_bytes, tenant, request_id FROM run WHERE id = ?", (run,)).fetchone()
+            row = connection.execute("SELECT kept_bytes, tenant FROM run WHERE id = ?", (run,)).fetchone()
             if row is None:
                 return
-            size, tenant, request_id = row
+            size, tenant = row
             _count(connection, run, -size)
-            if request_id is not None:
-                requests.forget(connection, tenant, CREATING, request_id)
+            requests.forget_about(connection, tenant, run)
             # Children first: a node refers to its parent, and SQLite looks at that row by row.
             for (depth,) in connection.execute(
                 "SELECT DISTINCT depth FROM node WHERE run = ? ORDER BY depth DESC", (run,)

@@ -16,8 +16,7 @@ from weakref import WeakValueDictionary
 
 from rlm_server.clock import now
 from rlm_server.contexts.context_table import Context
-from rlm_server.contexts.contexts import Contexts
-from rlm_server.contexts.local_files import ContextDamaged
+from rlm_server.contexts.contexts import ContextDamaged, Contexts
 from rlm_server.database.engine import DatabaseError
 from rlm_server.database.requests import Request
 from rlm_server.ledger import UNITS, Balance, BudgetExceeded, Limit, names
@@ -143,7 +142,7 @@ class Supervisor:
             BudgetExceeded: the budget is more than what the tenant, or its customer, has left.
             AccountClosed: the customer was closed.
             RequestIdReused: the request asked for another run before.
-            ContextGone, ContextDamaged: the context was deleted, or its files are not whole.
+            ContextUnknown, ContextDamaged: the context was deleted, or its files are not whole.
             RunQuotaExceeded: as much is kept of the tenant's runs as may be.
             TooManyRuns: as many of the tenant's as may wait already.
         """
@@ -247,7 +246,7 @@ class Supervisor:
             root = await self._services.journal.root(row.id)
             assert root is not None  # noqa: S101
             question = root.question
-        characters = context.characters if context is not None else 0
+        characters = context.content.characters if context is not None else 0
         node_context = whole_context(self._contexts.corpus(context)) if context is not None else None
         corpus = node_context.corpus if node_context is not None else None
         deadline, event_log = time.monotonic() + limits.wall_seconds, live.event_log
@@ -296,18 +295,25 @@ class Supervisor:
         """Return how many runs of a tenant wait for their turn."""
         return self._places.load(tenant).waiting
 
-    async def delete(self, run_id: str) -> None:
+    async def delete(self, run_id: str, request: Request | None = None) -> None:
         """Forget a run that has ended, and all that is kept of it. What it spent stays in the ledger.
 
         Raises:
             RunNotEnded: it goes on.
+            RequestIdReused: the request asked for something else before.
         """
         if run_id in self._live:
             raise RunNotEnded(run_id)
+        await self._services.journal.note(request, run_id, deletes=True)
         await self._services.journal.forget(run_id)
 
-    async def cancel(self, run_id: str) -> None:
-        """Stop a run and everything under it, and return when it has stopped; one that has ended stays as it is."""
+    async def cancel(self, run_id: str, request: Request | None = None) -> None:
+        """Stop a run and everything under it, and return when it has stopped; one that has ended stays as it is.
+
+        Raises:
+            RequestIdReused: the request asked for something else before.
+        """
+        await self._services.journal.note(request, run_id)
         live = self._live.get(run_id)
         if live is not None:
             live.task.cancel()

@@ -231,7 +231,7 @@ def _forget(connection: Connection, which: str, values: Sequence[Any]) -> int:
     query = f"SELECT tenant, id FROM session WHERE {which}"  # noqa: S608
     found = connection.execute(query, values).fetchall()
     for tenant, session in found:
-        requests.forget_of(connection, tenant, session)
+        requests.forget_about(connection, tenant, session)
         connection.execute("DELETE FROM session WHERE id = ?", (session,))
     return len(found)
 

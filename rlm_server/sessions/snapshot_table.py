@@ -159,7 +159,7 @@ def _count(connection: Connection, tenant: str) -> int:
 
 
 def _forget(connection: Connection, tenant: str, snapshot: str) -> None:
-    requests.forget_of(connection, tenant, snapshot)
+    requests.forget_about(connection, tenant, snapshot)
     labels.forget(connection, (LABELS,), [snapshot])
     connection.execute("DELETE FROM snapshot WHERE id = ?", (snapshot,))
 

@@ -16,8 +16,8 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 from rlm_server.clock import now
-from rlm_server.contexts.context_table import Context
-from rlm_server.contexts.contexts import ContextGone, Contexts
+from rlm_server.contexts.context_table import Context, ContextUnknown
+from rlm_server.contexts.contexts import Contexts
 from rlm_server.database.requests import Request
 from rlm_server.repl.limits import RunLimits
 from rlm_server.sessions.one_at_a_time import OneAtATime
@@ -216,7 +216,7 @@ class Snapshots:
             return None
         found = await self._contexts.get(tenant, context)
         if found is None:
-            raise ContextGone(context)
+            raise ContextUnknown(context)
         return found
 
     async def write(self, tenant: str, incoming: Incoming, data: bytes) -> None:
@@ -252,7 +252,7 @@ class Import:
         Raises:
             SnapshotRefused: it is not the file that this server made for this tenant; or it has more than the tenant's
                 sessions may.
-            ContextGone: the context that it was made with is not there.
+            ContextUnknown: the context that it was made with is not there.
             TooManySnapshots: the tenant has as many as it may.
         """
         if (self.received, self._sha256.hexdigest()) != (size, sha256):

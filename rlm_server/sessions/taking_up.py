@@ -7,8 +7,7 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from rlm_server.contexts.context_table import Context
-from rlm_server.contexts.contexts import Contexts
-from rlm_server.contexts.local_files import ContextDamaged
+from rlm_server.contexts.contexts import ContextDamaged, Contexts
 from rlm_server.repl.limits import RunLimits
 from rlm_server.sessions import turn_notes
 from rlm_server.sessions.session import NewSession, ReplSession

@@ -48,6 +48,13 @@ class TenantLimits:
     tenant_uploads: int = limit(
         64, least=1, most=10_000, unit="uploads", doc="Uploads of one tenant that are not finished. More are refused."
     )
+    tenant_contexts: int = limit(
+        1_000_000,
+        least=0,
+        most=100_000_000,
+        unit="contexts",
+        doc="Contexts of one tenant, unfinished uploads included. More are refused.",
+    )
     tenant_accounts: int = limit(
         100_000,
         least=0,
@@ -76,8 +83,8 @@ class TenantLimits:
         least=0,
         most=1 << 50,
         unit="bytes",
-        doc="Contexts of one tenant together, in UTF-8; where a text has wider characters, up to four times as much is "
-        "stored. More are refused.",
+        doc="Contexts of one tenant together, in UTF-8; equal ones count once, and unfinished uploads as announced. "
+        "Where a text has wider characters, up to four times as much is stored. More are refused.",
     )
     context_retention_days: float = limit(
         0.0,

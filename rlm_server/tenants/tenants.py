@@ -273,7 +273,7 @@ def in_use(connection: Connection, tenant: str, at: int) -> dict[str, int]:
         ("runs", _RUNS, (tenant,)),
         ("sessions", _SESSIONS, (tenant,)),
         ("uploads", "SELECT count(*) FROM upload WHERE tenant = ? AND context IS NULL", (tenant,)),
-        ("contexts", "SELECT count(*) FROM context WHERE tenant = ? AND deleted_at IS NULL", (tenant,)),
+        ("contexts", "SELECT count(*) FROM context WHERE tenant = ?", (tenant,)),
     ):
         (counts[what],) = connection.execute(count, values).fetchone()
     return counts

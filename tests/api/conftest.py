@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlm_server.contexts.context_table import Context
+from rlm_server.contexts.context_table import Content, Context
 from rlm_server.contexts.local_files import WrittenFile, WrittenFiles
 from sandbox.corpora.corpus import Kind
 
@@ -16,14 +16,9 @@ def context() -> Context:
     return Context(
         "ctx_1",
         "ann",
-        "identity",
         "name",
-        Kind.DOCUMENTS,
-        "a" * 64,
-        9,
-        7,
-        2,
-        WrittenFiles(file, file),
+        {"team": "red"},
         1_700_000_000_123,
+        Content("ctx_0", "ann", "identity", Kind.DOCUMENTS, "a" * 64, 9, 7, 2, WrittenFiles(file, file)),
         4,
     )

@@ -32,8 +32,8 @@ from rlm_server.api.errors import (
     WrongKindOfKey,
     status_of,
 )
-from rlm_server.contexts.contexts import ContextGone
-from rlm_server.contexts.local_files import ContextDamaged
+from rlm_server.contexts.context_table import ContextUnknown
+from rlm_server.contexts.contexts import ContextDamaged
 from rlm_server.contexts.object_store import ObjectStoreUnavailable
 from rlm_server.contexts.search import SearchTooLong
 from rlm_server.contexts.spool import UploadRefused
@@ -144,7 +144,7 @@ CASES: dict[str, Expected] = {
         RequestTooLarge(5_000_000), "REQUEST_TOO_LARGE", {"limit": str(MAX_REQUEST), "asked": "5000000"}
     ),
     "not found": Expected(NotFound("run", "run_1"), "NOT_FOUND", details=("ResourceInfo",)),
-    "a context that is gone": Expected(ContextGone("ctx_1"), "NOT_FOUND", details=("ResourceInfo",)),
+    "a context that is gone": Expected(ContextUnknown("ctx_1"), "NOT_FOUND", details=("ResourceInfo",)),
     "a field": Expected(InvalidField("a.b", "no"), "INVALID_FIELD", {"field": "a.b"}, ("BadRequest",)),
     "an upload's field": Expected(UploadRefused("a.b", "no"), "INVALID_FIELD", {"field": "a.b"}, ("BadRequest",)),
     "a model": Expected(
@@ -377,7 +377,7 @@ MAKERS: dict[str, Callable[[str], Exception]] = {
     "a quota": lambda text: ContextQuotaExceeded(text, 1, 1, 1),
     "a budget": lambda text: BudgetExceeded(text, text, 1 << 62, 1 << 62, 1 << 62),
     "a window": lambda text: BudgetExceeded(window(Span.MONTH, AT) + text, text, 1 << 62, 1 << 62, 1 << 62),
-    "a context that is gone": ContextGone,
+    "a context that is gone": ContextUnknown,
     "a damaged context": lambda text: ContextDamaged(text, text),
     "too many sessions": TooManySessions,
     "a full pool": PoolFull,

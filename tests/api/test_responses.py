@@ -261,8 +261,12 @@ def test_a_context_says_all_that_its_owner_may_know(context: Context) -> None:
         create_time=responses.time(1_700_000_000_123),
         kind=context_pb2.CONTEXT_KIND_DOCUMENTS,
         document_count=2,
+        labels={"team": "red"},
     )
-    assert responses.context(replace(context, kind=Kind.TEXT)).kind == context_pb2.CONTEXT_KIND_TEXT
+    assert (
+        responses.context(replace(context, content=replace(context.content, kind=Kind.TEXT))).kind
+        == context_pb2.CONTEXT_KIND_TEXT
+    )
 
 
 @given(values(Amounts))

@@ -25,6 +25,7 @@ from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from tests.databases import postgres_database, postgres_server
 from tests.servers import Served
+from tests.system.context_calls import ContextCalls, stored
 from tests.system.stage import Play, code
 
 PLAY = Play(code("print(rlm_query('child', context[:4]))", "FINAL(context[:4])"), child=code("FINAL(llm_query('x'))"))
@@ -55,7 +56,9 @@ async def test_what_was_backed_up_while_the_server_ran_is_there_elsewhere(
 ) -> None:
     here, there, copy = database(before), database(after), tmp_path / "backup"
     async with server(PLAY, **here) as served:
+        first = await served.caller.upload("a text that stays")
         text = await served.caller.upload("a text that stays")
+        await ContextCalls(served.caller).delete(first.context_id)
         run = (await served.caller.ask(context_id=text.context_id)).run
         settings = Settings.load(data_dir=served.data_dir, **here)
         session = await served.caller.open_session(context_id=text.context_id)
@@ -75,7 +78,10 @@ async def test_what_was_backed_up_while_the_server_ran_is_there_elsewhere(
         assert await served.caller.ended(run.run_id) == story
         kept = (await served.running.ledger.balance("development")).posted
         assert (kept.nano_usd, kept.tokens, kept.calls) == (spent.nano_usd, spent.tokens, spent.calls)
-        assert await served.caller.upload("a text that stays") == text
+        assert await ContextCalls(served.caller).get(text.context_id) == text
+        assert stored(elsewhere) == {first.context_id}, "the files have the id of the first context that had them"
+        assert (await served.caller.upload("a text that stays")).context_id != text.context_id
+        assert stored(elsewhere) == {first.context_id}
         assert (await served.caller.ask(context_id=text.context_id)).run.answer == "a te"
         assert (await served.caller.turn(session, "words[1]")).printed == "'text'\n"
         new = await served.caller.upload("a new text")
@@ -196,7 +202,7 @@ async def test_a_context_that_is_deleted_while_a_backup_begins_is_in_no_backup(
             times += 1
             if times == 1:
                 with sqlite3.connect(settings.data_dir / "rlm.sqlite") as other:
-                    other.execute("UPDATE context SET deleted_at = 1 WHERE id = ?", (gone.context_id,))
+                    other.execute("UPDATE content SET deleted_at = 1 WHERE id = ?", (gone.context_id,))
                 (settings.data_dir / "contexts" / gone.context_id / "index").unlink()
             return linked(settings, found, into)
 

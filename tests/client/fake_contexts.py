@@ -15,6 +15,7 @@ from hashlib import sha256
 from typing import NoReturn, TypeVar
 
 import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
@@ -216,6 +217,7 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
             create_time=Timestamp(seconds=1_700_000_000),
             kind=context_pb2.CONTEXT_KIND_DOCUMENTS if header.document_count else context_pb2.CONTEXT_KIND_TEXT,
             document_count=len(documents),
+            labels=header.labels,
         )
         self.stored[stored.context_id] = Stored(stored, documents)
         return stored
@@ -247,7 +249,11 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.ListContextsRequest, context: grpc.ServicerContext
     ) -> context_pb2.ListContextsResponse:
         self.enter("ListContexts", request, context)
-        found = [one.context for one in reversed(self.stored.values())]
+        found = [
+            one.context
+            for one in reversed(self.stored.values())
+            if request.labels.items() <= one.context.labels.items() and request.name in ("", one.context.name)
+        ]
         page, token = _page(found, request.page_token)
         return context_pb2.ListContextsResponse(contexts=page, next_page_token=token)
 
@@ -286,6 +292,16 @@ class FakeContexts(context_pb2_grpc.ContextServiceServicer):
         return context_pb2.SearchContextResponse(
             matches=matches[: request.page_size], next_page_token="more" if more else ""
         )
+
+    def UpdateContext(
+        self, request: context_pb2.UpdateContextRequest, context: grpc.ServicerContext
+    ) -> context_pb2.UpdateContextResponse:
+        self.enter("UpdateContext", request, context)
+        stored = self._find(request.context.context_id, context).context
+        for path in request.update_mask.paths:
+            stored.ClearField(path)  # type: ignore[arg-type]
+        FieldMask(paths=request.update_mask.paths).MergeMessage(request.context, stored)
+        return context_pb2.UpdateContextResponse(context=stored)
 
     def DeleteContext(
         self, request: context_pb2.DeleteContextRequest, context: grpc.ServicerContext

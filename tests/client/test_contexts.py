@@ -25,6 +25,23 @@ def test_all_contexts_are_listed_the_newest_first(client: Client) -> None:
     assert list(client.list_contexts()) == made[::-1]
 
 
+def test_contexts_are_listed_by_label_and_name(client: Client) -> None:
+    red = client.upload("x", "one", labels={"team": "red"})
+    blue = client.upload("x", "two", labels={"team": "blue"})
+    assert list(client.list_contexts(labels={"team": "red"})) == [red]
+    assert list(client.list_contexts(name="two")) == [blue]
+
+
+def test_what_is_given_of_a_context_changes_and_the_rest_stays(client: Client, fake: FakeServer) -> None:
+    context_id = client.upload("x", "one", labels={"team": "red"}).context_id
+    assert client.update_context(context_id, name="two").labels == {"team": "red"}
+    changed = client.update_context(context_id, labels={})
+    assert (changed.name, dict(changed.labels)) == ("two", {})
+    asked = fake.asked(context_pb2.UpdateContextRequest)
+    assert [list(request.update_mask.paths) for request in asked] == [["name"], ["labels"]]
+    assert all(request.request_id for request in asked)
+
+
 def test_a_list_is_asked_for_as_it_is_taken(client: Client, fake: FakeServer, stored: str) -> None:
     assert len(list(islice(client.list_documents(stored), PAGE))) == PAGE
     assert len(fake.asked(context_pb2.ListDocumentsRequest)) == 1

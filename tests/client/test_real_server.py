@@ -93,8 +93,12 @@ def test_the_command_answers_over_anything_and_over_nothing(
     assert ("first" in done.stdout.splitlines()[-1]) == (path is not None)
 
 
-def test_the_same_documents_from_elsewhere_are_the_same_context(sources: dict[str, Source], client: Client) -> None:
-    assert len({client.upload(source).context_id for source in sources.values()}) == 1
+def test_the_same_documents_from_elsewhere_are_the_same_documents(sources: dict[str, Source], client: Client) -> None:
+    made = [client.upload(source) for source in sources.values()]
+    assert len({one.context_id for one in made}) == len(sources)
+    assert len({one.sha256 for one in made}) == 1
+    first, *others = ([*client.list_documents(one.context_id)] for one in made)
+    assert all(documents == first for documents in others)
 
 
 def test_one_text_is_a_text(client: Client, tmp_path: Path) -> None:

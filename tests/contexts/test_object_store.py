@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import shutil
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -15,10 +16,11 @@ from obstore.store import MemoryStore
 
 from rlm_server.contexts import context_table
 from rlm_server.contexts.context_table import Context
-from rlm_server.contexts.contexts import Contexts
-from rlm_server.contexts.local_files import ContextDamaged, LocalContextFiles
+from rlm_server.contexts.contexts import ContextDamaged, Contexts
+from rlm_server.contexts.local_files import LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore, ObjectStoreUnavailable
 from rlm_server.contexts.spool import Header
+from rlm_server.contexts.upload_table import UploadQuota
 from rlm_server.contexts.uploads import Uploads
 from rlm_server.database.database import Database
 from rlm_server.database.engine import DatabaseFullError
@@ -69,7 +71,7 @@ class Life:
 
     async def read(self, context: Context) -> str:
         async with self.contexts.pinned(context) as corpus:
-            return corpus[0].read(0, context.characters)
+            return corpus[0].read(0, context.content.characters)
 
     @property
     def here(self) -> set[str]:
@@ -101,7 +103,7 @@ def life(tmp_path: Path, store: Store) -> Lives:
                     tmp_path / "uploads",
                     contexts,
                     shares,
-                    quota=lambda _: 1 << 40,
+                    quota=lambda _: UploadQuota(1 << 40, 100, 100),
                     reserve_bytes=0,
                     rest_seconds=1000,
                 ) as uploads,
@@ -127,7 +129,7 @@ async def test_a_context_is_in_the_store_before_it_is_kept_and_goes_with_it(life
         assert store.names == objects_of(context)
         assert await now.read(context) == TEXT
         assert ("get_async", f"{context.id}.texts") not in store.asked, "it is in the folder"
-        assert await now.contexts.delete("tenant", context.id)
+        await now.contexts.delete("tenant", context.id)
         await eventually(lambda: not store.names and not now.here)
 
 
@@ -145,8 +147,44 @@ async def test_a_deletion_removes_the_files_though_its_caller_gave_up(life: Live
 async def test_the_same_content_is_kept_once(life: Lives, store: Store) -> None:
     async with life() as now:
         kept = await asyncio.gather(*(now.upload(TEXT) for _ in range(5)))
-        assert len({context.id for context in kept}) == 1
-        await eventually(lambda: store.names == objects_of(kept[0]) and now.here == {kept[0].id})
+        assert len({context.id for context in kept}) == 5
+        ((content, shared),) = Counter(context.content.id for context in kept).items()
+        assert shared == 5
+        files = {f"{content}.texts", f"{content}.index"}
+        await eventually(lambda: store.names == files and now.here == {content})
+        for context in kept[1:]:
+            await now.contexts.delete("tenant", context.id)
+        assert await now.read(kept[0]) == TEXT
+        assert (store.names, now.here) == (files, {content})
+        await now.contexts.delete("tenant", kept[0].id)
+        await eventually(lambda: not store.names and not now.here)
+
+
+async def test_what_is_damaged_in_the_store_is_mended_by_the_next_upload(life: Lives, store: Store) -> None:
+    async with life() as now:
+        damaged = await now.upload(TEXT)
+        shutil.rmtree(now.folder / "contexts" / damaged.id)
+        store.kept.delete(f"{damaged.id}.index")
+        with pytest.raises(ContextDamaged, match="upload the same again, which mends it"):
+            await now.read(damaged)
+        new = await now.upload(TEXT)
+        found = await now.contexts.get("tenant", damaged.id)
+        assert found
+        assert found.content == new.content != damaged.content
+        assert await now.read(found) == await now.read(new) == TEXT
+        await eventually(lambda: store.names == objects_of(new) and now.here == {new.id})
+
+
+async def test_an_upload_of_what_a_store_has_waits_for_the_store(life: Lives, store: Store) -> None:
+    async with life(cache_bytes=0) as now:
+        first = await now.upload(TEXT)
+        await eventually(lambda: not now.here)
+        store.failing = {"get_async"}
+        with pytest.raises(ObjectStoreUnavailable):
+            await now.upload(TEXT, "mine")
+        store.failing = set()
+        again = await now.upload(TEXT, "mine")
+        assert (again.content, again.id != first.id) == (first.content, True)
 
 
 async def test_what_is_missing_here_is_brought_from_the_store_once(life: Lives, store: Store) -> None:
@@ -191,7 +229,7 @@ async def test_an_object_that_is_damaged_or_missing_is_refused(life: Lives, stor
 async def test_the_folder_keeps_what_was_used_last_and_what_is_held(life: Lives, store: Store) -> None:
     async with life() as now:
         first = await now.upload("first " * 1000)
-    async with life(cache_bytes=3 * first.files.size) as now:
+    async with life(cache_bytes=3 * first.content.files.size) as now:
         second, third = await now.upload("other1" * 1000), await now.upload("other2" * 1000)
         assert now.here == {first.id, second.id, third.id}
         await asyncio.sleep(0.002)  # times are in milliseconds
@@ -238,7 +276,7 @@ async def test_what_the_store_does_not_remove_is_removed_later(life: Lives, stor
     async with life() as now:
         context = await now.upload(TEXT)
         store.failing = {"delete_async"}
-        assert await now.contexts.delete("tenant", context.id)
+        await now.contexts.delete("tenant", context.id)
         assert await now.contexts.get("tenant", context.id) is None
         await eventually(lambda: not now.here)
         again = await now.upload(TEXT)
@@ -257,7 +295,7 @@ async def test_objects_of_an_upload_that_was_not_kept_go_with_it(
     async with life() as now:
         store.failing = {"delete_async"}
         with monkeypatch.context() as patched:
-            patched.setattr(context_table, "_insert", fail)
+            patched.setattr(context_table, "_insert_content", fail)
             with pytest.raises(DatabaseFullError):
                 await now.upload(TEXT)
         assert len(store.names) == 2

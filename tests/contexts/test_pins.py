@@ -21,23 +21,23 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def test_a_context_is_in_use_until_its_last_user_lets_go() -> None:
+def test_a_content_is_in_use_until_the_last_user_of_its_contexts_lets_go() -> None:
     pins = Pins()
-    pins.pin("a")
-    pins.pin("a")
+    pins.pin("one", "a")
+    pins.pin("another", "a")
     assert (pins.users("a"), pins.users("b")) == (2, 0)
-    pins.unpin("a")
+    pins.unpin("one", "a")
     assert pins.users("a") == 1
-    pins.unpin("a")
+    pins.unpin("another", "a")
     assert pins.users("a") == 0
 
 
 def test_what_is_pinned_is_used_now_and_what_was_pinned_was_used_then(clock: Clock) -> None:
     pins = Pins()
     for context_id in ("a", "b"):
-        pins.pin(context_id)
+        pins.pin(context_id, "shared")
     clock.now = 1
-    pins.unpin("a")
+    pins.unpin("a", "shared")
     clock.now = 2
     assert pins.unrecorded() == {"a": 1, "b": 2}
     assert [pins.used_at(context_id, recorded=0) for context_id in ("a", "b", "c")] == [1, 0, 0]

@@ -43,6 +43,7 @@ PINNED = {
     "0011_customers.sql": "766f93428e61f38f15f59ff47f3fd7fc2879797bb1f5888cd01c9d89761bccf6",
     "0012_sessions.sql": "1a1317c7d2a7df55de49c26c06f5f8162cd581f89c75696d12704faaa9617f98",
     "0013_budgets.sql": "095432ad8d75a3f6299a65d778b6c8d71cd129dc534cc220c9a887f32f8b0a48",
+    "0014_contents.sql": "77f7cff837c04ef2970b60c3ab20b9144bd032761067c0b71511bce73ab40b0b",
 }
 """The SHA-256 of every script that a database may have seen, in the order in which it saw them."""
 
@@ -153,7 +154,16 @@ ROWS = (
     Row("context", {"id": "ctx", "tenant": "acme", "identity": "i", "name": "kept", "kind": 1, "sha256": "s",
                     "size_bytes": 1, "characters": 1, "documents": 1, "texts_size": 1, "texts_mtime_ns": 1,
                     "texts_sha256": "t", "index_size": 1, "index_mtime_ns": 1, "index_sha256": "x", "created_at": 1,
-                    "used_at": 1}, since=5),
+                    "used_at": 1}, since=5, until=13),
+    Row("context", {"id": "gone", "tenant": "acme", "identity": "i", "name": "", "kind": 1, "sha256": "s",
+                    "size_bytes": 1, "characters": 1, "documents": 1, "texts_size": 1, "texts_mtime_ns": 1,
+                    "texts_sha256": "t", "index_size": 1, "index_mtime_ns": 1, "index_sha256": "x", "created_at": 1,
+                    "used_at": 1, "deleted_at": 1}, since=5, until=13),
+    Row("content", {"id": "ctx", "tenant": "acme", "identity": "i", "kind": 1, "sha256": "s", "size_bytes": 1,
+                    "characters": 1, "documents": 1, "texts_size": 1, "texts_mtime_ns": 1, "texts_sha256": "t",
+                    "index_size": 1, "index_mtime_ns": 1, "index_sha256": "x"}, since=14),
+    Row("context", {"id": "ctx", "tenant": "acme", "content": "ctx", "name": "kept", "created_at": 1, "used_at": 1},
+        since=14),
     Row("upload", {"id": "up", "tenant": "acme", "request_id": "once", "name": "kept", "size_bytes": 1, "sha256": "s",
                    "documents": 0, "changed_at": 1, "context": "ctx"}, since=5),
     Row("account", {**_ACCOUNT, "id": "acme", "tenant": "acme", "carve": 0, "closed": 0, "limit_nano_usd": 100,
@@ -217,6 +227,10 @@ async def test_a_database_of_every_former_version_comes_up_to_date_with_its_data
             assert context
             assert upload
             assert (context.name, context.number, upload.context) == ("kept", 1, "ctx")
+            assert (context.content.id, context.content.identity, context.labels) == ("ctx", "i", {})
+            # The files of one that was deleted have still to go.
+            deleted = {"gone": True} if version < 14 else {}
+            assert await ContextTable(database).all_contents() == {"ctx": False, **deleted}
         else:
             assert (context, upload) == (None, None)
         if isinstance(database_at, Path):

@@ -10,7 +10,7 @@ from rlm_server.ledger import Amounts, Limit
 from rlm_server.repl.events import Printed
 from rlm_server.runs.event_log import Quota
 from rlm_server.runs.events import Body, Event, EventOrigin, RunFinished, WrittenEvent, written
-from rlm_server.runs.journal import CREATING, NodeRow, RunRow
+from rlm_server.runs.journal import NodeRow, RunRow
 from rlm_server.runs.state import RunState
 from sandbox.turn import Status, Turn, TurnError
 
@@ -24,7 +24,7 @@ def a_run(id: str = "run", **fields: Any) -> RunRow:
 
 
 def asked(id: str, *, tenant: str = "acme", content: str = "some-content") -> Request:
-    return Request(tenant, CREATING, id, content)
+    return Request(tenant, "CreateRun", id, content)
 
 
 def a_node(id: str, **fields: Any) -> NodeRow:

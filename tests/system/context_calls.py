@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from google.protobuf.field_mask_pb2 import FieldMask
 from rlm.v1 import context_pb2
 
 from tests.system.books import rows
@@ -156,8 +157,19 @@ class ContextCalls:
         )
         return found
 
-    async def delete(self, context_id: str) -> None:
-        await self._ask("DeleteContext", context_id=context_id)
+    async def update(self, context_id: str, *paths: str, request_id: str = "", **new: Any) -> context_pb2.Context:
+        changed: context_pb2.Context = (
+            await self._ask(
+                "UpdateContext",
+                context=context_pb2.Context(context_id=context_id, **new),
+                update_mask=FieldMask(paths=paths),
+                request_id=request_id,
+            )
+        ).context
+        return changed
+
+    async def delete(self, context_id: str, request_id: str = "") -> None:
+        await self._ask("DeleteContext", context_id=context_id, request_id=request_id)
 
     async def _ask(self, call: str, **asked: Any) -> Any:
         request = getattr(context_pb2, f"{call}Request")(**asked)
@@ -165,7 +177,7 @@ class ContextCalls:
 
 
 def stored(data_dir: Path) -> set[str]:
-    """What is in the folder of contexts."""
+    """What is in the folder of contexts: a content has the id of the first context that had it."""
     return {path.name for path in (data_dir / "contexts").iterdir()}
 
 
@@ -179,7 +191,7 @@ def nothing_of_uploads(data_dir: Path) -> bool:
 
 
 def in_order(data_dir: Path) -> bool:
-    """Whether there is a folder for each row and a row for each folder, and nothing beside."""
-    contexts = {str(row["id"]) for row in rows(data_dir, "SELECT id FROM context")}
+    """Whether there is a folder for each content and a content for each folder, and nothing beside."""
+    contents = {str(row["id"]) for row in rows(data_dir, "SELECT id FROM content")}
     unfinished = {str(row["id"]) for row in rows(data_dir, "SELECT id FROM upload WHERE context IS NULL")}
-    return stored(data_dir) == contexts and spooled(data_dir) <= unfinished
+    return stored(data_dir) == contents and spooled(data_dir) <= unfinished

@@ -150,9 +150,10 @@ async def test_a_context_whose_files_are_damaged_says_so(server: Served, harm: o
             assert context_id in said.message
             assert str(served.data_dir) not in said.message
         assert (await calls.get(context_id)).context_id == context_id
-        await calls.delete(context_id)
         again = await calls.send(sent)
-        assert (await calls.read(again.context_id)).text == TEXT
+        for mended in (context_id, again.context_id):
+            assert (await calls.read(mended)).text == TEXT
+        await calls.delete(context_id)
         await eventually(lambda: stored(served.data_dir) == {again.context_id})
     async with server(Play(code("FINAL(1)"))) as served:
         assert (await served.caller.ask()).run.state == run_pb2.RUN_STATE_SUCCEEDED

@@ -118,7 +118,8 @@ async def test_a_finished_upload_is_told_again_and_not_received_again(server: Se
 
 @pytest.mark.parametrize("finished", [False, True], ids=["unfinished", "finished"])
 @pytest.mark.parametrize(
-    ("field", "other"), [("name", "other"), ("size_bytes", 17), ("sha256", "0" * 64), ("document_count", 3)]
+    ("field", "other"),
+    [("name", "other"), ("size_bytes", 17), ("sha256", "0" * 64), ("document_count", 3), ("labels", {"a": "b"})],
 )
 async def test_an_upload_goes_on_with_the_same_header_alone(
     server: Served, field: str, other: Any, finished: bool
@@ -128,7 +129,8 @@ async def test_an_upload_goes_on_with_the_same_header_alone(
         whole = of_documents(DOCUMENTS, request_id="mine", chunk=50)
         await (calls.send(whole) if finished else calls.send_part(whole[:4]))
         said = await refusal(calls.send([header(DATA, **{"document_count": 20, "request_id": "mine", field: other})]))
-        assert (said.code, said.fields) == (grpc.StatusCode.INVALID_ARGUMENT, [f"header.{field}"])
+        assert (said.code, said.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+        assert said.said == {"request_id": "mine"}
         assert (await calls.go_on([*whole[:1], *whole[4:]])).document_count == 20
 
 
@@ -216,11 +218,12 @@ async def test_an_upload_that_rests_too_long_is_removed(server: Served, tmp_path
     async with server(Play(""), upload_rest_seconds=0.3) as served:
         calls = ContextCalls(served.caller)
         await calls.send_part(of_text("after the restart", chunk=4, request_id="new")[:2])
-        await eventually(lambda: not rows(served.data_dir, "SELECT 1 FROM upload"))
+        await eventually(lambda: not rows(served.data_dir, "SELECT 1 FROM upload WHERE context IS NULL"))
         await eventually(lambda: not spooled(served.data_dir))
-        for request_id in ("old", "new", "finished"):
+        for request_id in ("old", "new"):
             assert (await refusal(calls.status(request_id))).code is grpc.StatusCode.NOT_FOUND
-        assert len((await calls.list()).contexts) == 1
+        (made,) = (await calls.list()).contexts
+        assert (await calls.status("finished")).context == made, "it is known for as long as what it made"
 
 
 async def test_an_upload_without_a_request_id_ends_with_its_server(server: Served) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
+from google.protobuf.field_mask_pb2 import FieldMask
 from rlm.v1 import (
     context_pb2,
     context_pb2_grpc,
@@ -97,6 +98,7 @@ class Client(SessionCalls, Spending):
         name: str | None = None,
         progress: Progress | None = None,
         *,
+        labels: Mapping[str, str] | None = None,
         request_id: str | None = None,
         text_field: str = "text",
         name_field: str | None = None,
@@ -119,12 +121,13 @@ class Client(SessionCalls, Spending):
           all the paths have in common. An iterator is read into a list; all else is never whole in memory.
 
         A file that is not UTF-8 is an error; `skip_binary` leaves it out of a sequence of documents instead, and tells
-        `on_skip` where it is. `name` is for show; without one it is made from the paths.
+        `on_skip` where it is. `name` is for show; without one it is made from the paths. Contexts can be listed
+        by their `labels`.
 
-        Everything is read twice: for sizes and SHA-256 first. The same text or documents uploaded again are the same
-        context. An upload that breaks off goes on, as `watch_retry` says, from where the server has it; with a
-        `request_id` of the caller's own also one that another process began with the same source. `progress` is told
-        the bytes that the server has and the bytes in all.
+        Everything is read twice: for sizes and SHA-256 first. Every upload is a context of its own. An upload that
+        breaks off goes on, as `watch_retry` says, from where the server has it; with a `request_id` of the caller's own
+        also one that another process began with the same source. `progress` is told the bytes that the server has and
+        the bytes in all.
 
         Raises:
             AlreadyExists: the request id is that of an upload of something else.
@@ -135,7 +138,7 @@ class Client(SessionCalls, Spending):
             ValueError: it is a `str` that names an existing file, where a path was surely meant.
         """
         reading = FileOptions(text_field, name_field, archive_limits or ArchiveLimits(), skip_binary, on_skip)
-        upload = measure(material(source, name, reading), named(request_id), reading)
+        upload = measure(material(source, name, reading), named(request_id), reading, labels)
         transfer = Transfer(
             lambda messages: self._contexts.UploadContext.future(messages, metadata=self._metadata),
             self._upload_status,
@@ -154,9 +157,20 @@ class Client(SessionCalls, Spending):
         request = context_pb2.GetContextRequest(context_id=context_id)
         return self._unary(self._contexts.GetContext, request).context
 
-    def list_contexts(self) -> Iterator[context_pb2.Context]:
-        """Give every stored context, the newest first, asking for more as they are taken."""
-        request = context_pb2.ListContextsRequest()
+    def list_contexts(
+        self,
+        *,
+        labels: Mapping[str, str] | None = None,
+        name: str = "",
+        since: datetime | None = None,
+        until: datetime | None = None,
+    ) -> Iterator[context_pb2.Context]:
+        """Give your contexts, the newest first, asking for more as they are taken.
+
+        They have all `labels` and exactly this name, and were made at `since` or later and before `until`. What is left
+        out is not asked for. A time without a zone is UTC.
+        """
+        request = context_pb2.ListContextsRequest(labels=labels, name=name, since=stamp(since), until=stamp(until))
         for page in pages(partial(self._unary, self._contexts.ListContexts), request):
             yield from page.contexts
 
@@ -195,9 +209,31 @@ class Client(SessionCalls, Spending):
         )
         return self._unary(self._contexts.SearchContext, request)
 
-    def delete_context(self, context_id: str) -> None:
+    def update_context(
+        self,
+        context_id: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+    ) -> context_pb2.Context:
+        """Change a context's name, or all of its labels, or both; what is None stays as it is.
+
+        Raises:
+            NotFound: there is no such context.
+        """
+        paths = [path for path, new in (("name", name), ("labels", labels)) if new is not None]
+        request = context_pb2.UpdateContextRequest(
+            context=context_pb2.Context(context_id=context_id, name=name or "", labels=labels),
+            update_mask=FieldMask(paths=paths),
+            request_id=named(request_id),
+        )
+        return self._unary(self._contexts.UpdateContext, request).context
+
+    def delete_context(self, context_id: str, *, request_id: str | None = None) -> None:
         """Take a context away from everybody; sessions and runs that read it already keep it until they end."""
-        self._unary(self._contexts.DeleteContext, context_pb2.DeleteContextRequest(context_id=context_id))
+        request = context_pb2.DeleteContextRequest(context_id=context_id, request_id=named(request_id))
+        self._unary(self._contexts.DeleteContext, request)
 
     def create_run(
         self,
@@ -308,14 +344,15 @@ class Client(SessionCalls, Spending):
 
         return resumed(open_at, from_sequence, self._watch_retry)
 
-    def cancel_run(self, run_id: str) -> run_pb2.Run:
+    def cancel_run(self, run_id: str, *, request_id: str | None = None) -> run_pb2.Run:
         """Stop a run and everything under it; returns when it has stopped. A run that has ended stays as it is."""
-        request = run_pb2.CancelRunRequest(run_id=run_id)
+        request = run_pb2.CancelRunRequest(run_id=run_id, request_id=named(request_id))
         return self._unary(self._runs.CancelRun, request, _CANCEL_SECONDS).run
 
-    def delete_run(self, run_id: str) -> None:
+    def delete_run(self, run_id: str, *, request_id: str | None = None) -> None:
         """Forget a run that has ended, with its answer and its events. What it spent stays in the ledger."""
-        self._unary(self._runs.DeleteRun, run_pb2.DeleteRunRequest(run_id=run_id))
+        request = run_pb2.DeleteRunRequest(run_id=run_id, request_id=named(request_id))
+        self._unary(self._runs.DeleteRun, request)
 
     def get_server_info(self) -> server_pb2.GetServerInfoResponse:
         """Give the server's version, what it can do, and what your requests may ask for at most."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rlm.v1 import context_pb2
@@ -86,7 +86,12 @@ class Upload:
             raise _changed(document.origin)
 
 
-def measure(material: Material, request_id: str = "", reading: FileOptions | None = None) -> Upload:
+def measure(
+    material: Material,
+    request_id: str = "",
+    reading: FileOptions | None = None,
+    labels: Mapping[str, str] | None = None,
+) -> Upload:
     """Read everything once, for sizes and hash.
 
     Raises:
@@ -119,6 +124,7 @@ def measure(material: Material, request_id: str = "", reading: FileOptions | Non
         sha256=digest.hexdigest(),
         request_id=request_id,
         document_count=0 if material.is_text else len(sizes),
+        labels=labels,
     )
     return Upload(material, header, sizes, stamps, frozenset(left_out))
 

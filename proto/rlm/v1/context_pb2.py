@@ -23,10 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14rlm/v1/context.proto\x12\x06rlm.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x01\n\x14UploadContextRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.rlm.v1.UploadHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.rlm.v1.UploadChunkH\x00\x12,\n\tdocuments\x18\x03 \x01(\x0b\x32\x17.rlm.v1.UploadDocumentsH\x00\x42\x06\n\x04part\"x\n\x0cUploadHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x16\n\x0e\x64ocument_count\x18\x05 \x01(\x03\"T\n\x0fUploadDocuments\x12\x16\n\x0e\x66irst_document\x18\x01 \x01(\x03\x12)\n\tdocuments\x18\x02 \x03(\x0b\x32\x16.rlm.v1.UploadDocument\"2\n\x0eUploadDocument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"+\n\x0bUploadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"9\n\x15UploadContextResponse\x12 \n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Context\"2\n\x16GetUploadStatusRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"t\n\x17GetUploadStatusResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12\x1f\n\x17received_document_count\x18\x02 \x01(\x03\x12 \n\x07\x63ontext\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Context\"-\n\x11GetContextRequest\x12\x18\n\ncontext_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"6\n\x12GetContextResponse\x12 \n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Context\"<\n\x13ListContextsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"R\n\x14ListContextsResponse\x12!\n\x08\x63ontexts\x18\x01 \x03(\x0b\x32\x0f.rlm.v1.Context\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x14ListDocumentsRequest\x12\x18\n\ncontext_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x15ListDocumentsResponse\x12#\n\tdocuments\x18\x01 \x03(\x0b\x32\x10.rlm.v1.Document\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x08\x44ocument\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0f\x63haracter_count\x18\x03 \x01(\x03\"\\\n\x12ReadContextRequest\x12\x18\n\ncontext_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x10\n\x08\x64ocument\x18\x02 \x01(\x03\x12\r\n\x05start\x18\x03 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x03\"<\n\x13ReadContextResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\x0f\x63haracter_count\x18\x02 \x01(\x03\"\x81\x01\n\x14SearchContextRequest\x12\x18\n\ncontext_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07pattern\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tdocuments\x18\x03 \x03(\x03\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"P\n\x15SearchContextResponse\x12\x1e\n\x07matches\x18\x01 \x03(\x0b\x32\r.rlm.v1.Match\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x05Match\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\"0\n\x14\x44\x65leteContextRequest\x12\x18\n\ncontext_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"\x17\n\x15\x44\x65leteContextResponse\"\xf8\x01\n\x07\x43ontext\x12\x12\n\ncontext_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x18\n\nsize_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x63haracter_count\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06sha256\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\'\n\x04kind\x18\x07 \x01(\x0e\x32\x13.rlm.v1.ContextKindB\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x64ocument_count\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\"5\n\x05Range\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x03\"a\n\x08\x43overage\x12\x10\n\x08\x66raction\x18\x01 \x01(\x01\x12\x16\n\x0e\x64ocument_count\x18\x02 \x01(\x03\x12\x1d\n\x06ranges\x18\x03 \x03(\x0b\x32\r.rlm.v1.Range\x12\x0c\n\x04more\x18\x04 \x01(\x08\"=\n\x07Passage\x12\x1c\n\x05range\x18\x01 \x01(\x0b\x32\r.rlm.v1.Range\x12\x14\n\x0cprompt_start\x18\x02 \x01(\x03*^\n\x0b\x43ontextKind\x12\x1c\n\x18\x43ONTEXT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43ONTEXT_KIND_TEXT\x10\x01\x12\x1a\n\x16\x43ONTEXT_KIND_DOCUMENTS\x10\x02\x32\xf6\x04\n\x0e\x43ontextService\x12N\n\rUploadContext\x12\x1c.rlm.v1.UploadContextRequest\x1a\x1d.rlm.v1.UploadContextResponse(\x01\x12R\n\x0fGetUploadStatus\x12\x1e.rlm.v1.GetUploadStatusRequest\x1a\x1f.rlm.v1.GetUploadStatusResponse\x12\x43\n\nGetContext\x12\x19.rlm.v1.GetContextRequest\x1a\x1a.rlm.v1.GetContextResponse\x12I\n\x0cListContexts\x12\x1b.rlm.v1.ListContextsRequest\x1a\x1c.rlm.v1.ListContextsResponse\x12L\n\rListDocuments\x12\x1c.rlm.v1.ListDocumentsRequest\x1a\x1d.rlm.v1.ListDocumentsResponse\x12\x46\n\x0bReadContext\x12\x1a.rlm.v1.ReadContextRequest\x1a\x1b.rlm.v1.ReadContextResponse\x12L\n\rSearchContext\x12\x1c.rlm.v1.SearchContextRequest\x1a\x1d.rlm.v1.SearchContextResponse\x12L\n\rDeleteContext\x12\x1c.rlm.v1.DeleteContextRequest\x1a\x1d.rlm.v1.DeleteContextResponseBM\n\x06rlm.v1P\x01Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\xaa\x02\x06Rlm.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14rlm/v1/context.proto\x12\x06rlm.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x01\n\x14UploadContextRequest\x12&\n\x06header\x18\x01 \x01(\x0b\x32\x14.rlm.v1.UploadHeaderH\x00\x12$\n\x05\x63hunk\x18\x02 \x01(\x0b\x32\x13.rlm.v1.UploadChunkH\x00\x12,\n\tdocuments\x18\x03 \x01(\x0b\x32\x17.rlm.v1.UploadDocumentsH\x00\x42\x06\n\x04part\"\xd9\x01\n\x0cUploadHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\nsize_bytes\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x02\x12\x14\n\x06sha256\x18\x03 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12\x16\n\x0e\x64ocument_count\x18\x05 \x01(\x03\x12\x30\n\x06labels\x18\x06 \x03(\x0b\x32 .rlm.v1.UploadHeader.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\x0fUploadDocuments\x12\x16\n\x0e\x66irst_document\x18\x01 \x01(\x03\x12)\n\tdocuments\x18\x02 \x03(\x0b\x32\x16.rlm.v1.UploadDocument\"2\n\x0eUploadDocument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"+\n\x0bUploadChunk\x12\x0e\n\x06offset\x18\x01 \x01(\x03\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"9\n\x15UploadContextResponse\x12 \n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Context\"2\n\x16GetUploadStatusRequest\x12\x18\n\nrequest_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"t\n\x17GetUploadStatusResponse\x12\x16\n\x0ereceived_bytes\x18\x01 \x01(\x03\x12\x1f\n\x17received_document_count\x18\x02 \x01(\x03\x12 \n\x07\x63ontext\x18\x03 \x01(\x0b\x32\x0f.rlm.v1.Context\"-\n\x11GetContextRequest\x12\x18\n\ncontext_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"6\n\x12GetContextResponse\x12 \n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Context\"\x88\x02\n\x13ListContextsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x37\n\x06labels\x18\x03 \x03(\x0b\x32\'.rlm.v1.ListContextsRequest.LabelsEntry\x12\x0c\n\x04name\x18\x04 \x01(\t\x12)\n\x05since\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x05until\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"R\n\x14ListContextsResponse\x12!\n\x08\x63ontexts\x18\x01 \x03(\x0b\x32\x0f.rlm.v1.Context\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"W\n\x14ListDocumentsRequest\x12\x18\n\ncontext_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"U\n\x15ListDocumentsResponse\x12#\n\tdocuments\x18\x01 \x03(\x0b\x32\x10.rlm.v1.Document\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"A\n\x08\x44ocument\x12\x0e\n\x06number\x18\x01 \x01(\x03\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x17\n\x0f\x63haracter_count\x18\x03 \x01(\x03\"\\\n\x12ReadContextRequest\x12\x18\n\ncontext_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x10\n\x08\x64ocument\x18\x02 \x01(\x03\x12\r\n\x05start\x18\x03 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x04 \x01(\x03\"<\n\x13ReadContextResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x17\n\x0f\x63haracter_count\x18\x02 \x01(\x03\"\x81\x01\n\x14SearchContextRequest\x12\x18\n\ncontext_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x15\n\x07pattern\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x11\n\tdocuments\x18\x03 \x03(\x03\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\"P\n\x15SearchContextResponse\x12\x1e\n\x07matches\x18\x01 \x03(\x0b\x32\r.rlm.v1.Match\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"C\n\x05Match\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x03\x12\x0c\n\x04text\x18\x04 \x01(\t\"\x83\x01\n\x14UpdateContextRequest\x12&\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.ContextB\x04\xe2\x41\x01\x02\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"9\n\x15UpdateContextResponse\x12 \n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x0f.rlm.v1.Context\"D\n\x14\x44\x65leteContextRequest\x12\x18\n\ncontext_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"\x17\n\x15\x44\x65leteContextResponse\"\xd4\x02\n\x07\x43ontext\x12\x12\n\ncontext_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x18\n\nsize_bytes\x18\x03 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x1d\n\x0f\x63haracter_count\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12\x14\n\x06sha256\x18\x05 \x01(\tB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\'\n\x04kind\x18\x07 \x01(\x0e\x32\x13.rlm.v1.ContextKindB\x04\xe2\x41\x01\x03\x12\x1c\n\x0e\x64ocument_count\x18\x08 \x01(\x03\x42\x04\xe2\x41\x01\x03\x12+\n\x06labels\x18\t \x03(\x0b\x32\x1b.rlm.v1.Context.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"5\n\x05Range\x12\x10\n\x08\x64ocument\x18\x01 \x01(\x03\x12\r\n\x05start\x18\x02 \x01(\x03\x12\x0b\n\x03\x65nd\x18\x03 \x01(\x03\"a\n\x08\x43overage\x12\x10\n\x08\x66raction\x18\x01 \x01(\x01\x12\x16\n\x0e\x64ocument_count\x18\x02 \x01(\x03\x12\x1d\n\x06ranges\x18\x03 \x03(\x0b\x32\r.rlm.v1.Range\x12\x0c\n\x04more\x18\x04 \x01(\x08\"=\n\x07Passage\x12\x1c\n\x05range\x18\x01 \x01(\x0b\x32\r.rlm.v1.Range\x12\x14\n\x0cprompt_start\x18\x02 \x01(\x03*^\n\x0b\x43ontextKind\x12\x1c\n\x18\x43ONTEXT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43ONTEXT_KIND_TEXT\x10\x01\x12\x1a\n\x16\x43ONTEXT_KIND_DOCUMENTS\x10\x02\x32\xc4\x05\n\x0e\x43ontextService\x12N\n\rUploadContext\x12\x1c.rlm.v1.UploadContextRequest\x1a\x1d.rlm.v1.UploadContextResponse(\x01\x12R\n\x0fGetUploadStatus\x12\x1e.rlm.v1.GetUploadStatusRequest\x1a\x1f.rlm.v1.GetUploadStatusResponse\x12\x43\n\nGetContext\x12\x19.rlm.v1.GetContextRequest\x1a\x1a.rlm.v1.GetContextResponse\x12I\n\x0cListContexts\x12\x1b.rlm.v1.ListContextsRequest\x1a\x1c.rlm.v1.ListContextsResponse\x12L\n\rListDocuments\x12\x1c.rlm.v1.ListDocumentsRequest\x1a\x1d.rlm.v1.ListDocumentsResponse\x12\x46\n\x0bReadContext\x12\x1a.rlm.v1.ReadContextRequest\x1a\x1b.rlm.v1.ReadContextResponse\x12L\n\rSearchContext\x12\x1c.rlm.v1.SearchContextRequest\x1a\x1d.rlm.v1.SearchContextResponse\x12L\n\rUpdateContext\x12\x1c.rlm.v1.UpdateContextRequest\x1a\x1d.rlm.v1.UpdateContextResponse\x12L\n\rDeleteContext\x12\x1c.rlm.v1.DeleteContextRequest\x1a\x1d.rlm.v1.DeleteContextResponseBM\n\x06rlm.v1P\x01Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\xaa\x02\x06Rlm.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,6 +35,8 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlm.v1.context_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006rlm.v1P\001Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\252\002\006Rlm.V1'
+  _globals['_UPLOADHEADER_LABELSENTRY']._loaded_options = None
+  _globals['_UPLOADHEADER_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_UPLOADHEADER'].fields_by_name['size_bytes']._loaded_options = None
   _globals['_UPLOADHEADER'].fields_by_name['size_bytes']._serialized_options = b'\342A\001\002'
   _globals['_UPLOADHEADER'].fields_by_name['sha256']._loaded_options = None
@@ -42,6 +45,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETUPLOADSTATUSREQUEST'].fields_by_name['request_id']._serialized_options = b'\342A\001\002'
   _globals['_GETCONTEXTREQUEST'].fields_by_name['context_id']._loaded_options = None
   _globals['_GETCONTEXTREQUEST'].fields_by_name['context_id']._serialized_options = b'\342A\001\002'
+  _globals['_LISTCONTEXTSREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_LISTCONTEXTSREQUEST_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_LISTDOCUMENTSREQUEST'].fields_by_name['context_id']._loaded_options = None
   _globals['_LISTDOCUMENTSREQUEST'].fields_by_name['context_id']._serialized_options = b'\342A\001\002'
   _globals['_READCONTEXTREQUEST'].fields_by_name['context_id']._loaded_options = None
@@ -50,8 +55,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEARCHCONTEXTREQUEST'].fields_by_name['context_id']._serialized_options = b'\342A\001\002'
   _globals['_SEARCHCONTEXTREQUEST'].fields_by_name['pattern']._loaded_options = None
   _globals['_SEARCHCONTEXTREQUEST'].fields_by_name['pattern']._serialized_options = b'\342A\001\002'
+  _globals['_UPDATECONTEXTREQUEST'].fields_by_name['context']._loaded_options = None
+  _globals['_UPDATECONTEXTREQUEST'].fields_by_name['context']._serialized_options = b'\342A\001\002'
   _globals['_DELETECONTEXTREQUEST'].fields_by_name['context_id']._loaded_options = None
   _globals['_DELETECONTEXTREQUEST'].fields_by_name['context_id']._serialized_options = b'\342A\001\002'
+  _globals['_CONTEXT_LABELSENTRY']._loaded_options = None
+  _globals['_CONTEXT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CONTEXT'].fields_by_name['size_bytes']._loaded_options = None
   _globals['_CONTEXT'].fields_by_name['size_bytes']._serialized_options = b'\342A\001\003'
   _globals['_CONTEXT'].fields_by_name['character_count']._loaded_options = None
@@ -64,60 +73,70 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTEXT'].fields_by_name['kind']._serialized_options = b'\342A\001\003'
   _globals['_CONTEXT'].fields_by_name['document_count']._loaded_options = None
   _globals['_CONTEXT'].fields_by_name['document_count']._serialized_options = b'\342A\001\003'
-  _globals['_CONTEXTKIND']._serialized_start=2263
-  _globals['_CONTEXTKIND']._serialized_end=2357
-  _globals['_UPLOADCONTEXTREQUEST']._serialized_start=99
-  _globals['_UPLOADCONTEXTREQUEST']._serialized_end=253
-  _globals['_UPLOADHEADER']._serialized_start=255
-  _globals['_UPLOADHEADER']._serialized_end=375
-  _globals['_UPLOADDOCUMENTS']._serialized_start=377
-  _globals['_UPLOADDOCUMENTS']._serialized_end=461
-  _globals['_UPLOADDOCUMENT']._serialized_start=463
-  _globals['_UPLOADDOCUMENT']._serialized_end=513
-  _globals['_UPLOADCHUNK']._serialized_start=515
-  _globals['_UPLOADCHUNK']._serialized_end=558
-  _globals['_UPLOADCONTEXTRESPONSE']._serialized_start=560
-  _globals['_UPLOADCONTEXTRESPONSE']._serialized_end=617
-  _globals['_GETUPLOADSTATUSREQUEST']._serialized_start=619
-  _globals['_GETUPLOADSTATUSREQUEST']._serialized_end=669
-  _globals['_GETUPLOADSTATUSRESPONSE']._serialized_start=671
-  _globals['_GETUPLOADSTATUSRESPONSE']._serialized_end=787
-  _globals['_GETCONTEXTREQUEST']._serialized_start=789
-  _globals['_GETCONTEXTREQUEST']._serialized_end=834
-  _globals['_GETCONTEXTRESPONSE']._serialized_start=836
-  _globals['_GETCONTEXTRESPONSE']._serialized_end=890
-  _globals['_LISTCONTEXTSREQUEST']._serialized_start=892
-  _globals['_LISTCONTEXTSREQUEST']._serialized_end=952
-  _globals['_LISTCONTEXTSRESPONSE']._serialized_start=954
-  _globals['_LISTCONTEXTSRESPONSE']._serialized_end=1036
-  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=1038
-  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=1125
-  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=1127
-  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=1212
-  _globals['_DOCUMENT']._serialized_start=1214
-  _globals['_DOCUMENT']._serialized_end=1279
-  _globals['_READCONTEXTREQUEST']._serialized_start=1281
-  _globals['_READCONTEXTREQUEST']._serialized_end=1373
-  _globals['_READCONTEXTRESPONSE']._serialized_start=1375
-  _globals['_READCONTEXTRESPONSE']._serialized_end=1435
-  _globals['_SEARCHCONTEXTREQUEST']._serialized_start=1438
-  _globals['_SEARCHCONTEXTREQUEST']._serialized_end=1567
-  _globals['_SEARCHCONTEXTRESPONSE']._serialized_start=1569
-  _globals['_SEARCHCONTEXTRESPONSE']._serialized_end=1649
-  _globals['_MATCH']._serialized_start=1651
-  _globals['_MATCH']._serialized_end=1718
-  _globals['_DELETECONTEXTREQUEST']._serialized_start=1720
-  _globals['_DELETECONTEXTREQUEST']._serialized_end=1768
-  _globals['_DELETECONTEXTRESPONSE']._serialized_start=1770
-  _globals['_DELETECONTEXTRESPONSE']._serialized_end=1793
-  _globals['_CONTEXT']._serialized_start=1796
-  _globals['_CONTEXT']._serialized_end=2044
-  _globals['_RANGE']._serialized_start=2046
-  _globals['_RANGE']._serialized_end=2099
-  _globals['_COVERAGE']._serialized_start=2101
-  _globals['_COVERAGE']._serialized_end=2198
-  _globals['_PASSAGE']._serialized_start=2200
-  _globals['_PASSAGE']._serialized_end=2261
-  _globals['_CONTEXTSERVICE']._serialized_start=2360
-  _globals['_CONTEXTSERVICE']._serialized_end=2990
+  _globals['_CONTEXTKIND']._serialized_start=2905
+  _globals['_CONTEXTKIND']._serialized_end=2999
+  _globals['_UPLOADCONTEXTREQUEST']._serialized_start=133
+  _globals['_UPLOADCONTEXTREQUEST']._serialized_end=287
+  _globals['_UPLOADHEADER']._serialized_start=290
+  _globals['_UPLOADHEADER']._serialized_end=507
+  _globals['_UPLOADHEADER_LABELSENTRY']._serialized_start=462
+  _globals['_UPLOADHEADER_LABELSENTRY']._serialized_end=507
+  _globals['_UPLOADDOCUMENTS']._serialized_start=509
+  _globals['_UPLOADDOCUMENTS']._serialized_end=593
+  _globals['_UPLOADDOCUMENT']._serialized_start=595
+  _globals['_UPLOADDOCUMENT']._serialized_end=645
+  _globals['_UPLOADCHUNK']._serialized_start=647
+  _globals['_UPLOADCHUNK']._serialized_end=690
+  _globals['_UPLOADCONTEXTRESPONSE']._serialized_start=692
+  _globals['_UPLOADCONTEXTRESPONSE']._serialized_end=749
+  _globals['_GETUPLOADSTATUSREQUEST']._serialized_start=751
+  _globals['_GETUPLOADSTATUSREQUEST']._serialized_end=801
+  _globals['_GETUPLOADSTATUSRESPONSE']._serialized_start=803
+  _globals['_GETUPLOADSTATUSRESPONSE']._serialized_end=919
+  _globals['_GETCONTEXTREQUEST']._serialized_start=921
+  _globals['_GETCONTEXTREQUEST']._serialized_end=966
+  _globals['_GETCONTEXTRESPONSE']._serialized_start=968
+  _globals['_GETCONTEXTRESPONSE']._serialized_end=1022
+  _globals['_LISTCONTEXTSREQUEST']._serialized_start=1025
+  _globals['_LISTCONTEXTSREQUEST']._serialized_end=1289
+  _globals['_LISTCONTEXTSREQUEST_LABELSENTRY']._serialized_start=462
+  _globals['_LISTCONTEXTSREQUEST_LABELSENTRY']._serialized_end=507
+  _globals['_LISTCONTEXTSRESPONSE']._serialized_start=1291
+  _globals['_LISTCONTEXTSRESPONSE']._serialized_end=1373
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_start=1375
+  _globals['_LISTDOCUMENTSREQUEST']._serialized_end=1462
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_start=1464
+  _globals['_LISTDOCUMENTSRESPONSE']._serialized_end=1549
+  _globals['_DOCUMENT']._serialized_start=1551
+  _globals['_DOCUMENT']._serialized_end=1616
+  _globals['_READCONTEXTREQUEST']._serialized_start=1618
+  _globals['_READCONTEXTREQUEST']._serialized_end=1710
+  _globals['_READCONTEXTRESPONSE']._serialized_start=1712
+  _globals['_READCONTEXTRESPONSE']._serialized_end=1772
+  _globals['_SEARCHCONTEXTREQUEST']._serialized_start=1775
+  _globals['_SEARCHCONTEXTREQUEST']._serialized_end=1904
+  _globals['_SEARCHCONTEXTRESPONSE']._serialized_start=1906
+  _globals['_SEARCHCONTEXTRESPONSE']._serialized_end=1986
+  _globals['_MATCH']._serialized_start=1988
+  _globals['_MATCH']._serialized_end=2055
+  _globals['_UPDATECONTEXTREQUEST']._serialized_start=2058
+  _globals['_UPDATECONTEXTREQUEST']._serialized_end=2189
+  _globals['_UPDATECONTEXTRESPONSE']._serialized_start=2191
+  _globals['_UPDATECONTEXTRESPONSE']._serialized_end=2248
+  _globals['_DELETECONTEXTREQUEST']._serialized_start=2250
+  _globals['_DELETECONTEXTREQUEST']._serialized_end=2318
+  _globals['_DELETECONTEXTRESPONSE']._serialized_start=2320
+  _globals['_DELETECONTEXTRESPONSE']._serialized_end=2343
+  _globals['_CONTEXT']._serialized_start=2346
+  _globals['_CONTEXT']._serialized_end=2686
+  _globals['_CONTEXT_LABELSENTRY']._serialized_start=462
+  _globals['_CONTEXT_LABELSENTRY']._serialized_end=507
+  _globals['_RANGE']._serialized_start=2688
+  _globals['_RANGE']._serialized_end=2741
+  _globals['_COVERAGE']._serialized_start=2743
+  _globals['_COVERAGE']._serialized_end=2840
+  _globals['_PASSAGE']._serialized_start=2842
+  _globals['_PASSAGE']._serialized_end=2903
+  _globals['_CONTEXTSERVICE']._serialized_start=3002
+  _globals['_CONTEXTSERVICE']._serialized_end=3710
 # @@protoc_insertion_point(module_scope)

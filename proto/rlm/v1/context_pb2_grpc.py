@@ -70,6 +70,11 @@ class ContextServiceStub:
                 request_serializer=rlm_dot_v1_dot_context__pb2.SearchContextRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_context__pb2.SearchContextResponse.FromString,
                 _registered_method=True)
+        self.UpdateContext = channel.unary_unary(
+                '/rlm.v1.ContextService/UpdateContext',
+                request_serializer=rlm_dot_v1_dot_context__pb2.UpdateContextRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_context__pb2.UpdateContextResponse.FromString,
+                _registered_method=True)
         self.DeleteContext = channel.unary_unary(
                 '/rlm.v1.ContextService/DeleteContext',
                 request_serializer=rlm_dot_v1_dot_context__pb2.DeleteContextRequest.SerializeToString,
@@ -132,8 +137,16 @@ class ContextServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateContext(self, request, context):
+        """Changes a context's name and labels. Its text never changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteContext(self, request, context):
-        """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end.
+        """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end. Other
+        contexts of the same text stay.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -176,6 +189,11 @@ def add_ContextServiceServicer_to_server(servicer, server):
                     servicer.SearchContext,
                     request_deserializer=rlm_dot_v1_dot_context__pb2.SearchContextRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_context__pb2.SearchContextResponse.SerializeToString,
+            ),
+            'UpdateContext': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateContext,
+                    request_deserializer=rlm_dot_v1_dot_context__pb2.UpdateContextRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_context__pb2.UpdateContextResponse.SerializeToString,
             ),
             'DeleteContext': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteContext,
@@ -373,6 +391,33 @@ class ContextService:
             '/rlm.v1.ContextService/SearchContext',
             rlm_dot_v1_dot_context__pb2.SearchContextRequest.SerializeToString,
             rlm_dot_v1_dot_context__pb2.SearchContextResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateContext(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.ContextService/UpdateContext',
+            rlm_dot_v1_dot_context__pb2.UpdateContextRequest.SerializeToString,
+            rlm_dot_v1_dot_context__pb2.UpdateContextResponse.FromString,
             options,
             channel_credentials,
             insecure,

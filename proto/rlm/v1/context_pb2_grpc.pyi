@@ -52,8 +52,12 @@ class ContextServiceStub:
     """A range of a document's characters."""
     SearchContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.SearchContextRequest, _context_pb2.SearchContextResponse]
     """Where a pattern matches, in time linear in the text."""
+    UpdateContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.UpdateContextRequest, _context_pb2.UpdateContextResponse]
+    """Changes a context's name and labels. Its text never changes."""
     DeleteContext: _grpc.UnaryUnaryMultiCallable[_context_pb2.DeleteContextRequest, _context_pb2.DeleteContextResponse]
-    """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end."""
+    """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end. Other
+    contexts of the same text stay.
+    """
 
 @_typing.type_check_only
 class ContextServiceAsyncStub(ContextServiceStub):
@@ -77,8 +81,12 @@ class ContextServiceAsyncStub(ContextServiceStub):
     """A range of a document's characters."""
     SearchContext: _aio.UnaryUnaryMultiCallable[_context_pb2.SearchContextRequest, _context_pb2.SearchContextResponse]  # type: ignore[assignment]
     """Where a pattern matches, in time linear in the text."""
+    UpdateContext: _aio.UnaryUnaryMultiCallable[_context_pb2.UpdateContextRequest, _context_pb2.UpdateContextResponse]  # type: ignore[assignment]
+    """Changes a context's name and labels. Its text never changes."""
     DeleteContext: _aio.UnaryUnaryMultiCallable[_context_pb2.DeleteContextRequest, _context_pb2.DeleteContextResponse]  # type: ignore[assignment]
-    """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end."""
+    """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end. Other
+    contexts of the same text stay.
+    """
 
 class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
     """Texts, uploaded once and read by any number of sessions and runs. Everything here is the caller's own tenant's."""
@@ -143,11 +151,21 @@ class ContextServiceServicer(metaclass=_abc_1.ABCMeta):
         """Where a pattern matches, in time linear in the text."""
 
     @_abc_1.abstractmethod
+    def UpdateContext(
+        self,
+        request: _context_pb2.UpdateContextRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_context_pb2.UpdateContextResponse, _abc.Awaitable[_context_pb2.UpdateContextResponse]]:
+        """Changes a context's name and labels. Its text never changes."""
+
+    @_abc_1.abstractmethod
     def DeleteContext(
         self,
         request: _context_pb2.DeleteContextRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_context_pb2.DeleteContextResponse, _abc.Awaitable[_context_pb2.DeleteContextResponse]]:
-        """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end."""
+        """Takes a context away from everybody at once; sessions and runs that read it already keep it until they end. Other
+        contexts of the same text stay.
+        """
 
 def add_ContextServiceServicer_to_server(servicer: ContextServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -107,7 +107,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CONTEXT_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 10
     """The tenant would have more contexts or unfinished uploads than it may.
 
-    Metadata: `unit` ("context_bytes" or "uploads"), and in that unit the `limit`, what of it is `used`, and what was
+    Metadata: `unit` ("context_bytes", "tenant_contexts" or "uploads"), and in that unit the `limit`, what of it is `used`, and what was
     `asked`. A QuotaFailure about the unit says the same.
 
     To do: delete contexts, finish uploads, or have the limit raised.
@@ -124,7 +124,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     Metadata: `context_id`.
 
-    To do: delete the context and upload it again.
+    To do: upload the same again. That mends this context too, and all others of the same text.
     """
     ERROR_REASON_UPLOAD_BUSY: _ErrorReason.ValueType  # 13
     """Another stream is sending the same upload.
@@ -434,7 +434,7 @@ raised.
 ERROR_REASON_CONTEXT_QUOTA_EXCEEDED: ErrorReason.ValueType  # 10
 """The tenant would have more contexts or unfinished uploads than it may.
 
-Metadata: `unit` ("context_bytes" or "uploads"), and in that unit the `limit`, what of it is `used`, and what was
+Metadata: `unit` ("context_bytes", "tenant_contexts" or "uploads"), and in that unit the `limit`, what of it is `used`, and what was
 `asked`. A QuotaFailure about the unit says the same.
 
 To do: delete contexts, finish uploads, or have the limit raised.
@@ -451,7 +451,7 @@ ERROR_REASON_CONTEXT_DAMAGED: ErrorReason.ValueType  # 12
 
 Metadata: `context_id`.
 
-To do: delete the context and upload it again.
+To do: upload the same again. That mends this context too, and all others of the same text.
 """
 ERROR_REASON_UPLOAD_BUSY: ErrorReason.ValueType  # 13
 """Another stream is sending the same upload.

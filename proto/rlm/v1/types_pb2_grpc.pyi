@@ -11,11 +11,11 @@ Deadlines: set one on every unary call; 30 s suits all but CancelRun, which retu
 WatchRun, WatchTurn and Execute need none: a Heartbeat comes at least every 15 s, and a stream silent for 45 s is
 broken. ExecuteOnce and UploadContext need what the turn or the upload may take.
 
-Trying again: calls that make something, or change an account, have a `request_id`, chosen by the caller (a UUID, say).
-Repeated with the same content it returns the first answer and does nothing, for as long as what it made is there, also
-after a restart of the server; a session is known for a day after its end. With other content it fails as
-REQUEST_ID_REUSED. So after UNAVAILABLE, or after a deadline, send the same request again. A call without one is never
-known again.
+Trying again: calls that make, change or end something have a `request_id`, chosen by the caller (a UUID, say).
+Repeated with the same content it returns the first answer and does nothing more, for as long as what it is about is
+there, and for a day at least where it deletes that, also after a restart of the server; a session is known for a day
+after its end. What it answers with is shown as it is by then. With other content it fails as REQUEST_ID_REUSED. So
+after UNAVAILABLE, or after a deadline, send the same request again. A call without one is never known again.
 
 Resuming: the events of a run, and what happens in a detached turn, are numbered from 1 without gaps. After a broken
 stream ask again with `from_sequence` set to the last number seen plus 1.
