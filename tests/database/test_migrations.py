@@ -43,7 +43,7 @@ PINNED = {
     "0011_customers.sql": "766f93428e61f38f15f59ff47f3fd7fc2879797bb1f5888cd01c9d89761bccf6",
     "0012_kept_free.sql": "f7e79df7725f7bd820cb69ef01f121a8f45699a484ee5c7cf33959c17f684b1b",
     "0013_kept_free.sql": "f7e79df7725f7bd820cb69ef01f121a8f45699a484ee5c7cf33959c17f684b1b",
-    "0014_contents.sql": "14bcd7da5d40b3372253d9d751405de34e7d2b1e626f12d9e70c5783c41ea148",
+    "0014_contents.sql": "6e182a3d1a7d05c55aa9fad210a1c8f113bd5d7c771a0720ef55376240942401",
 }
 """The SHA-256 of every script that a database may have seen, in the order in which it saw them."""
 

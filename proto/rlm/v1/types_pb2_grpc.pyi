@@ -7,7 +7,8 @@ Quantities and conventions shared by every service.
 
 Authentication: send the metadata `authorization: Bearer <key>` with every call, once. Keys begin with `rlm_`.
 
-Deadlines: set one on every unary call; 30 s suits all but CancelRun, which returns when the whole tree has stopped.
+Deadlines: set one on every unary call; 30 s suits all but CancelRun, which returns when the whole tree has stopped,
+and Complete, which returns when its run has ended.
 WatchRun needs none: a Heartbeat comes at least every 15 s, and a stream silent for 45 s is broken. Execute and
 UploadContext need what the turn or the upload may take.
 
