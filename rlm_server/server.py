@@ -32,6 +32,7 @@ from rlm_server.api.auth import AuthInterceptor
 from rlm_server.api.budget import BudgetServicer
 from rlm_server.api.calls import Calls
 from rlm_server.api.certificates import read_certificate, refuse_plaintext
+from rlm_server.api.completion import PassingTexts
 from rlm_server.api.context import ContextServicer
 from rlm_server.api.port import opened
 from rlm_server.api.run import RunServicer
@@ -301,7 +302,15 @@ async def serving(
                 )
                 run_pb2_grpc.add_RunServiceServicer_to_server(
                     RunServicer(
-                        supervisor, journal, contexts, accounts, broker.routes_of, defaults, book, RunList(database)
+                        supervisor,
+                        journal,
+                        contexts,
+                        accounts,
+                        broker.routes_of,
+                        defaults,
+                        book,
+                        RunList(database),
+                        PassingTexts(contexts, uploads, shares),
                     ),
                     server,
                 )

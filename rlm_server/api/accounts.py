@@ -9,6 +9,7 @@ from rlm.v1 import budget_pb2
 
 from rlm_server.api import requests, responses
 from rlm_server.api.errors import InvalidField
+from rlm_server.api.field_checks import FieldChecks
 from rlm_server.ledger import Limit, ModelLimit, Scope, SoftLimit, Span, Statement, Window, names
 from rlm_server.ledger.customers import Customer
 from rlm_server.tenants import checks
@@ -37,9 +38,16 @@ _SETTABLE = {
 
 def customer(tenant: str, asked: budget_pb2.Account) -> Customer:
     """Read a customer that is to be made."""
-    id = requests.account_id(asked.account_id, tenant, "account.account_id")
     parent = asked.parent_id if asked.parent_id != tenant else ""
-    return _described(Customer(tenant, id, parent), asked)
+    with FieldChecks() as check:
+        id = check(requests.account_id, asked.account_id, tenant, "account.account_id")
+        new = check(_described, Customer(tenant, id, parent), asked)
+    return new  # noqa: RET504 - the checks end before
+
+
+def check_described(asked: budget_pb2.Account) -> None:
+    """Refuse what may not be said of any customer."""
+    _described(Customer("", "", ""), asked)
 
 
 def changed(before: Customer, asked: budget_pb2.Account, paths: Iterable[str]) -> Customer:
@@ -56,28 +64,38 @@ def check_paths(paths: Iterable[str]) -> None:
 
 
 def _described(customer: Customer, asked: budget_pb2.Account) -> Customer:
-    if len(asked.name) > MAX_ACCOUNT_NAME:
-        raise InvalidField("account.name", f"may have {MAX_ACCOUNT_NAME} characters, not {len(asked.name)}")
     windows: dict[Span, Limit] = {}
-    for place, one in enumerate(asked.window_limits):
-        field = f"account.window_limits[{place}]"
-        span = window_span(one.span, f"{field}.span")
-        if span in windows:
-            raise InvalidField(f"{field}.span", f"there are two of a {span}")
-        windows[span] = limit = requests.budget(one.limit, f"{field}.limit")
-        if limit == Limit():
-            raise InvalidField(f"{field}.limit", "limits nothing: leave it out")
-        if span is Span.MINUTE and (limit.nano_usd, limit.cpu_ms) != (None, None):
-            raise InvalidField(f"{field}.limit", "of a minute, only tokens and calls can be limited")
+    with FieldChecks() as check:
+        if len(asked.name) > MAX_ACCOUNT_NAME:
+            check.wrong("account.name", f"may have {MAX_ACCOUNT_NAME} characters, not {len(asked.name)}")
+        for place, one in enumerate(asked.window_limits):
+            check(_add_window, windows, one, f"account.window_limits[{place}]")
+        labels = check(requests.labels, asked.labels, "account.labels")
+        limit = check(requests.budget, asked.limit, "account.limit")
+        of_models = check(model_limits, asked.model_limits, "account.model_limits")
+        soft = check(soft_limits, asked.soft_limits, "account.soft_limits")
     return replace(
         customer,
         name=asked.name,
-        labels=requests.labels(asked.labels, "account.labels"),
-        limit=requests.budget(asked.limit, "account.limit"),
+        labels=labels,
+        limit=limit,
         windows=windows,
-        model_limits=model_limits(asked.model_limits, "account.model_limits"),
-        soft_limits=soft_limits(asked.soft_limits, "account.soft_limits"),
+        model_limits=of_models,
+        soft_limits=soft,
     )
+
+
+def _add_window(windows: dict[Span, Limit], asked: budget_pb2.WindowLimit, field: str) -> None:
+    with FieldChecks() as check:
+        span = check(window_span, asked.span, f"{field}.span")
+        limit = check(requests.budget, asked.limit, f"{field}.limit")
+        if span in windows:
+            check.wrong(f"{field}.span", f"there are two of a {span}")
+        if limit == Limit():
+            check.wrong(f"{field}.limit", "limits nothing: leave it out")
+        if check.passed and span is Span.MINUTE and (limit.nano_usd, limit.cpu_ms) != (None, None):
+            check.wrong(f"{field}.limit", "of a minute, only tokens and calls can be limited")
+    windows[span] = limit
 
 
 def model_limits(asked: Iterable[budget_pb2.ModelLimit], field: str) -> tuple[ModelLimit, ...]:

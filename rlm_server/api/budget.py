@@ -13,6 +13,7 @@ from rlm.v1 import budget_pb2, budget_pb2_grpc
 from rlm_server.api import accounts, key_account, ledger_export, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.api.field_checks import FieldChecks
 from rlm_server.api.webhooks import WebhookCalls
 from rlm_server.ledger import AccountConflict, AccountUnknown, By, Entry, Ledger, Query, Statement, UsageRow, names
 from rlm_server.ledger.customer_book import CustomerBook
@@ -68,13 +69,16 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
         self, request: budget_pb2.CreateAccountRequest, context: Any
     ) -> budget_pb2.CreateAccountResponse:
         """Make a customer."""
-        new = accounts.customer(tenant(), request.account)
-        accounts.check_limits(new, self._offered)
+        with FieldChecks() as check:
+            new = check(accounts.customer, tenant(), request.account)
+            repeatable = check(requests.repeatable, tenant(), request)
+            if check.passed:
+                check(accounts.check_limits, new, self._offered)
         if key_account.path():
             new = replace(new, parent=request.account.parent_id or key_account.own())
             await requests.customer_path(self._book, tenant(), new.parent, "account.parent_id")
         with _named_in("account.account_id"):
-            made = await self._book.create(new, requests.repeatable(tenant(), request))
+            made = await self._book.create(new, repeatable)
         return budget_pb2.CreateAccountResponse(account=await self._account(made))
 
     async def UpdateAccount(
@@ -82,10 +86,14 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
     ) -> budget_pb2.UpdateAccountResponse:
         """Change a customer."""
         asked, paths = request.account, list(request.update_mask.paths)
-        accounts.check_paths(paths)
-        resets = [
-            accounts.window_span(span, f"reset_windows[{place}]") for place, span in enumerate(request.reset_windows)
-        ]
+        with FieldChecks() as check:
+            check(accounts.check_paths, paths)
+            resets = [
+                check(accounts.window_span, span, f"reset_windows[{place}]")
+                for place, span in enumerate(request.reset_windows)
+            ]
+            check(accounts.check_described, asked)
+            repeatable = check(requests.repeatable, tenant(), request)
 
         def change(before: Customer) -> Customer:
             if not paths and not resets:
@@ -101,7 +109,7 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
             asked.account_id,
             change,
             resets,
-            requests.repeatable(tenant(), request),
+            repeatable,
         )
         return budget_pb2.UpdateAccountResponse(account=await self._account(changed))
 
@@ -111,11 +119,13 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
         """List customers."""
         parent = request.parent_id or key_account.own()
         parent = parent if parent != tenant() else ""
+        list_name = requests.list_name("accounts", (parent, sorted(request.labels.items())))
+        with FieldChecks() as check:
+            named = check(requests.labels, request.labels)
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            place = check(requests.page_key, request.page_token, list_name)
         if key_account.path():
             await requests.customer_path(self._book, tenant(), parent, "parent_id")
-        named, size = requests.labels(request.labels), requests.page_size(request.page_size, 100, 1_000)
-        list_name = requests.list_name("accounts", (parent, sorted(named.items())))
-        place = requests.page_key(request.page_token, list_name)
         found = await self._book.page(tenant(), parent, named, "" if place is None else place, size + 1)
         statements = await self._ledger.statements(tenant(), [one.id for one in found[:size]])
         written = list(map(accounts.account, statements, found))
@@ -147,14 +157,17 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
 
     async def ListUsage(self, request: budget_pb2.ListUsageRequest, context: Any) -> budget_pb2.ListUsageResponse:
         """Sum up what was spent."""
-        if request.by not in _BY:
-            raise InvalidField("by", f"must be a day, a model, a run, an account or a label, not {request.by}")
-        by, query = _BY[request.by], await self._query(request.filter)
-        if (by is By.LABEL) != bool(request.label):
-            raise InvalidField("label", "is the key of the label, where usage is summed up by label, and empty else")
-        size = requests.page_size(request.page_size, 100, 1_000)
-        list_name = requests.list_name(f"usage by {by}", (query, request.label))
-        last = requests.page_key(request.page_token, list_name)
+        by = _BY.get(request.by)
+        with FieldChecks() as check:
+            if by is None:
+                check.wrong("by", f"must be a day, a model, a run, an account or a label, not {request.by}")
+            elif (by is By.LABEL) != bool(request.label):
+                check.wrong("label", "is the key of the label, where usage is summed up by label, and empty else")
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            query = await self._query(check, request.filter)
+            list_name = requests.list_name(f"usage by {by}", (query, request.label))
+            last = check(requests.page_key, request.page_token, list_name)
+        assert by is not None  # noqa: S101 - it would be named above
         rows = await self._ledger.usage(query, by, request.label)
         rest = rows if last is None else [row for row in rows if row.key > last]
         written = [_usage(row) for row in rest[:size]]
@@ -163,10 +176,11 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
 
     async def ListEntries(self, request: budget_pb2.ListEntriesRequest, context: Any) -> budget_pb2.ListEntriesResponse:
         """List what was posted."""
-        query = await self._query(request.filter)
-        size = requests.page_size(request.page_size, 100, 1_000)
-        list_name = requests.list_name("entries", query)
-        last = requests.page_token(request.page_token, list_name, 1)
+        with FieldChecks() as check:
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            query = await self._query(check, request.filter)
+            list_name = requests.list_name("entries", query)
+            last = check(requests.page_token, request.page_token, list_name, 1)
         after = query.after if last is None else max(query.after, last[0])
         entries = await self._ledger.entries(replace(query, after=after), most=size + 1)
         written = [_entry(one) for one in entries[:size]]
@@ -177,9 +191,11 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
         self, request: budget_pb2.ExportEntriesRequest, context: Any
     ) -> AsyncIterator[budget_pb2.ExportEntriesResponse]:
         """Write what was posted as a file."""
-        if request.format not in _LINES:
-            raise InvalidField("format", f"must be CSV or JSONL, not {request.format}")
-        line, query = _LINES[request.format], await self._query(request.filter)
+        with FieldChecks() as check:
+            if request.format not in _LINES:
+                check.wrong("format", f"must be CSV or JSONL, not {request.format}")
+            query = await self._query(check, request.filter)
+        line = _LINES[request.format]
         last = await self._ledger.last_entry(tenant())
         head = ledger_export.header().encode() if line is ledger_export.csv_line else b""
         yield budget_pb2.ExportEntriesResponse(data=head, last_number=last)
@@ -192,19 +208,18 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
             if entries[-1].number >= last:
                 return
 
-    async def _query(self, entry_filter: budget_pb2.EntryFilter) -> Query:
-        for kind, name in (("run", entry_filter.run_id), ("node", entry_filter.node_id)):
-            if name:
-                await self._statement(kind, name)
-        requests.check_name("filter.model", entry_filter.model)
+    async def _query(self, check: FieldChecks, entry_filter: budget_pb2.EntryFilter) -> Query:
+        """Read a filter. What it names is looked up last, where nothing else is wrong."""
+        check(requests.check_name, "filter.model", entry_filter.model)
         if not 0 <= entry_filter.after_number < 1 << 62:
-            raise InvalidField("filter.after_number", "must not be negative, and is the number of an entry")
-        since, until = (requests.time_if_set(entry_filter, name, f"filter.{name}") for name in ("since", "until"))
+            check.wrong("filter.after_number", "must not be negative, and is the number of an entry")
+        since, until = (
+            check(requests.time_if_set, entry_filter, name, f"filter.{name}") for name in ("since", "until")
+        )
         if since is not None and until is not None and since > until:
-            raise InvalidField("filter.until", "must not be before since")
-        account, customer = entry_filter.account_id or key_account.own(), ""
-        if account:
-            customer = await requests.customer_path(self._book, tenant(), account, "filter.account_id")
+            check.wrong("filter.until", "must not be before since")
+        named = check(requests.labels, entry_filter.labels, "filter.labels") or {}
+        customer = await self._payer(entry_filter) if check.passed else ""
         return Query(
             tenant(),
             run=entry_filter.run_id or None,
@@ -215,8 +230,18 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
             ambiguous=entry_filter.ambiguous_only,
             after=entry_filter.after_number,
             customer=customer,
-            labels=tuple(sorted(requests.labels(entry_filter.labels, "filter.labels").items())),
+            labels=tuple(sorted(named.items())),
         )
+
+    async def _payer(self, entry_filter: budget_pb2.EntryFilter) -> str:
+        """Look up what a filter names, and return the path of the customer."""
+        for kind, name in (("run", entry_filter.run_id), ("node", entry_filter.node_id)):
+            if name:
+                await self._statement(kind, name)
+        account = entry_filter.account_id or key_account.own()
+        if not account:
+            return ""
+        return await requests.customer_path(self._book, tenant(), account, "filter.account_id")
 
 
 @contextmanager

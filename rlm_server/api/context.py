@@ -12,6 +12,7 @@ from rlm.v1 import context_pb2, context_pb2_grpc
 from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.api.field_checks import FieldChecks
 from rlm_server.api.upload_stream import Messages, Pace, receive
 from rlm_server.contexts.context_table import Context, ContextFilter
 from rlm_server.contexts.contexts import ContextDamaged, Contexts
@@ -80,12 +81,13 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.ListContextsRequest, context: Any
     ) -> context_pb2.ListContextsResponse:
         """List the tenant's contexts."""
-        size = requests.page_size(request.page_size, 100, 1_000)
-        since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
-        named = requests.context_name(request.name, "name")
-        asked = ContextFilter(tenant(), named, requests.labels(request.labels), since, until)
-        list_name = requests.list_name("contexts", asked)
-        before = requests.page_token(request.page_token, list_name, 1)
+        with FieldChecks() as check:
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            since, until = (check(requests.time_if_set, request, name, name) for name in ("since", "until"))
+            named = check(requests.context_name, request.name, "name")
+            asked = ContextFilter(tenant(), named, check(requests.labels, request.labels), since, until)
+            list_name = requests.list_name("contexts", asked)
+            before = check(requests.page_token, request.page_token, list_name, 1)
         contexts = await self._contexts.page(asked, before[0] if before is not None else None, size + 1)
         written = [responses.context(one) for one in contexts[:size]]
         page, token = responses.page(list_name, written, len(contexts), lambda shown: contexts[shown - 1].number)
@@ -95,8 +97,9 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.ListDocumentsRequest, context: Any
     ) -> context_pb2.ListDocumentsResponse:
         """List a context's documents."""
-        size = requests.page_size(request.page_size, 1_000, 10_000)
-        token = requests.page_token(request.page_token, request.context_id, 2)
+        with FieldChecks() as check:
+            size = check(requests.page_size, request.page_size, 1_000, 10_000)
+            token = check(requests.page_token, request.page_token, request.context_id, 2)
         first, at = token if token is not None else (0, 0)
         async with self._reading(request.context_id) as (stored, corpus):
             if not (0 <= first < len(corpus) and 0 <= at <= corpus.names.characters):
@@ -110,10 +113,11 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.ReadContextResponse:
         """Show a part of a document."""
         start, end = request.start, request.end
-        if start < 0:
-            raise InvalidField("start", "must not be negative")
-        if not start <= end <= start + MAX_READ:
-            raise InvalidField("end", f"must be from start to {MAX_READ} after it, not {end}")
+        with FieldChecks() as check:
+            check(requests.check_not_negative, "start", start)
+            check(requests.check_not_negative, "document", request.document)
+            if start >= 0 and not start <= end <= start + MAX_READ:
+                check.wrong("end", f"must be from start to {MAX_READ} after it, not {end}")
         async with self._reading(request.context_id) as (_, corpus):
             _check_document("document", request.document, corpus)
             text = corpus[request.document]
@@ -124,19 +128,21 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         self, request: context_pb2.SearchContextRequest, context: Any
     ) -> context_pb2.SearchContextResponse:
         """Find a pattern; a caller who goes away stops the search."""
-        if not request.pattern:
-            raise InvalidField("pattern", "must not be empty")
-        if len(request.pattern) > LONGEST_PATTERN:
-            raise InvalidField("pattern", f"may have {LONGEST_PATTERN} characters, not {len(request.pattern)}")
-        size = requests.page_size(request.page_size, 100, 1_000)
         list_name = requests.list_name("matches", (request.context_id, request.pattern, list(request.documents)))
-        place = requests.page_token(request.page_token, list_name, 2)
+        with FieldChecks() as check:
+            if not request.pattern:
+                check.wrong("pattern", "must not be empty")
+            if len(request.pattern) > LONGEST_PATTERN:
+                check.wrong("pattern", f"may have {LONGEST_PATTERN} characters, not {len(request.pattern)}")
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            place = check(requests.page_token, request.page_token, list_name, 2)
+            if len(request.documents) > MAX_DOCUMENTS:
+                check.wrong("documents", f"may name {MAX_DOCUMENTS} documents, not {len(request.documents)}")
         after = (place[0], place[1]) if place is not None else None
-        if len(request.documents) > MAX_DOCUMENTS:
-            raise InvalidField("documents", f"may name {MAX_DOCUMENTS} documents, not {len(request.documents)}")
         async with self._reading(request.context_id) as (_, corpus):
-            for index, number in enumerate(request.documents):
-                _check_document(f"documents[{index}]", number, corpus)
+            with FieldChecks() as check:
+                for index, number in enumerate(request.documents):
+                    check(_check_document, f"documents[{index}]", number, corpus)
             documents = list(request.documents) or None
             try:
                 result = await self._threads.run(
@@ -165,17 +171,15 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
     ) -> context_pb2.UpdateContextResponse:
         """Change what a context is called."""
         asked = request.context
-        said = {
-            "name": requests.context_name(asked.name, "context.name"),
-            "labels": requests.labels(asked.labels, "context.labels"),
-        }
-        paths = requests.changed_fields(request.update_mask, asked, said)
-        changed = await self._contexts.update(
-            tenant(),
-            asked.context_id,
-            {path: said[path] for path in paths},
-            requests.repeatable(tenant(), request),
-        )
+        with FieldChecks() as check:
+            said = {
+                "name": check(requests.context_name, asked.name, "context.name"),
+                "labels": check(requests.labels, asked.labels, "context.labels"),
+            }
+            paths = check(requests.changed_fields, request.update_mask, asked, said)
+            repeatable = check(requests.repeatable, tenant(), request)
+        change = {path: said[path] for path in paths}
+        changed = await self._contexts.update(tenant(), asked.context_id, change, repeatable)
         return context_pb2.UpdateContextResponse(context=responses.context(changed))
 
     async def DeleteContext(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -65,6 +66,10 @@ these bounds both stay below the 8 KiB of headers that every client takes.
 """
 MAX_VALUE = 200
 """Bytes of UTF-8 of a value of the metadata, of a field's path, and of the name of a resource or a quota."""
+MAX_VIOLATIONS = 2_000
+"""Bytes of UTF-8 of all violations of one request, where there are several. Those that do not fit are counted alone."""
+_AROUND = 8
+"""Bytes around a violation in its message."""
 
 STARTING_RETRY_SECONDS, STOPPING_RETRY_SECONDS = 2, 5
 """When to try again with a server that starts, or that stops."""
@@ -122,15 +127,29 @@ class WatcherTooSlow(Exception):
         self.from_sequence = from_sequence
 
 
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """A field of a request that is wrong, and what it may be."""
+
+    field: str
+    message: str
+    reason: ErrorReason.ValueType = ErrorReason.ERROR_REASON_INVALID_FIELD
+
+
 class InvalidField(ValueError):
-    """A field of a request is wrong; the message says what it may be."""
+    """A field of a request is wrong; the message says what it may be. `violations` has it, and `more` that are."""
 
     def __init__(
-        self, field: str, message: str, reason: ErrorReason.ValueType = ErrorReason.ERROR_REASON_INVALID_FIELD
+        self,
+        field: str,
+        message: str,
+        reason: ErrorReason.ValueType = ErrorReason.ERROR_REASON_INVALID_FIELD,
+        more: Sequence[Violation] = (),
     ) -> None:
         super().__init__(message)
         self.field = field
         self.reason = reason
+        self.violations = (Violation(field, message, reason), *more)
 
 
 def status_of(error: Exception) -> status_pb2.Status:
@@ -170,9 +189,9 @@ def status_of(error: Exception) -> status_pb2.Status:
         case NotFound():
             return _status(ErrorReason.ERROR_REASON_NOT_FOUND, text, resource=(error.kind, error.name))
         case InvalidField():
-            return _invalid_field(error.reason, error.field, text)
+            return _invalid_fields(error.violations)
         case UploadRefused():
-            return _invalid_field(ErrorReason.ERROR_REASON_INVALID_FIELD, error.field, text)
+            return _invalid_fields([Violation(error.field, text)])
         case SearchTooLong():
             return _status(ErrorReason.ERROR_REASON_SEARCH_TOO_LONG, text)
         case UploadBusy():
@@ -300,15 +319,41 @@ def _limit_hit(error: BudgetError | ContextQuotaExceeded | TooMuchHeld) -> dict[
     return {name: str(getattr(error, name)) for name in ("unit", "limit", "used", "asked")}
 
 
-def _invalid_field(reason: ErrorReason.ValueType, field: str, text: str) -> status_pb2.Status:
-    return _status(reason, f"{field}: {text}", violation=(field, text), metadata={"field": field})
+def _invalid_fields(violations: Sequence[Violation]) -> status_pb2.Status:
+    """Make the status of a request that is wrong in several fields: the message is about the first of them.
+
+    The reason is that of all, where they have one in common.
+    """
+    first, *more = violations
+    reasons = {one.reason for one in violations}
+    reason = first.reason if len(reasons) == 1 else ErrorReason.ERROR_REASON_INVALID_FIELD
+    metadata, text = {"field": first.field}, f"{first.field}: {first.message}"
+    if more:
+        metadata["violation_count"] = str(len(violations))
+        text = f"{cut(text, MAX_TEXT - MAX_VALUE)}; and {len(more)} more: {', '.join(one.field for one in more)}"
+    return _status(reason, text, violations=_bounded(violations), metadata=metadata)
+
+
+def _bounded(violations: Sequence[Violation]) -> list[tuple[str, str]]:
+    """Return as many violations as fit, each a field and what is wrong with it; of one alone, all of the text."""
+    if len(violations) == 1:
+        return [(cut(violations[0].field, MAX_VALUE), cut(violations[0].message, MAX_TEXT))]
+    fitting: list[tuple[str, str]] = []
+    left = MAX_VIOLATIONS
+    for one in violations:
+        field, text = cut(one.field, MAX_VALUE), cut(one.message, MAX_VALUE)
+        left -= len(field.encode()) + len(text.encode()) + _AROUND
+        if left < 0:
+            break
+        fitting.append((field, text))
+    return fitting
 
 
 def _status(
     reason: ErrorReason.ValueType,
     message: str,
     *,
-    violation: tuple[str, str] | None = None,
+    violations: Sequence[tuple[str, str]] = (),
     quota: str | None = None,
     resource: tuple[str, str] | None = None,
     retry_seconds: int | None = None,
@@ -316,16 +361,17 @@ def _status(
 ) -> status_pb2.Status:
     """Make a status, all of whose texts are bounded.
 
-    `violation` is a field's path and what is wrong with it, `quota` the subject of the quota that the message is about,
-    `resource` the kind and the name of a thing.
+    `violations` are fields' paths and what is wrong with them, bounded together. `quota` is the subject of the quota
+    that the message is about, `resource` the kind and the name of a thing.
     """
     value = ErrorReason.DESCRIPTOR.values_by_number[reason]
     name = value.name.removeprefix("ERROR_REASON_")
     particulars = {key: cut(text, MAX_VALUE) for key, text in (metadata or {}).items()}
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=name, domain=DOMAIN, metadata=particulars)]
-    if violation is not None:
-        request, (field, text) = error_details_pb2.BadRequest(), violation
-        request.field_violations.add(field=cut(field, MAX_VALUE), description=cut(text, MAX_TEXT))
+    if violations:
+        request = error_details_pb2.BadRequest()
+        for field, text in violations:
+            request.field_violations.add(field=field, description=text)
         details.append(request)
     if quota is not None:
         failure = error_details_pb2.QuotaFailure()

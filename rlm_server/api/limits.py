@@ -8,11 +8,13 @@ from collections.abc import Container
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from rlm.v1 import types_pb2
 
 from rlm_server.api import requests
 from rlm_server.api.errors import InvalidField
+from rlm_server.api.field_checks import FieldChecks
 from sandbox.limits import Limits, declared
 
 if TYPE_CHECKING:
@@ -30,22 +32,25 @@ def lowered(field: str, requested: Message, ceiling: Declared) -> Declared:
     """
     limits = declared(ceiling)
     changes: dict[str, float] = {}
-    for one in requested.DESCRIPTOR.fields:
-        if not _is_limit(one) or not requested.HasField(one.name):
-            continue
-        name, path = declared_name(one.name, limits), f"{field}.{one.name}"
-        most, least = getattr(ceiling, name), min(limits[name].least, getattr(ceiling, name))
-        value = getattr(requested, one.name)
-        if one.message_type is not None:
-            milliseconds = requests.duration(value, path)
-            if not math.ceil(least * 1000) <= milliseconds <= most * 1000:
-                raise InvalidField(path, f"must be from {least:.15g} to {most:.15g} s, not {milliseconds / 1000:.15g}")
-            changes[name] = milliseconds / 1000
-        elif not least <= value <= most:
-            raise InvalidField(path, f"must be from {least:.15g} to {most:.15g}, not {value}")
-        else:
-            changes[name] = value
+    with FieldChecks() as check:
+        for one in requested.DESCRIPTOR.fields:
+            if _is_limit(one) and requested.HasField(one.name):
+                name = declared_name(one.name, limits)
+                bounds = min(limits[name].least, getattr(ceiling, name)), getattr(ceiling, name)
+                changes[name] = check(_value, getattr(requested, one.name), f"{field}.{one.name}", *bounds)
     return replace(ceiling, **changes)
+
+
+def _value(value: float | Duration, path: str, least: float, most: float) -> float:
+    """Return what a request says of a limit, a duration in seconds."""
+    if isinstance(value, Duration):
+        milliseconds = requests.duration(value, path)
+        if not math.ceil(least * 1000) <= milliseconds <= most * 1000:
+            raise InvalidField(path, f"must be from {least:.15g} to {most:.15g} s, not {milliseconds / 1000:.15g}")
+        return milliseconds / 1000
+    if not least <= value <= most:
+        raise InvalidField(path, f"must be from {least:.15g} to {most:.15g}, not {value}")
+    return value
 
 
 def sandbox_limits(value: Limits) -> types_pb2.SandboxLimits:

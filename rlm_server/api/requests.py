@@ -17,6 +17,7 @@ from rlm.v1.errors_pb2 import ErrorReason
 
 from rlm_server.api import key_account
 from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.api.field_checks import FieldChecks
 from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
@@ -142,18 +143,19 @@ def time_span(message: Message, name: str, field: str, most: int) -> int | None:
 
 def budget(value: types_pb2.Budget, field: str = "budget") -> Limit:
     """Return a budget. Every amount that is set must be more than 0."""
-    asked = {
-        "nano_usd": ("nano_usd", value.nano_usd if value.HasField("nano_usd") else None),
-        "tokens": ("token_count", value.token_count if value.HasField("token_count") else None),
-        "calls": ("call_count", value.call_count if value.HasField("call_count") else None),
-        "cpu_ms": (
-            "cpu_time",
-            duration(value.cpu_time, f"{field}.cpu_time") if value.HasField("cpu_time") else None,
-        ),
-    }
-    for name, amount in asked.values():
-        if amount is not None and not 0 < amount <= MAX_BUDGET:
-            raise InvalidField(f"{field}.{name}", f"must be from 1 to {MAX_BUDGET}, not {amount}")
+    with FieldChecks() as check:
+        asked = {
+            "nano_usd": ("nano_usd", value.nano_usd if value.HasField("nano_usd") else None),
+            "tokens": ("token_count", value.token_count if value.HasField("token_count") else None),
+            "calls": ("call_count", value.call_count if value.HasField("call_count") else None),
+            "cpu_ms": (
+                "cpu_time",
+                check(duration, value.cpu_time, f"{field}.cpu_time") if value.HasField("cpu_time") else None,
+            ),
+        }
+        for name, amount in asked.values():
+            if amount is not None and not 0 < amount <= MAX_BUDGET:
+                check.wrong(f"{field}.{name}", f"must be from 1 to {MAX_BUDGET}, not {amount}")
     return Limit(**{unit: amount for unit, (_, amount) in asked.items()})
 
 

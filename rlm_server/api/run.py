@@ -10,14 +10,17 @@ from typing import Any
 
 from rlm.v1 import run_pb2, run_pb2_grpc, types_pb2
 
-from rlm_server.api import key_account, requests, responses
+from rlm_server.api import completion, key_account, requests, responses
 from rlm_server.api.auth import tenant
+from rlm_server.api.completion import PassingTexts
 from rlm_server.api.errors import InvalidField, NotFound, WatcherTooSlow
+from rlm_server.api.field_checks import FieldChecks
 from rlm_server.api.heartbeats import with_heartbeats
 from rlm_server.api.limits import lowered
 from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
+from rlm_server.database.requests import Request
 from rlm_server.ledger import Balance, Ledger, names
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.repl.limits import MAX_QUESTION, RunLimits
@@ -27,9 +30,12 @@ from rlm_server.runs.journal import Journal, RunRow
 from rlm_server.runs.run_list import PLACE, ListedRun, RunFilter, RunList
 from rlm_server.runs.state import RunState
 from rlm_server.runs.supervisor import NewRun, Supervisor
+from sandbox.cancellation import run_to_completion, until_ended
 
 ANSWER_PIECE = 64 << 10
 """Characters of an answer in one message."""
+_Asking = run_pb2.CreateRunRequest | run_pb2.CompleteRequest
+
 TAKEN_SECONDS = 60.0
 """How long a watcher may take nothing of what is sent to it, before its stream is ended."""
 
@@ -47,51 +53,116 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         defaults: Defaults,
         book: CustomerBook,
         runs: RunList,
+        texts: PassingTexts,
     ) -> None:
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
         self._ledger, self._routes_of, self._defaults = ledger, routes_of, defaults
-        self._book, self._runs = book, runs
+        self._book, self._runs, self._texts = book, runs, texts
 
     async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:
         """Start a run."""
-        model = request.model or self._defaults.model
-        sub_model = request.sub_model or (request.model or self._defaults.sub_model)
-        requests.check_offered(self._offered(), "model", model)
-        requests.check_offered(self._offered(), "sub_model", sub_model)
-        request_id = requests.repeatable(tenant(), request)
-        if request_id is not None:
-            known = await self._journal.by_request(request_id)
+        with FieldChecks() as check:
+            repeatable = check(requests.repeatable, tenant(), request)
+            known = await self._journal.by_request(repeatable)
             if known is not None:
                 return run_pb2.CreateRunResponse(run=await self._message(known))
-        named = requests.labels(request.labels)
-        limits = self._limits(request.limits)
-        asked = requests.budget(request.budget) if request.HasField("budget") else None
-        image = requests.image(request.image, self._defaults.images_of(tenant()))
-        payer = await requests.payer(self._book, tenant(), request.account_id)
-        new = NewRun(
+            new = self._asked(check, request, repeatable)
+        new = replace(new, context=await requests.context(self._contexts, tenant(), request.context_id))
+        run = await self._supervisor.create(await self._paid(new, request))
+        return run_pb2.CreateRunResponse(run=await self._message(run))
+
+    async def Complete(self, request: run_pb2.CompleteRequest, context: Any) -> run_pb2.CompleteResponse:
+        """Run a question over a text to its end. The run is stopped where its caller goes away."""
+        with FieldChecks() as check:
+            repeatable = check(requests.repeatable, tenant(), request)
+            known = await self._journal.by_request(repeatable)
+            if known is None:
+                new = self._asked(check, request, repeatable)
+                check(completion.check_text, request)
+        if known is None:
+            new = replace(new, limits=completion.within_deadline(new.limits, context))
+            known = await self._completed(new, request)
+        else:
+            await self._ended(known.id)
+        return run_pb2.CompleteResponse(run=await self._message(await self._row(known.id)))
+
+    async def _completed(self, new: NewRun, request: run_pb2.CompleteRequest) -> RunRow:
+        """Make a run, over the text that came with it if there is one, and return it when it has ended."""
+        given = await requests.context(self._contexts, tenant(), request.context_id)
+        new = replace(await self._paid(new, request), context=given)
+        if not request.text:
+            return await self._made_and_ended(new)
+        stored = await self._texts.keep(tenant(), request.text)
+        try:
+            return await self._made_and_ended(replace(new, context=stored))
+        finally:
+            await run_to_completion(self._texts.drop(stored))
+
+    async def _made_and_ended(self, new: NewRun) -> RunRow:
+        making = asyncio.ensure_future(self._make(new))
+        try:
+            run = await asyncio.shield(making)
+        except asyncio.CancelledError:
+            await run_to_completion(self._stop(making))
+            raise
+        await self._ended(run.id)
+        return run
+
+    async def _make(self, new: NewRun) -> RunRow:
+        run = await self._supervisor.create(new)
+        if new.context is not None and new.context.run is not None:
+            await self._contexts.give_to_run(new.context, run.id)
+        return run
+
+    async def _stop(self, making: asyncio.Future[RunRow]) -> None:
+        await until_ended(making)
+        if not making.cancelled() and making.exception() is None:
+            await self._supervisor.cancel(making.result().id)
+
+    async def _ended(self, run_id: str) -> None:
+        """Wait for a run's end, and stop it where nobody waits any more."""
+        try:
+            await self._supervisor.ended(run_id)
+        except asyncio.CancelledError:
+            await run_to_completion(self._supervisor.cancel(run_id))
+            raise
+
+    def _asked(self, check: FieldChecks, request: _Asking, repeatable: Request | None) -> NewRun:
+        """Read a run that is asked for, but for what has to be looked up: its context and who pays."""
+        model = request.model or self._defaults.model
+        sub_model = request.sub_model or (request.model or self._defaults.sub_model)
+        offered = self._routes_of(tenant())
+        check(requests.check_offered, offered, "model", model)
+        if request.sub_model or not request.model:
+            check(requests.check_offered, offered, "sub_model", sub_model)
+        return NewRun(
             tenant(),
-            request_id,
-            requests.required("question", request.question, MAX_QUESTION),
-            await requests.context(self._contexts, tenant(), request.context_id),
+            repeatable,
+            check(requests.required, "question", request.question, MAX_QUESTION),
+            None,
             model,
             sub_model,
-            asked if asked is not None else await self._book.usual(payer, self._defaults.budget),
-            limits,
-            image,
-            payer,
-            named,
+            check(requests.budget, request.budget),
+            check(self._limits, request.limits),
+            check(requests.image, request.image, self._defaults.images_of(tenant())),
+            None,
+            check(requests.labels, request.labels),
         )
-        return run_pb2.CreateRunResponse(run=await self._message(await self._supervisor.create(new)))
 
-    def _offered(self) -> Routes:
-        return self._routes_of(tenant())
+    async def _paid(self, new: NewRun, request: _Asking) -> NewRun:
+        """Return a run with who pays for it, and with the usual budget where it asked for none."""
+        payer = await requests.payer(self._book, tenant(), request.account_id)
+        budget = new.budget if request.HasField("budget") else await self._book.usual(payer, self._defaults.budget)
+        return replace(new, customer=payer, budget=budget)
 
     def _limits(self, asked: run_pb2.RunLimits) -> RunLimits:
         ceiling = self._defaults.limits_of(tenant())
-        limits = lowered("limits", asked, ceiling)
+        with FieldChecks() as check:
+            limits = check(lowered, "limits", asked, ceiling)
+            sandbox = check(lowered, "limits.sandbox", asked.sandbox, ceiling.sandbox)
         if not asked.HasField("max_depth"):
             limits = replace(limits, max_depth=min(self._defaults.depth, ceiling.max_depth))
-        return replace(limits, sandbox=lowered("limits.sandbox", asked.sandbox, ceiling.sandbox))
+        return replace(limits, sandbox=sandbox)
 
     async def GetRun(self, request: run_pb2.GetRunRequest, context: Any) -> run_pb2.GetRunResponse:
         """Return a run."""
@@ -99,32 +170,37 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def ListRuns(self, request: run_pb2.ListRunsRequest, context: Any) -> run_pb2.ListRunsResponse:
         """List the tenant's runs."""
-        asked = await self._asked_for(request)
-        size, list_name = requests.page_size(request.page_size, 100, 1_000), requests.list_name("runs", asked)
-        place = requests.page_key(request.page_token, list_name)
-        if place is not None and PLACE.fullmatch(place) is None:
-            raise InvalidField("page_token", "is not one of this list")
+        with FieldChecks() as check:
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            asked = self._asked_for(check, request)
+            if check.passed and request.account_id:
+                customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
+                asked = replace(asked, customer=customer)
+            list_name = requests.list_name("runs", asked)
+            place = check(requests.page_key, request.page_token, list_name)
+            if place is not None and PLACE.fullmatch(place) is None:
+                check.wrong("page_token", "is not one of this list")
         found = await self._runs.page(asked, place, size + 1)
         balances = await self._ledger.balances([one.run.id for one in found[:size]])
         written = list(map(_run, found, balances))
         page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].place)
         return run_pb2.ListRunsResponse(runs=page, next_page_token=token)
 
-    async def _asked_for(self, request: run_pb2.ListRunsRequest) -> RunFilter:
+    def _asked_for(self, check: FieldChecks, request: run_pb2.ListRunsRequest) -> RunFilter:
         for place, state in enumerate(request.states):
             if state not in _STATES:
-                raise InvalidField(f"states[{place}]", f"must be a state of a run, not {state}")
-        since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
-        customer = None
-        if request.account_id:
-            customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
-        states = frozenset(_STATES[state] for state in request.states)
-        return RunFilter(tenant(), states, requests.labels(request.labels), since, until, customer, key_account.path())
+                check.wrong(f"states[{place}]", f"must be a state of a run, not {state}")
+        since, until = (check(requests.time_if_set, request, name, name) for name in ("since", "until"))
+        states = frozenset(_STATES[state] for state in request.states if state in _STATES)
+        return RunFilter(
+            tenant(), states, check(requests.labels, request.labels), since, until, within=key_account.path()
+        )
 
     async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
         """Stream a run's events."""
+        wanted = _filter(request)
         run = await self._row(request.run_id)
-        wanted = await self._filter(run, request)
+        await self._check_node(run, request.node_id)
         sequence = wanted.first
         async with (
             aclosing(self._supervisor.watch(run.id, wanted.first)) as events,
@@ -146,10 +222,13 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def ListRunEvents(self, request: run_pb2.ListRunEventsRequest, context: Any) -> run_pb2.ListRunEventsResponse:
         """List what has happened in a run."""
+        list_name = f"events {request.run_id}"
+        with FieldChecks() as check:
+            wanted = check(_filter, request)
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            place = check(requests.page_token, request.page_token, list_name, 1)
         run = await self._row(request.run_id)
-        wanted = await self._filter(run, request)
-        size, list_name = requests.page_size(request.page_size, 100, 1_000), f"events {run.id}"
-        place = requests.page_token(request.page_token, list_name, 1)
+        await self._check_node(run, request.node_id)
         events = await self._journal.events(run.id, wanted.first if place is None else place[0], size)
         last = await self._journal.last_sequence(run.id)
         more = bool(events) and events[-1].sequence < last
@@ -160,9 +239,11 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def ListNodes(self, request: run_pb2.ListNodesRequest, context: Any) -> run_pb2.ListNodesResponse:
         """List the nodes of a run's tree."""
+        list_name = f"nodes {request.run_id}"
+        with FieldChecks() as check:
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            place = check(requests.page_token, request.page_token, list_name, 1)
         run = await self._row(request.run_id)
-        size, list_name = requests.page_size(request.page_size, 100, 1_000), f"nodes {run.id}"
-        place = requests.page_token(request.page_token, list_name, 1)
         first = 0 if place is None else place[0]
         nodes = await self._journal.nodes(run.id, first, size + 1, responses.MOST_NODE_TEXT)
         balances = await self._ledger.balances([node.id for node in nodes[:size]])
@@ -174,9 +255,9 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         self, request: run_pb2.ReadAnswerRequest, context: Any
     ) -> AsyncIterator[run_pb2.ReadAnswerResponse]:
         """Stream an answer, however long it is."""
+        requests.check_not_negative("offset", request.offset)
         run = await self._row(request.run_id)
         node = request.node_id or run.id
-        requests.check_not_negative("offset", request.offset)
         start, at = 0, 0
         while True:
             found = await self._journal.answer_piece(run.id, node, start, ANSWER_PIECE)
@@ -221,14 +302,9 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             raise NotFound("run", run_id)
         return run
 
-    async def _filter(self, run: RunRow, asked: run_pb2.WatchRunRequest | run_pb2.ListRunEventsRequest) -> _EventFilter:
-        requests.check_not_negative("from_sequence", asked.from_sequence)
-        for place, kind in enumerate(asked.kinds):
-            if kind not in _KINDS:
-                raise InvalidField(f"kinds[{place}]", f"must be a kind of an event, not {kind}")
-        if asked.node_id and await self._journal.answer_piece(run.id, asked.node_id, 0, 0) is None:
-            raise NotFound("node", asked.node_id)
-        return _EventFilter(asked.from_sequence, frozenset(_KINDS[kind] for kind in asked.kinds), asked.node_id)
+    async def _check_node(self, run: RunRow, node: str) -> None:
+        if node and await self._journal.answer_piece(run.id, node, 0, 0) is None:
+            raise NotFound("node", node)
 
     async def _message(self, run: RunRow) -> run_pb2.Run:
         found = await self._runs.one(run.id, responses.MOST_TEXT)
@@ -287,6 +363,15 @@ class _EventFilter:
     def has(self, event: Event) -> bool:
         of_kind = not self.kinds or event.body.kind in self.kinds
         return of_kind and (not self.node or event.origin.node == self.node)
+
+
+def _filter(asked: run_pb2.WatchRunRequest | run_pb2.ListRunEventsRequest) -> _EventFilter:
+    with FieldChecks() as check:
+        check(requests.check_not_negative, "from_sequence", asked.from_sequence)
+        for place, kind in enumerate(asked.kinds):
+            if kind not in _KINDS:
+                check.wrong(f"kinds[{place}]", f"must be a kind of an event, not {kind}")
+    return _EventFilter(asked.from_sequence, frozenset(_KINDS[kind] for kind in asked.kinds), asked.node_id)
 
 
 def _watched(event: Event | None) -> run_pb2.WatchRunResponse:

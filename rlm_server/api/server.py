@@ -11,6 +11,7 @@ from rlm.v1 import server_pb2, server_pb2_grpc
 
 from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
+from rlm_server.api.field_checks import FieldChecks
 from rlm_server.broker.prices.table import Price, Rates
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.config.defaults import Defaults
@@ -61,8 +62,9 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
 
     async def ListModels(self, request: server_pb2.ListModelsRequest, context: Any) -> server_pb2.ListModelsResponse:
         """List the models on offer."""
-        size = requests.page_size(request.page_size, 100, 1_000)
-        last = requests.page_key(request.page_token, "models")
+        with FieldChecks() as check:
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            last = check(requests.page_key, request.page_token, "models")
         routes = self._catalog.routes_of(tenant())
         rest = [name for name in routes.models if last is None or name > last]
         written = [self._model(name, routes.route(name)) for name in rest[:size]]

@@ -12,8 +12,9 @@ from google.protobuf.message import Message
 from rlm.v1 import tenant_pb2, tenant_pb2_grpc
 
 from rlm_server.api import accounts, requests, responses
-from rlm_server.api.errors import InvalidField, NotFound
-from rlm_server.ledger import AccountConflict, AccountUnknown, Ledger, LimitTooLow, Span, names
+from rlm_server.api.errors import InvalidField, NotFound, Violation
+from rlm_server.api.field_checks import FieldChecks
+from rlm_server.ledger import AccountConflict, AccountUnknown, Ledger, Limit, LimitTooLow, Span, names
 from rlm_server.tenants.checks import Offered, WrongTerm, check_labels, check_name, check_terms
 from rlm_server.tenants.keys import Key, Keys
 from rlm_server.tenants.removal import Removal
@@ -65,12 +66,11 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
     ) -> tenant_pb2.CreateTenantResponse:
         """Make a tenant."""
         asked = request.tenant
-        with _named("tenant"):
-            check_name(asked.tenant_id)
-            terms, labels = _terms(asked), dict(asked.labels)
-            check_labels(labels)
-            check_terms(terms, self._terms, self._offered)
-        made = await self._tenants.create(asked.tenant_id, terms, labels, requests.repeatable(OPERATORS, request))
+        with FieldChecks() as check:
+            check(_named("tenant")(check_name), asked.tenant_id)
+            terms = self._said(check, asked)
+            repeatable = check(requests.repeatable, OPERATORS, request)
+        made = await self._tenants.create(asked.tenant_id, terms, dict(asked.labels), repeatable)
         await self._watch.look()
         return tenant_pb2.CreateTenantResponse(tenant=_tenant(made))
 
@@ -87,9 +87,10 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
 
     async def ListTenants(self, request: tenant_pb2.ListTenantsRequest, context: Any) -> tenant_pb2.ListTenantsResponse:
         """List tenants."""
-        size = requests.page_size(request.page_size, 100, 1_000)
         list_name = f"tenants {request.show_deleted}"
-        place = requests.page_key(request.page_token, list_name)
+        with FieldChecks() as check:
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            place = check(requests.page_key, request.page_token, list_name)
         after = "" if place is None else place
         found = await self._tenants.page(after, size + 1, deleted=request.show_deleted)
         written = list(map(_tenant, found[:size]))
@@ -100,18 +101,27 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         self, request: tenant_pb2.UpdateTenantRequest, context: Any
     ) -> tenant_pb2.UpdateTenantResponse:
         """Change a tenant."""
-        paths = _paths(request)
+        with FieldChecks() as check:
+            paths = check(_paths, request)
+            said = self._said(check, request.tenant)
+            repeatable = check(requests.repeatable, OPERATORS, request)
         with _named("tenant"):
             changed = await self._tenants.update(
-                request.tenant.tenant_id,
-                partial(self._changed, request.tenant, paths),
-                requests.repeatable(OPERATORS, request),
+                request.tenant.tenant_id, partial(self._changed, request.tenant, said, paths), repeatable
             )
         await self._watch.look()
         return tenant_pb2.UpdateTenantResponse(tenant=_tenant(changed))
 
-    def _changed(self, asked: tenant_pb2.Tenant, paths: list[str], before: Tenant) -> Tenant:
-        said, terms, labels = _terms(asked), before.terms, before.labels
+    def _said(self, check: FieldChecks, asked: tenant_pb2.Tenant) -> OwnTerms:
+        """Read what is said of a tenant."""
+        named = _named("tenant")
+        check(named(check_labels), dict(asked.labels))
+        terms = _terms(asked, check(_budgets, asked) or {})
+        check(named(check_terms), terms, self._terms, self._offered)
+        return terms
+
+    def _changed(self, asked: tenant_pb2.Tenant, said: OwnTerms, paths: list[str], before: Tenant) -> Tenant:
+        terms, labels = before.terms, before.labels
         for path in paths:
             field, _, name = path.partition(".")
             if field == "labels":
@@ -128,8 +138,10 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
                 terms = replace(terms, **{field: getattr(said, field)})
             else:
                 terms = terms.with_limit(_BUDGETS[field], said.limit(_BUDGETS[field]))
-        check_labels(labels)
-        check_terms(terms, self._terms, self._offered)
+        named = _named("tenant")
+        with FieldChecks() as check:
+            check(named(check_labels), labels)
+            check(named(check_terms), terms, self._terms, self._offered)
         return replace(before, terms=terms, labels=labels)
 
     async def DeleteTenant(
@@ -149,26 +161,28 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         self, request: tenant_pb2.CreateApiKeyRequest, context: Any
     ) -> tenant_pb2.CreateApiKeyResponse:
         """Make a key."""
-        labels, asked = dict(request.labels), requests.repeatable(OPERATORS, request)
+        labels = dict(request.labels)
+        with FieldChecks() as check:
+            asked = check(requests.repeatable, OPERATORS, request)
+            check(_named("")(check_labels), labels)
+            expires_at = check(requests.time_if_set, request, "expire_time", "expire_time")
+            whose = check(_whose, request.kind, request.tenant_id)
         with _named(""):
-            check_labels(labels)
-            expires_at = requests.time_if_set(request, "expire_time", "expire_time")
-            whose = _whose(request.kind, request.tenant_id)
-            account = request.account_id
             key, secret = await self._keys.create(
-                whose, account=account, labels=labels, expires_at=expires_at, request=asked
+                whose, account=request.account_id, labels=labels, expires_at=expires_at, request=asked
             )
         await self._watch.look()
         return tenant_pb2.CreateApiKeyResponse(key=_key(key), secret=secret, repeated=not secret)
 
     async def ListApiKeys(self, request: tenant_pb2.ListApiKeysRequest, context: Any) -> tenant_pb2.ListApiKeysResponse:
         """List keys."""
-        whose = _whose(request.kind, request.tenant_id)
-        size = requests.page_size(request.page_size, 100, 1_000)
+        with FieldChecks() as check:
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            whose = check(_whose, request.kind, request.tenant_id)
+            list_name = f"keys {whose or ''} {request.show_inactive}"
+            place = check(requests.page_token, request.page_token, list_name, 1)
         if whose is not None:
             await self._tenants.get(whose)
-        list_name = f"keys {whose or ''} {request.show_inactive}"
-        place = requests.page_token(request.page_token, list_name, 1)
         after = 0 if place is None else place[0]
         found = await self._keys.page(whose, after, size + 1, inactive=request.show_inactive)
         written = list(map(_key, found[:size]))
@@ -194,7 +208,8 @@ def _named(message: str) -> Iterator[None]:
     try:
         yield
     except WrongTerm as error:
-        raise InvalidField(f"{above}{error.field}", str(error)) from None
+        more = [Violation(f"{above}{one.field}", str(one)) for one in error.more]
+        raise InvalidField(f"{above}{error.field}", str(error), more=more) from None
     except LimitTooLow as error:
         raise InvalidField(f"{above}budget", str(error)) from None
     except AccountConflict as error:
@@ -214,19 +229,23 @@ def _whose(kind: tenant_pb2.ApiKeyKind.ValueType, tenant_id: str) -> str | None:
     return requests.required("tenant_id", tenant_id, requests.MAX_REQUEST_ID)
 
 
-def _terms(asked: tenant_pb2.Tenant) -> OwnTerms:
-    budgets = {
-        _BUDGETS[field.name]: requests.budget(value, f"tenant.{field.name}")
-        for field, value in asked.ListFields()
-        if field.name in _BUDGETS
-    }
+def _budgets(asked: tenant_pb2.Tenant) -> dict[Span | None, Limit]:
+    with FieldChecks() as check:
+        return {
+            _BUDGETS[field.name]: check(requests.budget, value, f"tenant.{field.name}")
+            for field, value in asked.ListFields()
+            if field.name in _BUDGETS
+        }
+
+
+def _terms(asked: tenant_pb2.Tenant, budgets: Mapping[Span | None, Limit]) -> OwnTerms:
     return OwnTerms(
         tuple(asked.allowed_models),
         tuple(asked.allowed_images),
         tuple(asked.allowed_fallbacks),
         asked.weight if asked.HasField("weight") else None,
         dict(asked.limits),
-        budgets.pop(None, NO_LIMIT),
+        budgets.get(None, NO_LIMIT),
         {span: limit for span, limit in budgets.items() if span is not None},
         accounts.model_limits(asked.model_limits, "tenant.model_limits"),
         accounts.soft_limits(asked.soft_limits, "tenant.soft_limits"),

@@ -17,6 +17,7 @@ from rlm.v1 import context_pb2
 
 from rlm_server.api import requests
 from rlm_server.api.errors import InvalidField
+from rlm_server.api.field_checks import FieldChecks
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.spool import MAX_DOCUMENT, MAX_DOCUMENTS, Header, UploadRefused
 from rlm_server.contexts.uploads import Upload, Uploads, UploadStalled
@@ -197,13 +198,15 @@ def _take(upload: Upload, messages: list[context_pb2.UploadContextRequest]) -> N
 
 def _header(tenant: str, header: context_pb2.UploadHeader, most_bytes: int) -> Header:
     """Return what a header announces, checked."""
-    request_id = requests.request_id(header.request_id, "header.request_id")
-    if not 0 <= header.document_count <= MAX_DOCUMENTS:
-        raise InvalidField("header.document_count", f"must be from 0 to {MAX_DOCUMENTS}, not {header.document_count}")
     least, most = (0, most_bytes) if header.document_count else (1, min(most_bytes, MAX_DOCUMENT))
-    if not least <= header.size_bytes <= most:
-        raise InvalidField("header.size_bytes", f"must be from {least} to {most}, not {header.size_bytes}")
-    if not _SHA256.fullmatch(header.sha256):
-        raise InvalidField("header.sha256", "must be 64 lower-case hex digits")
-    name, labels = requests.context_name(header.name, "header.name"), requests.labels(header.labels, "header.labels")
+    with FieldChecks() as check:
+        request_id = check(requests.request_id, header.request_id, "header.request_id")
+        if not 0 <= header.document_count <= MAX_DOCUMENTS:
+            check.wrong("header.document_count", f"must be from 0 to {MAX_DOCUMENTS}, not {header.document_count}")
+        if not least <= header.size_bytes <= most:
+            check.wrong("header.size_bytes", f"must be from {least} to {most}, not {header.size_bytes}")
+        if not _SHA256.fullmatch(header.sha256):
+            check.wrong("header.sha256", "must be 64 lower-case hex digits")
+        name = check(requests.context_name, header.name, "header.name")
+        labels = check(requests.labels, header.labels, "header.labels")
     return Header(tenant, request_id, name, header.size_bytes, header.sha256, header.document_count, labels)

@@ -21,6 +21,8 @@ from sandbox.corpora.corpus import Kind
 
 LABELS = "context"
 """The kind of contexts' labels."""
+DELETED_AT_ONCE = 200
+"""Contexts that are deleted in one transaction, so that other writes get their turn."""
 
 
 class ContextUnknown(Exception):
@@ -59,6 +61,8 @@ class Context:
     created_at: int
     content: Content
     number: int = field(default=0, compare=False)
+    run: str | None = field(default=None, compare=False)
+    """The run that it goes with, empty before that is made. It is in no list."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,14 @@ class ContentUse:
     content_id: str
     used_at: int
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """What a deletion of contexts left: the `contents` that are no context's any more, and perhaps `more` to delete."""
+
+    contents: tuple[str, ...]
+    more: bool = False
 
 
 class ContextTable:
@@ -138,8 +150,8 @@ class ContextTable:
         """
         return await self._database.write(lambda db: _update(db, tenant, context_id, change, request))
 
-    async def delete(self, tenant: str, context_id: str, request: Request | None) -> list[str]:
-        """Delete a tenant's context, and return the content that is no context's any more, if that is so.
+    async def delete(self, tenant: str, context_id: str, request: Request | None) -> Deleted:
+        """Delete a tenant's context.
 
         Raises:
             ContextUnknown: the tenant has none of this id.
@@ -147,15 +159,20 @@ class ContextTable:
         """
         return await self._database.write(lambda db: _delete_one(db, tenant, context_id, request))
 
-    async def delete_unused_since(self, tenant: str, at: int) -> list[str]:
-        """Delete a tenant's contexts that were last used before a time (Unix milliseconds).
-
-        Returns the contents that are no context's any more, as `delete_all` does.
-        """
+    async def delete_unused_since(self, tenant: str, at: int) -> Deleted:
+        """Delete some of a tenant's contexts that were last used before a time (Unix milliseconds)."""
         return await self._database.write(partial(_delete, where="tenant = ? AND used_at < ?", values=(tenant, at)))
 
-    async def delete_all(self, tenant: str) -> list[str]:
-        """Delete all of a tenant's contexts."""
+    async def delete_passed(self, at: int) -> Deleted:
+        """Delete some contexts that go with a run which has ended, or was not made since before `at` (milliseconds)."""
+        return await self._database.write(partial(_delete, where=_PASSED, values=(at,)))
+
+    async def give_to_run(self, context_id: str, run: str) -> None:
+        """Have a context go with a run."""
+        await self._database.write(lambda db: db.execute("UPDATE context SET run = ? WHERE id = ?", (run, context_id)))
+
+    async def delete_all(self, tenant: str) -> Deleted:
+        """Delete some of a tenant's contexts, whichever."""
         return await self._database.write(partial(_delete, where="tenant = ?", values=(tenant,)))
 
     async def tenants(self) -> list[str]:
@@ -208,6 +225,10 @@ _USES = """
 SELECT context.id, content.id, context.used_at, content.texts_size + content.index_size
 FROM context JOIN content ON content.id = context.content
 """
+_PASSED = """
+run IS NOT NULL AND (run <> '' OR created_at < ?)
+AND NOT EXISTS (SELECT 1 FROM run AS going WHERE going.id = context.run AND going.ended_at IS NULL)
+"""
 
 
 def _contexts(db: Connection, where: str, values: tuple[object, ...]) -> list[Context]:
@@ -232,7 +253,7 @@ def _get(db: Connection, tenant: str, context_id: str) -> Context:
 
 
 def _where(asked: ContextFilter, before: int | None) -> tuple[str, list[Any]]:
-    conditions, values = ["context.tenant = ?"], [asked.tenant]
+    conditions, values = ["context.tenant = ?", "context.run IS NULL"], [asked.tenant]
     bounds: list[Any] = []
     for condition, value in (
         ("context.name = ?", asked.name or None),
@@ -290,9 +311,9 @@ def _insert_content(db: Connection, new: Content, deleted_at: int | None) -> Non
 
 def _insert(db: Connection, new: Context, upload: str) -> Context:
     (number,) = db.execute(
-        "INSERT INTO context (id, tenant, content, name, created_at, used_at) VALUES (?, ?, ?, ?, ?, ?) "
+        "INSERT INTO context (id, tenant, content, name, created_at, used_at, run) VALUES (?, ?, ?, ?, ?, ?, ?) "
         "RETURNING number",
-        (new.id, new.tenant, new.content.id, new.name, new.created_at, new.created_at),
+        (new.id, new.tenant, new.content.id, new.name, new.created_at, new.created_at, new.run),
     ).fetchone()
     labels.put(db, LABELS, new.id, new.labels)
     # Only an upload with a request id is remembered.
@@ -314,18 +335,19 @@ def _update(
     return _get(db, tenant, context_id)
 
 
-def _delete_one(db: Connection, tenant: str, context_id: str, request: Request | None) -> list[str]:
+def _delete_one(db: Connection, tenant: str, context_id: str, request: Request | None) -> Deleted:
     if requests.answered(db, request) is not None:
-        return []
+        return Deleted(())
     _get(db, tenant, context_id)
-    left = _delete(db, "tenant = ? AND id = ?", (tenant, context_id))
+    deleted = _delete(db, "tenant = ? AND id = ?", (tenant, context_id))
     requests.answer_deletion(db, request, now())
-    return left
+    return deleted
 
 
-def _delete(db: Connection, where: str, values: tuple[object, ...]) -> list[str]:
-    """Delete contexts, and mark the contents that are left without any. Return these contents."""
-    rows = db.execute(f"SELECT id, tenant, content FROM context WHERE {where}", values).fetchall()  # noqa: S608
+def _delete(db: Connection, where: str, values: tuple[object, ...]) -> Deleted:
+    """Delete up to `DELETED_AT_ONCE` contexts, and mark the contents that are left without any."""
+    query = f"SELECT id, tenant, content FROM context WHERE {where} LIMIT ?"  # noqa: S608
+    rows = db.execute(query, (*values, DELETED_AT_ONCE)).fetchall()
     for context_id, tenant, _ in rows:
         db.execute("DELETE FROM upload WHERE context = ?", (context_id,))
         db.execute("DELETE FROM context WHERE id = ?", (context_id,))
@@ -337,4 +359,4 @@ def _delete(db: Connection, where: str, values: tuple[object, ...]) -> list[str]
         if not contexts:
             db.execute("UPDATE content SET deleted_at = ? WHERE id = ?", (now(), content_id))
             left.append(content_id)
-    return left
+    return Deleted(tuple(left), more=len(rows) == DELETED_AT_ONCE)

@@ -12,12 +12,13 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from rlm_server.clock import DAY_MS, now
 from rlm_server.contexts.background import UPKEEP_SECONDS, Background, keep_up
-from rlm_server.contexts.context_table import Content, Context, ContextFilter, ContextTable
+from rlm_server.contexts.context_table import Content, Context, ContextFilter, ContextTable, Deleted
 from rlm_server.contexts.files import ContextFiles
 from rlm_server.contexts.local_files import ContentDamaged, LocalContextFiles
 from rlm_server.contexts.object_store import ObjectStore
@@ -220,6 +221,10 @@ class Contexts:
         await self._files.trim()
         return kept
 
+    async def give_to_run(self, context: Context, run: str) -> None:
+        """Have a context go with a run: some time after that has ended it is deleted, if it is still there."""
+        await self._table.give_to_run(context.id, run)
+
     async def undo(self, content_id: str) -> None:
         """Remove all traces of a content that was never kept. One that is kept stays.
 
@@ -247,14 +252,18 @@ class Contexts:
             ContextUnknown: the tenant has none of this id.
             RequestIdReused: the request asked for something else before.
         """
-        await run_to_completion(self._delete(self._table.delete(tenant, context_id, request)))
+        await run_to_completion(self._delete(partial(self._table.delete, tenant, context_id, request)))
 
     async def delete_all(self, tenant: str) -> None:
         """Delete all of a tenant's contexts."""
-        await run_to_completion(self._delete(self._table.delete_all(tenant)))
+        await run_to_completion(self._delete(partial(self._table.delete_all, tenant)))
 
-    async def _delete(self, deleting: Awaitable[list[str]]) -> None:
-        self._begin_removal(await deleting)
+    async def _delete(self, delete: Callable[[], Awaitable[Deleted]]) -> None:
+        more = True
+        while more:
+            deleted = await delete()
+            self._begin_removal(deleted.contents)
+            more = deleted.more
 
     def _begin_removal(self, deleted: Iterable[str] = ()) -> None:
         """Begin to remove the files of these contents, and of all that are no context's and that nobody pins."""
@@ -285,7 +294,8 @@ class Contexts:
             kept = round(self._retention_days(tenant) * DAY_MS)
             if kept:
                 self._pause = min(self._pause, kept / 1000)
-                await self._delete(self._table.delete_unused_since(tenant, now() - kept))
+                await self._delete(partial(self._table.delete_unused_since, tenant, now() - kept))
+        await self._delete(partial(self._table.delete_passed, now() - DAY_MS))
         await self._files.trim()
         self._begin_removal()
 

@@ -74,6 +74,8 @@ class Header:
     sha256: str
     documents: int
     labels: Mapping[str, str] = field(default_factory=dict)
+    passing: bool = False
+    """Whether its context goes with a run."""
 
     @property
     def kind(self) -> Kind:

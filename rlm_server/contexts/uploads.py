@@ -218,9 +218,17 @@ class Uploads:
         self.room.check(header.size_bytes)
         await self._in_thread(header.tenant, lambda _: spool.check_whole())
         identity = await self._in_thread(header.tenant, lambda _: spool.identity())
-        make = partial(Context, row.context_id, header.tenant, header.name, header.labels, now())
+        make = partial(
+            Context,
+            row.context_id,
+            header.tenant,
+            header.name,
+            header.labels,
+            now(),
+            run="" if header.passing else None,
+        )
         known = await self._contexts.same(header.tenant, identity)
-        shared = await self._contexts.share(make(known), row.id) if known else None
+        shared = await self._contexts.share(make(content=known), row.id) if known else None
         if shared:
             return shared
         local_files = self._contexts.local_files
@@ -229,7 +237,7 @@ class Uploads:
             row.content_id, header.tenant, identity, header.kind, header.sha256, header.size_bytes,
             sum(spool.characters), len(spool.characters), files,
         )  # fmt: skip
-        return await self._contexts.keep(make(new), row.id, damaged=known.id if known else "")
+        return await self._contexts.keep(make(content=new), row.id, damaged=known.id if known else "")
 
     async def leave(self, row: UploadRow, spool: Spool | None, error: BaseException | None) -> None:
         """Note that a stream ended before its upload did. The upload becomes idle, or is removed."""

@@ -27,6 +27,8 @@ MOST_NODES = 1_000
 """Of a run's tree, that are read at once."""
 PATIENCE = 0.02
 """Seconds for which a write waits that another follows soon."""
+CREATING = "CreateRun"
+"""The call whose request ids runs have in their rows."""
 LABELS = "run"
 """The kind of runs' labels."""
 DELETED_AT_ONCE = 200
@@ -126,12 +128,14 @@ class Journal:
 
         return await self._database.write(write, patience=patience)
 
-    async def by_request(self, request: Request) -> RunRow | None:
+    async def by_request(self, request: Request | None) -> RunRow | None:
         """Return the run that a request made, if one did.
 
         Raises:
             RequestIdReused: it asked for another run then.
         """
+        if request is None:
+            return None
         return await self._database.read(lambda connection: _asked_before(connection, request))
 
     async def was_asked(self, request: Request | None) -> bool:

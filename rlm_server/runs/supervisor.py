@@ -29,7 +29,7 @@ from rlm_server.runs import closing
 from rlm_server.runs.counters import RunCounters
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
-from rlm_server.runs.journal import PATIENCE, RunRow
+from rlm_server.runs.journal import CREATING, PATIENCE, RunRow
 from rlm_server.runs.node import Node
 from rlm_server.runs.node_context import whole_context
 from rlm_server.runs.places import Place, Places
@@ -175,7 +175,7 @@ class Supervisor:
         journal, ledger = self._services.journal, self._services.ledger
         run_id = names.RUN + secrets.token_hex(16)
         row = RunRow(
-            run_id, new.tenant, new.request.id if new.request is not None else None,
+            run_id, new.tenant, new.request.id if new.request is not None and new.request.method == CREATING else None,
             new.context.id if new.context else None, new.model, new.sub_model, new.budget, now(),
             customer=new.customer.path if new.customer is not None else "", labels=new.labels,
         )  # fmt: skip
@@ -286,6 +286,12 @@ class Supervisor:
             log.exception("the end of run %s could not be kept", run_id)
         finally:
             del self._live[run_id]
+
+    async def ended(self, run_id: str) -> None:
+        """Wait until a run has ended."""
+        live = self._live.get(run_id)
+        if live is not None:
+            await asyncio.wait([live.task])
 
     def working(self, tenant: str) -> int:
         """Return how many runs of a tenant are at work."""

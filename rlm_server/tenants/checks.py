@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rlm_server.database.labels import MAX_LABEL, MAX_LABELS
 from rlm_server.ledger import MAX_BUDGET, UNITS, Limit, ModelLimit, Scope, SoftLimit, Span
@@ -20,11 +21,12 @@ MAX_PATTERN = 200
 
 
 class WrongTerm(ValueError):
-    """Something that is said of a tenant or a key may not be. `field` names it."""
+    """Something that is said of a tenant or a key may not be. `field` names it. `more` may not be as well."""
 
-    def __init__(self, field: str, message: str) -> None:
+    def __init__(self, field: str, message: str, more: Sequence[WrongTerm] = ()) -> None:
         super().__init__(message)
         self.field = field
+        self.more = tuple(more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +69,34 @@ def check_terms(own: OwnTerms, terms: Terms, offered: Offered) -> None:
     """Refuse terms that a tenant may not have.
 
     Raises:
-        WrongTerm: one of them is wrong.
+        WrongTerm: some of them are wrong.
     """
-    _check_names("allowed_models", own.models, offered.models)
-    _check_names("allowed_images", own.images, offered.images)
-    _check_names("allowed_fallbacks", own.fallbacks, offered.models)
-    if own.weight is not None and not LEAST_WEIGHT <= own.weight <= MOST_WEIGHT:
-        raise WrongTerm("weight", f"must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {own.weight:g}")
-    for name, value in own.limits.items():
-        _check_limit(name, value, terms)
-    _check_budget("budget", own.budget)
-    for span, limit in own.windows.items():
-        _check_budget(f"{span}_budget", limit)
-        _check_units(f"{span}_budget", Scope(span), limit)
-    check_model_limits("model_limits", own.model_limits, offered)
-    check_soft_limits("soft_limits", own.soft_limits, offered)
+    checks: list[Callable[[], None]] = [
+        partial(_check_names, "allowed_models", own.models, offered.models),
+        partial(_check_names, "allowed_images", own.images, offered.images),
+        partial(_check_names, "allowed_fallbacks", own.fallbacks, offered.models),
+        partial(_check_weight, own.weight),
+        *(partial(_check_limit, name, value, terms) for name, value in own.limits.items()),
+        partial(_check_budget, "budget", own.budget),
+        *(partial(_check_budget, f"{span}_budget", limit) for span, limit in own.windows.items()),
+        *(partial(_check_units, f"{span}_budget", Scope(span), limit) for span, limit in own.windows.items()),
+        partial(check_model_limits, "model_limits", own.model_limits, offered),
+        partial(check_soft_limits, "soft_limits", own.soft_limits, offered),
+    ]
+    wrong: list[WrongTerm] = []
+    for check in checks:
+        try:
+            check()
+        except WrongTerm as error:
+            wrong.append(error)
+    if wrong:
+        first, *more = wrong
+        raise WrongTerm(first.field, str(first), more)
+
+
+def _check_weight(weight: float | None) -> None:
+    if weight is not None and not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+        raise WrongTerm("weight", f"must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {weight:g}")
 
 
 def check_model_limits(field: str, limits: Sequence[ModelLimit], offered: Offered) -> None:

@@ -28,6 +28,7 @@ from rlm_server.api.errors import (
     MalformedRequest,
     NotFound,
     Unauthenticated,
+    Violation,
     WatcherTooSlow,
     WrongKindOfKey,
     status_of,
@@ -296,6 +297,26 @@ def test_a_wrong_field_is_named_in_the_message_and_apart_from_it() -> None:
     assert (violation.field, violation.description) == ("limits.max_turns", "must be from 0 to 30, not 31")
 
 
+def test_all_wrong_fields_are_named_and_the_first_is_the_message() -> None:
+    more = [Violation("b", "no b", ErrorReason.ERROR_REASON_UNKNOWN_MODEL), Violation("c", "no c")]
+    status = status_of(InvalidField("a", "no a", more=more))
+    assert status.message == "a: no a; and 2 more: b, c"
+    found = detail(status, error_details_pb2.BadRequest).field_violations
+    assert [(one.field, one.description) for one in found] == [("a", "no a"), ("b", "no b"), ("c", "no c")]
+    info = detail(status, error_details_pb2.ErrorInfo)
+    assert (info.reason, dict(info.metadata)) == ("INVALID_FIELD", {"field": "a", "violation_count": "3"})
+
+
+def test_more_wrong_fields_than_fit_are_counted() -> None:
+    more = [Violation(f"documents[{number}]", "must be from 0 to 2, not 3") for number in range(1, 1_000)]
+    status = status_of(InvalidField("documents[0]", "must be from 0 to 2, not 3", more=more))
+    found = detail(status, error_details_pb2.BadRequest).field_violations
+    assert 30 < len(found) < 1_000
+    assert [one.field for one in found] == [f"documents[{number}]" for number in range(len(found))]
+    assert detail(status, error_details_pb2.ErrorInfo).metadata["violation_count"] == "1000"
+    assert trailers(status) < HEADERS
+
+
 def test_what_is_not_found_is_named() -> None:
     status = status_of(NotFound("run", "run_1"))
     resource = detail(status, error_details_pb2.ResourceInfo)
@@ -372,6 +393,7 @@ MAKERS: dict[str, Callable[[str], Exception]] = {
     "no key": Unauthenticated,
     "not found": lambda text: NotFound("account", text),
     "a field": lambda text: InvalidField(text, text),
+    "many fields": lambda text: InvalidField(text, text, more=[Violation(text, text)] * 100),
     "an upload's field": lambda text: UploadRefused(text, text),
     "a busy upload": UploadBusy,
     "a quota": lambda text: ContextQuotaExceeded(text, 1, 1, 1),

@@ -79,6 +79,10 @@ class FakeServer(FakeSnapshots, run_pb2_grpc.RunServiceServicer):
             self.create.wait(60)
         return run_pb2.CreateRunResponse(run=run_pb2.Run(run_id="run-1", state=run_pb2.RUN_STATE_PENDING))
 
+    def Complete(self, request: run_pb2.CompleteRequest, context: grpc.ServicerContext) -> run_pb2.CompleteResponse:
+        self.enter("Complete", request, context)
+        return run_pb2.CompleteResponse(run=self.run)
+
     def GetRun(self, request: run_pb2.GetRunRequest, context: grpc.ServicerContext) -> run_pb2.GetRunResponse:
         self.enter("GetRun", request, context)
         return run_pb2.GetRunResponse(run=self.run)

@@ -115,3 +115,17 @@ def test_streams_raise_the_same_errors(client: Client, fake: FakeServer) -> None
         list(client.execute("session-9", "1"))
     with pytest.raises(NotFound, match="UploadContext"):
         client.upload("text")
+
+
+def test_all_fields_that_are_wrong_are_told(client: Client, fake: FakeServer) -> None:
+    bad = error_details_pb2.BadRequest()
+    bad.field_violations.add(field="question", description="must not be empty")
+    bad.field_violations.add(field="model", description="is not offered")
+    message = "question: must not be empty; and 1 more: model"
+    fake.refusals["Complete"].append(refusal(grpc.StatusCode.INVALID_ARGUMENT, message, bad))
+    with pytest.raises(InvalidArgument, match="and 1 more: model") as caught:
+        client.complete("", "text")
+    assert caught.value.violations == (
+        Violation("question", "must not be empty"),
+        Violation("model", "is not offered"),
+    )

@@ -113,3 +113,20 @@ def test_a_session_executes_and_says_what_it_spent(client: Client, fake: FakeSer
     assert client.delete_session(session.session_id).nano_usd == 7
     (created,) = fake.asked(session_pb2.CreateSessionRequest)
     assert (created.image, created.budget.call_count) == ("data", 3)
+
+
+def test_a_question_over_a_text_is_asked_in_one_call(client: Client, fake: FakeServer) -> None:
+    answer = client.complete("How many?", "some text", budget=Budget(usd="0.50"), max_depth=0, labels={"team": "red"})
+    assert (answer.text, answer.complete) == ("42", True)
+    (asked,) = fake.asked(run_pb2.CompleteRequest)
+    assert (asked.question, asked.text, asked.budget.nano_usd) == ("How many?", "some text", 500_000_000)
+    assert asked.limits.HasField("max_depth")
+    assert (dict(asked.labels), bool(asked.request_id)) == ({"team": "red"}, True)
+    assert not fake.asked(run_pb2.CreateRunRequest)
+
+
+def test_a_completion_that_failed_is_an_error_with_its_run(client: Client, fake: FakeServer) -> None:
+    fake.run.state = run_pb2.RUN_STATE_FAILED
+    with pytest.raises(RunFailed) as caught:
+        client.complete("How many?", "some text")
+    assert caught.value.run.run_id == "run-1"

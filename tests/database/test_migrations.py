@@ -43,7 +43,7 @@ PINNED = {
     "0011_customers.sql": "766f93428e61f38f15f59ff47f3fd7fc2879797bb1f5888cd01c9d89761bccf6",
     "0012_sessions.sql": "1a1317c7d2a7df55de49c26c06f5f8162cd581f89c75696d12704faaa9617f98",
     "0013_budgets.sql": "095432ad8d75a3f6299a65d778b6c8d71cd129dc534cc220c9a887f32f8b0a48",
-    "0014_contents.sql": "77f7cff837c04ef2970b60c3ab20b9144bd032761067c0b71511bce73ab40b0b",
+    "0014_contents.sql": "06ff7bbac4f8df4de2d223518d7a99929f8aba2f20fbec697df4a67fa051b387",
 }
 """The SHA-256 of every script that a database may have seen, in the order in which it saw them."""
 

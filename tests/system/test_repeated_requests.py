@@ -73,6 +73,7 @@ MAKES: dict[str, Make] = {
     ),
     "DeleteContext": lambda there, n: context_pb2.DeleteContextRequest(context_id=there.contexts[2 + n]),
     "CreateRun": lambda there, n: run_pb2.CreateRunRequest(question=f"What is {n}?"),
+    "Complete": lambda there, n: run_pb2.CompleteRequest(question=f"What is {n}?", text="a text"),
     "CancelRun": lambda there, n: run_pb2.CancelRunRequest(run_id=there.runs[n]),
     "DeleteRun": lambda there, n: run_pb2.DeleteRunRequest(run_id=there.runs[2 + n]),
     "CreateAccount": lambda there, n: budget_pb2.CreateAccountRequest(account=account(f"new-{n}")),

@@ -281,6 +281,49 @@ class Client(SessionCalls, Spending):
         )
         return self._unary(self._runs.CreateRun, request).run
 
+    def complete(
+        self,
+        question: str,
+        text: str = "",
+        *,
+        context_id: str = "",
+        model: str = "",
+        sub_model: str = "",
+        budget: Budget | None = None,
+        max_turns: int | None = None,
+        max_depth: int | None = None,
+        image: str = "",
+        account_id: str = "",
+        labels: Mapping[str, str] | None = None,
+        request_id: str | None = None,
+        timeout: float = 300.0,
+    ) -> Answer:
+        """Ask a question over a text of at most 1,000,000 bytes, in one call, and give the answer.
+
+        The text is stored nowhere after that. `timeout` is in seconds, of the whole call; the run ends before, with the
+        best answer that it has. Where waiting ends early, the run is stopped. The other arguments are those of
+        `create_run`.
+
+        Raises:
+            BudgetRefused: the tenant, or its customer, cannot cover the budget.
+            InvalidArgument: the text is too long, or another field is wrong; `violations` names all.
+            RunFailed: the run failed or was cancelled.
+        """
+        request = run_pb2.CompleteRequest(
+            request_id=named(request_id),
+            question=question,
+            text=text,
+            context_id=context_id,
+            model=model,
+            sub_model=sub_model,
+            budget=_message(budget),
+            limits=run_pb2.RunLimits(max_turn_count=max_turns, max_depth=max_depth),
+            image=image,
+            account_id=account_id,
+            labels=labels,
+        )
+        return self._answer(self._unary(self._runs.Complete, request, timeout).run)
+
     def list_runs(
         self,
         *,
@@ -410,6 +453,9 @@ class Client(SessionCalls, Spending):
             with suppress(RlmError):
                 self.cancel_run(run.run_id)
             raise
+        return self._answer(ended)
+
+    def _answer(self, ended: run_pb2.Run) -> Answer:
         if ended.state not in (run_pb2.RUN_STATE_SUCCEEDED, run_pb2.RUN_STATE_EXHAUSTED):
             raise RunFailed(ended)
         return Answer(self.whole_answer(ended), ended)

@@ -48,9 +48,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_INVALID_FIELD: _ErrorReason.ValueType  # 3
     """A field of the request has a value that it may not have.
 
-    Metadata: `field`, its path in the request. A BadRequest says what it may be.
+    Metadata: `field`, its path in the request; where several are wrong, the first, and their `violation_count`. A
+    BadRequest names all of them, as far as they fit, and says what each may be.
 
-    To do: correct the field.
+    To do: correct the fields.
     """
     ERROR_REASON_UNKNOWN_MODEL: _ErrorReason.ValueType  # 4
     """The request names a model that this server does not offer. The message names those that it does, as far as
@@ -375,9 +376,10 @@ To do: tell the server's operator when it happened. The same call may fail again
 ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 3
 """A field of the request has a value that it may not have.
 
-Metadata: `field`, its path in the request. A BadRequest says what it may be.
+Metadata: `field`, its path in the request; where several are wrong, the first, and their `violation_count`. A
+BadRequest names all of them, as far as they fit, and says what each may be.
 
-To do: correct the field.
+To do: correct the fields.
 """
 ERROR_REASON_UNKNOWN_MODEL: ErrorReason.ValueType  # 4
 """The request names a model that this server does not offer. The message names those that it does, as far as

@@ -381,6 +381,120 @@ class CreateRunRequest(_message.Message):
 Global___CreateRunRequest: _TypeAlias = CreateRunRequest  # noqa: Y015
 
 @_typing.final
+class CompleteRequest(_message.Message):
+    """What is asked, over which text, and what it may cost."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    QUESTION_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    CONTEXT_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SUB_MODEL_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Chosen by the caller, at most 128 characters: see types.proto."""
+    question: _builtins.str
+    """What is to be answered, at most 100,000 characters."""
+    text: _builtins.str
+    """The text that it is asked over, at most 1,000,000 bytes of UTF-8. Longer ones are uploaded."""
+    context_id: _builtins.str
+    """The context that it is asked over, where there is no text; none where both are empty."""
+    model: _builtins.str
+    """The root model; the server's default where empty."""
+    sub_model: _builtins.str
+    """The model of llm_query and of child RLMs; the root model where empty."""
+    image: _builtins.str
+    """Golden image of the REPL: "core" (default), "data", or another that ListImages tells."""
+    account_id: _builtins.str
+    """The account that pays: see CreateRunRequest."""
+    @_builtins.property
+    def budget(self) -> _types_pb2.Budget:
+        """What it may spend."""
+
+    @_builtins.property
+    def limits(self) -> Global___RunLimits:
+        """What it may use besides."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The run's labels: at most 16, keys and values of at most 63 characters. Its usage has them, too."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        question: _builtins.str = ...,
+        text: _builtins.str = ...,
+        context_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        sub_model: _builtins.str = ...,
+        budget: _types_pb2.Budget | None = ...,
+        limits: Global___RunLimits | None = ...,
+        image: _builtins.str = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        account_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
+
+@_typing.final
+class CompleteResponse(_message.Message):
+    """The run that has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def run(self) -> Global___Run:
+        """The run: how it ended, its answer up to 64 KiB (ReadAnswer reads the rest), and what it spent. The context of a text is
+        no longer there.
+        """
+
+    def __init__(
+        self,
+        *,
+        run: Global___Run | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteResponse: _TypeAlias = CompleteResponse  # noqa: Y015
+
+@_typing.final
 class RunLimits(_message.Message):
     """What a run may use besides money. A field that is not set means the server's default; a value above the server's maximum
     is refused.

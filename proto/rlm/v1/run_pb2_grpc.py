@@ -40,6 +40,11 @@ class RunServiceStub:
                 request_serializer=rlm_dot_v1_dot_run__pb2.CreateRunRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_run__pb2.CreateRunResponse.FromString,
                 _registered_method=True)
+        self.Complete = channel.unary_unary(
+                '/rlm.v1.RunService/Complete',
+                request_serializer=rlm_dot_v1_dot_run__pb2.CompleteRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_run__pb2.CompleteResponse.FromString,
+                _registered_method=True)
         self.GetRun = channel.unary_unary(
                 '/rlm.v1.RunService/GetRun',
                 request_serializer=rlm_dot_v1_dot_run__pb2.GetRunRequest.SerializeToString,
@@ -88,6 +93,15 @@ class RunServiceServicer:
 
     def CreateRun(self, request, context):
         """Starts a run; it goes on whether or not anyone watches. It is pending until it is the tenant's turn.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Complete(self, request, context):
+        """Runs a question over a text to its end: text in, answer out. The run has no more time than the call's deadline leaves,
+        which may be minutes; cancelling the call stops the run. A request that comes again waits for the same run. The text is
+        deleted when the run has ended. What takes longer than a call may is for CreateRun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -156,6 +170,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.CreateRun,
                     request_deserializer=rlm_dot_v1_dot_run__pb2.CreateRunRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_run__pb2.CreateRunResponse.SerializeToString,
+            ),
+            'Complete': grpc.unary_unary_rpc_method_handler(
+                    servicer.Complete,
+                    request_deserializer=rlm_dot_v1_dot_run__pb2.CompleteRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_run__pb2.CompleteResponse.SerializeToString,
             ),
             'GetRun': grpc.unary_unary_rpc_method_handler(
                     servicer.GetRun,
@@ -226,6 +245,33 @@ class RunService:
             '/rlm.v1.RunService/CreateRun',
             rlm_dot_v1_dot_run__pb2.CreateRunRequest.SerializeToString,
             rlm_dot_v1_dot_run__pb2.CreateRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Complete(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.RunService/Complete',
+            rlm_dot_v1_dot_run__pb2.CompleteRequest.SerializeToString,
+            rlm_dot_v1_dot_run__pb2.CompleteResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,9 +7,10 @@ Quantities and conventions shared by every service.
 
 Authentication: send the metadata `authorization: Bearer <key>` with every call, once. Keys begin with `rlm_`.
 
-Deadlines: set one on every unary call; 30 s suits all but CancelRun, which returns when the whole tree has stopped.
-WatchRun, WatchTurn and Execute need none: a Heartbeat comes at least every 15 s, and a stream silent for 45 s is
-broken. ExecuteOnce and UploadContext need what the turn or the upload may take.
+Deadlines: set one on every unary call; 30 s suits all but CancelRun, which returns when the whole tree has stopped,
+and Complete, which returns when its run has ended. WatchRun, WatchTurn and Execute need none: a Heartbeat comes at
+least every 15 s, and a stream silent for 45 s is broken. ExecuteOnce and UploadContext need what the turn or the
+upload may take.
 
 Trying again: calls that make, change or end something have a `request_id`, chosen by the caller (a UUID, say).
 Repeated with the same content it returns the first answer and does nothing more, for as long as what it is about is

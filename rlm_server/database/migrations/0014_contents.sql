@@ -49,6 +49,9 @@ ALTER TABLE context DROP COLUMN index_sha256;
 ALTER TABLE context DROP COLUMN deleted_at;
 CREATE INDEX context_of_tenant ON context (tenant, number);
 CREATE INDEX context_of_content ON context (content);
+-- A context may go with a run; empty before that is made.
+ALTER TABLE context ADD COLUMN run TEXT;
+CREATE INDEX context_of_run ON context (run) WHERE run IS NOT NULL;
 
 -- What an upload's header says of labels, as JSON.
 ALTER TABLE upload ADD COLUMN labels TEXT NOT NULL DEFAULT '{}';
