@@ -34,10 +34,10 @@ compatible: $(STAMP)  ## Try compatible endpoints on llama.cpp's own server and 
 	scripts/compatible
 	RLM_COMPATIBLE=$(RLM_CACHE)/compatible $(BIN)/python -m pytest -vv tests/compatible/llama.py $(ARGS)
 
-test-stubs: image  ## Have Go, TypeScript and Rust make stubs from proto/, compile them and call a server
+test-stubs: image  ## Have Go, TypeScript, Java and Rust make stubs from proto/, compile them and call a server
 	$(BIN)/python -m pytest -vv tests/stubs/languages.py $(ARGS)
 
-containers: $(STAMP)  ## Check docker/ with hadolint and the schemas of Kubernetes and Compose
+containers: $(STAMP)  ## Check docker/ with hadolint and schemas, and do as the Dockerfile says, as root (3 minutes)
 	scripts/containers
 	RLM_CACHE=$(RLM_CACHE) $(BIN)/python -m pytest -vv tests/containers/containers.py $(ARGS)
 

@@ -259,7 +259,7 @@ def node(value: NodeRow, balance: Balance) -> run_pb2.Node:
         spent=amounts(balance.posted),
         coverage_fraction=value.coverage_fraction,
         cut=cut_texts(value.cut),
-        answer_bytes=value.answer_bytes,
+        answer_size_bytes=value.answer_bytes,
     )
 
 

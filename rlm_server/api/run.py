@@ -273,7 +273,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
                     text = skipped.decode()
                 except UnicodeDecodeError:
                     raise InvalidField("offset", "must be where a character begins") from None
-                yield run_pb2.ReadAnswerResponse(offset=max(at, request.offset), text=text, answer_bytes=whole)
+                yield run_pb2.ReadAnswerResponse(offset=max(at, request.offset), text=text, answer_size_bytes=whole)
             at = end
             if at >= whole or not piece:
                 return
@@ -328,7 +328,7 @@ def _run(listed: ListedRun, balance: Balance) -> run_pb2.Run:
         model=run.model,
         sub_model=run.sub_model,
         answer=root.answer,
-        answer_bytes=root.answer_bytes,
+        answer_size_bytes=root.answer_bytes,
         end_message=root.reason,
         end_reason=responses.end_reason(root.state, root.reason),
         budget=responses.budget(run.budget),

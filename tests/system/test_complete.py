@@ -48,7 +48,7 @@ async def test_a_question_over_a_text_is_answered_in_one_call(server: Served, da
         run = await complete(
             caller, text=TEXT, labels={"team": "red"}, budget=types_pb2.Budget(call_count=5), request_id="mine"
         )
-        assert (run.state, run.answer, run.answer_bytes) == (SUCCEEDED, "東京", 6)
+        assert (run.state, run.answer, run.answer_size_bytes) == (SUCCEEDED, "東京", 6)
         assert run.spent.call_count == 2
         assert (dict(run.labels), run.budget.call_count) == ({"team": "red"}, 5)
         assert run == await caller.get(run.run_id)
@@ -91,7 +91,7 @@ async def test_a_question_over_a_context_leaves_the_context_and_one_over_nothing
 async def test_a_long_answer_is_cut_and_can_be_read(server: Served) -> None:
     async with server(Play(code("FINAL('ä' * 100_000)"))) as served:
         run = await complete(served.caller, text="x")
-        assert run.answer_bytes == 200_000
+        assert run.answer_size_bytes == 200_000
         assert len(run.answer.encode()) <= 64 << 10
         assert [cut.field for cut in run.cut] == ["answer"]
         assert await served.caller.read_answer(run.run_id) == "ä" * 100_000

@@ -307,7 +307,7 @@ async def test_runs_are_listed_the_newest_first_by_state_label_time_and_payer(se
         rest = await keeper.runs(page_size=3, page_token=first.next_page_token)
         assert [run.run_id for run in (*first.runs, *rest.runs)] == names
         assert rest.next_page_token == ""
-        assert all(len(run.answer) <= 1024 and run.answer_bytes == 3_000 for run in first.runs)
+        assert all(len(run.answer) <= 1024 and run.answer_size_bytes == 3_000 for run in first.runs)
 
         async def listed(**asked: Any) -> list[str]:
             return [run.run_id for run in (await keeper.runs(**asked)).runs]

@@ -63,7 +63,7 @@ async def test_the_largest_answer_can_be_read_in_messages_that_every_client_take
         await served.caller.until(created.run_id, "run_finished")
         plain = served.another(plain=True)
         run = await plain.get(created.run_id)
-        assert (len(run.answer), run.answer_bytes) == (MOST_TEXT, 8 * MIB)
+        assert (len(run.answer), run.answer_size_bytes) == (MOST_TEXT, 8 * MIB)
         assert run.ByteSize() <= MIB
         assert await plain.read_answer(created.run_id) == "x" * (8 * MIB)
 

@@ -28,7 +28,7 @@ async def test_nodes_with_long_texts_come_on_several_pages_each_once_and_in_orde
             request.page_token = page.next_page_token
         assert ended.run.node_count == 151, ended.printed
         child = ended.nodes[1]
-        assert (child.state, child.answer_bytes) == (run_pb2.RUN_STATE_SUCCEEDED, 5_000), child.end_message
+        assert (child.state, child.answer_size_bytes) == (run_pb2.RUN_STATE_SUCCEEDED, 5_000), child.end_message
         assert pages > 1
         assert len(seen) == len(set(seen)) == ended.run.node_count == 151
         assert seen[0] == ended.run.run_id

@@ -949,23 +949,23 @@ class ReadAnswerResponse(_message.Message):
 
     OFFSET_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
-    ANSWER_BYTES_FIELD_NUMBER: _builtins.int
+    ANSWER_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Where it begins, in bytes of UTF-8."""
     text: _builtins.str
     """At most 256 KiB of UTF-8."""
-    answer_bytes: _builtins.int
+    answer_size_bytes: _builtins.int
     """Bytes of UTF-8 of the whole answer."""
     def __init__(
         self,
         *,
         offset: _builtins.int = ...,
         text: _builtins.str = ...,
-        answer_bytes: _builtins.int = ...,
+        answer_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_bytes", b"answer_bytes", "offset", b"offset", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_size_bytes", b"answer_size_bytes", "offset", b"offset", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1107,7 +1107,7 @@ class Run(_message.Message):
     NODE_COUNT_FIELD_NUMBER: _builtins.int
     COVERAGE_FIELD_NUMBER: _builtins.int
     CUT_FIELD_NUMBER: _builtins.int
-    ANSWER_BYTES_FIELD_NUMBER: _builtins.int
+    ANSWER_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
@@ -1131,7 +1131,7 @@ class Run(_message.Message):
     """The number of the newest event."""
     node_count: _builtins.int
     """How many nodes its tree has: the root, and every child RLM."""
-    answer_bytes: _builtins.int
+    answer_size_bytes: _builtins.int
     """Bytes of UTF-8 of the whole answer."""
     end_reason: Global___EndReason.ValueType
     """Why it ended, where it did not succeed."""
@@ -1189,14 +1189,14 @@ class Run(_message.Message):
         node_count: _builtins.int = ...,
         coverage: _context_pb2.Coverage | None = ...,
         cut: _abc.Iterable[_types_pb2.CutText] | None = ...,
-        answer_bytes: _builtins.int = ...,
+        answer_size_bytes: _builtins.int = ...,
         end_reason: Global___EndReason.ValueType = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "pending", b"pending", "spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "answer_bytes", b"answer_bytes", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "cut", b"cut", "end_message", b"end_message", "end_reason", b"end_reason", "end_time", b"end_time", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "node_count", b"node_count", "pending", b"pending", "question", b"question", "run_id", b"run_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "answer_size_bytes", b"answer_size_bytes", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "cut", b"cut", "end_message", b"end_message", "end_reason", b"end_reason", "end_time", b"end_time", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "node_count", b"node_count", "pending", b"pending", "question", b"question", "run_id", b"run_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1220,7 +1220,7 @@ class Node(_message.Message):
     COVERAGE_FRACTION_FIELD_NUMBER: _builtins.int
     CUT_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
-    ANSWER_BYTES_FIELD_NUMBER: _builtins.int
+    ANSWER_SIZE_BYTES_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Its id."""
     parent_id: _builtins.str
@@ -1241,7 +1241,7 @@ class Node(_message.Message):
     """How much of its own context the node has looked at, from 0 to 1."""
     end_reason: Global___EndReason.ValueType
     """Why it ended, where it did not succeed."""
-    answer_bytes: _builtins.int
+    answer_size_bytes: _builtins.int
     """Bytes of UTF-8 of the whole answer."""
     @_builtins.property
     def spent(self) -> _types_pb2.Amounts:
@@ -1266,11 +1266,11 @@ class Node(_message.Message):
         coverage_fraction: _builtins.float = ...,
         cut: _abc.Iterable[_types_pb2.CutText] | None = ...,
         end_reason: Global___EndReason.ValueType = ...,
-        answer_bytes: _builtins.int = ...,
+        answer_size_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "answer_bytes", b"answer_bytes", "coverage_fraction", b"coverage_fraction", "cut", b"cut", "depth", b"depth", "end_message", b"end_message", "end_reason", b"end_reason", "node_id", b"node_id", "parent_id", b"parent_id", "question", b"question", "spent", b"spent", "state", b"state", "turn_count", b"turn_count"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "answer_size_bytes", b"answer_size_bytes", "coverage_fraction", b"coverage_fraction", "cut", b"cut", "depth", b"depth", "end_message", b"end_message", "end_reason", b"end_reason", "node_id", b"node_id", "parent_id", b"parent_id", "question", b"question", "spent", b"spent", "state", b"state", "turn_count", b"turn_count"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
