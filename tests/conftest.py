@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import uvloop
 from hypothesis import settings
 
 from sandbox.vm.image import Loaded, prepare, standard_specs
@@ -24,11 +22,6 @@ settings.load_profile("untimed")
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """Run in this process where only some files are named: others take longer to start than such tests to run."""
     return 0 if all(Path(name.partition("::")[0]).is_file() for name in config.args) else None
-
-
-def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run tests on the event loop that serves."""
-    return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import uvloop
 
 from rlm_server.commands import log_lines
 from rlm_server.commands.console import explained, shown_progress
@@ -45,7 +44,7 @@ def serve_until_stopped(listen: str | None, data_dir: Path | None, *, verbose: b
         )
         keep_to_itself()
         with sending():
-            uvloop.run(_serve(settings))
+            asyncio.run(_serve(settings))
 
 
 def keep_to_itself() -> None:

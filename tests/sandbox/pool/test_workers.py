@@ -82,14 +82,13 @@ def children() -> set[int]:
 
 
 def descriptors() -> list[str]:
-    """What this process has open, but for the descriptor that its event loop keeps for when there are no more."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:
             found.append(os.readlink(f"/proc/self/fd/{fd}").split(":")[0])
         except FileNotFoundError:  # the one that lists
             continue
-    return sorted(path for path in found if path != os.devnull)
+    return sorted(found)
 
 
 def replies_after(act: object = None) -> Answer:
