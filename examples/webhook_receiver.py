@@ -1,6 +1,6 @@
 """Takes the events that rlm-server sends to a webhook, and verifies that they are its own.
 
-    WEBHOOK_SECRET=whsec_… python examples/webhook_receiver.py 8080
+    WEBHOOK_SECRET=whsec_… .venv/bin/python examples/webhook_receiver.py 8080
 
 It needs nothing but Python. What it serves is to stand behind TLS.
 """

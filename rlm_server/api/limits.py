@@ -43,7 +43,7 @@ def lowered(field: str, requested: Message, ceiling: Declared) -> Declared:
 
 def _value(value: float | Duration, path: str, least: float, most: float) -> float:
     """Return what a request says of a limit, a duration in seconds."""
-    if isinstance(value, Duration):
+    if not isinstance(value, int | float):
         milliseconds = requests.duration(value, path)
         if not math.ceil(least * 1000) <= milliseconds <= most * 1000:
             raise InvalidField(path, f"must be from {least:.15g} to {most:.15g} s, not {milliseconds / 1000:.15g}")

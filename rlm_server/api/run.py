@@ -290,7 +290,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         """Forget a run that has ended."""
         asked = requests.repeatable(tenant(), request)
         known, run = await self._journal.was_asked(asked), await self._journal.get(tenant(), request.run_id)
-        if run is not None:
+        if run is not None and key_account.covers(run.customer):
             await self._supervisor.delete(run.id, asked)
         elif not known:
             raise NotFound("run", request.run_id)

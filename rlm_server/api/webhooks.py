@@ -10,6 +10,7 @@ from rlm_server.api import key_account, requests, responses
 from rlm_server.api.accounts import SPANS
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, KeyBound, NotFound
+from rlm_server.api.field_checks import FieldChecks
 from rlm_server.ledger import BudgetEvent, Delivery, EventFilter, Ledger, names
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.webhooks.deliveries import Deliveries
@@ -34,13 +35,15 @@ class WebhookCalls(budget_pb2_grpc.BudgetServiceServicer):
         self, request: budget_pb2.ListBudgetEventsRequest, context: Any
     ) -> budget_pb2.ListBudgetEventsResponse:
         """List soft limits that were crossed."""
-        since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
         account, customer = request.account_id or key_account.own(), ""
-        if account:
-            customer = await requests.customer_path(self._book, tenant(), account, "account_id")
-        asked = EventFilter(tenant(), customer, own=account == tenant(), since=since, until=until)
-        size, list_name = requests.page_size(request.page_size, 100, 1_000), requests.list_name("events", asked)
-        place = requests.page_token(request.page_token, list_name, 1)
+        with FieldChecks() as check:
+            since, until = (check(requests.time_if_set, request, name, name) for name in ("since", "until"))
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            if check.passed and account:
+                customer = await requests.customer_path(self._book, tenant(), account, "account_id")
+            asked = EventFilter(tenant(), customer, own=account == tenant(), since=since, until=until)
+            list_name = requests.list_name("events", asked)
+            place = check(requests.page_token, request.page_token, list_name, 1)
         found = await self._ledger.events(asked, 0 if place is None else place[0], size + 1)
         written = [_event(one) for one in found[:size]]
         page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].number)

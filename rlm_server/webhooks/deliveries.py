@@ -10,10 +10,9 @@ import secrets
 from collections.abc import Callable, Mapping
 from contextvars import Context
 from datetime import UTC, datetime
+from importlib import import_module
 from types import TracebackType
-from typing import Any, Self
-
-import aiohttp
+from typing import TYPE_CHECKING, Any, Self
 
 from rlm_server.clock import DAY_MS, now
 from rlm_server.database.database import Database
@@ -21,10 +20,15 @@ from rlm_server.database.engine import Connection, DatabaseError
 from rlm_server.ledger import BudgetEvent, names
 from rlm_server.ledger.events import SELECT, event_of
 from rlm_server.shares.gate import Gate
-from rlm_server.webhooks.hosts import AddressRefused, Hosts, PublicResolver, WrongUrl
+from rlm_server.webhooks.hosts import AddressRefused, Hosts, WrongUrl
 from rlm_server.webhooks.signature import headers
 from rlm_server.webhooks.webhooks import Destination, Webhooks, WebhookUnknown
 from sandbox.cancellation import cancel_and_wait
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from rlm_server.webhooks.resolver import PublicResolver
 
 log = logging.getLogger(__name__)
 
@@ -69,22 +73,12 @@ class Deliveries:
         self._resolver = resolver
         self._gate = Gate(calls=AT_ONCE, tenant_calls=1, weights=weights)
         self._client: aiohttp.ClientSession | None = None
+        self._opening = asyncio.Lock()
         self._wake = asyncio.Event()
         self._sending: dict[str, asyncio.Task[None]] = {}
         self._looking: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        connector = aiohttp.TCPConnector(
-            resolver=self._resolver or PublicResolver(self._hosts), use_dns_cache=False, force_close=True, limit=0
-        )
-        timeout = aiohttp.ClientTimeout(total=ATTEMPT_SECONDS)
-        self._client = aiohttp.ClientSession(
-            connector=connector,
-            timeout=timeout,
-            trust_env=False,
-            auto_decompress=False,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
         self._looking = asyncio.create_task(self._look(), context=Context())  # nobody's call pays for it
         return self
 
@@ -96,6 +90,25 @@ class Deliveries:
                 await cancel_and_wait(task)
         if self._client is not None:
             await self._client.close()
+
+    async def _opened(self) -> aiohttp.ClientSession:
+        """Return the client, which is imported and made for the first event: most servers send none."""
+        async with self._opening:
+            if self._client is None:
+                await asyncio.to_thread(import_module, "rlm_server.webhooks.resolver")
+                import aiohttp
+
+                from rlm_server.webhooks.resolver import PublicResolver
+
+                resolver = self._resolver or PublicResolver(self._hosts)
+                self._client = aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False, force_close=True, limit=0),
+                    timeout=aiohttp.ClientTimeout(total=ATTEMPT_SECONDS),
+                    trust_env=False,
+                    auto_decompress=False,
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                )
+        return self._client
 
     def wake(self) -> None:
         """Hear that something may be due."""
@@ -160,17 +173,18 @@ class Deliveries:
         Raises:
             DeliveryFailed: it was not taken.
         """
-        if self._client is None:
-            raise RuntimeError("nothing is sent before the deliveries are entered")
         async with self._gate.slot(tenant, tenant, deadline=None):
             sent = {
                 **headers(destination.secrets, id, self._clock(), body),
                 "content-type": "application/json",
                 "user-agent": "rlm-server",
             }
+            client = await self._opened()
+            import aiohttp  # which is there by now
+
             try:
                 self._hosts.check(destination.url)  # which the operator may have taken off the list since
-                async with self._client.post(
+                async with client.post(
                     destination.url, data=body, headers=sent, allow_redirects=False
                 ) as answer:  # whose body is not read
                     status = answer.status

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import ipaddress
 import re
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from urllib.parse import SplitResult, urlsplit
-
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.resolver import ThreadedResolver
 
 MAX_URL = 2_000
 """Characters of a URL."""
@@ -100,7 +96,7 @@ class Hosts:
             raise WrongUrl("must have no user, no password and no fragment")
         if not any(entry.allows(parts) for entry in self._entries):
             raise WrongUrl(f"{parts.hostname!r} is none of the hosts that this server sends to (webhook_hosts)")
-        address = _address(parts.hostname or "")
+        address = address_of(parts.hostname or "")
         if address is not None and not self.allows(address):
             raise WrongUrl(f"{parts.hostname!r} is no public address, and not listed as one (webhook_hosts)")
 
@@ -119,7 +115,8 @@ def _inner(address: Address) -> Address:
     return address
 
 
-def _address(host: str) -> Address | None:
+def address_of(host: str) -> Address | None:
+    """Return the address that a text is; None where it is none."""
     try:
         return ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -131,33 +128,3 @@ def _network(text: str) -> Network | None:
         return ipaddress.ip_network(text)
     except ValueError:
         return None
-
-
-class PublicResolver(AbstractResolver):
-    """Resolves hosts, and refuses those that have an address which nothing may be sent to.
-
-    The addresses that were checked are those that are connected to.
-    """
-
-    def __init__(self, hosts: Hosts, inner: AbstractResolver | None = None) -> None:
-        self._hosts, self._inner = hosts, inner or ThreadedResolver()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Return where a host is.
-
-        Raises:
-            AddressRefused: it is at an address that is not public.
-            OSError: it is not known.
-        """
-        found = await self._inner.resolve(host, port, family)
-        for one in found:
-            address = _address(one["host"])
-            if address is None or not self._hosts.allows(address):
-                raise AddressRefused(f"{host} is at an address that is not public, and not listed (webhook_hosts)")
-        return found
-
-    async def close(self) -> None:
-        """Close the resolver."""
-        await self._inner.close()

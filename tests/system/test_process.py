@@ -84,7 +84,8 @@ async def test_a_server_that_was_killed_in_a_run_starts_again_with_its_books_in_
             check_story(ended)
             check_settled(data_dir)
             assert await caller.ended(done.run.run_id) == done
-            assert await caller.upload("a text that stays") == context
+            again = await caller.upload("a text that stays")
+            assert (again.sha256, again.context_id == context.context_id) == (context.sha256, False)
             assert (await caller.ask(context_id=context.context_id)).run.answer == "17"
             await caller.channel.close(None)
 

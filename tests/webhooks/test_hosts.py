@@ -8,7 +8,8 @@ import socket
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from rlm_server.webhooks.hosts import AddressRefused, Hosts, PublicResolver, WrongUrl
+from rlm_server.webhooks.hosts import AddressRefused, Hosts, WrongUrl
+from rlm_server.webhooks.resolver import PublicResolver
 
 LISTED = ("hooks.example.com", "*.example.org", "http://plain.example.net", "odd.example.com:8443", "10.1.0.0/16",
           "http://127.0.0.1:8080", "[::1]:9")  # fmt: skip
