@@ -48,7 +48,7 @@ async def test_the_commands_of_the_page_make_cap_replace_and_delete_while_the_se
             if "--account" in words:
                 account = budget_pb2.Account(account_id=words[words.index("--account") + 1])
                 await budget_pb2_grpc.BudgetServiceStub(served.caller.channel).CreateAccount(
-                    budget_pb2.CreateAccountRequest(account=account), metadata=served.another(secrets[0]).metadata
+                    budget_pb2.CreateAccountRequest(account=account), metadata=served.another(secrets[-1]).metadata
                 )
             said = await told(*words[1:])
             if words[1:4] == ["key", "create", "acme"]:
