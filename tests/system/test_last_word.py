@@ -55,7 +55,7 @@ LONG = "x" * 16_000
             "wall_seconds",
         ),
         (
-            [code("print('here')"), code("rlm_query('wait')")],
+            [code("print('here')"), code("rlm_query('wait')"), code("import time\nwhile True: time.sleep(0.01)")],
             {"limits": run_pb2.RunLimits(wall_time=seconds(4))},
             "wall_seconds",
         ),

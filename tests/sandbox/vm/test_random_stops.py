@@ -30,7 +30,7 @@ TURNS = {
     "waiting": "import _door\n_door.call('never')",
     "asking": "import _door\nwhile True: _door.call('a')",
     "asking and waiting": "import _door, asyncio\nfor _ in range(20): _door.call('soon')",
-    "growing": "kept = []\nwhile True: kept.append(bytearray(1 << 20)) if len(kept) < 60 else kept.clear()",
+    "growing": "kept = []\nwhile True: kept.append(bytearray(1 << 20)) if len(kept) < 40 else kept.clear()",
     "copying": "kept = bytearray(20_000_000)\nwhile True: kept[:] = kept[::-1]",
     "printing": "while True: print('x', flush=True)",
     "sleeping": "import time\ntime.sleep(1e9)",

@@ -28,7 +28,7 @@ ENDLESS = (
     "sum(range(10**11))",
     "while True: print('x', flush=True)",
     "import time\nwhile True: time.sleep(0.001)",
-    "kept = []\nwhile True: kept.append(bytearray(1 << 20)) if len(kept) < 60 else kept.clear()",
+    "kept = []\nwhile True: kept.append(bytearray(1 << 20)) if len(kept) < 40 else kept.clear()",
     "import _door\n_door.call('never')",
     "import _door\nwhile True: _door.call('a')",
 )
