@@ -22,6 +22,7 @@ from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.database.labels import MAX_LABEL, MAX_LABELS
+from rlm_server.database.listing import PLACE
 from rlm_server.database.requests import Request
 from rlm_server.ledger import MAX_BUDGET, AccountConflict, AccountUnknown, Limit, names
 from rlm_server.ledger.customer_book import CustomerBook
@@ -75,6 +76,14 @@ def page_key(value: str, list_name: str) -> str | None:
         case [str(name), str(key)] if name == list_name:
             return key
     raise InvalidField("page_token", "is not one of this list")
+
+
+def page_place(value: str, list_name: str) -> str | None:
+    """Return the place in a list, the newest first, that a token of it has, or None for the first page."""
+    place = page_key(value, list_name)
+    if place is not None and PLACE.fullmatch(place) is None:
+        raise InvalidField("page_token", "is not one of this list")
+    return place
 
 
 def _token(value: str) -> object:

@@ -27,7 +27,7 @@ from rlm_server.repl.limits import MAX_QUESTION, RunLimits
 from rlm_server.runs.cuts import size_of
 from rlm_server.runs.events import Event, RunFinished
 from rlm_server.runs.journal import Journal, RunRow
-from rlm_server.runs.run_list import PLACE, ListedRun, RunFilter, RunList
+from rlm_server.runs.run_list import ListedRun, RunFilter, RunList
 from rlm_server.runs.state import RunState
 from rlm_server.runs.supervisor import NewRun, Supervisor
 from sandbox.cancellation import run_to_completion, until_ended
@@ -177,9 +177,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
                 customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
                 asked = replace(asked, customer=customer)
             list_name = requests.list_name("runs", asked)
-            place = check(requests.page_key, request.page_token, list_name)
-            if place is not None and PLACE.fullmatch(place) is None:
-                check.wrong("page_token", "is not one of this list")
+            place = check(requests.page_place, request.page_token, list_name)
         found = await self._runs.page(asked, place, size + 1)
         balances = await self._ledger.balances([one.run.id for one in found[:size]])
         written = list(map(_run, found, balances))

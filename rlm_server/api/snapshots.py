@@ -14,7 +14,6 @@ from rlm_server.api import key_account, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.contexts.uploads import UploadStalled
-from rlm_server.sessions.session_table import PLACE
 from rlm_server.sessions.snapshot_table import SnapshotFilter, SnapshotRow
 from rlm_server.sessions.snapshots import NewSnapshot, Snapshots
 from rlm_server.shares.shares import Shares
@@ -44,9 +43,7 @@ class SnapshotServicer(session_pb2_grpc.SessionServiceServicer):
         since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
         asked = SnapshotFilter(tenant(), request.session_id, requests.labels(request.labels), since, until)
         size, list_name = requests.page_size(request.page_size, 100, 1_000), requests.list_name("snapshots", asked)
-        place = requests.page_key(request.page_token, list_name)
-        if place is not None and PLACE.fullmatch(place) is None:
-            raise InvalidField("page_token", "is not one of this list")
+        place = requests.page_place(request.page_token, list_name)
         found = await self._snapshots.page(asked, place, size + 1)
         if request.session_id and not (found or await self._snapshots.knows(tenant(), request.session_id)):
             raise NotFound("session", request.session_id)

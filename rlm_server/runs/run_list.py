@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,12 +9,11 @@ from typing import Any
 from rlm_server.database import labels
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
+from rlm_server.database.listing import Conditions, place
 from rlm_server.ledger import names
 from rlm_server.runs.journal import LABELS, NodeRow, RunRow, find_roots, find_runs
 from rlm_server.runs.state import RunState
 
-PLACE = re.compile(r"[0-9]{16} \S{1,100}", re.ASCII)
-"""Where a run stands in a list: when it was made, and its id."""
 LIST_TEXT = 1 << 10
 """Bytes of UTF-8 of a question, and of an answer, in a list."""
 
@@ -51,7 +49,7 @@ class ListedRun:
     @property
     def place(self) -> str:
         """Where it stands in the list: later ones have a lesser one."""
-        return f"{self.run.created_at:016} {self.run.id}"
+        return place(self.run.created_at, self.run.id)
 
 
 class RunList:
@@ -64,9 +62,9 @@ class RunList:
         """Return up to `most` runs, the newest first, from the one after the place `before` on."""
 
         def read(connection: Connection) -> list[ListedRun]:
-            where, values = _where(asked, before)
+            found = _where(asked, before)
             order = "ORDER BY run.created_at DESC, run.id DESC LIMIT ?"
-            return _listed(connection, f"{where} {order}", (*values, most), LIST_TEXT)
+            return _listed(connection, f"{found.where} {order}", (*found.values, most), LIST_TEXT)
 
         return await self._database.read(read)
 
@@ -89,30 +87,23 @@ def _listed(connection: Connection, which: str, values: Sequence[Any], text_byte
     return [ListedRun(runs[id], roots[id], *counts) for id, *counts in rows if id in runs and id in roots]
 
 
-def _where(asked: RunFilter, before: str | None) -> tuple[str, list[Any]]:
-    conditions, values = ["run.tenant = ?"], [asked.tenant]
+def _where(asked: RunFilter, before: str | None) -> Conditions:
+    found = Conditions()
+    found.must("run.tenant = ?", asked.tenant)
     if asked.customer is not None:
-        conditions.append("run.customer = ?")
-        values.append(asked.customer)
+        found.must("run.customer = ?", asked.customer)
     if asked.within:
         condition, paths = names.under(asked.within)
-        conditions.append(condition)
-        values += paths
-    times: list[Any] = []
-    for sign, time in ((">=", asked.since), ("<", asked.until)):
-        if time is not None:
-            conditions.append(f"run.created_at {sign} ?")
-            times.append(time)
-    if before is not None:
-        at, _, id = before.partition(" ")
-        conditions.append("(run.created_at < ? OR (run.created_at = ? AND run.id < ?))")
-        times += [int(at), int(at), id]
+        found.must(condition, *paths)
+    found.made("run", asked.since, asked.until)
+    found.after("run", before)
     if asked.states:
         places = ", ".join("?" * len(asked.states))
-        conditions.append(f"EXISTS (SELECT 1 FROM node WHERE node.id = run.id AND node.state IN ({places}))")  # noqa: S608
-        times += sorted(asked.states)
+        found.must(
+            f"EXISTS (SELECT 1 FROM node WHERE node.id = run.id AND node.state IN ({places}))",  # noqa: S608
+            *sorted(asked.states),
+        )
     if asked.labels:
         condition, named = labels.having((LABELS,), "run.id", asked.labels)
-        conditions.append(condition)
-        times += named
-    return " AND ".join(conditions), [*values, *times]
+        found.must(condition, *named)
+    return found

@@ -5,7 +5,6 @@ A function that takes a connection is part of one transaction's work.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ from pydantic import TypeAdapter
 from rlm_server.database import labels, requests
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
+from rlm_server.database.listing import Conditions, place
 from rlm_server.database.requests import Request
 from rlm_server.ledger import names
 from rlm_server.ledger.amounts import UNITS, Limit
@@ -25,8 +25,6 @@ LABELS = "session"
 """The kind of sessions' labels."""
 CREATING = "CreateSession"
 """The call that starts a session."""
-PLACE = re.compile(r"[0-9]{16} \S{1,100}", re.ASCII)
-"""Where a session stands in a list: when it was made, and its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ class SessionRow:
     @property
     def place(self) -> str:
         """Where it stands in a list: later ones have a lesser one."""
-        return f"{self.created_at:016} {self.id}"
+        return place(self.created_at, self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +116,9 @@ class SessionTable:
         """Return up to `most` sessions, the newest first, from the one after the place `before` on."""
 
         def read(connection: Connection) -> list[SessionRow]:
-            where, values = _where(asked, before)
+            found = _where(asked, before)
             order = "ORDER BY created_at DESC, id DESC LIMIT ?"
-            return _rows(connection, f"{where} {order}", (*values, most))
+            return _rows(connection, f"{found.where} {order}", (*found.values, most))
 
         return await self._database.read(read)
 
@@ -271,32 +269,22 @@ def _row(row: tuple[Any, ...], named: Mapping[str, str]) -> SessionRow:
     )  # fmt: skip
 
 
-def _where(asked: SessionFilter, before: str | None) -> tuple[str, list[Any]]:
-    conditions: list[str] = ["tenant = ?"]
-    values: list[Any] = [asked.tenant]
-
-    def must(condition: str, *given: Any) -> None:
-        conditions.append(condition)
-        values.extend(given)
-
+def _where(asked: SessionFilter, before: str | None) -> Conditions:
+    found = Conditions()
+    found.must("tenant = ?", asked.tenant)
     if asked.customer is not None:
-        must("customer = ?", asked.customer)
+        found.must("customer = ?", asked.customer)
     if asked.within:
         condition, paths = names.under(asked.within)
-        must(condition, *paths)
-    if asked.since is not None:
-        must("created_at >= ?", asked.since)
-    if asked.until is not None:
-        must("created_at < ?", asked.until)
-    if before is not None:
-        at, _, id = before.partition(" ")
-        must("(created_at < ? OR (created_at = ? AND id < ?))", int(at), int(at), id)
+        found.must(condition, *paths)
+    found.made("session", asked.since, asked.until)
+    found.after("session", before)
     if asked.states:
-        must(f"state IN ({', '.join('?' * len(asked.states))})", *sorted(asked.states))
+        found.must(f"state IN ({', '.join('?' * len(asked.states))})", *sorted(asked.states))
     if asked.labels:
         condition, named = labels.having((LABELS,), "session.id", asked.labels)
-        must(condition, *named)
-    return " AND ".join(conditions), values
+        found.must(condition, *named)
+    return found
 
 
 _limits = TypeAdapter(Limits)

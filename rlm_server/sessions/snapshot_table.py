@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from rlm_server.database import labels, requests
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
+from rlm_server.database.listing import Conditions, place
 from rlm_server.database.requests import Request
 
 LABELS = "snapshot"
@@ -36,7 +37,7 @@ class SnapshotRow:
     @property
     def place(self) -> str:
         """Where it stands in a list: later ones have a lesser one."""
-        return f"{self.created_at:016} {self.id}"
+        return place(self.created_at, self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +100,9 @@ class SnapshotTable:
         """Return up to `most` snapshots, the newest first, from the one after the place `before` on."""
 
         def read(connection: Connection) -> list[SnapshotRow]:
-            where, values = _where(asked, before)
-            return _rows(connection, f"{where} ORDER BY created_at DESC, id DESC LIMIT ?", (*values, most))
+            found = _where(asked, before)
+            order = "ORDER BY created_at DESC, id DESC LIMIT ?"
+            return _rows(connection, f"{found.where} {order}", (*found.values, most))
 
         return await self._database.read(read)
 
@@ -176,25 +178,14 @@ def _row(*values: Any, labels: Mapping[str, str]) -> SnapshotRow:
     return SnapshotRow(id, tenant, session, image, context, name, size_bytes, created_at, labels)
 
 
-def _where(asked: SnapshotFilter, before: str | None) -> tuple[str, list[Any]]:
-    conditions: list[str] = ["tenant = ?"]
-    values: list[Any] = [asked.tenant]
-    must: Callable[[str], None] = conditions.append
+def _where(asked: SnapshotFilter, before: str | None) -> Conditions:
+    found = Conditions()
+    found.must("tenant = ?", asked.tenant)
     if asked.session:
-        must("session = ?")
-        values.append(asked.session)
-    if asked.since is not None:
-        must("created_at >= ?")
-        values.append(asked.since)
-    if asked.until is not None:
-        must("created_at < ?")
-        values.append(asked.until)
-    if before is not None:
-        at, _, id = before.partition(" ")
-        must("(created_at < ? OR (created_at = ? AND id < ?))")
-        values += (int(at), int(at), id)
+        found.must("session = ?", asked.session)
+    found.made("snapshot", asked.since, asked.until)
+    found.after("snapshot", before)
     if asked.labels:
         condition, named = labels.having((LABELS,), "snapshot.id", asked.labels)
-        must(condition)
-        values += named
-    return " AND ".join(conditions), values
+        found.must(condition, *named)
+    return found
