@@ -114,7 +114,7 @@ def forget(connection: Connection, tenant: str, method: str, request_id: str) ->
 
 def forget_about(connection: Connection, tenant: str, thing: str) -> None:
     """Forget a tenant's requests about a thing, as it is deleted."""
-    connection.execute("DELETE FROM request WHERE tenant = ? AND thing = ?", (tenant, thing))
+    connection.execute("DELETE FROM request WHERE tenant = ? AND thing = ? AND thing <> ''", (tenant, thing))
 
 
 def forget_some(connection: Connection, tenant: str, most: int) -> int:

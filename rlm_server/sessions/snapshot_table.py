@@ -142,7 +142,7 @@ class SnapshotTable:
             if not _rows(connection, "tenant = ? AND id = ?", (tenant, snapshot)):
                 return False
             _forget(connection, tenant, snapshot)
-            requests.answer(connection, request, snapshot, at)
+            requests.answer_deletion(connection, request, at)
             return True
 
         return await self._database.write(write)
