@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from time import thread_time
-from typing import Protocol, cast
+from typing import Protocol
 
 from sandbox.limits import Limits, PoolLimits
 from sandbox.memory.memory import PAGE
@@ -158,7 +158,8 @@ class Process(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
-        self._transport = cast("asyncio.Transport", transport)  # which has its methods, whatever loop made it
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101
+        self._transport = transport
 
     def data_received(self, data: bytes) -> None:
         """Take bytes that arrived. A worker that sends anything but frames within its limits is killed."""
