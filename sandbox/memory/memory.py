@@ -6,15 +6,19 @@ Linear memory stays at one host address for the life of an instance, so the host
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 import sys
 import tempfile
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 PAGE = 4096
+SEAL_SECONDS, SEAL_PAUSE_SECONDS = 5.0, 0.02
+"""For so long, and so often, a file is sealed again whose pages the kernel has in use: it says EBUSY after a while."""
 
 Runs = list[tuple[int, int]]
 """Runs of whole pages in ascending order, each as (offset, bytes)."""
@@ -104,11 +108,24 @@ def sealed(data: bytes | mmap.mmap, name: str) -> int:
 
 
 def seal(fd: int) -> None:
-    """See to it that nobody can change or shorten a file of `in_memory` any more."""
+    """See to it that nobody can change or shorten a file of `in_memory` any more.
+
+    Raises:
+        OSError: the kernel refused, also where it had its pages in use for `SEAL_SECONDS`.
+    """
     if hasattr(os, "memfd_create"):
         import fcntl
 
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+        until = time.monotonic() + SEAL_SECONDS
+        while True:
+            try:
+                fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL)
+            except OSError as error:
+                if error.errno != errno.EBUSY or time.monotonic() > until:
+                    raise
+                time.sleep(SEAL_PAUSE_SECONDS)
+            else:
+                return
 
 
 def share(fd: int, size: int) -> int:
