@@ -56,8 +56,8 @@ class Client:
         self._runs: Any = run_pb2_grpc.RunServiceStub(server.channel)
 
     async def echo(self) -> None:
-        """Make a call of which the server has nothing to do but to see who calls."""
-        await self._info.GetQuota(server_pb2.GetQuotaRequest(), metadata=self._server.metadata)
+        """Make a call of which the server has nothing to do but to see who calls, and to say what it is."""
+        await self._info.GetServerInfo(server_pb2.GetServerInfoRequest(), metadata=self._server.metadata)
 
     async def session(self) -> str:
         """Make a session that has run a turn, and return its id."""
