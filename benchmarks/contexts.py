@@ -19,7 +19,7 @@ from statistics import median
 from tempfile import TemporaryDirectory
 
 from benchmarks.memory import children
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress
 from benchmarks.uploads import Uploaded, uploaded
 from rlm_server.contexts.search import search
 from sandbox.corpora.corpus import Corpus, Kind, Writer

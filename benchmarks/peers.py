@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.contestant import ROOT, Contestant
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress
 
 FOLDER = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rlm-server" / "peers"
 PROGRAMS = FOLDER / "programs" / "pyperformance" / "data-files" / "benchmarks"

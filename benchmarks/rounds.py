@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from benchmarks.contestant import OURS, Driver, DriverError
+from benchmarks.progress import Progress
 
 PATIENCE_SECONDS = 8.0
 FEWEST_SAMPLES = 3
 """A contestant that has taken so long over one question, and answered it so often, is not asked it again."""
 QUICK_SECONDS = 0.05
 """What takes no longer is measured twice, and the second counts: the first finds its neighbours' data in the caches."""
-
-Progress = Callable[[str], None]
-"""Told what is being done."""
 
 Answers = dict[tuple[str, str], float]
 """Medians, by contestant and question."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,8 +17,9 @@ from statistics import geometric_mean, median
 from benchmarks import memory, peers, plot, programs
 from benchmarks.contestant import OURS, ROOT, Contestant, Driver, DriverError
 from benchmarks.figure import MEMORY, SLOWDOWN, STOP_MIDDLE, STOP_WORST, TIMED
+from benchmarks.progress import Progress, shown
 from benchmarks.report import Report
-from benchmarks.rounds import Answers, Progress, Question, alternate
+from benchmarks.rounds import Answers, Question, alternate
 from benchmarks.runaways import RUNAWAYS
 
 NATIVE = "native"
@@ -135,13 +134,7 @@ def main() -> None:
     parser.add_argument("--peers", type=names, default=every, metavar="NAMES", help=f"none, or some of {every} (all)")
     parser.add_argument("--rounds", type=int, default=100, help="how often to measure what is quick (100)")
     chosen = parser.parse_args()
-    began = time.monotonic()
-
-    def progress(step: str) -> None:
-        print(f"• {time.monotonic() - began:4.0f} s  {step}", file=sys.stderr)
-
-    if os.getloadavg()[0] > 0.5:
-        progress(f"this machine is busy already (load {os.getloadavg()[0]:.1f}): trust ratios, and those little")
+    progress = shown("trust ratios, and those little")
     contestants = own(sessions=1000) + peers.prepared(chosen.peers, progress)
     report = measured(contestants, chosen.rounds, peers.programs(progress), progress)
     print(report.table())

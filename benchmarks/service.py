@@ -16,8 +16,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
-import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -31,7 +29,7 @@ from rlm.v1 import run_pb2, run_pb2_grpc, server_pb2, server_pb2_grpc, session_p
 from benchmarks.drivers.serving import expect
 from benchmarks.loop.endpoint import LONG_BYTES, MODELS, endpoint
 from benchmarks.memory import held_bytes
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress, shown
 from benchmarks.served import Served, served
 
 SESSIONS = 64
@@ -194,13 +192,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of calls one after another ({ROUNDS})")
     parser.add_argument("--watchers", type=int, default=WATCHERS, help=f"of one run ({WATCHERS:,})")
     options = parser.parse_args()
-    began = time.perf_counter()
-
-    def progress(text: str) -> None:
-        print(f"• {time.perf_counter() - began:4.0f} s  {text}", file=sys.stderr, flush=True)
-
-    if os.getloadavg()[0] > 0.5:
-        progress(f"this machine is busy already (load {os.getloadavg()[0]:.1f}): compare, and trust no single figure")
+    progress = shown("compare, and trust no single figure")
     with endpoint() as url, TemporaryDirectory(prefix="bench-service-") as folder:
         figures = asyncio.run(measured(Path(folder), url, options.rounds, options.watchers, progress))
     width = max(map(len, figures))

@@ -26,7 +26,7 @@ from tempfile import TemporaryDirectory
 
 from benchmarks.contestant import ROOT
 from benchmarks.course import Course, Sample
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress
 from benchmarks.vitals import Vitals
 from sandbox.corpora.corpus import Kind, in_memory
 from sandbox.door import HostCall, Json

@@ -23,12 +23,10 @@ from rlm.v1 import context_pb2, context_pb2_grpc
 
 from benchmarks.contestant import ROOT
 from benchmarks.environment import environment
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress, shown
 
 ROUNDS = 5
 ANSWER_SECONDS = 60.0
-BUSY = 0.5
-"""The machine's load from which its times say little."""
 _COMMAND = "from rlm_server.commands.cli import main; main()"
 """What the installed script does, here of whichever checkout comes first on the path."""
 
@@ -152,13 +150,7 @@ def main() -> None:
         "--beside", type=Path, metavar="PATH", help="another checkout of the project, measured in turns"
     )
     options = parser.parse_args()
-    began = time.perf_counter()
-
-    def progress(text: str) -> None:
-        print(f"• {time.perf_counter() - began:4.0f} s  {text}", file=sys.stderr, flush=True)
-
-    if os.getloadavg()[0] > BUSY:
-        progress(f"this machine is busy already (load {os.getloadavg()[0]:.1f}): compare, and trust no single figure")
+    progress = shown("compare, and trust no single figure")
     checkouts = [("", Checkout(ROOT))]
     if options.beside:
         checkouts.append(("beside_", Checkout(options.beside.resolve())))

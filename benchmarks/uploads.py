@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 import grpc
 from rlm.v1 import context_pb2, context_pb2_grpc
 
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress
 
 CHUNK = 1 << 20
 ROUNDS = 5

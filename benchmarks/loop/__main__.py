@@ -20,9 +20,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import sys
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,7 +29,8 @@ from benchmarks import peers
 from benchmarks.contestant import OURS, Contestant, Driver, DriverError
 from benchmarks.loop.endpoint import endpoint
 from benchmarks.loop.faulty import CALLS, answered
-from benchmarks.rounds import Answers, Progress, Question, alternate
+from benchmarks.progress import Progress, shown
+from benchmarks.rounds import Answers, Question, alternate
 
 REFERENCE = "reference"
 ROUNDS = 9
@@ -99,13 +98,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=1_000, help="of the text that is counted in (1,000)")
     parser.add_argument("--alone", action="store_true", help="without the reference implementation")
     options = parser.parse_args()
-    began = time.perf_counter()
-
-    def progress(text: str) -> None:
-        print(f"• {time.perf_counter() - began:4.0f} s  {text}", file=sys.stderr, flush=True)
-
-    if os.getloadavg()[0] > 0.5:
-        progress(f"this machine is busy already (load {os.getloadavg()[0]:.1f}): compare, and trust no single figure")
+    progress = shown("compare, and trust no single figure")
     with endpoint() as url:
         figures = result(measured(url, options.rounds, options.megabytes, not options.alone, progress))
     progress(f"{options.calls:,} calls at a provider that fails a tenth of them")

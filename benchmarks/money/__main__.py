@@ -9,16 +9,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import resource
 import sys
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.money.databases import KINDS, databases
 from benchmarks.money.findings import Findings
 from benchmarks.money.measuring import Sizes, measure
+from benchmarks.progress import shown
 
 
 def main() -> int:
@@ -34,15 +33,9 @@ def main() -> int:
     sizes = Sizes(calls=options.calls or (100_000 if options.large else usual.calls), seed=options.seed)
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    began, findings = time.monotonic(), Findings()
+    findings = Findings()
 
-    def progress(step: str) -> None:
-        print(f"• {time.monotonic() - began:4.0f} s  {step}", file=sys.stderr, flush=True)
-
-    if os.getloadavg()[0] > 0.5:
-        progress(
-            f"this machine is busy already (load {os.getloadavg()[0]:.1f}): trust what is counted, not what is timed"
-        )
+    progress = shown("trust what is counted, not what is timed")
     with TemporaryDirectory(dir=options.folder, prefix="bench-money-") as folder, databases(Path(folder)) as places:
         for kind in options.databases:
             asyncio.run(measure(places, kind, sizes, findings, progress))

@@ -9,7 +9,7 @@ from statistics import median
 
 from benchmarks.money.broker import ask, broker_at, within
 from benchmarks.money.provider import provider
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress
 from rlm_server.broker.broker import Broker
 from rlm_server.database.database import Database
 from rlm_server.ledger import NANO, Ledger, Limit, Payer

@@ -16,7 +16,7 @@ from itertools import count
 
 from benchmarks.money.broker import MODELS, PRICE, ask, broker_at, within
 from benchmarks.money.provider import Bills, bills, provider
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress
 from rlm_server.broker.broker import Broker, CallFailed
 from rlm_server.broker.provider import Failure, ModelRequest
 from rlm_server.broker.worst_case import worst_case

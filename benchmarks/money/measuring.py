@@ -13,7 +13,7 @@ from benchmarks.money.holds import held
 from benchmarks.money.load import loaded
 from benchmarks.money.reconciled import reconciled
 from benchmarks.money.server import measured
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

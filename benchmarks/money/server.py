@@ -16,7 +16,7 @@ import openai
 from rlm.v1 import session_pb2, session_pb2_grpc, types_pb2
 
 from benchmarks.money.provider import provider
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress
 from benchmarks.served import served
 from rlm_server.ledger import NANO
 

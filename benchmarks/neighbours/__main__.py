@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import resource
 import sys
 import time
@@ -23,7 +22,7 @@ from benchmarks.neighbours.memory_limit import memory_limit
 from benchmarks.neighbours.playing import Stage
 from benchmarks.neighbours.scenarios import SCENARIOS
 from benchmarks.neighbours.server import Database
-from benchmarks.rounds import Progress
+from benchmarks.progress import Progress, shown
 from rlm_server.config.settings import Settings
 from rlm_server.server import image_specs
 from sandbox.vm.image import prepare
@@ -75,13 +74,7 @@ def main() -> int:
         parser.error(f"there is no scenario {', '.join(unknown)}; --list tells them")
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    began = time.monotonic()
-
-    def progress(step: str) -> None:
-        print(f"• {time.monotonic() - began:4.0f} s  {step}", file=sys.stderr, flush=True)
-
-    if os.getloadavg()[0] > 0.5:
-        progress(f"this machine is busy already (load {os.getloadavg()[0]:.1f}): trust what is counted, not times")
+    progress = shown("trust what is counted, not times")
     prepare(image_specs(Settings.load()), progress=progress).program.close()
     with ExitStack() as stack:
         postgres = stack.enter_context(postgres_server()) if options.database == "postgres" else ""
