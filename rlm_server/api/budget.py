@@ -86,8 +86,9 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
         """Change a customer."""
         asked = request.account
         with FieldChecks() as check:
-            said = check(accounts.described, asked, self._offered)
-            paths = check(requests.changed_fields, request.update_mask, asked, accounts.SETTABLE)
+            paths = check(requests.changed_fields, request.update_mask, asked, accounts.SETTABLE) or []
+            limits_models = not {"model_limits", "soft_limits"}.isdisjoint(paths)
+            said = check(accounts.described, asked, self._offered if limits_models else Offered())
             resets = check(requests.choices, "reset_windows", request.reset_windows, accounts.SPAN_OF, accounts.A_SPAN)
             repeatable = check(requests.repeatable, tenant(), request)
         change = partial(accounts.changed, said, paths)
