@@ -20,7 +20,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescri
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
-from rlm.v1 import context_pb2, session_pb2
+from rlm.v1 import budget_pb2, context_pb2, session_pb2
 
 from rlm_server.clock import now
 
@@ -91,6 +91,9 @@ class Hostile:
             "paths": lambda: pick(PATHS),
             "url": lambda: pick(["http://127.0.0.1:9/hook", "https://127.0.0.1/", "https://user@example.com/#x"]),
             "label": lambda: pick(["team", ""]),
+            "span": lambda: pick(
+                [budget_pb2.WINDOW_SPAN_HOUR, budget_pb2.WINDOW_SPAN_DAY, budget_pb2.WINDOW_SPAN_MONTH]
+            ),
             "percent": lambda: pick([1, 50, 100]),
             "weight": lambda: pick([0.5, 1.0, 2.0]),
             "count": lambda: pick([0, 1, 2]),
@@ -129,6 +132,9 @@ class Hostile:
         for one in of.fields:
             if self.random.random() > max(self.full, self.mild if one.name in NEEDED else 0):
                 continue
+            oneof = one.containing_oneof
+            if oneof is not None and made.WhichOneof(oneof.name) and self.random.random() < 0.5:
+                continue  # or the last of a oneof would always be the one
             if one.is_repeated:
                 self._fill(getattr(made, one.name), one, depth)
             elif one.message_type is not None:
