@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import ParamSpec
 
 from rlm.v1 import budget_pb2
 
 from rlm_server.api import requests, responses
-from rlm_server.api.errors import InvalidField
+from rlm_server.api.errors import InvalidField, Violation
 from rlm_server.api.field_checks import FieldChecks
 from rlm_server.ledger import Limit, ModelLimit, Scope, SoftLimit, Span, Statement, Window, names
 from rlm_server.ledger.customers import Customer
 from rlm_server.tenants import checks
 from rlm_server.tenants.checks import Offered, WrongTerm
+
+P = ParamSpec("P")
 
 MAX_ACCOUNT_NAME = 200
 """Characters of the name of an account."""
@@ -25,8 +28,10 @@ SPANS = {
     Span.DAY: budget_pb2.WINDOW_SPAN_DAY,
     Span.MONTH: budget_pb2.WINDOW_SPAN_MONTH,
 }
-_SPANS = {number: span for span, number in SPANS.items()}
-_SETTABLE = {
+SPAN_OF = {number: span for span, number in SPANS.items() if span is not None}
+A_SPAN = "a minute, an hour, a day or a month"
+"""What the span of a window must be."""
+SETTABLE = {
     "limit": "limit",
     "window_limits": "windows",
     "model_limits": "model_limits",
@@ -34,36 +39,25 @@ _SETTABLE = {
     "name": "name",
     "labels": "labels",
 }
+"""What can be changed of a customer, and what it is called in `Customer`."""
 
 
-def customer(tenant: str, asked: budget_pb2.Account) -> Customer:
+def customer(tenant: str, asked: budget_pb2.Account, offered: Offered) -> Customer:
     """Read a customer that is to be made."""
     parent = asked.parent_id if asked.parent_id != tenant else ""
     with FieldChecks() as check:
         id = check(requests.account_id, asked.account_id, tenant, "account.account_id")
-        new = check(_described, Customer(tenant, id, parent), asked)
-    return new  # noqa: RET504 - the checks end before
+        new = check(described, asked, offered)
+    return replace(new, tenant=tenant, id=id, parent=parent)
 
 
-def check_described(asked: budget_pb2.Account) -> None:
-    """Refuse what may not be said of any customer."""
-    _described(Customer("", "", ""), asked)
+def changed(said: Customer, paths: Iterable[str], before: Customer) -> Customer:
+    """Return a customer with what is new of it: the fields of some paths, as is said of them."""
+    return replace(before, **{SETTABLE[path]: getattr(said, SETTABLE[path]) for path in paths})
 
 
-def changed(before: Customer, asked: budget_pb2.Account, paths: Iterable[str]) -> Customer:
-    """Return a customer with what is new of it."""
-    new = _described(before, asked)
-    return replace(before, **{_SETTABLE[path]: getattr(new, _SETTABLE[path]) for path in paths})
-
-
-def check_paths(paths: Iterable[str]) -> None:
-    """Refuse to change what cannot be changed."""
-    for path in paths:
-        if path not in _SETTABLE:
-            raise InvalidField("update_mask", f"may have {', '.join(_SETTABLE)}, not {path[:100]!r}")
-
-
-def _described(customer: Customer, asked: budget_pb2.Account) -> Customer:
+def described(asked: budget_pb2.Account, offered: Offered) -> Customer:
+    """Read what is said of a customer, whichever it is."""
     windows: dict[Span, Limit] = {}
     with FieldChecks() as check:
         if len(asked.name) > MAX_ACCOUNT_NAME:
@@ -72,10 +66,12 @@ def _described(customer: Customer, asked: budget_pb2.Account) -> Customer:
             check(_add_window, windows, one, f"account.window_limits[{place}]")
         labels = check(requests.labels, asked.labels, "account.labels")
         limit = check(requests.budget, asked.limit, "account.limit")
-        of_models = check(model_limits, asked.model_limits, "account.model_limits")
-        soft = check(soft_limits, asked.soft_limits, "account.soft_limits")
-    return replace(
-        customer,
+        of_models = check(model_limits, asked.model_limits, "account.model_limits", offered)
+        soft = check(soft_limits, asked.soft_limits, "account.soft_limits", offered)
+    return Customer(
+        "",
+        "",
+        "",
         name=asked.name,
         labels=labels,
         limit=limit,
@@ -98,13 +94,17 @@ def _add_window(windows: dict[Span, Limit], asked: budget_pb2.WindowLimit, field
     windows[span] = limit
 
 
-def model_limits(asked: Iterable[budget_pb2.ModelLimit], field: str) -> tuple[ModelLimit, ...]:
-    """Read limits on models, in their order. Whether they may be is left to `check_limits`."""
+def model_limits(asked: Sequence[budget_pb2.ModelLimit], field: str, offered: Offered) -> tuple[ModelLimit, ...]:
+    """Read limits on models. They are returned in the order of what they are on."""
     found = []
-    for place, one in enumerate(asked):
-        here = f"{field}[{place}]"
-        span = window_span(one.span, f"{here}.span") if one.span else None
-        found.append(ModelLimit(Scope(span, one.model), requests.budget(one.limit, f"{here}.limit")))
+    with FieldChecks() as check:
+        check(_term, checks.check_count, field, len(asked))
+        for place, one in enumerate(asked[: checks.MAX_PATTERNS]):
+            here = f"{field}[{place}]"
+            check(_term, checks.check_model, f"{here}.model", one.model, offered)
+            span = check(_span_if_any, one.span, f"{here}.span")
+            found.append(ModelLimit(Scope(span, one.model), check(requests.budget, one.limit, f"{here}.limit")))
+    _term(checks.check_model_limits, field, found, offered)
     return tuple(sorted(found, key=lambda one: one.scope.place))
 
 
@@ -115,16 +115,22 @@ def written_model_limits(limits: Iterable[ModelLimit]) -> Iterator[budget_pb2.Mo
         yield budget_pb2.ModelLimit(model=model, span=SPANS[span], limit=responses.budget(one.limit))
 
 
-def soft_limits(asked: Iterable[budget_pb2.SoftLimit], field: str) -> tuple[SoftLimit, ...]:
-    """Read soft limits, in the order of what they are on. Whether they may be is left to `check_limits`."""
+def soft_limits(asked: Sequence[budget_pb2.SoftLimit], field: str, offered: Offered) -> tuple[SoftLimit, ...]:
+    """Read soft limits. They are returned in the order of what they are on."""
     found = []
-    for place, one in enumerate(asked):
-        here = f"{field}[{place}]"
-        scope = Scope(window_span(one.span, f"{here}.span") if one.span else None, one.model)
-        if one.WhichOneof("at") == "percent":
-            found.append(SoftLimit(scope, one.percent))
-        else:
-            found.append(SoftLimit(scope, amount=requests.budget(one.amount, f"{here}.amount")))
+    with FieldChecks() as check:
+        check(_term, checks.check_count, field, len(asked))
+        for place, one in enumerate(asked[: checks.MAX_PATTERNS]):
+            here = f"{field}[{place}]"
+            if one.model:
+                check(_term, checks.check_model, f"{here}.model", one.model, offered)
+            scope = Scope(check(_span_if_any, one.span, f"{here}.span"), one.model)
+            if one.WhichOneof("at") == "percent":
+                check(_term, checks.check_percent, f"{here}.percent", one.percent)
+                found.append(SoftLimit(scope, one.percent))
+            else:
+                found.append(SoftLimit(scope, amount=check(requests.budget, one.amount, f"{here}.amount")))
+    _term(checks.check_soft_limits, field, found, offered)
     return tuple(sorted(found, key=lambda one: one.scope.place))
 
 
@@ -139,21 +145,25 @@ def written_soft_limits(limits: Iterable[SoftLimit]) -> Iterator[budget_pb2.Soft
         yield message
 
 
-def check_limits(customer: Customer, offered: Offered) -> None:
-    """Refuse limits on models and soft limits that cannot be, or on a model that is not offered."""
+def _term(check: Callable[P, None], *args: P.args, **named: P.kwargs) -> None:
+    """Check what may be said of a tenant or a customer, whose field is named as in the request."""
     try:
-        checks.check_model_limits("account.model_limits", customer.model_limits, offered)
-        checks.check_soft_limits("account.soft_limits", customer.soft_limits, offered)
+        check(*args, **named)
     except WrongTerm as error:
-        raise InvalidField(error.field, str(error)) from None
+        more = [Violation(one.field, str(one)) for one in error.more]
+        raise InvalidField(error.field, str(error), more=more) from None
 
 
 def window_span(value: int, field: str) -> Span:
     """Read the span of a window."""
-    span = _SPANS.get(budget_pb2.WindowSpan.ValueType(value))
+    span = SPAN_OF.get(budget_pb2.WindowSpan.ValueType(value))
     if span is None:
-        raise InvalidField(field, f"must be a minute, an hour, a day or a month, not {value}")
+        raise InvalidField(field, f"must be {A_SPAN}, not {value}")
     return span
+
+
+def _span_if_any(value: int, field: str) -> Span | None:
+    return window_span(value, field) if value else None
 
 
 def account(statement: Statement, customer: Customer | None) -> budget_pb2.Account:

@@ -15,6 +15,7 @@ from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
 from rlm_server.api.field_checks import FieldChecks
 from rlm_server.api.webhooks import WebhookCalls
+from rlm_server.database.labels import MAX_LABEL
 from rlm_server.ledger import AccountConflict, AccountUnknown, By, Entry, Ledger, Query, Statement, UsageRow, names
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.ledger.customers import Customer
@@ -70,10 +71,8 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
     ) -> budget_pb2.CreateAccountResponse:
         """Make a customer."""
         with FieldChecks() as check:
-            new = check(accounts.customer, tenant(), request.account)
+            new = check(accounts.customer, tenant(), request.account, self._offered)
             repeatable = check(requests.repeatable, tenant(), request)
-            if check.passed:
-                check(accounts.check_limits, new, self._offered)
         if key_account.path():
             new = replace(new, parent=request.account.parent_id or key_account.own())
             await requests.customer_path(self._book, tenant(), new.parent, "account.parent_id")
@@ -85,32 +84,16 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
         self, request: budget_pb2.UpdateAccountRequest, context: Any
     ) -> budget_pb2.UpdateAccountResponse:
         """Change a customer."""
-        asked, paths = request.account, list(request.update_mask.paths)
+        asked = request.account
         with FieldChecks() as check:
-            check(accounts.check_paths, paths)
-            resets = [
-                check(accounts.window_span, span, f"reset_windows[{place}]")
-                for place, span in enumerate(request.reset_windows)
-            ]
-            check(accounts.check_described, asked)
+            paths = check(requests.changed_fields, request.update_mask, asked, accounts.SETTABLE) or []
+            limits_models = not {"model_limits", "soft_limits"}.isdisjoint(paths)
+            said = check(accounts.described, asked, self._offered if limits_models else Offered())
+            resets = check(requests.choices, "reset_windows", request.reset_windows, accounts.SPAN_OF, accounts.A_SPAN)
             repeatable = check(requests.repeatable, tenant(), request)
-
-        def change(before: Customer) -> Customer:
-            if not paths and not resets:
-                raise InvalidField("update_mask", "must name what changes")
-            changed = accounts.changed(before, asked, paths)
-            if {"model_limits", "soft_limits"} & set(paths):
-                accounts.check_limits(changed, self._offered)
-            return changed
-
+        change = partial(accounts.changed, said, paths)
         await self._check_change(asked.account_id)
-        changed = await self._book.update(
-            tenant(),
-            asked.account_id,
-            change,
-            resets,
-            repeatable,
-        )
+        changed = await self._book.update(tenant(), asked.account_id, change, sorted(resets), repeatable)
         return budget_pb2.UpdateAccountResponse(account=await self._account(changed))
 
     async def ListAccounts(
@@ -119,7 +102,7 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
         """List customers."""
         parent = request.parent_id or key_account.own()
         parent = parent if parent != tenant() else ""
-        list_name = requests.list_name("accounts", (parent, sorted(request.labels.items())))
+        list_name = requests.list_name("accounts", (tenant(), parent, sorted(request.labels.items())))
         with FieldChecks() as check:
             named = check(requests.labels, request.labels)
             size = check(requests.page_size, request.page_size, 100, 1_000)
@@ -161,13 +144,16 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
         with FieldChecks() as check:
             if by is None:
                 check.wrong("by", f"must be a day, a model, a run, an account or a label, not {request.by}")
-            elif (by is By.LABEL) != bool(request.label):
+            if len(request.label) > MAX_LABEL:
+                check.wrong("label", f"may have {MAX_LABEL} characters, not {len(request.label)}")
+            elif by is not None and (by is By.LABEL) != bool(request.label):
                 check.wrong("label", "is the key of the label, where usage is summed up by label, and empty else")
             size = check(requests.page_size, request.page_size, 100, 1_000)
-            query = await self._query(check, request.filter)
-            list_name = requests.list_name(f"usage by {by}", (query, request.label))
+            query = _query(check, request.filter)
+            list_name = requests.list_name(f"usage by {by}", (query, request.filter.account_id, request.label))
             last = check(requests.page_key, request.page_token, list_name)
         assert by is not None  # noqa: S101 - it would be named above
+        query = await self._looked_up(query, request.filter)
         rows = await self._ledger.usage(query, by, request.label)
         rest = rows if last is None else [row for row in rows if row.key > last]
         written = [_usage(row) for row in rest[:size]]
@@ -178,9 +164,10 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
         """List what was posted."""
         with FieldChecks() as check:
             size = check(requests.page_size, request.page_size, 100, 1_000)
-            query = await self._query(check, request.filter)
-            list_name = requests.list_name("entries", query)
+            query = _query(check, request.filter)
+            list_name = requests.list_name("entries", (query, request.filter.account_id))
             last = check(requests.page_token, request.page_token, list_name, 1)
+        query = await self._looked_up(query, request.filter)
         after = query.after if last is None else max(query.after, last[0])
         entries = await self._ledger.entries(replace(query, after=after), most=size + 1)
         written = [_entry(one) for one in entries[:size]]
@@ -194,7 +181,8 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
         with FieldChecks() as check:
             if request.format not in _LINES:
                 check.wrong("format", f"must be CSV or JSONL, not {request.format}")
-            query = await self._query(check, request.filter)
+            query = _query(check, request.filter)
+        query = await self._looked_up(query, request.filter)
         line = _LINES[request.format]
         last = await self._ledger.last_entry(tenant())
         head = ledger_export.header().encode() if line is ledger_export.csv_line else b""
@@ -208,40 +196,38 @@ class BudgetServicer(WebhookCalls, budget_pb2_grpc.BudgetServiceServicer):
             if entries[-1].number >= last:
                 return
 
-    async def _query(self, check: FieldChecks, entry_filter: budget_pb2.EntryFilter) -> Query:
-        """Read a filter. What it names is looked up last, where nothing else is wrong."""
-        check(requests.check_name, "filter.model", entry_filter.model)
-        if not 0 <= entry_filter.after_number < 1 << 62:
-            check.wrong("filter.after_number", "must not be negative, and is the number of an entry")
-        since, until = (
-            check(requests.time_if_set, entry_filter, name, f"filter.{name}") for name in ("since", "until")
-        )
-        if since is not None and until is not None and since > until:
-            check.wrong("filter.until", "must not be before since")
-        named = check(requests.labels, entry_filter.labels, "filter.labels") or {}
-        customer = await self._payer(entry_filter) if check.passed else ""
-        return Query(
-            tenant(),
-            run=entry_filter.run_id or None,
-            node=entry_filter.node_id or None,
-            model=entry_filter.model if entry_filter.HasField("model") else None,
-            since=since,
-            until=until,
-            ambiguous=entry_filter.ambiguous_only,
-            after=entry_filter.after_number,
-            customer=customer,
-            labels=tuple(sorted(named.items())),
-        )
-
-    async def _payer(self, entry_filter: budget_pb2.EntryFilter) -> str:
-        """Look up what a filter names, and return the path of the customer."""
+    async def _looked_up(self, query: Query, entry_filter: budget_pb2.EntryFilter) -> Query:
+        """Look up what a filter names, and return the query with the path of the customer."""
         for kind, name in (("run", entry_filter.run_id), ("node", entry_filter.node_id)):
             if name:
                 await self._statement(kind, name)
         account = entry_filter.account_id or key_account.own()
         if not account:
-            return ""
-        return await requests.customer_path(self._book, tenant(), account, "filter.account_id")
+            return query
+        path = await requests.customer_path(self._book, tenant(), account, "filter.account_id")
+        return replace(query, customer=path)
+
+
+def _query(check: FieldChecks, entry_filter: budget_pb2.EntryFilter) -> Query:
+    """Read a filter, but for what has to be looked up: who pays."""
+    check(requests.check_name, "filter.model", entry_filter.model)
+    if not 0 <= entry_filter.after_number < 1 << 62:
+        check.wrong("filter.after_number", "must not be negative, and is the number of an entry")
+    since, until = (check(requests.time_if_set, entry_filter, name, f"filter.{name}") for name in ("since", "until"))
+    if since is not None and until is not None and since > until:
+        check.wrong("filter.until", "must not be before since")
+    named = check(requests.labels, entry_filter.labels, "filter.labels") or {}
+    return Query(
+        tenant(),
+        run=entry_filter.run_id or None,
+        node=entry_filter.node_id or None,
+        model=entry_filter.model if entry_filter.HasField("model") else None,
+        since=since,
+        until=until,
+        ambiguous=entry_filter.ambiguous_only,
+        after=entry_filter.after_number,
+        labels=tuple(named.items()),
+    )
 
 
 @contextmanager

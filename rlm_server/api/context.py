@@ -22,6 +22,7 @@ from rlm_server.contexts.search import (
     Found,
     PatternRefused,
     SearchTooLong,
+    compiled,
     search,
 )
 from rlm_server.contexts.uploads import Uploads
@@ -115,14 +116,14 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
         start, end = request.start, request.end
         with FieldChecks() as check:
             check(requests.check_not_negative, "start", start)
-            check(requests.check_not_negative, "document", request.document)
-            if start >= 0 and not start <= end <= start + MAX_READ:
+            if end < max(start, 0) or (start >= 0 and end > start + MAX_READ):
                 check.wrong("end", f"must be from start to {MAX_READ} after it, not {end}")
-        async with self._reading(request.context_id) as (_, corpus):
-            _check_document("document", request.document, corpus)
-            text = corpus[request.document]
-            part = await self._threads.run(Purpose.READING, tenant(), lambda _: text.read(start, end))
-            return context_pb2.ReadContextResponse(text=part, character_count=text.characters)
+            async with self._reading(request.context_id) as (_, corpus):
+                check(_check_document, "document", request.document, corpus)
+                check.end()
+                text = corpus[request.document]
+                part = await self._threads.run(Purpose.READING, tenant(), lambda _: text.read(start, end))
+                return context_pb2.ReadContextResponse(text=part, character_count=text.characters)
 
     async def SearchContext(
         self, request: context_pb2.SearchContextRequest, context: Any
@@ -138,33 +139,49 @@ class ContextServicer(context_pb2_grpc.ContextServiceServicer):
             place = check(requests.page_token, request.page_token, list_name, 2)
             if len(request.documents) > MAX_DOCUMENTS:
                 check.wrong("documents", f"may name {MAX_DOCUMENTS} documents, not {len(request.documents)}")
-        after = (place[0], place[1]) if place is not None else None
-        async with self._reading(request.context_id) as (_, corpus):
-            with FieldChecks() as check:
-                for index, number in enumerate(request.documents):
+            async with self._reading(request.context_id) as (_, corpus):
+                for index, number in enumerate(request.documents[:MAX_DOCUMENTS]):
                     check(_check_document, f"documents[{index}]", number, corpus)
-            documents = list(request.documents) or None
+                if not check.passed:
+                    await self._check_pattern(check, request.pattern)
+                check.end()
+                after = (place[0], place[1]) if place is not None else None
+                result = await self._found(corpus, request, size, after)
+                return _search_response(result, list_name)
+
+    async def _check_pattern(self, check: FieldChecks, pattern: str) -> None:
+        """Note what is wrong with a pattern where it is not searched for. That it is empty or too long is known."""
+        if 0 < len(pattern) <= LONGEST_PATTERN:
             try:
-                result = await self._threads.run(
-                    Purpose.SEARCH,
-                    tenant(),
-                    lambda cancelled: search(
-                        corpus,
-                        request.pattern,
-                        documents,
-                        size,
-                        after=after,
-                        cancelled=cancelled,
-                    ),
-                    deadline=time.monotonic() + SEARCH_SECONDS,
-                )
+                await self._threads.run(Purpose.SEARCH, tenant(), lambda _: compiled(pattern))
             except PatternRefused as error:
-                raise InvalidField("pattern", str(error)) from None
-            except WaitedTooLong:
-                raise SearchTooLong from None
-            if result.stopped:
-                raise SearchTooLong
-        return _search_response(result, list_name)
+                check.wrong("pattern", str(error))
+
+    async def _found(
+        self, corpus: Corpus, request: context_pb2.SearchContextRequest, size: int, after: tuple[int, int] | None
+    ) -> Found:
+        documents = list(request.documents) or None
+        try:
+            result = await self._threads.run(
+                Purpose.SEARCH,
+                tenant(),
+                lambda cancelled: search(
+                    corpus,
+                    request.pattern,
+                    documents,
+                    size,
+                    after=after,
+                    cancelled=cancelled,
+                ),
+                deadline=time.monotonic() + SEARCH_SECONDS,
+            )
+        except PatternRefused as error:
+            raise InvalidField("pattern", str(error)) from None
+        except WaitedTooLong:
+            raise SearchTooLong from None
+        if result.stopped:
+            raise SearchTooLong
+        return result
 
     async def UpdateContext(
         self, request: context_pb2.UpdateContextRequest, context: Any

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar, cast
 
@@ -11,12 +11,19 @@ from rlm_server.api.errors import InvalidField, NotFound, Violation
 P = ParamSpec("P")
 T = TypeVar("T")
 
+MAX_WRONG = 200
+"""Fields that are found wrong before a request is read no further."""
+
+
+class _Refused(Exception):
+    """Fields are wrong, and no more are looked at."""
+
 
 class FieldChecks:
     """What is wrong with a request. A context manager, which ends with all of it where there is anything.
 
     `check(read, …)` returns what `read(…)` returns, and goes on where that raises `InvalidField`: what it returns then
-    must not be looked at before the end.
+    must not be looked at before the end. Where more than `MAX_WRONG` fields are wrong, it ends at once.
     """
 
     def __init__(self) -> None:
@@ -27,17 +34,27 @@ class FieldChecks:
         try:
             return read(*args, **named)
         except InvalidField as error:
-            self._violations += error.violations
+            self._note(error.violations)
             return cast(T, None)
 
     def wrong(self, field: str, message: str) -> None:
         """Note that a field is wrong."""
-        self._violations.append(Violation(field, message))
+        self._note([Violation(field, message)])
+
+    def _note(self, violations: Iterable[Violation]) -> None:
+        self._violations += violations
+        if len(self._violations) > MAX_WRONG:
+            raise _Refused
 
     @property
     def passed(self) -> bool:
         """Whether nothing is wrong so far."""
         return not self._violations
+
+    def end(self) -> None:
+        """End with what is wrong so far, where there is anything: no other field is looked at."""
+        if self._violations:
+            raise _Refused
 
     def __enter__(self) -> Self:
         return self
@@ -47,6 +64,6 @@ class FieldChecks:
     ) -> None:
         if isinstance(error, InvalidField):
             self._violations += error.violations
-        if self._violations and (error is None or isinstance(error, InvalidField | NotFound)):
+        if self._violations and (error is None or isinstance(error, InvalidField | NotFound | _Refused)):
             first, *more = self._violations
             raise InvalidField(first.field, first.message, first.reason, more) from None

@@ -125,6 +125,7 @@ FIXED = (
     Fixed("rlm_server.repl.bounds", "MAX_ERROR", "an answer", "the rest is cut"),
     Fixed("rlm_server.repl.bounds", "MAX_REASON", "an answer", "the rest is cut"),
     Fixed("rlm_server.api.errors", "MAX_VIOLATIONS", "an error", "the rest is counted"),
+    Fixed("rlm_server.api.field_checks", "MAX_WRONG", "an error", "the rest is not looked at"),
     Fixed("rlm_server.repl.bounds", "MAX_EVENT_TEXT", "an event", "the rest is told in another, or cut"),
     Fixed("rlm_server.api.requests", "MAX_CONTEXT_NAME", "an upload", _FIELD),
     Fixed("rlm_server.api.completion", "MAX_INLINE_TEXT", "a request", _FIELD),

@@ -6,7 +6,8 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from typing import TypeVar
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
@@ -39,6 +40,9 @@ MAX_SECONDS = 253_402_300_799
 """Seconds since 1970 of a time: the last of the year 9999, where the protocol's times end."""
 MAX_DURATION = 315_576_000_000
 """Seconds of a duration: the most that the protocol's durations have."""
+E = TypeVar("E", bound=int)
+T = TypeVar("T")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _ACCOUNT_ID = re.compile(r"[A-Za-z0-9._-]{1,63}")
 
 
@@ -197,12 +201,19 @@ def labels(value: Mapping[str, str], field: str = "labels") -> dict[str, str]:
         for part in (key, text):
             if len(part) > MAX_LABEL:
                 raise InvalidField(field, f"keys and values may have {MAX_LABEL} characters, not {len(part)}")
-    return dict(value)
+    return dict(sorted(value.items()))
 
 
-def repeatable(tenant: str, request: Message) -> Request | None:
+def sha256(field: str, value: str) -> str:
+    """Return a SHA-256, as it is written."""
+    if _SHA256.fullmatch(value) is None:
+        raise InvalidField(field, "must be 64 lower-case hex digits")
+    return value
+
+
+def repeatable(tenant: str, request: Message, field: str = "request_id") -> Request | None:
     """Return a request that may come again, by its `request_id`; None where the caller gave none."""
-    id = request_id(getattr(request, "request_id", ""))
+    id = request_id(getattr(request, "request_id", ""), field)
     if id is None:
         return None
     method = type(request).__name__.removesuffix("Request")
@@ -260,17 +271,33 @@ def check_name(field: str, value: str) -> None:
         raise InvalidField(field, f"may have {MAX_NAME} characters, not {len(value)}")
 
 
-def changed_fields(mask: FieldMask, message: Message, settable: Collection[str]) -> list[str]:
-    """Return the fields of a message that are to change: those of the mask, all for `*`, else those that are set."""
+def changed_fields(
+    mask: FieldMask, message: Message, settable: Collection[str], by_key: Collection[str] = ()
+) -> list[str]:
+    """Return the fields of a message that are to change: those of the mask, all for `*`, else those that are set.
+
+    Of the maps `by_key`, one entry may be named as well: by the map's name, a point and the entry's key.
+    """
     paths = list(mask.paths)
     if not paths:
         return [field.name for field, _ in message.ListFields() if field.name in settable]
     if paths == ["*"]:
         return list(settable)
     for path in paths:
-        if path not in settable:
-            raise InvalidField("update_mask", f"{path[:60]!r} cannot be changed; these can: {', '.join(settable)}")
+        field, point, _ = path.partition(".")
+        if field not in settable or (point and field not in by_key):
+            known = ", ".join((*settable, *(f"{name}.NAME" for name in by_key)))
+            raise InvalidField("update_mask", f"{path[:60]!r} cannot be changed; these can: {known}")
     return paths
+
+
+def choices(field: str, values: Iterable[E], known: Mapping[E, T], what: str) -> frozenset[T]:
+    """Return what some values of an enum stand for; `what` says what each must be."""
+    with FieldChecks() as check:
+        for place, value in enumerate(values):
+            if value not in known:
+                check.wrong(f"{field}[{place}]", f"must be {what}, not {value}")
+    return frozenset(known[value] for value in values)
 
 
 def context_name(value: str, field: str) -> str:

@@ -173,11 +173,11 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         with FieldChecks() as check:
             size = check(requests.page_size, request.page_size, 100, 1_000)
             asked = self._asked_for(check, request)
-            if check.passed and request.account_id:
-                customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
-                asked = replace(asked, customer=customer)
-            list_name = requests.list_name("runs", asked)
+            list_name = requests.list_name("runs", (asked, request.account_id))
             place = check(requests.page_place, request.page_token, list_name)
+        if request.account_id:
+            customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
+            asked = replace(asked, customer=customer)
         found = await self._runs.page(asked, place, size + 1)
         balances = await self._ledger.balances([one.run.id for one in found[:size]])
         written = list(map(_run, found, balances))
@@ -185,14 +185,10 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         return run_pb2.ListRunsResponse(runs=page, next_page_token=token)
 
     def _asked_for(self, check: FieldChecks, request: run_pb2.ListRunsRequest) -> RunFilter:
-        for place, state in enumerate(request.states):
-            if state not in _STATES:
-                check.wrong(f"states[{place}]", f"must be a state of a run, not {state}")
+        states = check(requests.choices, "states", request.states, _STATES, "a state of a run")
         since, until = (check(requests.time_if_set, request, name, name) for name in ("since", "until"))
-        states = frozenset(_STATES[state] for state in request.states if state in _STATES)
-        return RunFilter(
-            tenant(), states, check(requests.labels, request.labels), since, until, within=key_account.path()
-        )
+        labels = check(requests.labels, request.labels)
+        return RunFilter(tenant(), states, labels, since, until, within=key_account.path())
 
     async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
         """Stream a run's events."""
@@ -366,10 +362,8 @@ class _EventFilter:
 def _filter(asked: run_pb2.WatchRunRequest | run_pb2.ListRunEventsRequest) -> _EventFilter:
     with FieldChecks() as check:
         check(requests.check_not_negative, "from_sequence", asked.from_sequence)
-        for place, kind in enumerate(asked.kinds):
-            if kind not in _KINDS:
-                check.wrong(f"kinds[{place}]", f"must be a kind of an event, not {kind}")
-    return _EventFilter(asked.from_sequence, frozenset(_KINDS[kind] for kind in asked.kinds), asked.node_id)
+        kinds = check(requests.choices, "kinds", asked.kinds, _KINDS, "a kind of an event")
+    return _EventFilter(asked.from_sequence, kinds, asked.node_id)
 
 
 def _watched(event: Event | None) -> run_pb2.WatchRunResponse:

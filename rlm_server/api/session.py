@@ -7,16 +7,19 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from rlm.v1 import session_pb2, session_pb2_grpc
 
 from rlm_server.api import key_account, requests, responses, session_messages
 from rlm_server.api.auth import tenant
-from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.api.errors import NotFound
+from rlm_server.api.field_checks import FieldChecks
 from rlm_server.api.limits import lowered
 from rlm_server.api.snapshots import SnapshotServicer, snapshot
 from rlm_server.broker.routes import Routes
 from rlm_server.config.defaults import Defaults
 from rlm_server.contexts.contexts import Contexts
+from rlm_server.database.requests import Request
 from rlm_server.ledger import Ledger
 from rlm_server.ledger.customer_book import CustomerBook
 from rlm_server.runs.supervisor import check_affordable
@@ -33,7 +36,8 @@ MAX_CODE = 1_000_000
 """Bytes of UTF-8 of one turn's code."""
 MAX_FORKS = 64
 """Sessions that one call makes."""
-_CHANGEABLE = ("labels", "idle_time", "life_time")
+_CHANGEABLE = {"labels": "labels", "idle_time": "idle_ms", "life_time": "life_ms"}
+"""What can be changed of a session, and what it is called in `SessionChange`."""
 
 
 class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer):
@@ -59,39 +63,59 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         self, request: session_pb2.CreateSessionRequest, context: Any
     ) -> session_pb2.CreateSessionResponse:
         """Start a session."""
-        sub_model = request.sub_model or self._defaults.sub_model
-        requests.check_offered(self._offered(), "sub_model", sub_model)
-        asked = requests.budget(request.budget) if request.HasField("budget") else None
-        ceiling = self._defaults.limits_of(tenant())
-        repeatable, named = requests.repeatable(tenant(), request), requests.labels(request.labels)
-        ends = self._sessions.ends
-        idle_ms = requests.time_span(request, "idle_time", "idle_time", ends.idle_ms)
-        life_ms = requests.time_span(request, "life_time", "life_time", ends.life_ms)
-        known = await self._sessions.asked_before(repeatable)
-        if known is not None:
-            return session_pb2.CreateSessionResponse(session=await self._message(known))
-        begun_from = await self._snapshot(request)
-        wanted = request.image if begun_from is None else begun_from.image
-        image = requests.image(wanted, self._defaults.images_of(tenant()))
-        context_id = request.context_id if begun_from is None else begun_from.context or ""
+        with FieldChecks() as check:
+            repeatable = check(requests.repeatable, tenant(), request)
+            known = await self._sessions.asked_before(repeatable)
+            if known is not None:
+                return session_pb2.CreateSessionResponse(session=await self._message(known))
+            new = self._asked(check, request, repeatable)
+            begun_from = await self._snapshot(check, request)
+        context_id = request.context_id
+        if begun_from is not None:
+            images, context_id = self._defaults.images_of(tenant()), begun_from.context or ""
+            new = replace(new, snapshot=begun_from.id, image=requests.image(begun_from.image, images))
         payer = await requests.payer(self._book, tenant(), request.account_id)
-        budget = asked if asked is not None else await self._book.usual(payer, self._defaults.budget)
+        budget = new.budget if request.HasField("budget") else await self._book.usual(payer, self._defaults.budget)
         check_affordable(budget, await self._ledger.ancestry(payer.account if payer is not None else tenant()))
-        new = NewSession(
+        context_there = await requests.context(self._contexts, tenant(), context_id)
+        new = replace(new, customer=payer, budget=budget, context=context_there)
+        return session_pb2.CreateSessionResponse(session=await self._message(await self._sessions.create(new)))
+
+    def _asked(
+        self, check: FieldChecks, request: session_pb2.CreateSessionRequest, repeatable: Request | None
+    ) -> NewSession:
+        """Read a session that is asked for, but for what has to be looked up: what it begins from, and who pays."""
+        sub_model, ends = request.sub_model or self._defaults.sub_model, self._sessions.ends
+        check(requests.check_offered, self._routes_of(tenant()), "sub_model", sub_model)
+        ceiling = self._defaults.limits_of(tenant())
+        sandbox = check(lowered, "limits", request.limits, ceiling.sandbox)
+        if request.snapshot_id and request.context_id:
+            check.wrong("context_id", "must be empty with a snapshot_id: it is the snapshot's")
+        return NewSession(
             tenant(),
             repeatable,
-            image,
-            await requests.context(self._contexts, tenant(), context_id),
+            "" if request.snapshot_id else check(requests.image, request.image, self._defaults.images_of(tenant())),
+            None,
             sub_model,
-            budget,
-            replace(ceiling, sandbox=lowered("limits", request.limits, ceiling.sandbox)),
-            payer,
-            named,
-            idle_ms,
-            life_ms,
-            begun_from.id if begun_from is not None else None,
+            check(requests.budget, request.budget),
+            replace(ceiling, sandbox=sandbox),
+            labels=check(requests.labels, request.labels),
+            idle_ms=check(requests.time_span, request, "idle_time", "idle_time", ends.idle_ms),
+            life_ms=check(requests.time_span, request, "life_time", "life_time", ends.life_ms),
         )
-        return session_pb2.CreateSessionResponse(session=await self._message(await self._sessions.create(new)))
+
+    async def _snapshot(self, check: FieldChecks, request: session_pb2.CreateSessionRequest) -> SnapshotRow | None:
+        """Return the snapshot that a new session begins from."""
+        if not request.snapshot_id:
+            return None
+        key_account.check("")
+        check(requests.check_name, "image", request.image)
+        found = await self._snapshots.get(tenant(), request.snapshot_id)
+        if found is None:
+            raise NotFound("snapshot", request.snapshot_id)
+        if request.image not in ("", found.image):
+            check.wrong("image", f"must be the snapshot's, which is {found.image!r}, or empty")
+        return found
 
     async def GetSession(self, request: session_pb2.GetSessionRequest, context: Any) -> session_pb2.GetSessionResponse:
         """Describe a session."""
@@ -104,54 +128,49 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         self, request: session_pb2.ListSessionsRequest, context: Any
     ) -> session_pb2.ListSessionsResponse:
         """List the tenant's sessions."""
-        asked = await self._asked_for(request)
-        size, list_name = requests.page_size(request.page_size, 100, 1_000), requests.list_name("sessions", asked)
-        place = requests.page_place(request.page_token, list_name)
+        with FieldChecks() as check:
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            asked = self._asked_for(check, request)
+            list_name = requests.list_name("sessions", (asked, request.account_id))
+            place = check(requests.page_place, request.page_token, list_name)
+        if request.account_id:
+            customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
+            asked = replace(asked, customer=customer)
         found = await self._sessions.page(asked, place, size + 1)
         written = await self._messages(found[:size])
         page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].row.place)
         return session_pb2.ListSessionsResponse(sessions=page, next_page_token=token)
 
-    async def _asked_for(self, request: session_pb2.ListSessionsRequest) -> SessionFilter:
-        for place, state in enumerate(request.states):
-            if state not in session_messages.STATES:
-                raise InvalidField(f"states[{place}]", f"must be a state of a session, not {state}")
-        since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
-        customer = None
-        if request.account_id:
-            customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
-        states = frozenset(session_messages.STATES[state] for state in request.states)
-        return SessionFilter(
-            tenant(), states, requests.labels(request.labels), since, until, customer, key_account.path()
-        )
+    def _asked_for(self, check: FieldChecks, request: session_pb2.ListSessionsRequest) -> SessionFilter:
+        states = check(requests.choices, "states", request.states, session_messages.STATES, "a state of a session")
+        since, until = (check(requests.time_if_set, request, name, name) for name in ("since", "until"))
+        labels = check(requests.labels, request.labels)
+        return SessionFilter(tenant(), states, labels, since, until, within=key_account.path())
 
     async def UpdateSession(
         self, request: session_pb2.UpdateSessionRequest, context: Any
     ) -> session_pb2.UpdateSessionResponse:
         """Change a session."""
-        repeatable = requests.repeatable(tenant(), request)
+        with FieldChecks() as check:
+            repeatable = check(requests.repeatable, tenant(), request)
+            shown = await self._sessions.asked_before(repeatable)
+            change = check(self._change, request) if shown is None else SessionChange()
         await self._check_covers(request.session.session_id)
-        shown = await self._sessions.asked_before(repeatable)
         if shown is None:
             session = await self._session(request.session.session_id)
-            shown = await self._sessions.update(session, self._change(request), repeatable)
+            shown = await self._sessions.update(session, change, repeatable)
         return session_pb2.UpdateSessionResponse(session=await self._message(shown))
 
     def _change(self, request: session_pb2.UpdateSessionRequest) -> SessionChange:
-        asked, paths, ends = request.session, list(request.update_mask.paths), self._sessions.ends
-        if not paths:
-            raise InvalidField("update_mask", "must name what changes")
-        for path in paths:
-            if path not in _CHANGEABLE:
-                raise InvalidField("update_mask", f"may have {', '.join(_CHANGEABLE)}, not {path[:100]!r}")
-        labels = requests.labels(asked.labels, "session.labels")
-        idle_ms = requests.time_span(asked, "idle_time", "session.idle_time", ends.idle_ms)
-        life_ms = requests.time_span(asked, "life_time", "session.life_time", ends.life_ms)
-        return SessionChange(
-            labels if "labels" in paths else None,
-            _changed(idle_ms) if "idle_time" in paths else None,
-            _changed(life_ms) if "life_time" in paths else None,
-        )
+        asked, ends = request.session, self._sessions.ends
+        with FieldChecks() as check:
+            said: dict[str, Any] = {
+                "labels": check(requests.labels, asked.labels, "session.labels"),
+                "idle_time": check(_new_time, asked, "idle_time", ends.idle_ms),
+                "life_time": check(_new_time, asked, "life_time", ends.life_ms),
+            }
+            paths = check(requests.changed_fields, request.update_mask, asked, _CHANGEABLE)
+        return SessionChange(**{_CHANGEABLE[path]: said[path] for path in paths})
 
     async def DeleteSession(
         self, request: session_pb2.DeleteSessionRequest, context: Any
@@ -164,29 +183,17 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
             raise NotFound("session", request.session_id)
         return session_pb2.DeleteSessionResponse(spent=responses.amounts(spent))
 
-    async def _snapshot(self, request: session_pb2.CreateSessionRequest) -> SnapshotRow | None:
-        """Return the snapshot that a new session begins from."""
-        if not request.snapshot_id:
-            return None
-        key_account.check("")
-        found = await self._snapshots.get(tenant(), request.snapshot_id)
-        if found is None:
-            raise NotFound("snapshot", request.snapshot_id)
-        if request.image not in ("", found.image):
-            raise InvalidField("image", f"must be the snapshot's, which is {found.image!r}, or empty")
-        if request.context_id:
-            raise InvalidField("context_id", "must be empty with a snapshot_id: it is the snapshot's")
-        return found
-
     # ---- what it becomes -----------------------------------------------------------------------------------------
 
     async def CreateSnapshot(
         self, request: session_pb2.CreateSnapshotRequest, context: Any
     ) -> session_pb2.CreateSnapshotResponse:
         """Keep a session as it is."""
-        repeatable, labels = requests.repeatable(tenant(), request), requests.labels(request.labels)
-        requests.check_name("name", request.name)
         key_account.check("")
+        with FieldChecks() as check:
+            repeatable = check(requests.repeatable, tenant(), request)
+            check(requests.check_name, "name", request.name)
+            labels = check(requests.labels, request.labels)
         row = await self._snapshots.asked_before(repeatable)
         if row is None:
             new = NewSnapshot(tenant(), repeatable, request.name, labels)
@@ -197,17 +204,10 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         self, request: session_pb2.ForkSessionRequest, context: Any
     ) -> session_pb2.ForkSessionResponse:
         """Make sessions that begin as one is."""
-        repeatable, ends = requests.repeatable(tenant(), request), self._sessions.ends
-        if not 0 <= request.count <= MAX_FORKS:
-            raise InvalidField("count", f"must be from 0 to {MAX_FORKS}, not {request.count}")
-        asked = NewForks(
-            request.count or 1,
-            requests.labels(request.labels),
-            requests.budget(request.budget) if request.HasField("budget") else None,
-            requests.time_span(request, "idle_time", "idle_time", ends.idle_ms),
-            requests.time_span(request, "life_time", "life_time", ends.life_ms),
-        )
-        made = await self._sessions.forked_before(repeatable)
+        with FieldChecks() as check:
+            repeatable = check(requests.repeatable, tenant(), request)
+            made = await self._sessions.forked_before(repeatable)
+            asked = check(self._forks, request) if made is None else NewForks(0)
         if made is None:
             session = await self._prepared(request.session_id)
             budget = session.row.budget if asked.budget is None else asked.budget
@@ -215,12 +215,27 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
             made = await self._sessions.fork(session, asked, repeatable)
         return session_pb2.ForkSessionResponse(sessions=await self._messages(made))
 
+    def _forks(self, request: session_pb2.ForkSessionRequest) -> NewForks:
+        ends = self._sessions.ends
+        with FieldChecks() as check:
+            if not 0 <= request.count <= MAX_FORKS:
+                check.wrong("count", f"must be from 0 to {MAX_FORKS}, not {request.count}")
+            budget = check(requests.budget, request.budget)
+            return NewForks(
+                request.count or 1,
+                check(requests.labels, request.labels),
+                budget if request.HasField("budget") else None,
+                check(requests.time_span, request, "idle_time", "idle_time", ends.idle_ms),
+                check(requests.time_span, request, "life_time", "life_time", ends.life_ms),
+            )
+
     async def PauseSession(
         self, request: session_pb2.PauseSessionRequest, context: Any
     ) -> session_pb2.PauseSessionResponse:
         """Store a session and give back its memory."""
+        repeatable = requests.repeatable(tenant(), request)
         session = await self._session(request.session_id)
-        shown = await self._sessions.pause(session, requests.repeatable(tenant(), request))
+        shown = await self._sessions.pause(session, repeatable)
         return session_pb2.PauseSessionResponse(session=await self._message(shown))
 
     # ---- turns ---------------------------------------------------------------------------------------------------
@@ -229,7 +244,8 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         self, request: session_pb2.ExecuteRequest, context: Any
     ) -> AsyncIterator[session_pb2.ExecuteResponse]:
         """Run a turn. It is stopped where its caller goes away, unless it is detached."""
-        session, asked = await self._awake(request.session_id), _turn(request)
+        asked = _turn(request)
+        session = await self._awake(request.session_id)
         line = self._sessions.line
         happenings = line.execute_detached(session, asked) if request.detached else line.execute(session, asked)
         async with aclosing(happenings):
@@ -240,18 +256,20 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         self, request: session_pb2.ExecuteOnceRequest, context: Any
     ) -> session_pb2.ExecuteOnceResponse:
         """Run a turn and return what came of it. It is stopped where its caller goes away."""
+        asked = _turn(request)
         session = await self._awake(request.session_id)
-        return session_messages.collected(await self._sessions.line.execute_once(session, _turn(request)))
+        return session_messages.collected(await self._sessions.line.execute_once(session, asked))
 
     async def WatchTurn(
         self, request: session_pb2.WatchTurnRequest, context: Any
     ) -> AsyncIterator[session_pb2.WatchTurnResponse]:
         """Stream what happens in a detached turn."""
+        with FieldChecks() as check:
+            check(requests.check_not_negative, "from_sequence", request.from_sequence)
+            asked = check(requests.request_id, request.request_id)
+            if not request.request_id and not request.turn_id:
+                check.wrong("turn_id", "or request_id must say which turn")
         session = await self._awake(request.session_id)
-        requests.check_not_negative("from_sequence", request.from_sequence)
-        asked = requests.request_id(request.request_id)
-        if asked is None and not request.turn_id:
-            raise InvalidField("turn_id", "or request_id must say which turn")
         turn_id = request.turn_id if asked is None else turn_id_of(asked)
         happenings = self._sessions.line.watch(session, turn_id, request.from_sequence)
         async with aclosing(happenings):
@@ -270,9 +288,6 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         return session_pb2.InterruptSessionResponse(interrupted=stopped)
 
     # ---- what they have in common ----------------------------------------------------------------------------------
-
-    def _offered(self) -> Routes:
-        return self._routes_of(tenant())
 
     async def _session(self, session_id: str) -> ReplSession:
         session = await self._sessions.get(tenant(), session_id)
@@ -309,12 +324,15 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         return [session_messages.session(*one, ends) for one in zip(found, balances, strict=True)]
 
 
-def _changed(value: int | None) -> int:
-    """Return what a time changes to: 0 for what the server says."""
-    return 0 if value is None else value
+def _new_time(asked: session_pb2.Session, name: str, most: int) -> int:
+    """Return what a time changes to, in milliseconds: 0, for what the server says, where it is 0 or not set."""
+    if getattr(asked, name) == Duration():
+        return 0
+    return requests.time_span(asked, name, f"session.{name}", most) or 0
 
 
 def _turn(request: session_pb2.ExecuteRequest | session_pb2.ExecuteOnceRequest) -> TurnRequest:
-    code = requests.required_bytes("code", request.code, MAX_CODE)
-    requests.request_id(request.request_id)
+    with FieldChecks() as check:
+        code = check(requests.required_bytes, "code", request.code, MAX_CODE)
+        check(requests.request_id, request.request_id)
     return TurnRequest(code, request.request_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -13,6 +12,7 @@ from rlm.v1 import session_pb2, session_pb2_grpc
 from rlm_server.api import key_account, requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import InvalidField, NotFound
+from rlm_server.api.field_checks import FieldChecks
 from rlm_server.contexts.uploads import UploadStalled
 from rlm_server.sessions.snapshot_table import SnapshotFilter, SnapshotRow
 from rlm_server.sessions.snapshots import NewSnapshot, Snapshots
@@ -20,8 +20,6 @@ from rlm_server.shares.shares import Shares
 
 MAX_SNAPSHOT_BYTES = 1 << 40
 """Bytes of the file of a snapshot that may be announced; how many there may be, the tenant's `stored_bytes` says."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
 _Import = AsyncIterator[session_pb2.ImportSnapshotRequest]
 
 
@@ -40,10 +38,13 @@ class SnapshotServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> session_pb2.ListSnapshotsResponse:
         """List the tenant's snapshots."""
         key_account.check("")
-        since, until = (requests.time_if_set(request, name, name) for name in ("since", "until"))
-        asked = SnapshotFilter(tenant(), request.session_id, requests.labels(request.labels), since, until)
-        size, list_name = requests.page_size(request.page_size, 100, 1_000), requests.list_name("snapshots", asked)
-        place = requests.page_place(request.page_token, list_name)
+        with FieldChecks() as check:
+            size = check(requests.page_size, request.page_size, 100, 1_000)
+            since, until = (check(requests.time_if_set, request, name, name) for name in ("since", "until"))
+            labels = check(requests.labels, request.labels)
+            asked = SnapshotFilter(tenant(), request.session_id, labels, since, until)
+            list_name = requests.list_name("snapshots", asked)
+            place = check(requests.page_place, request.page_token, list_name)
         found = await self._snapshots.page(asked, place, size + 1)
         if request.session_id and not (found or await self._snapshots.knows(tenant(), request.session_id)):
             raise NotFound("session", request.session_id)
@@ -66,10 +67,11 @@ class SnapshotServicer(session_pb2_grpc.SessionServiceServicer):
     ) -> AsyncIterator[session_pb2.ExportSnapshotResponse]:
         """Stream the file of a snapshot."""
         key_account.check("")
+        requests.check_not_negative("offset", request.offset)
         row = await self._snapshots.get(tenant(), request.snapshot_id)
         if row is None:
             raise NotFound("snapshot", request.snapshot_id)
-        if not 0 <= request.offset <= row.size_bytes:
+        if not request.offset <= row.size_bytes:
             raise InvalidField("offset", f"must be from 0 to {row.size_bytes}, not {request.offset}")
         file = await self._snapshots.export(row, request.offset)
         async with aclosing(file.chunks) as chunks:
@@ -119,21 +121,23 @@ def snapshot(row: SnapshotRow) -> session_pb2.Snapshot:
 
 
 def _new(header: session_pb2.ImportSnapshotHeader) -> NewSnapshot:
-    requests.check_name("header.name", header.name)
-    if not 0 < header.size_bytes <= MAX_SNAPSHOT_BYTES:
-        raise InvalidField("header.size_bytes", f"must be from 1 to {MAX_SNAPSHOT_BYTES}, not {header.size_bytes}")
-    if _SHA256.fullmatch(header.sha256) is None:
-        raise InvalidField("header.sha256", "must be 64 lower-case hex digits")
-    labels = requests.labels(header.labels, "header.labels")
-    return NewSnapshot(tenant(), requests.repeatable(tenant(), header), header.name, labels)
+    with FieldChecks() as check:
+        repeatable = check(requests.repeatable, tenant(), header, "header.request_id")
+        check(requests.check_name, "header.name", header.name)
+        if not 0 < header.size_bytes <= MAX_SNAPSHOT_BYTES:
+            check.wrong("header.size_bytes", f"must be from 1 to {MAX_SNAPSHOT_BYTES}, not {header.size_bytes}")
+        check(requests.sha256, "header.sha256", header.sha256)
+        labels = check(requests.labels, header.labels, "header.labels")
+    return NewSnapshot(tenant(), repeatable, header.name, labels)
 
 
 def _data(message: session_pb2.ImportSnapshotRequest, received: int, announced: int) -> bytes:
     if message.WhichOneof("part") != "chunk":
         raise InvalidField("chunk", "only chunks may follow the header")
     chunk = message.chunk
-    if chunk.offset != received:
-        raise InvalidField("chunk.offset", f"must be {received}, where the last chunk ended, not {chunk.offset}")
-    if received + len(chunk.data) > announced:
-        raise InvalidField("chunk.data", f"goes beyond the {announced} bytes that were announced")
+    with FieldChecks() as check:
+        if chunk.offset != received:
+            check.wrong("chunk.offset", f"must be {received}, where the last chunk ended, not {chunk.offset}")
+        if received + len(chunk.data) > announced:
+            check.wrong("chunk.data", f"goes beyond the {announced} bytes that were announced")
     return chunk.data

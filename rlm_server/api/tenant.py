@@ -102,7 +102,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
     ) -> tenant_pb2.UpdateTenantResponse:
         """Change a tenant."""
         with FieldChecks() as check:
-            paths = check(_paths, request)
+            paths = check(requests.changed_fields, request.update_mask, request.tenant, _SETTABLE, ("limits",))
             said = self._said(check, request.tenant)
             repeatable = check(requests.repeatable, OPERATORS, request)
         with _named("tenant"):
@@ -116,9 +116,23 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
         """Read what is said of a tenant."""
         named = _named("tenant")
         check(named(check_labels), dict(asked.labels))
-        terms = _terms(asked, check(_budgets, asked) or {})
+        terms = self._terms_of(check, asked)
         check(named(check_terms), terms, self._terms, self._offered)
         return terms
+
+    def _terms_of(self, check: FieldChecks, asked: tenant_pb2.Tenant) -> OwnTerms:
+        budgets = check(_budgets, asked) or {}
+        return OwnTerms(
+            tuple(asked.allowed_models),
+            tuple(asked.allowed_images),
+            tuple(asked.allowed_fallbacks),
+            asked.weight if asked.HasField("weight") else None,
+            dict(asked.limits),
+            budgets.get(None, NO_LIMIT),
+            {span: limit for span, limit in budgets.items() if span is not None},
+            check(accounts.model_limits, asked.model_limits, "tenant.model_limits", self._offered) or (),
+            check(accounts.soft_limits, asked.soft_limits, "tenant.soft_limits", self._offered) or (),
+        )
 
     def _changed(self, asked: tenant_pb2.Tenant, said: OwnTerms, paths: list[str], before: Tenant) -> Tenant:
         terms, labels = before.terms, before.labels
@@ -167,6 +181,8 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
             check(_named("")(check_labels), labels)
             expires_at = check(requests.time_if_set, request, "expire_time", "expire_time")
             whose = check(_whose, request.kind, request.tenant_id)
+            if request.account_id and _KINDS.get(request.kind, False):
+                check.wrong("account_id", "must be empty, as an operator's key is of no tenant")
         with _named(""):
             key, secret = await self._keys.create(
                 whose, account=request.account_id, labels=labels, expires_at=expires_at, request=asked
@@ -220,13 +236,14 @@ def _named(message: str) -> Iterator[None]:
 
 def _whose(kind: tenant_pb2.ApiKeyKind.ValueType, tenant_id: str) -> str | None:
     """Return the tenant whose key is meant, None for an operator's."""
-    if kind not in _KINDS:
-        raise InvalidField("kind", f"must be TENANT or OPERATOR, not {kind}")
-    if _KINDS[kind]:
+    with FieldChecks() as check:
+        if kind not in _KINDS:
+            check.wrong("kind", f"must be TENANT or OPERATOR, not {kind}")
+        if not _KINDS.get(kind, False):
+            return check(requests.required, "tenant_id", tenant_id, requests.MAX_REQUEST_ID)
         if tenant_id:
-            raise InvalidField("tenant_id", "must be empty, as an operator's key is of no tenant")
+            check.wrong("tenant_id", "must be empty, as an operator's key is of no tenant")
         return None
-    return requests.required("tenant_id", tenant_id, requests.MAX_REQUEST_ID)
 
 
 def _budgets(asked: tenant_pb2.Tenant) -> dict[Span | None, Limit]:
@@ -236,35 +253,6 @@ def _budgets(asked: tenant_pb2.Tenant) -> dict[Span | None, Limit]:
             for field, value in asked.ListFields()
             if field.name in _BUDGETS
         }
-
-
-def _terms(asked: tenant_pb2.Tenant, budgets: Mapping[Span | None, Limit]) -> OwnTerms:
-    return OwnTerms(
-        tuple(asked.allowed_models),
-        tuple(asked.allowed_images),
-        tuple(asked.allowed_fallbacks),
-        asked.weight if asked.HasField("weight") else None,
-        dict(asked.limits),
-        budgets.get(None, NO_LIMIT),
-        {span: limit for span, limit in budgets.items() if span is not None},
-        accounts.model_limits(asked.model_limits, "tenant.model_limits"),
-        accounts.soft_limits(asked.soft_limits, "tenant.soft_limits"),
-    )
-
-
-def _paths(request: tenant_pb2.UpdateTenantRequest) -> list[str]:
-    """Return the fields to change: those of the mask, else those that are set."""
-    paths = list(request.update_mask.paths)
-    if not paths:
-        return [field.name for field, _ in request.tenant.ListFields() if field.name in _SETTABLE]
-    if paths == ["*"]:
-        return list(_SETTABLE)
-    for path in paths:
-        field, dot, _ = path.partition(".")
-        if field not in _SETTABLE or (dot and field != "limits"):
-            known = ", ".join((*_SETTABLE, "limits.NAME"))
-            raise InvalidField("update_mask", f"{path[:60]!r} is no field that can be changed; these can: {known}")
-    return paths
 
 
 # ---- writing -----------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ does not fill the memory.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
@@ -30,7 +29,6 @@ MAX_WAITING = 3
 """Messages that have arrived and wait while others are taken."""
 READ_AHEAD_ROOM = 16 << 20
 """Bytes that must be left of what may be held for a tenant, so that messages come while others are taken."""
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Messages = AsyncIterator[context_pb2.UploadContextRequest]
 
@@ -205,8 +203,7 @@ def _header(tenant: str, header: context_pb2.UploadHeader, most_bytes: int) -> H
             check.wrong("header.document_count", f"must be from 0 to {MAX_DOCUMENTS}, not {header.document_count}")
         if not least <= header.size_bytes <= most:
             check.wrong("header.size_bytes", f"must be from {least} to {most}, not {header.size_bytes}")
-        if not _SHA256.fullmatch(header.sha256):
-            check.wrong("header.sha256", "must be 64 lower-case hex digits")
+        check(requests.sha256, "header.sha256", header.sha256)
         name = check(requests.context_name, header.name, "header.name")
         labels = check(requests.labels, header.labels, "header.labels")
     return Header(tenant, request_id, name, header.size_bytes, header.sha256, header.document_count, labels)

@@ -9,7 +9,7 @@ from rlm.v1 import budget_pb2, budget_pb2_grpc, types_pb2
 from rlm_server.api import key_account, requests, responses
 from rlm_server.api.accounts import SPANS
 from rlm_server.api.auth import tenant
-from rlm_server.api.errors import InvalidField, KeyBound, NotFound
+from rlm_server.api.errors import KeyBound, NotFound
 from rlm_server.api.field_checks import FieldChecks
 from rlm_server.ledger import BudgetEvent, Delivery, EventFilter, Ledger, names
 from rlm_server.ledger.customer_book import CustomerBook
@@ -39,11 +39,11 @@ class WebhookCalls(budget_pb2_grpc.BudgetServiceServicer):
         with FieldChecks() as check:
             since, until = (check(requests.time_if_set, request, name, name) for name in ("since", "until"))
             size = check(requests.page_size, request.page_size, 100, 1_000)
-            if check.passed and account:
-                customer = await requests.customer_path(self._book, tenant(), account, "account_id")
-            asked = EventFilter(tenant(), customer, own=account == tenant(), since=since, until=until)
-            list_name = requests.list_name("events", asked)
+            list_name = requests.list_name("events", (tenant(), account, since, until))
             place = check(requests.page_token, request.page_token, list_name, 1)
+        if account:
+            customer = await requests.customer_path(self._book, tenant(), account, "account_id")
+        asked = EventFilter(tenant(), customer, own=account == tenant(), since=since, until=until)
         found = await self._ledger.events(asked, 0 if place is None else place[0], size + 1)
         written = [_event(one) for one in found[:size]]
         page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].number)
@@ -52,11 +52,13 @@ class WebhookCalls(budget_pb2_grpc.BudgetServiceServicer):
     async def SetWebhook(self, request: budget_pb2.SetWebhookRequest, context: Any) -> budget_pb2.SetWebhookResponse:
         """Have events sent to a URL."""
         _check_whole_tenant()
-        asked = requests.repeatable(tenant(), request)
-        try:
-            made, secret = await self._webhooks.set(tenant(), request.url, rotate=request.rotate_secret, request=asked)
-        except WrongUrl as error:
-            raise InvalidField("url", str(error)) from None
+        with FieldChecks() as check:
+            asked = check(requests.repeatable, tenant(), request)
+            try:
+                self._webhooks.check(request.url)
+            except WrongUrl as error:
+                check.wrong("url", str(error))
+        made, secret = await self._webhooks.set(tenant(), request.url, rotate=request.rotate_secret, request=asked)
         return budget_pb2.SetWebhookResponse(webhook=_webhook(made), secret=secret)
 
     async def GetWebhook(self, request: budget_pb2.GetWebhookRequest, context: Any) -> budget_pb2.GetWebhookResponse:

@@ -52,7 +52,8 @@ def assigned(said: Said, assignments: tuple[str, ...], terms: Terms) -> Said:
         check_labels(said.labels)
         check_terms(said.terms, terms, Offered())
     except WrongTerm as error:
-        raise WrongAssignment(f"{_told(error.field)}: {error}") from None
+        wrong = (f"{_told(one.field)}: {one}" for one in (error, *error.more))
+        raise WrongAssignment("; ".join(wrong)) from None
     return said
 
 

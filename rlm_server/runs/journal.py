@@ -170,8 +170,8 @@ class Journal:
 
     async def get(self, tenant: str, run: str) -> RunRow | None:
         """Return a tenant's run, or None: another tenant's does not exist for this one."""
-        found = await self._database.read(lambda connection: find_runs(connection, [run]).get(run))
-        return found if found is not None and found.tenant == tenant else None
+        found = await self._database.read(lambda connection: _runs(connection, "id = ? AND tenant = ?", (run, tenant)))
+        return found[0] if found else None
 
     async def add_node(self, node: NodeRow) -> None:
         """Keep a child's node."""
@@ -471,13 +471,17 @@ def find_roots(connection: Connection, runs: Sequence[str], text_bytes: int | No
 
 def find_runs(connection: Connection, runs: Sequence[str]) -> dict[str, RunRow]:
     """Return runs by their ids, of any tenant."""
+    return {run.id: run for run in _runs(connection, f"id IN ({', '.join('?' * len(runs))})", runs)}
+
+
+def _runs(connection: Connection, which: str, values: Sequence[Any]) -> list[RunRow]:
     rows = connection.execute(
         "SELECT id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, limit_calls, "  # noqa: S608
-        f"limit_cpu_ms, created_at, ended_at, customer FROM run WHERE id IN ({', '.join('?' * len(runs))})",
-        runs,
+        f"limit_cpu_ms, created_at, ended_at, customer FROM run WHERE {which}",
+        values,
     ).fetchall()
     named = labels.of(connection, LABELS, [row[0] for row in rows])
-    return {row[0]: _run(row, named[row[0]]) for row in rows}
+    return [_run(row, named[row[0]]) for row in rows]
 
 
 def _run(row: tuple[Any, ...], named: Mapping[str, str]) -> RunRow:

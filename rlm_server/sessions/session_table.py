@@ -96,8 +96,10 @@ class SessionTable:
 
     async def get(self, tenant: str, session: str) -> SessionRow | None:
         """Return a tenant's session, or None: another tenant's does not exist for this one."""
-        found = await self._database.read(lambda connection: find(connection, [session]).get(session))
-        return found if found is not None and found.tenant == tenant else None
+        found = await self._database.read(
+            lambda connection: _rows(connection, "id = ? AND tenant = ?", (session, tenant))
+        )
+        return found[0] if found else None
 
     async def by_request(self, request: Request) -> SessionRow | None:
         """Return the session that a request made, if one did.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -58,11 +58,14 @@ def check_labels(labels: Mapping[str, str]) -> None:
     """
     if len(labels) > MAX_LABELS:
         raise WrongTerm("labels", f"may be {MAX_LABELS}, not {len(labels)}")
-    for name, value in labels.items():
-        if not 1 <= len(name) <= MAX_LABEL:
-            raise WrongTerm("labels", f"a name must have 1 to {MAX_LABEL} characters, not {len(name)}")
-        if len(value) > MAX_LABEL:
-            raise WrongTerm(f"labels.{name}", f"may have {MAX_LABEL} characters, not {len(value)}")
+    _check_all(partial(_check_label, name, value) for name, value in labels.items())
+
+
+def _check_label(name: str, value: str) -> None:
+    if not 1 <= len(name) <= MAX_LABEL:
+        raise WrongTerm("labels", f"a name must have 1 to {MAX_LABEL} characters, not {len(name)}")
+    if len(value) > MAX_LABEL:
+        raise WrongTerm(f"labels.{name}", f"may have {MAX_LABEL} characters, not {len(value)}")
 
 
 def check_terms(own: OwnTerms, terms: Terms, offered: Offered) -> None:
@@ -83,12 +86,17 @@ def check_terms(own: OwnTerms, terms: Terms, offered: Offered) -> None:
         partial(check_model_limits, "model_limits", own.model_limits, offered),
         partial(check_soft_limits, "soft_limits", own.soft_limits, offered),
     ]
+    _check_all(checks)
+
+
+def _check_all(checks: Iterable[Callable[[], None]]) -> None:
+    """Make some checks and tell of all that is wrong."""
     wrong: list[WrongTerm] = []
     for check in checks:
         try:
             check()
         except WrongTerm as error:
-            wrong.append(error)
+            wrong += [error, *error.more]
     if wrong:
         first, *more = wrong
         raise WrongTerm(first.field, str(first), more)
@@ -103,45 +111,81 @@ def check_model_limits(field: str, limits: Sequence[ModelLimit], offered: Offere
     """Refuse limits on models that an account may not have.
 
     Raises:
-        WrongTerm: one of them is wrong.
+        WrongTerm: some of them are wrong.
     """
-    if len(limits) > MAX_PATTERNS:
-        raise WrongTerm(field, f"may be {MAX_PATTERNS}, not {len(limits)}")
-    known: set[Scope] = set()
-    for place, one in enumerate(limits):
-        here, scope = f"{field}[{place}]", one.scope
-        _check_names(f"{here}.model", (scope.model,), offered.models)
-        if scope in known:
-            raise WrongTerm(here, f"there are two of {scope.model!r} {_span(scope)}")
-        known.add(scope)
-        _check_budget(f"{here}.limit", one.limit)
-        _check_units(f"{here}.limit", scope, one.limit)
-        if one.limit == NO_LIMIT:
-            raise WrongTerm(f"{here}.limit", "must not be empty")
+    check_count(field, len(limits))
+    scopes = [one.scope for one in limits]
+    _check_all(
+        partial(_check_model_limit, f"{field}[{place}]", one, scopes[:place], offered)
+        for place, one in enumerate(limits)
+    )
+
+
+def _check_model_limit(field: str, one: ModelLimit, before: Sequence[Scope], offered: Offered) -> None:
+    check_model(f"{field}.model", one.scope.model, offered)
+    if one.scope in before:
+        raise WrongTerm(field, f"there are two of {one.scope.model!r} {_span(one.scope)}")
+    _check_budget(f"{field}.limit", one.limit)
+    _check_units(f"{field}.limit", one.scope, one.limit)
+    if one.limit == NO_LIMIT:
+        raise WrongTerm(f"{field}.limit", "must not be empty")
 
 
 def check_soft_limits(field: str, limits: Sequence[SoftLimit], offered: Offered) -> None:
     """Refuse soft limits that an account may not have.
 
     Raises:
-        WrongTerm: one of them is wrong.
+        WrongTerm: some of them are wrong.
     """
-    if len(limits) > MAX_PATTERNS:
-        raise WrongTerm(field, f"may be {MAX_PATTERNS}, not {len(limits)}")
-    for place, one in enumerate(limits):
-        here = f"{field}[{place}]"
-        if one in limits[:place]:
-            raise WrongTerm(here, "is there twice")
-        if one.scope.model:
-            _check_names(f"{here}.model", (one.scope.model,), offered.models)
-        if one.scope.span is Span.MINUTE:
-            raise WrongTerm(f"{here}.span", "must be an hour, a day, a month or none: a minute is a pace")
-        if one.percent is not None and not 1 <= one.percent <= 100:
-            raise WrongTerm(f"{here}.percent", f"must be from 1 to 100, not {one.percent}")
-        _check_budget(f"{here}.amount", one.amount)
-        _check_units(f"{here}.amount", one.scope, one.amount)
-        if one.percent is None and one.amount == NO_LIMIT:
-            raise WrongTerm(f"{here}.amount", "must not be empty, or there must be percent")
+    check_count(field, len(limits))
+    _check_all(
+        partial(_check_soft_limit, f"{field}[{place}]", one, limits[:place], offered)
+        for place, one in enumerate(limits)
+    )
+
+
+def _check_soft_limit(field: str, one: SoftLimit, before: Sequence[SoftLimit], offered: Offered) -> None:
+    if one in before:
+        raise WrongTerm(field, "is there twice")
+    if one.scope.model:
+        check_model(f"{field}.model", one.scope.model, offered)
+    if one.scope.span is Span.MINUTE:
+        raise WrongTerm(f"{field}.span", "must be an hour, a day, a month or none: a minute is a pace")
+    if one.percent is not None:
+        check_percent(f"{field}.percent", one.percent)
+    _check_budget(f"{field}.amount", one.amount)
+    _check_units(f"{field}.amount", one.scope, one.amount)
+    if one.percent is None and one.amount == NO_LIMIT:
+        raise WrongTerm(f"{field}.amount", "must not be empty, or there must be percent")
+
+
+def check_count(field: str, count: int) -> None:
+    """Refuse more names, patterns or limits than one list may have.
+
+    Raises:
+        WrongTerm: there are more.
+    """
+    if count > MAX_PATTERNS:
+        raise WrongTerm(field, f"may be {MAX_PATTERNS}, not {count}")
+
+
+def check_model(field: str, name: str, offered: Offered) -> None:
+    """Refuse a name or a pattern of models that cannot be.
+
+    Raises:
+        WrongTerm: it cannot.
+    """
+    _check_names(field, (name,), offered.models)
+
+
+def check_percent(field: str, value: int) -> None:
+    """Refuse a share of a limit that cannot be.
+
+    Raises:
+        WrongTerm: it cannot.
+    """
+    if not 1 <= value <= 100:
+        raise WrongTerm(field, f"must be from 1 to 100, not {value}")
 
 
 def _check_units(field: str, scope: Scope, limit: Limit) -> None:
@@ -157,8 +201,7 @@ def _span(scope: Scope) -> str:
 
 
 def _check_names(field: str, names: Sequence[str], offered: Collection[str] | None) -> None:
-    if len(names) > MAX_PATTERNS:
-        raise WrongTerm(field, f"may be {MAX_PATTERNS}, not {len(names)}")
+    check_count(field, len(names))
     for name in names:
         if not 1 <= len(name) <= MAX_PATTERN:
             raise WrongTerm(field, f"each must have 1 to {MAX_PATTERN} characters, not {len(name)}")

@@ -53,6 +53,14 @@ class Webhooks:
     def __init__(self, database: Database, hosts: Hosts) -> None:
         self._database, self._hosts = database, hosts
 
+    def check(self, url: str) -> None:
+        """Refuse a URL that no event may be sent to.
+
+        Raises:
+            WrongUrl: nothing may be sent there.
+        """
+        self._hosts.check(url)
+
     async def set(
         self, tenant: str, url: str, *, rotate: bool = False, request: Request | None = None
     ) -> tuple[Webhook, str]:
@@ -65,7 +73,7 @@ class Webhooks:
             WrongUrl: nothing may be sent there.
             RequestIdReused: the request asked for something else before.
         """
-        self._hosts.check(url)
+        self.check(url)
         fresh = new_secret()
 
         def work(connection: Connection) -> Webhook:

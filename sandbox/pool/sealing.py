@@ -70,7 +70,7 @@ class Sealer:
             raise SnapshotRefused(f"the stored session has version {version} of the format, and this is {VERSION}")
         mark, image_mark = self._marks(owner, image)
         if not hmac.compare_digest(of_owner, mark):
-            raise SnapshotRefused("the stored session belongs to somebody else, or to another server")
+            raise _altered()
         if not hmac.compare_digest(of_image, image_mark):
             raise SnapshotRefused(f"the stored session was made from another image than {image.name!r} is now")
         return Chain(self._keyed(b"tags", owner.encode(), image.key.encode(), name.encode(), header))
@@ -196,4 +196,4 @@ class Opened(io.RawIOBase):
 
 
 def _altered() -> SnapshotRefused:
-    return SnapshotRefused("the stored session was altered")
+    return SnapshotRefused("the stored session was altered, or belongs to somebody else or to another server")

@@ -14,7 +14,7 @@ from tests.system.stage import Caller
 
 ROOT = Path(__file__).parents[2]
 
-FILLED: dict[str, Any] = {"question": "What?", "code": "1", "pattern": "x"}
+FILLED: dict[str, Any] = {"question": "What?", "code": "1", "pattern": "x", "turn_id": "turn_none"}
 """What a request must say besides the name of a thing, by field."""
 NAMES_AN_UPLOAD = "rlm.v1.ContextService.GetUploadStatus"
 """The call whose request id names something that is there already."""
@@ -81,10 +81,18 @@ def _ids(message: Any) -> list[tuple[str, ...]]:
     return paths
 
 
+def path(method: Any) -> str:
+    """What a method is called by."""
+    return f"/{method.containing_service.full_name}/{method.name}"
+
+
 async def make(caller: Caller, method: Any, request: Message | None = None) -> None:
     """Make a call to its end, with an empty request, or stream, where none is given."""
+    if method.client_streaming and request is not None:
+        await caller.send(lambda channel: channel.stream_unary(path(method)), [request.SerializeToString()])
+        return
     kind = "_".join("stream" if one else "unary" for one in (method.client_streaming, method.server_streaming))
-    call: Any = getattr(caller.channel, kind)(f"/{method.containing_service.full_name}/{method.name}")
+    call: Any = getattr(caller.channel, kind)(path(method))
     data = request.SerializeToString() if request is not None else b""
     made = call(*([] if method.client_streaming else [data]), metadata=caller.metadata)
     if method.client_streaming:

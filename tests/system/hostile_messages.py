@@ -11,13 +11,18 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import rlm.v1
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
-from rlm.v1 import context_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+from rlm.v1 import budget_pb2, context_pb2, session_pb2
+
+from rlm_server.clock import now
 
 NUMBERS = (0, 1, 2, 3, 64, 100, 1_000, 4_096, 1 << 18, 1 << 20, (1 << 31) - 1, 1 << 53, (1 << 62) - 1, (1 << 63) - 1)
 TEXTS = (
@@ -32,51 +37,104 @@ MANY = 3_000
 """Of a repeated field of numbers."""
 
 
+PATHS = (
+    *("name", "labels", "idle_time", "life_time", "limit", "window_limits", "model_limits", "soft_limits", "weight"),
+    *("limits", "limits.max_depth", "allowed_models", "allowed_images", "budget", "day_budget", "minute_budget", "*"),
+)
+"""What masks may name, of whichever message."""
+NEEDED = (
+    *("account", "tenant", "session", "run_id", "session_id", "tenant_id", "key_id", "request_id"),
+    *("question", "code", "pattern"),
+)
+"""Fields without which not much comes of a request."""
+KINDS = ("context", "run", "node", "session", "turn", "snapshot", "account", "tenant", "key")
+"""Of things that have names."""
+
+
 @dataclass(slots=True)
 class Hostile:
-    """Makes messages. `known` are names of things that there are, by kind, some of them another tenant's."""
+    """Makes messages. `known` are names of things that there are, by kind, some of them another tenant's.
+
+    `files` are those of snapshots, of which some are another tenant's.
+    """
 
     random: random.Random
     known: Mapping[str, Sequence[str]]
+    files: Sequence[bytes] = ()
     plausible: Mapping[str, Callable[[], Any]] = field(init=False)
     """Values by a field's name, that may be right."""
+    entries: Mapping[str, tuple[Callable[[], str], Callable[[], Any]]] = field(init=False)
+    """Keys and values of maps, by a field's name, that may be right."""
+    times: Mapping[str, Callable[[], int]] = field(init=False)
+    """Milliseconds, by the type of a time, that may be right."""
     mild: float = 0.5
     """How much of a message is plausible: another share in each, as what is all wrong does not come far."""
+    full: float = 0.5
+    """How many of its fields are set."""
 
     def __post_init__(self) -> None:
         pick = self.random.choice
+        day = 86_400_000
+        self.times = {
+            Timestamp.DESCRIPTOR.full_name: lambda: pick([0, now() - day, now(), now() + 60_000, now() + day]),
+            Duration.DESCRIPTOR.full_name: lambda: pick([1_000, 5_000, 30_000, 60_000]),
+        }
+        self.entries = {
+            "labels": (lambda: pick(["team", "a"]), lambda: pick(["red", "blue", ""])),
+            "limits": (lambda: pick(["tenant_sessions", "tenant_snapshots"]), lambda: pick([1.0, 2.0, 10.0])),
+        }
         self.plausible = {
-            "context_id": lambda: pick(self.known["context"]),
-            "run_id": lambda: pick(self.known["run"]),
-            "session_id": lambda: pick(self.known["session"]),
-            "account_id": lambda: pick([name for names in self.known.values() for name in names]),
-            "node_id": lambda: pick(self.known["run"]),
+            **{f"{kind}_id": partial(self._name, kind) for kind in KINDS},
+            "account_id": lambda: pick([*self.known["account"], self._name("run"), self._new()]),
+            "parent_id": lambda: pick([self._name("account"), ""]),
+            "node_id": lambda: pick([self._name("node"), self._name("run")]),
+            "paths": lambda: pick(PATHS),
+            "url": lambda: pick(["http://127.0.0.1:9/hook", "https://127.0.0.1/", "https://user@example.com/#x"]),
+            "label": lambda: pick(["team", ""]),
+            "span": lambda: pick(
+                [budget_pb2.WINDOW_SPAN_HOUR, budget_pb2.WINDOW_SPAN_DAY, budget_pb2.WINDOW_SPAN_MONTH]
+            ),
+            "percent": lambda: pick([1, 50, 100]),
+            "weight": lambda: pick([0.5, 1.0, 2.0]),
+            "count": lambda: pick([0, 1, 2]),
+            **dict.fromkeys(("allowed_models", "allowed_fallbacks"), lambda: pick(["play", "p*", "*"])),
+            "allowed_images": lambda: pick(["core", "*"]),
             "request_id": lambda: f"request {self.random.randrange(50)}",
-            "model": lambda: pick(["play", "play", "nobody"]),
+            "model": lambda: pick([*["play"] * 9, "nobody"]),
+            "name": lambda: "a name",
             "sub_model": lambda: pick(["play", ""]),
             "image": lambda: pick(["core", "data", ""]),
             "question": lambda: "What?",
             "code": lambda: pick(CODES),
-            "pattern": lambda: pick(["t.xt", "(", "a{1000}", r"\pL+", "[^a]" * 200, "", "(?i)(x+x+)+y", "\\C"]),
-            "page_token": self._page_token,
+            "pattern": lambda: pick([*["t.xt"] * 8, "(", "a{1000}", r"\pL+", "[^a]" * 200, "", "(?i)(x+x+)+y", "\\C"]),
+            "page_token": lambda: pick(["", "", "", self._page_token()]),
             "sha256": lambda: hashlib.sha256(b"").hexdigest(),
             "page_size": lambda: pick([0, 1, 2, 1_000]),
-            "tenant_id": lambda: pick(["acme", "globex", "other"]),
+            "tenant_id": lambda: pick([*self.known["tenant"], "acme", self._new()]),
             **dict.fromkeys(("nano_usd", "token_count", "call_count"), lambda: pick([1, 1_000, 10_000_000])),
-            "memory_bytes": lambda: pick([0, 128 << 20]),
-            **dict.fromkeys(("max_depth", "file_count", "door_call_count", "output_bytes"), lambda: pick([0, 1, 3])),
+            "memory_bytes": lambda: 128 << 20,
+            **dict.fromkeys(("max_depth", "max_turn_count", "door_call_count"), lambda: pick([1, 3])),
+            **dict.fromkeys(("file_count", "door_waiting_count"), lambda: pick([10, 16])),
+            **dict.fromkeys(("output_bytes", "door_bytes", "file_bytes"), lambda: pick([4_096, 100_000])),
             "seconds": lambda: pick([0, 0, 1, 10_000]),
             "nanos": lambda: pick([0, 1_000_000, 300_000_000]),
             **dict.fromkeys(("documents", "document"), lambda: pick([0, 0, 0, 1, 4])),
-            **dict.fromkeys(("start", "end"), lambda: pick([0, 1, 7, 500, 100_000])),
+            "start": lambda: pick([0, 0, 1, 7, 100_000]),
+            "end": lambda: pick([7, 500, 100_000]),
         }
 
     def message(self, of: Descriptor, depth: int = 0) -> Message:
         """Make a message of a type."""
         made: Any = message_factory.GetMessageClass(of)()
+        if of.full_name in self.times and self.random.random() < self.mild:
+            made.FromMilliseconds(self.times[of.full_name]())
+            return made  # type: ignore[no-any-return]
         for one in of.fields:
-            if self.random.random() > max(self.mild, 0.6):
+            if self.random.random() > max(self.full, self.mild if one.name in NEEDED else 0):
                 continue
+            oneof = one.containing_oneof
+            if oneof is not None and made.WhichOneof(oneof.name) and self.random.random() < 0.5:
+                continue  # or the last of a oneof would always be the one
             if one.is_repeated:
                 self._fill(getattr(made, one.name), one, depth)
             elif one.message_type is not None:
@@ -89,36 +147,56 @@ class Hostile:
 
     def sent(self, method: MethodDescriptor) -> list[bytes]:
         """Make what is sent to a method: one message, or a stream of them, some of which are no messages at all."""
-        self.mild = self.random.choice([0.2, 0.6, 0.9, 0.98])
-        if method.name == "UploadContext":
-            return [self._broken(part) for part in self._upload(method.input_type)]
+        self.mild, self.full = self.random.choice([0.2, 0.6, 0.9, 0.98, 1, 1]), self.random.choice([0.3, 0.6, 0.9, 1])
+        if method.client_streaming:
+            stream = self._upload if method.name == "UploadContext" else self._import
+            return [self._broken(part) for part in self._disturbed(list(stream()), method.input_type)]
         return [self._broken(self.message(method.input_type))]
 
-    def _upload(self, of: Descriptor) -> Iterator[Message]:
-        """Yield an upload, whose parts may be wrong, missing, or in another order."""
+    def _disturbed(self, parts: list[Message], of: Descriptor) -> list[Message]:
+        """Return a stream as it is, or with parts that are wrong, missing, or in another order."""
+        if self.random.random() < self.mild:
+            return parts
+        parts = [*parts, self.message(of)]
+        self.random.shuffle(parts)
+        return parts[: self.random.randrange(len(parts) + 1)]
+
+    def _import(self) -> Iterator[Message]:
+        """Yield the import of a snapshot's file, which may be altered."""
+        data = self.random.choice([*self.files, b"RLMS"])
+        if self.random.random() > self.mild:
+            at = self.random.randrange(len(data))
+            data = data[:at] + self.random.randbytes(1) + data[at + self.random.choice([0, 1, 100]) :]
+        yield session_pb2.ImportSnapshotRequest(
+            header=session_pb2.ImportSnapshotHeader(
+                size_bytes=len(data),
+                sha256=hashlib.sha256(data).hexdigest(),
+                request_id=self.random.choice(["", *(f"request {n}" for n in range(50))]),
+            )
+        )
+        for at in range(0, len(data), 500_000):
+            chunk = session_pb2.SnapshotChunk(offset=at, data=data[at : at + 500_000])
+            yield session_pb2.ImportSnapshotRequest(chunk=chunk)
+
+    def _upload(self) -> Iterator[Message]:
+        """Yield an upload, which may not be what its header says."""
         data = self.random.choice([b"text", "äöü".encode(), b"x" * 10_000, b"", b"\xff\xfe", "ä".encode()[:1]])
         count = self.random.choice([0, 0, 1, 2, -1, 1 << 62])
         header = context_pb2.UploadHeader(
             name="n",
             size_bytes=len(data),
             sha256=hashlib.sha256(data).hexdigest(),
-            request_id=self.random.choice(["", *(f"upload {n}" for n in range(5))]),
+            request_id=self.random.choice(["", *(f"request {n}" for n in range(50))]),
             document_count=count,
         )
         announced = [
             context_pb2.UploadDocument(name="d", size_bytes=len(data) * (n == 0)) for n in range(min(count, 2))
         ]
-        parts: list[Message] = [context_pb2.UploadContextRequest(header=header)]
+        yield context_pb2.UploadContextRequest(header=header)
         if announced or self.random.random() > self.mild:
             documents = context_pb2.UploadDocuments(documents=announced)
-            parts.append(context_pb2.UploadContextRequest(documents=documents))
-        parts.append(context_pb2.UploadContextRequest(chunk=context_pb2.UploadChunk(data=data)))
-        if self.random.random() < self.mild:
-            yield from parts
-            return
-        parts.append(self.message(of))
-        self.random.shuffle(parts)
-        yield from parts[: self.random.randrange(len(parts) + 1)]
+            yield context_pb2.UploadContextRequest(documents=documents)
+        yield context_pb2.UploadContextRequest(chunk=context_pb2.UploadChunk(data=data))
 
     def _broken(self, made: Message) -> bytes:
         data = made.SerializeToString()
@@ -142,8 +220,10 @@ class Hostile:
         count = self.random.choice([0, 1, 3])
         if one.message_type is not None and one.message_type.GetOptions().map_entry:
             key, value = (one.message_type.fields_by_name[name] for name in ("key", "value"))
+            likely = self.entries[one.name] if self.random.random() < self.mild else None
             for _ in range(count):
-                repeated[self._value(key)] = self._value(value)
+                made = (likely[0](), likely[1]()) if likely else (self._value(key), self._value(value))
+                repeated[made[0]] = made[1]
         elif one.message_type is not None:
             for _ in range(count if depth < 4 else 0):
                 repeated.add().CopyFrom(self.message(one.message_type, depth + 1))
@@ -153,8 +233,11 @@ class Hostile:
 
     def _value(self, one: FieldDescriptor) -> Any:
         likely = self.plausible.get(one.name)
-        if likely is not None and self.random.random() < self.mild:
-            return likely()
+        if self.random.random() < self.mild:
+            if likely is not None:
+                return likely()
+            if one.enum_type is not None:
+                return self.random.choice(one.enum_type.values[1:]).number
         kinds: dict[int, Callable[[], Any]] = {
             FieldDescriptor.CPPTYPE_STRING: lambda: self._bytes() if _is_bytes(one) else self._text(),
             FieldDescriptor.CPPTYPE_BOOL: lambda: self.random.random() < 0.5,
@@ -178,8 +261,16 @@ class Hostile:
     def _bytes(self) -> bytes:
         return self.random.choice([b"", b"text", b"\xff", self.random.randbytes(100), b"x" * 100_000])
 
+    def _name(self, kind: str) -> str:
+        return self.random.choice(self.known[kind])
+
+    def _new(self) -> str:
+        return f"new-{self.random.randrange(1_000)}"
+
     def _page_token(self) -> str:
-        name = self.random.choice(["contexts", "entries", "usage", "day", "documents", *self.known["context"]])
+        run = self._name("run")
+        names = ["tenants False", "keys acme False", "models", f"events {run}", f"nodes {run}", self._name("context")]
+        name = self.random.choice(names)
         numbers = [self._number(63) for _ in range(self.random.randrange(3))]
         forged: list[object] = [[name, *numbers], [name, "key"], [name, 1.5, None], {"a": 1}, [[name]], name]
         return base64.b64encode(json.dumps(self.random.choice(forged)).encode(), altchars=b"-_").decode()

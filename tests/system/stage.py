@@ -112,15 +112,21 @@ class Caller:
         return await self.send_parts(parts(text, **wrong))
 
     async def send_parts(self, sent: Iterable[context_pb2.UploadContextRequest]) -> context_pb2.Context:
-        """Upload; what is sent is taken in a thread.
+        """Upload; what is sent is taken in a thread."""
+        context: context_pb2.Context = (
+            await self.send(lambda channel: context_pb2_grpc.ContextServiceStub(channel).UploadContext, sent)
+        ).context
+        return context
+
+    async def send(self, method: Callable[[grpc.Channel], Any], sent: Iterable[Any]) -> Any:
+        """Make a call that takes a stream, and return its answer.
 
         By gRPC's other client: grpc.aio puts INTERNAL or a cancellation in the place of an answer that comes while it
         still sends (https://github.com/grpc/grpc/issues/36066).
         """
         loop, answered = asyncio.get_running_loop(), asyncio.Event()
         with grpc.insecure_channel(self._address, self._options) as channel:
-            contexts: Any = context_pb2_grpc.ContextServiceStub(channel)
-            call = contexts.UploadContext.future(iter(sent), metadata=self.metadata)
+            call = method(channel).future(iter(sent), metadata=self.metadata)
             call.add_done_callback(lambda _: loop.call_soon_threadsafe(answered.set))
             await answered.wait()
             if call.code() is not grpc.StatusCode.OK:
@@ -130,8 +136,7 @@ class Caller:
                     grpc.aio.Metadata.from_tuple(call.trailing_metadata()),
                     call.details(),
                 )
-            context: context_pb2.Context = call.result().context
-        return context
+            return call.result()
 
     async def create(self, question: str = "What?", **asked: Any) -> run_pb2.Run:
         request = run_pb2.CreateRunRequest(question=question, **asked)

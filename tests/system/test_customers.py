@@ -286,6 +286,20 @@ async def test_a_request_repeated_is_answered_as_before_also_after_a_restart_and
         assert fresh.run_id != run.run_id
 
 
+async def test_without_a_mask_what_is_set_of_an_account_changes_and_a_star_stands_for_all(server: Served) -> None:
+    async with server(TALK) as served:
+        keeper = Keeper(served.caller)
+        made = await keeper.create("acme", name="first", labels={"a": "b"}, limit=dollars(1))
+        assert await keeper.update("acme") == made, "nothing is set"
+        assert await keeper.update("acme", resets=[DAY]) == made
+        changed = await keeper.update("acme", name="second")
+        assert (changed.name, dict(changed.labels), changed.limit) == ("second", {"a": "b"}, dollars(1))
+        changed = await keeper.update("acme", "*", limit=dollars(2))
+        assert (changed.name, dict(changed.labels), changed.limit) == ("", {}, dollars(2))
+        for wrong in ("closed", "labels.a"):
+            assert (await refusal(keeper.update("acme", wrong))).fields == ["update_mask"]
+
+
 async def _reused(call: Any) -> bool:
     said: Refusal = await refusal(call)
     return (said.code, said.reason) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")

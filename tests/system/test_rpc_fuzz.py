@@ -15,12 +15,16 @@ import pytest
 from google.protobuf.descriptor import MethodDescriptor
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+from rlm.v1 import session_pb2
 from rlm.v1.errors_pb2 import ErrorReason
 
-from tests.servers import Served
+from rlm_server.tenants.terms import OwnTerms
+from tests.servers import Served, Server
 from tests.system.context_calls import of_documents, of_text
 from tests.system.hostile_messages import Hostile, field_names, methods
 from tests.system.stage import Caller, Play, code
+from tests.system.test_customers import Keeper
+from tests.system.test_sessions_kept import exported
 
 CASES = int(os.environ.get("RLM_FUZZ_CASES", "1500"))
 SEED = int(os.environ.get("RLM_FUZZ_SEED", "11"))
@@ -40,6 +44,8 @@ OF_A_TENANT = 10_000
 """Cases of one tenant: what they make is counted, and not to be refused for being too much."""
 COLLECTED = 50
 """Cases from one collection of garbage to the next."""
+REACHED = 0.9
+"""The least part of all calls that are answered at least once: most of what is sent is to come far."""
 GROWTH = 200 << 20
 """Bytes of memory by which this process, client and server, may grow."""
 
@@ -81,13 +87,35 @@ def wrong_with(error: grpc.aio.AioRpcError) -> str:
     return "" if info.domain == "rlm-server" and info.reason in REASONS else f"an unknown reason {info.reason}"
 
 
-async def things(caller: Caller, number: int) -> dict[str, str]:
-    """Make one of everything, and return their names by kind: every other context is of documents."""
+async def things(served: Server, caller: Caller, number: int) -> dict[str, str]:
+    """Make one of everything, and return their names by kind: every other context is of documents.
+
+    The key is that of a tenant which is made for it, and may be deleted.
+    """
     text = f"{number} is some text, and more of it\n"
     sent = of_documents([(str(n), text * n) for n in range(5)]) if number // RENEWED % 2 else of_text(text * 200)
     context = (await caller.send_parts(sent)).context_id
     session = await caller.open_session(context_id=context)
-    return {"context": context, "session": session, "run": (await caller.ask(context_id=context)).run.run_id}
+    made = await caller.ask(context_id=context)
+    turn = session_pb2.ExecuteRequest(session_id=session, code="1", detached=True, request_id="request 0")
+    told = [one async for one in caller.sessions.Execute(turn, metadata=caller.metadata)]
+    asked = session_pb2.CreateSnapshotRequest(session_id=session)
+    snapshot = (await caller.sessions.CreateSnapshot(asked, metadata=caller.metadata)).snapshot
+    account, tenant = f"customer-{number}", f"spare-{context.rpartition('_')[2]}"
+    await Keeper(caller).create(account)
+    await served.running.tenants.create(tenant, OwnTerms(), {})
+    key, _ = await served.running.keys.create(tenant)
+    return {
+        "context": context,
+        "session": session,
+        "run": made.run.run_id,
+        "node": made.nodes[-1].node_id,
+        "turn": told[0].accepted.turn_id,
+        "snapshot": snapshot.snapshot_id,
+        "account": account,
+        "tenant": tenant,
+        "key": key.id,
+    }
 
 
 def memory() -> int:
@@ -98,24 +126,30 @@ def memory() -> int:
 
 def test_what_may_be_right_is_said_of_fields_that_there_are() -> None:
     known = set().union(*(field_names(method.input_type) for method in methods()))
-    assert Hostile(random.Random(SEED), {}).plausible.keys() - known == set()
+    hostile = Hostile(random.Random(SEED), {})
+    assert (hostile.plausible.keys() | hostile.entries.keys()) - known == set()
+    assert {name for name in known if name.endswith("_id")} - hostile.plausible.keys() == set()
 
 
 async def test_no_request_whatever_it_holds_ends_in_an_internal_error_or_a_traceback(
     server: Served, caplog: pytest.LogCaptureFixture
 ) -> None:
     chosen, calls = random.Random(SEED), methods()
-    faults: list[str] = []
-    async with server(Play(code("FINAL(1)")), tenant_sessions=1_000, grace_seconds=0.1) as served:
-        others, known = await things(await served.tenant("other"), 0), dict[str, list[str]]()
-        hostile = Hostile(chosen, known)
+    faults, answered = list[str](), set[str]()
+    play, hosts = Play(code("rlm_query('x')"), code("FINAL(1)"), x=code("FINAL(2)")), ["http://127.0.0.1:9"]
+    async with server(play, webhook_hosts=hosts, grace_seconds=0.1) as served:
+        other = await served.tenant("other")
+        others, known = await things(served, other, 0), dict[str, list[str]]()
+        files = [(await exported(other, others["snapshot"]))[1]]
+        hostile = Hostile(chosen, known, files)
         _, secret = await served.running.keys.create(None)
         operator = served.another(secret)
         for number in range(CASES):
             if number % OF_A_TENANT == 0:
                 caller = await served.tenant(f"tenant-{number}")
             if number % RENEWED == 0:  # what was made before may have been taken away
-                mine = await things(caller, number)
+                mine = await things(served, caller, number)
+                files[1:] = [(await exported(caller, mine["snapshot"]))[1]]
                 known.update({kind: [name, name, name, others[kind]] for kind, name in mine.items()})
             method = calls[number % len(calls)]
             sent = hostile.sent(method)
@@ -124,6 +158,7 @@ async def test_no_request_whatever_it_holds_ends_in_an_internal_error_or_a_trace
                 async with asyncio.timeout(2 * LONGEST):
                     operators = method.containing_service.name == "TenantService" and chosen.random() < 0.9
                     await call(operator if operators else caller, method, sent)
+                answered.add(method.name)
             except grpc.aio.AioRpcError as error:
                 wrong = wrong_with(error)
             except TimeoutError:
@@ -139,6 +174,7 @@ async def test_no_request_whatever_it_holds_ends_in_an_internal_error_or_a_trace
                 before = memory()
         assert faults == []
         assert memory() - before < GROWTH
+        assert len(answered) >= REACHED * len(calls), {method.name for method in calls} - answered
         session = await served.caller.open_session()
         assert (await served.caller.turn(session, "1+1")).printed == "2\n"
         assert (await served.caller.ask()).run.answer == "1"

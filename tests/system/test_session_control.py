@@ -214,11 +214,11 @@ async def test_labels_and_times_of_a_session_that_lives_are_changed(server: Serv
 @pytest.mark.parametrize(
     ("paths", "new", "field"),
     [
-        ((), {}, "update_mask"),
         (("image",), {}, "update_mask"),
+        (("labels.a",), {}, "update_mask"),
+        ((), {"labels": {"k": "v" * 64}}, "session.labels"),
         (("labels", "x" * 10_000), {}, "update_mask"),
         (("labels",), {"labels": {"k": "v" * 64}}, "session.labels"),
-        (("idle_time",), {"idle_time": seconds(0)}, "session.idle_time"),
         (("idle_time",), {"idle_time": seconds(600.001)}, "session.idle_time"),
         (("life_time",), {"life_time": seconds(-1)}, "session.life_time"),
         (("life_time",), {"life_time": milliseconds(DAY * 1_000 + 1)}, "session.life_time"),
@@ -235,6 +235,23 @@ async def test_a_change_that_cannot_be_is_refused_by_name(
         if field.startswith("session.") and field != "session.labels":
             asked = {name: value for name, value in new.items() if field.endswith(name)}
             assert (await refusal(served.caller.open_session(**asked))).fields == [field.removeprefix("session.")]
+
+
+async def test_without_a_mask_what_is_set_changes_and_a_star_stands_for_all(
+    server: Served, kept: dict[str, Any]
+) -> None:
+    async with server(Play(""), session_idle_seconds=600, session_seconds=DAY, **kept) as served:
+        session = await served.caller.open_session(labels={"a": "1"}, idle_time=seconds(60), life_time=seconds(3_600))
+        before = await get(served.caller, session)
+        assert await update(served.caller, session) == before, "nothing is set"
+        assert await update(served.caller, session, image="data") == before, "what cannot be changed is left out"
+        changed = await update(served.caller, session, idle_time=seconds(30))
+        assert (dict(changed.labels), changed.idle_time.seconds, changed.life_time.seconds) == ({"a": "1"}, 30, 3_600)
+        changed = await update(served.caller, session, labels={"b": "2"}, life_time=seconds(0))
+        assert (dict(changed.labels), changed.idle_time.seconds, changed.life_time.seconds) == ({"b": "2"}, 30, DAY)
+        changed = await update(served.caller, session, "*", life_time=seconds(60))
+        assert (dict(changed.labels), changed.idle_time.seconds, changed.life_time.seconds) == ({}, 600, 60)
+        assert await get(served.caller, session) == changed
 
 
 async def test_times_at_their_bounds_are_taken(server: Served) -> None:

@@ -103,7 +103,10 @@ class SessionCalls(SnapshotCalls):
         life_seconds: float | None = None,
         request_id: str | None = None,
     ) -> session_pb2.Session:
-        """Change a session's labels, all of them, and how long it may rest and live. What is left out stays."""
+        """Change a session's labels, all of them, and how long it may rest and live. What is left out stays.
+
+        A time of 0 goes back to the server's.
+        """
         given = {"labels": labels, "idle_time": idle_seconds, "life_time": life_seconds}
         request = session_pb2.UpdateSessionRequest(
             request_id=named(request_id),

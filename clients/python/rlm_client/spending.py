@@ -98,8 +98,8 @@ class Spending(Caller):
     ) -> budget_pb2.Account:
         """Change a customer's account, by its `account_id`: these fields of it, and at once.
 
-        `fields` are of `limit`, `window_limits`, `model_limits`, `soft_limits`, `name` and `labels`. The windows around
-        now of `reset_windows` begin anew.
+        `fields` are of `limit`, `window_limits`, `model_limits`, `soft_limits`, `name` and `labels`; where there are
+        none, those of the account that are set change. The windows around now of `reset_windows` begin anew.
 
         Raises:
             FailedPrecondition: it was closed.

@@ -661,7 +661,7 @@ class UpdateAccountRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """What changes: `limit`, `window_limits`, `model_limits`, `name`, `labels`, `soft_limits` (each is replaced as a
-        whole). Nothing else can be changed.
+        whole), or `*` for all of them. Where empty, those that are set change. Nothing else can be changed.
         """
 
     @_builtins.property

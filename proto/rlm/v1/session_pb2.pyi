@@ -647,8 +647,9 @@ class UpdateSessionRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """What changes: `labels` (replaced as a whole), `idle_time`, `life_time`; a time within the bounds that CreateSession
-        has. One that is named and not set goes back to its default. Nothing else can be changed.
+        """What changes: `labels` (replaced as a whole), `idle_time`, `life_time`, or `*` for all of them. Where empty, those that
+        are set change. A time is within the bounds that CreateSession has; one that is named and is 0 or not set goes back to
+        its default. Nothing else can be changed.
         """
 
     def __init__(

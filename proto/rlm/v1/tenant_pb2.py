@@ -22,13 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from rlm.v1 import budget_pb2 as rlm_dot_v1_dot_budget__pb2
 from rlm.v1 import types_pb2 as rlm_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13rlm/v1/tenant.proto\x12\x06rlm.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13rlm/v1/budget.proto\x1a\x12rlm/v1/types.proto\"\xf7\x05\n\x06Tenant\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12*\n\x06labels\x18\x02 \x03(\x0b\x32\x1a.rlm.v1.Tenant.LabelsEntry\x12\x16\n\x0e\x61llowed_models\x18\x03 \x03(\t\x12\x16\n\x0e\x61llowed_images\x18\x04 \x03(\t\x12\x19\n\x11\x61llowed_fallbacks\x18\x05 \x03(\t\x12\x13\n\x06weight\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12*\n\x06limits\x18\x07 \x03(\x0b\x32\x1a.rlm.v1.Tenant.LimitsEntry\x12\x1e\n\x06\x62udget\x18\x08 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12#\n\x0bhour_budget\x18\t \x01(\x0b\x32\x0e.rlm.v1.Budget\x12\"\n\nday_budget\x18\n \x01(\x0b\x32\x0e.rlm.v1.Budget\x12$\n\x0cmonth_budget\x18\x0b \x01(\x0b\x32\x0e.rlm.v1.Budget\x12\x1e\n\x05spent\x18\x0c \x01(\x0b\x32\x0f.rlm.v1.Amounts\x12/\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x64\x65lete_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12%\n\rminute_budget\x18\x10 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12(\n\x0cmodel_limits\x18\x11 \x03(\x0b\x32\x12.rlm.v1.ModelLimit\x12&\n\x0bsoft_limits\x18\x12 \x03(\x0b\x32\x11.rlm.v1.SoftLimit\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_weight\"\x94\x01\n\x0bTenantLimit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0f\n\x07minimum\x18\x04 \x01(\x01\x12\x0f\n\x07maximum\x18\x05 \x01(\x01\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12#\n\x06source\x18\x07 \x01(\x0e\x32\x13.rlm.v1.LimitSource\"I\n\x13\x43reateTenantRequest\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"6\n\x14\x43reateTenantResponse\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\"%\n\x10GetTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"\x9f\x01\n\x11GetTenantResponse\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\x12#\n\x06limits\x18\x02 \x03(\x0b\x32\x13.rlm.v1.TenantLimit\x12\x1e\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12%\n\x07windows\x18\x04 \x03(\x0b\x32\x14.rlm.v1.BudgetWindow\"Q\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x03 \x01(\x08\"O\n\x13ListTenantsResponse\x12\x1f\n\x07tenants\x18\x01 \x03(\x0b\x32\x0e.rlm.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x13UpdateTenantRequest\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"6\n\x14UpdateTenantResponse\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\"K\n\x13\x44\x65leteTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"6\n\x14\x44\x65leteTenantResponse\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\"\x92\x03\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.rlm.v1.ApiKeyKind\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12*\n\x06labels\x18\x05 \x03(\x0b\x32\x1a.rlm.v1.ApiKey.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\naccount_id\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8b\x02\n\x13\x43reateApiKeyRequest\x12 \n\x04kind\x18\x01 \x01(\x0e\x32\x12.rlm.v1.ApiKeyKind\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x37\n\x06labels\x18\x03 \x03(\x0b\x32\'.rlm.v1.CreateApiKeyRequest.LabelsEntry\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x12\n\naccount_id\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x14\x43reateApiKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08repeated\x18\x03 \x01(\x08\"\x87\x01\n\x12ListApiKeysRequest\x12 \n\x04kind\x18\x01 \x01(\x0e\x32\x12.rlm.v1.ApiKeyKind\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rshow_inactive\x18\x05 \x01(\x08\"L\n\x13ListApiKeysResponse\x12\x1c\n\x04keys\x18\x01 \x03(\x0b\x32\x0e.rlm.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"3\n\x14RevokeApiKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.ApiKey*}\n\x0bLimitSource\x12\x1c\n\x18LIMIT_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_SOURCE_SERVER\x10\x01\x12\x1e\n\x1aLIMIT_SOURCE_CONFIGURATION\x10\x02\x12\x17\n\x13LIMIT_SOURCE_TENANT\x10\x03*^\n\nApiKeyKind\x12\x1c\n\x18\x41PI_KEY_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41PI_KEY_KIND_TENANT\x10\x01\x12\x19\n\x15\x41PI_KEY_KIND_OPERATOR\x10\x02\x32\xd8\x04\n\rTenantService\x12I\n\x0c\x43reateTenant\x12\x1b.rlm.v1.CreateTenantRequest\x1a\x1c.rlm.v1.CreateTenantResponse\x12@\n\tGetTenant\x12\x18.rlm.v1.GetTenantRequest\x1a\x19.rlm.v1.GetTenantResponse\x12\x46\n\x0bListTenants\x12\x1a.rlm.v1.ListTenantsRequest\x1a\x1b.rlm.v1.ListTenantsResponse\x12I\n\x0cUpdateTenant\x12\x1b.rlm.v1.UpdateTenantRequest\x1a\x1c.rlm.v1.UpdateTenantResponse\x12I\n\x0c\x44\x65leteTenant\x12\x1b.rlm.v1.DeleteTenantRequest\x1a\x1c.rlm.v1.DeleteTenantResponse\x12I\n\x0c\x43reateApiKey\x12\x1b.rlm.v1.CreateApiKeyRequest\x1a\x1c.rlm.v1.CreateApiKeyResponse\x12\x46\n\x0bListApiKeys\x12\x1a.rlm.v1.ListApiKeysRequest\x1a\x1b.rlm.v1.ListApiKeysResponse\x12I\n\x0cRevokeApiKey\x12\x1b.rlm.v1.RevokeApiKeyRequest\x1a\x1c.rlm.v1.RevokeApiKeyResponseBM\n\x06rlm.v1P\x01Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\xaa\x02\x06Rlm.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13rlm/v1/tenant.proto\x12\x06rlm.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x13rlm/v1/budget.proto\x1a\x12rlm/v1/types.proto\"\x8f\x06\n\x06Tenant\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12*\n\x06labels\x18\x02 \x03(\x0b\x32\x1a.rlm.v1.Tenant.LabelsEntry\x12\x16\n\x0e\x61llowed_models\x18\x03 \x03(\t\x12\x16\n\x0e\x61llowed_images\x18\x04 \x03(\t\x12\x19\n\x11\x61llowed_fallbacks\x18\x05 \x03(\t\x12\x13\n\x06weight\x18\x06 \x01(\x01H\x00\x88\x01\x01\x12*\n\x06limits\x18\x07 \x03(\x0b\x32\x1a.rlm.v1.Tenant.LimitsEntry\x12\x1e\n\x06\x62udget\x18\x08 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12#\n\x0bhour_budget\x18\t \x01(\x0b\x32\x0e.rlm.v1.Budget\x12\"\n\nday_budget\x18\n \x01(\x0b\x32\x0e.rlm.v1.Budget\x12$\n\x0cmonth_budget\x18\x0b \x01(\x0b\x32\x0e.rlm.v1.Budget\x12$\n\x05spent\x18\x0c \x01(\x0b\x32\x0f.rlm.v1.AmountsB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x63reate_time\x18\r \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0bupdate_time\x18\x0e \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12\x35\n\x0b\x64\x65lete_time\x18\x0f \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x03\x12%\n\rminute_budget\x18\x10 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12(\n\x0cmodel_limits\x18\x11 \x03(\x0b\x32\x12.rlm.v1.ModelLimit\x12&\n\x0bsoft_limits\x18\x12 \x03(\x0b\x32\x11.rlm.v1.SoftLimit\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLimitsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\t\n\x07_weight\"\x94\x01\n\x0bTenantLimit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0c\n\x04unit\x18\x03 \x01(\t\x12\x0f\n\x07minimum\x18\x04 \x01(\x01\x12\x0f\n\x07maximum\x18\x05 \x01(\x01\x12\x13\n\x0b\x64\x65scription\x18\x06 \x01(\t\x12#\n\x06source\x18\x07 \x01(\x0e\x32\x13.rlm.v1.LimitSource\"I\n\x13\x43reateTenantRequest\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"6\n\x14\x43reateTenantResponse\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\"%\n\x10GetTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\"\x9f\x01\n\x11GetTenantResponse\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\x12#\n\x06limits\x18\x02 \x03(\x0b\x32\x13.rlm.v1.TenantLimit\x12\x1e\n\x06\x62udget\x18\x03 \x01(\x0b\x32\x0e.rlm.v1.Budget\x12%\n\x07windows\x18\x04 \x03(\x0b\x32\x14.rlm.v1.BudgetWindow\"Q\n\x12ListTenantsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x03 \x01(\x08\"O\n\x13ListTenantsResponse\x12\x1f\n\x07tenants\x18\x01 \x03(\x0b\x32\x0e.rlm.v1.Tenant\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"z\n\x13UpdateTenantRequest\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"6\n\x14UpdateTenantResponse\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\"K\n\x13\x44\x65leteTenantRequest\x12\x11\n\ttenant_id\x18\x01 \x01(\t\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"6\n\x14\x44\x65leteTenantResponse\x12\x1e\n\x06tenant\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.Tenant\"\x92\x03\n\x06\x41piKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12 \n\x04kind\x18\x02 \x01(\x0e\x32\x12.rlm.v1.ApiKeyKind\x12\x11\n\ttenant_id\x18\x03 \x01(\t\x12\x0e\n\x06prefix\x18\x04 \x01(\t\x12*\n\x06labels\x18\x05 \x03(\x0b\x32\x1a.rlm.v1.ApiKey.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0brevoke_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\naccount_id\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8b\x02\n\x13\x43reateApiKeyRequest\x12 \n\x04kind\x18\x01 \x01(\x0e\x32\x12.rlm.v1.ApiKeyKind\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x37\n\x06labels\x18\x03 \x03(\x0b\x32\'.rlm.v1.CreateApiKeyRequest.LabelsEntry\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x12\n\naccount_id\x18\x06 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x14\x43reateApiKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.ApiKey\x12\x0e\n\x06secret\x18\x02 \x01(\t\x12\x10\n\x08repeated\x18\x03 \x01(\x08\"\x87\x01\n\x12ListApiKeysRequest\x12 \n\x04kind\x18\x01 \x01(\x0e\x32\x12.rlm.v1.ApiKeyKind\x12\x11\n\ttenant_id\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x15\n\rshow_inactive\x18\x05 \x01(\x08\"L\n\x13ListApiKeysResponse\x12\x1c\n\x04keys\x18\x01 \x03(\x0b\x32\x0e.rlm.v1.ApiKey\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x13RevokeApiKeyRequest\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"3\n\x14RevokeApiKeyResponse\x12\x1b\n\x03key\x18\x01 \x01(\x0b\x32\x0e.rlm.v1.ApiKey*}\n\x0bLimitSource\x12\x1c\n\x18LIMIT_SOURCE_UNSPECIFIED\x10\x00\x12\x17\n\x13LIMIT_SOURCE_SERVER\x10\x01\x12\x1e\n\x1aLIMIT_SOURCE_CONFIGURATION\x10\x02\x12\x17\n\x13LIMIT_SOURCE_TENANT\x10\x03*^\n\nApiKeyKind\x12\x1c\n\x18\x41PI_KEY_KIND_UNSPECIFIED\x10\x00\x12\x17\n\x13\x41PI_KEY_KIND_TENANT\x10\x01\x12\x19\n\x15\x41PI_KEY_KIND_OPERATOR\x10\x02\x32\xd8\x04\n\rTenantService\x12I\n\x0c\x43reateTenant\x12\x1b.rlm.v1.CreateTenantRequest\x1a\x1c.rlm.v1.CreateTenantResponse\x12@\n\tGetTenant\x12\x18.rlm.v1.GetTenantRequest\x1a\x19.rlm.v1.GetTenantResponse\x12\x46\n\x0bListTenants\x12\x1a.rlm.v1.ListTenantsRequest\x1a\x1b.rlm.v1.ListTenantsResponse\x12I\n\x0cUpdateTenant\x12\x1b.rlm.v1.UpdateTenantRequest\x1a\x1c.rlm.v1.UpdateTenantResponse\x12I\n\x0c\x44\x65leteTenant\x12\x1b.rlm.v1.DeleteTenantRequest\x1a\x1c.rlm.v1.DeleteTenantResponse\x12I\n\x0c\x43reateApiKey\x12\x1b.rlm.v1.CreateApiKeyRequest\x1a\x1c.rlm.v1.CreateApiKeyResponse\x12\x46\n\x0bListApiKeys\x12\x1a.rlm.v1.ListApiKeysRequest\x1a\x1b.rlm.v1.ListApiKeysResponse\x12I\n\x0cRevokeApiKey\x12\x1b.rlm.v1.RevokeApiKeyRequest\x1a\x1c.rlm.v1.RevokeApiKeyResponseBM\n\x06rlm.v1P\x01Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\xaa\x02\x06Rlm.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,60 +41,68 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TENANT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_TENANT_LIMITSENTRY']._loaded_options = None
   _globals['_TENANT_LIMITSENTRY']._serialized_options = b'8\001'
+  _globals['_TENANT'].fields_by_name['spent']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['spent']._serialized_options = b'\342A\001\003'
+  _globals['_TENANT'].fields_by_name['create_time']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['create_time']._serialized_options = b'\342A\001\003'
+  _globals['_TENANT'].fields_by_name['update_time']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['update_time']._serialized_options = b'\342A\001\003'
+  _globals['_TENANT'].fields_by_name['delete_time']._loaded_options = None
+  _globals['_TENANT'].fields_by_name['delete_time']._serialized_options = b'\342A\001\003'
   _globals['_APIKEY_LABELSENTRY']._loaded_options = None
   _globals['_APIKEY_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CREATEAPIKEYREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_CREATEAPIKEYREQUEST_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_LIMITSOURCE']._serialized_start=2951
-  _globals['_LIMITSOURCE']._serialized_end=3076
-  _globals['_APIKEYKIND']._serialized_start=3078
-  _globals['_APIKEYKIND']._serialized_end=3172
-  _globals['_TENANT']._serialized_start=140
-  _globals['_TENANT']._serialized_end=899
-  _globals['_TENANT_LABELSENTRY']._serialized_start=796
-  _globals['_TENANT_LABELSENTRY']._serialized_end=841
-  _globals['_TENANT_LIMITSENTRY']._serialized_start=843
-  _globals['_TENANT_LIMITSENTRY']._serialized_end=888
-  _globals['_TENANTLIMIT']._serialized_start=902
-  _globals['_TENANTLIMIT']._serialized_end=1050
-  _globals['_CREATETENANTREQUEST']._serialized_start=1052
-  _globals['_CREATETENANTREQUEST']._serialized_end=1125
-  _globals['_CREATETENANTRESPONSE']._serialized_start=1127
-  _globals['_CREATETENANTRESPONSE']._serialized_end=1181
-  _globals['_GETTENANTREQUEST']._serialized_start=1183
-  _globals['_GETTENANTREQUEST']._serialized_end=1220
-  _globals['_GETTENANTRESPONSE']._serialized_start=1223
-  _globals['_GETTENANTRESPONSE']._serialized_end=1382
-  _globals['_LISTTENANTSREQUEST']._serialized_start=1384
-  _globals['_LISTTENANTSREQUEST']._serialized_end=1465
-  _globals['_LISTTENANTSRESPONSE']._serialized_start=1467
-  _globals['_LISTTENANTSRESPONSE']._serialized_end=1546
-  _globals['_UPDATETENANTREQUEST']._serialized_start=1548
-  _globals['_UPDATETENANTREQUEST']._serialized_end=1670
-  _globals['_UPDATETENANTRESPONSE']._serialized_start=1672
-  _globals['_UPDATETENANTRESPONSE']._serialized_end=1726
-  _globals['_DELETETENANTREQUEST']._serialized_start=1728
-  _globals['_DELETETENANTREQUEST']._serialized_end=1803
-  _globals['_DELETETENANTRESPONSE']._serialized_start=1805
-  _globals['_DELETETENANTRESPONSE']._serialized_end=1859
-  _globals['_APIKEY']._serialized_start=1862
-  _globals['_APIKEY']._serialized_end=2264
-  _globals['_APIKEY_LABELSENTRY']._serialized_start=796
-  _globals['_APIKEY_LABELSENTRY']._serialized_end=841
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=2267
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=2534
-  _globals['_CREATEAPIKEYREQUEST_LABELSENTRY']._serialized_start=796
-  _globals['_CREATEAPIKEYREQUEST_LABELSENTRY']._serialized_end=841
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=2536
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=2621
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=2624
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=2759
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=2761
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=2837
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=2839
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=2896
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=2898
-  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=2949
-  _globals['_TENANTSERVICE']._serialized_start=3175
-  _globals['_TENANTSERVICE']._serialized_end=3775
+  _globals['_LIMITSOURCE']._serialized_start=3008
+  _globals['_LIMITSOURCE']._serialized_end=3133
+  _globals['_APIKEYKIND']._serialized_start=3135
+  _globals['_APIKEYKIND']._serialized_end=3229
+  _globals['_TENANT']._serialized_start=173
+  _globals['_TENANT']._serialized_end=956
+  _globals['_TENANT_LABELSENTRY']._serialized_start=853
+  _globals['_TENANT_LABELSENTRY']._serialized_end=898
+  _globals['_TENANT_LIMITSENTRY']._serialized_start=900
+  _globals['_TENANT_LIMITSENTRY']._serialized_end=945
+  _globals['_TENANTLIMIT']._serialized_start=959
+  _globals['_TENANTLIMIT']._serialized_end=1107
+  _globals['_CREATETENANTREQUEST']._serialized_start=1109
+  _globals['_CREATETENANTREQUEST']._serialized_end=1182
+  _globals['_CREATETENANTRESPONSE']._serialized_start=1184
+  _globals['_CREATETENANTRESPONSE']._serialized_end=1238
+  _globals['_GETTENANTREQUEST']._serialized_start=1240
+  _globals['_GETTENANTREQUEST']._serialized_end=1277
+  _globals['_GETTENANTRESPONSE']._serialized_start=1280
+  _globals['_GETTENANTRESPONSE']._serialized_end=1439
+  _globals['_LISTTENANTSREQUEST']._serialized_start=1441
+  _globals['_LISTTENANTSREQUEST']._serialized_end=1522
+  _globals['_LISTTENANTSRESPONSE']._serialized_start=1524
+  _globals['_LISTTENANTSRESPONSE']._serialized_end=1603
+  _globals['_UPDATETENANTREQUEST']._serialized_start=1605
+  _globals['_UPDATETENANTREQUEST']._serialized_end=1727
+  _globals['_UPDATETENANTRESPONSE']._serialized_start=1729
+  _globals['_UPDATETENANTRESPONSE']._serialized_end=1783
+  _globals['_DELETETENANTREQUEST']._serialized_start=1785
+  _globals['_DELETETENANTREQUEST']._serialized_end=1860
+  _globals['_DELETETENANTRESPONSE']._serialized_start=1862
+  _globals['_DELETETENANTRESPONSE']._serialized_end=1916
+  _globals['_APIKEY']._serialized_start=1919
+  _globals['_APIKEY']._serialized_end=2321
+  _globals['_APIKEY_LABELSENTRY']._serialized_start=853
+  _globals['_APIKEY_LABELSENTRY']._serialized_end=898
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=2324
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=2591
+  _globals['_CREATEAPIKEYREQUEST_LABELSENTRY']._serialized_start=853
+  _globals['_CREATEAPIKEYREQUEST_LABELSENTRY']._serialized_end=898
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=2593
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=2678
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=2681
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=2816
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=2818
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=2894
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=2896
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=2953
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_start=2955
+  _globals['_REVOKEAPIKEYRESPONSE']._serialized_end=3006
+  _globals['_TENANTSERVICE']._serialized_start=3232
+  _globals['_TENANTSERVICE']._serialized_end=3832
 # @@protoc_insertion_point(module_scope)

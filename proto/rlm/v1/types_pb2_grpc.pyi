@@ -26,7 +26,10 @@ Sizes: no message is larger than 1 MiB in either direction. What may be longer i
 Presence: a field of Budget, SandboxLimits or RunLimits that is not set means the server's default for that field. Other
 fields that are not set mean what their comment says.
 
-Errors: see errors.proto.
+Changing: `update_mask` names the fields that change, or `*` for all that can. Where it is empty, those that are set
+change. A field that is named and not set goes back to its default, or becomes empty.
+
+Errors: see errors.proto. Of a request that is wrong in several fields, all are named at once.
 """
 
 from collections import abc as _abc
