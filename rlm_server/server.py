@@ -61,6 +61,7 @@ from rlm_server.ledger.host_bills import HostBills
 from rlm_server.repl.functions import FUNCTIONS, Functions
 from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.journal import Journal
+from rlm_server.runs.redaction import Redaction
 from rlm_server.runs.retention import Retention
 from rlm_server.runs.run_list import RunList
 from rlm_server.runs.supervisor import Supervisor
@@ -204,7 +205,9 @@ async def serving(
             policies=terms.policies,
         )
         of_pool = settings.pool_limits
-        store = SessionStore(settings.data_dir / "sessions", session_secret(settings.data_dir), of_pool.stored_bytes)
+        secret = session_secret(settings.data_dir)
+        redaction = Redaction(terms.redacts_contents, secret)
+        store = SessionStore(settings.data_dir / "sessions", secret, of_pool.stored_bytes)
         pool = WorkerPool(
             loaded,
             sessions=of_pool.sessions,
@@ -221,7 +224,7 @@ async def serving(
         )
         pool.prepare()
         services = Services(
-            broker, accounts, pool, journal, functions, shares, settings.model_advice, {DATA: NUMPY_DIFFERS}
+            broker, accounts, pool, journal, functions, shares, redaction, settings.model_advice, {DATA: NUMPY_DIFFERS}
         )
         try:
             async with (
@@ -311,6 +314,7 @@ async def serving(
                         book,
                         RunList(database),
                         PassingTexts(contexts, uploads, shares),
+                        redaction,
                     ),
                     server,
                 )

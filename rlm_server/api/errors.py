@@ -38,6 +38,7 @@ from rlm_server.ledger import (
     windows,
 )
 from rlm_server.repl.bounds import cut
+from rlm_server.runs.redaction import ContentsRedacted
 from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
 from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import TooManySessions
@@ -250,6 +251,8 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_RUN_QUOTA_EXCEEDED, text, quota=hit["unit"], metadata=hit)
         case RunNotEnded():
             return _status(ErrorReason.ERROR_REASON_RUN_NOT_ENDED, text)
+        case ContentsRedacted():
+            return _status(ErrorReason.ERROR_REASON_CONTENTS_REDACTED, text, metadata={"node": error.node})
         case WatcherTooSlow():
             return _status(
                 ErrorReason.ERROR_REASON_WATCHER_TOO_SLOW, text, metadata={"from_sequence": str(error.from_sequence)}

@@ -263,13 +263,17 @@ def node(value: NodeRow, balance: Balance) -> run_pb2.Node:
     )
 
 
-def cut_texts(values: Iterable[CutText]) -> list[types_pb2.CutText]:
-    """Write which texts are not whole."""
-    return [types_pb2.CutText(field=_path(one.field), size_bytes=one.size_bytes) for one in values]
-
-
-def _path(field: str) -> str:
-    return "end_message" if field == "reason" else field
+def cut_texts(values: Iterable[CutText], reason: str = "end_message") -> list[types_pb2.CutText]:
+    """Write which texts are not whole; `reason` is what the message calls its reason."""
+    return [
+        types_pb2.CutText(
+            field=reason if one.field == "reason" else one.field,
+            size_bytes=one.size_bytes,
+            redacted=bool(one.digest),
+            digest=one.digest,
+        )
+        for one in values
+    ]
 
 
 def event(value: Event) -> run_pb2.RunEvent:
@@ -282,7 +286,7 @@ def event(value: Event) -> run_pb2.RunEvent:
         parent_id=value.origin.parent,
         depth=value.origin.depth,
         turn=value.origin.turn,
-        cut=cut_texts(value.cut),
+        cut=cut_texts(value.cut, "reason" if isinstance(value.body, TurnRestarted) else "end_message"),
         **body,
     )
 

@@ -27,6 +27,7 @@ from rlm_server.repl.limits import MAX_QUESTION, RunLimits
 from rlm_server.runs.cuts import size_of
 from rlm_server.runs.events import Event, RunFinished
 from rlm_server.runs.journal import Journal, RunRow
+from rlm_server.runs.redaction import ContentsRedacted, Redaction
 from rlm_server.runs.run_list import ListedRun, RunFilter, RunList
 from rlm_server.runs.state import RunState
 from rlm_server.runs.supervisor import NewRun, Supervisor
@@ -54,15 +55,16 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         book: CustomerBook,
         runs: RunList,
         texts: PassingTexts,
+        redaction: Redaction,
     ) -> None:
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
         self._ledger, self._routes_of, self._defaults = ledger, routes_of, defaults
-        self._book, self._runs, self._texts = book, runs, texts
+        self._book, self._runs, self._texts, self._redaction = book, runs, texts, redaction
 
     async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:
         """Start a run."""
         with FieldChecks() as check:
-            repeatable = check(requests.repeatable, tenant(), request)
+            repeatable = self._redaction.of_request(check(requests.repeatable, tenant(), request))
             known = await self._journal.by_request(repeatable)
             if known is not None:
                 return run_pb2.CreateRunResponse(run=await self._message(known))
@@ -74,7 +76,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
     async def Complete(self, request: run_pb2.CompleteRequest, context: Any) -> run_pb2.CompleteResponse:
         """Run a question over a text to its end. The run is stopped where its caller goes away."""
         with FieldChecks() as check:
-            repeatable = check(requests.repeatable, tenant(), request)
+            repeatable = self._redaction.of_request(check(requests.repeatable, tenant(), request))
             known = await self._journal.by_request(repeatable)
             if known is None:
                 new = self._asked(check, request, repeatable)
@@ -258,6 +260,8 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             if found is None:
                 raise NotFound("node", node)
             piece, whole = found
+            if whole and not start and not piece:
+                raise ContentsRedacted(node)
             if request.offset > whole:
                 raise InvalidField("offset", f"must be from 0 to {whole}, the bytes of the answer")
             start, end = start + len(piece), at + size_of(piece)

@@ -90,7 +90,8 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
 
     async def GetQuota(self, request: server_pb2.GetQuotaRequest, context: Any) -> server_pb2.GetQuotaResponse:
         """Tell what the caller's tenant may have, and has."""
-        response = server_pb2.GetQuotaResponse()
+        redacts = self._defaults.terms.redacts_contents(tenant())
+        response = server_pb2.GetQuotaResponse(redact_contents=redacts)
         for one in self._gauges:
             used = one.used(tenant())
             response.quotas.add(

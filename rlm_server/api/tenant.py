@@ -39,7 +39,9 @@ _KINDS = {
 _BUDGETS: Mapping[str, Span | None] = {"budget": None, **{f"{span}_budget": span for span in Span}}
 """The fields of a tenant that are budgets, and of which windows."""
 _LISTS = {"allowed_models": "models", "allowed_images": "images", "allowed_fallbacks": "fallbacks"}
-_SETTABLE = ("labels", *_LISTS, "weight", "limits", *_BUDGETS, "model_limits", "soft_limits")
+_WHOLE = ("weight", "model_limits", "soft_limits", "redact_contents")
+"""The fields of a tenant that are one term, of the same name."""
+_SETTABLE = ("labels", *_LISTS, "limits", *_BUDGETS, *_WHOLE)
 """The fields of a tenant that a call may change."""
 
 
@@ -83,6 +85,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
             limits=map(_limit, self._terms.in_force(found.id)),
             budget=responses.budget(self._terms.of(found.id).budget),
             windows=map(accounts.window, windows),
+            redact_contents=self._terms.redacts_contents(found.id),
         )
 
     async def ListTenants(self, request: tenant_pb2.ListTenantsRequest, context: Any) -> tenant_pb2.ListTenantsResponse:
@@ -132,6 +135,7 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
             {span: limit for span, limit in budgets.items() if span is not None},
             check(accounts.model_limits, asked.model_limits, "tenant.model_limits", self._offered) or (),
             check(accounts.soft_limits, asked.soft_limits, "tenant.soft_limits", self._offered) or (),
+            asked.redact_contents if asked.HasField("redact_contents") else None,
         )
 
     def _changed(self, asked: tenant_pb2.Tenant, said: OwnTerms, paths: list[str], before: Tenant) -> Tenant:
@@ -142,14 +146,12 @@ class TenantServicer(tenant_pb2_grpc.TenantServiceServicer):
                 labels = dict(asked.labels)
             elif field in _LISTS:
                 terms = replace(terms, **{_LISTS[field]: getattr(said, _LISTS[field])})
-            elif field == "weight":
-                terms = replace(terms, weight=said.weight)
+            elif field in _WHOLE:
+                terms = replace(terms, **{field: getattr(said, field)})
             elif field == "limits":
                 kept = {one: value for one, value in terms.limits.items() if name and one != name}
                 new = {one: value for one, value in said.limits.items() if not name or one == name}
                 terms = replace(terms, limits={**kept, **new})
-            elif field in ("model_limits", "soft_limits"):
-                terms = replace(terms, **{field: getattr(said, field)})
             else:
                 terms = terms.with_limit(_BUDGETS[field], said.limit(_BUDGETS[field]))
         named = _named("tenant")
@@ -270,6 +272,7 @@ def _tenant(value: Tenant) -> tenant_pb2.Tenant:
         limits=terms.limits,
         model_limits=accounts.written_model_limits(terms.model_limits),
         soft_limits=accounts.written_soft_limits(terms.soft_limits),
+        redact_contents=terms.redact_contents,
         spent=responses.amounts(value.spent),
     )
     for field, span in _BUDGETS.items():

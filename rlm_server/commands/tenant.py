@@ -40,7 +40,8 @@ _NAMES = (
     "NAME=VALUE says a limit (see docs/limits.md), a weight, models, images or fallbacks (names or patterns, joined by "
     "commas), label.NAME, or a budget: budget_usd, budget_tokens, budget_calls, budget_cpu_ms, each also with minute_, "
     "hour_, day_ or month_ before it, and for some models as model.PATTERN.BUDGET. soft_limits='80%, day 50%, "
-    "month 400 usd' says when it is told what was spent. NAME= alone has it as the configuration says."
+    "month 400 usd' says when it is told what was spent. redact_contents=true leaves contents of its runs out of what "
+    "is kept and told of them. NAME= alone has it as the configuration says."
 )
 
 commands = click.Group()
@@ -107,11 +108,11 @@ def list_(deleted: bool, as_json: bool, data_dir: Path | None) -> None:
 def show(name: str, as_json: bool, data_dir: Path | None) -> None:
     """Show a tenant: what it was told, and every budget and limit that is in force for it."""
 
-    async def work(visited: Visited) -> tuple[Tenant, OwnTerms, list[InForce]]:
+    async def work(visited: Visited) -> tuple[Tenant, OwnTerms, list[InForce], bool]:
         tenant = await visited.tenants.get(name)
-        return tenant, visited.terms.of(name), visited.terms.in_force(name)
+        return tenant, visited.terms.of(name), visited.terms.in_force(name), visited.terms.redacts_contents(name)
 
-    tenant, terms, limits = visit(data_dir, work)
+    tenant, terms, limits, redacts = visit(data_dir, work)
     if as_json:
         in_force = [
             {"name": one.name, "value": one.value, "unit": one.bounds.unit, "from": one.source} for one in limits
@@ -121,6 +122,7 @@ def show(name: str, as_json: bool, data_dir: Path | None) -> None:
                 **_json(tenant),
                 "limits_in_force": in_force,
                 "budgets_in_force": {**dict(budgets_of(terms)), **dict(model_budgets_of(terms))},
+                "redact_contents_in_force": redacts,
             }
         )
         return
@@ -131,6 +133,7 @@ def show(name: str, as_json: bool, data_dir: Path | None) -> None:
         f"spent {usd(spent.nano_usd)}, {spent.tokens} tokens, {spent.calls} calls, {spent.cpu_ms} ms of processor"
     )
     click.echo("told: " + (" ".join(f"{name}={value}" for name, value in told.items()) or "nothing of its own"))
+    click.echo(f"contents of its runs are {'' if redacts else 'not '}redacted")
     click.echo()
     both = (*budgets_of(terms), *model_budgets_of(terms))
     budgets = [(name, value, "", "tenant" if name in told else "server") for name, value in both]
@@ -212,6 +215,7 @@ def _json(tenant: Tenant) -> dict[str, Any]:
         "weight": own.weight,
         "limits": dict(own.limits),
         "soft_limits": dict(assignments_of(tenant)).get("soft_limits", ""),
+        "redact_contents": own.redact_contents,
         "budgets": dict(budgets_of(own)) | dict(model_budgets_of(own)),
         "spent": {"nano_usd": spent.nano_usd, "tokens": spent.tokens, "calls": spent.calls, "cpu_ms": spent.cpu_ms},
         "create_time": time(tenant.created_at),

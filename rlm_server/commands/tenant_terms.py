@@ -24,6 +24,9 @@ BUDGETS: Mapping[str, tuple[Span | None, str]] = {
 
 SOFT = "soft_limits"
 """What soft limits are said as, joined by commas."""
+REDACTION = "redact_contents"
+"""Whether contents of runs are redacted: true or false."""
+_TRUTHS = {"true": True, "false": False}
 OF_MODEL = "model."
 """What the name of a budget for the calls of some models begins with."""
 
@@ -73,6 +76,8 @@ def _one(said: Said, assignment: str, terms: Terms) -> Said:
         return replace(said, terms=replace(own, soft_limits=tuple(map(_soft_limit, filter(None, value.split(","))))))
     if name == "weight":
         return replace(said, terms=replace(own, weight=_number(name, value) if value else None))
+    if name == REDACTION:
+        return replace(said, terms=replace(own, redact_contents=_truth(name, value) if value else None))
     if name.startswith(OF_MODEL):
         return replace(said, terms=_with_model_budget(own, name, value))
     if name in BUDGETS:
@@ -142,6 +147,12 @@ def _number(name: str, value: str) -> float:
         raise WrongTerm(name, f"must be a number, not {value[:50]!r}") from None
 
 
+def _truth(name: str, value: str) -> bool:
+    if value not in _TRUTHS:
+        raise WrongTerm(name, f"must be true or false, not {value[:50]!r}")
+    return _TRUTHS[value]
+
+
 def _told(field_name: str) -> str:
     """The name that an operator gave, of a field of the protocol."""
     names = {protocol: name for name, protocol in LISTS.items()}
@@ -162,6 +173,8 @@ def assignments_of(tenant: Tenant) -> Iterator[tuple[str, str]]:
     yield from model_budgets_of(own)
     if own.soft_limits:
         yield SOFT, ", ".join(text for one in own.soft_limits for text in _written_soft(one))
+    if own.redact_contents is not None:
+        yield REDACTION, "true" if own.redact_contents else "false"
     for name, number in own.limits.items():
         yield name, f"{number:.15g}"
 

@@ -160,6 +160,8 @@ class TenantSettings(_Strict):
     """The images its sandboxes may start from, in the same form; all where empty."""
     fallbacks: bool | list[Pattern] = False
     """Which of the models that `fallbacks` names may answer its calls: all, none, or these."""
+    redact_contents: bool | None = None
+    """Whether contents of its runs are left out of what is kept and told of them."""
 
     @property
     def terms(self) -> OwnTerms:
@@ -167,7 +169,14 @@ class TenantSettings(_Strict):
         fallbacks = self.fallbacks if isinstance(self.fallbacks, list) else ["*"] * self.fallbacks
         names = [name for kind in (TenantLimits, RunLimits, Limits) for name in declared(kind)]
         limits = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return OwnTerms(tuple(self.models), tuple(self.images), tuple(fallbacks), self.weight, limits)
+        return OwnTerms(
+            tuple(self.models),
+            tuple(self.images),
+            tuple(fallbacks),
+            self.weight,
+            limits,
+            redact_contents=self.redact_contents,
+        )
 
 
 class ServingSettings(_Strict):
@@ -317,6 +326,9 @@ class RunSettings(_Strict):
     """Runs that go on at once, of all tenants together."""
     default_depth: Annotated[int, Field(ge=0, le=16), Unit("levels")] = 2
     """Levels of child RLMs of a run whose request names no `max_depth`; where `max_depth` is less, that."""
+    redact_contents: bool = False
+    """Whether contents of tenants' runs are left out of what is kept and told of them, where a tenant was told nothing
+    else."""
     model_advice: dict[str, Annotated[str, Field(max_length=2_000)]] = Field(default_factory=dict)
     """What models are told besides their rules, by patterns of their names (`*qwen*`); an empty text takes away what
     the server tells them for a pattern of its own."""
@@ -426,7 +438,11 @@ class Settings(
         windows = {span: Limit(nano_usd=nano(usd)) for span, usd in usds.items() if usd is not None}
         return Terms(
             (self.tenant_limits(), limits, limits.sandbox),
-            for_all=OwnTerms(budget=Limit(nano_usd=nano(self.tenant_budget_usd)), windows=windows),
+            for_all=OwnTerms(
+                budget=Limit(nano_usd=nano(self.tenant_budget_usd)),
+                windows=windows,
+                redact_contents=self.redact_contents,
+            ),
             configured={name: own.terms for name, own in self.tenants.items()},
         )
 

@@ -28,12 +28,16 @@ class RequestIdReused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request that may come again. `content_sha256` is of all that it says. An operator's has an empty `tenant`."""
+    """A request that may come again. `content_sha256` is of all that it says. An operator's has an empty `tenant`.
+
+    Where `kept_digest` is given, that is kept in its place: what the request says cannot be guessed by it.
+    """
 
     tenant: str
     method: str
     id: str
     content_sha256: str
+    kept_digest: str = ""
 
 
 def answered(connection: Connection, request: Request | None) -> str | None:
@@ -51,7 +55,7 @@ def answered(connection: Connection, request: Request | None) -> str | None:
     if row is None:
         return None
     content, kept = row
-    if content not in ("", request.content_sha256):  # of a former version's requests it is not known
+    if content not in ("", request.content_sha256, request.kept_digest):  # of a former version's it may not be known
         raise RequestIdReused(request.id)
     return str(kept)
 
@@ -74,8 +78,9 @@ def answer(
         connection.execute(
             "INSERT INTO request (tenant, method, request_id, content_sha256, answer, at, thing, forget_at) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (request.tenant, request.method, request.id, request.content_sha256, kept, at, thing, forget_at),
-        )
+            (request.tenant, request.method, request.id, request.kept_digest or request.content_sha256, kept, at,
+             thing, forget_at),
+        )  # fmt: skip
 
 
 def answer_deletion(connection: Connection, request: Request | None, at: int) -> None:

@@ -197,8 +197,9 @@ class Children:
         await services.ledger.open_account(
             child_id, tenant=run.tenant, parent=parent.id, limit=budget, carve=True, reserve=reserve
         )
+        kept, redacted = self._tree.redaction.text("question", question)
         await services.journal.add_node(
-            NodeRow(child_id, run.id, parent.id, parent.depth + 1, RunState.PENDING, question)
+            NodeRow(child_id, run.id, parent.id, parent.depth + 1, RunState.PENDING, kept, redacted=redacted)
         )
         self._emit(ChildStarted(child_id, question, characters, budget))
 

@@ -14,6 +14,7 @@ from rlm_server.repl.events import Printed
 from rlm_server.runs.cuts import pieces
 from rlm_server.runs.events import Body, Event, EventOrigin, RunFinished, WrittenEvent, written
 from rlm_server.runs.journal import PATIENCE, Journal
+from rlm_server.runs.redaction import UNREDACTED, RunRedaction
 from rlm_server.runs.state import NodeEnded, RunState
 
 _MAX_AT_ONCE = 256
@@ -81,10 +82,13 @@ class _Recent:
 class EventLog:
     """Numbers and keeps the events of one run. `serve` must run as a task as long as the run does."""
 
-    def __init__(self, journal: Journal, run: str, quota: Quota, last: int = 0) -> None:
+    def __init__(
+        self, journal: Journal, run: str, quota: Quota, last: int = 0, redaction: RunRedaction = UNREDACTED
+    ) -> None:
         self._journal = journal
         self._run = run
         self._quota = quota
+        self._redaction = redaction
         self._last = last
         self._bytes = 0
         self._waiting: deque[WrittenEvent] = deque()
@@ -126,7 +130,7 @@ class EventLog:
         if self._over:  # nobody keeps it, and a watcher is told only of what is kept
             return
         self._last += 1
-        event = written(Event(self._last, now(), origin, body))
+        event = written(Event(self._last, now(), origin, body), self._redaction)
         self._waiting.append(event)
         self._waiting_bytes += event.size
         self._bytes += event.size

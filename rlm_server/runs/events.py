@@ -13,7 +13,8 @@ from pydantic import Field, TypeAdapter
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed, TurnRestarted
-from rlm_server.runs.cuts import CutText, cut, size_of
+from rlm_server.runs.cuts import CutText, cut, cuts_from_json, cuts_to_json, size_of
+from rlm_server.runs.redaction import UNREDACTED, RunRedaction
 from rlm_server.runs.state import RunState
 
 
@@ -168,7 +169,7 @@ ROW_BYTES = 200
 
 @dataclass(frozen=True, slots=True)
 class WrittenEvent:
-    """An event in the words of the store, its texts cut. `size` is in bytes, and what it counts for."""
+    """An event in the words of the store, its texts redacted and cut. `size` is in bytes, and what it counts for."""
 
     event: Event
     body: str
@@ -176,10 +177,12 @@ class WrittenEvent:
     size: int
 
 
-def written(event: Event) -> WrittenEvent:
-    """Cut an event's texts, and write it for the store."""
-    body, cuts = cut(event.body)
-    words, told = to_json(body), _cuts.dump_json(cuts).decode() if cuts else ""
+def written(event: Event, redaction: RunRedaction = UNREDACTED) -> WrittenEvent:
+    """Redact an event's contents, cut its texts, and write it for the store."""
+    open_body, redacted = redaction.redacted(event.body)
+    body, cut_texts = cut(open_body)
+    cuts = redacted + cut_texts
+    words, told = to_json(body), cuts_to_json(cuts)
     return WrittenEvent(
         Event(event.sequence, event.at, event.origin, body, cuts), words, told, size_of(words) + len(told) + ROW_BYTES
     )
@@ -197,9 +200,6 @@ def from_json(text: str) -> Body:
 
 def read(sequence: int, at: int, origin: EventOrigin, body: str, told: str) -> Event:
     """Read an event from the store. What an older server kept whole is cut now."""
-    cuts = _cuts.validate_json(told) if told else ()
+    cuts = cuts_from_json(told)
     read_body, more = cut(from_json(body))
     return Event(sequence, at, origin, read_body, cuts + more)
-
-
-_cuts = TypeAdapter(tuple[CutText, ...])

@@ -17,7 +17,7 @@ from rlm_server.database.requests import Request
 from rlm_server.ledger.amounts import Limit
 from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from rlm_server.repl.coverage import Coverage
-from rlm_server.runs.cuts import CutText, beginning_of, size_of
+from rlm_server.runs.cuts import CutText, beginning_of, cuts_from_json, cuts_to_json, size_of
 from rlm_server.runs.events import Event, EventOrigin, WrittenEvent, read
 from rlm_server.runs.state import RunState, move
 
@@ -60,6 +60,7 @@ class NodeRow:
     """One RLM of a run's tree. The root's id is the run's, its parent None.
 
     `question_bytes` and `answer_bytes` are what the whole texts have of UTF-8, of which only the beginning may be here.
+    `redacted` are texts of which nothing is kept.
     """
 
     id: str
@@ -75,12 +76,15 @@ class NodeRow:
     """The part of its own text that it has looked at."""
     question_bytes: int = 0
     answer_bytes: int = 0
+    redacted: tuple[CutText, ...] = ()
 
     @property
     def cut(self) -> tuple[CutText, ...]:
         """Which of its texts are not whole."""
         texts = (("question", self.question, self.question_bytes), ("answer", self.answer, self.answer_bytes))
-        return tuple(CutText(field, size) for field, text, size in texts if size_of(text) < size)
+        redacted = {one.field for one in self.redacted}
+        whole = [(name, text, size) for name, text, size in texts if name not in redacted]
+        return self.redacted + tuple(CutText(name, size) for name, text, size in whole if size_of(text) < size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +103,18 @@ class Journal:
         self._database = database
 
     async def create(
-        self, run: RunRow, question: str, request: Request | None = None, *, patience: float = 0.0
+        self,
+        run: RunRow,
+        question: str,
+        request: Request | None = None,
+        *,
+        redacted: tuple[CutText, ...] = (),
+        patience: float = 0.0,
     ) -> RunRow:
         """Keep a new run with its root node, pending; a repeated request returns the run it made first.
 
-        With `patience` it waits so many seconds for another write, to be kept with it.
+        `redacted` says what the question was, where it is not to be kept. With `patience` it waits so many seconds for
+        another write, to be kept with it.
 
         Raises:
             RequestIdReused: the request asked for another run before.
@@ -122,7 +133,7 @@ class Journal:
             )  # fmt: skip
             requests.answer(connection, request, run.id, run.created_at, thing=run.id)
             labels.put(connection, LABELS, run.id, run.labels)
-            _insert_node(connection, NodeRow(run.id, run.id, None, 0, RunState.PENDING, question))
+            _insert_node(connection, NodeRow(run.id, run.id, None, 0, RunState.PENDING, question, redacted=redacted))
             _count(connection, run.id, size_of(question))
             return run
 
@@ -203,6 +214,10 @@ class Journal:
         """Return a run's root, of its question and its answer at most `text_bytes` of UTF-8, or the whole."""
         return await self._database.read(lambda connection: find_roots(connection, [run], text_bytes).get(run))
 
+    async def owner(self, run: str) -> str:
+        """Return the tenant of a run, which must be there."""
+        return (await self._database.read(lambda connection: find_runs(connection, [run])[run])).tenant
+
     async def ended(self, node: str) -> NodeRow | None:
         """Return a node that has ended, whole; None for one that goes on, or is not there."""
         row = await self.root(node)
@@ -232,21 +247,26 @@ class Journal:
         reason: str = "",
         turns: int = 0,
         coverage_fraction: float = 0.0,
+        redacted: tuple[CutText, ...] = (),
         patience: float = 0.0,
     ) -> None:
-        """Move a node to another state. With `patience` it waits so many seconds for another write, to be kept with it.
+        """Move a node to another state; `redacted` says what of answer and reason is not to be kept.
+
+        With `patience` it waits so many seconds for another write, to be kept with it.
 
         Raises:
             ValueError: its present state does not allow that.
         """
 
         def write(connection: Connection) -> None:
-            row = connection.execute("SELECT state, run FROM node WHERE id = ?", (node,)).fetchone()
+            row = connection.execute("SELECT state, run, redacted FROM node WHERE id = ?", (node,)).fetchone()
+            kept = cuts_to_json(cuts_from_json(row[2]) + redacted)
             connection.execute(
-                "UPDATE node SET state = ?, answer = ?, answer_bytes = ?, reason = ?, turns = ?, coverage_fraction = ? "
-                "WHERE id = ?",
-                (move(RunState(row[0]), state), answer, size_of(answer), reason, turns, coverage_fraction, node),
-            )
+                "UPDATE node SET state = ?, answer = ?, answer_bytes = ?, reason = ?, turns = ?, "
+                "coverage_fraction = ?, redacted = ? WHERE id = ?",
+                (move(RunState(row[0]), state), answer, _whole_size("answer", answer, redacted), reason, turns,
+                 coverage_fraction, kept, node),
+            )  # fmt: skip
             if answer:
                 _count(connection, row[1], size_of(answer))
             if state.ended:
@@ -404,36 +424,38 @@ class Journal:
 
         return await self._database.read(read)
 
-    async def unannounced(self) -> list[NodeRow]:
-        """Return the roots that have ended in runs whose last event is not kept."""
-
-        def read(connection: Connection) -> list[NodeRow]:
-            return [_node(row) for row in connection.execute(_UNANNOUNCED, (MAX_EVENT_TEXT, MAX_EVENT_TEXT)).fetchall()]
-
-        return await self._database.read(read)
+    async def unannounced(self) -> list[str]:
+        """Return the runs that have ended whose last event is not kept."""
+        return await self._database.read(lambda db: [run for (run,) in db.execute(_UNANNOUNCED).fetchall()])
 
 
 _coverages = TypeAdapter(Coverage)
 
 _NODE = (
     "SELECT id, run, parent, depth, state, substr(question, 1, ?), substr(answer, 1, ?), reason, turns, "
-    "coverage_fraction, question_bytes, answer_bytes FROM node"
+    "coverage_fraction, question_bytes, answer_bytes, redacted FROM node"
 )
 _WHOLE = (1 << 30, 1 << 30)
 """The characters of a question and of an answer, where all are wanted."""
-_UNANNOUNCED = f"""
-{_NODE} WHERE id IN (SELECT id FROM run WHERE ended_at IS NOT NULL) AND NOT EXISTS (
-    SELECT 1 FROM event WHERE run = node.id AND body LIKE '%"kind":"run_finished"}}'
-    AND sequence = (SELECT max(sequence) FROM event AS newest WHERE newest.run = node.id)
+_UNANNOUNCED = """
+SELECT id FROM run WHERE ended_at IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM event WHERE event.run = run.id AND body LIKE '%"kind":"run_finished"}'
+    AND sequence = (SELECT max(sequence) FROM event AS newest WHERE newest.run = run.id)
 )
-"""  # noqa: S608
+"""
 
 
 def _node(row: tuple[Any, ...], most: int | None = None) -> NodeRow:
-    node, run, parent, depth, state, question, answer, *rest = row
+    node, run, parent, depth, state, question, answer, *others, redacted = row
     if most is not None:
         question, answer = beginning_of(question, most), beginning_of(answer, most)
+    rest = (*others, cuts_from_json(redacted))
     return NodeRow(node, run, parent, depth, RunState(state), question, answer, *rest)
+
+
+def _whole_size(name: str, kept: str, redacted: Sequence[CutText]) -> int:
+    """Return the bytes of the whole of a text of which this is kept."""
+    return next((one.size_bytes for one in redacted if one.field == name), size_of(kept))
 
 
 def _count(connection: Connection, run: str, size: int) -> int:
@@ -451,9 +473,10 @@ def _count(connection: Connection, run: str, size: int) -> int:
 
 def _insert_node(connection: Connection, node: NodeRow) -> None:
     connection.execute(
-        "INSERT INTO node (id, run, parent, depth, state, question, question_bytes, number) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, (SELECT count(*) FROM node WHERE run = ?))",
-        (node.id, node.run, node.parent, node.depth, node.state, node.question, size_of(node.question), node.run),
+        "INSERT INTO node (id, run, parent, depth, state, question, question_bytes, redacted, number) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, (SELECT count(*) FROM node WHERE run = ?))",
+        (node.id, node.run, node.parent, node.depth, node.state, node.question,
+         _whole_size("question", node.question, node.redacted), cuts_to_json(node.redacted), node.run),
     )  # fmt: skip
 
 

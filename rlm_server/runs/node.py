@@ -44,7 +44,7 @@ from rlm_server.runs.told.feedback import Block, after_turn, call_notes, feedbac
 from rlm_server.runs.told.system import Facts, system
 from rlm_server.runs.told.task import task as first_message
 from rlm_server.runs.told.variables import Variables
-from rlm_server.runs.tree import Outcome, Task, Tree
+from rlm_server.runs.tree import Outcome, Task, Tree, kept_form
 from rlm_server.tracing.spans import span
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
@@ -198,13 +198,15 @@ class Node:
         if not after.cancelled():
             after.exception()  # marks it as retrieved: where it failed, the move below does too
         await services.ledger.close_account(self.task.id)
+        kept, redacted = kept_form(outcome, self.tree.redaction, root=not self.task.depth)
         await services.journal.move(
             self.task.id,
-            outcome.state,
-            answer=outcome.answer,
-            reason=outcome.reason,
+            kept.state,
+            answer=kept.answer,
+            reason=kept.reason,
             turns=self.origin.turn,
             coverage_fraction=self._coverage.fraction,
+            redacted=redacted,
         )
 
     async def _work(self) -> str:

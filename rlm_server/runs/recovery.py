@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 
 from rlm_server.clock import now
 from rlm_server.ledger import AccountUnknown, Amounts, Ledger, LedgerError, names
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, written
-from rlm_server.runs.journal import Journal, NodeRow
+from rlm_server.runs.journal import Journal
+from rlm_server.runs.redaction import Redaction
 from rlm_server.runs.state import RunState
+from rlm_server.runs.tree import kept_outcome
 
 log = logging.getLogger(__name__)
 
 REASON = "the server stopped during the run"
 
 
-async def recover(journal: Journal, ledger: Ledger) -> None:
+async def recover(journal: Journal, ledger: Ledger, redaction: Redaction) -> None:
     """Settle every hold, close every account of a run or a child, and give every run its last event."""
     recovered = await ledger.recover()
     log.info("recovered holds: %d voided, %d posted in full", recovered.voided, recovered.posted)
@@ -26,9 +27,9 @@ async def recover(journal: Journal, ledger: Ledger) -> None:
         spent = await _closed(ledger, node.id)
         await journal.move(node.id, RunState.FAILED, reason=REASON, turns=node.turns)
         if node.parent is None:
-            await _finish(journal, replace(node, state=RunState.FAILED, reason=REASON), spent)
+            await _finish(journal, node.id, spent, redaction)
     for root in await journal.unannounced():
-        await _finish(journal, root, (await ledger.balance(root.id)).posted)
+        await _finish(journal, root, (await ledger.balance(root)).posted, redaction)
 
 
 async def _closed(ledger: Ledger, account: str) -> Amounts:
@@ -44,7 +45,10 @@ async def _closed(ledger: Ledger, account: str) -> Amounts:
     return spent
 
 
-async def _finish(journal: Journal, root: NodeRow, spent: Amounts) -> None:
-    last = await journal.last_sequence(root.id)
-    body = RunFinished(root.state, root.reason, spent, root.answer)
-    await journal.append(root.id, [written(Event(last + 1, now(), EventOrigin(root.id, "", 0), body))])
+async def _finish(journal: Journal, run: str, spent: Amounts, redaction: Redaction) -> None:
+    outcome, tenant = await kept_outcome(journal, run), await journal.owner(run)
+    assert outcome is not None  # noqa: S101
+    last = await journal.last_sequence(run)
+    body = RunFinished(outcome.state, outcome.reason, spent, outcome.answer)
+    event = Event(last + 1, now(), EventOrigin(run, "", 0), body)
+    await journal.append(run, [written(event, redaction.of(tenant, run))])

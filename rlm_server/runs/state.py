@@ -60,6 +60,21 @@ class EndReason(StrEnum):
         return None
 
 
+_OTHERS_WORDS = (EndReason.MODEL_FAILED, EndReason.FAILED)
+"""Where these are the reason, what follows may be in the words of others."""
+
+
+def own_words(reason: str) -> str:
+    """Return what of a reason is surely in the server's own words: all of one that names a limit.
+
+    Where a model did not answer, what kind of failure it was is among them. A reason keeps its `EndReason`.
+    """
+    named = next((one for one in EndReason if reason.startswith(one)), EndReason.FAILED)
+    if not reason or named not in _OTHERS_WORDS:
+        return reason
+    return ": ".join(reason.split(": ")[:2]) if named is EndReason.MODEL_FAILED else EndReason.FAILED.value
+
+
 class NodeEnded(Exception):
     """A node's work ends without an answer, in this state; the message is the reason."""
 

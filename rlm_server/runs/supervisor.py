@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -36,7 +37,7 @@ from rlm_server.runs.places import Place, Places
 from rlm_server.runs.recovery import recover
 from rlm_server.runs.retention import forget_ended
 from rlm_server.runs.state import RunState
-from rlm_server.runs.tree import Outcome, Services, Task, Tree, kept_outcome
+from rlm_server.runs.tree import Outcome, Services, Task, Tree, kept_form, kept_outcome
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.tracing.spans import span
 from sandbox.cancellation import run_to_completion
@@ -97,6 +98,8 @@ class NewRun:
 class _Live:
     tenant: str
     event_log: EventLog
+    question_bytes: int = 0
+    """Of its question, which is in memory alone while it waits in line."""
     task: asyncio.Task[None] = field(init=False)
     tree: Tree | None = None
 
@@ -124,7 +127,7 @@ class Supervisor:
         self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def __aenter__(self) -> Self:
-        await recover(self._services.journal, self._services.ledger)
+        await recover(self._services.journal, self._services.ledger, self._services.redaction)
         await self._stack.enter_async_context(self._group)
         return self
 
@@ -180,8 +183,12 @@ class Supervisor:
             customer=new.customer.path if new.customer is not None else "", labels=new.labels,
         )  # fmt: skip
         price = self._services.broker.routes.route(new.model).price
+        redaction, held = self._services.redaction.of(new.tenant, run_id), self._services.shares.held
+        kept, redacted = redaction.text("question", new.question)
+        question_bytes = sys.getsizeof(new.question) if redacted else 0
+        held.take(new.tenant, question_bytes, "the question of a run")
         made = await asyncio.gather(  # in one commit
-            journal.create(row, new.question, new.request, patience=PATIENCE),
+            journal.create(row, kept, new.request, redacted=redacted, patience=PATIENCE),
             ledger.open_account(
                 run_id,
                 tenant=new.tenant,
@@ -193,12 +200,15 @@ class Supervisor:
         )
         for failure in made:
             if isinstance(failure, BaseException):
+                held.give_back(new.tenant, question_bytes)
                 raise failure
         quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
         self.counters.started += 1
-        live = self._live[run_id] = _Live(new.tenant, EventLog(journal, run_id, quota))
-        # Its question is in the journal: what waits in line holds no more than it must.
-        question = None if self._places.in_line(new.tenant) else new.question
+        live = self._live[run_id] = _Live(
+            new.tenant, EventLog(journal, run_id, quota, redaction=redaction), question_bytes
+        )
+        # Where its question is in the journal, what waits in line holds no more than it must.
+        question = None if self._places.in_line(new.tenant) and not redacted else new.question
         live.task = self._group.create_task(self._run(row, question, new.context, new.limits, new.image, live))
         await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
@@ -271,7 +281,8 @@ class Supervisor:
                     await journal.cover(run_id, await live.tree.coverage())
             else:  # no node of it began
                 await ledger.close_account(run_id)
-                await journal.move(run_id, outcome.state, reason=outcome.reason)
+                ended, redacted = kept_form(outcome, self._services.redaction.of(live.tenant, run_id), root=True)
+                await journal.move(run_id, ended.state, reason=ended.reason, redacted=redacted)
             if outcome.state is RunState.CANCELLED:  # perhaps when it had ended, and only that was still to be told
                 outcome = await kept_outcome(journal, run_id) or outcome
             spent = (await ledger.balance(run_id)).posted
@@ -285,6 +296,7 @@ class Supervisor:
         except Exception:
             log.exception("the end of run %s could not be kept", run_id)
         finally:
+            self._services.shares.held.give_back(live.tenant, live.question_bytes)
             del self._live[run_id]
 
     async def ended(self, run_id: str) -> None:

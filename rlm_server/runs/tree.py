@@ -18,11 +18,13 @@ from rlm_server.repl.memo import Memo
 from rlm_server.repl.model_calls import seconds_left
 from rlm_server.repl.tracing import Tracer
 from rlm_server.runs.child_context import ChildContexts
+from rlm_server.runs.cuts import CutText
 from rlm_server.runs.event_log import EventLog
 from rlm_server.runs.events import BudgetWarning, EventOrigin
 from rlm_server.runs.journal import Journal, RunRow
 from rlm_server.runs.node_context import NodeContext, blocks_of
 from rlm_server.runs.places import Place
+from rlm_server.runs.redaction import Redaction, RunRedaction
 from rlm_server.runs.state import RunState
 from rlm_server.shares.host_time import HostTime
 from rlm_server.shares.shares import Shares
@@ -46,6 +48,7 @@ class Services:
     journal: Journal
     functions: Functions
     shares: Shares
+    redaction: Redaction
     advice: Mapping[str, str] = field(default_factory=dict)
     """What models are told besides, by patterns of their names."""
     numbers: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +74,11 @@ class Outcome:
     state: RunState
     answer: str = ""
     reason: str = ""
+
+
+def kept_form(outcome: Outcome, redaction: RunRedaction, *, root: bool) -> tuple[Outcome, tuple[CutText, ...]]:
+    """Return what is kept of how a node ended, and what is redacted. The answer of a root is what was asked for."""
+    return redaction.redacted(outcome, leaving=("answer",) if root else ())
 
 
 async def kept_outcome(journal: Journal, node: str) -> Outcome | None:
@@ -137,6 +145,11 @@ class Tree:
                 "LimitExceeded", f"nodes: a run may have {most} RLMs in all; it has had {self.nodes}, and {number} more"
             )
         self.nodes += number
+
+    @property
+    def redaction(self) -> RunRedaction:
+        """What redacts contents of the run."""
+        return self.services.redaction.of(self.run.tenant, self.run.id)
 
     @property
     def bill(self) -> HostTime:

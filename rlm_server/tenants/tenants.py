@@ -72,7 +72,10 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What was changed in tenants since a version: the new `version`, each tenant's terms, and who was deleted."""
+    """What was changed in tenants since a version: the new `version`, each tenant's terms, and who was deleted.
+
+    The terms of one that was deleted hold until nothing is left of what it had.
+    """
 
     version: int
     terms: Mapping[str, OwnTerms | None]
@@ -206,7 +209,7 @@ class Tenants:
             rows = connection.execute(
                 "SELECT id, terms, deleted_at, cleared_at FROM tenant WHERE version > ?", (seen,)
             ).fetchall()
-            told = {id: None if deleted is not None else _terms.validate_json(terms) for id, terms, deleted, _ in rows}
+            told = {id: None if cleared is not None else _terms.validate_json(terms) for id, terms, _, cleared in rows}
             leaving = tuple(id for id, _, deleted, cleared in rows if deleted is not None and cleared is None)
             return Change(version(connection), told, leaving)
 

@@ -32,6 +32,7 @@ class OwnTerms:
     `models`, `images` and `fallbacks` are names or patterns of those that it may use. `limits` are numbers by the names
     that are declared with `limit`, each in its unit. `budget` is what it may spend in all, `windows` what in every
     minute, hour, day or month, and `model_limits` what with some models. It is told when it has spent `soft_limits`.
+    `redact_contents` says whether contents of its runs are left out of what is kept and told of them.
     """
 
     models: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class OwnTerms:
     windows: Mapping[Span, Limit] = field(default_factory=dict)
     model_limits: tuple[ModelLimit, ...] = ()
     soft_limits: tuple[SoftLimit, ...] = ()
+    redact_contents: bool | None = None
 
     def limit(self, span: Span | None) -> Limit:
         """What it may spend in every window of a span, or with None in all."""
@@ -67,6 +69,7 @@ class OwnTerms:
             {span: merged(self.limit(span), below.limit(span)) for span in Span},
             tuple({one.scope: one for one in (*below.model_limits, *self.model_limits)}.values()),
             self.soft_limits or below.soft_limits,
+            below.redact_contents if self.redact_contents is None else self.redact_contents,
         )
 
     @property
@@ -170,6 +173,12 @@ class Terms:
             if self.says_of(tenant):
                 self._policies[tenant] = known
         return known
+
+    def redacts_contents(self, tenant: str) -> bool:
+        """Whether contents of a tenant's runs are redacted now. Every event asks."""
+        own, configured = self._told.get(tenant), self._configured.get(tenant)
+        said = (one.redact_contents for one in (own, configured, self._for_all) if one is not None)
+        return next((one for one in said if one is not None), False)
 
     def limits(self, tenant: str, kind: type[Declared]) -> Declared:
         """Return a tenant's limits of one of the classes that declare them."""

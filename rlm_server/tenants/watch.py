@@ -81,7 +81,8 @@ class Watch:
             for tenant, own in change.terms.items():
                 self._terms.tell(tenant, own)
             if self._version >= 0:  # a command may have gone by other settings than this server's
-                told = {tenant: own for tenant, own in change.terms.items() if own is not None}
+                here = change.terms.keys() - change.leaving
+                told = {tenant: own for tenant, own in change.terms.items() if own is not None and tenant in here}
                 for tenant, failure in (await self._tenants.settle_budgets(told)).items():
                     log.warning("the budget of tenant %s stays as it was: %s", tenant, failure)
             self._version = change.version

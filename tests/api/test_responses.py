@@ -20,11 +20,15 @@ from rlm_server.contexts.passages import Passage
 from rlm_server.ledger import UNITS, Amounts, Limit, Usage
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import CallTraced, FinishedCall, Printed
-from rlm_server.runs.events import Answer, Body, BudgetWarning, Event, EventOrigin, Guard
+from rlm_server.runs.cuts import with_texts
+from rlm_server.runs.events import Answer, Body, BudgetWarning, Event, EventOrigin, Guard, written
+from rlm_server.runs.redaction import Redaction
 from rlm_server.runs.state import RunState
 from sandbox.corpora.corpus import Kind
 from sandbox.corpora.coverage import Range
 from sandbox.turn import Status, Stop, Turn, TurnError, Variable
+from tests.runs.test_journal import BODIES as EVENTS
+from tests.runs.test_redaction import Secrets
 
 BODIES = get_args(Body)
 NUMBERS: dict[type, st.SearchStrategy[Any]] = {
@@ -175,6 +179,20 @@ def test_an_event_says_when_and_where_it_happened(origin: EventOrigin, sequence:
 def test_an_event_whose_body_is_empty_has_that_body() -> None:
     written = responses.event(Event(1, 0, EventOrigin("node", "", 0), Answer("")))
     assert run_pb2.RunEvent.FromString(written.SerializeToString()).WhichOneof("body") == "answer"
+
+
+@pytest.mark.parametrize("body", EVENTS, ids=lambda body: body.kind)
+def test_a_text_that_is_not_whole_is_named_by_its_path_in_the_protocol(body: Body) -> None:
+    redaction = Redaction(lambda _: True, b"secret").of("acme", "run")
+    event = written(Event(1, 0, EventOrigin("node", "", 0), with_texts(body, Secrets())), redaction).event
+    message = responses.event(event)
+    assert len(message.cut) == len(event.cut)
+    printed = ("result.stdout", "result.stderr")  # which no turn of an event has: it is told as it is printed
+    for cut in (one for one in message.cut if one.field not in printed):
+        at: Any = getattr(message, body.kind)
+        for name in cut.field.split("."):
+            assert name in at.DESCRIPTOR.fields_by_name, cut.field
+            at = getattr(at, name)
 
 
 # ---- what sessions and runs share ---------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_children_that_run_at_once_are_told_apart() -> None:
         "│    ┃ from b",
         "│  ─ child 1 · turn 1, going on",
         "│    ┃ again a",
-        "│  ├─ child 1.1 · 0 characters: ",
+        "│  ├─ child 1.1 · 0 characters",
     ]
 
 
@@ -247,3 +247,42 @@ def test_ordinary_text_is_shown_as_it_is() -> None:
 def test_a_turn_without_calls_has_no_line_for_them() -> None:
     story = Story().tell(turn_started=run_pb2.TurnStarted()).tell(code_finished=run_pb2.CodeFinished(result=OK))
     assert "llm_query" not in drawn(story.tell(turn_checkpointed=run_pb2.TurnCheckpointed()))
+
+
+def test_what_is_redacted_is_told_by_its_size() -> None:
+    def cut(field: str, size: int) -> types_pb2.CutText:
+        return types_pb2.CutText(field=field, size_bytes=size, redacted=True, digest="0" * 64)
+
+    error = session_pb2.TurnResult(
+        status=session_pb2.TURN_STATUS_ERROR, error=session_pb2.TurnError(type="ValueError"), output_bytes=7
+    )
+    child = run_pb2.ChildStarted(child_id="c", context_character_count=5)
+    story = (
+        Story()
+        .tell(turn=0, run_started=run_pb2.RunStarted(model="m"), cut=[cut("question", 9)])
+        .tell(turn_started=run_pb2.TurnStarted(max_turn_count=5))
+        .tell(code_started=run_pb2.CodeStarted(block=1), cut=[cut("code", 1_234)])
+        .tell(output=session_pb2.Output(stream=session_pb2.OUTPUT_STREAM_STDOUT), cut=[cut("text", 7)])
+        .tell(child_started=child, cut=[cut("question", 3)])
+        .tell(
+            code_finished=run_pb2.CodeFinished(result=error),
+            cut=[cut("result.error.message", 5), cut("result.error.traceback", 40)],
+        )
+        .tell(guard=run_pb2.Guard(kind=run_pb2.GUARD_KIND_NO_ANSWER), cut=[cut("detail", 20)])
+        .tell(answer=run_pb2.Answer(), cut=[cut("text", 42)])
+    )
+    assert drawn(story).splitlines() == [
+        "model m · context of 0 characters",
+        "  redacted: question of 9 bytes",
+        "─ turn 1 of 5",
+        "code 1",
+        "  redacted: code of 1,234 bytes",
+        "├─ child 1 · 5 characters",
+        "  redacted: question of 3 bytes",
+        "─ turn 1, going on",
+        "  ✗ ValueError",
+        "  redacted: result.error.message of 5 bytes, result.error.traceback of 40 bytes",
+        "! guard no_answer",
+        "  redacted: detail of 20 bytes",
+        "answer of 42 bytes",
+    ]

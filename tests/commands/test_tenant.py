@@ -57,6 +57,13 @@ def test_a_tenant_and_its_keys_are_made_changed_and_deleted_without_a_server(com
     told = command("tenant", "set", "acme", "soft_limits=80%, day 50%,month 400 usd, model.opus* hour 7 calls")
     assert told["soft_limits"] == "80%, day 50%, month 400 usd, model.opus* hour 7 calls"
     assert command("tenant", "set", "acme", "soft_limits=")["soft_limits"] == ""
+    assert command("tenant", "set", "acme", "redact_contents=true")["redact_contents"] is True
+    assert "contents of its runs are redacted" in run("tenant", "show", "acme").output
+    assert "redact_contents=true" in run("tenant", "show", "acme").output
+    assert command("tenant", "show", "acme")["redact_contents_in_force"] is True
+    assert command("tenant", "set", "acme", "redact_contents=false")["redact_contents"] is False
+    assert "contents of its runs are not redacted" in run("tenant", "show", "acme").output
+    assert command("tenant", "set", "acme", "redact_contents=")["redact_contents"] is None
     shown = command("tenant", "show", "acme")
     assert shown["budgets_in_force"]["model.opus*.day_budget_usd"] == "2"
     in_force = {one["name"]: (one["value"], one["from"]) for one in shown["limits_in_force"]}
@@ -101,6 +108,10 @@ def test_a_tenant_and_its_keys_are_made_changed_and_deleted_without_a_server(com
         ),
         (["tenant", "create", "x", "soft_limits=101%"], "soft_limits[0].percent: must be from 1 to 100, not 101"),
         (["tenant", "create", "x", "soft_limits=minute 5%"], "soft_limits[0].span: must be an hour, a day, a month or"),
+        (
+            ["tenant", "create", "x", "redact_contents=yes"],
+            "Error: redact_contents: must be true or false, not 'yes'",
+        ),
         (["tenant", "create", "x", "models"], "Error: models: needs a value"),
         (["tenant", "create", "x", f"label.a={'y' * 64}"], "Error: labels.a: may have 63 characters, not 64"),
         (["tenant", "set", "nobody", "weight=1"], "Error: there is no tenant 'nobody'"),

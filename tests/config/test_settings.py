@@ -37,6 +37,8 @@ from tests.system.stage import Play, code, eventually
         ("RLM_TENANTS__ACME__WEIGHT", "0", "tenants.acme.weight"),
         ("RLM_TENANTS__ACME__WEIGHT", "inf", "tenants.acme.weight"),
         ("RLM_TENANTS__ACME__FALLBACKS", "perhaps", "tenants.acme.fallbacks"),
+        ("RLM_REDACT_CONTENTS", "perhaps", "redact_contents"),
+        ("RLM_TENANTS__ACME__REDACT_CONTENTS", "perhaps", "tenants.acme.redact_contents"),
         ("RLM_FALLBACKS", '{"a": "b"}', "fallbacks.a"),
         ("RLM_RUN_BUDGET_USD", "-1", "run_budget_usd"),
         ("RLM_MODELS", '{"m": {"base_url": "http://localhost", "output_usd_per_million": 1}}', "input_usd_per_million"),

@@ -165,7 +165,7 @@ async def test_runs_whose_root_ended_without_their_last_event_are_found(journal:
     await journal.append("told", in_rows(an_event(1), an_event(2, END)))
     await journal.append("untold", in_rows(an_event(1)))
     await journal.append("going on", in_rows(an_event(1)))
-    assert {(node.id, node.answer) for node in await journal.unannounced()} == {("untold", "42"), ("silent", "42")}
+    assert set(await journal.unannounced()) == {"untold", "silent"}
 
 
 SPENT = Amounts(1, 2, 3, 4)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Amounts, Hold, Ledger, Limit, names
+from rlm_server.repl.bounds import MAX_EVENT_TEXT
+from rlm_server.runs.cuts import CutText
 from rlm_server.runs.events import Event, RunFinished
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.recovery import REASON, recover
+from rlm_server.runs.redaction import Redaction
 from rlm_server.runs.state import RunState
 from rlm_server.tenants.tenants import Tenants
 from tests.runs.stage import END, a_node, a_run, an_event, in_rows
@@ -26,6 +29,8 @@ class Process:
 
     journal: Journal
     ledger: Ledger
+    redacts: tuple[str, ...] = ()
+    """The tenants whose contents are redacted."""
 
     async def begin(self, run: str = "run") -> None:
         """Start a run that has spent something, as the supervisor does."""
@@ -34,10 +39,10 @@ class Process:
         await self.journal.move(run, RunState.RUNNING)
         await self.ledger.post(await self.send(run, SPENT), SPENT, None)
 
-    async def end(self, run: str) -> None:
+    async def end(self, run: str, answer: str = "42") -> None:
         """End a run but for its last event."""
         await self.ledger.close_account(run)
-        await self.journal.move(run, RunState.SUCCEEDED, answer="42")
+        await self.journal.move(run, RunState.SUCCEEDED, answer=answer)
 
     async def open_child(self, child: str) -> None:
         await self.ledger.open_account(child, tenant="acme", parent="run", limit=Limit(nano_usd=50), carve=True)
@@ -49,7 +54,7 @@ class Process:
         return hold.id
 
     async def recover(self) -> None:
-        await recover(self.journal, self.ledger)
+        await recover(self.journal, self.ledger, Redaction(self.redacts.__contains__, b"secret"))
 
     async def events(self, run: str) -> list[Event]:
         return await self.journal.events(run, 1, 100)
@@ -140,3 +145,26 @@ async def test_runs_that_have_ended_stay_as_they_are_and_so_do_recovered_ones(tm
     async with process(tmp_path) as third:
         await third.recover()
         assert [(await third.journal.nodes(run), await third.events(run)) for run in ("run", "ended")] == kept
+
+
+async def test_a_long_answer_that_was_not_told_is_told_with_its_size(tmp_path: Path) -> None:
+    async with process(tmp_path) as first:
+        await first.begin()
+        await first.end("run", "x" * (MAX_EVENT_TEXT + 1))
+    async with process(tmp_path) as second:
+        await second.recover()
+        (*_, event) = await second.events("run")
+        assert event.cut == (CutText("answer", MAX_EVENT_TEXT + 1),)
+
+
+async def test_the_end_of_a_run_is_told_without_its_answer_where_contents_are_redacted(tmp_path: Path) -> None:
+    async with process(tmp_path) as first:
+        await first.begin()
+        await first.end("run")
+    async with process(tmp_path) as second:
+        await replace(second, redacts=("acme",)).recover()
+        assert await second.last("run") == (1, RunFinished(RunState.SUCCEEDED, "", SPENT, ""))
+        (*_, event) = await second.events("run")
+        assert [(one.field, one.size_bytes, len(one.digest)) for one in event.cut] == [("answer", 2, 64)]
+        (root,) = await second.journal.nodes("run")
+        assert root.answer == "42"

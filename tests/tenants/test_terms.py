@@ -33,6 +33,24 @@ def test_each_thing_that_is_said_goes_before_what_is_said_below_it() -> None:
     assert terms.limits("globex", RunLimits) == RunLimits(batch=50)
 
 
+def test_contents_are_redacted_as_the_tenant_was_told_else_as_is_configured_of_it_else_of_all() -> None:
+    for for_all, configured, told, wanted in (
+        (None, None, None, False),
+        (True, None, None, True),
+        (True, False, None, False),
+        (True, False, True, True),
+        (False, True, False, False),
+        (False, None, True, True),
+    ):
+        terms = Terms(
+            (), for_all=OwnTerms(redact_contents=for_all), configured={"acme": OwnTerms(redact_contents=configured)}
+        )
+        terms.tell("acme", OwnTerms(redact_contents=told))
+        assert terms.redacts_contents("acme") is wanted
+        assert terms.of("acme").redact_contents in (wanted, None)
+        assert terms.redacts_contents("globex") is bool(for_all)
+
+
 def test_a_whole_limit_stays_whole() -> None:
     terms = terms_of()
     terms.tell("acme", OwnTerms(limits={"batch": 30.0, "wall_seconds": 1.5}))

@@ -147,6 +147,14 @@ class Display:
                 self._in_node(event, node, f"answer of {size}", "green")
             case "run_finished" if not event.depth:
                 self._run_finished(event.run_finished)
+        if event.WhichOneof("body") not in (None, "output", "answer"):
+            self._redacted(event, node)
+
+    def _redacted(self, event: run_pb2.RunEvent, node: NodeState) -> None:
+        """Say what of an event is not told, as the tenant's policy has it redacted."""
+        hidden = [f"{cut.field} of {cut.size_bytes:,} bytes" for cut in event.cut if cut.redacted]
+        if hidden:
+            self._line(node, f"  redacted: {', '.join(hidden)}", "dim")
 
     def _run_started(self, started: run_pb2.RunStarted, node: NodeState) -> None:
         models = sanitize_line(started.model, 60)
@@ -158,6 +166,8 @@ class Display:
 
     def _code(self, event: run_pb2.RunEvent, node: NodeState) -> None:
         self._in_node(event, node, f"code {event.code_started.block}", "dim")
+        if not event.code_started.code:
+            return
         lines = sanitize(event.code_started.code).strip("\n").split("\n")
         shown = "\n".join(sanitize_line(line) for line in lines[:CODE_LINES])
         highlight = Syntax("", "python", theme="ansi_dark", background_color="default").highlight
@@ -181,7 +191,7 @@ class Display:
         if result.status != session_pb2.TURN_STATUS_OK:
             undone = "rolled back: " if result.status == session_pb2.TURN_STATUS_ROLLED_BACK else ""
             kind = result.error.type or stop_name(result.stop_reason)
-            self._in_node(event, node, f"  ✗ {undone}{kind}: {result.error.message}", "red")
+            self._in_node(event, node, f"  ✗ {undone}{_with(kind, result.error.message)}", "red")
 
     def _child(self, event: run_pb2.RunEvent) -> None:
         if event.WhichOneof("body") == "child_started":
@@ -189,7 +199,8 @@ class Display:
             child = self._progress.nodes[started.child_id]
             self._last_node = started.child_id
             size = f"{started.context_character_count:,} characters"
-            self._line(child, f"child {child.label} · {size}: {started.question}", "bold blue", branch="├─ ")
+            line = _with(f"child {child.label} · {size}", started.question)
+            self._line(child, line, "bold blue", branch="├─ ")
             return
         finished = event.child_finished
         child = self._progress.nodes.get(finished.child_id) or NodeState(finished.child_id, event.depth + 1)
@@ -253,12 +264,17 @@ def _live_line(turn: ClosedTurn) -> Text:
 def _warning(event: run_pb2.RunEvent) -> str:
     if event.WhichOneof("body") == "guard":
         kind = _words(run_pb2.GuardKind, event.guard.kind, "GUARD_KIND_")
-        return f"! guard {kind}: {event.guard.detail}"
+        return _with(f"! guard {kind}", event.guard.detail)
     warned = event.budget_warning
     if warned.unit == types_pb2.BUDGET_UNIT_NANO_USD:
         return f"! budget: {warned.percent} % of the money is spent ({usd(warned.spent)} of {usd(warned.limit)})"
     unit = _words(types_pb2.BudgetUnit, warned.unit, "BUDGET_UNIT_")
     return f"! budget: {warned.percent} % of the {unit} are spent ({warned.spent:,} of {warned.limit:,})"
+
+
+def _with(what: str, words: str) -> str:
+    """Write what something is, and what is said of it, where that is told."""
+    return f"{what}: {words}" if words else what
 
 
 def _words(kind: Any, value: int, prefix: str) -> str:

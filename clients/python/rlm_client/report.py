@@ -18,7 +18,7 @@ from rlm_client.sanitize import sanitize, sanitize_line
 def print_report(console: Console, run: run_pb2.Run, nodes: Sequence[run_pb2.Node], answer: str) -> None:
     """Print a run: what was asked, how it stands, the nodes of its tree, and its whole answer under a gutter."""
     console.print(Text(f"run {sanitize_line(run.run_id)} {state_name(run.state)}", style="bold"))
-    _wrapped(console, "question", run.question)
+    _wrapped(console, "question", _question(run))
     models = run.model if run.sub_model in ("", run.model) else f"{run.model} · sub-model {run.sub_model}"
     _wrapped(console, "model", models)
     if run.end_message:
@@ -38,6 +38,12 @@ def print_report(console: Console, run: run_pb2.Run, nodes: Sequence[run_pb2.Nod
                 console.print(Text("  ┃ ").append_text(part), no_wrap=True)
 
 
+def _question(of: run_pb2.Run | run_pb2.Node) -> str:
+    """Give a question, or say that it is redacted."""
+    size = next((cut.size_bytes for cut in of.cut if cut.field == "question" and cut.redacted), None)
+    return of.question if size is None else f"({size:,} bytes, redacted)"
+
+
 def _wrapped(console: Console, name: str, text: str) -> None:
     console.print(Padding(Text(f"{name}: {sanitize_line(text, 2000)}"), (0, 0, 0, 2)))
 
@@ -55,6 +61,6 @@ def _tree(nodes: Iterable[run_pb2.Node]) -> Tree:
     for node in nodes:
         parent = branches.get(node.parent_id, root)
         said = f"{state_name(node.state)} · {node.turn_count} turns · {cost(node.spent.nano_usd)} · "
-        label = Text(said + sanitize_line(node.question, 200), no_wrap=True, overflow="ellipsis")
+        label = Text(said + sanitize_line(_question(node), 200), no_wrap=True, overflow="ellipsis")
         branches[node.node_id] = parent.add(label)
     return root

@@ -268,6 +268,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: watch the run again from that number.
     """
+    ERROR_REASON_CONTENTS_REDACTED: _ErrorReason.ValueType  # 44
+    """What is asked for is not kept, as the tenant's policy has contents of runs redacted: the answer of a child.
+
+    Metadata: `node`, whose answer it is.
+
+    To do: read the run's own answer, which is kept. The operator can take the policy back for runs to come.
+    """
     ERROR_REASON_WRONG_KIND_OF_KEY: _ErrorReason.ValueType  # 60
     """The key is valid and of the wrong kind: a tenant's calls TenantService, or an operator's calls another service.
 
@@ -595,6 +602,13 @@ ERROR_REASON_WATCHER_TOO_SLOW: ErrorReason.ValueType  # 43
 Metadata: `from_sequence`, the number to resume from.
 
 To do: watch the run again from that number.
+"""
+ERROR_REASON_CONTENTS_REDACTED: ErrorReason.ValueType  # 44
+"""What is asked for is not kept, as the tenant's policy has contents of runs redacted: the answer of a child.
+
+Metadata: `node`, whose answer it is.
+
+To do: read the run's own answer, which is kept. The operator can take the policy back for runs to come.
 """
 ERROR_REASON_WRONG_KIND_OF_KEY: ErrorReason.ValueType  # 60
 """The key is valid and of the wrong kind: a tenant's calls TenantService, or an operator's calls another service.

@@ -332,6 +332,9 @@ class GetQuotaResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     QUOTAS_FIELD_NUMBER: _builtins.int
+    REDACT_CONTENTS_FIELD_NUMBER: _builtins.int
+    redact_contents: _builtins.bool
+    """Whether contents of the tenant's runs are left out of what is kept and told of them."""
     @_builtins.property
     def quotas(self) -> _containers.RepeatedCompositeFieldContainer[Global___Quota]:
         """Always in the same order."""
@@ -340,10 +343,11 @@ class GetQuotaResponse(_message.Message):
         self,
         *,
         quotas: _abc.Iterable[Global___Quota] | None = ...,
+        redact_contents: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["quotas", b"quotas"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["quotas", b"quotas", "redact_contents", b"redact_contents"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

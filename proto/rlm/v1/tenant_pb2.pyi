@@ -150,11 +150,17 @@ class Tenant(_message.Message):
     MINUTE_BUDGET_FIELD_NUMBER: _builtins.int
     MODEL_LIMITS_FIELD_NUMBER: _builtins.int
     SOFT_LIMITS_FIELD_NUMBER: _builtins.int
+    REDACT_CONTENTS_FIELD_NUMBER: _builtins.int
     tenant_id: _builtins.str
     """Its name, which is its id: from 1 to 63 lower-case letters, digits and hyphens, the first a letter. It never changes."""
     weight: _builtins.float
     """Its share where tenants wait for the same slots, in proportion to the others': from 0.01 to 100. Not set: as
     configured, which is 1 by default.
+    """
+    redact_contents: _builtins.bool
+    """Whether contents of its runs are left out of what is kept and told of them: questions, replies, code, output, prompts,
+    answers but the run's own, and whatever else may repeat them. It holds from when it is said for what happens then. Not
+    set: as configured, which is false by default.
     """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -250,13 +256,19 @@ class Tenant(_message.Message):
         minute_budget: _types_pb2.Budget | None = ...,
         model_limits: _abc.Iterable[_budget_pb2.ModelLimit] | None = ...,
         soft_limits: _abc.Iterable[_budget_pb2.SoftLimit] | None = ...,
+        redact_contents: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "minute_budget", b"minute_budget", "month_budget", b"month_budget", "spent", b"spent", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_redact_contents", b"_redact_contents", "_weight", b"_weight", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "minute_budget", b"minute_budget", "month_budget", b"month_budget", "redact_contents", b"redact_contents", "spent", b"spent", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_weight", b"_weight", "allowed_fallbacks", b"allowed_fallbacks", "allowed_images", b"allowed_images", "allowed_models", b"allowed_models", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "labels", b"labels", "limits", b"limits", "minute_budget", b"minute_budget", "model_limits", b"model_limits", "month_budget", b"month_budget", "soft_limits", b"soft_limits", "spent", b"spent", "tenant_id", b"tenant_id", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_redact_contents", b"_redact_contents", "_weight", b"_weight", "allowed_fallbacks", b"allowed_fallbacks", "allowed_images", b"allowed_images", "allowed_models", b"allowed_models", "budget", b"budget", "create_time", b"create_time", "day_budget", b"day_budget", "delete_time", b"delete_time", "hour_budget", b"hour_budget", "labels", b"labels", "limits", b"limits", "minute_budget", b"minute_budget", "model_limits", b"model_limits", "month_budget", b"month_budget", "redact_contents", b"redact_contents", "soft_limits", b"soft_limits", "spent", b"spent", "tenant_id", b"tenant_id", "update_time", b"update_time", "weight", b"weight"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__redact_contents: _TypeAlias = _typing.Literal["redact_contents"]  # noqa: Y015
+    _WhichOneofArgType__redact_contents: _TypeAlias = _typing.Literal["_redact_contents", b"_redact_contents"]  # noqa: Y015
     _WhichOneofReturnType__weight: _TypeAlias = _typing.Literal["weight"]  # noqa: Y015
     _WhichOneofArgType__weight: _TypeAlias = _typing.Literal["_weight", b"_weight"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__redact_contents) -> _WhichOneofReturnType__redact_contents | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__weight) -> _WhichOneofReturnType__weight | None: ...
 
 Global___Tenant: _TypeAlias = Tenant  # noqa: Y015
@@ -391,6 +403,9 @@ class GetTenantResponse(_message.Message):
     LIMITS_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     WINDOWS_FIELD_NUMBER: _builtins.int
+    REDACT_CONTENTS_FIELD_NUMBER: _builtins.int
+    redact_contents: _builtins.bool
+    """Whether contents of its runs are redacted as it is in force."""
     @_builtins.property
     def tenant(self) -> Global___Tenant:
         """The tenant, with what it was told itself."""
@@ -414,10 +429,11 @@ class GetTenantResponse(_message.Message):
         limits: _abc.Iterable[Global___TenantLimit] | None = ...,
         budget: _types_pb2.Budget | None = ...,
         windows: _abc.Iterable[_budget_pb2.BudgetWindow] | None = ...,
+        redact_contents: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "tenant", b"tenant"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits", "tenant", b"tenant", "windows", b"windows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits", "redact_contents", b"redact_contents", "tenant", b"tenant", "windows", b"windows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -499,8 +515,8 @@ class UpdateTenantRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Which fields to change: "labels", "allowed_models", "weight", "limits", one of these as "limits.max_depth", "budget",
-        "day_budget", "model_limits", "soft_limits". Each is replaced as a whole. One that is named and not set goes back to what is configured. Empty: every
-        field that is set in `tenant`. "*": all of them.
+        "day_budget", "model_limits", "soft_limits", "redact_contents". Each is replaced as a whole. One that is named and not
+        set goes back to what is configured. Empty: every field that is set in `tenant`. "*": all of them.
         """
 
     def __init__(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12rlm/v1/types.proto\x12\x06rlm.v1\x1a\x1egoogle/protobuf/duration.proto\"q\n\x07\x41mounts\x12\x10\n\x08nano_usd\x18\x01 \x01(\x03\x12\x13\n\x0btoken_count\x18\x02 \x01(\x03\x12\x12\n\ncall_count\x18\x03 \x01(\x03\x12+\n\x08\x63pu_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xab\x01\n\x06\x42udget\x12\x15\n\x08nano_usd\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0btoken_count\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\ncall_count\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12+\n\x08\x63pu_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0b\n\t_nano_usdB\x0e\n\x0c_token_countB\r\n\x0b_call_count\",\n\x07\x43utText\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"\x0b\n\tHeartbeat\"\xf7\x02\n\rSandboxLimits\x12\x19\n\x0cmemory_bytes\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12,\n\tturn_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0coutput_bytes\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x1c\n\x0f\x64oor_call_count\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12\x17\n\ndoor_bytes\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12\x1f\n\x12\x64oor_waiting_count\x18\x06 \x01(\x03H\x04\x88\x01\x01\x12\x17\n\nfile_bytes\x18\x07 \x01(\x03H\x05\x88\x01\x01\x12\x17\n\nfile_count\x18\x08 \x01(\x03H\x06\x88\x01\x01\x42\x0f\n\r_memory_bytesB\x0f\n\r_output_bytesB\x12\n\x10_door_call_countB\r\n\x0b_door_bytesB\x15\n\x13_door_waiting_countB\r\n\x0b_file_bytesB\r\n\x0b_file_count*\x8a\x01\n\nBudgetUnit\x12\x1b\n\x17\x42UDGET_UNIT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42UDGET_UNIT_NANO_USD\x10\x01\x12\x16\n\x12\x42UDGET_UNIT_TOKENS\x10\x02\x12\x15\n\x11\x42UDGET_UNIT_CALLS\x10\x03\x12\x16\n\x12\x42UDGET_UNIT_CPU_MS\x10\x04\x42M\n\x06rlm.v1P\x01Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\xaa\x02\x06Rlm.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12rlm/v1/types.proto\x12\x06rlm.v1\x1a\x1egoogle/protobuf/duration.proto\"q\n\x07\x41mounts\x12\x10\n\x08nano_usd\x18\x01 \x01(\x03\x12\x13\n\x0btoken_count\x18\x02 \x01(\x03\x12\x12\n\ncall_count\x18\x03 \x01(\x03\x12+\n\x08\x63pu_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xab\x01\n\x06\x42udget\x12\x15\n\x08nano_usd\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x18\n\x0btoken_count\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x17\n\ncall_count\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12+\n\x08\x63pu_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x0b\n\t_nano_usdB\x0e\n\x0c_token_countB\r\n\x0b_call_count\"N\n\x07\x43utText\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x10\n\x08redacted\x18\x03 \x01(\x08\x12\x0e\n\x06\x64igest\x18\x04 \x01(\t\"\x0b\n\tHeartbeat\"\xf7\x02\n\rSandboxLimits\x12\x19\n\x0cmemory_bytes\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12,\n\tturn_time\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x19\n\x0coutput_bytes\x18\x03 \x01(\x03H\x01\x88\x01\x01\x12\x1c\n\x0f\x64oor_call_count\x18\x04 \x01(\x03H\x02\x88\x01\x01\x12\x17\n\ndoor_bytes\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12\x1f\n\x12\x64oor_waiting_count\x18\x06 \x01(\x03H\x04\x88\x01\x01\x12\x17\n\nfile_bytes\x18\x07 \x01(\x03H\x05\x88\x01\x01\x12\x17\n\nfile_count\x18\x08 \x01(\x03H\x06\x88\x01\x01\x42\x0f\n\r_memory_bytesB\x0f\n\r_output_bytesB\x12\n\x10_door_call_countB\r\n\x0b_door_bytesB\x15\n\x13_door_waiting_countB\r\n\x0b_file_bytesB\r\n\x0b_file_count*\x8a\x01\n\nBudgetUnit\x12\x1b\n\x17\x42UDGET_UNIT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x42UDGET_UNIT_NANO_USD\x10\x01\x12\x16\n\x12\x42UDGET_UNIT_TOKENS\x10\x02\x12\x15\n\x11\x42UDGET_UNIT_CALLS\x10\x03\x12\x16\n\x12\x42UDGET_UNIT_CPU_MS\x10\x04\x42M\n\x06rlm.v1P\x01Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\xaa\x02\x06Rlm.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +33,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rlm.v1.types_pb2', _globals
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\006rlm.v1P\001Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\252\002\006Rlm.V1'
-  _globals['_BUDGETUNIT']._serialized_start=789
-  _globals['_BUDGETUNIT']._serialized_end=927
+  _globals['_BUDGETUNIT']._serialized_start=823
+  _globals['_BUDGETUNIT']._serialized_end=961
   _globals['_AMOUNTS']._serialized_start=62
   _globals['_AMOUNTS']._serialized_end=175
   _globals['_BUDGET']._serialized_start=178
   _globals['_BUDGET']._serialized_end=349
   _globals['_CUTTEXT']._serialized_start=351
-  _globals['_CUTTEXT']._serialized_end=395
-  _globals['_HEARTBEAT']._serialized_start=397
-  _globals['_HEARTBEAT']._serialized_end=408
-  _globals['_SANDBOXLIMITS']._serialized_start=411
-  _globals['_SANDBOXLIMITS']._serialized_end=786
+  _globals['_CUTTEXT']._serialized_end=429
+  _globals['_HEARTBEAT']._serialized_start=431
+  _globals['_HEARTBEAT']._serialized_end=442
+  _globals['_SANDBOXLIMITS']._serialized_start=445
+  _globals['_SANDBOXLIMITS']._serialized_end=820
 # @@protoc_insertion_point(module_scope)

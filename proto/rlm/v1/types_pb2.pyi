@@ -166,25 +166,40 @@ Global___Budget: _TypeAlias = Budget  # noqa: Y015
 
 @_typing.final
 class CutText(_message.Message):
-    """A text of which a message has only the beginning, because it is long."""
+    """A text that a message does not have as a whole: only its beginning, because it is long, or nothing, because the tenant's
+    policy has contents redacted.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     FIELD_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    REDACTED_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
     field: _builtins.str
-    """The path of the field that has the beginning."""
+    """The path of the field that has the beginning, or is redacted."""
     size_bytes: _builtins.int
     """Bytes of UTF-8 of the whole text; of a list of names, of all of them."""
+    redacted: _builtins.bool
+    """Whether the text is redacted. Then the field is empty, and so are the names of a list. What the server itself says stays:
+    the limit that ended a run, the kind of a model's failure or "failed", the type of an exception.
+    """
+    digest: _builtins.str
+    """What stands for a redacted text: its HMAC-SHA-256 as 64 lower-case hexadecimal digits, with a key that never leaves the
+    server and is another for each run. Of a list of names, it is that of all of them with a zero byte between. Equal texts
+    of a run have equal ones. Empty where the text was cut.
+    """
     def __init__(
         self,
         *,
         field: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        redacted: _builtins.bool = ...,
+        digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["field", b"field", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "field", b"field", "redacted", b"redacted", "size_bytes", b"size_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
