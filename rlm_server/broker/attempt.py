@@ -67,8 +67,10 @@ class Attempt:
     deadline: float
     seconds: float
     counters: Counters
-    ahead: bool = False
-    """Whether the reply is wanted before its cost is in the books: `settling` is then what writes it."""
+    ahead: float | None = None
+    """Where the reply is wanted before its cost is in the books, the seconds that this may wait for another write.
+
+    `settling` is then what writes it."""
     settling: asyncio.Task[bool] | None = None
     spent: Amounts = _NOTHING
     """What it cost, where it failed."""
@@ -259,8 +261,9 @@ class Attempt:
             if self.request.lowering is not None:
                 self.request.lowering.outputs.saw(reply.usage.output, cut=reply.stopped == "length")
             spent = Amounts(self.route.price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
-            resolving = self._resolve(spent, reply.usage)
-        if self.ahead:
+            patience = 0.0 if self.ahead is None or self.ledger.crowded(self.hold.tenant) else self.ahead
+            resolving = self._resolve(spent, reply.usage, patience=patience)
+        if self.ahead is not None:
             self._held, self.settling = False, asyncio.create_task(resolving)
             return reply, spent
         settled = await run_to_completion(resolving)
@@ -271,14 +274,16 @@ class Attempt:
         log.error("a call was not sent, because its hold %s could not be written: %s", self.hold.id, error)
         return ProviderError(Failure.INTERNAL, "this server's books cannot be written; nothing was sent", billed=False)
 
-    async def _resolve(self, actual: Amounts | None = None, usage: Usage | None = None, *, void: bool = False) -> bool:
+    async def _resolve(
+        self, actual: Amounts | None = None, usage: Usage | None = None, *, void: bool = False, patience: float = 0.0
+    ) -> bool:
         """Resolve the hold: void, with an actual cost, or in full. False where the database did not let it."""
         self._held = False
 
         async def resolve() -> None:
             async with self.ledger_gate.slot(self.hold.tenant, self.hold.run, deadline=None):
                 if actual is not None:
-                    await self.ledger.post(self.hold.id, actual, usage)
+                    await self.ledger.post(self.hold.id, actual, usage, patience=patience)
                 elif not void:
                     await self.ledger.post_in_full(self.hold.id)
                 else:
