@@ -67,8 +67,8 @@ class Attempt:
     deadline: float
     seconds: float
     counters: Counters
-    ahead: float | None = None
-    """Where the reply is wanted before its cost is in the books, the seconds that this may wait for another write.
+    ahead: Callable[[], float] | None = None
+    """Where the reply is wanted before its cost is in the books: how many seconds that may wait for another write.
 
     `settling` is then what writes it."""
     settling: asyncio.Task[bool] | None = None
@@ -261,8 +261,7 @@ class Attempt:
             if self.request.lowering is not None:
                 self.request.lowering.outputs.saw(reply.usage.output, cut=reply.stopped == "length")
             spent = Amounts(self.route.price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
-            patience = 0.0 if self.ahead is None or self.ledger.crowded(self.hold.tenant) else self.ahead
-            resolving = self._resolve(spent, reply.usage, patience=patience)
+            resolving = self._resolve(spent, reply.usage)
         if self.ahead is not None:
             self._held, self.settling = False, asyncio.create_task(resolving)
             return reply, spent
@@ -274,15 +273,14 @@ class Attempt:
         log.error("a call was not sent, because its hold %s could not be written: %s", self.hold.id, error)
         return ProviderError(Failure.INTERNAL, "this server's books cannot be written; nothing was sent", billed=False)
 
-    async def _resolve(
-        self, actual: Amounts | None = None, usage: Usage | None = None, *, void: bool = False, patience: float = 0.0
-    ) -> bool:
+    async def _resolve(self, actual: Amounts | None = None, usage: Usage | None = None, *, void: bool = False) -> bool:
         """Resolve the hold: void, with an actual cost, or in full. False where the database did not let it."""
         self._held = False
 
         async def resolve() -> None:
             async with self.ledger_gate.slot(self.hold.tenant, self.hold.run, deadline=None):
                 if actual is not None:
+                    patience = 0.0 if self.ahead is None or self.ledger.crowded(self.hold.tenant) else self.ahead()
                     await self.ledger.post(self.hold.id, actual, usage, patience=patience)
                 elif not void:
                     await self.ledger.post_in_full(self.hold.id)

@@ -23,7 +23,7 @@ from rlm_server.repl.call_request import PLAIN, CallForm, check_model, models_na
 from rlm_server.repl.call_tally import Call, Failures, Report, Tally
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import CachedAnswer, Memo
-from rlm_server.repl.owed import PATIENCE, Owed
+from rlm_server.repl.owed import Owed
 from rlm_server.repl.tracing import Tracer
 from rlm_server.shares.host_time import charged, measured
 from rlm_server.shares.shares import Shares
@@ -307,7 +307,7 @@ class ModelCalls:
                     self._payer,
                     deadline=self.options.deadline,
                     call_id=call.id,
-                    ahead=PATIENCE,
+                    ahead=self._owed.patience,
                     begun=partial(self._tally.started, call),
                 )
                 done = await measured(making, self._bill)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
-
-from rlm_server.database.engine import DatabaseError
 
 log = logging.getLogger(__name__)
 
@@ -21,18 +20,24 @@ class Owed:
 
     def __init__(self, hurry: Callable[[], None]) -> None:
         self._hurry = hurry
+        self._wanted = 0
+        """How many wait for all to be in the books."""
         self._under_way: set[asyncio.Task[Any]] = set()
 
-    def add(self, task: asyncio.Task[Any]) -> None:
-        """Count what writes a cost, or waits for that."""
+    def add(self, task: asyncio.Task[Any], told: tuple[type[Exception], ...] = ()) -> None:
+        """Count what writes a cost, or waits for that. Whoever wants what it finds is `told` of such failures."""
         self._under_way.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(partial(self._ended, told))
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
+    def _ended(self, told: tuple[type[Exception], ...], task: asyncio.Task[Any]) -> None:
         self._under_way.discard(task)
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, DatabaseError):  # of that, whoever wants what it found is told
+        if error is not None and not isinstance(error, told):
             log.error("what a call cost could not be written into the books", exc_info=error)
+
+    def patience(self) -> float:
+        """Say how many seconds a cost may wait for another write."""
+        return 0.0 if self._wanted else PATIENCE
 
     @property
     def any(self) -> bool:
@@ -41,6 +46,11 @@ class Owed:
 
     async def settled(self) -> None:
         """Wait until all are in the books, or cannot be."""
-        if self._under_way:
+        if not self._under_way:
+            return
+        self._wanted += 1
+        try:
             self._hurry()
             await asyncio.wait(self._under_way)
+        finally:
+            self._wanted -= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+from rlm_server.database.engine import DatabaseError
 from rlm_server.ledger import Ledger, Limit
 from rlm_server.repl.owed import Owed
 
@@ -28,7 +29,7 @@ class Purse:
         if settling is not None:
             self._owed.add(settling)
             self._ahead = asyncio.create_task(self._read_after(settling))
-            self._owed.add(self._ahead)
+            self._owed.add(self._ahead, (DatabaseError,))
 
     async def _read_after(self, settling: asyncio.Task[bool]) -> tuple[Limit, float]:
         await asyncio.wait((settling,))

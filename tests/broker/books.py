@@ -50,6 +50,11 @@ class Books(Ledger):
             yield books
 
     @property
+    def commits(self) -> int:
+        """How many there have been."""
+        return self._database.commits
+
+    @property
     def ends(self) -> dict[str, str]:
         """How each hold was resolved."""
         return {hold: order for order, hold in self.orders if order in _RESOLVING}
