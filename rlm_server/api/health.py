@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from enum import StrEnum
 from typing import Any
@@ -20,6 +21,9 @@ LOOK_SECONDS = 1.0
 """Between two looks at the database."""
 ANSWER_SECONDS = 2.0
 """A database that has not answered by then is taken for away, until it answers."""
+
+HEEDED_SECONDS = 60.0
+"""Who asked no longer ago is taken to ask again."""
 
 _Response = health_pb2.HealthCheckResponse
 
@@ -44,6 +48,13 @@ class Health(health_pb2_grpc.HealthServicer):
         self._obstacles = {Obstacle.STARTING}
         self._changed = asyncio.Event()
         self._closed = False
+        self._watchers = 0
+        self._asked_at = float("-inf")
+
+    @property
+    def heeded(self) -> bool:
+        """Whether anybody watches, or has asked lately and so may ask again."""
+        return self._watchers > 0 or time.monotonic() - self._asked_at < HEEDED_SECONDS
 
     @property
     def obstacles(self) -> frozenset[Obstacle]:
@@ -94,6 +105,7 @@ class Health(health_pb2_grpc.HealthServicer):
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> _Response:
         """Tell how things are."""
+        self._asked_at = time.monotonic()
         if request.service not in self._names:
             await context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service")
         return _Response(status=self._status(request.service))
@@ -101,14 +113,18 @@ class Health(health_pb2_grpc.HealthServicer):
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
         """Tell how things are, and again whenever that changes."""
         told: int | None = None
-        while True:
-            changed = self._changed
-            if (status := self._status(request.service)) != told:
-                told = status
-                await context.write(_Response(status=status))
-            if self._closed:
-                return
-            await changed.wait()
+        self._watchers += 1
+        try:
+            while True:
+                changed = self._changed
+                if (status := self._status(request.service)) != told:
+                    told = status
+                    await context.write(_Response(status=status))
+                if self._closed:
+                    return
+                await changed.wait()
+        finally:
+            self._watchers -= 1
 
     def _status(self, service: str) -> Any:
         if service not in self._names:

@@ -81,7 +81,7 @@ class Port:
         self.availability.move(Phase.DRAINING)
         hurried = asyncio.ensure_future(hurry.wait())
         try:
-            if self.settings.drain_seconds:
+            if self.settings.drain_seconds and self.health.heeded:
                 await asyncio.wait((hurried,), timeout=self.settings.drain_seconds)
             ended = asyncio.ensure_future(self.availability.idle())
             await asyncio.wait((hurried, ended), timeout=self.settings.grace_seconds, return_when="FIRST_COMPLETED")

@@ -67,8 +67,10 @@ class Attempt:
     deadline: float
     seconds: float
     counters: Counters
-    ahead: bool = False
-    """Whether the reply is wanted before its cost is in the books: `settling` is then what writes it."""
+    ahead: Callable[[], float] | None = None
+    """Where the reply is wanted before its cost is in the books: how many seconds that may wait for another write.
+
+    `settling` is then what writes it."""
     settling: asyncio.Task[bool] | None = None
     spent: Amounts = _NOTHING
     """What it cost, where it failed."""
@@ -260,7 +262,7 @@ class Attempt:
                 self.request.lowering.outputs.saw(reply.usage.output, cut=reply.stopped == "length")
             spent = Amounts(self.route.price.cost(reply.usage), reply.usage.input + reply.usage.output, 1)
             resolving = self._resolve(spent, reply.usage)
-        if self.ahead:
+        if self.ahead is not None:
             self._held, self.settling = False, asyncio.create_task(resolving)
             return reply, spent
         settled = await run_to_completion(resolving)
@@ -278,7 +280,8 @@ class Attempt:
         async def resolve() -> None:
             async with self.ledger_gate.slot(self.hold.tenant, self.hold.run, deadline=None):
                 if actual is not None:
-                    await self.ledger.post(self.hold.id, actual, usage)
+                    patience = 0.0 if self.ahead is None or self.ledger.crowded(self.hold.tenant) else self.ahead()
+                    await self.ledger.post(self.hold.id, actual, usage, patience=patience)
                 elif not void:
                     await self.ledger.post_in_full(self.hold.id)
                 else:

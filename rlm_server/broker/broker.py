@@ -212,7 +212,7 @@ class Broker:
         *,
         deadline: float,
         call_id: str | None = None,
-        ahead: bool = False,
+        ahead: Callable[[], float] | None = None,
         begun: Callable[[], None] = lambda: None,
     ) -> Completion:
         """Make a call, trying again while the provider is busy and the deadline, on `time.monotonic()`, allows.
@@ -220,8 +220,8 @@ class Broker:
         Where the model stays busy or cannot be reached, and nothing was billed, those of its fallbacks are asked that
         the tenant's policy allows. Cancelling the task abandons the call once its hold is settled; `cost` then returns
         what it cost. `call_id` names the call and must be new; None makes one up. `begun` is called whenever an attempt
-        has its hold. Where the answer is wanted `ahead` of the books, whoever asks waits for what is `settling` before
-        it looks at what is left, and before it ends.
+        has its hold. Where the answer is wanted `ahead` of the books, that says how many seconds its cost may wait for
+        another write; whoever asks waits for what is `settling` before it looks at what is left, and before it ends.
 
         Raises:
             UnknownModel: no route has that name.
@@ -353,7 +353,7 @@ class _Call:
     request: ModelRequest
     payer: Payer
     deadline: float
-    ahead: bool
+    ahead: Callable[[], float] | None
     begun: Callable[[], None]
     input_tokens: int = 0
     attempts: int = 0

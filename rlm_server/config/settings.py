@@ -214,7 +214,8 @@ class ServingSettings(_Strict):
     """Where health alone is served, without TLS, for probes that speak none: host:port, or a port of loopback; nowhere
     where empty."""
     drain_seconds: Annotated[float, Field(ge=0), Unit("seconds")] = 1
-    """How long health says `NOT_SERVING`, and no new work begins, before the server that stops goes on to stop."""
+    """How long health says `NOT_SERVING`, and no new work begins, before the server that stops goes on to stop. It goes
+    on at once where nobody watches health, and nobody has asked for it for a minute."""
     grace_seconds: Annotated[float, Field(ge=0), Unit("seconds")] = 10
     """What calls in flight get to finish after that."""
 

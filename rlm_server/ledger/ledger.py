@@ -232,6 +232,11 @@ class Ledger:
         queue = self._wait_queues.get(hold.tenant)
         return queue is not None and await queue.lower(hold)
 
+    def crowded(self, tenant: str) -> bool:
+        """Whether holds of a tenant are judged just now, or wait for room."""
+        queue = self._wait_queues.get(tenant)
+        return queue is not None and queue.crowded
+
     async def check(self, account: str, amounts: Amounts, model: str = "") -> None:
         """Look whether a hold of these amounts for a call of a model would be refused at once; nothing is held.
 
@@ -252,8 +257,10 @@ class Ledger:
         """
         await self._database.write(lambda connection: self._move(connection, hold_id, Outcome(HoldState.DISPATCHED)))
 
-    async def post(self, hold_id: str, actual: Amounts, usage: Usage | None) -> None:
+    async def post(self, hold_id: str, actual: Amounts, usage: Usage | None, *, patience: float = 0.0) -> None:
         """Resolve a dispatched hold with what the call cost; the rest of the hold is free again.
+
+        With `patience` it waits so many seconds for another write, to share its commit.
 
         What is above the hold is a defect of the worst case: it is recorded as `overrun`, logged and counted. The hold
         is resolved though the caller is cancelled meanwhile. Repeating it changes nothing.
@@ -263,7 +270,7 @@ class Ledger:
             HoldUnknown: there is none.
             AmountRefused: a number is negative or above 2^62; post it in full instead.
         """
-        await self._resolve(hold_id, Outcome(HoldState.POSTED, actual, usage))
+        await self._resolve(hold_id, Outcome(HoldState.POSTED, actual, usage), patience)
 
     async def post_in_full(self, hold_id: str) -> None:
         """Resolve a dispatched hold whose cost is not known: all of it is spent. Otherwise as `post`."""
@@ -423,8 +430,14 @@ class Ledger:
         """How many posted holds cost more than they held; anything but 0 is a defect of a worst case."""
         return await self._database.read(entries.overruns)
 
-    async def _resolve(self, hold_id: str, outcome: Outcome) -> None:
-        await self._freeing(lambda connection: self._move(connection, hold_id, outcome), self._resolved)
+    def hurry(self) -> None:
+        """Have what waits to share a commit written at once."""
+        self._database.hurry()
+
+    async def _resolve(self, hold_id: str, outcome: Outcome, patience: float = 0.0) -> None:
+        await self._freeing(
+            lambda connection: self._move(connection, hold_id, outcome), self._resolved, patience=patience
+        )
 
     def _resolved(self, moved: Moved) -> str:
         if moved.told:

@@ -56,6 +56,11 @@ class WaitQueue:
         self._next_minute: asyncio.TimerHandle | None = None
         self._judged_at = 0  # when the last pass was, which the present minute may not be that of
 
+    @property
+    def crowded(self) -> bool:
+        """Whether holds are here."""
+        return bool(self._waiting)
+
     async def reserve(self, hold: Hold, state: HoldState, deadline: float) -> None:
         """Wait for room until `deadline` and take it, pending or dispatched; see `Ledger.reserve`."""
         waiter = _Waiter(hold, state)

@@ -23,6 +23,7 @@ from rlm_server.repl.call_request import PLAIN, CallForm, check_model, models_na
 from rlm_server.repl.call_tally import Call, Failures, Report, Tally
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import CachedAnswer, Memo
+from rlm_server.repl.owed import Owed
 from rlm_server.repl.tracing import Tracer
 from rlm_server.shares.host_time import charged, measured
 from rlm_server.shares.shares import Shares
@@ -83,9 +84,13 @@ class ModelCalls:
         tracer: Tracer,
         report: Report,
         shares: Shares,
+        owed: Owed,
     ) -> None:
-        """The work of making calls is charged to the tenant: it is not limited for a turn, as other work is."""
-        self._broker, self._payer, self.options = broker, payer, options
+        """The work of making calls is charged to the tenant: it is not limited for a turn, as other work is.
+
+        An answer comes ahead of the books: what it cost is `owed` meanwhile.
+        """
+        self._broker, self._payer, self.options, self._owed = broker, payer, options, owed
         self._bill, self._pace = shares.host_times.of(payer.tenant), shares.pace
         self._memo, self._failures, self._tracer, self._report = memo, failures, tracer, report
         self._tally = self.begin_turn()
@@ -190,6 +195,7 @@ class ModelCalls:
         shortest = min((asking.prompt for asking in askings), key=_size)
         request = self._request(batch.model, shortest, form)
         lowest = self._memo.outputs(batch.model).lowest(request.max_tokens)
+        await self._owed.settled()
         try:
             async with self._places:
                 await self._broker.check(replace(request, max_tokens=lowest), self._payer)
@@ -301,6 +307,7 @@ class ModelCalls:
                     self._payer,
                     deadline=self.options.deadline,
                     call_id=call.id,
+                    ahead=self._owed.patience,
                     begun=partial(self._tally.started, call),
                 )
                 done = await measured(making, self._bill)
@@ -311,6 +318,8 @@ class ModelCalls:
             if isinstance(error, CallFailed) and error.billed:
                 self._tracer.trace(call.id, texts, self._report)
             raise
+        if done.settling is not None:
+            self._owed.add(done.settling)
         self._tracer.trace(call.id, texts, self._report)
         return done
 

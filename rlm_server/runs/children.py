@@ -53,8 +53,11 @@ class Children:
         calls: ModelCalls,
         emit: Callable[[Body], None],
         run: Callable[[Task], Awaitable[Outcome]],
+        settled: Callable[[], Awaitable[None]],
     ) -> None:
+        """`settled` waits until what the parent has spent is in the books."""
         self._tree, self._parent, self._calls, self._emit, self._run_node = tree, parent, calls, emit, run
+        self._settled = settled
         self.told()
 
     def told(self) -> None:
@@ -141,6 +144,7 @@ class Children:
 
     async def _budget(self, call: HostCall, children: int) -> Limit:
         """Return what each child may spend: what the code asks for, else an equal share; the parent keeps one."""
+        await self._settled()
         left = await self._tree.services.ledger.left(self._parent.id)
         shares = {unit: None if (of := getattr(left, unit)) is None else of // (children + 1) for unit in UNITS}
         dollars = call.arguments.get("budget")

@@ -19,6 +19,7 @@ from rlm_server.repl.functions import NodeRepl
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls, seconds_left
 from rlm_server.repl.output import OutputBatcher
+from rlm_server.repl.owed import Owed
 from rlm_server.runs import closing, root_call
 from rlm_server.runs.children import Children
 from rlm_server.runs.cuts import beginning_of, size_of
@@ -72,6 +73,8 @@ class Node:
         limits, broker = tree.limits, tree.services.broker
         self._kept_seconds = closing.seconds(limits, task.depth)
         options = CallOptions.of(limits, tree.run.sub_model, self._deadline)
+        owed = Owed(tree.services.ledger.hurry)
+        self._purse = Purse(tree.services.ledger, task.id, owed)
         self.calls = ModelCalls(
             tree.services.broker,
             self.payer,
@@ -81,8 +84,11 @@ class Node:
             tree.tracer,
             self._reported,
             tree.services.shares,
+            owed,
         )
-        self._children = Children(tree, task, self.calls, self.emit, lambda child: Node(tree, child).run())
+        self._children = Children(
+            tree, task, self.calls, self.emit, lambda child: Node(tree, child).run(), self._purse.settled
+        )
         self._guards = Guards(limits, self.emit)
         self._draft = Draft()
         self._system = system(
@@ -99,7 +105,6 @@ class Node:
         self._awaited = Awaited()
         self._coverage = Coverage()
         self._looked: Looked | None = None
-        self._purse = Purse(tree.services.ledger, task.id)
         self._booking: list[asyncio.Future[None]] = []
         """Costs of turns that are not in the books yet."""
         self._call_notes: list[str] = []
@@ -412,7 +417,7 @@ class Node:
 
     async def _answer_call(self, repl: NodeRepl, call: HostCall) -> Json:
         await self.tree.event_log.room()
-        await self._purse.settled()
+        self._purse.spending()
         with self._awaited.request(call.op):
             return await self.tree.services.functions.answer_run(repl, call)
 

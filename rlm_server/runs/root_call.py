@@ -41,7 +41,9 @@ async def ask(
         attempt += 1
         call_id = "call_" + secrets.token_hex(16)
         try:
-            return await tree.services.broker.complete(request, payer, deadline=deadline, call_id=call_id, ahead=True)
+            return await tree.services.broker.complete(
+                request, payer, deadline=deadline, call_id=call_id, ahead=lambda: 0.0
+            )
         except CallFailed as error:
             report(CallStarted(call_id, request.model, sum(len(message.content) for message in request.messages)))
             said = cut(f"{error.failure}: {error}", MAX_ERROR)

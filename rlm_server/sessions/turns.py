@@ -17,6 +17,7 @@ from rlm_server.repl.memo import Memo
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls
 from rlm_server.repl.output import OutputBatcher
+from rlm_server.repl.owed import Owed
 from rlm_server.sessions import turn_notes
 from rlm_server.sessions.happenings import Happening
 from rlm_server.sessions.session import NewSession, ReplSession
@@ -24,6 +25,7 @@ from rlm_server.sessions.turn import SessionTurn
 from rlm_server.sessions.turn_notes import RanTurn
 from rlm_server.shares.shares import Shares
 from rlm_server.tracing.spans import span
+from sandbox.cancellation import run_to_completion
 from sandbox.turn import Turn
 
 BOOKED_SECONDS = 0.02
@@ -62,7 +64,8 @@ class Turns:
         if len(session.bookings) >= UNBOOKED:
             await asyncio.wait(session.bookings, return_when=asyncio.FIRST_COMPLETED)
         tell = turn.listener.put
-        calls = self._calls(session, tell)
+        owed = Owed(self._ledger.hurry)
+        calls = self._calls(session, tell, owed)
         tally = calls.begin_turn()
         answer = partial(self._functions.answer_session, Repl(session.live, calls, session.row.tenant, self.shares))
         batcher = OutputBatcher(tell) if turn.listener.gathers_output else None
@@ -79,6 +82,8 @@ class Turns:
                 await self._metered(session, execute)
             await session.tracer.settle()
         finally:
+            if owed.any:
+                await run_to_completion(owed.settled())
             session.turns_ended += 1
             session.used_at = now()
         if tally.untold != NONE_UNTOLD:
@@ -100,7 +105,7 @@ class Turns:
             session.bookings.add(done.booked)
             done.booked.add_done_callback(session.bookings.discard)
 
-    def _calls(self, session: ReplSession, tell: Callable[[Happening], None]) -> ModelCalls:
+    def _calls(self, session: ReplSession, tell: Callable[[Happening], None], owed: Owed) -> ModelCalls:
         def report(body: CallStarted | CallFinished | CallTraced) -> None:
             if not isinstance(body, CallStarted):
                 tell(body)
@@ -116,6 +121,7 @@ class Turns:
             session.tracer,
             report,
             self.shares,
+            owed,
         )
 
 

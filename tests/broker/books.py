@@ -50,6 +50,11 @@ class Books(Ledger):
             yield books
 
     @property
+    def commits(self) -> int:
+        """How many there have been."""
+        return self._database.commits
+
+    @property
     def ends(self) -> dict[str, str]:
         """How each hold was resolved."""
         return {hold: order for order, hold in self.orders if order in _RESOLVING}
@@ -76,9 +81,9 @@ class Books(Ledger):
         self._note("dispatch", hold_id)
         await super().dispatch(hold_id)
 
-    async def post(self, hold_id: str, actual: Amounts, usage: Usage | None) -> None:
+    async def post(self, hold_id: str, actual: Amounts, usage: Usage | None, *, patience: float = 0.0) -> None:
         self._note("post", hold_id)
-        await super().post(hold_id, actual, usage)
+        await super().post(hold_id, actual, usage, patience=patience)
 
     async def post_in_full(self, hold_id: str) -> None:
         self._note("post_in_full", hold_id)

@@ -41,7 +41,7 @@ async def test_a_call_costs_what_the_provider_counted(books: Books) -> None:
 
 
 async def test_an_answer_that_is_wanted_ahead_of_the_books_comes_before_them_and_costs_the_same(books: Books) -> None:
-    completion = await broker_of(books, Play([answered])).complete(PROMPT, PAYER, deadline=soon(), ahead=True)
+    completion = await broker_of(books, Play([answered])).complete(PROMPT, PAYER, deadline=soon(), ahead=lambda: 0.0)
     assert (completion.reply.text, completion.spent) == ("answered", COST)
     assert books.orders == [(AT_ONCE, f"{completion.call_id}.1")]
     assert completion.settling is not None

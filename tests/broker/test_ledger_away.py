@@ -43,9 +43,9 @@ class Failing(Books):
         await super().dispatch(hold_id)
         self._may_fail("dispatch", self.fails_after)
 
-    async def post(self, hold_id: str, actual: Amounts, usage: Usage | None) -> None:
+    async def post(self, hold_id: str, actual: Amounts, usage: Usage | None, *, patience: float = 0.0) -> None:
         self._may_fail("post", self.fails_before)
-        await super().post(hold_id, actual, usage)
+        await super().post(hold_id, actual, usage, patience=patience)
         self._may_fail("post", self.fails_after)
 
     async def post_in_full(self, hold_id: str) -> None:

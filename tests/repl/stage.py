@@ -14,11 +14,13 @@ from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.provider import Failure, ModelRequest, ProviderError
 from rlm_server.broker.providers.scripted import NAME, ScriptedProvider
 from rlm_server.broker.routes import Route, Routes
+from rlm_server.ledger import Amounts
 from rlm_server.repl.call_tally import Failures
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, FinishedCall
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import Memo
 from rlm_server.repl.model_calls import CallOptions, ModelCalls
+from rlm_server.repl.owed import Owed
 from rlm_server.repl.tracing import Tracer
 from rlm_server.shares.held import Held
 from rlm_server.shares.shares import Shares
@@ -85,6 +87,7 @@ class Stage:
         sandbox = Limits(frame_bytes=reply_bytes)
         self.limits = replace(RunLimits(sub_tokens=50, sandbox=sandbox), **limits)
         self.memo, self.failures = Memo(TENANT, self.limits.memo_bytes, HELD), Failures()
+        self.owed = Owed(books.hurry)
         self.calls = self.more()
 
     def more(self, *, deadline: float | None = None, **limits: Any) -> ModelCalls:
@@ -92,8 +95,21 @@ class Stage:
         until = soon() if deadline is None else deadline
         options = CallOptions.of(replace(self.limits, **limits), "small", until)
         return ModelCalls(
-            self.broker, PAYER, options, self.memo, self.failures, Tracer(), self.told.append, Shares.of()
+            self.broker,
+            PAYER,
+            options,
+            self.memo,
+            self.failures,
+            Tracer(),
+            self.told.append,
+            Shares.of(),
+            self.owed,
         )
+
+    async def costs(self) -> dict[str, Amounts]:
+        """What each call cost, once all of them are in the books."""
+        await self.owed.settled()
+        return await self.books.costs()
 
     @property
     def finished(self) -> list[FinishedCall]:

@@ -76,6 +76,7 @@ async def test_what_is_known_is_answered_though_nothing_else_can_be_paid(books: 
     stage = Stage(books)
     await stage.calls.ask(["known"], None)
     await books.set_limit(PAYER.account, Limit(calls=1))
+    await stage.owed.settled()
     orders = list(books.orders)
     known, *rest = await stage.calls.ask(["known", *prompts(500)], None)
     assert known == {"ok": "KNOWN"}
@@ -177,6 +178,7 @@ async def test_calls_that_fail_are_bounded_in_each_turn(books: Books) -> None:
     slots = errors(await stage.calls.ask(prompts(1_000), None))
     asked = stage.script.asked.total()
     assert 20 <= asked < 20 + 4
+    await stage.owed.settled()
     orders = list(books.orders)
     kind, message = await refusal(stage, prompts(2_000))
     assert kind == "LimitExceeded"
@@ -238,7 +240,7 @@ async def test_a_call_that_cost_something_is_told_whatever_failed_before(books: 
     await stage.calls.ask(prompts(TOLD_SINGLY + 60), None)
     paid = [call for call in stage.finished if call.spent.calls]
     assert len(paid) == 10
-    assert {f"{call.call_id}.1": call.spent for call in paid} == await books.costs()
+    assert {f"{call.call_id}.1": call.spent for call in paid} == await stage.costs()
     started = [one.call_id for one in stage.told if isinstance(one, CallStarted)]
     assert sorted(started) == sorted(call.call_id for call in stage.finished)
 
@@ -332,6 +334,7 @@ async def test_calls_that_were_not_sent_are_given_up_without_a_word_and_without_
             task.cancel()
     assert [call.error for call in stage.finished] == ["cancelled"] * 4
     assert len(stage.told) == 8
+    await stage.owed.settled()
     assert len(books.orders) == 8, "each that was sent is held and resolved"
 
 
@@ -359,4 +362,5 @@ async def test_calls_of_a_batch_that_are_under_way_are_given_up_a_few_at_a_time(
     assert asking.cancelled()
     assert given_up == 200
     assert most <= 2 * CANCELLED_AT_ONCE
+    await stage.owed.settled()
     assert len(books.orders) == 400, "each is held and resolved"

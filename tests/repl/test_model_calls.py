@@ -69,7 +69,7 @@ async def test_every_call_is_told_as_it_starts_and_as_it_ends_with_what_it_cost(
     started = {body.call_id: body for body in stage.told if isinstance(body, CallStarted)}
     assert sorted((body.model, body.prompt_characters) for body in started.values()) == [("small", 4), ("small", 11)]
     assert {call.call_id for call in stage.finished} == started.keys()
-    costs = await books.costs()
+    costs = await stage.costs()
     assert {f"{call.call_id}.1": call.spent for call in stage.finished} == costs
     assert all(call.spent.calls == 1 and not call.memo and not call.error for call in stage.finished)
     assert stage.calls.count == 2
@@ -145,7 +145,7 @@ async def test_a_call_that_fails_and_may_be_billed_is_told_with_its_cost(books: 
     stage = Stage(books, in_doubt)
     assert errors(await stage.calls.ask(["a"], None)) == [("ModelError", "small: no answer in time")]
     (call,) = stage.finished
-    assert {f"{call.call_id}.1": call.spent} == await books.costs()
+    assert {f"{call.call_id}.1": call.spent} == await stage.costs()
     assert call.spent.nano_usd > 0
 
 
@@ -186,7 +186,7 @@ async def test_calls_that_are_given_up_are_told_with_what_they_cost(books: Books
         with pytest.raises(asyncio.CancelledError):
             await asking
     assert [call.error for call in stage.finished] == ["cancelled"] * 2
-    assert {f"{call.call_id}.1": call.spent for call in stage.finished} == await books.costs()
+    assert {f"{call.call_id}.1": call.spent for call in stage.finished} == await stage.costs()
     assert [call.spent.calls for call in stage.finished] == [1, 1]
 
 
@@ -331,13 +331,14 @@ async def test_an_answer_that_the_budget_cut_off_is_asked_for_again_with_room_fo
 
     stage = Stage(books, longer, sub_tokens=4_096)
     await stage.calls.ask(["a", "b"], None)
+    await stage.owed.settled()
     spent = (await books.balance(PAYER.account)).posted.nano_usd
     await books.set_limit(PAYER.account, Limit(nano_usd=spent + 5_000 * 1_000))
     assert await stage.calls.ask(["long"], None) == [{"ok": "x" * 600}]
     assert [request.max_tokens for request in stage.script.requests][2:] == [64, 256]
     cut, whole = stage.finished[2:]
     assert cut.error == "cut off at 64 tokens for want of room in the budget"
-    assert {f"{call.call_id}.1": call.spent for call in stage.finished} == await books.costs()
+    assert {f"{call.call_id}.1": call.spent for call in stage.finished} == await stage.costs()
     assert not whole.error
 
 
@@ -347,6 +348,7 @@ async def test_an_answer_that_cannot_be_paid_in_full_is_given_as_far_as_it_went(
 
     stage = Stage(books, longer, sub_tokens=4_096)
     await stage.calls.ask(["a", "b"], None)
+    await stage.owed.settled()
     spent = (await books.balance(PAYER.account)).posted.nano_usd
     await books.set_limit(PAYER.account, Limit(nano_usd=spent + 1_000 * 1_000))
     (slot,) = await stage.calls.ask(["long"], None)

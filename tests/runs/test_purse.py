@@ -11,6 +11,7 @@ import pytest
 
 from rlm_server.database.engine import DatabaseLostError
 from rlm_server.ledger import Limit
+from rlm_server.repl.owed import Owed
 from rlm_server.runs import purse
 from rlm_server.runs.purse import Purse
 from tests.system.stage import eventually
@@ -39,7 +40,7 @@ class Books:
 
 def of(books: Books) -> Purse:
     there: Any = books
-    return Purse(there, "account")
+    return Purse(there, "account", Owed(lambda: None))
 
 
 async def test_what_is_left_is_read_ahead_once_the_reply_is_in_the_books_and_used_while_it_is_fresh() -> None:

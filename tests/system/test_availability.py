@@ -281,6 +281,23 @@ async def test_a_server_that_stops_says_so_first_and_begins_nothing_new_but_answ
         await own.task
 
 
+async def test_a_server_of_which_nobody_asks_how_it_is_stops_at_once(server: Served) -> None:
+    async with asyncio.timeout(60):
+        async with server(Play(code("FINAL(1)")), drain_seconds=600) as served:
+            assert (await served.caller.ask()).run.answer == "1"
+
+
+async def test_one_who_asked_lately_is_given_time_to_ask_again(server: Served) -> None:
+    async with Stopping(server, Play(""), drain_seconds=600) as own:
+        assert (await own.health.Check(health_pb2.HealthCheckRequest())).status == SERVING
+        own.stop.set()
+        async with asyncio.timeout(60):
+            while (await own.health.Check(health_pb2.HealthCheckRequest())).status != NOT_SERVING:
+                pass
+        own.hurry.set()
+        await own.task
+
+
 async def test_a_turn_under_way_ends_by_itself_within_the_grace(server: Served) -> None:
     async with Stopping(server, Play(""), grace_seconds=600) as own:
         turn = own.caller.execute(
