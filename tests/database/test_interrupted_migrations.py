@@ -40,9 +40,9 @@ def bring_up_to_date(at: str | Path, moments: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if isinstance(at, Path):
-        sqlite.connect = watched(moment)
+        sqlite.connect = watched(moment)  # type: ignore[assignment]
     else:
-        psycopg.connect = told(moment)  # type: ignore[assignment]
+        psycopg.connect = told(moment)
     asyncio.run(opened(at))
 
 
