@@ -24,7 +24,7 @@ from rlm_server.backup.archive import BackupError, Contents, Member, Writer, che
 from rlm_server.config.private_files import SESSION_SECRET
 from rlm_server.config.settings import Settings
 from rlm_server.database.database import Database
-from rlm_server.database.engine import Connection, is_postgres
+from rlm_server.database.engine import Connection, is_postgres, unseen
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.database.snapshot import Snapshot, Table, put, snapshot, tables
 
@@ -49,14 +49,14 @@ def back_up(settings: Settings, path: Path) -> Contents:
 
     Raises:
         BackupError: the file is there already, or cannot be written.
-        DatabaseError: the database cannot be read.
+        DatabaseError: the database cannot be read, or a newer version has used it.
     """
     linked = settings.data_dir / f".backup-{secrets.token_hex(8)}"
     try:
         for _ in range(ATTEMPTS):
             try:
                 with snapshot(settings.database) as found:
-                    _check_schema(found)
+                    unseen(MIGRATIONS, found.schema)  # which refuses a newer one
                     files = _linked(settings, found, linked)
                     with written(path) as writer:
                         return _fill(settings, found, files, writer)
@@ -65,14 +65,6 @@ def back_up(settings: Settings, path: Path) -> Contents:
         raise BackupError("contexts are deleted faster than they can be copied: try again")
     finally:
         shutil.rmtree(linked, ignore_errors=True)
-
-
-def _check_schema(found: Snapshot) -> None:
-    if found.schema > len(MIGRATIONS):
-        raise BackupError(
-            f"the database has schema version {found.schema}, this software knows up to {len(MIGRATIONS)}; "
-            "back it up with the version that uses it"
-        )
 
 
 def _linked(settings: Settings, found: Snapshot, into: Path) -> list[tuple[str, Path]]:

@@ -13,6 +13,7 @@ from rlm_server.backup.backup import FILES, back_up, restore
 from rlm_server.commands.console import explained
 from rlm_server.config.settings import Settings
 from rlm_server.database.database import Database
+from rlm_server.database.engine import unseen
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.database.snapshot import snapshot
 
@@ -53,13 +54,9 @@ def migrate(*, only_check: bool) -> bool:
         at = Settings.load().database
         if only_check:
             with snapshot(at) as found:
-                seen = found.schema
-            if seen > len(MIGRATIONS):
-                raise click.ClickException(
-                    f"the database has schema version {seen}, this software knows up to {len(MIGRATIONS)}"
-                )
-            click.echo(f"the database has schema version {seen} of {len(MIGRATIONS)}")
-            return seen == len(MIGRATIONS)
+                left = len(unseen(MIGRATIONS, found.schema))
+            click.echo(f"the database has schema version {found.schema} of {len(MIGRATIONS)}")
+            return not left
         asyncio.run(_opened(at))
         click.echo(f"the database has schema version {len(MIGRATIONS)}")
         return True

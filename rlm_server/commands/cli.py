@@ -38,7 +38,7 @@ def serve(listen: str | None, data_dir: Path | None, verbose: bool) -> None:
 
 @main.command()
 def doctor() -> None:
-    """Say what holds on this machine: images, jail, data directory, models, prices."""
+    """Say what holds on this machine: images, jail, data directory, database, models, prices."""
     from rlm_server.commands.doctor import report
 
     sys.exit(0 if report() else 1)

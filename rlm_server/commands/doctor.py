@@ -19,6 +19,9 @@ from rlm_server.commands.console import explained, shown_progress
 from rlm_server.config.model_catalog import Models, build_models
 from rlm_server.config.price_list import PriceList, age
 from rlm_server.config.settings import Settings
+from rlm_server.database.engine import DatabaseError, DatabaseMissingError, unseen
+from rlm_server.database.migrations import MIGRATIONS
+from rlm_server.database.snapshot import snapshot
 from rlm_server.server import image_specs
 from sandbox.memory import pagetable
 from sandbox.pool.process import WorkerLost, started
@@ -65,10 +68,24 @@ def examine(settings: Settings, progress: Progress) -> Iterator[Finding]:
         loaded.program.close()
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     yield Finding("data directory", os.access(settings.data_dir, os.W_OK), str(settings.data_dir))
+    yield examine_database(settings)
     models = build_models(settings, SCRIPTS)
     yield _providers(settings, models)
     yield Finding("models", True, f"{len(models.routes.models)}; {models.model} (root), {models.sub_model} (sub-calls)")
     yield _prices(settings)
+
+
+def examine_database(settings: Settings) -> Finding:
+    """Say which version the database's schema has. It is read, and nothing of it is changed."""
+    try:
+        with snapshot(settings.database) as found:
+            left = len(unseen(MIGRATIONS, found.schema))
+    except DatabaseMissingError as missing:
+        return Finding("database", True, f"{missing}; the first start makes what it needs")
+    except DatabaseError as error:
+        return Finding("database", False, str(error))
+    then = "; back it up: the next start brings it up to date" if left else ""
+    return Finding("database", True, f"schema version {found.schema} of {len(MIGRATIONS)}{then}")
 
 
 def _providers(settings: Settings, models: Models) -> Finding:

@@ -6,7 +6,7 @@ values.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,10 @@ class DatabaseError(Exception):
 
 class DatabaseOwnedError(DatabaseError):
     """Another server, or another `Database`, has it open for writing."""
+
+
+class DatabaseMissingError(DatabaseError):
+    """There is none yet: no server has made it."""
 
 
 class DatabaseVersionError(DatabaseError):
@@ -193,7 +197,7 @@ def refuse_if_ended(writer: Writer) -> None:
         raise DatabaseError("the transaction ended inside one of its functions")
 
 
-def unseen(migrations: Sequence[str], version: int) -> Iterable[tuple[int, str]]:
+def unseen(migrations: Sequence[str], version: int) -> Sequence[tuple[int, str]]:
     """The migrations that a database of a version has not had, each with the version it leads to.
 
     Raises:
@@ -201,9 +205,10 @@ def unseen(migrations: Sequence[str], version: int) -> Iterable[tuple[int, str]]
     """
     if version > len(migrations):
         raise DatabaseVersionError(
-            f"the database has schema version {version}, this software knows up to {len(migrations)}; use a newer one"
+            f"the database has schema version {version}, this software knows up to {len(migrations)}; use a newer one, "
+            "or restore a backup of before the upgrade"
         )
-    return enumerate(migrations[version:], start=version + 1)
+    return tuple(enumerate(migrations[version:], start=version + 1))
 
 
 def is_postgres(at: str | Path) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlm_server.database.engine import Connection, DatabaseError, is_postgres
+from rlm_server.database.engine import Connection, DatabaseError, DatabaseMissingError, is_postgres
 
 BATCH = 500
 """Rows that are put in at once."""
@@ -57,7 +57,8 @@ def snapshot(at: str | Path) -> Iterator[Snapshot]:
     """Read a database, whoever owns it, as it is at one moment.
 
     Raises:
-        DatabaseError: there is none, or it cannot be read.
+        DatabaseMissingError: there is none.
+        DatabaseError: it cannot be read.
     """
     with _postgres(at) if is_postgres(at) else _sqlite(Path(at)) as found:
         yield found
@@ -108,7 +109,7 @@ def put(connection: Connection, table: Table, rows: Iterable[Sequence[Any]], *, 
 @contextmanager
 def _sqlite(path: Path) -> Iterator[Snapshot]:
     if not path.is_file():
-        raise DatabaseError(f"there is no database at {path}")
+        raise DatabaseMissingError(f"there is no database at {path}")
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)) as reader:
             reader.execute("BEGIN")
@@ -130,7 +131,10 @@ def _postgres(url: str | Path) -> Iterator[Snapshot]:
         with psycopg.connect(str(url), autocommit=True, connect_timeout=5) as raw:
             PostgresConnection(raw)  # which has values read as they were written
             raw.execute(BEGIN_READING)
-            (schema,) = raw.execute("SELECT version FROM rlm_owner").fetchone() or (0,)
+            try:
+                (schema,) = raw.execute("SELECT version FROM rlm_owner").fetchone() or (0,)
+            except psycopg.errors.UndefinedTable:
+                raise DatabaseMissingError("no server has used the database yet") from None
             yield Snapshot(int(schema), lambda statement: raw.cursor().stream(statement))
     except psycopg.Error as error:
         raise DatabaseError(f"the database cannot be read: {' '.join(str(error).split())}") from error

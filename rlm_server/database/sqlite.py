@@ -7,6 +7,7 @@ import os
 import queue
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -150,8 +151,11 @@ def _own(path: Path) -> int:
 
 def connect(path: Path, busy_timeout: float) -> sqlite3.Connection:
     """Open one more connection to a file, which is made where it is missing."""
-    # Made here so that nobody else on the machine may read it; SQLite gives its log files the same mode.
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    # Made here so that nobody else on the machine may read it; SQLite gives its log files the same mode. One that is
+    # there is never opened: closing it would let go of all locks that this process has on it, as POSIX wants it, and
+    # another process would take the log away from under the owner (https://www.sqlite.org/howtocorrupt.html, 2.2).
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     connection = sqlite3.connect(path, timeout=busy_timeout, isolation_level=None, check_same_thread=False)
     try:
         connection.execute("PRAGMA journal_mode = WAL")

@@ -213,9 +213,19 @@ def fill(connection: Connection, version: int) -> None:
 async def test_a_database_of_every_former_version_comes_up_to_date_with_its_data(
     database_at: str | Path, version: int
 ) -> None:
-    async with await Database.open(database_at, MIGRATIONS[:version]) as database:
+    await make(database_at, version)
+    await check(database_at, version)
+
+
+async def make(at: str | Path, version: int) -> None:
+    """Make a database as a server of a version left it."""
+    async with await Database.open(at, MIGRATIONS[:version]) as database:
         await database.write(lambda connection: fill(connection, version))
-    async with await Database.open(database_at, MIGRATIONS) as database:
+
+
+async def check(at: str | Path, version: int) -> None:
+    """Open a database that a server of a version left, and find in it what there was."""
+    async with await Database.open(at, MIGRATIONS) as database:
         had = {row.table for row in written_by(version)}
         assert await owner(database) == ("acme" if "api_key" in had else None)
         if "hold" in had:
@@ -234,7 +244,7 @@ async def test_a_database_of_every_former_version_comes_up_to_date_with_its_data
             assert await ContextTable(database).all_contents() == {"ctx": False, **deleted}
         else:
             assert (context, upload) == (None, None)
-        if isinstance(database_at, Path):
+        if isinstance(at, Path):
             await check_references(database)
 
 

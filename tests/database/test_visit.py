@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,27 @@ async def test_owner_and_visitor_lose_nothing_of_what_the_other_writes(database_
         await asyncio.gather(*(database.write(add) for _ in range(40) for database in (owner, first, second)))
         assert [await database.read(counted) for database in (owner, first, second)] == [120] * 3
         await owner.write(add)
+
+
+async def visit(at: str) -> None:
+    """What a command does in a process of its own: it writes, and says what is there."""
+    async with await Database.visit(at if "://" in at else Path(at), [COUNT]) as visitor:
+        await visitor.write(add)
+        print(await visitor.read(counted))
+
+
+async def test_an_owner_and_visitors_of_other_processes_see_all_that_the_other_writes(database_at: str | Path) -> None:
+    async with await Database.open(database_at, [COUNT]) as owner:
+        for before in (0, 2, 4):
+            await owner.write(add)
+            visitor = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.database.test_visit", str(database_at)), stdout=asyncio.subprocess.PIPE
+            )
+            told, _ = await visitor.communicate()
+            assert int(told) == before + 2
+            assert await owner.read(counted) == before + 2
+    async with await Database.open(database_at, [COUNT]) as owner:
+        assert await owner.read(counted) == 6
 
 
 async def test_what_a_visitor_refuses_is_undone(database_at: str | Path) -> None:
@@ -88,3 +110,7 @@ async def test_a_visitor_makes_what_is_missing_and_brings_what_is_old_up_to_date
         assert await visitor.read(lambda db: db.execute("SELECT number FROM tenant_version").fetchone()) == (0,)
     with pytest.raises(DatabaseVersionError, match="use a newer one"):
         await Database.visit(database_at, MIGRATIONS[:3])
+
+
+if __name__ == "__main__":
+    asyncio.run(visit(sys.argv[1]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -130,6 +131,33 @@ def test_the_limits_of_a_run_are_those_that_are_declared() -> None:
         name for row in rows("docs/runs.md", "## The limits of a run") for name in re.findall(r"`(\w+)`", row[3])
     }
     assert operators - {"run_budget_usd", "default_depth"} == declared(RunLimits).keys()
+
+
+# ---- the nouns of the protocol -----------------------------------------------------------------------------------
+
+PROTOCOL = [
+    importlib.import_module(f"rlm.v1.{path.stem}_pb2").DESCRIPTOR for path in (ROOT / "proto/rlm/v1").glob("*.proto")
+]
+
+
+def test_every_service_has_its_nouns_and_their_ids_are_fields() -> None:
+    nouns = rows("docs/concepts.md", "## Where each lives")
+    services = {name for file in PROTOCOL for name in file.services_by_name}
+    assert {name for row in nouns for name in re.findall(r"`(\w+)`", row[2])} == services
+    fields = {field.name for file in PROTOCOL for one in file.message_types_by_name.values() for field in one.fields}
+    assert {name for row in nouns for name in re.findall(r"`(\w+)`", row[1])} - fields == set()
+
+
+def test_every_state_of_the_protocol_is_told() -> None:
+    states = {
+        enum.name: [value.name.removeprefix(prefix) for value in enum.values][1:]
+        for file in PROTOCOL
+        for enum in file.enum_types_by_name.values()
+        if enum.name.endswith(("State", "Status"))
+        for prefix in [re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"]
+    }
+    told = rows("docs/concepts.md", "## States")
+    assert {name: re.findall(r"`(\w+)`", row[1]) for row in told for name in names([row])} == states
 
 
 # ---- the laws ----------------------------------------------------------------------------------------------------
