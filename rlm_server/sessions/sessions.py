@@ -20,7 +20,7 @@ from rlm_server.contexts.background import keep_up
 from rlm_server.contexts.contexts import Contexts
 from rlm_server.contexts.object_store import ObjectStoreUnavailable
 from rlm_server.database import requests
-from rlm_server.database.engine import Connection
+from rlm_server.database.engine import Connection, DatabaseError
 from rlm_server.database.requests import Request
 from rlm_server.ledger import Amounts, Balance, Ledger, names
 from rlm_server.repl.coverage import Coverage, summary
@@ -127,6 +127,10 @@ class Sessions:
                 await self._put_away(session)
             except Exception:  # the database's; the others are not to wait for it
                 log.exception("session %s could not be put away in order", session.id)
+        try:
+            await self._write_uses(session for session in self._sessions.values() if session.live.kept)
+        except DatabaseError:
+            log.exception("when sessions were last used could not be written down")
 
     async def _put_away(self, session: ReplSession) -> None:
         """End a session here. The next server takes it up, unless it could not be stored."""
@@ -134,9 +138,7 @@ class Sessions:
         await session.live.put_away()
         await session.tracer.give_up()
         await session.held.aclose()
-        if session.live.kept:
-            await self._write_uses([session])
-        else:
+        if not session.live.kept:
             reason = "the server stopped, and the session could not be stored"
             await self._close(session.present, End(EndReason.RESTART, reason, now()))
 
