@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import grpc
@@ -21,6 +22,7 @@ from rlm_server.api.admission import (
     TooManyRequests,
     TooManyStreams,
 )
+from rlm_server.api.transport import LOOKAHEAD
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.shares.shares import Shares
 from rlm_server.tenants.keys import KEY_PREFIX, MAX_WAITING_CHECKS, Holder, Keys
@@ -284,3 +286,39 @@ async def test_no_more_callers_without_a_key_wait_than_may(few: Stage, monkeypat
         await call()
     await asyncio.gather(*waiting)
     await call()
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_is_charged_from_its_beginning_also_where_it_is_refused(
+    few: Stage, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder_of = few.keys.holder_of
+
+    async def busy(key: str) -> Holder | None:
+        end = thread_time() + 0.02
+        while thread_time() < end:
+            pass
+        return await holder_of(key)
+
+    monkeypatch.setattr(few.keys, "holder_of", busy)
+    stranger = ("authorization", f"Bearer {KEY_PREFIX}{'x' * 43}")
+    assert (await few.refused(kind, words(kind, "1"), stranger)).code is grpc.StatusCode.UNAUTHENTICATED
+    assert few.admission.host_time("ann").seconds == 0
+    await few.refused(kind, words(kind, "wrong"), few.bearer)
+    assert few.admission.host_time("ann").seconds >= 0.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_may_have_come_of_a_stream_that_is_refused_is_counted(
+    few: Stage, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[str, int]] = []
+    monkeypatch.setattr(few.admission, "message", lambda owner, size=0: counted.append((owner, size)))
+    await few.refused(kind, words(kind, "wrong"), few.bearer)
+    assert (("ann", LOOKAHEAD) in counted) == kind.startswith("stream")
+    counted.clear()
+    await few.send(kind, words(kind, "1"), (few.bearer,))
+    assert ("ann", LOOKAHEAD) not in counted
