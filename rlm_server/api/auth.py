@@ -250,6 +250,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         With it comes what the call's work is charged to, as is all of it so far.
         """
         owner = OPERATOR if holder.tenant is None else holder.tenant
+        _tenant.set(owner)
         self._admission.message(owner)  # its headers, and how it ends: that is work for refused calls as well
         host_time = self._admission.host_time(owner)
         work.claim(host_time)
@@ -265,7 +266,6 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             await asyncio.sleep(REFUSAL_SECONDS)
             await self._admission.pace(owner, "")  # as many may be told at once
             raise
-        _tenant.set(owner)
         await self._admission.pace(owner, method.name)
         if method.is_stream:
             counted.enter_context(self._admission.stream(owner))
