@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 
 
-MOST_A_MESSAGE = 0.002
+MOST_A_MESSAGE = 0.001
 """Seconds of work that cannot be told apart, at most, that a message of a tenant's is taken to have made."""
 
 MOST_A_SECOND = 1.0
