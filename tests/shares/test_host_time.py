@@ -13,6 +13,7 @@ from rlm_server.shares.host_time import (
     MESSAGE_BYTES,
     MOST_A_MESSAGE,
     MOST_A_SECOND,
+    STEP_SECONDS,
     HostTime,
     HostTimes,
     Unclaimed,
@@ -95,6 +96,17 @@ async def test_work_of_the_present_task_is_charged_where_it_is_measured() -> Non
     spent = HostTime()
     assert await measured(step(0.01), spent) == "done"
     assert spent.seconds >= 0.02
+
+
+async def test_a_step_is_charged_what_the_loop_takes_for_it_however_small_it_is() -> None:
+    async def steps(number: int) -> None:
+        for _ in range(number):
+            await asyncio.sleep(0)
+
+    many, few = HostTime(), HostTime()
+    await measured(steps(10_000), many)
+    await measured(steps(1), few)
+    assert many.seconds - few.seconds >= 9_000 * STEP_SECONDS
 
 
 async def test_an_exception_passes_through_and_its_work_is_charged() -> None:
@@ -216,7 +228,7 @@ async def test_what_a_call_took_before_it_was_known_whose_it_is_is_charged_with_
     began = thread_time()
     await measured(call(), unclaimed)
     assert spent.seconds >= 0.06
-    assert spent.seconds <= thread_time() - began
+    assert spent.seconds <= thread_time() - began + 10 * STEP_SECONDS
     assert unclaimed.seconds == 0
 
 
