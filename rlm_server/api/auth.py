@@ -251,7 +251,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         """
         owner = OPERATOR if holder.tenant is None else holder.tenant
         _tenant.set(owner)
-        self._admission.message(owner)  # its headers, and how it ends: that is work for refused calls as well
+        self._admission.begun(owner)  # that is work for refused calls as well
         host_time = self._admission.host_time(owner)
         work.claim(host_time)
         key_account.bind(holder.customer)
