@@ -264,7 +264,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             counted.enter_context(self._admission.call(owner))
         except TooManyRequests:
             await asyncio.sleep(REFUSAL_SECONDS)
-            await self._admission.pace(owner, "")  # as many may be told at once
+            await self._admission.pace(owner, method.name)  # as many may be told at once
             raise
         await self._admission.pace(owner, method.name)
         if method.is_stream:

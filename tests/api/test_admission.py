@@ -13,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlm_server.api import admission as module
+from rlm_server.api import auth
 from rlm_server.api.admission import (
     MAX_OPEN_STREAMS,
     MAX_REQUEST,
@@ -323,3 +324,25 @@ async def test_what_may_have_come_of_a_stream_that_is_refused_is_counted(
     counted.clear()
     await few.send(kind, words(kind, "1"), (few.bearer,))
     assert ("ann", LOOKAHEAD) not in counted
+
+
+async def test_what_ends_things_is_told_soon_that_there_are_too_many_calls(
+    few: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FREE_OF_DEBT", frozenset({"unary_unary"}))
+    monkeypatch.setattr(auth, "REFUSAL_SECONDS", 0.0)
+    callers, briefly = Callers(few), list[str]()
+    for _ in range(FEW.tenant_requests):
+        await callers.wait("unary_unary")
+
+    async def wait_briefly(tenant: str) -> None:
+        briefly.append(tenant)
+
+    async def wait(_: str) -> None:
+        raise AssertionError("it stood in line")
+
+    monkeypatch.setattr(few.admission._pace, "wait_briefly", wait_briefly)
+    monkeypatch.setattr(few.admission._pace, "wait", wait)
+    assert (await few.refused("unary_unary", words("unary_unary", "1"), few.bearer)).code is EXHAUSTED
+    assert briefly == ["ann"]
+    await callers.end()
