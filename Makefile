@@ -83,7 +83,7 @@ bench-money: image  ## Measure money on this machine, on SQLite and Postgres, in
 bench-loop: image  ## Measure what the loop itself costs, beside the reference implementation, in 3 minutes
 	$(BIN)/python -m benchmarks.loop $(ARGS)
 
-bench-neighbours: image  ## Measure what tenants can do to each other, in 12 minutes (ARGS="--only NAME,NAME --seconds 4")
+bench-neighbours: image  ## Measure what tenants can do to each other, in 13 minutes (ARGS="--only NAME,NAME --seconds 4")
 	$(BIN)/python -m benchmarks.neighbours $(ARGS)
 
 bench-service: image  ## Measure what the service costs beside the work it serves, in 2 minutes

@@ -72,7 +72,7 @@ from rlm_server.sessions.sessions import Sessions
 from rlm_server.sessions.snapshot_table import SnapshotTable
 from rlm_server.sessions.snapshots import Snapshots
 from rlm_server.sessions.turns import Turns
-from rlm_server.shares.host_time import measured_tasks
+from rlm_server.shares.host_time import HostTimes, measured_tasks
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.shares.memory import give_back, settled
 from rlm_server.shares.shares import Shares
@@ -223,13 +223,14 @@ async def serving(
             unconfined=settings.unconfined,
         )
         pool.prepare()
+        shares.host_times.under_way.append(lambda: _charge_sessions(pool, shares.host_times))
         services = Services(
             broker, accounts, pool, journal, functions, shares, redaction, settings.model_advice, {DATA: NUMPY_DIFFERS}
         )
         try:
             async with (
                 _measured_loop(),
-                HostBills(accounts, shares.host_times, pool.take_host_seconds) as bills,
+                HostBills(accounts, shares.host_times, pool.take_worker_seconds) as bills,
                 contexts,
                 Uploads(
                     database,
@@ -381,6 +382,12 @@ async def _old_runs(
         yield
     finally:
         await cancel_and_wait(removing)
+
+
+def _charge_sessions(pool: WorkerPool, host_times: HostTimes) -> None:
+    """Charge each tenant what its sessions took of this process."""
+    for tenant, seconds in pool.take_host_seconds().items():
+        host_times.of(tenant).spend(seconds)
 
 
 @asynccontextmanager

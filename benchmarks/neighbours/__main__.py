@@ -61,7 +61,7 @@ def main() -> int:
     parser.add_argument("--only", help="only these scenarios, with commas between them")
     parser.add_argument("--list", action="store_true", help="tell the scenarios and end")
     parser.add_argument("--seconds", type=float, default=4.0, help="the length of each attack (4)")
-    parser.add_argument("--minutes", type=float, default=11.5, help="no scenario begins later than this (11.5)")
+    parser.add_argument("--minutes", type=float, default=13.0, help="no scenario begins later than this (13)")
     parser.add_argument("--database", choices=KINDS, default="sqlite", help="what the servers keep all in (sqlite)")
     parser.add_argument("--folder", type=Path, help="where data directories are made; a temporary folder otherwise")
     parser.add_argument("--logs", type=Path, help="a folder where the log of each server is kept")

@@ -4,6 +4,11 @@
 attacker as it is alone. A kind whose percentile alone is below 80 ms may take 250 ms beside, and counts as 3 then: what
 nobody would notice is not a fault. With fewer than 100 calls the percentile is the longest call.
 
+`server_rss_growth_mb` is what the server's own process has in memory more than before, at its peak: its heap, and what
+it has mapped of files and of pages that it shares with workers. The memory of workers is in a column of its own: it is
+that of one tenant each, within `memory_bytes` of a session and `worker_bytes` of a worker, and no other tenant's code
+is in it.
+
 `disk_growth_mb_unpaid` is what the disk grew by above what was paid for. Paid are 16 KB for each model call that was
 posted to the attacker's account, 1 MB for each second of processor time posted there, the quota of its contexts, what
 its stored sessions have of theirs, 8 MB that the log of any database takes, and what the victim's own calls have
@@ -48,6 +53,8 @@ class Found:
     """What the server's memory grew by at its peak."""
     rss_left_mb: float = 0.0
     """What of it is left a second after the attack."""
+    workers_mb: float = 0.0
+    """What all workers had at their peak."""
     disk_mb: float = 0.0
     disk_unpaid_mb: float = 0.0
     cpu_s: float = 0.0
@@ -151,6 +158,7 @@ class Findings:
         refused = " ".join(f"{name}:{count}" for name, count in sorted(one.refused.items()))
         return (
             f"{one.name:26} {x:6.1f} {milliseconds:7.0f} {kind:11} {one.rss_mb:6.0f} {one.rss_left_mb:6.0f} "
+            f"{one.workers_mb:7.0f} "
             f"{one.disk_mb:6.0f} {one.disk_unpaid_mb:6.0f} {one.cpu_s:6.1f} {one.unpaid_cpu_s:6.1f} {one.stop_s:5.1f} "
             f"{len(one.errors):4} {one.deaths:4} {one.worker_deaths:4} {one.tracebacks:4} {one.calls:7} {refused}"
             + (f"  ({one.note})" if one.note else "")
@@ -158,6 +166,7 @@ class Findings:
 
 
 HEADING = (
-    f"{'scenario':26} {'x':>6} {'p99 ms':>7} {'worst kind':11} {'rss':>6} {'left':>6} {'disk':>6} {'unpaid':>6} "
-    f"{'cpu s':>6} {'unpaid':>6} {'stop':>5} {'errs':>4} {'died':>4} {'wrks':>4} {'trcb':>4} {'calls':>7} refused"
+    f"{'scenario':26} {'x':>6} {'p99 ms':>7} {'worst kind':11} {'rss':>6} {'left':>6} {'workers':>7} "
+    f"{'disk':>6} {'unpaid':>6} {'cpu s':>6} {'unpaid':>6} "
+    f"{'stop':>5} {'errs':>4} {'died':>4} {'wrks':>4} {'trcb':>4} {'calls':>7} refused"
 )

@@ -27,12 +27,12 @@ THINGS = ("run", "session")
 """What an attacker tells of, and what can be stopped."""
 PATIENCE = 40.0
 """For what answers within a second where all is well; the victim gives up a call after half of it."""
-SETTLING_SECONDS = 1.5
+SETTLING_SECONDS = 1.0
 """After an attack, until what stays is looked at."""
 STOPPED_AT = 0.6
 """Of an attack, when one of its things is stopped."""
 AGAIN_SECONDS = 10.0
-STOPPED_AFTER = 0.7
+STOPPED_AFTER = 0.5
 """Of an attack that is begun again, until the server is stopped."""
 
 
@@ -103,6 +103,7 @@ class Stage:
         found.calls, found.refused = said["calls"], said["refused"]
         await asyncio.sleep(SETTLING_SECONDS)
         found.rss_mb = server.sampler.peak_mb - quiet.rss_mb
+        found.workers_mb = server.sampler.workers_peak_mb
         after, posted_after = server.look(), await _standing(server)
         found.rss_left_mb = after.rss_mb - quiet.rss_mb
         victims = list(empty.workers)[:1]  # the first there was, as the victim came first

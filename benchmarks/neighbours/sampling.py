@@ -26,6 +26,8 @@ class Sampler:
     """Told of every worker that is new."""
     rss_mb: float = 0.0
     peak_mb: float = 0.0
+    workers_peak_mb: float = 0.0
+    """Of all workers together."""
     cpu_s: float = 0.0
     workers: dict[int, float] = field(default_factory=dict)
     """Processor time of every worker there ever was."""
@@ -38,13 +40,20 @@ class Sampler:
             self.peak_mb = max(self.peak_mb, self.rss_mb)
             self.cpu_s = cpu_seconds(self.pid)
             if workers:
-                for worker in children(self.pid):
-                    if worker not in self.workers:
-                        self.found(worker)
-                    self.workers[worker] = cpu_seconds(worker)
+                self._look_at_workers()
+
+    def _look_at_workers(self) -> None:
+        together = 0.0
+        for worker in children(self.pid):
+            if worker not in self.workers:
+                self.found(worker)
+            self.workers[worker] = cpu_seconds(worker)
+            together += resident_mb(worker)
+        self.workers_peak_mb = max(self.workers_peak_mb, together)
 
     def forget_peak(self) -> None:
-        """Begin anew with the peak of memory."""
+        """Begin anew with the peaks of memory."""
+        self.workers_peak_mb = 0.0
         self.look()
         self.peak_mb = self.rss_mb
 

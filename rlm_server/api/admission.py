@@ -12,7 +12,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from rlm_server.shares.gate import Gate
 from rlm_server.shares.held import Held
-from rlm_server.shares.host_time import HostTime
+from rlm_server.shares.host_time import MESSAGE_BYTES, HostTime
 from rlm_server.shares.shares import Shares
 
 MAX_REQUEST = (1 << 20) + (64 << 10)
@@ -25,6 +25,8 @@ RECEIVED_AT_ONCE = 4
 """Requests of one tenant that are being received. Others wait, and nothing of them is in memory yet."""
 REFUSAL_SECONDS = 1.0
 """How long a call waits to be told that its tenant has too many under way: else it would come again at once."""
+CALL_MESSAGES = 2
+"""As many messages more than one a call's beginning and end count as, whatever it says."""
 RECEIVE_SECONDS = 60.0
 """How long a request may take to come, once it is waited for."""
 STRANGERS_AT_ONCE, STRANGER_SECONDS = 4, 0.04
@@ -187,6 +189,10 @@ class Admission:
     def host_time(self, tenant: str) -> HostTime:
         """Return what the work for a tenant's calls is charged to."""
         return self._host_times.of(tenant)
+
+    def begun(self, tenant: str) -> None:
+        """Count a call's headers, and how it ends: that is as much work for gRPC as a few messages are."""
+        self.message(tenant, CALL_MESSAGES * MESSAGE_BYTES)
 
     def message(self, tenant: str, size: int = 0) -> None:
         """Count a message of so many bytes that a tenant sent, or is sent."""

@@ -21,7 +21,8 @@ from rlm_server.api import key_account
 from rlm_server.api.admission import REFUSAL_SECONDS, Admission, RequestNotReceived, TooManyRequests, TooManyStreams
 from rlm_server.api.certificates import names_of
 from rlm_server.api.errors import MalformedRequest, Unauthenticated, WrongKindOfKey, refusal
-from rlm_server.shares.host_time import HostTime, charged, measured
+from rlm_server.api.transport import LOOKAHEAD
+from rlm_server.shares.host_time import HostTime, Unclaimed, charged, measured
 from rlm_server.tenants.identities import Identities
 from rlm_server.tenants.keys import Holder, Keys
 from rlm_server.tenants.open_calls import NOT_VALID, OpenCalls
@@ -158,13 +159,16 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         return holder
 
     def _single(self, method: _Method, authorizations: list[Any]) -> Any:
-        async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            answer = await self._answer(method, authorizations, sent, context)
+        async def answered(
+            sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any], work: Unclaimed
+        ) -> Any:
+            answer = await self._answer(method, authorizations, sent, context, work)
             if isinstance(answer, Refused):
+                self._note_unread(method)
                 await context.abort_with_status(answer.status)
             return answer
 
-        return call
+        return _measured_call(answered)
 
     async def _answer(
         self,
@@ -172,6 +176,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         authorizations: list[Any],
         sent: AsyncIterator[bytes],
         context: grpc.aio.ServicerContext[Any, Any],
+        work: Unclaimed,
     ) -> Any:
         """Return a method's answer, or what it becomes where that fails.
 
@@ -182,21 +187,29 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             holder = await self._admit(method, authorizations, context)
             async with self._calls.call(holder):
                 with ExitStack() as counted:
-                    request, host_time = await self._enter(method, holder, sent, counted)
+                    request, host_time = await self._enter(method, holder, sent, counted, work)
                     with charged(host_time):
-                        return await measured(method.inner(request, context), host_time)
+                        return await method.inner(request, context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:
             return Refused(refusal(error))
 
+    def _note_unread(self, method: _Method) -> None:
+        """Count what has come of a stream that is refused, and was not read: gRPC has taken it all the same."""
+        if method.takes_stream and known_tenant():
+            self._admission.message(known_tenant(), LOOKAHEAD)
+
     def _streaming(self, method: _Method, authorizations: list[Any]) -> Any:
-        async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> None:
-            refused = await self._write_answers(method, authorizations, sent, context)
+        async def answered(
+            sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any], work: Unclaimed
+        ) -> None:
+            refused = await self._write_answers(method, authorizations, sent, context, work)
             if refused is not None:
+                self._note_unread(method)
                 await context.abort_with_status(refused.status)
 
-        return call
+        return _measured_call(answered)
 
     async def _write_answers(
         self,
@@ -204,6 +217,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         authorizations: list[Any],
         sent: AsyncIterator[bytes],
         context: grpc.aio.ServicerContext[Any, Any],
+        work: Unclaimed,
     ) -> Refused | None:
         """Write a method's answers, and where one fails, return what that becomes: see `_answer`.
 
@@ -213,13 +227,13 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             holder = await self._admit(method, authorizations, context)
             async with self._calls.call(holder):
                 with ExitStack() as counted:
-                    request, host_time = await self._enter(method, holder, sent, counted)
+                    request, host_time = await self._enter(method, holder, sent, counted, work)
                     paced = _Paced(context, tenant(), self._admission)
                     async with aclosing(method.inner(request, paced)) as responses:
                         while True:
                             await self._admission.pace(tenant(), method.name)
                             with charged(host_time):
-                                response = await measured(anext(responses, None), host_time)
+                                response = await anext(responses, None)
                             if response is None:
                                 return None
                             await context.write(response)
@@ -229,17 +243,19 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             return Refused(refusal(error))
 
     async def _enter(
-        self, method: _Method, holder: Holder, sent: AsyncIterator[bytes], counted: ExitStack
+        self, method: _Method, holder: Holder, sent: AsyncIterator[bytes], counted: ExitStack, work: Unclaimed
     ) -> tuple[Any, HostTime]:
         """Count the call until `counted` is closed, and return its request, or the stream of them.
 
-        With it comes what the call's work is charged to.
+        With it comes what the call's work is charged to, as is all of it so far.
         """
         owner = OPERATOR if holder.tenant is None else holder.tenant
-        self._admission.message(owner)  # its headers, and how it ends: that is work for refused calls as well
+        _tenant.set(owner)
+        self._admission.begun(owner)  # that is work for refused calls as well
         host_time = self._admission.host_time(owner)
+        work.claim(host_time)
         key_account.bind(holder.customer)
-        return await measured(self._entered(owner, method, sent, counted), host_time), host_time
+        return await self._entered(owner, method, sent, counted), host_time
 
     async def _entered(self, owner: str, method: _Method, sent: AsyncIterator[bytes], counted: ExitStack) -> Any:
         """Count a tenant's call, and return its request, or the stream of them: see `_enter`."""
@@ -248,9 +264,8 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             counted.enter_context(self._admission.call(owner))
         except TooManyRequests:
             await asyncio.sleep(REFUSAL_SECONDS)
-            await self._admission.pace(owner, "")  # as many may be told at once
+            await self._admission.pace(owner, method.name)  # as many may be told at once
             raise
-        _tenant.set(owner)
         await self._admission.pace(owner, method.name)
         if method.is_stream:
             counted.enter_context(self._admission.stream(owner))
@@ -269,6 +284,16 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             del message  # else it stays for as long as anything refers to the refusal
             raise
         return _decoded(message, method.decode)
+
+
+def _measured_call(answered: Callable[..., Awaitable[Any]]) -> Any:
+    """Have all steps of a call measured, from its beginning, and charged to whoever claims them."""
+
+    async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        work = Unclaimed()
+        return await measured(answered(sent, context, work), work)
+
+    return call
 
 
 @dataclass(frozen=True, slots=True)

@@ -199,7 +199,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         await self._check_node(run, request.node_id)
         sequence = wanted.first
         async with (
-            aclosing(self._supervisor.watch(run.id, wanted.first)) as events,
+            aclosing(self._supervisor.watch(run.id, wanted.first, run.tenant)) as events,
             aclosing(with_heartbeats(events)) as told,
         ):
             async for event in told:

@@ -33,10 +33,10 @@ class HostBills:
     """Posts what tenants owe. An async context manager: leaving it posts the last of it."""
 
     def __init__(
-        self, ledger: Ledger, host_times: HostTimes, of_sessions: Callable[[str], float] = lambda _: 0.0
+        self, ledger: Ledger, host_times: HostTimes, of_worker: Callable[[str], float] = lambda _: 0.0
     ) -> None:
-        """`of_sessions` returns the seconds that a tenant's sandboxes took of this process since it was last asked."""
-        self._ledger, self._host_times, self._of_sessions = ledger, host_times, of_sessions
+        """`of_worker` returns the seconds that a tenant's worker took besides code since it was last asked."""
+        self._ledger, self._host_times, self._of_worker = ledger, host_times, of_worker
         self._refused: dict[str, BudgetError] = {}
         self._billing: asyncio.Task[None] | None = None
 
@@ -70,7 +70,7 @@ class HostBills:
         """Post what every tenant owes, in whole milliseconds. What has no room in its budget is still owed."""
         self._host_times.share_out()
         for tenant in self._host_times.tenants():
-            self._host_times.of(tenant).spend(self._of_sessions(tenant))
+            self._host_times.spend_elsewhere(tenant, self._of_worker(tenant))
             if self._host_times.of(tenant).seconds >= LEAST_SECONDS:
                 await self._post(tenant)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +17,8 @@ from rlm_server.runs.journal import PATIENCE, Journal
 from rlm_server.runs.redaction import UNREDACTED, RunRedaction
 from rlm_server.runs.state import NodeEnded, RunState
 
-_MAX_AT_ONCE = 256
+_MAX_AT_ONCE = 64
+"""Events that a watcher reads and has in memory at once."""
 MAX_BATCH_BYTES = 256 << 10
 """Of events that are kept in one transaction, so that other writes get their turn."""
 WAITING_BYTES = 1 << 20
@@ -32,6 +33,14 @@ GATHER_SECONDS = 0.01
 OUTPUT_PATIENCE = 0.003
 """Seconds that what the code prints waits to be kept with another write: somebody may be watching for it. Other events
 wait for `PATIENCE`."""
+
+
+Pace = Callable[[], Awaitable[None]]
+"""Waits until whoever watches may have work done."""
+
+
+async def at_once() -> None:
+    """Wait for nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,13 +212,16 @@ class EventLog:
             events.append(self._waiting.popleft())
         return events
 
-    async def watch(self, from_sequence: int) -> AsyncGenerator[Event, None]:
-        """Yield every event from a number on, those to come included, until the run's last."""
+    async def watch(self, from_sequence: int, pace: Pace = at_once) -> AsyncGenerator[Event, None]:
+        """Yield every event from a number on, those to come included, until the run's last.
+
+        `pace` is awaited before events are read from the database.
+        """
         wanted = max(1, from_sequence)
         with self._recent.watched():
             while True:
                 over = self._over
-                events = await self._there(wanted)
+                events = await self._there(wanted, pace)
                 for event in events:
                     yield event
                     if isinstance(event.body, RunFinished):
@@ -219,11 +231,15 @@ class EventLog:
                 wanted += len(events)
                 await self._until_worth_telling(wanted)
 
-    async def _there(self, wanted: int) -> list[Event]:
+    async def _there(self, wanted: int, pace: Pace) -> list[Event]:
         """Return the kept events from a number on, or the first of them."""
         if wanted > self._kept_number and not self._over:
             return []
-        return self._recent.since(wanted) or await self._journal.events(self._run, wanted, _MAX_AT_ONCE)
+        recent = self._recent.since(wanted)
+        if recent:
+            return recent
+        await pace()
+        return await self._journal.events(self._run, wanted, _MAX_AT_ONCE)
 
     async def _until_worth_telling(self, number: int) -> None:
         """Wait until an event of this number is kept, and, where it is not urgent, a moment for those that follow."""
@@ -242,10 +258,14 @@ def _patience(body: Body) -> float:
     return OUTPUT_PATIENCE if isinstance(body, Printed) else PATIENCE
 
 
-async def replay(journal: Journal, run: str, from_sequence: int) -> AsyncGenerator[Event, None]:
-    """Yield the kept events of a run that has ended, from a number on."""
+async def replay(journal: Journal, run: str, from_sequence: int, pace: Pace = at_once) -> AsyncGenerator[Event, None]:
+    """Yield the kept events of a run that has ended, from a number on. `pace` is awaited before some are read."""
     wanted = max(1, from_sequence)
-    while events := await journal.events(run, wanted, _MAX_AT_ONCE):
+    while True:
+        await pace()
+        events = await journal.events(run, wanted, _MAX_AT_ONCE)
+        if not events:
+            return
         for event in events:
             yield event
         wanted += len(events)

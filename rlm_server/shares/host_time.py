@@ -32,6 +32,9 @@ USUAL_A_MESSAGE, USUAL_A_SECOND = 0.0002, 0.5
 MESSAGE_BYTES = 1 << 16
 """A message is counted once more for each of so many bytes."""
 
+STEP_SECONDS = 8e-6
+"""What the event loop takes for a step of a task, beside the step itself: a tenant may have thousands of small ones."""
+
 SHARE_OUT_SECONDS = 0.1
 """How old it may be when somebody asks."""
 
@@ -67,7 +70,7 @@ class HostTime:
         return seconds
 
     def owe(self, seconds: float) -> None:
-        """Add what was taken and could not be billed."""
+        """Add to it alone: what was taken and could not be billed, or was done elsewhere."""
         with self._adding:
             self._seconds += seconds
 
@@ -76,14 +79,35 @@ class HostTime:
         return self.limit is not None and self._seconds > self.limit
 
 
+class Unclaimed(HostTime):
+    """What a call takes before it is known whom it is for. Whoever that is has it charged, and what follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._to: HostTime | None = None
+
+    def spend(self, seconds: float) -> None:
+        """Add to what was spent, or to what it is charged to."""
+        if self._to is None:
+            super().spend(seconds)
+        else:
+            self._to.spend(seconds)
+
+    def claim(self, to: HostTime) -> None:
+        """Charge to this what was spent, and from now on whatever is."""
+        self._to = to
+        to.spend(self.take())
+
+
 class HostTimes:
     """What each tenant's work outside of turns has spent, and is not billed yet.
 
-    `charge_under_way` charges what work in threads took so far; it is called before anything is shared out or billed.
+    Each of `under_way` charges what was done by now and not charged yet, such as by work in threads. They are called
+    before anything is shared out or billed.
     """
 
     def __init__(self) -> None:
-        self.charge_under_way: Callable[[], None] = lambda: None
+        self.under_way: list[Callable[[], None]] = []
         self._all = HostTime()
         self._totals: dict[str, HostTime] = {}
         self._of: dict[str, HostTime] = {}
@@ -91,6 +115,7 @@ class HostTimes:
         self._measured: dict[str, float] = {}
         """Of each tenant, what `share_out` has seen."""
         self._shared_out = process_time(), 0.0
+        self._unmeasured = 0.0
         self._share_out_at = 0.0
 
     def of(self, tenant: str) -> HostTime:
@@ -115,6 +140,11 @@ class HostTimes:
             self._totals[tenant] = HostTime(within=self._all)
         return self._totals[tenant]
 
+    def spend_elsewhere(self, tenant: str, seconds: float) -> None:
+        """Charge what another process did for a tenant: it counts as the tenant's, but is no work of this process."""
+        self.of(tenant).owe(seconds)
+        self._total(tenant).owe(seconds)
+
     def tenants(self) -> list[str]:
         """Return the tenants for whom anything was spent."""
         return list(self._of)
@@ -129,10 +159,12 @@ class HostTimes:
         That is what gRPC does in threads of its own, and the event loop between the steps of tasks. It is shared by
         messages and by what was measured.
         """
-        self.charge_under_way()
+        for charge in self.under_way:
+            charge()
         before, measured_before = self._shared_out
         now = process_time()
-        unmeasured = max(0.0, now - before - (self._all.seconds - measured_before))
+        left = now - before - (self._all.seconds - measured_before)
+        unmeasured, shared_before = max(0.0, left), self._unmeasured
         messages, self._messages = self._messages, Counter()
         measured = {tenant: spent.seconds - self._measured.get(tenant, 0.0) for tenant, spent in self._totals.items()}
         usual = messages.total() * USUAL_A_MESSAGE + sum(measured.values()) * USUAL_A_SECOND
@@ -144,7 +176,8 @@ class HostTimes:
             if share > 0:
                 self.of(tenant).spend(share)
         self._measured = {tenant: spent.seconds for tenant, spent in self._totals.items()}
-        self._shared_out = now, self._all.seconds
+        # Of what was shared the last time, some may have been measured since: it is not shared again.
+        self._shared_out, self._unmeasured = (now + min(max(0.0, -left), shared_before), self._all.seconds), unmeasured
 
 
 _charged: ContextVar[HostTime | None] = ContextVar("charged", default=None)
@@ -240,7 +273,7 @@ class _Measured(Coroutine[Any, Any, _T]):
     def _spend(self, around: float, began: float) -> None:
         """Charge a step, without what within it was charged already."""
         seconds = thread_time() - began
-        self._to.spend(seconds - _nested.seconds)
+        self._to.spend(seconds - _nested.seconds + STEP_SECONDS)
         _nested.seconds = around + seconds
 
     def close(self) -> None:

@@ -33,7 +33,7 @@ class Shares:
         pace = Pace(host_times)
         held = Held(lambda tenant: limits(tenant).tenant_held_bytes)
         threads = Threads(weights=weights, pace=pace)
-        host_times.charge_under_way = threads.charge
+        host_times.under_way.append(threads.charge)
         return cls(limits, threads, held, host_times, pace)
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from rlm_server.shares import host_time
 from rlm_server.shares.gate import Gate, Load
 from rlm_server.shares.pace import Pace
 from sandbox.cancellation import until_ended
+from sandbox.thread_time import ThreadTime
 
 _T = TypeVar("_T")
 
@@ -132,21 +133,11 @@ class _Job(Generic[_T]):
         deadline: float | None,
     ) -> None:
         self._work, self._given_up, self._charged_to, self._deadline = work, given_up, charged_to, deadline
-        self._clock: int | None = None
-        """Of the thread that it is run by, while it is."""
-        self._charged_until = 0.0
-        self._charging = threading.Lock()
+        self._time = ThreadTime(self._spend)
 
     def __call__(self) -> _T:
-        clock = time.pthread_getcpuclockid(threading.get_ident())
-        with self._charging:
-            self._clock, self._charged_until = clock, time.clock_gettime(clock)
-        try:
+        with self._time.counted():
             return self._work(self._cancelled)
-        finally:
-            self.charge()
-            with self._charging:
-                self._clock = None
 
     def _cancelled(self) -> bool:
         self.charge()  # long work is not to be free until its end
@@ -158,8 +149,8 @@ class _Job(Generic[_T]):
 
     def charge(self) -> None:
         """Charge what it took since it was charged last. Any thread may say so."""
-        with self._charging:
-            if self._charged_to is None or self._clock is None:
-                return
-            before, self._charged_until = self._charged_until, time.clock_gettime(self._clock)
-            self._charged_to.spend(self._charged_until - before)
+        self._time.charge()
+
+    def _spend(self, seconds: float) -> None:
+        if self._charged_to is not None:
+            self._charged_to.spend(seconds)

@@ -30,6 +30,8 @@ EXTENT_BYTES = 12
 GRAIN = 256
 """Bytes by which pages are compared: most turns change little of each page that they change."""
 _GRAINS = range(0, PAGE, GRAIN)
+COMPARED_AT_ONCE = 512
+"""Pages that are compared while all of them are mapped: a turn may have written hundreds of megabytes."""
 
 
 class Extent(NamedTuple):
@@ -245,9 +247,13 @@ class PageFile:
             raise EOFError(_CUT)
         slots = self.slots() if change.whole else self._slots_of(change)
         if change.written:
+            compared = 0
             with mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ) as file:
                 for page, slot, count in change.written:
                     for number in range(page, page + count):
+                        compared += 1
+                        if compared % COMPARED_AT_ONCE == 0:
+                            file.madvise(mmap.MADV_DONTNEED)  # the file keeps them
                         at, was = (slot + number - page) * PAGE, slots.pop(number, None)
                         new = file[at : at + PAGE]
                         if was is None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
 from sandbox.cancellation import run_to_completion
+from sandbox.thread_time import ThreadTime
 
 THREADS = 4
 """Sessions that are written or read at once."""
@@ -53,6 +53,7 @@ class Going:
 @dataclass(eq=False, slots=True)
 class _Work:
     run: Callable[[], Any]
+    time: ThreadTime
     ended: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -63,7 +64,9 @@ class DiskThreads:
         self._threads = ThreadPoolExecutor(THREADS, name)
         self._lines: dict[str, deque[_Work]] = {}  # of each owner that waits; whose turn it is comes first
         self._running: Counter[str] = Counter()
+        self._under_way: set[_Work] = set()
         self._seconds: dict[str, float] = {}  # of processor time, by owner
+        self._counting = threading.Lock()
 
     async def run(self, owner: str, going: Going, work: Callable[[], _T]) -> _T:
         """Run an owner's work, which looks at `going`, and return its value. A cancellation gives it up.
@@ -72,7 +75,7 @@ class DiskThreads:
             Abandoned: it was given up.
             Exception: what the work raised.
         """
-        mine = _Work(work)
+        mine = _Work(work, ThreadTime(partial(self._spend, owner)))
         self._lines.setdefault(owner, deque()).append(mine)
         self._start()
         going.dropped = lambda: self._drop(owner, mine)
@@ -87,9 +90,17 @@ class DiskThreads:
             mine.ended.exception()  # marks it as retrieved
         return mine.ended.result()  # type: ignore[no-any-return]
 
-    def take_host_seconds(self, owner: str) -> float:
-        """Return the processor time, in seconds, that was spent for an owner since this was last asked."""
-        return self._seconds.pop(owner, 0.0)
+    def take_host_seconds(self) -> Mapping[str, float]:
+        """Return the processor time, in seconds, that was spent for each owner since this was last asked."""
+        for work in self._under_way:
+            work.time.charge()
+        with self._counting:
+            taken, self._seconds = self._seconds, {}
+        return taken
+
+    def _spend(self, owner: str, seconds: float) -> None:
+        with self._counting:
+            self._seconds[owner] = self._seconds.get(owner, 0.0) + seconds
 
     def close(self) -> None:
         """End the threads. No work may be under way."""
@@ -114,12 +125,13 @@ class DiskThreads:
             if line:
                 self._lines[owner] = line  # last: the others come first
             self._running[owner] += 1
-            under_way = asyncio.get_running_loop().run_in_executor(self._threads, _measured, work.run)
+            self._under_way.add(work)
+            under_way = asyncio.get_running_loop().run_in_executor(self._threads, _done, work)
             under_way.add_done_callback(partial(self._ended, owner, work))
 
-    def _ended(self, owner: str, work: _Work, done: asyncio.Future[tuple[Any, Exception | None, float]]) -> None:
-        value, error, seconds = done.result()
-        self._seconds[owner] = self._seconds.get(owner, 0.0) + seconds
+    def _ended(self, owner: str, work: _Work, done: asyncio.Future[tuple[Any, Exception | None]]) -> None:
+        value, error = done.result()
+        self._under_way.discard(work)
         self._running[owner] -= 1
         if not self._running[owner]:
             del self._running[owner]
@@ -130,10 +142,10 @@ class DiskThreads:
         self._start()
 
 
-def _measured(work: Callable[[], Any]) -> tuple[Any, Exception | None, float]:
-    """Return the work's value or what it raised, and the seconds of processor time that it took."""
-    began = time.thread_time()
+def _done(work: _Work) -> tuple[Any, Exception | None]:
+    """Return the work's value, or what it raised."""
     try:
-        return work(), None, time.thread_time() - began
+        with work.time.counted():
+            return work.run(), None
     except Exception as error:
-        return None, error, time.thread_time() - began
+        return None, error

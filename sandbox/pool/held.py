@@ -17,6 +17,7 @@ from typing import TypeVar
 from sandbox.cancellation import until_ended
 from sandbox.door import DoorRefusal, Step
 from sandbox.limits import PoolLimits
+from sandbox.thread_time import ThreadTime
 
 THREADS = ThreadPoolExecutor(2, "door")
 """The door's, for the whole process. No owner has more than one of them at a time."""
@@ -36,6 +37,8 @@ class Held:
         self.bytes = 0
         self.turn = asyncio.Lock()
         """The owner's turn in the door's threads."""
+        self._seconds = 0.0
+        self._working: ThreadTime | None = None
         self._lock = threading.Lock()
 
     def count(self, change: int, unsent: int = 0) -> None:
@@ -52,6 +55,25 @@ class Held:
                     f"{held} bytes of requests and replies held at once, the limit held_bytes is {self.limit}",
                 )
             self.bytes += change
+
+    def spend(self, seconds: float) -> None:
+        """Count processor time that the door's threads took."""
+        with self._lock:
+            self._seconds += seconds
+
+    def timed(self, work: Callable[[], _T]) -> _T:
+        """Do work in the owner's turn, and count the processor time that it takes."""
+        self._working = ThreadTime(self.spend)
+        with self._working.counted():
+            return work()
+
+    def take_seconds(self) -> float:
+        """Return the processor time that the door's threads took since the last call, in seconds."""
+        if self._working is not None:
+            self._working.charge()
+        with self._lock:
+            seconds, self._seconds = self._seconds, 0.0
+            return seconds
 
 
 class Share:
@@ -94,7 +116,7 @@ class Share:
                     worked = 0
                     time.sleep(PAUSE_SECONDS)
 
-            began = THREADS.submit(work, step)
+            began = THREADS.submit(self._held.timed, lambda: work(step))
             done = asyncio.wrap_future(began)
             try:
                 return await asyncio.shield(done)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Protocol
 from weakref import WeakValueDictionary
@@ -255,7 +255,9 @@ class WorkerPool:
         self.waiting_turns = waiting_turns
         self._last_session = 0
         self._ended_seconds: defaultdict[str, float] = defaultdict(float)
-        """Of workers that have ended, what nobody has taken yet: see `take_host_seconds`."""
+        """Of workers that have ended, what nobody has taken yet: see `take_worker_seconds`."""
+        self._host_seconds: defaultdict[str, float] = defaultdict(float)
+        """The same of this process: see `take_host_seconds`."""
         self._hibernator: asyncio.Task[None] | None = None
 
     @property
@@ -287,18 +289,26 @@ class WorkerPool:
         """Take a snapshot's file from elsewhere, to be kept under a name."""
         return self._store().incoming(name, owner, self._loaded.images)
 
-    def take_host_seconds(self, owner: str) -> float:
-        """Return the seconds of processor time that an owner's sessions took of this process since the last call.
+    def take_host_seconds(self) -> Mapping[str, float]:
+        """Return the seconds of processor time that each owner's sessions took of this process since the last call.
 
-        That is writing and reading stored ones, reading what their worker sends, and what the worker does besides
-        running turns of code.
+        That is writing and reading stored ones, and reading what their worker sends, and writing the answers.
         """
-        seconds: float = self.threads.take_host_seconds(owner) + self.turn_threads.take_host_seconds(owner)
+        taken, self._host_seconds = self._host_seconds, defaultdict(float)
+        for threads in (self.threads, self.turn_threads):
+            for owner, seconds in threads.take_host_seconds().items():
+                taken[owner] += seconds
+        for owner, task in self._workers.items():
+            if task.done() and not _is_lost(task):
+                taken[owner] += task.result().take_host_seconds()
+        return {owner: seconds for owner, seconds in taken.items() if seconds}
+
+    def take_worker_seconds(self, owner: str) -> float:
+        """Return those that an owner's worker took since the last call, besides running turns of code."""
         task = self._workers.get(owner)
-        if task is not None and task.done() and not _is_lost(task):
-            seconds += task.result().take_host_seconds()
+        running = task.result().take_own_seconds() if task is not None and task.done() and not _is_lost(task) else 0.0
         ended: float = self._ended_seconds.pop(owner, 0.0)
-        return seconds + ended
+        return running + ended
 
     def prepare(self) -> None:
         """Start the spare workers, in the background."""
@@ -511,7 +521,8 @@ class WorkerPool:
         self._come_back(owner)
         task = self._workers.pop(owner)
         if task.done() and not _is_lost(task):
-            self._ended_seconds[owner] += task.result().take_host_seconds()
+            self._ended_seconds[owner] += task.result().take_own_seconds()
+            self._host_seconds[owner] += task.result().take_host_seconds()
         return self._end(task)
 
     async def ended(self, session: WorkerSession) -> None:

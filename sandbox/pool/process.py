@@ -325,12 +325,16 @@ class Process(asyncio.Protocol):
         self._watch = asyncio.create_task(self._keep_watch())
 
     def take_host_seconds(self) -> float:
-        """Return the seconds of processor time since the last call that its owner is to pay for besides turns of code.
+        """Return the seconds of processor time since the last call that its frames took of this process.
 
-        That is reading its frames here, and what the worker itself does.
+        That is reading them, and what the door's threads read and write for its owner.
         """
-        here, self._host_seconds = self._host_seconds, 0.0
-        return here + self.own_time.take(sum(turn.ran for turn in self.turns))
+        seconds, self._host_seconds = self._host_seconds, 0.0
+        return seconds + self.held.take_seconds()
+
+    def take_own_seconds(self) -> float:
+        """Return the seconds of processor time since the last call that the worker took besides turns of code."""
+        return self.own_time.take(sum(turn.ran for turn in self.turns))
 
     def open(self, session: int, checkpoint: Checkpoint, limits: Limits) -> None:
         """Bring a session into the worker.

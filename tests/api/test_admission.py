@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import thread_time
 from typing import Any
 
 import grpc
@@ -12,6 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from rlm_server.api import admission as module
+from rlm_server.api import auth
 from rlm_server.api.admission import (
     MAX_OPEN_STREAMS,
     MAX_REQUEST,
@@ -21,6 +23,7 @@ from rlm_server.api.admission import (
     TooManyRequests,
     TooManyStreams,
 )
+from rlm_server.api.transport import LOOKAHEAD
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.shares.shares import Shares
 from rlm_server.tenants.keys import KEY_PREFIX, MAX_WAITING_CHECKS, Holder, Keys
@@ -250,9 +253,10 @@ async def test_a_refused_call_counts_as_work_for_its_tenant(
     monkeypatch.setattr(few.admission, "message", lambda tenant, size=0: counted.append(tenant))
     monkeypatch.setattr(few.admission, "check_paid", owes)
     said = await few.refused(kind, words(kind, "one"), few.bearer)
-    assert (said.code, counted) == (EXHAUSTED, ["ann"])
+    of_ann = ["ann"] * (2 if kind.startswith("stream") else 1)  # with what may have come of a stream
+    assert (said.code, counted) == (EXHAUSTED, of_ann)
     assert (await few.refused(kind, words(kind, "one"))).code is grpc.StatusCode.UNAUTHENTICATED
-    assert counted == ["ann"], "who has no key is nobody's"
+    assert counted == of_ann, "who has no key is nobody's"
 
 
 async def test_callers_without_a_key_take_turns_by_their_addresses(few: Stage) -> None:
@@ -284,3 +288,61 @@ async def test_no_more_callers_without_a_key_wait_than_may(few: Stage, monkeypat
         await call()
     await asyncio.gather(*waiting)
     await call()
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_call_is_charged_from_its_beginning_also_where_it_is_refused(
+    few: Stage, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holder_of = few.keys.holder_of
+
+    async def busy(key: str) -> Holder | None:
+        end = thread_time() + 0.02
+        while thread_time() < end:
+            pass
+        return await holder_of(key)
+
+    monkeypatch.setattr(few.keys, "holder_of", busy)
+    stranger = ("authorization", f"Bearer {KEY_PREFIX}{'x' * 43}")
+    assert (await few.refused(kind, words(kind, "1"), stranger)).code is grpc.StatusCode.UNAUTHENTICATED
+    assert few.admission.host_time("ann").seconds == 0
+    await few.refused(kind, words(kind, "wrong"), few.bearer)
+    assert few.admission.host_time("ann").seconds >= 0.02
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_may_have_come_of_a_stream_that_is_refused_is_counted(
+    few: Stage, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[tuple[str, int]] = []
+    monkeypatch.setattr(few.admission, "message", lambda owner, size=0: counted.append((owner, size)))
+    await few.refused(kind, words(kind, "wrong"), few.bearer)
+    assert (("ann", LOOKAHEAD) in counted) == kind.startswith("stream")
+    counted.clear()
+    await few.send(kind, words(kind, "1"), (few.bearer,))
+    assert ("ann", LOOKAHEAD) not in counted
+
+
+async def test_what_ends_things_is_told_soon_that_there_are_too_many_calls(
+    few: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FREE_OF_DEBT", frozenset({"unary_unary"}))
+    monkeypatch.setattr(auth, "REFUSAL_SECONDS", 0.0)
+    callers, briefly = Callers(few), list[str]()
+    for _ in range(FEW.tenant_requests):
+        await callers.wait("unary_unary")
+
+    async def wait_briefly(tenant: str) -> None:
+        briefly.append(tenant)
+
+    async def wait(_: str) -> None:
+        raise AssertionError("it stood in line")
+
+    monkeypatch.setattr(few.admission._pace, "wait_briefly", wait_briefly)
+    monkeypatch.setattr(few.admission._pace, "wait", wait)
+    assert (await few.refused("unary_unary", words("unary_unary", "1"), few.bearer)).code is EXHAUSTED
+    assert briefly == ["ann"]
+    await callers.end()

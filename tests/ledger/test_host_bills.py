@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from time import process_time
 
 import pytest
 
@@ -11,7 +12,7 @@ from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Amounts, BudgetExceeded, Ledger, Limit
 from rlm_server.ledger.host_bills import HostBills
-from rlm_server.shares.host_time import HostTimes
+from rlm_server.shares.host_time import MESSAGE_BYTES, HostTimes
 
 
 @pytest.fixture
@@ -77,3 +78,18 @@ async def test_a_tenant_without_an_account_is_billed_nothing(ledger: Ledger) -> 
     times.of("nobody").spend(1.0)
     await HostBills(ledger, times).bill()
     assert times.of("nobody").seconds == 0
+
+
+async def test_what_a_worker_took_is_billed_and_is_no_part_of_what_this_process_did(ledger: Ledger) -> None:
+    times = HostTimes()
+    bills = HostBills(ledger, times, {"acme": 1.0, "other": 0.0}.__getitem__)
+    times.of("acme").spend(0.25)
+    await bills.bill()
+    assert await posted(ledger, "acme") == Amounts(cpu_ms=1250)
+    times.message("other", 10_000 * MESSAGE_BYTES)
+    began = process_time()
+    while process_time() < began + 0.05:  # as gRPC would in threads of its own
+        pass
+    times.share_out()
+    assert times.total("other") >= 0.02, "it was not taken for what the worker did"
+    assert times.total("acme") >= 1.25

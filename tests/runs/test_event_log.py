@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -271,6 +271,29 @@ async def test_what_code_prints_is_told_at_once_and_what_nobody_waits_for_with_w
                 for _ in range(20):
                     await asyncio.sleep(0)
     assert told == [[], [], [1, 2, 3], [], [4, 5]]
+
+
+async def test_events_are_read_from_the_database_at_the_pace_of_whoever_watches() -> None:
+    journal = ReadJournal()
+    log, there = a_log(journal), cast("Any", journal)
+    may = asyncio.Semaphore(0)
+
+    async def pace() -> None:
+        await may.acquire()
+
+    for body in (printed(), printed(), END):
+        log.emit(ROOT, body)
+    await log.serve()
+    with patch.object(event_log, "_MAX_AT_ONCE", 2):
+        for watched, needs in ((log.watch(1, pace), 2), (replay(there, "run", 1, pace), 3)):
+            watching = asyncio.create_task(numbers(watched))
+            for read in range(needs):
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert len(journal.read) == read
+                may.release()
+            assert await asyncio.wait_for(watching, 60) == [1, 2, 3]
+            journal.read.clear()
 
 
 async def test_nothing_is_held_of_a_run_that_nobody_watches_any_more() -> None:

@@ -10,10 +10,13 @@ from time import process_time, thread_time
 import pytest
 
 from rlm_server.shares.host_time import (
+    MESSAGE_BYTES,
     MOST_A_MESSAGE,
     MOST_A_SECOND,
+    STEP_SECONDS,
     HostTime,
     HostTimes,
+    Unclaimed,
     charged,
     current,
     measured,
@@ -95,6 +98,17 @@ async def test_work_of_the_present_task_is_charged_where_it_is_measured() -> Non
     assert spent.seconds >= 0.02
 
 
+async def test_a_step_is_charged_what_the_loop_takes_for_it_however_small_it_is() -> None:
+    async def steps(number: int) -> None:
+        for _ in range(number):
+            await asyncio.sleep(0)
+
+    many, few = HostTime(), HostTime()
+    await measured(steps(10_000), many)
+    await measured(steps(1), few)
+    assert many.seconds - few.seconds >= 9_000 * STEP_SECONDS
+
+
 async def test_an_exception_passes_through_and_its_work_is_charged() -> None:
     async def fails() -> None:
         work(0.01)
@@ -170,6 +184,59 @@ def test_what_was_measured_is_not_shared_a_second_time() -> None:
     times.of_turn("ann", 10).spend(3600)
     times.share_out()
     assert times.of("ann").seconds == 0
+
+
+def test_what_was_shared_before_it_was_measured_is_shared_no_more() -> None:
+    times = HostTimes()
+
+    def share_out() -> None:
+        times.message("ann", 1_000 * MESSAGE_BYTES)
+        times.share_out()
+
+    began = process_time()
+    work(0.05)  # a step that goes on
+    share_out()
+    times.of("ann").spend(0.05)  # it has ended, and is charged
+    share_out()
+    work(0.05)
+    share_out()
+    assert times.total("ann") == pytest.approx(process_time() - began, rel=0.2)
+
+
+def test_what_is_under_way_is_charged_before_the_rest_is_shared() -> None:
+    times = HostTimes()
+    times.message("bob")
+    began = process_time()
+    work(0.05)
+    times.under_way.append(lambda: times.of("ann").spend(process_time() - began))
+    times.share_out()
+    assert times.of("ann").seconds >= 0.05
+    assert times.of("bob").seconds < MOST_A_MESSAGE / 10
+
+
+async def test_what_a_call_took_before_it_was_known_whose_it_is_is_charged_with_the_rest() -> None:
+    spent, unclaimed = HostTime(), Unclaimed()
+
+    async def call() -> None:
+        work(0.02)
+        await asyncio.sleep(0)
+        assert (spent.seconds, unclaimed.seconds >= 0.02) == (0.0, True)
+        unclaimed.claim(spent)
+        await measured(step(0.01), spent)
+        work(0.02)
+
+    began = thread_time()
+    await measured(call(), unclaimed)
+    assert spent.seconds >= 0.06
+    assert spent.seconds <= thread_time() - began + 10 * STEP_SECONDS
+    assert unclaimed.seconds == 0
+
+
+def test_what_nobody_claims_is_nobodys() -> None:
+    times, unclaimed = HostTimes(), Unclaimed()
+    unclaimed.spend(0.5)
+    times.share_out()
+    assert times.tenants() == []
 
 
 def test_what_a_turn_spends_is_its_tenants() -> None:

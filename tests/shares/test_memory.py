@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm_server.shares.memory import settled
+from rlm_server.shares.memory import COLLECTED_AFTER, settled
 from tests.system.stage import eventually
 
 
@@ -18,11 +18,13 @@ async def test_what_is_there_is_left_alone_until_the_server_ends_and_modules_are
 ) -> None:
     (tmp_path / "needed_later.py").write_text("there = True\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    before = gc.get_freeze_count()
+    before, threshold = gc.get_freeze_count(), gc.get_threshold()
     async with settled(["needed_later"]):
         await eventually(lambda: gc.get_freeze_count() > before)
         assert sys.modules["needed_later"].there
+        assert gc.get_threshold() == COLLECTED_AFTER > threshold
     assert gc.get_freeze_count() == 0
+    assert gc.get_threshold() == threshold
     del sys.modules["needed_later"]
 
 

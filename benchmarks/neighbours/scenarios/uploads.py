@@ -29,7 +29,7 @@ async def endless_uploads(attacker: Attacker) -> Play:
     """Fifty uploads that send a byte a second."""
 
     async def parts(number: int) -> AsyncIterator[context_pb2.UploadContextRequest]:
-        yield header(GB, NO_SHA256, request_id=f"endless {number}")
+        yield header(5_000_000, NO_SHA256, request_id=f"endless {number}")
         for at in range(60):
             yield chunk(at, b"x")
             await asyncio.sleep(1)
@@ -42,14 +42,14 @@ async def endless_uploads(attacker: Attacker) -> Play:
 
 @TABLE.of(POOR)
 async def abandoned_uploads(attacker: Attacker) -> Play:
-    """Uploads of a gigabyte that break off after 8 MiB, one after another."""
+    """Uploads of 60 MB that break off after 8 MiB, one after another."""
     data = os.urandom(MIB // 2).hex().encode()
 
     async def parts(name: str) -> AsyncIterator[context_pb2.UploadContextRequest]:
-        yield header(GB, NO_SHA256, request_id=name)
+        yield header(60_000_000, NO_SHA256, request_id=name)
         for at in range(8):
             yield chunk(at * MIB, data)
-        yield chunk(GB, b"")  # which is wrong, so that it ends
+        yield chunk(60_000_000, b"")  # which is wrong, so that it ends
 
     async def play() -> None:
         await attacker.at_once(4, lambda _: _send(attacker, parts(os.urandom(8).hex())))
@@ -95,7 +95,22 @@ async def one_upload_by_many(attacker: Attacker) -> Play:
     """Sixty streams that send the same upload."""
 
     async def parts() -> AsyncIterator[context_pb2.UploadContextRequest]:
-        yield header(GB, NO_SHA256, request_id="the same")
+        yield header(200_000_000, NO_SHA256, request_id="the same")
+        for at in range(1_000):
+            yield chunk(at * 1_000, b"x" * 1_000)
+
+    async def play() -> None:
+        await attacker.at_once(60, lambda _: _send(attacker, parts()))
+
+    return play
+
+
+@TABLE.of(POOR)
+async def refused_uploads(attacker: Attacker) -> Play:
+    """Sixty streams that send uploads for which there is no quota."""
+
+    async def parts() -> AsyncIterator[context_pb2.UploadContextRequest]:
+        yield header(GB, NO_SHA256, request_id="too much")
         for at in range(1_000):
             yield chunk(at * 1_000, b"x" * 1_000)
 

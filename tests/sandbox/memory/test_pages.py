@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -230,3 +231,25 @@ def test_differences_with_pages_that_were_not_written_are_an_error() -> None:
     with pytest.raises(EOFError, match="cut short"):
         list(file.differences(Change((Extent(0, 0, 2),), whole=True)))
     file.close()
+
+
+def test_few_pages_are_in_memory_while_many_are_compared() -> None:
+    file, memory = PageFile(), bytearray(b"x") * (64 << 20)
+    for content in b"xy":
+        memory[::PAGE] = bytes([content]) * (len(memory) // PAGE)
+        change = file.write(address(memory), [(0, len(memory))], whole=True)
+        before, most, found = mapped(), 0, 0
+        for number, (_, difference) in enumerate(file.differences(change)):
+            found += len(difference)
+            if number % 64 == 0:
+                most = max(most, mapped() - before)
+        file.take(change)
+        assert found in (len(memory), len(memory) // PAGE * GRAIN)
+        assert most < len(memory) // 4
+    file.close()
+
+
+def mapped() -> int:
+    """Return how many bytes of files in memory this process has mapped and looked at."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssShmem:"))

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable
+from time import thread_time
 from typing import Any
 
 import pytest
@@ -59,6 +60,26 @@ def test_a_request_gives_back_all_it_holds_whatever_becomes_of_it() -> None:
 
 
 # ---- the door's threads ----------------------------------------------------------------------------------------------
+
+
+async def test_what_the_doors_threads_take_is_counted_while_they_work() -> None:
+    held, begun, end = Held(), threading.Event(), threading.Event()
+
+    def work(_: Step) -> None:
+        until = thread_time() + 0.02
+        while thread_time() < until:
+            pass
+        begun.set()
+        end.wait(30)
+
+    working = asyncio.create_task(Share(held, lambda: 0).in_pieces(work))
+    await asyncio.to_thread(begun.wait, 30)
+    taken = held.take_seconds()
+    assert taken >= 0.02
+    end.set()
+    await working
+    assert held.take_seconds() < taken
+    assert held.take_seconds() == 0
 
 
 async def test_one_owner_has_one_of_the_doors_threads_at_a_time() -> None:
