@@ -22,7 +22,7 @@ async def test_what_is_there_is_left_alone_until_the_server_ends_and_modules_are
     async with settled(["needed_later"]):
         await eventually(lambda: gc.get_freeze_count() > before)
         assert sys.modules["needed_later"].there
-        assert gc.get_threshold() == COLLECTED_AFTER > threshold
+        assert gc.get_threshold() == COLLECTED_AFTER != threshold
     assert gc.get_freeze_count() == 0
     assert gc.get_threshold() == threshold
     del sys.modules["needed_later"]
