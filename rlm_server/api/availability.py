@@ -82,8 +82,8 @@ class Availability(grpc.aio.ServerInterceptor):
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
-        self.newest = 0.0
-        """When the newest call came, on `time.monotonic()`."""
+        self.latest = 0.0
+        """When a call came or ended last, on `time.monotonic()`."""
         self._calls: set[_Call] = set()
         self._working: dict[_Call, asyncio.Task[Any]] = {}
         self._idle = asyncio.Event()
@@ -154,7 +154,7 @@ class Availability(grpc.aio.ServerInterceptor):
         """
         asked = getattr(request, "from_sequence", None)
         call = _Call(asked if isinstance(asked, int) else None)
-        self.newest = time.monotonic()
+        self.latest = time.monotonic()
         if places and self.phase is Phase.DRAINING:
             raise ServerStopping(call.next)
         self._calls.add(call)
@@ -162,6 +162,7 @@ class Availability(grpc.aio.ServerInterceptor):
         try:
             yield call
         finally:
+            self.latest = time.monotonic()
             self._calls.discard(call)
             if not self._calls:
                 self._idle.set()

@@ -26,7 +26,7 @@ from sandbox.cancellation import cancel_and_wait, run_to_completion
 LAST_SECONDS = 0.75
 """What calls get to end that were told to: a turn is rolled back before its stream ends. Callers may go on coming."""
 QUIET_SECONDS = 0.25
-"""No call has come for so long when the port is closed, unless calls come all the time."""
+"""No call has come or ended for so long when the port is closed, unless calls come all the time."""
 CLOSING_SECONDS = 0.5
 """What the last answers get to be sent."""
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -100,9 +100,9 @@ class Port:
     async def _quiet(self) -> None:
         """Wait until callers have stopped coming back: gRPC would only say CANCELLED to one who comes as it stops."""
         for _ in range(round(LAST_SECONDS / QUIET_SECONDS)):
-            await asyncio.sleep(QUIET_SECONDS)
-            if time.monotonic() - self.availability.newest >= QUIET_SECONDS:
+            if time.monotonic() - self.availability.latest >= QUIET_SECONDS:
                 return
+            await asyncio.sleep(QUIET_SECONDS)
 
 
 @asynccontextmanager
