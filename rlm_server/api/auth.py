@@ -77,13 +77,13 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         metadata = handler_call_details.invocation_metadata or ()
         authorizations = [value for name, value in metadata if name == "authorization"]
         method = _Method(handler_call_details.method, handler)
-        make, wrap = (
-            (grpc.stream_stream_rpc_method_handler, self._streaming)
+        make, answer = (
+            (grpc.stream_stream_rpc_method_handler, self._write_answers)
             if handler.response_streaming
-            else (grpc.stream_unary_rpc_method_handler, self._single)
+            else (grpc.stream_unary_rpc_method_handler, self._answer)
         )
         return make(
-            wrap(method, authorizations),
+            self._served(method, authorizations, answer),
             request_deserializer=None,  # the handler gets bytes, and decodes them itself
             response_serializer=partial(self._serialized, handler.response_serializer),
         )
@@ -158,17 +158,26 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             raise Unauthenticated(NOT_VALID)
         return holder
 
-    def _single(self, method: _Method, authorizations: list[Any]) -> Any:
-        async def answered(
+    def _served(self, method: _Method, authorizations: list[Any], answer: Callable[..., Awaitable[Any]]) -> Any:
+        """Return what serves a method as `answer` does, and ends the call where that returns a refusal.
+
+        All steps of a call are measured, from its beginning, and charged to whoever claims them.
+        """
+
+        async def serve(
             sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any], work: Unclaimed
         ) -> Any:
-            answer = await self._answer(method, authorizations, sent, context, work)
-            if isinstance(answer, Refused):
+            answered = await answer(method, authorizations, sent, context, work)
+            if isinstance(answered, Refused):
                 self._note_unread(method)
-                await context.abort_with_status(answer.status)
-            return answer
+                await context.abort_with_status(answered.status)
+            return answered
 
-        return _measured_call(answered)
+        async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            work = Unclaimed()
+            return await measured(serve(sent, context, work), work)
+
+        return call
 
     async def _answer(
         self,
@@ -199,17 +208,6 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
         """Count what has come of a stream that is refused, and was not read: gRPC has taken it all the same."""
         if method.takes_stream and known_tenant():
             self._admission.message(known_tenant(), LOOKAHEAD)
-
-    def _streaming(self, method: _Method, authorizations: list[Any]) -> Any:
-        async def answered(
-            sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any], work: Unclaimed
-        ) -> None:
-            refused = await self._write_answers(method, authorizations, sent, context, work)
-            if refused is not None:
-                self._note_unread(method)
-                await context.abort_with_status(refused.status)
-
-        return _measured_call(answered)
 
     async def _write_answers(
         self,
@@ -284,16 +282,6 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             del message  # else it stays for as long as anything refers to the refusal
             raise
         return _decoded(message, method.decode)
-
-
-def _measured_call(answered: Callable[..., Awaitable[Any]]) -> Any:
-    """Have all steps of a call measured, from its beginning, and charged to whoever claims them."""
-
-    async def call(sent: AsyncIterator[bytes], context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-        work = Unclaimed()
-        return await measured(answered(sent, context, work), work)
-
-    return call
 
 
 @dataclass(frozen=True, slots=True)

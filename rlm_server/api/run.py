@@ -10,7 +10,7 @@ from typing import Any
 
 from rlm.v1 import run_pb2, run_pb2_grpc, types_pb2
 
-from rlm_server.api import completion, key_account, requests, responses
+from rlm_server.api import completion, key_account, requests, responses, work_lists
 from rlm_server.api.auth import tenant
 from rlm_server.api.completion import PassingTexts
 from rlm_server.api.errors import InvalidField, NotFound, WatcherTooSlow
@@ -172,25 +172,12 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def ListRuns(self, request: run_pb2.ListRunsRequest, context: Any) -> run_pb2.ListRunsResponse:
         """List the tenant's runs."""
-        with FieldChecks() as check:
-            size = check(requests.page_size, request.page_size, 100, 1_000)
-            asked = self._asked_for(check, request)
-            list_name = requests.list_name("runs", (asked, request.account_id))
-            place = check(requests.page_place, request.page_token, list_name)
-        if request.account_id:
-            customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
-            asked = replace(asked, customer=customer)
-        found = await self._runs.page(asked, place, size + 1)
-        balances = await self._ledger.balances([one.run.id for one in found[:size]])
+        asked = await work_lists.asked(request, RunFilter, self._book, "run", _STATES)
+        found = await self._runs.page(asked.filter, asked.place, asked.size + 1)
+        balances = await self._ledger.balances([one.run.id for one in found[: asked.size]])
         written = list(map(_run, found, balances))
-        page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].place)
+        page, token = responses.page(asked.name, written, len(found), lambda shown: found[shown - 1].place)
         return run_pb2.ListRunsResponse(runs=page, next_page_token=token)
-
-    def _asked_for(self, check: FieldChecks, request: run_pb2.ListRunsRequest) -> RunFilter:
-        states = check(requests.choices, "states", request.states, _STATES, "a state of a run")
-        since, until = (check(requests.time_if_set, request, name, name) for name in ("since", "until"))
-        labels = check(requests.labels, request.labels)
-        return RunFilter(tenant(), states, labels, since, until, within=key_account.path())
 
     async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
         """Stream a run's events."""

@@ -10,7 +10,7 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from rlm.v1 import session_pb2, session_pb2_grpc
 
-from rlm_server.api import key_account, requests, responses, session_messages
+from rlm_server.api import key_account, requests, responses, session_messages, work_lists
 from rlm_server.api.auth import tenant
 from rlm_server.api.errors import NotFound
 from rlm_server.api.field_checks import FieldChecks
@@ -128,24 +128,11 @@ class SessionServicer(SnapshotServicer, session_pb2_grpc.SessionServiceServicer)
         self, request: session_pb2.ListSessionsRequest, context: Any
     ) -> session_pb2.ListSessionsResponse:
         """List the tenant's sessions."""
-        with FieldChecks() as check:
-            size = check(requests.page_size, request.page_size, 100, 1_000)
-            asked = self._asked_for(check, request)
-            list_name = requests.list_name("sessions", (asked, request.account_id))
-            place = check(requests.page_place, request.page_token, list_name)
-        if request.account_id:
-            customer = await requests.customer_path(self._book, tenant(), request.account_id, "account_id")
-            asked = replace(asked, customer=customer)
-        found = await self._sessions.page(asked, place, size + 1)
-        written = await self._messages(found[:size])
-        page, token = responses.page(list_name, written, len(found), lambda shown: found[shown - 1].row.place)
+        asked = await work_lists.asked(request, SessionFilter, self._book, "session", session_messages.STATES)
+        found = await self._sessions.page(asked.filter, asked.place, asked.size + 1)
+        written = await self._messages(found[: asked.size])
+        page, token = responses.page(asked.name, written, len(found), lambda shown: found[shown - 1].row.place)
         return session_pb2.ListSessionsResponse(sessions=page, next_page_token=token)
-
-    def _asked_for(self, check: FieldChecks, request: session_pb2.ListSessionsRequest) -> SessionFilter:
-        states = check(requests.choices, "states", request.states, session_messages.STATES, "a state of a session")
-        since, until = (check(requests.time_if_set, request, name, name) for name in ("since", "until"))
-        labels = check(requests.labels, request.labels)
-        return SessionFilter(tenant(), states, labels, since, until, within=key_account.path())
 
     async def UpdateSession(
         self, request: session_pb2.UpdateSessionRequest, context: Any

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rlm_server.database import labels
 from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
 from rlm_server.database.listing import Conditions, place
-from rlm_server.ledger import names
-from rlm_server.runs.journal import LABELS, NodeRow, RunRow, find_roots, find_runs
+from rlm_server.ledger.work_filter import WorkFilter
+from rlm_server.runs.journal import NodeRow, RunRow, find_roots, find_runs
 from rlm_server.runs.state import RunState
 
 LIST_TEXT = 1 << 10
@@ -19,20 +18,8 @@ LIST_TEXT = 1 << 10
 
 
 @dataclass(frozen=True, slots=True)
-class RunFilter:
-    """Which of a tenant's runs are listed. All that is given must hold; times are Unix milliseconds, `until` excluded.
-
-    `customer` is the path of the one who pays, empty for the tenant itself.
-    """
-
-    tenant: str
-    states: frozenset[RunState] = frozenset()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    since: int | None = None
-    until: int | None = None
-    customer: str | None = None
-    within: str = ""
-    """Where it is given, the path of a customer: only what that one or one under it pays."""
+class RunFilter(WorkFilter[RunState]):
+    """Which of a tenant's runs are listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +75,11 @@ def _listed(connection: Connection, which: str, values: Sequence[Any], text_byte
 
 
 def _where(asked: RunFilter, before: str | None) -> Conditions:
-    found = Conditions()
-    found.must("run.tenant = ?", asked.tenant)
-    if asked.customer is not None:
-        found.must("run.customer = ?", asked.customer)
-    if asked.within:
-        condition, paths = names.under(asked.within)
-        found.must(condition, *paths)
-    found.made("run", asked.since, asked.until)
-    found.after("run", before)
+    found = asked.conditions("run", before)
     if asked.states:
         places = ", ".join("?" * len(asked.states))
         found.must(
             f"EXISTS (SELECT 1 FROM node WHERE node.id = run.id AND node.state IN ({places}))",  # noqa: S608
             *sorted(asked.states),
         )
-    if asked.labels:
-        condition, named = labels.having((LABELS,), "run.id", asked.labels)
-        found.must(condition, *named)
     return found

@@ -16,8 +16,8 @@ from rlm_server.database.database import Database
 from rlm_server.database.engine import Connection
 from rlm_server.database.listing import Conditions, place
 from rlm_server.database.requests import Request
-from rlm_server.ledger import names
 from rlm_server.ledger.amounts import UNITS, Limit
+from rlm_server.ledger.work_filter import WorkFilter
 from rlm_server.sessions.state import End, EndReason, SessionState, move
 from sandbox.limits import Limits
 
@@ -72,20 +72,8 @@ class SessionRow:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionFilter:
-    """Which of a tenant's sessions are listed. All that is given must hold; times are Unix milliseconds.
-
-    `until` is excluded. `customer` is the path of the one who pays, empty for the tenant itself.
-    """
-
-    tenant: str
-    states: frozenset[SessionState] = frozenset()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    since: int | None = None
-    until: int | None = None
-    customer: str | None = None
-    within: str = ""
-    """Where it is given, the path of a customer: only what that one or one under it pays."""
+class SessionFilter(WorkFilter[SessionState]):
+    """Which of a tenant's sessions are listed."""
 
 
 class SessionTable:
@@ -272,20 +260,9 @@ def _row(row: tuple[Any, ...], named: Mapping[str, str]) -> SessionRow:
 
 
 def _where(asked: SessionFilter, before: str | None) -> Conditions:
-    found = Conditions()
-    found.must("tenant = ?", asked.tenant)
-    if asked.customer is not None:
-        found.must("customer = ?", asked.customer)
-    if asked.within:
-        condition, paths = names.under(asked.within)
-        found.must(condition, *paths)
-    found.made("session", asked.since, asked.until)
-    found.after("session", before)
+    found = asked.conditions("session", before)
     if asked.states:
         found.must(f"state IN ({', '.join('?' * len(asked.states))})", *sorted(asked.states))
-    if asked.labels:
-        condition, named = labels.having((LABELS,), "session.id", asked.labels)
-        found.must(condition, *named)
     return found
 
 

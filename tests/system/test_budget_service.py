@@ -28,10 +28,7 @@ INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 # ---- accounts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(autouse=True)
-def bills(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the server's own work unbilled meanwhile: it comes to the tenant's account whenever there is enough."""
-    monkeypatch.setattr("rlm_server.ledger.host_bills.LEAST_SECONDS", 3600.0)
+pytestmark = pytest.mark.usefixtures("unbilled")
 
 
 async def test_the_tenants_budget_says_what_was_spent_and_what_is_left(server: Served) -> None:

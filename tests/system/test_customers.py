@@ -70,10 +70,7 @@ class Keeper:
         return answer
 
 
-@pytest.fixture(autouse=True)
-def bills(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the server's own work unbilled meanwhile."""
-    monkeypatch.setattr("rlm_server.ledger.host_bills.LEAST_SECONDS", 3600.0)
+pytestmark = pytest.mark.usefixtures("unbilled")
 
 
 async def test_a_deleted_tenant_leaves_of_its_customers_what_they_spent_and_no_names_labels_or_requests(

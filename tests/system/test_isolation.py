@@ -34,10 +34,7 @@ LEAST_CASES = 50
 """Of names of these kinds, each by a call that could take it."""
 
 
-@pytest.fixture(autouse=True)
-def bills(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the server's own work unbilled meanwhile."""
-    monkeypatch.setattr("rlm_server.ledger.host_bills.LEAST_SECONDS", 3600.0)
+pytestmark = pytest.mark.usefixtures("unbilled")
 
 
 # ---- what is asked of the database -----------------------------------------------------------------------------------

@@ -23,10 +23,7 @@ from tests.system.test_customers import DAY, Keeper, dollars, window
 DENIED, NOT_FOUND = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.NOT_FOUND
 
 
-@pytest.fixture(autouse=True)
-def bills(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the server's own work unbilled meanwhile."""
-    monkeypatch.setattr("rlm_server.ledger.host_bills.LEAST_SECONDS", 3600.0)
+pytestmark = pytest.mark.usefixtures("unbilled")
 
 
 @dataclass

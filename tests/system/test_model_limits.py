@@ -26,10 +26,7 @@ def calls(number: int) -> types_pb2.Budget:
     return types_pb2.Budget(call_count=number)
 
 
-@pytest.fixture(autouse=True)
-def bills(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the server's own work unbilled meanwhile."""
-    monkeypatch.setattr("rlm_server.ledger.host_bills.LEAST_SECONDS", 3600.0)
+pytestmark = pytest.mark.usefixtures("unbilled")
 
 
 async def test_a_customers_limit_on_a_model_ends_its_run_by_name_and_its_other_models_go_on(server: Served) -> None:

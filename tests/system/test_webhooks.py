@@ -61,10 +61,7 @@ class Hearer:
         return await self.events()
 
 
-@pytest.fixture(autouse=True)
-def bills(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave the server's own work unbilled meanwhile."""
-    monkeypatch.setattr("rlm_server.ledger.host_bills.LEAST_SECONDS", 3600.0)
+pytestmark = pytest.mark.usefixtures("unbilled")
 
 
 async def test_a_run_that_crosses_soft_limits_is_told_of_by_list_and_signed_webhook(server: Served) -> None:
