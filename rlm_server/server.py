@@ -61,6 +61,7 @@ from rlm_server.ledger.host_bills import HostBills
 from rlm_server.repl.functions import FUNCTIONS, Functions
 from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.journal import Journal
+from rlm_server.runs.past.run_file import RunFiles
 from rlm_server.runs.redaction import Redaction
 from rlm_server.runs.retention import Retention
 from rlm_server.runs.run_list import RunList
@@ -225,7 +226,16 @@ async def serving(
         pool.prepare()
         shares.host_times.under_way.append(lambda: _charge_sessions(pool, shares.host_times))
         services = Services(
-            broker, accounts, pool, journal, functions, shares, redaction, settings.model_advice, {DATA: NUMPY_DIFFERS}
+            broker,
+            accounts,
+            pool,
+            journal,
+            functions,
+            shares,
+            redaction,
+            RunFiles(settings.data_dir / "runs", secret, store),
+            settings.model_advice,
+            {DATA: NUMPY_DIFFERS},
         )
         try:
             async with (

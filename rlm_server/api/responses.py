@@ -26,7 +26,16 @@ from rlm_server.repl.events import (
     UntoldCalls,
 )
 from rlm_server.runs.cuts import CutText
-from rlm_server.runs.events import Body, BudgetWarning, ChildFinished, Event, Guard, ModelReplied, RunFinished
+from rlm_server.runs.events import (
+    Body,
+    BudgetWarning,
+    ChildFinished,
+    Event,
+    Guard,
+    ModelReplied,
+    NodeResumed,
+    RunFinished,
+)
 from rlm_server.runs.journal import NodeRow
 from rlm_server.runs.state import EndReason, RunState
 from rlm_server.sessions.happenings import LeftOut
@@ -286,7 +295,7 @@ def event(value: Event) -> run_pb2.RunEvent:
         parent_id=value.origin.parent,
         depth=value.origin.depth,
         turn=value.origin.turn,
-        cut=cut_texts(value.cut, "reason" if isinstance(value.body, TurnRestarted) else "end_message"),
+        cut=cut_texts(value.cut, "reason" if isinstance(value.body, TurnRestarted | NodeResumed) else "end_message"),
         **body,
     )
 

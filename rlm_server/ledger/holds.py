@@ -186,6 +186,14 @@ def recover(connection: Connection, epoch: int, at: int) -> Recovery:
     return Recovery(voided=len(rows) - posted, posted=posted)
 
 
+def unresolved_of(connection: Connection, run: str) -> list[tuple[str, bool]]:
+    """The holds of a run that are neither posted nor void, and whether each was dispatched."""
+    rows = connection.execute(
+        "SELECT id, state FROM hold WHERE state IN ('pending', 'dispatched') AND run = ?", (run,)
+    ).fetchall()
+    return [(id, state == HoldState.DISPATCHED) for id, state in rows]
+
+
 def unresolved(connection: Connection) -> int:
     """How many holds are neither posted nor void."""
     (count,) = connection.execute("SELECT count(*) FROM hold WHERE state IN ('pending', 'dispatched')").fetchone()

@@ -365,6 +365,10 @@ class Ledger:
         epoch = self._database.epoch
         return await self._database.write(lambda connection: holds.recover(connection, epoch, self._clock()))
 
+    async def unresolved_of(self, run: str) -> list[tuple[str, bool]]:
+        """Return the holds of a run that are neither posted nor void, and whether each was dispatched."""
+        return await self._database.read(lambda connection: holds.unresolved_of(connection, run))
+
     async def unresolved(self) -> int:
         """How many holds are neither posted nor void: those of calls in flight, and of a dead server's."""
         return await self._database.read(holds.unresolved)

@@ -95,6 +95,21 @@ class SentText:
                 return
             self._add(one.document, one.start, one.end)
 
+    @property
+    def ranges(self) -> tuple[tuple[int, int, int], ...]:
+        """What was sent, apart from each other: of each part the document, its start and its end."""
+        return tuple(
+            (document, start, end)
+            for document, (starts, ends) in self._ranges.items()
+            for start, end in zip(starts, ends, strict=True)
+        )
+
+    def restore(self, ranges: Iterable[tuple[int, int, int]], *, more: bool) -> None:
+        """Go on from what was sent earlier."""
+        for document, start, end in ranges:
+            self._add(document, start, end)
+        self.more = self.more or more
+
     def _add(self, document: int, start: int, end: int) -> None:
         starts, ends = self._ranges.setdefault(document, ([], []))
         first, last = bisect_left(ends, start), bisect_right(starts, end)

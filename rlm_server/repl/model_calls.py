@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Self
+from typing import Protocol, Self
 
 from rlm_server.broker.breaker import RouteUnavailable
 from rlm_server.broker.broker import Broker, CallFailed, Completion
@@ -68,6 +68,29 @@ class CallOptions:
         )
 
 
+class CallRecord(Protocol):
+    """Has what models answered before whoever asks died, and is told of what they answer."""
+
+    def recall(self, key: bytes) -> Completion | None:
+        """Return what was answered a call, which is asked for again; for nothing."""
+        ...
+
+    def keep(self, key: bytes, done: Completion, *, fresh: bool) -> None:
+        """Take what was answered."""
+        ...
+
+
+class NoRecord:
+    """Keeps nothing."""
+
+    def recall(self, key: bytes) -> Completion | None:  # noqa: ARG002
+        """Return nothing."""
+        return None
+
+    def keep(self, key: bytes, done: Completion, *, fresh: bool) -> None:
+        """Do nothing."""
+
+
 class ModelCalls:
     """Serves `llm_query` for one session, or one node of a run.
 
@@ -85,17 +108,25 @@ class ModelCalls:
         report: Report,
         shares: Shares,
         owed: Owed,
+        record: CallRecord = NoRecord(),  # noqa: B008 - it has no state
     ) -> None:
         """The work of making calls is charged to the tenant: it is not limited for a turn, as other work is.
 
-        An answer comes ahead of the books: what it cost is `owed` meanwhile.
+        An answer comes ahead of the books: what it cost is `owed` meanwhile. It is in the `record` before anybody is
+        told.
         """
+        self._record = record
         self._broker, self._payer, self.options, self._owed = broker, payer, options, owed
         self._bill, self._pace = shares.host_times.of(payer.tenant), shares.pace
         self._memo, self._failures, self._tracer, self._report = memo, failures, tracer, report
         self._tally = self.begin_turn()
         self._places = asyncio.Semaphore(broker.run_calls)
         self.count = 0
+
+    @property
+    def tally(self) -> Tally:
+        """What counts the calls of the present turn."""
+        return self._tally
 
     def begin_turn(self) -> Tally:
         """Count the calls from now on by themselves, as those of a turn, and return what counts them."""
@@ -261,8 +292,9 @@ class ModelCalls:
         while True:
             request = self._request(batch.model, asking.prompt, form, lowering)
             call = Call(_new_id(), batch.model, len(asking.prompt) + len(form.system))
+            known = self._record.recall(key)
             try:
-                done = await self._made(call, request)
+                done = await self._made(call, request) if known is None else known
             except (CallFailed, BudgetError) as error:
                 refusal = self._failed(batch, error)
                 if batch.alone and shorter is None and not call.told and _is_refused(error):
@@ -281,12 +313,19 @@ class ModelCalls:
                 if self._is_lasting(error):
                     batch.refusal = batch.refusal or refusal
                 return
+            if known is None:
+                self._record.keep(key, done, fresh=form.fresh)
+            else:
+                self.count += 1
             bound = done.reply.max_tokens
             if done.reply.stopped == "length" and bound < request.max_tokens:
                 self._tally.ended(call, done.spent, f"cut off at {bound} tokens for want of room in the budget")
                 lowering, shorter = lowering.raised(bound), done
                 continue
-            self._tally.answered(call, done.model, done.spent, len(done.reply.text))
+            if known is None:
+                self._tally.answered(call, done.model, done.spent, len(done.reply.text))
+            else:
+                self._tally.from_memory(call, done.model, len(done.reply.text))
             self._answered(batch, asking, key, done)
             for note in form.notes(batch.model, self._broker.routes.route(batch.model), self.options.max_tokens):
                 self._tally.note(note, len(asking.places))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -19,6 +19,8 @@ from rlm_server.runs.child_context import ChildContext, child_context
 from rlm_server.runs.events import Body, ChildFinished, ChildStarted, Guard
 from rlm_server.runs.journal import NodeRow
 from rlm_server.runs.node_context import NodeContext
+from rlm_server.runs.past.entries import ChildMade
+from rlm_server.runs.past.recorder import Recorder, request_key
 from rlm_server.runs.request_texts import RequestTexts
 from rlm_server.runs.state import RunState
 from rlm_server.runs.told.last_word import ChildrenSaid
@@ -54,8 +56,10 @@ class Children:
         emit: Callable[[Body], None],
         run: Callable[[Task], Awaitable[Outcome]],
         settled: Callable[[], Awaitable[None]],
+        record: Recorder,
     ) -> None:
-        """`settled` waits until what the parent has spent is in the books."""
+        """`settled` waits until what the parent has spent is in the books. `record` is the parent's."""
+        self._record = record
         self._tree, self._parent, self._calls, self._emit, self._run_node = tree, parent, calls, emit, run
         self._settled = settled
         self.told()
@@ -114,18 +118,38 @@ class Children:
         return RequestTexts(tree.services.shares.held, tree.run.tenant, tree.limits.sandbox.frame_bytes)
 
     async def _with_children(self, call: HostCall, wanted: list[_Wanted]) -> list[Slot]:
+        request = request_key(call)
+        made = [self._record.recall_child(request, number) for number in range(len(wanted))]
+        begun = [one for one in made if one is not None]
         try:
-            budget = await self._budget(call, len(wanted))
+            budget = begun[0].budget if begun else await self._budget(call, len(wanted))
         except BudgetError as error:
             raise DoorRefusal("LimitExceeded", str(error)) from None
-        self._tree.add_nodes(len(wanted))
+        self._tree.add_nodes(len(wanted) - len(begun))
+        names = [self._named(request, number, one, budget) for number, one in enumerate(made)]
         said = self.said
         said.asked += len(wanted)
         with self._texts() as answers:
             async with asyncio.TaskGroup() as group:
                 with charged(self._tree.bill):  # the turn that asks for them is not limited by their work
-                    children = [group.create_task(self._told_child(one, budget, answers, said)) for one in wanted]
+                    children = [
+                        group.create_task(self._told_child(name, one, budget, answers, said))
+                        for name, one in zip(names, wanted, strict=True)
+                    ]
             return [child.result() for child in children]
+
+    def _named(self, request: str, number: int, made: ChildMade | None, budget: Limit) -> str:
+        """Return the id of the child for a prompt: a new one, or what it was when this was asked before."""
+        if made is not None:
+            return made.child
+        child = names.NODE + secrets.token_hex(16)
+        self._record.child(request, number, child, budget)
+        return child
+
+    async def give_up(self, children: Sequence[str]) -> None:
+        """End children of an unfinished turn that it did not ask for when it ran again."""
+        for child in children:
+            await self._abandon(child)
 
     async def _without_children(self, wanted: list[_Wanted]) -> list[Slot]:
         most, prompts, notes = self._tree.limits.max_depth, list[str](), list[str]()
@@ -160,15 +184,25 @@ class Children:
                 raise DoorRefusal("LimitExceeded", f"too little {unit} is left to start a child RLM")
         return Limit(**shares)
 
-    async def _told_child(self, one: _Wanted, budget: Limit, answers: RequestTexts, said: ChildrenSaid) -> Slot:
-        slot = await self._child(one.question, one.context, one.model, budget, answers)
+    async def _told_child(
+        self, child_id: str, one: _Wanted, budget: Limit, answers: RequestTexts, said: ChildrenSaid
+    ) -> Slot:
+        slot = await self._child(child_id, one.question, one.context, one.model, budget, answers)
         said.add(one.question, said_in(slot))
         return slot
 
     async def _child(
-        self, question: str, context: ChildContext, model: str | None, budget: Limit, answers: RequestTexts
+        self,
+        child_id: str,
+        question: str,
+        context: ChildContext,
+        model: str | None,
+        budget: Limit,
+        answers: RequestTexts,
     ) -> Slot:
-        child_id = names.NODE + secrets.token_hex(16)
+        known = await self._ended_before(child_id)
+        if known is not None:
+            return known
         try:
             # One that waits for its place holds nothing but its name.
             async with self._tree.level(self._parent.depth + 1), self._tree.contexts.opened(context) as node_context:
@@ -183,6 +217,16 @@ class Children:
             return failed("RuntimeError", cut(f"what the child RLM reads cannot be made: {error}", MAX_ERROR))
         return slot
 
+    async def _ended_before(self, child_id: str) -> Slot | None:
+        """Return what a child said that ended before the server was lost."""
+        if self._tree.past is None:
+            return None
+        outcome = await kept_outcome(self._tree.services.journal, child_id)
+        if outcome is None:
+            return None
+        await self._tell_end(child_id, outcome)
+        return _slot(outcome)
+
     async def _started(
         self, child_id: str, question: str, node_context: NodeContext, model: str, budget: Limit
     ) -> Slot:
@@ -191,12 +235,15 @@ class Children:
         except BudgetExceeded as error:
             return failed("LimitExceeded", str(error))
         except asyncio.CancelledError:
-            await run_to_completion(self._abandon(child_id))
+            if not self._tree.left:
+                await run_to_completion(self._abandon(child_id))
             raise
         return await self._run(child_id, question, node_context, model)
 
     async def _open(self, child_id: str, question: str, characters: int, model: str, budget: Limit) -> None:
         run, services, parent = self._tree.run, self._tree.services, self._parent
+        if self._tree.past is not None and await services.journal.has_node(child_id):
+            return
         reserve = closing.reserve(budget, services.broker.routes.route(model).price)
         await services.ledger.open_account(
             child_id, tenant=run.tenant, parent=parent.id, limit=budget, carve=True, reserve=reserve
@@ -220,14 +267,20 @@ class Children:
         try:
             outcome = await self._run_node(Task(child_id, self._parent.id, depth, question, node_context, model))
         finally:
-            await run_to_completion(self._tell_end(child_id, outcome))
-        if outcome.state is RunState.SUCCEEDED:
-            return {"ok": outcome.answer}
-        ending = f"the child RLM ended {outcome.state}: {outcome.reason}"
-        return {"ok": outcome.answer, "note": ending} if outcome.answer else failed("ModelError", ending, outcome.state)
+            if not self._tree.left:
+                await run_to_completion(self._tell_end(child_id, outcome))
+        return _slot(outcome)
 
     async def _tell_end(self, child_id: str, outcome: Outcome) -> None:
         if outcome.state is RunState.CANCELLED:  # perhaps when it had ended, and only that was still to be told
             outcome = await kept_outcome(self._tree.services.journal, child_id) or outcome
         spent = (await self._tree.services.ledger.balance(child_id)).posted
         self._emit(ChildFinished(child_id, outcome.state, outcome.reason, spent))
+
+
+def _slot(outcome: Outcome) -> Slot:
+    """Return what the code that asked a child is told."""
+    if outcome.state is RunState.SUCCEEDED:
+        return {"ok": outcome.answer}
+    ending = f"the child RLM ended {outcome.state}: {outcome.reason}"
+    return {"ok": outcome.answer, "note": ending} if outcome.answer else failed("ModelError", ending, outcome.state)

@@ -24,6 +24,11 @@ class Draft:
         """Begin a turn, or begin it once more."""
         self._given, self.ready = None, False
 
+    @property
+    def given(self) -> tuple[str, bool] | None:
+        """What the turn that runs gave: the text, and whether it is ready."""
+        return self._given
+
     def take(self, text: str, ready: bool) -> None:
         """Take what the code gives."""
         self._given = text, ready

@@ -51,6 +51,13 @@ class Quota:
     tenant_kept_bytes: int
 
 
+class WatchBroken(Exception):
+    """What happens in the run is not kept at present, and goes on later."""
+
+    def __init__(self) -> None:
+        super().__init__("the run goes on later: watch again from the last number seen")
+
+
 class _Recent:
     """The events that were kept last. None are held while nobody watches."""
 
@@ -92,14 +99,24 @@ class EventLog:
     """Numbers and keeps the events of one run. `serve` must run as a task as long as the run does."""
 
     def __init__(
-        self, journal: Journal, run: str, quota: Quota, last: int = 0, redaction: RunRedaction = UNREDACTED
+        self,
+        journal: Journal,
+        run: str,
+        quota: Quota,
+        last: int = 0,
+        redaction: RunRedaction = UNREDACTED,
+        *,
+        before: Callable[[WrittenEvent], None] = lambda _: None,
+        size: int = 0,
     ) -> None:
+        """Begin after event number `last`; those up to it have `size` bytes. Each is told `before` it waits."""
         self._journal = journal
+        self._before = before
         self._run = run
         self._quota = quota
         self._redaction = redaction
         self._last = last
-        self._bytes = 0
+        self._bytes = size
         self._waiting: deque[WrittenEvent] = deque()
         self._waiting_bytes = 0
         self._patience = PATIENCE
@@ -112,7 +129,7 @@ class EventLog:
         self._kept_number = self._urgent_number = last
         """Of the last event that is kept, and of the last among them that is to be told at once."""
         self._recent = _Recent()
-        self._over = False
+        self._over = self._stopping = self._finished = False
         self.closed: asyncio.Future[NodeEnded] = asyncio.get_running_loop().create_future()
         """Done when a quota is reached or nothing can be kept any more, with how the nodes are to end. Events of that
         are taken all the same, so that there is room for them."""
@@ -140,6 +157,7 @@ class EventLog:
             return
         self._last += 1
         event = written(Event(self._last, now(), origin, body), self._redaction)
+        self._before(event)
         self._waiting.append(event)
         self._waiting_bytes += event.size
         self._bytes += event.size
@@ -161,8 +179,13 @@ class EventLog:
         while self._waiting_bytes > WAITING_BYTES and not self._over:
             await self._kept.wait()
 
+    def stop(self) -> None:
+        """Have what waits kept, and take no more, though the run has not ended."""
+        self._stopping = True
+        self._news.set()
+
     async def serve(self) -> None:
-        """Keep events until the last one of the run."""
+        """Keep events until the last one of the run, or until the log is stopped."""
         try:
             await self._keep_all()
         finally:
@@ -182,7 +205,10 @@ class EventLog:
                     self._close(RunState.EXHAUSTED, reason)
                 self._note_kept(events)
                 if isinstance(events[-1].event.body, RunFinished):
+                    self._finished = True
                     return
+            if self._stopping:
+                return
 
     def _note_kept(self, events: list[WrittenEvent]) -> None:
         self._waiting_bytes -= sum(event.size for event in events)
@@ -227,6 +253,8 @@ class EventLog:
                     if isinstance(event.body, RunFinished):
                         return
                 if over and not events:
+                    if not self._finished:
+                        raise WatchBroken
                     return
                 wanted += len(events)
                 await self._until_worth_telling(wanted)

@@ -63,6 +63,14 @@ class CodeStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeResumed:
+    """A server, or a process of one, was lost, and the node goes on. What was told of this turn is told again."""
+
+    reason: str
+    kind: Literal["node_resumed"] = "node_resumed"
+
+
+@dataclass(frozen=True, slots=True)
 class ChildStarted:
     """The code starts a child RLM."""
 
@@ -136,7 +144,7 @@ class RunFinished:
 Body = (
     RunStarted | TurnStarted | ModelReplied | CodeStarted | Printed | CallStarted | CallFinished | ChildStarted
     | ChildFinished | CodeFinished | TurnCheckpointed | BudgetWarning | Guard | Answer | RunFinished | CallTraced
-    | TurnRestarted
+    | TurnRestarted | NodeResumed
 )  # fmt: skip
 
 _bodies: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="kind")])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.events import Guard
@@ -26,6 +26,15 @@ class Guards:
         """Turns that failed, since the last that did not."""
         self._seen: Counter[bytes] = Counter()
         """Turns with code, by the digest of that and of what came of it."""
+
+    @property
+    def standing(self) -> tuple[int, dict[str, int]]:
+        """How many turns have failed in a row, and how often each turn came, by its digest in hex digits."""
+        return self._errors, {digest.hex(): count for digest, count in self._seen.items()}
+
+    def restore(self, errors: int, seen: Mapping[str, int]) -> None:
+        """Go on from a standing."""
+        self._errors, self._seen = errors, Counter({bytes.fromhex(digest): count for digest, count in seen.items()})
 
     def look(self, blocks: Sequence[str], results: Sequence[Turn], nothing: Guard | None = None) -> list[str]:
         """Look at a turn, its code blocks and what came of those that ran, and return what the model is to be told.

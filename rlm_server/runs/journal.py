@@ -184,6 +184,10 @@ class Journal:
         found = await self._database.read(lambda connection: _runs(connection, "id = ? AND tenant = ?", (run, tenant)))
         return found[0] if found else None
 
+    async def row(self, run: str) -> RunRow:
+        """Return a run, which must be there."""
+        return await self._database.read(lambda connection: find_runs(connection, [run])[run])
+
     async def add_node(self, node: NodeRow) -> None:
         """Keep a child's node."""
 
@@ -216,7 +220,7 @@ class Journal:
 
     async def owner(self, run: str) -> str:
         """Return the tenant of a run, which must be there."""
-        return (await self._database.read(lambda connection: find_runs(connection, [run])[run])).tenant
+        return (await self.row(run)).tenant
 
     async def ended(self, node: str) -> NodeRow | None:
         """Return a node that has ended, whole; None for one that goes on, or is not there."""
@@ -235,6 +239,34 @@ class Journal:
                 (start + 1, most, run, node),
             ).fetchone()
             return None if row is None else (str(row[0]), int(row[1]))
+
+        return await self._database.read(read)
+
+    async def begin(self, node: str, *, patience: float = 0.0) -> None:
+        """Note that a node is at work; nothing is done where it is already."""
+
+        def write(connection: Connection) -> None:
+            connection.execute(
+                "UPDATE node SET state = ? WHERE id = ? AND state = ?", (RunState.RUNNING, node, RunState.PENDING)
+            )
+
+        await self._database.write(write, patience=patience)
+
+    async def has_node(self, node: str) -> bool:
+        """Return whether a node is there."""
+        query = "SELECT 1 FROM node WHERE id = ?"
+        return await self._database.read(lambda db: db.execute(query, (node,)).fetchone() is not None)
+
+    async def node_count(self, run: str) -> int:
+        """Return how many nodes a run's tree has."""
+        query = "SELECT count(*) FROM node WHERE run = ?"
+        return await self._database.read(lambda db: int(db.execute(query, (run,)).fetchone()[0]))
+
+    async def event_bytes(self, run: str) -> int:
+        """Return how many bytes the events of a run have."""
+
+        def read(connection: Connection) -> int:
+            return int(connection.execute("SELECT sum(size) FROM event WHERE run = ?", (run,)).fetchone()[0] or 0)
 
         return await self._database.read(read)
 

@@ -14,7 +14,7 @@ from rlm_server.ledger import BudgetError, Limit, Payer
 from rlm_server.repl.awaited import Awaited
 from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage, Looked
-from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished
+from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
 from rlm_server.repl.functions import NodeRepl
 from rlm_server.repl.metering import metered
 from rlm_server.repl.model_calls import CallOptions, ModelCalls, seconds_left
@@ -31,11 +31,13 @@ from rlm_server.runs.events import (
     EventOrigin,
     Guard,
     ModelReplied,
+    NodeResumed,
     TurnCheckpointed,
     TurnStarted,
 )
 from rlm_server.runs.guards import Guards
 from rlm_server.runs.journal import PATIENCE
+from rlm_server.runs.past.entries import RanBlock, Standing
 from rlm_server.runs.purse import Purse
 from rlm_server.runs.reply.decision import closing_answer, decide
 from rlm_server.runs.state import NodeEnded, RunState
@@ -58,6 +60,16 @@ from sandbox.turn import Turn
 
 log = logging.getLogger(__name__)
 
+SERVER_STOPPED = "the server stopped during the run"
+
+NO_DATABASE = "the server could not reach its database"
+
+_MAY_DIFFER = frozenset({"budget"})
+"""Requests that are answered otherwise when they are made again, and are not calls."""
+
+CLOSING = 0
+"""Stands for the turn in which a node's model is asked for its last word."""
+
 MOST_BOOKING = 4
 """Turns of a node whose cost waits to be written down, before another begins."""
 
@@ -71,6 +83,7 @@ class Node:
         self.origin = EventOrigin(task.id, task.parent, task.depth)
         self.payer = Payer(task.id, tree.run.tenant, tree.run.id, task.id)
         limits, broker = tree.limits, tree.services.broker
+        self._record = tree.recorder(task.id)
         self._kept_seconds = closing.seconds(limits, task.depth)
         options = CallOptions.of(limits, tree.run.sub_model, self._deadline)
         owed = Owed(tree.services.ledger.hurry)
@@ -85,9 +98,16 @@ class Node:
             self._reported,
             tree.services.shares,
             owed,
+            self._record,
         )
         self._children = Children(
-            tree, task, self.calls, self.emit, lambda child: Node(tree, child).run(), self._purse.settled
+            tree,
+            task,
+            self.calls,
+            self.emit,
+            lambda child: Node(tree, child).run(),
+            self._purse.settled,
+            self._record,
         )
         self._guards = Guards(limits, self.emit)
         self._draft = Draft()
@@ -108,6 +128,23 @@ class Node:
         self._booking: list[asyncio.Future[None]] = []
         """Costs of turns that are not in the books yet."""
         self._call_notes: list[str] = []
+        if self._record.past.standing is not None:
+            self._restore(self._record.past.standing)
+
+    def _restore(self, standing: Standing) -> None:
+        self._messages = [*self._record.past.messages]
+        self._draft.text, self._shown, self.calls.count = standing.draft, standing.shown, standing.calls
+        self._guards.restore(standing.errors, standing.seen)
+        self._variables.restore(standing.told, standing.loops, standing.assigned)
+
+    def _standing(self) -> Standing:
+        errors, seen = self._guards.standing
+        told, loops, assigned = self._variables.standing
+        root, sent = not self.task.depth, self.tree.sent
+        return Standing(
+            self._draft.text, self._shown, self.calls.count, errors, seen, told, loops, assigned,
+            seconds_left(self.tree.deadline), self.tree.failures.count, sent.ranges if root else (), sent.more,
+        )  # fmt: skip
 
     def emit(self, body: Body) -> None:
         """Report something that happened in this node."""
@@ -130,23 +167,36 @@ class Node:
     async def run(self) -> Outcome:
         """Work until there is an answer or a limit, keep the outcome, and return it.
 
-        Cancelling the task ends the node as cancelled, with everything under it, and then goes on.
+        Cancelling the task ends the node as cancelled, with everything under it, and then goes on. In a tree that is
+        left for later it stays as it is.
         """
         # Kept with the hold of the first request, which is not sent before.
-        moving = asyncio.create_task(self.tree.services.journal.move(self.task.id, RunState.RUNNING, patience=PATIENCE))
+        moving = asyncio.create_task(self.tree.services.journal.begin(self.task.id, patience=PATIENCE))
+        try:
+            return await self._ended_and_kept(moving)
+        except asyncio.CancelledError:
+            cancelled = Outcome(RunState.CANCELLED, self._draft.text, "cancelled")
+            await run_to_completion(self._left(moving) if self.tree.left else self._keep(cancelled, moving))
+            raise
+
+    async def _ended_and_kept(self, moving: asyncio.Task[None]) -> Outcome:
         try:
             outcome = await self._outcome()
             await moving
-        except asyncio.CancelledError:
-            await run_to_completion(self._keep(Outcome(RunState.CANCELLED, self._draft.text, "cancelled"), moving))
-            raise
+            if outcome.state is RunState.FAILED:
+                await self.tree.services.journal.last_sequence(self.tree.run.id)  # or else that is why
         except DatabaseError as error:  # it is away, or full: said once, and by name
             log.error("node %s ended: %s", self.task.id, type(error).__name__)  # noqa: TRY400
+            await self.tree.leave(NO_DATABASE)
             outcome = Outcome(RunState.FAILED, self._draft.text, "the server cannot reach its database")
         except Exception:
             log.exception("node %s failed", self.task.id)
             outcome = Outcome(RunState.FAILED, self._draft.text, "an internal error of the server; it has been logged")
-        await run_to_completion(self._keep(outcome, moving))
+        try:
+            await run_to_completion(self._keep(outcome, moving))
+        except DatabaseError:
+            await self.tree.leave(NO_DATABASE)
+            raise
         return outcome
 
     async def _outcome(self) -> Outcome:
@@ -196,6 +246,13 @@ class Node:
         reason = f"wall_seconds: the run may take {self.tree.limits.wall_seconds:g} s"
         return NodeEnded(RunState.EXHAUSTED, reason)
 
+    async def _left(self, after: asyncio.Task[None]) -> None:
+        """Leave the node as it is: all that it spent is in the books, or will be at the next start."""
+        await asyncio.wait([after, *self._booking])
+        await self._purse.settled()
+        if not after.cancelled():
+            after.exception()  # marks it as retrieved
+
     async def _keep(self, outcome: Outcome, after: asyncio.Task[None]) -> None:
         services = self.tree.services
         await asyncio.wait([after, *self._booking])
@@ -213,37 +270,73 @@ class Node:
             coverage_fraction=self._coverage.fraction,
             redacted=redacted,
         )
+        self._record.over()
 
     async def _work(self) -> str:
         try:
-            session = await self.tree.services.pool.create(
-                self.tree.run.tenant, self.tree.image, self.tree.limits.sandbox
-            )
+            session = await self._session()
         except (PoolFull, JailMissing, WorkerLost) as error:
             raise NodeEnded(RunState.FAILED, str(error)) from None
+        except SnapshotRefused as error:
+            raise NodeEnded(RunState.FAILED, f"{SERVER_STOPPED}, and the state cannot be used: {error}") from None
+        session.keep_note(lambda: self._record.note)
         try:
-            if self.task.node_context is not None:
-                await session.attach("context", self.task.node_context.corpus)
-                await self._look(session)  # of what is empty, everything has been looked at
+            await self._look(session)  # of what is empty, everything has been looked at
             return await self._converse(session)
         except (MemoryError, WorkerLost, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
             raise NodeEnded(RunState.FAILED, str(error)) from None
         finally:
-            await session.close()
+            await (session.put_away() if self.tree.left else session.close())
+
+    async def _session(self) -> LiveSession:
+        """Begin the node's session, or go on with the one that it had.
+
+        Raises:
+            SnapshotRefused: it is not there any more, or cannot be used.
+        """
+        pool, tenant, node = self.tree.services.pool, self.tree.run.tenant, self.task.node_context
+        image, limits, corpora = self.tree.image, self.tree.limits.sandbox, () if node is None else (node.corpus,)
+        if self._record.resumed:
+            session = pool.take_up(tenant, image, limits, self.task.id, corpora)
+            try:
+                self._record.stored(await session.recall())
+            except BaseException:
+                await session.put_away()
+                raise
+            return session
+        session = await pool.create(tenant, image, limits, self.task.id if self._record.kept else "")
+        if node is not None:
+            try:
+                await session.attach("context", node.corpus)
+            except BaseException:
+                await session.close()
+                raise
+        return session
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
     async def _converse(self, session: LiveSession) -> str:
         limits = self.tree.limits
-        self._messages = [Message("user", first_message(self.task.question, await self._environment(1)))]
-        for turn in range(1, limits.max_turns + 1):
+        began = self._record.past.turn
+        if self._record.resumed:
+            self._messages = self._messages or [*self._record.past.messages]
+            self.origin = replace(self.origin, turn=min(began + 1, limits.max_turns))
+            self.emit(NodeResumed(self.tree.resumed))
+            self._left_last = await self._purse.left()
+        else:
+            self._messages = [Message("user", first_message(self.task.question, await self._environment(1)))]
+            self._record.begin(self._messages[0].content)
+        for turn in range(began + 1, limits.max_turns + 1):
             await self.tree.services.shares.pace.wait(self.tree.run.tenant)
             self.origin = replace(self.origin, turn=turn)
             await self._renew_place()
             await self.tree.event_log.room()
             self.emit(TurnStarted(limits.max_turns))
-            reply = await self._ask(limits.root_tokens)
-            decision = await decide(reply, limits.root_tokens, partial(self._execute_unseen, session))
+            reply = await self._ask(limits.root_tokens, turn)
+            decision = self._record.recall_decision(turn)
+            if decision is None:
+                decision = await decide(reply, limits.root_tokens, partial(self._execute_unseen, session))
+                self._record.decided(turn, decision)
             self._messages.append(Message("assistant", decision.said or "(no text)"))
             ran = await self._run_blocks(session, decision.codes)
             await self._look(session)
@@ -257,6 +350,9 @@ class Node:
             self._call_notes.clear()
             if notes:
                 self._messages[-1] = Message("user", "\n\n".join([*notes, self._messages[-1].content]))
+            await self._children.give_up(self._record.past.orphans)
+            said, shown = (message.content for message in self._messages[-2:])
+            self._record.end_turn(turn, said, shown, self._standing())
         raise NodeEnded(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
 
     async def _renew_place(self) -> None:
@@ -283,8 +379,13 @@ class Node:
         self.emit(Answer(text))
         return text
 
-    async def _ask(self, max_tokens: int) -> ModelReply:
-        model = self.task.model
+    async def _ask(self, max_tokens: int, turn: int = CLOSING) -> ModelReply:
+        """Ask the node's model in a turn, or for its last word."""
+        model, known = self.task.model, self._record.recall_reply(turn)
+        if known is not None:
+            self._own_calls.add(known.call_id)
+            self.emit(ModelReplied(known.model, known.reply.text, known.spent, known.call_id, known.reply.stopped))
+            return known.reply
         request = await self._within_budget(ModelRequest(model, tuple(self._messages), self._system, max_tokens))
         try:
             done = await root_call.ask(self.tree, self.payer, request, self._deadline, self._reported, self.emit)
@@ -294,6 +395,7 @@ class Node:
             if error.failure is Failure.TIMED_OUT and not seconds_left(self._deadline):
                 raise self._out_of_time() from None
             raise NodeEnded(RunState.FAILED, f"the model {model} did not answer: {error.failure}: {error}") from None
+        self._record.replied(turn, done)
         self._purse.replied(done.settling)
         self._own_calls.add(done.call_id)
         self.tree.tracer.trace(done.call_id, [message.content for message in self._messages], self._reported)
@@ -342,29 +444,46 @@ class Node:
             self.emit(CodeStarted(code, number))
             tally = self.calls.begin_turn()
             self._awaited = Awaited()
-            with OutputBatcher(self.emit) as output, span("turn", rlm__node_id=self.task.id) as opened:
-                result = await self._turn(session, code, output)
-                opened.note(rlm__status=result.status)
+            known = self._record.recall_block(number)
+            if known is not None:
+                result = self._ran_before(known)
+            else:
+                with OutputBatcher(self.emit) as output, span("turn", rlm__node_id=self.task.id) as opened:
+                    result = await self._turn(session, code, output, number)
+                    opened.note(rlm__status=result.status)
             told = replace(result, stdout="", stderr="")  # which are told already
             self.emit(CodeFinished(told, tally.untold))
-            self._call_notes += call_notes(tally.notes)
+            self._call_notes += call_notes(tally.notes) if known is None else list(known.notes)
             ran.append(Block(code, result, self._awaited.seconds))
             if result.error or self._draft.ready:
                 break
         return ran
 
+    def _ran_before(self, block: RanBlock) -> Turn:
+        """Take what a block did before the server was lost."""
+        result = block.result
+        for stream, text in (("stdout", result.stdout), ("stderr", result.stderr)):
+            if text:
+                self.emit(Printed("stdout" if stream == "stdout" else "stderr", text))
+        self._draft.begin()
+        if block.draft is not None:
+            self._draft.take(*block.draft)
+        self._draft.end(result.status)
+        return result
+
     async def _execute_unseen(self, session: LiveSession, code: str) -> Turn:
         with OutputBatcher(lambda _: None) as output:
             return await self._turn(session, code, output)
 
-    async def _turn(self, session: LiveSession, code: str, output: OutputBatcher) -> Turn:
+    async def _turn(self, session: LiveSession, code: str, output: OutputBatcher, block: int = 0) -> Turn:
+        """Run code. `block` is its number in the turn; 0 for code of the server's own."""
         repl = NodeRepl(
             session,
             self.calls,
             self.tree.run.tenant,
             self.tree.services.shares,
             self._children.rlm_query,
-            self._left,
+            self._left_to_spend,
             self._take_answer,
         )
         answer = partial(self._answer_call, repl)
@@ -373,7 +492,14 @@ class Node:
             self._draft.begin()
             output.restarted(reason)
 
-        execute = partial(session.execute, code, answer, output.take, restarted)
+        def note(done: Turn) -> bytes:
+            if not block:
+                return b""
+            return self._record.block_ran(
+                self.origin.turn, block, done, self._draft.given, call_notes(self.calls.tally.notes)
+            )
+
+        execute = partial(session.execute, code, answer, output.take, restarted, note)
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         self._draft.begin()
         try:
@@ -418,8 +544,11 @@ class Node:
     async def _answer_call(self, repl: NodeRepl, call: HostCall) -> Json:
         await self.tree.event_log.room()
         self._purse.spending()
+        answer = partial(self.tree.services.functions.answer_run, repl, call)
+        if call.op in _MAY_DIFFER:
+            return await self._record.told(call, answer)
         with self._awaited.request(call.op):
-            return await self.tree.services.functions.answer_run(repl, call)
+            return await answer()
 
     def _take_answer(self, content: str, ready: bool) -> None:
         too_long = self._too_long(content)
@@ -434,7 +563,7 @@ class Node:
         most, size = self.tree.limits.answer_bytes, size_of(answer)
         return None if size <= most else f"answer_bytes: an answer may have {most} bytes of UTF-8, not {size}"
 
-    async def _left(self) -> Json:
+    async def _left_to_spend(self) -> Json:
         left = await self._purse.left()
         return {
             "usd": None if left.nano_usd is None else left.nano_usd / 1e9,

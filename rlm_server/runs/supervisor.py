@@ -29,20 +29,28 @@ from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.runs import closing
 from rlm_server.runs.counters import RunCounters
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
-from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
+from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted, WrittenEvent
 from rlm_server.runs.journal import CREATING, PATIENCE, RunRow
-from rlm_server.runs.node import Node
+from rlm_server.runs.node import NO_DATABASE, SERVER_STOPPED, Node
 from rlm_server.runs.node_context import whole_context
+from rlm_server.runs.past.entries import Asked, Happened
+from rlm_server.runs.past.past import RunPast
+from rlm_server.runs.past.run_file import RunFile
 from rlm_server.runs.places import Place, Places
-from rlm_server.runs.recovery import recover
+from rlm_server.runs.recovery import LeftRun, recover, settled_past
 from rlm_server.runs.retention import forget_ended
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Services, Task, Tree, kept_form, kept_outcome
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.tracing.spans import span
-from sandbox.cancellation import run_to_completion
+from sandbox.cancellation import cancel_and_wait, run_to_completion
 
 log = logging.getLogger(__name__)
+
+RESTARTED = "the server was started anew"
+"""Why runs go on that a former server left."""
+LOOK_AGAIN_SECONDS = 0.2
+"""So often a database that is away is asked again."""
 
 
 class TooManyRuns(Exception):
@@ -96,16 +104,40 @@ class NewRun:
 
 @dataclass(slots=True)
 class _Live:
-    tenant: str
+    row: RunRow
+    limits: RunLimits
+    image: str
+    context: Context | None
+    question: str | None
+    """None where it is read from the journal when the run begins."""
+    file: RunFile
     event_log: EventLog
     question_bytes: int = 0
     """Of its question, which is in memory alone while it waits in line."""
+    past: RunPast | None = None
+    resumed: str = ""
+    """Why it goes on, where it has a past."""
+    left: bool = False
+    """Whether what works for it is to stop, so that it goes on later."""
     task: asyncio.Task[None] = field(init=False)
+    keeping: asyncio.Task[None] = field(init=False)
+    working: asyncio.Task[Outcome] | None = None
     tree: Tree | None = None
+
+    def leave(self, why: str) -> bool:
+        """Have what works for it leave it as it is. Returns False where nobody could go on with it later."""
+        if not self.file.kept:
+            return False
+        self.left, self.resumed = True, why
+        if self.tree is not None:
+            self.tree.left = True
+        return True
 
 
 class Supervisor:
-    """Owns the runs that are going on. An async context manager: leaving it cancels them and waits for their end."""
+    """Owns the runs that are going on. An async context manager: entering it takes up those that a former server left,
+    and leaving it puts them away for the next one, and waits for that.
+    """
 
     def __init__(
         self,
@@ -125,18 +157,51 @@ class Supervisor:
         self._stack = AsyncExitStack()
         self._group = asyncio.TaskGroup()
         self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._stopping = False
 
     async def __aenter__(self) -> Self:
-        await recover(self._services.journal, self._services.ledger, self._services.redaction)
+        left = await recover(self._services, self._contexts)
         await self._stack.enter_async_context(self._group)
+        for one in left:
+            await self._take_up(one)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stopping = True
         for live in self._live.values():
+            live.leave(RESTARTED)
             live.task.cancel()
         await self._stack.__aexit__(None, None, None)
+
+    async def _take_up(self, left: LeftRun) -> None:
+        """Go on with a run that a former server left."""
+        row, asked = left.row, left.past.asked
+        live = _Live(
+            row,
+            asked.limits,
+            asked.image,
+            left.context,
+            asked.question,
+            left.file,
+            await self._event_log(row, left.file, asked.limits),
+            past=left.past,
+            resumed=RESTARTED,
+        )
+        self._begin_work(live)
+
+    async def _event_log(self, row: RunRow, file: RunFile, limits: RunLimits) -> EventLog:
+        """Return what keeps the events of a run from now on."""
+        journal = self._services.journal
+        quota = Quota(limits.event_bytes, self._limits(row.tenant).tenant_kept_bytes)
+        last, size = await journal.last_sequence(row.id), await journal.event_bytes(row.id)
+        redaction = self._services.redaction.of(row.tenant, row.id)
+        return EventLog(journal, row.id, quota, last, redaction, before=partial(_happened, file), size=size)
+
+    def _begin_work(self, live: _Live) -> None:
+        self._live[live.row.id] = live
+        live.task = self._group.create_task(self._run(live))
 
     async def create(self, new: NewRun) -> RunRow:
         """Start a run and return it, pending; a repeated request id returns the run it started.
@@ -187,6 +252,8 @@ class Supervisor:
         kept, redacted = redaction.text("question", new.question)
         question_bytes = sys.getsizeof(new.question) if redacted else 0
         held.take(new.tenant, question_bytes, "the question of a run")
+        file = self._services.files.create(run_id, new.tenant)
+        file.add(Asked(new.question, new.limits, new.image))
         made = await asyncio.gather(  # in one commit
             journal.create(row, kept, new.request, redacted=redacted, patience=PATIENCE),
             ledger.open_account(
@@ -201,57 +268,98 @@ class Supervisor:
         for failure in made:
             if isinstance(failure, BaseException):
                 held.give_back(new.tenant, question_bytes)
+                file.remove()
                 raise failure
         quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
         self.counters.started += 1
-        live = self._live[run_id] = _Live(
-            new.tenant, EventLog(journal, run_id, quota, redaction=redaction), question_bytes
-        )
         # Where its question is in the journal, what waits in line holds no more than it must.
         question = None if self._places.in_line(new.tenant) and not redacted else new.question
-        live.task = self._group.create_task(self._run(row, question, new.context, new.limits, new.image, live))
+        event_log = EventLog(journal, run_id, quota, redaction=redaction, before=partial(_happened, file))
+        live = _Live(row, new.limits, new.image, new.context, question, file, event_log, question_bytes)
+        self._begin_work(live)
         await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
 
-    async def _run(
-        self,
-        row: RunRow,
-        question: str | None,
-        context: Context | None,
-        limits: RunLimits,
-        image: str,
-        live: _Live,
-    ) -> None:
-        keeping, began = asyncio.create_task(live.event_log.serve()), time.monotonic()
+    async def _run(self, live: _Live) -> None:
+        began, row = time.monotonic(), live.row
+        live.keeping = asyncio.create_task(live.event_log.serve())
         outcome = Outcome(RunState.FAILED, reason="an internal error of the server; it has been logged")
         try:
             with span("run", rlm__run_id=row.id, rlm__tenant=row.tenant, gen_ai__request__model=row.model) as told:
-                async with self._places.place(row.tenant) as place:
-                    outcome = await self._work(row, question, context, limits, image, live, place)
+                outcome = await self._worked(live)
                 told.note(rlm__state=outcome.state)
         except asyncio.CancelledError:
             outcome = Outcome(RunState.CANCELLED, reason="cancelled")
+            if self._stopping and not live.left:
+                outcome = Outcome(RunState.FAILED, reason=f"{SERVER_STOPPED}, and could not be kept")
         except ContextDamaged as error:
             outcome = Outcome(RunState.FAILED, reason=cut(str(error), MAX_REASON))
         except Exception:
             log.exception("run %s failed", row.id)
         finally:
-            await run_to_completion(self._finish(row.id, outcome, live, keeping))
-            self.counters.ended[outcome.state] += 1
-            self.counters.seconds.add(time.monotonic() - began)
-            if context is not None:
-                self._contexts.unpin(context)
+            if self._stopping and live.left:
+                await run_to_completion(self._put_away(live))
+            else:
+                await run_to_completion(self._finish(live, outcome))
+                self.counters.ended[outcome.state] += 1
+                self.counters.seconds.add(time.monotonic() - began)
+            if live.context is not None:
+                self._contexts.unpin(live.context)
 
-    async def _work(
-        self,
-        row: RunRow,
-        question: str | None,
-        context: Context | None,
-        limits: RunLimits,
-        image: str,
-        live: _Live,
-        place: Place,
-    ) -> Outcome:
+    async def _worked(self, live: _Live) -> Outcome:
+        """Work for a run until it ends; where the work had to be left, once it can go on."""
+        while True:
+            async with self._places.place(live.row.tenant) as place:
+                live.working = asyncio.create_task(self._work(live, place))
+                try:
+                    await asyncio.wait([live.working])
+                finally:
+                    if not live.working.done():
+                        await cancel_and_wait(live.working)
+            if not live.left:
+                try:
+                    return live.working.result()
+                except DatabaseError:
+                    if not live.leave(NO_DATABASE):
+                        raise
+            await self._again(live)
+
+    async def _again(self, live: _Live) -> None:
+        """Once the database is there again, have a run ready to go on from what its file says."""
+        live.event_log.stop()
+        await asyncio.wait([live.keeping])
+        await self._until_reachable(live)
+        if live.tree is not None:
+            live.tree.memo.close()
+        live.file.close()
+        live.file, live.past = await settled_past(self._services, live.row)
+        live.event_log = await self._event_log(live.row, live.file, live.limits)
+        live.keeping = asyncio.create_task(live.event_log.serve())
+        live.question, live.left, live.tree = live.past.asked.question, False, None
+
+    async def _until_reachable(self, live: _Live) -> None:
+        while True:
+            try:
+                await self._services.journal.last_sequence(live.row.id)
+            except DatabaseError:
+                await asyncio.sleep(LOOK_AGAIN_SECONDS)
+            else:
+                return
+
+    async def _put_away(self, live: _Live) -> None:
+        """Leave a run to the next server."""
+        live.event_log.stop()
+        await asyncio.wait([live.keeping])
+        if not live.keeping.cancelled():
+            live.keeping.exception()  # marks it as retrieved: what was not kept is in the file
+        if live.tree is not None:
+            live.tree.memo.close()
+        live.file.close()
+        self._services.shares.held.give_back(live.row.tenant, live.question_bytes)
+        del self._live[live.row.id]
+
+    async def _work(self, live: _Live, place: Place) -> Outcome:
+        row, context, question, limits = live.row, live.context, live.question, live.limits
         if question is None:
             root = await self._services.journal.root(row.id)
             assert root is not None  # noqa: S101
@@ -259,21 +367,34 @@ class Supervisor:
         characters = context.content.characters if context is not None else 0
         node_context = whole_context(self._contexts.corpus(context)) if context is not None else None
         corpus = node_context.corpus if node_context is not None else None
-        deadline, event_log = time.monotonic() + limits.wall_seconds, live.event_log
+        deadline, event_log = time.monotonic() + _seconds_left(live), live.event_log
         traced = (
             TracedContext(row.tenant, self._services.shares, partial(self._contexts.lineage, context))
             if context is not None
             else None
         )
-        event_log.emit(
-            EventOrigin(row.id, "", 0), RunStarted(question, row.model, row.sub_model, characters, row.budget)
-        )
+        if not event_log.last:
+            event_log.emit(
+                EventOrigin(row.id, "", 0), RunStarted(question, row.model, row.sub_model, characters, row.budget)
+            )
         async with Tracer(traced) as tracer:
-            live.tree = Tree(self._services, row, limits, image, deadline, event_log, corpus, tracer, place)
+            live.tree = Tree(
+                self._services, row, limits, live.image, deadline, event_log, corpus, tracer, place, live.file,
+                live.past, live.resumed, partial(self._leave, live),
+            )  # fmt: skip
+            if live.past is not None:
+                await live.tree.go_on(live.past)
             return await Node(live.tree, Task(row.id, "", 0, question, node_context, row.model)).run()
 
-    async def _finish(self, run_id: str, outcome: Outcome, live: _Live, keeping: asyncio.Task[None]) -> None:
+    async def _leave(self, live: _Live, why: str) -> None:
+        """Have all that works for a run stop, whoever calls this included; returns where it cannot go on later."""
+        if live.working is not None and live.leave(why):
+            live.working.cancel()
+            await asyncio.get_running_loop().create_future()  # until that reaches whoever called
+
+    async def _finish(self, live: _Live, outcome: Outcome) -> None:
         event_log, journal, ledger = live.event_log, self._services.journal, self._services.ledger
+        run_id = live.row.id
         try:
             if live.tree is not None:
                 live.tree.memo.close()
@@ -281,7 +402,7 @@ class Supervisor:
                     await journal.cover(run_id, await live.tree.coverage())
             else:  # no node of it began
                 await ledger.close_account(run_id)
-                ended, redacted = kept_form(outcome, self._services.redaction.of(live.tenant, run_id), root=True)
+                ended, redacted = kept_form(outcome, self._services.redaction.of(live.row.tenant, run_id), root=True)
                 await journal.move(run_id, ended.state, reason=ended.reason, redacted=redacted)
             if outcome.state is RunState.CANCELLED:  # perhaps when it had ended, and only that was still to be told
                 outcome = await kept_outcome(journal, run_id) or outcome
@@ -290,13 +411,15 @@ class Supervisor:
             event_log.emit(
                 EventOrigin(run_id, "", 0), RunFinished(outcome.state, outcome.reason, spent, outcome.answer)
             )
-            await keeping
+            await live.keeping
+            live.file.remove()
         except DatabaseError as error:  # the next start ends this run, and the others go on
             log.error("the end of run %s could not be kept: %s", run_id, type(error).__name__)  # noqa: TRY400
         except Exception:
             log.exception("the end of run %s could not be kept", run_id)
         finally:
-            self._services.shares.held.give_back(live.tenant, live.question_bytes)
+            live.file.close()
+            self._services.shares.held.give_back(live.row.tenant, live.question_bytes)
             del self._live[run_id]
 
     async def ended(self, run_id: str) -> None:
@@ -339,7 +462,7 @@ class Supervisor:
 
     async def delete_all(self, tenant: str) -> None:
         """Stop all of a tenant's runs and forget them."""
-        tasks = [live.task for live in self._live.values() if live.tenant == tenant]
+        tasks = [live.task for live in self._live.values() if live.row.tenant == tenant]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -359,6 +482,22 @@ class Supervisor:
         if live is not None:
             return live.event_log.watch(from_sequence, pace)
         return replay(self._services.journal, run_id, from_sequence, pace)
+
+
+def _happened(file: RunFile, one: WrittenEvent) -> None:
+    """Write an event down before it is kept."""
+    event, origin = one.event, one.event.origin
+    file.add(
+        Happened(
+            event.sequence, event.at, origin.node, origin.parent, origin.depth, origin.turn, one.body, one.cut, one.size
+        )
+    )
+
+
+def _seconds_left(live: _Live) -> float:
+    """Return what a run has left of its time, in which it was not away."""
+    root = live.past.nodes.get(live.row.id) if live.past is not None else None
+    return live.limits.wall_seconds if root is None or root.standing is None else root.standing.seconds_left
 
 
 def check_affordable(budget: Limit, above: Sequence[Balance]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from rlm_server.broker.broker import Broker
@@ -14,7 +14,7 @@ from rlm_server.repl.call_tally import Failures
 from rlm_server.repl.coverage import Coverage, Looked, SentText
 from rlm_server.repl.functions import Functions
 from rlm_server.repl.limits import RunLimits
-from rlm_server.repl.memo import Memo
+from rlm_server.repl.memo import CachedAnswer, Memo
 from rlm_server.repl.model_calls import seconds_left
 from rlm_server.repl.tracing import Tracer
 from rlm_server.runs.child_context import ChildContexts
@@ -23,6 +23,9 @@ from rlm_server.runs.event_log import EventLog
 from rlm_server.runs.events import BudgetWarning, EventOrigin
 from rlm_server.runs.journal import Journal, RunRow
 from rlm_server.runs.node_context import NodeContext, blocks_of
+from rlm_server.runs.past.past import RunPast
+from rlm_server.runs.past.recorder import Recorder
+from rlm_server.runs.past.run_file import RunFile, RunFiles
 from rlm_server.runs.places import Place
 from rlm_server.runs.redaction import Redaction, RunRedaction
 from rlm_server.runs.state import RunState
@@ -49,6 +52,7 @@ class Services:
     functions: Functions
     shares: Shares
     redaction: Redaction
+    files: RunFiles
     advice: Mapping[str, str] = field(default_factory=dict)
     """What models are told besides, by patterns of their names."""
     numbers: Mapping[str, str] = field(default_factory=dict)
@@ -87,6 +91,10 @@ async def kept_outcome(journal: Journal, node: str) -> Outcome | None:
     return None if row is None else Outcome(row.state, row.answer, row.reason)
 
 
+async def _not_left(_: str) -> None:
+    """Do nothing: the run cannot go on later."""
+
+
 @dataclass(slots=True)
 class Tree:
     """One run's shared state. `deadline` is on `time.monotonic()`."""
@@ -100,6 +108,16 @@ class Tree:
     context: Corpus | None
     tracer: Tracer
     place: Place
+    file: RunFile
+    """Where it is written down what happens, so that another process can go on with the run."""
+    past: RunPast | None = None
+    """What a former process, or this one earlier, left of it."""
+    resumed: str = ""
+    """Why it goes on, where it has a past."""
+    leave: Callable[[str], Awaitable[None]] = _not_left
+    """Has all that works for the run stop, so that it can go on later; called with why."""
+    left: bool = False
+    """Whether all that works for it is to stop, and leave it as it is."""
     memo: Memo = field(init=False)
     failures: Failures = field(default_factory=Failures)
     looked: Looked | None = field(init=False)
@@ -120,6 +138,22 @@ class Tree:
         self.looked = Looked(self.context) if self.context is not None else None
         self.contexts = ChildContexts(self.services.shares, self.run.tenant)
         self._levels = defaultdict(lambda: asyncio.Semaphore(self.limits.children))
+
+    async def go_on(self, past: RunPast) -> None:
+        """Take up what the run has behind it."""
+        self.spent = (await self.services.ledger.balance(self.run.id)).posted
+        self._warned = {unit: percent for unit in UNITS if (percent := self._passed(unit))}
+        self.nodes = await self.services.journal.node_count(self.run.id)
+        for key, reply in past.answers.items():
+            self.memo.put(bytes.fromhex(key), CachedAnswer(reply.text, reply.model))
+        root = past.nodes.get(self.run.id)
+        if root is not None and root.standing is not None:
+            self.failures.count = root.standing.failures
+            self.sent.restore(root.standing.sent, more=root.standing.sent_more)
+
+    def recorder(self, node: str) -> Recorder:
+        """Return what writes down what a node is told; of one that was there before, it knows what it was told."""
+        return Recorder(node, self.file, None if self.past is None else self.past.nodes.get(node))
 
     async def renew_place(self) -> None:
         """Between turns of the root: let another tenant's run work that has a better right to, and wait meanwhile."""
@@ -188,7 +222,12 @@ class Tree:
         self.spent += spent
         for unit in UNITS:
             limit, used = getattr(self.run.budget, unit), getattr(self.spent, unit)
-            passed = max((p for p in WARN_AT_PERCENT if limit and used * 100 >= limit * p), default=0)
+            passed = self._passed(unit)
             if passed > self._warned.get(unit, 0):
                 self._warned[unit] = passed
                 self.event_log.emit(origin, BudgetWarning(unit, passed, used, limit))
+
+    def _passed(self, unit: str) -> int:
+        """Return which share of its budget in a unit the run has spent, of those that are told; 0 for none."""
+        limit, used = getattr(self.run.budget, unit), getattr(self.spent, unit)
+        return max((p for p in WARN_AT_PERCENT if limit and used * 100 >= limit * p), default=0)

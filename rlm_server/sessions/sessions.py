@@ -163,7 +163,7 @@ class Sessions:
             after = rows[-1].id
             await asyncio.gather(*map(self._take_up, rows))
         await self._ledger.close_left(names.SESSION, self._sessions)  # those that have no rows
-        self._pool.keep_only(self._sessions)
+        self._pool.keep_only(self._sessions, names.SESSION)
 
     async def _take_up(self, row: SessionRow) -> None:
         try:

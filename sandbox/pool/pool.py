@@ -179,8 +179,8 @@ class Pool(Protocol):
         """Take a snapshot's file from elsewhere, to be kept under a name."""
         ...
 
-    def keep_only(self, names: Container[str]) -> None:
-        """Remove what former processes kept under other names: of sessions that ended."""
+    def keep_only(self, names: Container[str], prefix: str = "") -> None:
+        """Remove what former processes kept under other names that begin with a prefix: of sessions that ended."""
         ...
 
     def take_up(
@@ -280,10 +280,10 @@ class WorkerPool:
         """How many owners have a worker process."""
         return len(self._workers)
 
-    def keep_only(self, names: Container[str]) -> None:
-        """Remove what former processes kept under other names: of sessions that ended."""
+    def keep_only(self, names: Container[str], prefix: str = "") -> None:
+        """Remove what former processes kept under other names that begin with a prefix: of sessions that ended."""
         if self.store is not None:
-            self.store.keep_only(names)
+            self.store.keep_only(names, prefix)
 
     def incoming(self, name: str, owner: str) -> AbstractContextManager[Incoming]:
         """Take a snapshot's file from elsewhere, to be kept under a name."""

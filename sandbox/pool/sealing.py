@@ -75,6 +75,10 @@ class Sealer:
             raise SnapshotRefused(f"the stored session was made from another image than {image.name!r} is now")
         return Chain(self._keyed(b"tags", owner.encode(), image.key.encode(), name.encode(), header))
 
+    def chain_of(self, purpose: bytes, *parts: bytes) -> Chain:
+        """Return what is sealed for another purpose, bound to these parts. A purpose has at most 16 bytes."""
+        return Chain(self._keyed(purpose, *parts))
+
 
 @dataclass(slots=True)
 class Chain:

@@ -212,12 +212,12 @@ class SessionStore:
         except FileNotFoundError:
             raise SnapshotRefused("nothing is stored of it") from None
 
-    def keep_only(self, names: Container[str]) -> None:
-        """Remove what is kept under other names: of sessions that ended."""
-        self._keep_only(names, _KEPT)
+    def keep_only(self, names: Container[str], prefix: str = "") -> None:
+        """Remove what is kept under other names that begin with a prefix: of sessions that ended."""
+        self._keep_only(names, _KEPT, prefix)
 
-    def _keep_only(self, names: Container[str], kind: str) -> None:
-        for path in self._folder.glob(f"*{kind}"):
+    def _keep_only(self, names: Container[str], kind: str, prefix: str = "") -> None:
+        for path in self._folder.glob(f"{prefix}*{kind}"):
             if path.name.removesuffix(kind) not in names:
                 path.unlink(missing_ok=True)
 
@@ -242,8 +242,7 @@ class SessionStore:
         """Count a snapshot that a former process left, where it is there."""
         path = self._path(name, _SNAPSHOT)
         with suppress(FileNotFoundError):
-            self._uncount(path, owner)
-            self._count(path, owner, path.stat().st_size, always=True)
+            self.count_as_it_is(path, owner, path.stat().st_size)
 
     def remove_snapshot(self, name: str, owner: str) -> None:
         """Remove a snapshot of this owner's. Does nothing where it was removed already."""
@@ -289,6 +288,11 @@ class SessionStore:
             StoreFull: they do not fit.
         """
         self._count(path, owner, size, always=False)
+
+    def count_as_it_is(self, path: Path, owner: str, size: int) -> None:
+        """Count a file of an owner's that is there already, and has this many bytes."""
+        self._uncount(path, owner)
+        self._count(path, owner, size, always=True)
 
     def _count(self, path: Path, owner: str, size: int, *, always: bool) -> None:
         with self._lock:

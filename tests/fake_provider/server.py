@@ -63,6 +63,8 @@ class FakeProvider:
     """
 
     answer: str = "The answer is 42, says the fake provider."
+    answers: Callable[[Received], str] | None = None
+    """What is said to each request, where it is not `answer`."""
     thinking: int = 0
     hint: dict[str, str] = field(default_factory=lambda: {"retry-after": "0"})
     latency: float = 0.0
@@ -72,6 +74,8 @@ class FakeProvider:
     chance: Callable[[], Fault | None] = lambda: None
     faults: deque[Fault | None] = field(default_factory=deque)
     billed: list[Bill] = field(default_factory=list)
+    delivered: list[Bill] = field(default_factory=list)
+    """Of what was billed, that whose client was still there when the answer was sent."""
     received: asyncio.Queue[Received] = field(default_factory=asyncio.Queue)
     url: str = ""
     requests: int = 0
@@ -150,12 +154,16 @@ class FakeProvider:
             self.received.put_nowait(request)
         fault = self.faults.popleft() if self.faults else self.chance()
         reply = self._reply(request, speech, fault)
+        bill = None
         if fault not in NOT_BILLED:
             prompt = hashlib.sha256(request.messages[-1]["content"].encode()).hexdigest()[:16]
-            self.billed.append(Bill(reply.id, reply.model, prompt, reply.usage, fault))
+            bill = Bill(reply.id, reply.model, prompt, reply.usage, fault)
+            self.billed.append(bill)
         if self.latency or fault is Fault.SLOW:
             await asyncio.sleep(self.latency or self.slow_seconds)
         answer = self._refusal(request, speech, reply) if fault in STATUS else self._answer(request, speech, reply)
+        if bill is not None and not reader.at_eof():
+            self.delivered.append(bill)
         return await self._deliver(answer, fault, reader, writer)
 
     async def _deliver(
@@ -233,14 +241,15 @@ class FakeProvider:
 
     def _reply(self, request: Received, speech: Speech, fault: Fault | None) -> Reply:
         most = speech.max_tokens(request.body)
-        text = self.answer.encode()[: most * 4].decode(errors="ignore")
+        said = self.answer if self.answers is None else self.answers(request)
+        text = said.encode()[: most * 4].decode(errors="ignore")
         usage = self._count(request, text)
         if fault is Fault.OUTPUT_ABOVE:
             usage = replace(usage, output=most + 1_000)
         if fault is Fault.INPUT_ABOVE:
             usage = replace(usage, input=usage.input + 1_000_000)
         id = f"req-{self.requests:07}"
-        return Reply(id, request.body["model"], text, text != self.answer, usage, fault)
+        return Reply(id, request.body["model"], text, text != said, usage, fault)
 
     def _count(self, request: Received, text: str) -> Usage:
         """Count tokens. What was asked before is read from the cache, up to the end of the longest prefix that was.

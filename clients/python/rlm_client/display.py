@@ -135,6 +135,9 @@ class Display:
                 self._excerpts.pop(event.node_id, None)  # what it printed is void, shown or not
                 began = f"! the code began again, and its output so far is void: {event.turn_restarted.reason}"
                 self._in_node(event, node, began, "yellow")
+            case "node_resumed":
+                self._excerpts.pop(event.node_id, None)
+                self._in_node(event, node, f"! goes on: {event.node_resumed.reason}", "yellow")
             case "code_finished":
                 self._code_finished(event, node)
             case "child_started" | "child_finished":

@@ -176,6 +176,8 @@ class _RunEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunEvent
     """`call_traced`"""
     RUN_EVENT_KIND_TURN_RESTARTED: _RunEventKind.ValueType  # 17
     """`turn_restarted`"""
+    RUN_EVENT_KIND_NODE_RESUMED: _RunEventKind.ValueType  # 24
+    """`node_resumed`"""
 
 class RunEventKind(_RunEventKind, metaclass=_RunEventKindEnumTypeWrapper):
     """What an event is: which of the bodies of RunEvent it has."""
@@ -216,6 +218,8 @@ RUN_EVENT_KIND_CALL_TRACED: RunEventKind.ValueType  # 16
 """`call_traced`"""
 RUN_EVENT_KIND_TURN_RESTARTED: RunEventKind.ValueType  # 17
 """`turn_restarted`"""
+RUN_EVENT_KIND_NODE_RESUMED: RunEventKind.ValueType  # 24
+"""`node_resumed`"""
 Global___RunEventKind: _TypeAlias = RunEventKind  # noqa: Y015
 
 class _ReplyEnd:
@@ -1306,6 +1310,7 @@ class RunEvent(_message.Message):
     RUN_FINISHED_FIELD_NUMBER: _builtins.int
     CALL_TRACED_FIELD_NUMBER: _builtins.int
     TURN_RESTARTED_FIELD_NUMBER: _builtins.int
+    NODE_RESUMED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, … without gaps within a run."""
     node_id: _builtins.str
@@ -1392,6 +1397,10 @@ class RunEvent(_message.Message):
     def turn_restarted(self) -> _session_pb2.TurnRestarted:
         """The code begins again."""
 
+    @_builtins.property
+    def node_resumed(self) -> Global___NodeResumed:
+        """The node goes on after its server, or the database, was lost."""
+
     def __init__(
         self,
         *,
@@ -1419,16 +1428,41 @@ class RunEvent(_message.Message):
         run_finished: Global___RunFinished | None = ...,
         call_traced: _session_pb2.ModelCallTraced | None = ...,
         turn_restarted: _session_pb2.TurnRestarted | None = ...,
+        node_resumed: Global___NodeResumed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "node_resumed", b"node_resumed", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "node_resumed", b"node_resumed", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted", "node_resumed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
 Global___RunEvent: _TypeAlias = RunEvent  # noqa: Y015
+
+@_typing.final
+class NodeResumed(_message.Message):
+    """The node goes on after its server, or the database, was lost. Of the turn that had not ended everything is told again from
+    here on, and what was paid for is told as free.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """What had happened, for people."""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeResumed: _TypeAlias = NodeResumed  # noqa: Y015
 
 @_typing.final
 class RunStarted(_message.Message):

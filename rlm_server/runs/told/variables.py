@@ -36,6 +36,16 @@ class Variables:
         self._loops: set[str] = set()
         self._assigned: set[str] = set()
 
+    @property
+    def standing(self) -> tuple[tuple[Variable, ...], tuple[str, ...], tuple[str, ...]]:
+        """The variables that were told, the names that loops assign to, and those that other code does."""
+        return tuple(self._told.values()), tuple(sorted(self._loops)), tuple(sorted(self._assigned))
+
+    def restore(self, told: Iterable[Variable], loops: Iterable[str], assigned: Iterable[str]) -> None:
+        """Go on from a standing."""
+        self._told = {one.name: one for one in told}
+        self._loops, self._assigned = set(loops), set(assigned)
+
     def news(self, blocks: Iterable[str], now: Sequence[Variable]) -> str:
         """Say which variables are new, or changed, after code ran; `now` has all there are.
 

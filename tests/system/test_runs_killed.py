@@ -1,0 +1,132 @@
+"""Runs outlive their server: killed at any moment, they go on at its next start, and nothing is paid for twice."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import signal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from rlm.v1 import run_pb2, types_pb2
+
+from tests.fake_provider.server import FakeProvider
+from tests.fake_provider.wire import Received
+from tests.system.books import check_settled, check_within_limits
+from tests.system.stage import Caller, Ended
+from tests.system.test_process import address, process
+
+KILLS = 6
+"""Of one run."""
+CHILD = "What is this part about?"
+
+TURNS = (
+    "import asyncio\nfirst = [llm_query(f'one {n} {context[n]}') for n in range(4)]\nprint(first)",
+    """\
+async def both():
+    return await asyncio.gather(*[llm_query_async(f'two {n} {first[n]}') for n in range(4)])
+second = await both()
+print(budget()['calls'], second)""",
+    f"third = rlm_query_batched([{CHILD!r}] * 2, [context[:40], context[40:]])\nprint(third)",
+    "kept = llm_query('one 0 ' + context[0])\nprint(kept == first[0])",
+    "FINAL('|'.join([*first, *second, *third, kept]))",
+)
+CHILD_TURNS = (
+    "said = llm_query_batched([f'child {n} {context}' for n in range(3)])\nprint(said)",
+    "FINAL(' '.join(said))",
+)
+
+
+def said(prompt: str) -> str:
+    """What the model of the code answers: the same to the same."""
+    return hashlib.sha256(prompt.encode()).hexdigest()[:8]
+
+
+def reply(received: Received) -> str:
+    """Play a root, a child or the model of their code, by what the request says."""
+    messages = received.messages
+    spoken = sum(message["role"] == "assistant" for message in messages)
+    first = next(message["content"] for message in messages if message["role"] == "user")
+    if not spoken and len(messages) <= 2 and first.startswith(("one", "two", "child")):
+        return said(first)
+    turns = CHILD_TURNS if CHILD in first else TURNS
+    return f"```repl\n{turns[spoken]}\n```"
+
+
+def expected(text: str) -> str:
+    first = [said(f"one {n} {text[n]}") for n in range(4)]
+    second = [said(f"two {n} {first[n]}") for n in range(4)]
+    third = [" ".join(said(f"child {n} {part}") for n in range(3)) for part in (text[:40], text[40:])]
+    return "|".join([*first, *second, *third, first[0]])
+
+
+@dataclass
+class Watcher:
+    """Watches a run as a client does: over each of its server's deaths, from the last number that it saw."""
+
+    events: list[run_pb2.RunEvent] = field(default_factory=list)
+
+    async def watch(self, caller: Caller, run: str) -> bool:
+        """Watch until the stream breaks; returns whether the run has ended."""
+        async for event in caller.watch(run, len(self.events) + 1):
+            self.events.append(event)
+        return bool(self.events) and self.events[-1].WhichOneof("body") == "run_finished"
+
+
+async def killed_and_ended(data_dir: Path, provider: FakeProvider, pauses: Sequence[float], text: str) -> Ended:
+    """Run to the end a run whose server is killed after each of these pauses."""
+    run, watcher, context = "", Watcher(), ""
+    for pause in (*pauses, None):
+        async with process(data_dir, provider) as server:
+            caller = Caller(await address(server), (data_dir / "development-key").read_text().strip())
+            if not run:
+                context = (await caller.upload(text)).context_id
+                run = (await caller.create(context_id=context)).run_id
+            watching = asyncio.create_task(watcher.watch(caller, run))
+            if pause is not None:
+                await asyncio.wait([watching], timeout=pause)
+                server.send_signal(signal.SIGKILL)
+                await server.wait()
+                await asyncio.wait([watching])
+                watching.exception()
+                await caller.channel.close(None)
+                continue
+            async with asyncio.timeout(60):
+                assert await watching
+            ended = Ended(await caller.get(run), await caller.nodes(run), watcher.events)
+            await caller.channel.close(None)
+            server.send_signal(signal.SIGTERM)
+            out, err = await server.communicate()
+            assert b"Traceback" not in out + err, (out + err).decode()
+    return ended
+
+
+TEXT = "Some text that is looked at in parts by children, and by calls one after another, too."
+
+
+async def test_an_undisturbed_run_answers_as_expected(tmp_path: Path) -> None:
+    async with FakeProvider(answers=reply, latency=0.02).serving() as provider:
+        ended = await killed_and_ended(tmp_path / "data", provider, (), TEXT)
+    assert (ended.run.state, ended.run.answer) == (run_pb2.RUN_STATE_SUCCEEDED, expected(TEXT)), ended.run.end_message
+    check_settled(tmp_path / "data")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+async def test_a_run_whose_server_is_killed_again_and_again_ends_as_if_it_had_not_been(
+    tmp_path: Path, seed: int
+) -> None:
+    chance = random.Random(seed)
+    pauses = [chance.uniform(0.05, 0.6) for _ in range(KILLS)]
+    async with FakeProvider(answers=reply, latency=0.03).serving() as provider:
+        ended = await killed_and_ended(tmp_path / "data", provider, pauses, TEXT)
+    assert (ended.run.state, ended.run.answer) == (run_pb2.RUN_STATE_SUCCEEDED, expected(TEXT)), ended.run.end_message
+    assert [event.sequence for event in ended.events] == list(range(1, len(ended.events) + 1))
+    assert ended.kinds[0] == "run_started"
+    assert ended.kinds.count("run_finished") == 1
+    check_settled(tmp_path / "data")
+    twice = {prompt: times for prompt, times in Counter(bill.prompt for bill in provider.delivered).items() if times > 1}
+    assert not twice
