@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -56,7 +57,7 @@ from sandbox.pool.live_sessions import PoolFull
 from sandbox.pool.pool import JailMissing, LiveSession
 from sandbox.pool.process import WorkerLost
 from sandbox.pool.sealing import SnapshotRefused
-from sandbox.turn import Turn
+from sandbox.turn import Stop, Turn
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,8 @@ NO_DATABASE = "the server could not reach its database"
 _MAY_DIFFER = frozenset({"budget"})
 """Requests that are answered otherwise when they are made again, and are not calls."""
 
+MORE_WORKERS = 2
+"""So often a block's code begins anew where the process that ran it was lost."""
 CLOSING = 0
 """Stands for the turn in which a node's model is asked for its last word."""
 
@@ -500,6 +503,17 @@ class Node:
             )
 
         execute = partial(session.execute, code, answer, output.take, restarted, note)
+        turn = await self._metered(execute, session)
+        for _ in range(MORE_WORKERS):
+            if not (turn.error is not None and turn.error.type is Stop.WORKER_LOST and block and self._record.kept):
+                break
+            await self._record.again()
+            restarted(turn.error.message)
+            turn = await self._metered(execute, session)
+        self._draft.end(turn.status)
+        return turn
+
+    async def _metered(self, execute: Callable[[], Awaitable[Turn]], session: LiveSession) -> Turn:
         ledger, limits = self.tree.services.ledger, self.tree.limits.sandbox
         self._draft.begin()
         try:
@@ -516,7 +530,6 @@ class Node:
             )
         except BudgetError as error:
             raise NodeEnded(RunState.EXHAUSTED, f"budget.{error.unit}: {error}") from None
-        self._draft.end(done.turn.status)
         self.tree.count(self.origin, done.spent)
         self._booking = [booked for booked in self._booking if not booked.done()] + [done.booked]
         if len(self._booking) >= MOST_BOOKING:  # else short blocks would fill the line of the database's writer

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from rlm_server.clock import now
 from rlm_server.contexts.context_table import Context
@@ -106,7 +107,9 @@ async def settled_past(services: Services, row: RunRow) -> tuple[RunFile, RunPas
         CannotGoOn: there is none, or it cannot be used.
     """
     try:
-        file, entries = await asyncio.to_thread(services.files.take_up, row.id, row.tenant)
+        redaction = services.redaction.of(row.tenant, row.id)
+        take_up = partial(services.files.take_up, row.id, row.tenant, lambda: redaction.wanted)
+        file, entries = await asyncio.to_thread(take_up)
     except (SnapshotRefused, OSError) as error:
         raise CannotGoOn(str(error)) from None
     past = RunPast.of(entries)

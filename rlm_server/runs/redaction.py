@@ -68,6 +68,11 @@ class RunRedaction:
     def __init__(self, wanted: Callable[[], bool], key: bytes) -> None:
         self._wanted, self._key = wanted, key
 
+    @property
+    def wanted(self) -> bool:
+        """Whether no contents are to be kept."""
+        return self._wanted()
+
     def redacted(self, value: Value, leaving: Collection[str] = ()) -> tuple[Value, tuple[CutText, ...]]:
         """Redact the texts of a dataclass, but for those at the paths `leaving`, and return which were."""
         if not self._wanted():
@@ -154,6 +159,7 @@ def _failure(error: str) -> str:
 NO_CONTENTS: Mapping[str, Rule] = {
     "RunStarted.model": _whole,
     "RunStarted.sub_model": _whole,
+    "NodeResumed.reason": _whole,
     "ModelReplied.model": _whole,
     "ModelReplied.call_id": _whole,
     "ChildStarted.child_id": _whole,

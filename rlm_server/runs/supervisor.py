@@ -252,7 +252,7 @@ class Supervisor:
         kept, redacted = redaction.text("question", new.question)
         question_bytes = sys.getsizeof(new.question) if redacted else 0
         held.take(new.tenant, question_bytes, "the question of a run")
-        file = self._services.files.create(run_id, new.tenant)
+        file = self._services.files.create(run_id, new.tenant, lambda: redaction.wanted)
         file.add(Asked(new.question, new.limits, new.image))
         made = await asyncio.gather(  # in one commit
             journal.create(row, kept, new.request, redacted=redacted, patience=PATIENCE),

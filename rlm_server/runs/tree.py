@@ -153,7 +153,13 @@ class Tree:
 
     def recorder(self, node: str) -> Recorder:
         """Return what writes down what a node is told; of one that was there before, it knows what it was told."""
-        return Recorder(node, self.file, None if self.past is None else self.past.nodes.get(node))
+        return Recorder(node, self.file, None if self.past is None else self.past.nodes.get(node), self._read_past)
+
+    async def _read_past(self) -> RunPast:
+        entries = await asyncio.to_thread(self.services.files.read, self.run.id, self.run.tenant)
+        past = RunPast.of(entries)
+        assert past is not None  # noqa: S101 - this process wrote it
+        return past
 
     async def renew_place(self) -> None:
         """Between turns of the root: let another tenant's run work that has a better right to, and wait meanwhile."""

@@ -21,7 +21,7 @@ from rlm_server.repl.events import (
     TurnRestarted,
 )
 from rlm_server.runs import events
-from rlm_server.runs.events import Body, Event, EventOrigin, RunFinished, from_json, to_json
+from rlm_server.runs.events import Body, Event, EventOrigin, NodeResumed, RunFinished, from_json, to_json
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.state import RunState
 from sandbox.corpora.coverage import Range
@@ -182,6 +182,7 @@ BODIES: list[Body] = [
     Printed("stdout", "a\nb"),
     Printed("stderr", "\U0001f600"),
     TurnRestarted("the process died"),
+    NodeResumed("the server was started anew"),
     CallStarted("call_2", "sub-model", 100),
     CallFinished(FinishedCall("call_2", "sub-model", SPENT), 20),
     CallFinished(FinishedCall("call_2", "sub-model", Amounts(), memo=True), 20),

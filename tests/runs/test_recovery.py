@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
@@ -14,12 +16,17 @@ from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from rlm_server.runs.cuts import CutText
 from rlm_server.runs.events import Event, RunFinished
 from rlm_server.runs.journal import Journal
-from rlm_server.runs.recovery import REASON, recover
+from rlm_server.runs.node import SERVER_STOPPED
+from rlm_server.runs.past.run_file import RunFiles
+from rlm_server.runs.recovery import recover
 from rlm_server.runs.redaction import Redaction
 from rlm_server.runs.state import RunState
+from rlm_server.runs.tree import Services
 from rlm_server.tenants.tenants import Tenants
+from sandbox.pool.snapshots import SessionStore
 from tests.runs.stage import END, a_node, a_run, an_event, in_rows
 
+SECRET = bytes(32)
 SPENT = Amounts(nano_usd=7, tokens=3, calls=1)
 
 
@@ -29,6 +36,7 @@ class Process:
 
     journal: Journal
     ledger: Ledger
+    folder: Path
     redacts: tuple[str, ...] = ()
     """The tenants whose contents are redacted."""
 
@@ -54,7 +62,11 @@ class Process:
         return hold.id
 
     async def recover(self) -> None:
-        await recover(self.journal, self.ledger, Redaction(self.redacts.__contains__, b"secret"))
+        files = RunFiles(self.folder / "runs", SECRET, SessionStore(self.folder / "sessions", SECRET))
+        pool: Any = SimpleNamespace(keep_only=lambda *_: None, images=("core",))
+        redaction, nothing = Redaction(self.redacts.__contains__, b"secret"), cast(Any, None)
+        services = Services(nothing, self.ledger, pool, self.journal, nothing, nothing, redaction, files)
+        assert await recover(services, nothing) == []
 
     async def events(self, run: str) -> list[Event]:
         return await self.journal.events(run, 1, 100)
@@ -75,7 +87,7 @@ async def process(folder: Path) -> AsyncIterator[Process]:
         await Tenants(database).ensure("acme")
         ledger = Ledger(database)
         await ledger.open_account("acme", tenant="acme", parent=None, limit=Limit())
-        yield Process(Journal(database), ledger)
+        yield Process(Journal(database), ledger, folder)
 
 
 async def test_a_run_that_was_going_on_has_failed_and_says_what_it_spent(tmp_path: Path) -> None:
@@ -85,8 +97,8 @@ async def test_a_run_that_was_going_on_has_failed_and_says_what_it_spent(tmp_pat
     async with process(tmp_path) as second:
         await second.recover()
         (root,) = await second.journal.nodes("run")
-        assert (root.state, root.reason) == (RunState.FAILED, REASON)
-        assert await second.last("run") == (3, RunFinished(RunState.FAILED, REASON, SPENT, ""))
+        assert (root.state, root.reason) == (RunState.FAILED, SERVER_STOPPED)
+        assert await second.last("run") == (3, RunFinished(RunState.FAILED, SERVER_STOPPED, SPENT, ""))
         assert await second.closed("run")
 
 
@@ -100,7 +112,7 @@ async def test_what_may_have_been_sent_is_paid_for_in_full(tmp_path: Path) -> No
     async with process(tmp_path) as second:
         await second.recover()
         assert {node.state for node in await second.journal.nodes("run")} == {RunState.FAILED}
-        assert await second.last("run") == (1, RunFinished(RunState.FAILED, REASON, SPENT + sent, ""))
+        assert await second.last("run") == (1, RunFinished(RunState.FAILED, SERVER_STOPPED, SPENT + sent, ""))
         balance = await second.ledger.balance("acme")
         assert (balance.posted, balance.pending) == (SPENT + sent, Amounts())
 
@@ -120,7 +132,7 @@ async def test_a_run_that_had_no_account_yet_has_failed_too(tmp_path: Path) -> N
         await first.journal.create(a_run(), "What?")
     async with process(tmp_path) as second:
         await second.recover()
-        assert await second.last("run") == (1, RunFinished(RunState.FAILED, REASON, Amounts(), ""))
+        assert await second.last("run") == (1, RunFinished(RunState.FAILED, SERVER_STOPPED, Amounts(), ""))
 
 
 async def test_a_run_whose_end_was_kept_but_not_told_tells_it(tmp_path: Path) -> None:

@@ -130,14 +130,15 @@ async def test_cancelling_a_run_that_has_ended_changes_nothing(server: Served) -
         check_story(again)
 
 
-async def test_a_server_that_stops_cancels_its_runs_and_settles_them(server: Served) -> None:
+async def test_a_run_that_another_server_left_can_be_cancelled(server: Served) -> None:
     hanging = Hanging()
     async with server(Play(code("llm_query('hang')"), sub=hanging)) as served:
         run = await served.caller.create()
         await hanging.reached.wait()
-    check_settled(served.data_dir)
-    async with server(Play("")) as served:
-        await check_cancelled(served, await served.caller.get(run.run_id))
+    hanging = Hanging()
+    async with server(Play("", sub=hanging)) as served:
+        await hanging.reached.wait()
+        await check_cancelled(served, await served.caller.cancel(run.run_id))
 
 
 async def test_a_child_that_is_cancelled_when_it_had_ended_is_told_as_it_is_kept(

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from rlm.v1 import run_pb2, types_pb2
+from rlm.v1 import run_pb2
 
 from tests.fake_provider.server import FakeProvider
 from tests.fake_provider.wire import Received
-from tests.system.books import check_settled, check_within_limits
+from tests.system.books import check_settled
 from tests.system.stage import Caller, Ended
 from tests.system.test_process import address, process
 

@@ -25,7 +25,7 @@ from rlm_server.runs.past.entries import (
     Told,
     TurnEnded,
 )
-from rlm_server.runs.past.past import NodePast
+from rlm_server.runs.past.past import NodePast, RunPast
 from rlm_server.runs.past.run_file import RunFile
 from rlm_server.runs.reply.decision import Decision
 from sandbox.door import HostCall, Json
@@ -55,8 +55,9 @@ class Recorder:
     Of a turn that did not end, it has what the turn was told, and tells it again to whoever asks for the same.
     """
 
-    def __init__(self, node: str, file: RunFile, past: NodePast | None) -> None:
-        self._node, self._file = node, file
+    def __init__(self, node: str, file: RunFile, past: NodePast | None, read: Callable[[], Awaitable[RunPast]]) -> None:
+        """`read` reads what the file has by now."""
+        self._node, self._file, self._read = node, file, read
         self.past = past if past is not None else NodePast()
         self.resumed = past is not None
         """Whether another process, or this one earlier, worked for the node before."""
@@ -68,6 +69,12 @@ class Recorder:
     def kept(self) -> bool:
         """Whether another process could go on with the node."""
         return self._file.kept
+
+    async def again(self) -> None:
+        """Have what the turn under way was told so far told again: its code begins anew."""
+        found = (await self._read()).nodes.get(self._node)
+        if found is not None:
+            self.past.answers, self.past.told, self.past.children = found.answers, found.told, found.children
 
     # ---- the node's own model --------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ import logging
 import os
 import secrets
 import struct
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 from rlm_server.runs.past.entries import Entry, entries
@@ -33,8 +33,18 @@ MAX_ENTRY = 64 << 20
 class RunFile:
     """The file of one run, to which entries are added. Where that cannot be, the run goes on and is not kept."""
 
-    def __init__(self, store: SessionStore, owner: str, path: Path, out: io.FileIO | None, chain: Chain) -> None:
+    def __init__(
+        self,
+        store: SessionStore,
+        owner: str,
+        path: Path,
+        out: io.FileIO | None,
+        chain: Chain,
+        keeps_nothing: Callable[[], bool],
+    ) -> None:
+        """Without `out`, and from when it `keeps_nothing`, nothing is kept."""
         self._store, self._owner, self._path, self._out, self._chain = store, owner, path, out, chain
+        self._keeps_nothing = keeps_nothing
 
     @property
     def kept(self) -> bool:
@@ -43,6 +53,8 @@ class RunFile:
 
     def add(self, entry: Entry) -> None:
         """Add an entry. It outlives this process when the call returns."""
+        if self._out is not None and self._keeps_nothing():
+            self.remove()
         if self._out is None:
             return
         record, chain = io.BytesIO(), self._chain.copy()
@@ -77,10 +89,13 @@ class RunFiles:
         self._folder, self._sealer, self._store = folder, Sealer(secret), store
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
-    def create(self, run: str, owner: str) -> RunFile:
-        """Begin the file of a run; one that cannot be made keeps nothing."""
+    def create(self, run: str, owner: str, keeps_nothing: Callable[[], bool] = lambda: False) -> RunFile:
+        """Begin the file of a run; one that cannot be made keeps nothing. `keeps_nothing` is asked each time."""
         path, header = self._path(run), _HEADER.pack(_MARK, VERSION, secrets.token_bytes(16))
-        file = RunFile(self._store, owner, path, None, self._chain(header, run, owner))
+        chain = self._chain(header, run, owner)
+        file = RunFile(self._store, owner, path, None, chain, keeps_nothing)
+        if keeps_nothing():
+            return file
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             out = io.FileIO(fd, "wb")
@@ -88,18 +103,32 @@ class RunFiles:
         except OSError as error:
             log.warning("a run of %r is not kept: %s", owner, error.strerror)
             return file
-        return RunFile(self._store, owner, path, out, self._chain(header, run, owner))
+        return RunFile(self._store, owner, path, out, chain, keeps_nothing)
 
-    def take_up(self, run: str, owner: str) -> tuple[RunFile, list[Entry]]:
-        """Go on with the file that another process left: what it has, and where more is added.
+    def take_up(
+        self, run: str, owner: str, keeps_nothing: Callable[[], bool] = lambda: False
+    ) -> tuple[RunFile, list[Entry]]:
+        """Go on with the file that another process left: what it has, and where more is added. Raises as `read`."""
+        found, size, chain = self._read(run, owner)
+        path = self._path(run)
+        out = io.FileIO(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "wb")
+        out.truncate(size)
+        out.seek(size)
+        self._store.count_as_it_is(path, owner, size)
+        return RunFile(self._store, owner, path, out, chain, keeps_nothing), found
+
+    def read(self, run: str, owner: str) -> list[Entry]:
+        """Return what the file of a run has.
 
         Raises:
             SnapshotRefused: there is none, it was altered, or it is another's, or of another version.
             OSError: it cannot be read.
         """
-        path = self._path(run)
+        return self._read(run, owner)[0]
+
+    def _read(self, run: str, owner: str) -> tuple[list[Entry], int, Chain]:
         try:
-            with path.open("rb") as source:
+            with self._path(run).open("rb") as source:
                 header = source.read(_HEADER.size)
                 if len(header) < _HEADER.size or header[:4] != _MARK:
                     raise SnapshotRefused("this is no file of a run")
@@ -115,11 +144,7 @@ class RunFiles:
             raise SnapshotRefused("nothing is stored of it") from None
         if not found:
             raise SnapshotRefused("nothing is stored of it")
-        out = io.FileIO(os.open(path, os.O_WRONLY | os.O_CLOEXEC), "wb")
-        out.truncate(size)
-        out.seek(size)
-        self._store.count_as_it_is(path, owner, size)
-        return RunFile(self._store, owner, path, out, good), found
+        return found, size, good
 
     def remove(self, run: str, owner: str) -> None:
         """Remove the file of a run, where there is one."""
