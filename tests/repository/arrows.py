@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SOURCES = {"sandbox": ROOT, "rlm_server": ROOT, "rlm_client": ROOT / "clients" / "python"}
 
-_SANDBOX = ("sandbox.door", "sandbox.turn", "sandbox.limits", "sandbox.cancellation")
+_SANDBOX = ("sandbox.door", "sandbox.turn", "sandbox.limits", "sandbox.inputs", "sandbox.cancellation")
 """What both sides of the sandbox's wall speak in."""
 
 ALLOWED: Mapping[str, tuple[str, ...]] = {
@@ -21,6 +21,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "sandbox.door": ("sandbox.bounded_json",),
     "sandbox.turn": (),
     "sandbox.limits": (),
+    "sandbox.inputs": (),
     "sandbox.cancellation": (),
     "sandbox.thread_time": (),
     "sandbox.guest": (),
