@@ -73,7 +73,7 @@ class FrameBounds:
             case Kind.OUTPUT:
                 most_header, nodes, most_data = 0, 0, self.output_bytes
             case Kind.INPUTS:
-                most_header, nodes, most_data = 0, 0, MAX_LOG
+                most_header, nodes, most_data = 0, 0, MAX_LOG if self.call_bytes else 0  # it comes with a request
             case Kind.CALL:
                 most_header, nodes, most_data = 0, 0, self.call_bytes
             case _:

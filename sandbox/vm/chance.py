@@ -33,8 +33,8 @@ _BARE = (OTHER + SAME, OTHER + FULL)
 """Entries that say nothing but how many readings came before them."""
 _ROOM = 16
 """Bytes of the log left for saying that it is full."""
-_COARSER_EVERY = 13
-"""In which power of two of bytes of the log its clocks become twice as coarse."""
+_COARSER_EVERY = 12
+"""After each so many bytes of the log, as a power of two, its clocks are twice as coarse: 4 KiB."""
 _LONG = (1 << 63) - 1
 
 

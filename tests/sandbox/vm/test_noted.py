@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
 
 from sandbox.door import HostCall, Json, digest_of
-from sandbox.inputs import Inputs
+from sandbox.inputs import BEGUN, FULL, MAX_LOG, OTHER, SAME, WAITED, Inputs, number, signed
+from sandbox.limits import Limits
 from sandbox.turn import Status, Turn
+from sandbox.vm import clocks
 from sandbox.vm.chance import Noted
+from sandbox.vm.image import Loaded
 from sandbox.vm.session import Session
+from sandbox.vm.waiting import ThreadWaiter
+from tests.sandbox.conftest import MakeText
 from tests.sandbox.repl import Repl, Repls, memory_of, on_thread
 
 BEFORE = """
@@ -35,7 +41,8 @@ time.sleep(0.002)
 ask((time.time_ns(), time.get_clock_info('time')))
 """
 RANDOM = """
-ask((random.random(), uuid.uuid4(), uuid.uuid1(), secrets.token_hex(40), os.urandom(3), tempfile.mktemp(), kept.random()))
+ask((random.random(), kept.random(), uuid.uuid4(), uuid.uuid1(), secrets.token_hex(40)))
+ask((os.urandom(3), tempfile.mktemp()))
 """
 ORDERS = """
 ask(list({str(n) * 3 for n in range(50)}))
@@ -170,3 +177,204 @@ def test_random_programs_run_again_on_the_same_path(before: Repl, start: Repls, 
     assert completed(again.run(fork, code)).variables
     assert again.asked == first.asked
     assert memory_of(fork) == memory_of(before)
+
+
+def test_a_turn_that_asks_for_something_else_goes_on_as_it_comes_and_can_run_again_so(
+    before: Repl, start: Repls
+) -> None:
+    forks = [start.fork(before) for _ in range(2)]
+    first = Host()
+    completed(first.run(before, CLOCKS + GATHERED + LAST))
+    second = Host(first.all)
+    completed(second.run(forks[0], CLOCKS + TIMEOUTS + RANDOM + LAST))
+    assert second.asked[:2] == first.asked[:2]
+    assert second.pieces
+    third = Host(second.all)
+    completed(third.run(forks[1], CLOCKS + TIMEOUTS + RANDOM + LAST))
+    assert (third.asked, third.pieces) == (second.asked, [])
+    assert memory_of(forks[0]) == memory_of(forks[1])
+
+
+class Waiter(ThreadWaiter):
+    """Keeps how long the guest wanted to wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[float | None] = []
+
+    def until(self, done: Callable[[], bool], seconds: float | None) -> float:
+        self.waits.append(seconds)
+        return super().until(done, seconds)
+
+
+def test_a_sleep_is_not_slept_again(before: Repl, start: Repls, loaded: Loaded) -> None:
+    waiters, hosts = [Waiter(), Waiter()], [Host()]
+    repls = [
+        start.keep(Session(loaded.program, before.session.checkpoint.fork(), Limits(), waiter)) for waiter in waiters
+    ]
+    code = "time.sleep(0.3)\nnow = time.time()\nawait asyncio.sleep(0.3)\nask(now)"
+    completed(hosts[0].run(repls[0], code))
+    completed(Host(hosts[0].all).run(repls[1], code))
+    slept = [sum(seconds > 0.2 for seconds in waiter.waits if seconds is not None) for waiter in waiters]
+    assert slept == [2, 0]
+
+
+def test_a_wait_that_ended_in_time_waits_for_the_same_replies_however_long_they_take(
+    before: Repl, start: Repls
+) -> None:
+    fork = start.fork(before)
+    code = "import _door\nnumber = _door.start('ask', q='1')\nreplies = _door.wait(0.5)\nask(replies)"
+    first = Host(slow=0.001)
+    completed(first.run(before, code))
+    again = Host(first.all, slow=0.5)
+    completed(again.run(fork, code.replace("0.5", "0.0")))
+    assert again.asked == first.asked
+
+
+# ---- clocks, one by one ----------------------------------------------------------------------------------------------
+
+BEGINS = bytes([OTHER, BEGUN, 1, 1])
+SECOND = 10**9
+TICK = clocks.TICK_NANOSECONDS
+
+
+class Times:
+    """Clocks of a guest that tell what they are set to."""
+
+    def __init__(self, inputs: Inputs, *times: int) -> None:
+        self.times, self.inputs = list(times), inputs
+        self.noted = Noted(inputs)
+        self.noted.begin(1, True)
+        self.noted.over(lambda clock: self.times[clock])
+
+    def read(self, *reads: int) -> list[int]:
+        return [self.noted.clock(clock) for clock in reads]
+
+    def note(self) -> None:
+        untold = self.noted.untold()
+        if untold is not None:
+            self.inputs.note(*untold, 1)
+
+
+def test_clocks_that_measure_go_on_from_what_they_told_and_the_time_of_day_is_that_of_now() -> None:
+    first = Times(Inputs.new(), 1000 * SECOND, 50 * SECOND, TICK)
+    told = first.read(0, 1, 2, 3)
+    first.times = [1001 * SECOND, 51 * SECOND, SECOND]
+    told += first.read(1, 1, 0, 2)
+    first.note()
+    again = Times(first.inputs, 9000 * SECOND, 7000 * SECOND, 0)
+    assert again.read(0, 1, 2, 3, 1, 1, 0, 2) == told
+    assert not again.noted.telling
+    assert again.read(0, 1, 2, 3) == [9000 * SECOND, 51 * SECOND, SECOND, SECOND]
+    again.times = [8000 * SECOND, 7002 * SECOND, 5 * TICK]
+    assert again.read(0, 1, 2) == [8000 * SECOND, 53 * SECOND, SECOND + 5 * TICK]
+    again.times[1:] = [6000 * SECOND, 0]
+    assert again.read(1, 2) == [53 * SECOND, SECOND + 5 * TICK]
+
+
+def test_readings_that_tell_nothing_new_are_told_again_as_often_as_they_were() -> None:
+    first = Times(Inputs.new(), SECOND, SECOND, 0)
+    first.read(*[0, 1, 2] * 100)
+    first.note()
+    size = len(first.inputs.log)
+    assert size < 30
+    first.times[1] += TICK
+    first.read(*[1] * 10)
+    first.note()
+    assert len(first.inputs.log) < size + 8
+    again = Times(first.inputs, 0, 0, 0)
+    assert again.read(*[0, 1, 2] * 100) == [SECOND, SECOND, 0] * 100
+    assert again.read(*[1] * 10) == [SECOND + TICK] * 10
+    assert not again.noted.telling
+
+
+def test_a_turn_that_only_reads_clocks_has_room_for_all_of_its_time() -> None:
+    one = Times(Inputs.new(), SECOND, SECOND, 0)
+    told = []
+    for _ in range(60 * SECOND // TICK):
+        one.times = [time + TICK for time in one.times]
+        told += one.read(1, 0)
+    one.note()
+    assert one.inputs.complete
+    assert len(one.inputs.log) <= MAX_LOG
+    assert max(one.times[1] - clock for clock in told[-2:]) <= 1024 * TICK
+    again = Times(one.inputs, 0, 0, 0)
+    assert again.read(*[1, 0] * (len(told) // 2)) == told
+
+
+def test_beyond_the_bound_nothing_is_noted_and_that_is_said() -> None:
+    one = Times(Inputs.new(), SECOND, SECOND, 0)
+    first = one.read(0, 0)
+    for _ in range(MAX_LOG):
+        assert one.noted.due({}) is None
+        one.noted.brought(())
+    one.note()
+    assert not one.inputs.complete
+    size = len(one.inputs.log)
+    assert MAX_LOG - 64 < size <= MAX_LOG
+    one.times[0] += SECOND
+    one.read(0)
+    one.note()
+    assert len(one.inputs.log) == size
+    again = Times(one.inputs, 5 * SECOND, 5 * SECOND, 0)
+    assert again.read(0, 0) == first
+    while again.noted.telling:
+        assert again.noted.due({}) == ()
+        again.noted.brought(())
+    assert again.read(0) == [5 * SECOND]
+    again.note()
+    assert len(one.inputs.log) == size
+
+
+@pytest.mark.parametrize(
+    ("log", "asked"),
+    [
+        (bytes([OTHER, WAITED]) + signed(5) + b"\0", {4: None}),
+        (bytes([OTHER, WAITED]) + signed(5) + signed(-1) + signed(1) + b"\0", {4: None, 5: None}),
+        (number(3 << 2 | OTHER) + bytes([WAITED]) + signed(5) + b"\0", {5: None}),
+        (number(1) + number(5), {5: None}),
+        (number(7 << 2 | OTHER) + bytes([FULL]), {5: None}),
+    ],
+)
+def test_a_wait_for_what_is_not_under_way_is_as_it_comes(log: bytes, asked: dict[int, None]) -> None:
+    inputs = Inputs.new()
+    inputs.note(0, BEGINS + log, 1)
+    one = Times(inputs, SECOND, SECOND, 0)
+    assert one.noted.due(asked) is None
+    assert not one.noted.telling
+    one.noted.brought((4,))
+    one.note()
+    assert inputs.log == BEGINS + bytes([OTHER, WAITED]) + signed(4) + b"\0"
+    assert inputs.complete
+
+
+def test_entries_that_say_nothing_are_passed_however_many_there_are() -> None:
+    inputs = Inputs.new()
+    inputs.note(0, BEGINS + bytes([OTHER, SAME]) * 30_000, 1)
+    one = Times(inputs, SECOND, SECOND, 0)
+    assert not one.noted.telling
+    assert one.read(0) == [SECOND]
+
+
+# ---- what else must not differ ---------------------------------------------------------------------------------------
+
+
+def test_where_a_part_of_a_text_is_found_does_not_depend_on_earlier_turns(
+    repl: Repl, start: Repls, text: MakeText
+) -> None:
+    repl.attach("context", text("ab" * 100_000))
+    code = "import _documents\n_documents.located(context[2000:100_000])"
+    repl.show(code.replace("2000", "4000"))
+    fork = start.fork(repl)
+    assert repl.show(code) == fork.show(code)
+
+
+def test_a_session_that_was_restored_has_as_much_memory_to_grow_into_beside_its_texts(
+    repl: Repl, start: Repls, text: MakeText
+) -> None:
+    repl.attach("context", text("a" * (120 << 20)))
+    fork = start.fork(repl)
+    code = "block = bytearray(20 << 20)\nlen(block)"
+    assert repl.show(code) == fork.show(code) == str(20 << 20)
+    much = "more = bytearray(90 << 20)"
+    assert [one.run(much).error.type for one in (repl, fork)] == ["MemoryError"] * 2  # type: ignore[union-attr]
