@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SOURCES = {"sandbox": ROOT, "rlm_server": ROOT, "rlm_client": ROOT / "clients" / "python"}
 
-_SANDBOX = ("sandbox.door", "sandbox.turn", "sandbox.limits", "sandbox.inputs", "sandbox.cancellation")
+_SANDBOX = ("sandbox.door", "sandbox.turn", "sandbox.limits", "sandbox.cancellation")
 """What both sides of the sandbox's wall speak in."""
 
 ALLOWED: Mapping[str, tuple[str, ...]] = {
@@ -27,11 +27,19 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "sandbox.guest": (),
     "sandbox.memory": (),
     "sandbox.corpora": ("sandbox.memory",),
-    "sandbox.vm": (*_SANDBOX, "sandbox.memory", "sandbox.corpora"),
-    "sandbox.wire": (*_SANDBOX, "sandbox.bounded_json", "sandbox.memory", "sandbox.corpora", "sandbox.vm"),
-    "sandbox.worker": (*_SANDBOX, "sandbox.memory", "sandbox.corpora", "sandbox.vm", "sandbox.wire"),
+    "sandbox.vm": (*_SANDBOX, "sandbox.inputs", "sandbox.memory", "sandbox.corpora"),
+    "sandbox.wire": (
+        *_SANDBOX,
+        "sandbox.inputs",
+        "sandbox.bounded_json",
+        "sandbox.memory",
+        "sandbox.corpora",
+        "sandbox.vm",
+    ),
+    "sandbox.worker": (*_SANDBOX, "sandbox.inputs", "sandbox.memory", "sandbox.corpora", "sandbox.vm", "sandbox.wire"),
     "sandbox.pool": (
         *_SANDBOX,
+        "sandbox.inputs",
         "sandbox.thread_time",
         "sandbox.memory",
         "sandbox.corpora",
