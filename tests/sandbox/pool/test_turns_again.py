@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from hashlib import blake2b
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ from sandbox.pool.worker_turn import AT_ONCE, HEAD_AT_ONCE, WorkerTurn
 from sandbox.turn import Status, Turn
 from sandbox.vm.image import Loaded
 from sandbox.wire.frames import Frame, Kind
+from tests.sandbox.pool.test_kept_sessions import killed, served
 from tests.sandbox.pool.test_pool import ignore, nobody
 from tests.sandbox.pool.test_turn_ends import hear
 from tests.sandbox.pool.test_workers import lost, pid_of, process_of, show
@@ -126,6 +128,29 @@ async def test_a_turn_that_is_cut_off_runs_again_on_the_same_path(pool: WorkerPo
     again = first.next()
     assert (await again.run(session)).status is Status.OK
     assert again.asked[:20] == first.asked[:20]
+
+
+async def test_a_turn_whose_server_is_killed_runs_again_in_the_next_on_the_same_path(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    places, servers = [1, 18, 30, 45], list[Server]()
+    first = Server()
+
+    def leave() -> None:
+        killed(tmp_path / "s", "one", tmp_path / str(len(servers)))
+        servers.append(first.next())
+        first.at = next((at for at in places if at > first.at), -1)
+
+    first.at, first.strike = places[0], leave
+    async with served(loaded, tmp_path / "s") as pool:
+        session = await pool.create("a", "core", LIMITS, "one")
+        await show(session, BEFORE)
+        assert (await first.run(session)).status is Status.OK
+    for number, (at, again) in enumerate(zip(places, servers, strict=True)):
+        async with served(loaded, tmp_path / str(number)) as pool:
+            turn = await again.run(pool.take_up("a", "core", LIMITS, "one"))
+            assert turn.status is Status.OK, turn.error
+            assert again.asked[:at] == first.asked[:at]
 
 
 async def test_a_turn_that_runs_again_as_it_had_asked_for_nothing_draws_the_same(pool: WorkerPool) -> None:

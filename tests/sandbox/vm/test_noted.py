@@ -88,6 +88,8 @@ ask(first.result())
 EVERYTHING = [CLOCKS, RANDOM, ORDERS, FILES, GATHERED, TIMEOUTS, POOLS]
 LAST = "\nask('last')\n"
 
+BEGINS = bytes([OTHER, BEGUN, 1, 1])
+
 
 class Host:
     """Answers a turn's requests after a while drawn by chance, and keeps what was known when each was made."""
@@ -195,6 +197,29 @@ def test_a_turn_that_asks_for_something_else_goes_on_as_it_comes_and_can_run_aga
     assert memory_of(forks[0]) == memory_of(forks[1])
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_a_log_says_a_turn_goes_on_and_can_run_again(before: Repl, start: Repls, seed: int) -> None:
+    chance = random.Random(seed)
+
+    def said() -> bytes:
+        tag, many = chance.randrange(4), chance.choice((0, 1, 5, 1 << 46))
+        before = number(chance.choice((0, 0, 1, 4)) << 2 | tag)
+        if tag < OTHER:
+            return before + number(chance.randrange(many + 1))
+        numbers = [signed(chance.choice((-1, 1, 2))) for _ in range(chance.randrange(3))]
+        return before + (bytes([SAME]) if chance.random() < 0.5 else bytes([WAITED]) + b"".join(numbers) + b"\0")
+
+    inputs, fork = Inputs.new(), start.fork(before)
+    inputs.note(0, BEGINS + b"".join(said() for _ in range(chance.randrange(400))), 1)
+    code = "now = ()" + "".join(chance.choices([RANDOM, ORDERS, FILES, GATHERED, POOLS], k=3)) + LAST
+    first = Host(inputs)
+    completed(first.run(before, code))
+    again = Host(first.all)
+    completed(again.run(fork, code))
+    assert (again.asked, again.pieces) == (first.asked, [])
+    assert memory_of(fork) == memory_of(before)
+
+
 class Waiter(ThreadWaiter):
     """Keeps how long the guest wanted to wait."""
 
@@ -233,7 +258,6 @@ def test_a_wait_that_ended_in_time_waits_for_the_same_replies_however_long_they_
 
 # ---- clocks, one by one ----------------------------------------------------------------------------------------------
 
-BEGINS = bytes([OTHER, BEGUN, 1, 1])
 SECOND = 10**9
 TICK = clocks.TICK_NANOSECONDS
 
