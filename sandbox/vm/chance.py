@@ -35,7 +35,10 @@ _ROOM = 16
 """Bytes of the log left for saying that it is full."""
 _COARSER_EVERY = 12
 """After each so many bytes of the log, as a power of two, its clocks are twice as coarse: 4 KiB."""
-_LONG = (1 << 63) - 1
+_COARSEST = 10
+"""How often they become so: up to 0.1 s."""
+_LATEST = (1 << 62) // clocks.TICK_NANOSECONDS * clocks.TICK_NANOSECONDS
+"""What a log can have a clock tell."""
 
 
 class Chance(Protocol):
@@ -174,8 +177,8 @@ class Noted:
             if not self._before_left and self._says in _BARE:
                 self._read()
         elif self._says == clock:
-            self._last[clock] = (self._last[clock] + self._value * clocks.TICK_NANOSECONDS) & _LONG
-            told = self._last[clock]
+            told = self._last[clock] + self._value * clocks.TICK_NANOSECONDS
+            self._last[clock] = told = max(0, min(told, _LATEST))
             self._read()
             return told
         else:
@@ -236,7 +239,7 @@ class Noted:
         self._set_tick()
 
     def _set_tick(self) -> None:
-        self._tick = clocks.TICK_NANOSECONDS << (len(self._log) >> _COARSER_EVERY)
+        self._tick = clocks.TICK_NANOSECONDS << min(len(self._log) >> _COARSER_EVERY, _COARSEST)
 
     def untold(self) -> tuple[int, bytes] | None:
         """Return what was noted since the last call, and from which byte of the log on. None where that is nothing."""
