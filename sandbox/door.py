@@ -19,6 +19,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 from typing import Any
 
 from sandbox.bounded_json import NODE_BYTES, WIDEST, Decoder, Pairs, an_object, decoded, nodes_of
@@ -50,6 +51,10 @@ class DoorRefusal(Exception):
     def reply(self) -> bytes:
         """Write the reply that says so."""
         return refused(self.type, str(self), self.kind)
+
+
+class ByChance(DoorRefusal):
+    """A refusal for want of room, which the same request might not meet another time."""
 
 
 class Reply(bytes):
@@ -99,6 +104,8 @@ class HostCall:
     """The guest wants a number now, and the reply when it waits for it."""
     frame: bytes = field(default=b"", compare=False, repr=False)
     """The request as the guest wrote it, for another process; empty unless it was to be kept."""
+    digest: bytes = field(default=b"", compare=False, repr=False)
+    """Of the request as the guest wrote it, by which it is known when it is made again; empty unless told."""
 
     def check(self, taken: Arguments) -> None:
         """Refuse arguments that are not taken, are missing, or are of another kind."""
@@ -150,8 +157,19 @@ def _unwatched(_: int) -> None:
     pass
 
 
-def parse(frame: bytes, most_nodes: int = MAX_NODES, step: Step = _unwatched, *, keep: bool = False) -> HostCall:
-    """Read a request. `keep` has it keep its frame.
+def digest_of(frame: bytes, step: Step = _unwatched) -> bytes:
+    """Return the 16 bytes by which a request is known. `step` is called between two pieces of it, with 0."""
+    hashed = blake2b(frame[:PIECE], digest_size=16)
+    for at in range(PIECE, len(frame), PIECE):
+        step(0)
+        hashed.update(frame[at : at + PIECE])
+    return hashed.digest()
+
+
+def parse(
+    frame: bytes, most_nodes: int = MAX_NODES, step: Step = _unwatched, *, keep: bool = False, digest: bytes = b""
+) -> HostCall:  # fmt: skip
+    """Read a request. `keep` has it keep its frame, and it is given the `digest`.
 
     `step` is called before anything is built with the bytes that will take, and between two pieces of a long text.
 
@@ -178,7 +196,7 @@ def parse(frame: bytes, most_nodes: int = MAX_NODES, step: Step = _unwatched, *,
         raise DoorRefusal("ValueError", "the request is not an object with an op")
     if len(op) > MAX_OP:
         raise DoorRefusal("ValueError", f"what is asked for has a name of more than {MAX_OP} characters")
-    return HostCall(op, request, request.pop("later", False) is True, frame if keep else b"")
+    return HostCall(op, request, request.pop("later", False) is True, frame if keep else b"", digest)
 
 
 class _Texts:

@@ -60,10 +60,13 @@ def enter(frame):
 def run(code, number, state, proof):
     """Run one turn's code. If the state is `fresh`, it was just restored, and entropy is renewed first.
 
+    If it is not `going` on where the host knows it, the host is told of the variables in any case.
+
     The number `proof` is returned only where the code ran to its end. Without it, the host takes the turn for damaged.
     """
     if state == "fresh":
         renew_entropy()
+    if state != "going":
         told.clear()
     mend()
     for function in before:

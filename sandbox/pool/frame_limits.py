@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 
-from sandbox.door import DoorRefusal
+from sandbox.door import ByChance
+from sandbox.inputs import MAX_LOG
 from sandbox.limits import Limits
 from sandbox.memory.memory import PAGE
 from sandbox.memory.pages import EXTENT_BYTES
@@ -71,6 +72,8 @@ class FrameBounds:
                 most_header, nodes, most_data = self.end_header_bytes, self.end_nodes, self.end_bytes
             case Kind.OUTPUT:
                 most_header, nodes, most_data = 0, 0, self.output_bytes
+            case Kind.INPUTS:
+                most_header, nodes, most_data = 0, 0, MAX_LOG if self.call_bytes else 0  # it comes with a request
             case Kind.CALL:
                 most_header, nodes, most_data = 0, 0, self.call_bytes
             case _:
@@ -91,6 +94,7 @@ class FrameLimits:
         self._limits = limits
         self._printed = self._called = self._replied = self._stray = 0
         self._last_call = 0
+        self._noted_before = self._left = 0
         self.calls = 0
         """How many requests were counted."""
 
@@ -101,6 +105,13 @@ class FrameLimits:
         self._printed += len(frame.data)
         if self._printed > self._limits.output_bytes + GAP:
             raise WireError(f"{self._printed} bytes of output, where {self._limits.output_bytes} may be kept")
+
+    def inputs(self, frame: Frame, noted: int) -> None:
+        """Count what was noted before the next request, beyond `noted` bytes. A turn leaves its former path once."""
+        self._left += frame.number < noted
+        if self._noted_before > self.calls or self._left > 1:
+            raise WireError(f"inputs from byte {frame.number} on, again before request {self.calls + 1}")
+        self._noted_before = self.calls + 1
 
     def call(self, frame: Frame, under_way: int) -> None:
         """Count a request. `under_way` is how many others are being answered."""
@@ -120,11 +131,11 @@ class FrameLimits:
                 raise WireError(f"{value} {what}, the limit is {limit}")
 
     def reply(self, size: int) -> None:
-        """Count a reply, with the requests. Raises `DoorRefusal` for one beyond the limit: the guest is told."""
+        """Count a reply, with the requests. Raises `ByChance` for one beyond the limit: the guest is told."""
         self._replied += size
         exchanged, limit = self._called + self._replied, self._limits.door_bytes
         if exchanged > limit:
-            raise DoorRefusal(
+            raise ByChance(
                 "LimitExceeded", f"{exchanged} bytes in requests and replies of one turn, the limit is {limit}"
             )
 

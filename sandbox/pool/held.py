@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from sandbox.cancellation import until_ended
-from sandbox.door import DoorRefusal, Step
+from sandbox.door import ByChance, Step
 from sandbox.limits import PoolLimits
 from sandbox.thread_time import ThreadTime
 
@@ -45,12 +45,12 @@ class Held:
         """Count so many bytes more, or fewer. `unsent` bytes are held beside what is counted.
 
         Raises:
-            DoorRefusal: there would be more than the limit; nothing is counted.
+            ByChance: there would be more than the limit; nothing is counted.
         """
         with self._lock:
             held = self.bytes + unsent + change
             if change > 0 and held > self.limit:
-                raise DoorRefusal(
+                raise ByChance(
                     "LimitExceeded",
                     f"{held} bytes of requests and replies held at once, the limit held_bytes is {self.limit}",
                 )
@@ -84,7 +84,7 @@ class Share:
         self.bytes = 0
 
     def count(self, change: int) -> None:
-        """Count so many bytes more, or fewer. Raises `DoorRefusal` as `Held.count`."""
+        """Count so many bytes more, or fewer. Raises `ByChance` as `Held.count`."""
         self._held.count(change, self._unsent() if change > 0 else 0)
         self.bytes += change
 

@@ -15,6 +15,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from sandbox.corpora.corpus import Corpus
+from sandbox.inputs import InputListener, Inputs
 from sandbox.limits import Limits, PoolLimits
 from sandbox.pool.disk_threads import DiskThreads, Going
 from sandbox.pool.held import Held
@@ -80,12 +81,22 @@ class LiveSession(Protocol):
         ...
 
     async def execute(
-        self, code: str, answer: Answer, listener: OutputListener, restarted: RestartListener = ..., note: Note = ...
+        self,
+        code: str,
+        answer: Answer,
+        listener: OutputListener,
+        restarted: RestartListener = ...,
+        note: Note = ...,
+        inputs: Inputs | None = None,
+        heard: InputListener = ...,
     ) -> Turn:
         """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on.
 
         If the worker is lost before the turn made a request, `restarted` is called and the turn runs once more. What
         `note` makes of the turn is stored with it, where the session is kept.
+
+        With `inputs`, the turn is first told what these have noted, and then adds to them what it is told by chance.
+        `heard` is called with each addition, before a request is answered that the turn made knowing of it.
         """
         ...
 

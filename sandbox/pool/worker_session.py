@@ -6,10 +6,12 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Protocol
 
 from sandbox.corpora.corpus import Corpus, CorpusDamaged
 from sandbox.door import DoorRefusal, HostCall, Json
+from sandbox.inputs import InputListener, Inputs
 from sandbox.limits import Limits
 from sandbox.pool.disk_threads import Abandoned, DiskThreads
 from sandbox.pool.process import Process, WorkerLost
@@ -21,7 +23,7 @@ from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.instance import Image
 from sandbox.wire.frames import Frame, Kind, WireError
 from sandbox.wire.sessions import Ended, read_end, write_corpus
-from sandbox.wire.turns import Observed, read_failure
+from sandbox.wire.turns import Observed, read_failure, write_turn_request
 
 log = logging.getLogger(__name__)
 
@@ -274,7 +276,7 @@ class WorkerSession:
             header = {"name": name, "corpus": write_corpus(corpus, process.hand_over)}
             return Frame(Kind.ATTACH, self.number, header=header, turn=number)
 
-        turn = await self._run(ask, _nothing_to_ask, _unheard, _unheard, corpus)
+        turn = await self._run(ask, partial(self._next_turn, _nothing_to_ask, _unheard), _unheard, corpus)
         if turn.error:
             failure = _FAILURES.get(turn.error.type, CorpusDamaged)
             raise failure(f"the text could not be attached: {turn.error.message}")
@@ -286,25 +288,30 @@ class WorkerSession:
         listener: OutputListener,
         restarted: RestartListener = lambda _: None,
         note: Note = lambda _: b"",
+        inputs: Inputs | None = None,
+        heard: InputListener = lambda _: None,
     ) -> Turn:
         """Run a turn. Cancelling the task stops the turn and rolls it back before the cancellation goes on.
 
         A cancelled turn leaves no trace, however late the cancellation came. A turn that was returned is kept. If the
         worker is lost before the turn made a request, `restarted` is called and the turn runs once more. What `note`
         makes of the turn's result is stored with it, unless it was rolled back.
+
+        With `inputs`, the turn is first told what these have noted, and then adds to them what it is told by chance.
+        `heard` is called with each addition, before a request is answered that the turn made knowing of it.
         """
         data = code.encode("utf-8", "surrogatepass")
 
         def ask(_: Process, number: int) -> Frame:
-            return Frame(Kind.EXECUTE, self.number, data=data, turn=number)
+            return write_turn_request(self.number, number, data, inputs)
 
-        return await self._run(ask, answer, listener, restarted, None, note)
+        begin = partial(self._next_turn, answer, listener, inputs, heard)
+        return await self._run(ask, begin, restarted, None, note)
 
     async def _run(
         self,
         ask: Ask,
-        answer: Answer,
-        listener: OutputListener,
+        begin: Callable[[], WorkerTurn],
         restarted: RestartListener,
         corpus: Corpus | None,
         note: Note = lambda _: b"",
@@ -316,11 +323,11 @@ class WorkerSession:
         """
         await self._turn_comes()
         try:
-            turn = self._next_turn(answer, listener)
+            turn = begin()
             ended = await self._take(turn, ask, corpus, note)
             if ended.error and ended.error.type is Stop.WORKER_LOST and not (turn.asked or turn.stopped):
                 restarted(ended.error.message)
-                ended = await self._take(self._next_turn(answer, listener), ask, corpus, note)
+                ended = await self._take(begin(), ask, corpus, note)
             if ended.status is Status.ROLLED_BACK and self.checkpoint is not None and (noted := note(ended)):
                 await self._store(self.checkpoint, None, noted)
             return ended
@@ -341,9 +348,15 @@ class WorkerSession:
         self._one_at_a_time.release()
         self._host.rested()
 
-    def _next_turn(self, answer: Answer, listener: OutputListener) -> WorkerTurn:
+    def _next_turn(
+        self,
+        answer: Answer,
+        listener: OutputListener,
+        inputs: Inputs | None = None,
+        heard: InputListener = lambda _: None,
+    ) -> WorkerTurn:
         self._turns += 1
-        return WorkerTurn(self.number, self._turns, self.limits, answer, listener)
+        return WorkerTurn(self.number, self._turns, self.limits, answer, listener, inputs, heard)
 
     async def _take(self, turn: WorkerTurn, ask: Ask, corpus: Corpus | None, note: Note) -> Turn:
         if self._closed:

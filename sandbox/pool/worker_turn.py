@@ -10,22 +10,25 @@ from itertools import islice
 
 from sandbox.cancellation import run_to_completion
 from sandbox.door import (
+    ByChance,
     DoorRefusal,
     HostCall,
     Json,
     check_reply,
+    digest_of,
     granted,
     granted_in_pieces,
     is_small,
     parse,
     refused,
 )
+from sandbox.inputs import InputListener, Inputs
 from sandbox.limits import Limits
 from sandbox.pool.frame_limits import FrameLimits
 from sandbox.pool.held import Share
 from sandbox.pool.process import Process, WorkerLost
 from sandbox.turn import OutputListener, Status, Stop, Turn, TurnError
-from sandbox.wire.frames import Frame, Kind
+from sandbox.wire.frames import Frame, Kind, WireError
 from sandbox.wire.turns import Observed
 
 log = logging.getLogger(__name__)
@@ -57,14 +60,24 @@ class WorkerTurn:
     requests is answered, and no frame with its number is taken or sent.
     """
 
-    def __init__(self, session: int, number: int, limits: Limits, answer: Answer, listener: OutputListener) -> None:
-        """`number` tells the turn from the session's other turns."""
+    def __init__(
+        self,
+        session: int,
+        number: int,
+        limits: Limits,
+        answer: Answer,
+        listener: OutputListener,
+        inputs: Inputs | None = None,
+        heard: InputListener = lambda _: None,
+    ) -> None:
+        """`number` tells the turn from the session's other turns. What it is told by chance is added to `inputs`."""
         self.number = number
         self.asked = False
         """Whether the turn has asked for anything, so that running it again would repeat that."""
         self.stopped = False
         """Whether it was to be stopped."""
         self._session, self._limits, self._answer, self._listener = session, limits, answer, listener
+        self._inputs, self._note = inputs, heard
         self._loop = asyncio.get_running_loop()
         self._context = copy_context()
         """Of whoever runs the turn: what answers its requests works for them."""
@@ -236,24 +249,42 @@ class WorkerTurn:
                     self._allowed.output(frame)
                     self._printed.append((frame.number, frame.data))
                     self._listener(frame.number, frame.data)
+                case Kind.INPUTS:
+                    self._noted(frame)
                 case Kind.CALL:
                     self._called(frame)
                 case Kind.DONE | Kind.FAILED:
                     self._over(frame)
 
+    def _noted(self, frame: Frame) -> None:
+        """Take what the turn was told by chance before its next request."""
+        if self._inputs is None:
+            raise WireError("inputs of a turn that has none")
+        self._allowed.inputs(frame, len(self._inputs.log))
+        try:
+            piece = self._inputs.note(frame.number, frame.data, self._allowed.calls + 1)
+        except ValueError as error:
+            raise WireError(f"inputs that cannot be: {error}") from None
+        self._note(piece)
+
     def _called(self, frame: Frame) -> None:
         self.asked = True
         self._allowed.call(frame, len(self._answering))
-        process = self._process
+        request, process = self._allowed.calls, self._process
         if self.stopped or process is None:
             return  # nobody waits for the answer
+        noted = self._inputs.refusal(request) if self._inputs is not None else None
+        if noted is not None:
+            self._send(frame.number, noted)
+            return
         share = Share(process.held, lambda: process.unsent)
         try:
             share.count(len(frame.data))
         except DoorRefusal as refusal:
-            self._send(frame.number, refusal.reply())
+            self._send(frame.number, self._refused(request, refusal))
             return
-        task = self._loop.create_task(self._answered(frame.number, frame.data, share), context=self._context.copy())
+        answered = self._answered(request, frame.number, frame.data, share)
+        task = self._loop.create_task(answered, context=self._context.copy())
         self._answering.add(task)
         task.add_done_callback(self._ended_answer)
         self._time()
@@ -266,7 +297,7 @@ class WorkerTurn:
         if self._process is not None and not self._end.done():
             self._process.send(Frame(Kind.REPLY, self._session, number, data=reply, turn=self.number))
 
-    async def _answered(self, number: int, frame: bytes, share: Share) -> None:
+    async def _answered(self, request: int, number: int, frame: bytes, share: Share) -> None:
         with share:
             try:
                 call = await self._read(frame, share)
@@ -278,14 +309,23 @@ class WorkerTurn:
                 self.stop()  # somebody else cancelled the answer, for which the code would wait for ever
                 return
             except Exception as error:
-                reply = _refusal(error)
+                reply = self._refused(request, error)
             self._send(number, reply)
+
+    def _refused(self, request: int, error: Exception) -> bytes:
+        """Return the reply to a request that failed. One refused by chance is refused when the turn runs again."""
+        reply = _refusal(error)
+        if self._inputs is not None and isinstance(error, ByChance):
+            piece = self._inputs.refuse(request, reply)
+            if piece:
+                self._note(piece)
+        return reply
 
     async def _read(self, frame: bytes, share: Share) -> HostCall:
         most = self._limits.frame_nodes
         if len(frame) <= HEAD_AT_ONCE or (len(frame) <= AT_ONCE and 0 < frame.find(b"\0") <= HEAD_AT_ONCE):
-            return parse(frame, most, share.count)
-        return await share.in_pieces(lambda step: parse(frame, most, step))
+            return parse(frame, most, share.count, digest=digest_of(frame))
+        return await share.in_pieces(lambda step: parse(frame, most, step, digest=digest_of(frame, step)))
 
     async def _written(self, value: Json, share: Share) -> bytes:
         most = self._limits.frame_bytes

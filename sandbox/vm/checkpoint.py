@@ -65,8 +65,8 @@ class Checkpoint:
         files.limits = limits
         instance = Instance(program, self.image, limits, files, waiting)
         try:
-            instance.clock_offset = self.clock_offset
-            instance.memory.grow(self.size)
+            instance.unnoted.offset = self.clock_offset
+            instance.memory.grow(self.size, self.layout.reserved)
             instance.mappings.restore(self.layout)
             self.pages.read_into(instance.memory.view())
             if len(self.pages) > WATCHED_FROM:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from mmap import mmap
 from zlib import crc32
 
 from sandbox.limits import Limits
 from sandbox.vm import clocks
+
+
+def host_time() -> int:
+    """Return the time of day: that of changes which no turn makes, or one of which nothing is noted."""
+    return clocks.time_of_day()
 
 
 class FileError(Exception):
@@ -55,9 +61,9 @@ class Inode:
         """Whether it is the session's own, so that the session may change it."""
         return isinstance(self.data, bytearray)
 
-    def touch(self) -> None:
-        """Set the time of its last change to now."""
-        self.modified = self.changed = clocks.time_of_day()
+    def touch(self, now: int) -> None:
+        """Set the time of its last change."""
+        self.modified = self.changed = now
 
     def copy(self) -> Inode:
         """Return an independent copy of a session's own file or directory."""
@@ -92,9 +98,11 @@ class Files:
     writable: dict[str, Inode] = field(default_factory=lambda: {TMP: Inode(99, bytearray(), directory=True)})
     open: dict[int, OpenFile] = field(default_factory=lambda: {3: OpenFile(ROOT, _implied(ROOT))})
     next_number: int = 100
+    now: Callable[[], int] = field(default=host_time, compare=False, repr=False)
+    """Tells the time of day to those that change a file."""
 
     def copy(self) -> Files:
-        """Return an independent copy. Descriptors that share a file share its copy."""
+        """Return an independent copy with the host's time of day. Descriptors that share a file share its copy."""
         copies = {id(inode): inode.copy() for inode in self.own_inodes()}
         return replace(
             self,
@@ -102,6 +110,7 @@ class Files:
             open={
                 fd: replace(file, inode=copies.get(id(file.inode), file.inode)) for fd, file in self.open.items()
             },
+            now=host_time,
         )  # fmt: skip
 
     def own_inodes(self) -> list[Inode]:
@@ -205,14 +214,14 @@ class Files:
         if len(self.writable) >= self.limits.files:
             raise FileError(NOSPC)
         self.next_number += 1
-        parent.touch()
-        now = parent.changed
+        now = self.now()
+        parent.touch(now)
         made = self.writable[path] = Inode(self.next_number, bytearray(), directory, now, now, now)
         return made
 
     def _remove(self, path: str) -> None:
         parent, removed = self._parent(path), self.writable.pop(path)
-        parent.touch()
+        parent.touch(self.now())
         removed.links, removed.changed = 0, parent.changed
 
     def write(self, inode: Inode, at: int, data: bytes) -> None:
@@ -234,7 +243,7 @@ class Files:
             raise FileError(NOSPC)
         else:
             inode.data.extend(bytes(more))
-        inode.touch()
+        inode.touch(self.now())
 
     def make_directory(self, path: str) -> None:
         """Create a directory below /tmp."""
@@ -281,9 +290,9 @@ class Files:
         self.writable = {_moved(path, old, new): inode for path, inode in self.writable.items()}
         for file in self.open.values():
             file.path = _moved(file.path, old, new)
-        left.touch()
-        entered.touch()
-        moving.changed = entered.changed
+        moving.changed = self.now()
+        for parent in left, entered:
+            parent.touch(moving.changed)
 
 
 def _moved(path: str, old: str, new: str) -> str:

@@ -24,6 +24,7 @@ from sandbox.door import (
 )
 from sandbox.limits import Limits
 from sandbox.turn import Stop, TurnError
+from sandbox.vm.chance import Noted
 from sandbox.vm.engine import GuestStopped
 from sandbox.vm.guest_memory import ADDRESSES, BadAddress, GuestMemory
 from sandbox.vm.turn_guard import TurnGuard
@@ -55,6 +56,7 @@ class GuestDoor:
     def __init__(self, memory: GuestMemory, guard: TurnGuard, limits: Limits, waiting: Waiting, local: Local) -> None:
         self._memory, self._guard, self._limits, self._waiting, self._local = memory, guard, limits, waiting, local
         self._handler: Handler | None = None
+        self._noted: Noted | None = None
         self._requests = Requests(waiting, limits.frame_bytes)
         self._answering = False
         self.calls = 0
@@ -63,9 +65,9 @@ class GuestDoor:
         self.report: HostCall | None = None
         """What the guest's runner said of the turn's end."""
 
-    def begin(self, handler: Handler | None) -> None:
-        """Begin a turn. `handler` answers its requests."""
-        self._handler, self.report = handler, None
+    def begin(self, handler: Handler | None, noted: Noted | None = None) -> None:
+        """Begin a turn. `handler` answers its requests; `noted` says which replies come first, where it does."""
+        self._handler, self._noted, self.report = handler, noted, None
         self.calls = self._bytes = 0
         self._requests = Requests(self._waiting, self._limits.frame_bytes)
         if self._guard.interrupted:
@@ -73,7 +75,7 @@ class GuestDoor:
 
     def end(self) -> None:
         """End the turn. Requests still under way are cancelled."""
-        self._handler = None
+        self._handler = self._noted = None
         if len(self._requests):
             self._requests.stop()
 
@@ -163,7 +165,7 @@ class GuestDoor:
             if len(requests) == 0:
                 self.sleep(self._limits.turn_seconds if seconds is None else seconds)
                 return []
-            replies = self._wait(lambda: requests.next(seconds))
+            replies = self._wait(lambda: requests.next(seconds, self._noted))
             if replies != NO_REPLIES:  # those replies were counted when they were asked for
                 self.calls -= 1
             return replies
@@ -186,9 +188,12 @@ class GuestDoor:
     def sleep(self, seconds: float) -> bool:
         """Wait on the guest's behalf, and return whether the turn may go on.
 
-        This wait counts as running. A wait in line after it does not.
+        This wait counts as running. A wait in line after it does not. A turn that runs again and is still told what was
+        noted of it does not wait: it had its sleep.
         """
         guard = self._guard
+        if self._noted is not None and self._noted.telling:
+            return guard.reason() is None
         longest = max(0.0, guard.turn_seconds - guard.running_seconds + 0.02)
         guard.waits = True
         try:

@@ -48,13 +48,13 @@ class GuestMemory:
         self._known_size = self._machine.size
         return self._known_size
 
-    def grow(self, size: int) -> None:
-        """Grow to at least `size` bytes, whatever the limit is.
+    def grow(self, size: int, reserved: int = 0) -> None:
+        """Grow to at least `size` bytes, whatever the limit is. Of these, `reserved` are counted apart from it.
 
         Raises:
             MemoryError: there is no such memory.
         """
-        self._allow(max(self._limit, size))
+        self._allow(max(self._limit + reserved, size))
         self._machine.grow(size)
 
     def reserve(self, size: int, reserved: int) -> int | None:
@@ -63,7 +63,10 @@ class GuestMemory:
         They are counted apart from the limit, as `reserved` bytes are already.
         """
         self._allow(self._limit + reserved + size)
-        return self.allocate_or_none(size)
+        address = self.allocate_or_none(size)
+        if address is None:
+            self._allow(self._limit + reserved)
+        return address
 
     def _allow(self, size: int) -> None:
         self._machine.limit_memory(min(size, ADDRESSES))

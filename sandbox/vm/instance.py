@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sandbox.corpora.corpus import BLOCK, Corpus, Kind
@@ -23,9 +24,10 @@ from sandbox.turn import (
     TurnError,
     Variable,
 )  # fmt: skip
-from sandbox.vm import clocks, wasi
+from sandbox.vm import wasi
+from sandbox.vm.chance import TIME_OF_DAY, Noted, Unnoted
 from sandbox.vm.engine import Direct, GuestStopped, HostFunction, Program, current
-from sandbox.vm.files import Files
+from sandbox.vm.files import Files, host_time
 from sandbox.vm.guest_door import GuestDoor, Handler
 from sandbox.vm.guest_memory import ADDRESSES, GuestMemory
 from sandbox.vm.mappings import Mappings
@@ -57,9 +59,12 @@ def new_proof() -> int:
     return 16 + os.urandom(1)[0] % 224
 
 
-def turn_frame(code: str, number: int, proof: int, *, fresh: bool) -> bytes:
-    """Write the frame that `_runner.enter` in the guest takes for a turn. With `fresh` it first draws new entropy."""
-    head = f"turn {number} {'fresh' if fresh else 'going'} {proof}\n"
+def turn_frame(code: str, number: int, proof: int, *, fresh: bool, noted: bool = False) -> bytes:
+    """Write the frame that `_runner.enter` in the guest takes for a turn. With `fresh` it first draws new entropy.
+
+    With `noted` it tells its variables in any case: another instance may not know what it told last.
+    """
+    head = f"turn {number} {'fresh' if fresh else 'noted' if noted else 'going'} {proof}\n"
     return head.encode() + code.encode("utf-8", "surrogatepass")
 
 
@@ -75,7 +80,6 @@ class Instance:
     ) -> None:  # fmt: skip
         self.limits = limits
         self._files, self._files_asked_for = files, False
-        self.clock_offset = clocks.new_offset()
         self._program = program
         size = image.size if image is not None else 0
         limit = max(limits.memory_bytes, size)
@@ -83,7 +87,10 @@ class Instance:
         self.memory = GuestMemory(self._machine, limit, image.fd if image is not None else -1, size)
         self.mappings = Mappings(self.memory)
         self._page = PollPage(self.memory.base)
-        self._guard = TurnGuard(limits.turn_seconds, self._page)
+        self._guard = guard = TurnGuard(limits.turn_seconds, self._page)
+        self.unnoted = Unnoted(lambda: guard.running_seconds)
+        self.chance: Unnoted | Noted = self.unnoted
+        """Where the guest's clocks and random bytes come from."""
         self._waiting = waiting if waiting is not None else ThreadWaiter()
         local = {"sandbox.document": self.mappings.give, "sandbox.locate": self.mappings.locate}
         self.door = GuestDoor(self.memory, self._guard, limits, self._waiting, local)
@@ -93,15 +100,23 @@ class Instance:
     # ---- turns ---------------------------------------------------------------------------------------------------
 
     def run(
-        self, frame: bytes, handler: Handler | None = None, listener: OutputListener | None = None, proof: int = 0
+        self,
+        frame: bytes,
+        handler: Handler | None = None,
+        listener: OutputListener | None = None,
+        proof: int = 0,
+        noted: Noted | None = None,
     ) -> Turn:
         """Have the guest carry out a frame as a turn, and return how the turn ended. Blocks until then.
 
-        A guest that neither reports an error nor returns `proof` has not done it: the turn ends as damaged.
+        A guest that neither reports an error nor returns `proof` has not done it: the turn ends as damaged. With
+        `noted`, that says what the guest is told by chance.
         """
         guard, door = self._guard, self.door
         guard.begin()
-        door.begin(handler)
+        door.begin(handler, noted)
+        self.mappings.begin_turn()
+        self._told_by(noted)
         self._output = Output(self.limits.output_bytes, listener)
         outer, current.guest = current.guest, self
         code, faults = -1, pagetable.faults()
@@ -117,10 +132,17 @@ class Instance:
             guard.end()
             current.guest = outer
             door.end()
+            self._told_by(None)
             if pagetable.faults() != faults:
                 self.memory.note_faults()
                 self.mappings.look()
         return self._result(code == proof)
+
+    def _told_by(self, noted: Noted | None) -> None:
+        self.chance = self.unnoted if noted is None else noted
+        self._files.now = host_time if noted is None else partial(noted.clock, TIME_OF_DAY)
+        if noted is not None:
+            noted.over(self.unnoted.clock)
 
     def _call_turn(self, frame: bytes) -> int:
         address = self.memory.allocate(len(frame))

@@ -66,6 +66,11 @@ class Layout:
     """Addresses that are the mappings', each run as (address, bytes)."""
     mapped: tuple[Mapped, ...] = ()
 
+    @property
+    def reserved(self) -> int:
+        """Bytes of all those runs."""
+        return sum(size for _, size in self.regions)
+
 
 class Memory(Protocol):
     """The memory of a guest."""
@@ -138,6 +143,10 @@ class Mappings:
         self.seen.append(0)
         self._layout = None
         return len(self._corpora) - 1
+
+    def begin_turn(self) -> None:
+        """Forget what only made the last turn faster, so that the answers of this one do not depend on it."""
+        self._found = (0, 0, 0)
 
     # ---- what the guest asks for ---------------------------------------------------------------------------------
 

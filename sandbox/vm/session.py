@@ -9,6 +9,7 @@ from sandbox.corpora.corpus import Corpus
 from sandbox.limits import Limits
 from sandbox.memory.pages import Change
 from sandbox.turn import OutputListener, Status, Turn
+from sandbox.vm.chance import Noted
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.engine import Program
 from sandbox.vm.guest_door import Handler
@@ -57,12 +58,23 @@ class Session:
             self._ahead = False
         return self._change
 
-    def execute(self, code: str, handler: Handler | None = None, listener: OutputListener | None = None) -> Turn:
-        """Run Python source as one turn. Whatever happens in it, the session can run another turn afterwards."""
-        self.turns += 1
-        proof = new_proof()
-        frame = turn_frame(code, self.turns, proof, fresh=self._fresh)
-        turn = self._take_turn(lambda instance: instance.run(frame, handler, listener, proof))
+    def execute(
+        self,
+        code: str,
+        handler: Handler | None = None,
+        listener: OutputListener | None = None,
+        noted: Noted | None = None,
+    ) -> Turn:
+        """Run Python source as one turn. Whatever happens in it, the session can run another turn afterwards.
+
+        With `noted`, what the turn is told by chance is noted there, or as it was noted.
+        """
+        number, fresh, proof = self.turns + 1, self._fresh, new_proof()
+        if noted is not None:
+            (number, fresh), proof = noted.begin(number, fresh), noted.proof
+        self.turns = number
+        frame = turn_frame(code, number, proof, fresh=fresh, noted=noted is not None)
+        turn = self._take_turn(lambda instance: instance.run(frame, handler, listener, proof, noted))
         self._fresh = turn.status is Status.ROLLED_BACK
         return turn
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import Protocol
 
 from sandbox.door import DoorRefusal, Json, Reply, check_reply, granted, refused
+from sandbox.vm.chance import Noted
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Requests:
         self._lock = threading.Lock()
         self._under_way: dict[int, Pending] = {}
         self._last = 0
-        self._ended: deque[int] = deque()
+        self._ended: dict[int, None] = {}  # in the order in which they ended
         self.stopped = False
 
     def __len__(self) -> int:
@@ -97,7 +97,7 @@ class Requests:
         number = self._take(pending)
 
         def ended(_: object) -> None:
-            self._ended.append(number)
+            self._ended[number] = None
             self._waiting.wake()
 
         pending.add_done_callback(ended)
@@ -110,33 +110,44 @@ class Requests:
             CancelledError: it was cancelled, or all were stopped.
             Exception: what the request ended with.
         """
+        number = self._take(pending)  # whether it has ended or not: what numbers others have must not depend on that
         if not pending.done():
-            number = self._take(pending)
             pending.add_done_callback(lambda _: self._waiting.wake())
             self._waiting.until(pending.done, None)
-            self._remove(number)
+        self._remove(number)
         return pending.result()
 
-    def next(self, seconds: float | None) -> Reply:
+    def next(self, seconds: float | None, noted: Noted | None = None) -> Reply:
         """Wait until a request has ended, at most so many seconds. Return those ended, as a reply of [number, reply].
+
+        Where `noted` says which are due, wait until these have ended, however long that takes, and return these.
 
         Raises:
             CancelledError: one was cancelled, or all were stopped.
         """
-        self._waiting.until(lambda: bool(self._ended) or self.stopped, seconds)
+        due = noted.due(self._under_way) if noted is not None else None
+        if due is None:
+            self._waiting.until(lambda: bool(self._ended) or self.stopped, seconds)
+        else:
+            self._waiting.until(lambda: self.stopped or all(number in self._ended for number in due), None)
         ended: list[bytes] = []
+        brought: list[int] = []
         size = 0
-        while self._ended and not self.stopped:
-            number = self._ended[0]
+        for number in list(self._ended) if due is None else due:
+            if self.stopped:
+                raise CancelledError
             reply = b"[%d,%b]" % (number, self._written(self._under_way[number]))
             size += len(reply) + 1
             if ended and size > min(TOLD_AT_ONCE, self._most_bytes - AROUND):
                 break
-            self._ended.popleft()
+            del self._ended[number]
             self._remove(number)
             ended.append(reply)
+            brought.append(number)
         if self.stopped:
             raise CancelledError
+        if noted is not None:
+            noted.brought(tuple(brought))
         return Reply(b'{"ok":[' + b",".join(ended) + b"]}")
 
     def _written(self, pending: Pending) -> bytes:

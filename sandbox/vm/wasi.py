@@ -6,13 +6,13 @@ from the guest and are checked against its memory before use. (WASI preview 1: `
 
 from __future__ import annotations
 
-import os
 import posixpath
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from sandbox.vm import clocks
+from sandbox.vm.chance import Chance
 from sandbox.vm.engine import Direct, HostFunction
 from sandbox.vm.files import (
     ALL_RIGHTS,
@@ -62,8 +62,8 @@ class Memory(Protocol):
 class Guest(Protocol):
     """What the system needs of the guest it serves."""
 
-    clock_offset: int
-    """Of its session's monotonic clock."""
+    chance: Chance
+    """Where its clocks and random bytes come from."""
 
     @property
     def memory(self) -> Memory:
@@ -73,11 +73,6 @@ class Guest(Protocol):
     @property
     def files(self) -> Files:
         """The guest's files. The caller may change them."""
-        ...
-
-    @property
-    def running_seconds(self) -> float:
-        """For how many seconds the turn has run."""
         ...
 
     def printed(self, stream: int, data: bytes) -> None:
@@ -152,24 +147,16 @@ def clock_res_get(guest: Guest, clock: int, out: int) -> int:
     return _pack(guest, out, "<Q", clocks.TICK_NANOSECONDS) if clock < 4 else INVAL
 
 
-def _now(guest: Guest, clock: int) -> int:
-    """Read a clock: 0 is the time of day, 1 the session's own, 2 and 3 (processor time) how long the turn has run."""
-    if clock == 0:
-        return clocks.time_of_day()
-    if clock == 1:
-        return clocks.monotonic(guest.clock_offset)
-    if clock > 3:
-        raise FileError(INVAL)
-    return clocks.coarse(int(guest.running_seconds * 1e9))
-
-
 def clock_time_get(guest: Guest, words: Sequence[int]) -> int:
-    """Write the time where the guest wants it. Python reads clocks far more often than it calls anything else."""
+    """Write the time where the guest wants it. Python reads clocks far more often than it calls anything else.
+
+    Clock 0 is the time of day, 1 the session's own; 2 and 3, processor time, tell how long the turn has run.
+    """
     clock = words[0]
     if clock > 3:
         return INVAL
     try:
-        guest.memory.write_long(words[8], _now(guest, clock))
+        guest.memory.write_long(words[8], guest.chance.clock(clock))
     except BadAddress:
         return FAULT
     return SUCCESS
@@ -178,7 +165,7 @@ def clock_time_get(guest: Guest, words: Sequence[int]) -> int:
 def random_get(guest: Guest, address: int, size: int) -> int:
     if size > MAX_RANDOM_BYTES:
         return INVAL
-    guest.memory.write(address, os.urandom(size))
+    guest.memory.write(address, guest.chance.random(size))
     return SUCCESS
 
 
@@ -200,7 +187,9 @@ def poll_oneoff(guest: Guest, subscriptions: int, events: int, count: int, out: 
         if kind != 0:
             delays.append(0.0)
             continue
-        delays.append(max(0, timeout - _now(guest, clock) if flags & 1 else timeout) / 1e9)
+        if flags & 1 and clock > 3:
+            return INVAL
+        delays.append(max(0, timeout - guest.chance.clock(clock) if flags & 1 else timeout) / 1e9)
     wait = min(delays)
     if wait and not guest.sleep(wait):
         return None
@@ -250,12 +239,12 @@ def path_filestat_get(guest: Guest, fd: int, _lookup: int, path: int, size: int,
     return _stat(guest, out, _kind(inode), inode)
 
 
-def _set_times(inode: Inode, accessed: int, modified: int, flags: int) -> int:
+def _set_times(guest: Guest, inode: Inode, accessed: int, modified: int, flags: int) -> int:
     if (flags & ACCESSED and flags & ACCESSED_NOW) or (flags & MODIFIED and flags & MODIFIED_NOW):
         return INVAL
     if not inode.own:
         return ROFS
-    inode.changed = clocks.time_of_day()
+    inode.changed = guest.files.now()
     if flags & (ACCESSED | ACCESSED_NOW):
         inode.accessed = accessed if flags & ACCESSED else inode.changed
     if flags & (MODIFIED | MODIFIED_NOW):
@@ -264,13 +253,13 @@ def _set_times(inode: Inode, accessed: int, modified: int, flags: int) -> int:
 
 
 def fd_filestat_set_times(guest: Guest, fd: int, accessed: int, modified: int, flags: int) -> int:
-    return _set_times(guest.files.at(fd).inode, accessed, modified, flags)
+    return _set_times(guest, guest.files.at(fd).inode, accessed, modified, flags)
 
 
 def path_filestat_set_times(
     guest: Guest, fd: int, _lookup: int, path: int, size: int, accessed: int, modified: int, flags: int
 ) -> int:
-    return _set_times(guest.files.lookup(_resolved(guest, fd, path, size)), accessed, modified, flags)
+    return _set_times(guest, guest.files.lookup(_resolved(guest, fd, path, size)), accessed, modified, flags)
 
 
 def fd_filestat_set_size(guest: Guest, fd: int, size: int) -> int:

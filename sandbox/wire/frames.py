@@ -55,6 +55,7 @@ class Kind(IntEnum):
     FAILED = 34
     OUTPUT = 35
     CALL = 36
+    INPUTS = 37
 
 
 class WireError(Exception):
@@ -66,7 +67,8 @@ class Frame:
     """A message between server and worker.
 
     `session` is the number of its session. `turn` is the number of its turn: outside that turn it is ignored. `number`
-    is the request a reply belongs to, or the stream that output was printed to.
+    is the request a reply belongs to, the stream that output was printed to, or the byte of the turn's log of inputs
+    from which on there are more.
     """
 
     kind: Kind

@@ -1,10 +1,11 @@
-"""How a turn ended: written by the worker that ran it, and read by the server, which checks every field."""
+"""The request for a turn, and how it ended. The worker writes the latter, and the server checks every field."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
+from sandbox.inputs import SEED_BYTES, Inputs
 from sandbox.turn import (
     GAP,
     MAX_COUNT,
@@ -37,6 +38,25 @@ class Observed:
     def texts(self) -> tuple[str, str]:
         """The text received of stdout, and that of stderr."""
         return self.stdout.decode("utf-8", "replace"), self.stderr.decode("utf-8", "replace")
+
+
+def write_turn_request(session: int, turn: int, code: bytes, inputs: Inputs | None) -> Frame:
+    """Write the request to run a turn, and be told these inputs in it. Refusals of theirs are the server's affair."""
+    if inputs is None:
+        return Frame(Kind.EXECUTE, session, data=code, turn=turn)
+    told = inputs.seed + inputs.log
+    return Frame(Kind.EXECUTE, session, header={"inputs": len(told)}, data=told + code, turn=turn)
+
+
+def read_turn_request(frame: Frame) -> tuple[str, Inputs | None]:
+    """Read what `write_turn_request` wrote: the code and the inputs."""
+    size = frame.header.get("inputs", 0)
+    inputs = None
+    if size:
+        inputs = Inputs(frame.data[:SEED_BYTES])
+        if size > SEED_BYTES:
+            inputs.note(0, frame.data[SEED_BYTES:size], 0)
+    return frame.data[size:].decode("utf-8", "surrogatepass"), inputs
 
 
 def write_turn(turn: Turn) -> list[Any]:

@@ -15,16 +15,19 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from sandbox.corpora.corpus import BLOCK, Corpus, in_memory
 from sandbox.corpora.corpus import Kind as CorpusKind
 from sandbox.door import HostCall, Reply
+from sandbox.inputs import Inputs
 from sandbox.limits import Limits
 from sandbox.memory import memory, missing, pagetable
 from sandbox.turn import OutputListener, Turn
 from sandbox.vm import instance, wasi
+from sandbox.vm.chance import Noted
 from sandbox.vm.checkpoint import Checkpoint
 from sandbox.vm.engine import THREAD_STACK_BYTES, Program
 from sandbox.vm.files import STDLIB_PATH, Files, Inode
@@ -35,7 +38,7 @@ from sandbox.vm.waiting import Pausable
 from sandbox.wire.files import read_files, write_files
 from sandbox.wire.frames import Channel, Frame, Kind
 from sandbox.wire.sessions import SentState, read_corpus, read_session, write_end, write_layout
-from sandbox.wire.turns import write_failure
+from sandbox.wire.turns import read_turn_request, write_failure
 from sandbox.worker import jail
 from sandbox.worker.places import Place, Places
 from sandbox.worker.threads import LeaderFollowers, Work
@@ -107,14 +110,20 @@ class _Served:
         self._sent, self._reported = SentState(now.files, now.layout), seen
         return write_end(self._number, number, turn, now, change, sent)
 
-    def ask(self, call: HostCall) -> Future[Reply]:
-        """Send a guest's request to the server."""
+    def ask(self, call: HostCall, noted: Noted | None = None) -> Future[Reply]:
+        """Send a guest's request to the server, and before it what its turn was told by chance since the last."""
         self._last_call += 1
         future: Future[Reply] = Future()
         number = self._last_call
         self._calls[number] = future
         future.add_done_callback(lambda _: self._calls.pop(number, None))
-        self._send(Frame(Kind.CALL, self._number, number, data=call.frame, turn=self._turn))
+        asked = Frame(Kind.CALL, self._number, number, data=call.frame, turn=self._turn)
+        untold = noted.untold() if noted is not None else None
+        if untold is None:
+            self._send(asked)
+        else:
+            at, entries = untold
+            self._send(Frame(Kind.INPUTS, self._number, at, data=entries, turn=self._turn), asked)
         return future
 
     def answered(self, frame: Frame) -> None:
@@ -220,9 +229,10 @@ class Worker:
                 corpus = read_corpus(frame.header["corpus"], self._channel.descriptor)
                 return served.turn(frame.turn, lambda: _attached(session, name, corpus, printed))
             case Kind.EXECUTE if served:
-                code = frame.data.decode("utf-8", "surrogatepass")
-                ask, printed, session = served.ask, served.printed, served.session
-                return served.turn(frame.turn, lambda: session.execute(code, ask, printed))
+                code, inputs = read_turn_request(frame)
+                noted = Noted(inputs) if inputs is not None else None
+                ask, printed, session = partial(served.ask, noted=noted), served.printed, served.session
+                return served.turn(frame.turn, lambda: session.execute(code, ask, printed, noted))
             case Kind.REPLY if served:
                 served.answered(frame)
             case Kind.INTERRUPT if served:
@@ -294,7 +304,7 @@ def _warm_up(program: Program, image: Image) -> None:
         session.attach("text", text)
         session.attach("documents", documents)
         for code in _WARM_UP_TURNS:
-            session.execute(code, served.ask, served.printed)
+            session.execute(code, served.ask, served.printed, Noted(Inputs.new()))
         session.execute(_ENDLESS, served.ask, lambda *_: session.interrupt())
         write_layout(session.checkpoint.layout)
         read_files(*write_files(session.checkpoint.files), image.files)
@@ -325,7 +335,7 @@ _WARM_UP_TURNS = (
     "open('/tmp/x', 'w').write('x')",
     "1 / 0",
     "import _documents\n_documents.located(documents[1][1:]), [len(d) for d in documents], documents.names",
-    "import time; time.sleep(0.001)",
+    "import os, time; time.sleep(0.001); os.urandom(1)",
     "import os; os._exit(1)",
 )
 _ENDLESS = "print(1, flush=True)\nwhile True: pass"

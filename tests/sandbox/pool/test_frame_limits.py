@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from sandbox.door import DoorRefusal, HostCall, Json
+from sandbox.inputs import MAX_LOG
 from sandbox.limits import MIB, Limits
 from sandbox.pool.frame_limits import MAX_STRAY, FrameBounds, FrameLimits
 from sandbox.pool.pool import WorkerPool
@@ -142,6 +143,8 @@ def beginning(kind: int, header_bytes: int, data_bytes: int, session: int) -> by
 TOO_LARGE = {
     "a request beyond a frame": (Kind.CALL, 0, LIMITS.frame_bytes + 1),
     "a request with JSON": (Kind.CALL, 1, 10),
+    "inputs beyond a log": (Kind.INPUTS, 0, MAX_LOG + 1),
+    "inputs with JSON": (Kind.INPUTS, 1, 10),
     "output beyond what is kept": (Kind.OUTPUT, 0, LIMITS.output_bytes + GAP + 1),
     "output with JSON": (Kind.OUTPUT, 1, 10),
     "an end with endless JSON": (Kind.DONE, MAX_JSON + 1, 0),
@@ -170,7 +173,7 @@ async def test_a_frame_that_may_not_come_ends_the_worker_before_any_of_it_is_kep
 def test_what_no_session_of_a_worker_may_send_nobody_may() -> None:
     none = FrameBounds()
     assert none.allow(Kind.READY, 50, 0) > 0
-    for kind in (Kind.CALL, Kind.OUTPUT, Kind.DONE):
+    for kind in (Kind.CALL, Kind.INPUTS, Kind.OUTPUT, Kind.DONE):
         with pytest.raises(WireError, match=f"a frame of kind {kind}"):
             none.allow(kind, 0, 1)
     both = FrameBounds(call_bytes=5).with_(FrameBounds(call_bytes=3, output_bytes=7))

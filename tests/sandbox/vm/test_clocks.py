@@ -11,6 +11,7 @@ from sandbox.limits import Limits
 from sandbox.pool.snapshots import SessionStore
 from sandbox.turn import Status
 from sandbox.vm import clocks, files, wasi
+from sandbox.vm.chance import Unnoted
 from sandbox.vm.clocks import TICK_NANOSECONDS
 from sandbox.vm.engine import Direct
 from sandbox.vm.guest_memory import BadAddress
@@ -62,8 +63,7 @@ all(20_000_000 <= clock() - at < 10**10 for clock, at in zip(clocks, before))"""
 class Guest:
     """What a clock is read for; it is its own memory."""
 
-    clock_offset = clocks.new_offset()
-    running_seconds = 1.23456789
+    chance = Unnoted(lambda: 1.23456789)
     told = 0
 
     @property

@@ -81,6 +81,15 @@ def test_a_request_that_is_waited_for_alone_does_not_end_another_waiting(request
     assert told(requests.next(None)) == [(number, "other")]
 
 
+def test_what_number_a_request_has_does_not_depend_on_how_fast_another_ended(requests: Requests) -> None:
+    at_once, later = Future[Json](), Future[Json]()
+    at_once.set_result(1)
+    requests.only(at_once)
+    threading.Timer(0.05, later.set_result, [1]).start()
+    requests.only(later)
+    assert add(requests)[0] == 3
+
+
 def test_one_that_fails_fails_alone(requests: Requests, caplog: pytest.LogCaptureFixture) -> None:
     refused, broken, unfit, fine = (add(requests)[1] for _ in range(4))
     refused.set_exception(DoorRefusal("ValueError", "no"))
