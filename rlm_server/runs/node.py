@@ -502,7 +502,8 @@ class Node:
                 self.origin.turn, block, done, self._draft.given, call_notes(self.calls.tally.notes)
             )
 
-        execute = partial(session.execute, code, answer, output.take, restarted, note)
+        inputs = self._record.inputs(self.origin.turn, block) if block and self._record.kept else None
+        execute = partial(session.execute, code, answer, output.take, restarted, note, inputs, self._record.heard)
         turn = await self._metered(execute, session)
         for _ in range(MORE_WORKERS):
             if not (turn.error is not None and turn.error.type is Stop.WORKER_LOST and block and self._record.kept):

@@ -33,9 +33,13 @@ second = await both()
 print(budget()['calls'], second)""",
     f"third = rlm_query_batched([{CHILD!r}] * 2, [context[:40], context[40:]])\nprint(third)",
     "kept = llm_query('one 0 ' + context[0])\nprint(kept == first[0])",
+    """\
+import random, time, uuid
+lucky = [llm_query(f'one {time.time()} {uuid.uuid4()} {random.random()} {n}') for n in range(3)]
+print(lucky)""",
     "FINAL('|'.join([*first, *second, *third, kept]))",
 )
-CALLS = 5 + 2 * 2 + 4 + 4 + 2 * 3
+CALLS = 6 + 2 * 2 + 4 + 4 + 2 * 3 + 3
 """Of the roots' and the children's models, and of the code: the last is answered from memory."""
 CHILD_TURNS = (
     "said = llm_query_batched([f'child {n} {context}' for n in range(3)])\nprint(said)",

@@ -71,6 +71,26 @@ class Decided:
 
 
 @dataclass(frozen=True, slots=True)
+class BlockBegan:
+    """A block of code begins to run, with these inputs: see `sandbox.inputs`, in base64."""
+
+    node: str
+    turn: int
+    block: int
+    inputs: str
+    kind: Literal["block_began"] = "block_began"
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """The code that runs was told more by chance: a piece of its inputs, in base64."""
+
+    node: str
+    piece: str
+    kind: Literal["heard"] = "heard"
+
+
+@dataclass(frozen=True, slots=True)
 class Answered:
     """A model answered a call of a node's code. `key` is the digest of what was asked, in hex digits."""
 
@@ -159,7 +179,10 @@ class NodeOver:
     kind: Literal["node_over"] = "node_over"
 
 
-Entry = Asked | Began | Replied | Decided | Answered | Told | ChildMade | TurnEnded | Happened | NodeOver
+Entry = (
+    Asked | Began | Replied | Decided | BlockBegan | Heard | Answered | Told | ChildMade | TurnEnded | Happened
+    | NodeOver
+)  # fmt: skip
 
 entries: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])
 

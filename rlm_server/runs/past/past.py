@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections import defaultdict, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,10 +13,12 @@ from rlm_server.runs.past.entries import (
     Answered,
     Asked,
     Began,
+    BlockBegan,
     ChildMade,
     Decided,
     Entry,
     Happened,
+    Heard,
     NodeOver,
     Replied,
     Reply,
@@ -23,6 +26,7 @@ from rlm_server.runs.past.entries import (
     Told,
     TurnEnded,
 )
+from sandbox.inputs import Inputs
 
 
 @dataclass(slots=True)
@@ -35,6 +39,8 @@ class NodePast:
     replies: dict[int, Reply] = field(default_factory=dict)
     """What the node's model answered, by turns."""
     decided: Decided | None = None
+    block: tuple[int, int, Inputs] | None = None
+    """The last block that began: its turn, its number, and what it was told by chance."""
     answers: defaultdict[str, deque[Reply]] = field(default_factory=lambda: defaultdict(deque))
     told: defaultdict[str, deque[Any]] = field(default_factory=lambda: defaultdict(deque))
     children: defaultdict[tuple[str, int], deque[ChildMade]] = field(default_factory=lambda: defaultdict(deque))
@@ -104,6 +110,11 @@ class RunPast:
                 self.replies.append((entry.node, entry.reply))
             case Decided():
                 node.decided = entry
+            case BlockBegan():
+                node.block = entry.turn, entry.block, Inputs.from_bytes(b64decode(entry.inputs))
+            case Heard():
+                if node.block is not None:
+                    node.block[2].add(b64decode(entry.piece))
             case Answered():
                 self._answered(node, entry)
             case Told():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -15,8 +14,10 @@ from rlm_server.ledger import Amounts, Limit
 from rlm_server.runs.past.entries import (
     Answered,
     Began,
+    BlockBegan,
     ChildMade,
     Decided,
+    Heard,
     NodeOver,
     RanBlock,
     Replied,
@@ -29,6 +30,7 @@ from rlm_server.runs.past.past import NodePast, RunPast
 from rlm_server.runs.past.run_file import RunFile
 from rlm_server.runs.reply.decision import Decision
 from sandbox.door import HostCall, Json
+from sandbox.inputs import Inputs
 from sandbox.turn import Status, Stop, Turn
 
 _NOTHING = Amounts()
@@ -129,6 +131,19 @@ class Recorder:
         line = self.past.children.get((request, number))
         return line.popleft() if line else None
 
+    def inputs(self, turn: int, block: int) -> Inputs:
+        """Return what a block of code is told by chance: of one that ran before, what it was told then."""
+        before, self.past.block = self.past.block, None
+        if before is not None and before[:2] == (turn, block):
+            return before[2]
+        inputs = Inputs.new()
+        self._file.add(BlockBegan(self._node, turn, block, b64encode(inputs.to_bytes()).decode()))
+        return inputs
+
+    def heard(self, piece: bytes) -> None:
+        """Write down what the code that runs is told by chance."""
+        self._file.add(Heard(self._node, b64encode(piece).decode()))
+
     def child(self, request: str, number: int, child: str, budget: Limit) -> None:
         """Write down that a child is to be started for a prompt of a request."""
         self._file.add(ChildMade(self._node, request, number, child, budget))
@@ -170,8 +185,7 @@ class Recorder:
 
 def request_key(call: HostCall) -> str:
     """Return what tells a request from others."""
-    said = json.dumps([call.op, call.arguments], sort_keys=True).encode()
-    return hashlib.blake2b(said, digest_size=16).hexdigest()
+    return call.digest.hex()
 
 
 def _as_it_was(block: RanBlock) -> RanBlock:
