@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 
 from rlm_server.broker.counters import Counters
@@ -16,7 +16,7 @@ from rlm_server.broker.routes import Route
 from rlm_server.broker.worst_case import bound
 from rlm_server.database.engine import DatabaseError, DatabaseLostError
 from rlm_server.ledger import Amounts, BudgetBusy, BudgetError, BudgetExceeded, Hold, HoldUnknown, Ledger, Usage, settle
-from rlm_server.shares.gate import Gate, WaitedTooLong
+from rlm_server.shares.gate import Gate, Slot, WaitedTooLong
 from rlm_server.tracing.spans import Span, of_request
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 
@@ -28,18 +28,20 @@ MAX_TOKENS = 1_000_000_000
 """No report of more tokens than this is believed."""
 
 
-@asynccontextmanager
-async def in_turn(gate: Gate, tenant: str, run: str, deadline: float) -> AsyncIterator[None]:
-    """Hold a slot of a gate.
+class InTurn(Slot):
+    """A slot of a gate, held while the context is open.
 
     Raises:
         DeadlinePassed: there was none until the deadline; not billed.
     """
-    try:
-        async with gate.slot(tenant, run, deadline=deadline):
-            yield
-    except WaitedTooLong:
-        raise DeadlinePassed("other calls were ahead in the queue until the deadline", billed=False) from None
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> None:
+        try:
+            await super().__aenter__()
+        except WaitedTooLong:
+            raise DeadlinePassed("other calls were ahead in the queue until the deadline", billed=False) from None
 
 
 @dataclass(slots=True)
@@ -136,6 +138,8 @@ class Attempt:
 
     async def _prepare(self) -> None:
         """Have the provider ready before anything is held: what cannot leave yet is not to be paid for."""
+        if self.route.ready:
+            return
         try:
             async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
                 await self.route.prepare()
@@ -167,8 +171,8 @@ class Attempt:
             rlm__run_id=self.hold.run,
         )
 
-    def _slot(self, gate: Gate) -> AbstractAsyncContextManager[None]:
-        return in_turn(gate, self.hold.tenant, self.hold.run, self.deadline)
+    def _slot(self, gate: Gate) -> InTurn:
+        return InTurn(gate, self.hold.tenant, self.hold.run, self.deadline)
 
     async def _reserve(self, until: float, *, dispatch: bool = False) -> None:
         self._dispatched = dispatch

@@ -212,8 +212,8 @@ class EventLog:
             events.append(self._waiting.popleft())
         return events
 
-    async def watch(self, from_sequence: int, pace: Pace = at_once) -> AsyncGenerator[Event, None]:
-        """Yield every event from a number on, those to come included, until the run's last.
+    async def watch(self, from_sequence: int, pace: Pace = at_once) -> AsyncGenerator[list[Event], None]:
+        """Yield every event from a number on, those to come included, until the run's last: as many as are there.
 
         `pace` is awaited before events are read from the database.
         """
@@ -222,11 +222,9 @@ class EventLog:
             while True:
                 over = self._over
                 events = await self._there(wanted, pace)
-                for event in events:
-                    yield event
-                    if isinstance(event.body, RunFinished):
-                        return
-                if over and not events:
+                if events:
+                    yield events
+                if _ends(events) or (over and not events):
                     return
                 wanted += len(events)
                 await self._until_worth_telling(wanted)
@@ -258,16 +256,24 @@ def _patience(body: Body) -> float:
     return OUTPUT_PATIENCE if isinstance(body, Printed) else PATIENCE
 
 
-async def replay(journal: Journal, run: str, from_sequence: int, pace: Pace = at_once) -> AsyncGenerator[Event, None]:
-    """Yield the kept events of a run that has ended, from a number on. `pace` is awaited before some are read."""
+def _ends(events: list[Event]) -> bool:
+    return bool(events) and isinstance(events[-1].body, RunFinished)
+
+
+async def replay(
+    journal: Journal, run: str, from_sequence: int, pace: Pace = at_once
+) -> AsyncGenerator[list[Event], None]:
+    """Yield the kept events of a run that has ended, from a number on, some at a time.
+
+    `pace` is awaited before they are read.
+    """
     wanted = max(1, from_sequence)
     while True:
         await pace()
         events = await journal.events(run, wanted, _MAX_AT_ONCE)
         if not events:
             return
-        for event in events:
-            yield event
+        yield events
         wanted += len(events)
 
 

@@ -39,6 +39,10 @@ SHARE_OUT_SECONDS = 0.1
 """How old it may be when somebody asks."""
 
 
+_adding = threading.Lock()
+"""Held for the moment in which something is added."""
+
+
 class HostTime:
     """Seconds that were spent. Any thread may add to them. Without a `limit` there may be any number.
 
@@ -49,7 +53,6 @@ class HostTime:
         self.limit, self.tenant = limit, tenant
         self._within = within
         self._seconds = 0.0
-        self._adding = threading.Lock()
 
     @property
     def seconds(self) -> float:
@@ -58,20 +61,21 @@ class HostTime:
 
     def spend(self, seconds: float) -> None:
         """Add to what was spent."""
-        with self._adding:
-            self._seconds += seconds
-        if self._within is not None:
-            self._within.spend(seconds)
+        with _adding:
+            account: HostTime | None = self
+            while account is not None:
+                account._seconds += seconds
+                account = account._within
 
     def take(self) -> float:
         """Return what was spent, and begin at 0 again."""
-        with self._adding:
+        with _adding:
             seconds, self._seconds = self._seconds, 0.0
         return seconds
 
     def owe(self, seconds: float) -> None:
         """Add to it alone: what was taken and could not be billed, or was done elsewhere."""
-        with self._adding:
+        with _adding:
             self._seconds += seconds
 
     def over(self) -> bool:
