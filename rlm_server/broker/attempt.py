@@ -212,7 +212,7 @@ class Attempt:
     async def _lower_in_line(self) -> None:
         lowering = self.request.lowering
         if lowering is not None and self._place is None:
-            self._place = await lowering.outputs.lowered(self.request.max_tokens, lowering.least)
+            self._place = await lowering.outputs.lowered(self.request.max_tokens, lowering.least, self._besides)
             if await self.ledger.lower(self._hold_of(self._place)):
                 self._bound_by(self._place)
 
@@ -220,11 +220,18 @@ class Attempt:
         """Lower the hold, which is not there yet. False where it is lower already, or may not be."""
         lowering, most = self.request.lowering, self.request.max_tokens
         if self._place is None and lowering is not None:
-            self._place = lowering.outputs.lower(most, lowering.least)
+            self._place = lowering.outputs.lower(most, lowering.least, self._besides)
         if self._place is None or self._place >= most:
             return False
         self._bound_by(self._place)
         return True
+
+    @property
+    def _besides(self) -> int:
+        """What it may cost besides its output, as so many tokens of that."""
+        most, price = self.request.max_tokens, self.route.price
+        least = price.bound(self.input_tokens, 0)
+        return least * most // max(1, price.bound(self.input_tokens, most) - least)
 
     def _bound_by(self, max_tokens: int) -> None:
         """Ask for no more than is held, and hold no less than is asked for."""

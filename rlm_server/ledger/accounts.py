@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
-from functools import cache
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -196,15 +195,10 @@ def refuse_uncountable(**values: Any) -> None:
         AmountRefused: one is negative or above 2^62.
     """
     for name, value in values.items():
-        for part in _parts(type(value)):
+        for part in value.__match_args__:  # the names of its fields
             number = getattr(value, part)
             if number is not None and not 0 <= number <= MAX:
                 raise AmountRefused(f"{name}.{part}", number)
-
-
-@cache
-def _parts(kind: type[Any]) -> tuple[str, ...]:
-    return tuple(part.name for part in fields(kind))
 
 
 _WHOLE = Scope(None)
