@@ -48,10 +48,12 @@ class _Write:
         """Have whoever waits go on. A `Failed` stands for an exception."""
         if self.future.done():  # given up meanwhile
             return
-        if isinstance(answer, Failed):
-            self.future.set_exception(answer.error)
-        else:
+        if not isinstance(answer, Failed):
             self.future.set_result(answer)
+        elif isinstance(answer.error, StopIteration):  # which no future takes
+            self.future.set_exception(RuntimeError("a write raised StopIteration"))
+        else:
+            self.future.set_exception(answer.error)
 
 
 class Database:
