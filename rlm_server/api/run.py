@@ -190,7 +190,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             aclosing(with_heartbeats(events)) as told,
         ):
             async for some in told:
-                for event in some or (None,):
+                for event in (None,) if some is None else some:
                     if event is not None:
                         sequence = event.sequence
                         if not wanted.has(event) and not isinstance(event.body, RunFinished):
