@@ -189,17 +189,18 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             aclosing(self._supervisor.watch(run.id, wanted.first, run.tenant)) as events,
             aclosing(with_heartbeats(events)) as told,
         ):
-            async for event in told:
-                if event is not None:
-                    sequence = event.sequence
-                    if not wanted.has(event) and not isinstance(event.body, RunFinished):
-                        continue
-                # Written and not yielded, because whoever yields cannot tell how long that takes.
-                try:
-                    async with asyncio.timeout(TAKEN_SECONDS):
-                        await context.write(_watched(event))
-                except TimeoutError:
-                    raise WatcherTooSlow(TAKEN_SECONDS, sequence) from None
+            async for some in told:
+                for event in (None,) if some is None else some:
+                    if event is not None:
+                        sequence = event.sequence
+                        if not wanted.has(event) and not isinstance(event.body, RunFinished):
+                            continue
+                    # Written and not yielded, because whoever yields cannot tell how long that takes.
+                    try:
+                        async with asyncio.timeout(TAKEN_SECONDS):
+                            await context.write(_watched(event))
+                    except TimeoutError:
+                        raise WatcherTooSlow(TAKEN_SECONDS, sequence) from None
         return
         yield  # which makes it a stream
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 
 from rlm_server.broker.counters import Counters
@@ -16,7 +16,7 @@ from rlm_server.broker.routes import Route
 from rlm_server.broker.worst_case import bound
 from rlm_server.database.engine import DatabaseError, DatabaseLostError
 from rlm_server.ledger import Amounts, BudgetBusy, BudgetError, BudgetExceeded, Hold, HoldUnknown, Ledger, Usage, settle
-from rlm_server.shares.gate import Gate, WaitedTooLong
+from rlm_server.shares.gate import Gate, Slot, WaitedTooLong
 from rlm_server.tracing.spans import Span, of_request
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 
@@ -28,18 +28,20 @@ MAX_TOKENS = 1_000_000_000
 """No report of more tokens than this is believed."""
 
 
-@asynccontextmanager
-async def in_turn(gate: Gate, tenant: str, run: str, deadline: float) -> AsyncIterator[None]:
-    """Hold a slot of a gate.
+class InTurn(Slot):
+    """A slot of a gate, held while the context is open.
 
     Raises:
         DeadlinePassed: there was none until the deadline; not billed.
     """
-    try:
-        async with gate.slot(tenant, run, deadline=deadline):
-            yield
-    except WaitedTooLong:
-        raise DeadlinePassed("other calls were ahead in the queue until the deadline", billed=False) from None
+
+    __slots__ = ()
+
+    async def __aenter__(self) -> None:
+        try:
+            await super().__aenter__()
+        except WaitedTooLong:
+            raise DeadlinePassed("other calls were ahead in the queue until the deadline", billed=False) from None
 
 
 @dataclass(slots=True)
@@ -136,6 +138,8 @@ class Attempt:
 
     async def _prepare(self) -> None:
         """Have the provider ready before anything is held: what cannot leave yet is not to be paid for."""
+        if self.route.ready:
+            return
         try:
             async with asyncio.timeout(max(0.0, self.deadline - time.monotonic())):
                 await self.route.prepare()
@@ -167,8 +171,8 @@ class Attempt:
             rlm__run_id=self.hold.run,
         )
 
-    def _slot(self, gate: Gate) -> AbstractAsyncContextManager[None]:
-        return in_turn(gate, self.hold.tenant, self.hold.run, self.deadline)
+    def _slot(self, gate: Gate) -> InTurn:
+        return InTurn(gate, self.hold.tenant, self.hold.run, self.deadline)
 
     async def _reserve(self, until: float, *, dispatch: bool = False) -> None:
         self._dispatched = dispatch
@@ -208,7 +212,7 @@ class Attempt:
     async def _lower_in_line(self) -> None:
         lowering = self.request.lowering
         if lowering is not None and self._place is None:
-            self._place = await lowering.outputs.lowered(self.request.max_tokens, lowering.least)
+            self._place = await lowering.outputs.lowered(self.request.max_tokens, lowering.least, self._besides)
             if await self.ledger.lower(self._hold_of(self._place)):
                 self._bound_by(self._place)
 
@@ -216,11 +220,18 @@ class Attempt:
         """Lower the hold, which is not there yet. False where it is lower already, or may not be."""
         lowering, most = self.request.lowering, self.request.max_tokens
         if self._place is None and lowering is not None:
-            self._place = lowering.outputs.lower(most, lowering.least)
+            self._place = lowering.outputs.lower(most, lowering.least, self._besides)
         if self._place is None or self._place >= most:
             return False
         self._bound_by(self._place)
         return True
+
+    @property
+    def _besides(self) -> int:
+        """What it may cost besides its output, as so many tokens of that."""
+        most, price = self.request.max_tokens, self.route.price
+        least = price.bound(self.input_tokens, 0)
+        return least * most // max(1, price.bound(self.input_tokens, most) - least)
 
     def _bound_by(self, max_tokens: int) -> None:
         """Ask for no more than is held, and hold no less than is asked for."""

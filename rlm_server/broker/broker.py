@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from rlm_server.broker.attempt import Attempt, in_turn
+from rlm_server.broker.attempt import Attempt, InTurn
 from rlm_server.broker.breaker import BreakerConfig, Breakers, RouteUnavailable, State
 from rlm_server.broker.counters import Counters
 from rlm_server.broker.learned_cap import RESERVED, LearnedCap
@@ -236,7 +236,7 @@ class Broker:
             models = self._models(request, payer)
             call.input_tokens = input_bound(request)
             self._refuse_at_once(payer.tenant, models)
-            async with in_turn(self._tenant_gate, payer.tenant, payer.run, deadline):
+            async with InTurn(self._tenant_gate, payer.tenant, payer.run, deadline):
                 return await self._first_of(call, models)
         except ProviderError as error:
             self.counters.failures[error.failure] += 1

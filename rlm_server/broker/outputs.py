@@ -22,7 +22,8 @@ LEAST = 64
 """Tokens. No bound is made lower."""
 
 AT_ONCE = 16
-"""Calls with a lower bound that go at once, for each answer whose length is known."""
+"""Calls with a lower bound that go at once, for each answer whose length is known: or more, as long as all of them
+together cost no more than one with its whole bound."""
 
 
 class Outputs:
@@ -31,7 +32,7 @@ class Outputs:
     def __init__(self) -> None:
         self._recent: deque[int] = deque(maxlen=RECENT)
         self._lowered = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: deque[tuple[asyncio.Future[None], tuple[int, int, int]]] = deque()
 
     def lowest(self, most: int, least: int = 0) -> int:
         """Return the lowest bound that a call may have whose own is `most`: that, where nothing lower is known."""
@@ -39,24 +40,24 @@ class Outputs:
             return most
         return min(most, max(LEAST, least, TIMES * max(self._recent)))
 
-    def lower(self, most: int, least: int = 0) -> int | None:
+    def lower(self, most: int, least: int = 0, besides: int = 0) -> int | None:
         """Have a call go with a bound below `most`, and not below `least`. Return the bound, or None if it may not.
 
-        `ended` must be called once the call is over.
+        Besides its output it costs as much as so many tokens of that. `ended` must be called once the call is over.
         """
         bound = self.lowest(most, least)
-        if bound >= most or self._waiting or self._free <= 0:  # those that wait go first
+        if bound >= most or self._waiting or not self._may_go(most, least, besides):  # those that wait go first
             return None
         self._lowered += 1
         return bound
 
-    async def lowered(self, most: int, least: int = 0) -> int:
+    async def lowered(self, most: int, least: int = 0, besides: int = 0) -> int:
         """Wait, for ever if need be, until a call may go with a lower bound, as `lower` says."""
-        if (bound := self.lower(most, least)) is not None:
+        if (bound := self.lower(most, least, besides)) is not None:
             return bound
         while True:
             waiter = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
+            self._waiting.append((waiter, (most, least, besides)))
             try:
                 await waiter
             except asyncio.CancelledError:
@@ -72,9 +73,9 @@ class Outputs:
         self._lowered -= 1
         self._wake()
 
-    @property
-    def _free(self) -> int:
-        return AT_ONCE * len(self._recent) - self._lowered
+    def _may_go(self, most: int, least: int, besides: int) -> bool:
+        for_each = max(AT_ONCE, (most + besides) // (self.lowest(most, least) + besides))
+        return self._lowered < for_each * len(self._recent)
 
     def saw(self, tokens: int, *, cut: bool) -> None:
         """An answer had so many tokens. Where it was cut off there, nothing learned before is relied on."""
@@ -85,11 +86,14 @@ class Outputs:
 
     def _wake(self) -> None:
         """Let those that wait go, in their order, as many as may."""
-        while self._waiting and (self._free > 0 or self._waiting[0].done()):
-            waiter = self._waiting.popleft()
+        while self._waiting:
+            waiter, asked = self._waiting[0]
             if not waiter.done():
+                if not self._may_go(*asked):
+                    return
                 self._lowered += 1
                 waiter.set_result(None)
+            self._waiting.popleft()
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,11 @@ class Route:
             case FailureCost.NONE:
                 return Amounts()
 
+    @property
+    def ready(self) -> bool:
+        """Whether the provider can be asked at once."""
+        return not isinstance(self.provider, LazyProvider) or self.provider.made
+
     async def prepare(self) -> None:
         """Have the provider ready to be asked, which takes seconds the first time. Nothing is sent.
 

@@ -6,9 +6,9 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
@@ -41,7 +41,19 @@ GROUP_SECONDS = 0.01
 class _Write:
     owner: str
     function: Callable[[Connection], Any]
-    future: Future[Any] = field(default_factory=Future)
+    future: asyncio.Future[Any]
+    """Of the event loop, which alone changes it."""
+
+    def answer(self, answer: Any) -> None:
+        """Have whoever waits go on. A `Failed` stands for an exception."""
+        if self.future.done():  # given up meanwhile
+            return
+        if not isinstance(answer, Failed):
+            self.future.set_result(answer)
+        elif isinstance(answer.error, StopIteration):  # which no future takes
+            self.future.set_exception(RuntimeError("a write raised StopIteration"))
+        else:
+            self.future.set_exception(answer.error)
 
 
 class Database:
@@ -56,6 +68,7 @@ class Database:
         self._engine = engine
         self.commits = 0
         """How many there have been since it was opened."""
+        self._loop = asyncio.get_running_loop()
         self._line: Line[_Write] = Line()
         self._readers = Gate(calls=READERS, tenant_calls=READERS // 2, reserved=READERS // 4)
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="database-reader")
@@ -120,9 +133,10 @@ class Database:
             DatabaseClosedError: `close()` was called.
         """
         self._refuse_if_closed()
-        write = _Write(_present() if owner is None else owner, measured_function(function))
+        future: asyncio.Future[T] = self._loop.create_future()
+        write = _Write(_present() if owner is None else owner, measured_function(function), future)
         self._line.put(write.owner, write, time.monotonic() + patience if patience else 0.0)
-        return asyncio.wrap_future(write.future, loop=asyncio.get_running_loop())
+        return future
 
     def hurry(self, patience: float = 0.0) -> None:
         """Have what was submitted before committed within so many seconds, however patient it is."""
@@ -207,7 +221,7 @@ class Database:
         while len(group) < most and (write := self._line.take()) is not None:
             started = time.monotonic()
             try:
-                if write.future.set_running_or_notify_cancel():
+                if not write.future.cancelled():
                     group.append(write)
                     shared = shared or write.owner != group[0].owner
                     yield write.function
@@ -221,16 +235,17 @@ class Database:
         """Run the functions of a group, which grows as they are taken, and answer them once they are kept."""
         try:
             answers = self._engine.transact(functions)
+            self.commits += 1
         except BaseException as error:
-            for write in group:
-                write.future.set_exception(_undone(error))
-            return
-        self.commits += 1
-        for write, answer in zip(group, answers, strict=True):
-            if isinstance(answer, Failed):
-                write.future.set_exception(answer.error)
-            else:
-                write.future.set_result(answer)
+            answers = [Failed(_undone(error)) for _ in group]
+        with suppress(RuntimeError):  # the event loop is closed, and nobody waits
+            # Once for all: to wake the event loop for each takes as long as its statements do.
+            self._loop.call_soon_threadsafe(_answer, list(zip(group, answers, strict=True)))
+
+
+def _answer(answered: Sequence[tuple[_Write, Any]]) -> None:
+    for write, answer in answered:
+        write.answer(answer)
 
 
 def _present() -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from rlm_server.database.engine import Connection
-from rlm_server.ledger.amounts import UNITS, Amounts, Limit
+from rlm_server.ledger.amounts import UNITS, Amounts, Limit, numbers
 from rlm_server.ledger.errors import MAX, AccountUnknown, AmountRefused
 from rlm_server.ledger.names import CUSTOMER
 from rlm_server.ledger.sums import amounts
@@ -103,6 +104,8 @@ class Account:
 
     def covered(self, amounts: Amounts) -> Amounts:
         """The part of `amounts` that was promised by the parent: the units in which this account is carved."""
+        if not self.carve:
+            return ZERO
         return Amounts(*(getattr(amounts, unit) if self.carved_in(unit) else 0 for unit in UNITS))
 
     def carved_in(self, unit: str) -> bool:
@@ -185,17 +188,17 @@ def raised(limit: Limit, used: Amounts) -> Limit:
     return Limit(**{unit: None if most is None else max(most, getattr(used, unit)) for unit, most in limits.items()})
 
 
-def refuse_uncountable(**values: object) -> None:
+def refuse_uncountable(**values: Any) -> None:
     """Refuse numbers the ledger cannot count: each value is a dataclass of integers, its fields named in the error.
 
     Raises:
         AmountRefused: one is negative or above 2^62.
     """
     for name, value in values.items():
-        for part in fields(value):  # type: ignore[arg-type]
-            number = getattr(value, part.name)
+        for part in value.__match_args__:  # the names of its fields
+            number = getattr(value, part)
             if number is not None and not 0 <= number <= MAX:
-                raise AmountRefused(f"{name}.{part.name}", number)
+                raise AmountRefused(f"{name}.{part}", number)
 
 
 _WHOLE = Scope(None)
@@ -382,7 +385,7 @@ class Tree:
         Raises:
             AmountRefused: the overruns of an account are more than can be counted; nothing was changed.
         """
-        for account in path:
+        for account in path if overrun != ZERO else ():
             refuse_uncountable(overrun=account.overrun + overrun)
         below: Account | None = None
         for account in path:
@@ -413,14 +416,13 @@ class Tree:
         self._changed.clear()
 
 
-def _numbers(account: Account) -> Iterator[int | None]:
+def _numbers(account: Account) -> tuple[int | None, ...]:
     limit = account.limit
     if account.path is not None or account.is_window:
         # Where it was set below what had been used by then, it is what is used, for as long as that is more.
         limit = raised(limit, account.posted + account.pending + account.carved)
-    for group in (limit, account.posted, account.pending, account.carved, account.overrun):
-        for unit in UNITS:
-            yield getattr(group, unit)
+    groups: tuple[Amounts | Limit, ...] = (limit, account.posted, account.pending, account.carved, account.overrun)
+    return tuple(chain.from_iterable(map(numbers, groups)))
 
 
 def _account(row: tuple[Any, ...]) -> Account:

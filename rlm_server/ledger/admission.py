@@ -20,7 +20,7 @@ from rlm_server.ledger.errors import (
     LedgerError,
     MoveRefused,
 )
-from rlm_server.ledger.holds import Hold, HoldState, StoredHold, find, insert
+from rlm_server.ledger.holds import Hold, HoldState, find, insert, post_new
 from rlm_server.ledger.windows import is_pace
 
 PASS_SIZE = 128
@@ -101,20 +101,41 @@ class Pass:
         return verdicts, over
 
     def _verdict(self, hold: Hold, state: HoldState) -> Verdict:
-        kept = find(self.connection, hold.id)
-        if kept is not None:
-            return _repeated(kept, hold, state)
         try:
             path = self._path(hold)
             busy = self._obstacle(path, hold.amounts)
         except LedgerError as error:
-            return error
+            return self._repeated(hold, state, error)
         if busy is not None:
-            self.blocked.add(busy.account)
-            return _error(BudgetBusy, busy)
-        insert(self.connection, hold, state, self.at, self.epoch, customer_of(path))
+            verdict = self._repeated(hold, state, _error(BudgetBusy, busy))
+            if isinstance(verdict, BudgetBusy):
+                self.blocked.add(busy.account)
+            return verdict
+        if not insert(self.connection, hold, state, self.at, self.epoch, customer_of(path)):
+            return self._repeated(hold, state, HoldConflict(hold.id))
         self.tree.apply(path, pending=hold.amounts)
         return Admission.TAKEN
+
+    def _repeated(self, hold: Hold, state: HoldState, otherwise: Verdict) -> Verdict:
+        """The verdict on a hold that is there already, and `otherwise` where it is not."""
+        kept = find(self.connection, hold.id)
+        if kept is None:
+            return otherwise
+        if kept.hold != hold:
+            return HoldConflict(hold.id)
+        # Whoever learns that it is dispatched sends it, and that may happen once.
+        return Admission.REPEATED if state is HoldState.PENDING else MoveRefused(hold.id, kept.outcome.state, state)
+
+    def spend(self, hold: Hold) -> None:
+        """Take a hold for what was spent already, and post all of it.
+
+        Raises:
+            LedgerError: it does not fit, or not now, or has no account. Nothing was written.
+        """
+        verdict = self._verdict(hold, HoldState.DISPATCHED)
+        if isinstance(verdict, LedgerError):
+            raise verdict
+        post_new(self.tree, hold, epoch=self.epoch, at=self.at)
 
     def _path(self, hold: Hold) -> list[Account]:
         path = self.tree.path(hold.account, self.at, hold.model)
@@ -148,18 +169,6 @@ class Pass:
             if limit is not None and wanted > 0:
                 return Shortage(account.id, unit, limit, getattr(account.used, unit), wanted)
         return None
-
-
-def take_spent(connection: Connection, hold: Hold, *, epoch: int, at: int) -> None:
-    """Take a hold that is new for what was spent already, at a time in Unix milliseconds, or not at all.
-
-    Raises:
-        LedgerError: it does not fit, or not now, or has no account.
-    """
-    queue = [QueuedHold(hold, HoldState.DISPATCHED, True)]
-    (verdict,), _ = Pass(connection, epoch, at, spent=True).judge(queue)
-    if isinstance(verdict, LedgerError):
-        raise verdict
 
 
 def check(connection: Connection, account: str, amounts: Amounts, model: str, at: int) -> None:
@@ -197,13 +206,6 @@ def closed_above(account: Account, asked: Amounts) -> CustomerClosed:
     unit = next((unit for unit in UNITS if getattr(asked, unit)), UNITS[0])
     used = getattr(account.used, unit)
     return CustomerClosed(account.id, unit, used, used, getattr(asked, unit))
-
-
-def _repeated(kept: StoredHold, hold: Hold, state: HoldState) -> Verdict:
-    if kept.hold != hold:
-        return HoldConflict(hold.id)
-    # Whoever learns that it is dispatched sends it, and that may happen once.
-    return Admission.REPEATED if state is HoldState.PENDING else MoveRefused(hold.id, kept.outcome.state, state)
 
 
 def _error(kind: type[BudgetBusy | BudgetExceeded], short: Shortage) -> LedgerError:

@@ -51,6 +51,11 @@ class Limit:
     cpu_ms: int | None = None
 
 
+def numbers(of: Amounts | Limit) -> tuple[int | None, ...]:
+    """The number of every unit, in the order of `UNITS`."""
+    return of.nano_usd, of.tokens, of.calls, of.cpu_ms
+
+
 UNITS = tuple(field.name for field in fields(Amounts))
 """The names of the units, in their order everywhere."""
 

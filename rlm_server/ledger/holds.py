@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from rlm_server.database.engine import Connection
 from rlm_server.ledger import events
 from rlm_server.ledger.accounts import ZERO, Tree, refuse_uncountable
-from rlm_server.ledger.amounts import UNITS, Amounts
+from rlm_server.ledger.amounts import UNITS, Amounts, numbers
 from rlm_server.ledger.errors import HoldUnknown, MoveRefused, StaleEpoch
-from rlm_server.ledger.usage import COUNTS, Usage
+from rlm_server.ledger.usage import COUNTS, Usage, counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,10 @@ class Recovery:
 COLUMNS = f"id, account, {', '.join(UNITS)}, model, price_version, tenant, run, node"
 RESULT = ", ".join((*(f"actual_{unit}" for unit in UNITS), *COUNTS))
 _WIDTH = len(COLUMNS.split(","))
-_INSERT = f"INSERT INTO hold ({COLUMNS}, reserved_at, state, epoch, customer) VALUES ({', '.join('?' * (_WIDTH + 4))})"  # noqa: S608
+_INSERT = f"""
+INSERT INTO hold ({COLUMNS}, reserved_at, state, epoch, customer) VALUES ({", ".join("?" * (_WIDTH + 4))})
+ON CONFLICT (id) DO NOTHING
+"""  # noqa: S608
 _FIND = f"SELECT {COLUMNS}, state, reserved_at, epoch, {RESULT} FROM hold WHERE id = ?"  # noqa: S608
 _RESOLVE = f"""
 UPDATE hold SET state = ?, resolved_at = ?, ({RESULT}) = ({", ".join("?" * len(RESULT.split(",")))}),
@@ -112,10 +115,15 @@ def find(connection: Connection, id: str) -> StoredHold | None:
     return StoredHold(hold_of(row), Outcome(HoldState(state), *result_of(row[_WIDTH + 3 :])), reserved_at, epoch)
 
 
-def insert(connection: Connection, hold: Hold, state: HoldState, at: int, epoch: int, customer: str) -> None:
-    """Write a new hold, pending or dispatched; its accounts are not touched. `customer` is the path of who pays."""
+def insert(connection: Connection, hold: Hold, state: HoldState, at: int, epoch: int, customer: str) -> bool:
+    """Write a new hold, pending or dispatched; its accounts are not touched. `customer` is the path of who pays.
+
+    Returns:
+        whether it was new. One of the same id stays as it is.
+    """
     text = (hold.model, hold.price_version, hold.tenant, hold.run, hold.node)
-    connection.execute(_INSERT, (hold.id, hold.account, *astuple(hold.amounts), *text, at, state, epoch, customer))
+    values = (hold.id, hold.account, *numbers(hold.amounts), *text, at, state, epoch, customer)
+    return connection.execute(_INSERT, values).rowcount == 1
 
 
 def move(connection: Connection, id: str, wanted: Outcome, *, epoch: int, at: int) -> Moved:
@@ -144,21 +152,30 @@ def move(connection: Connection, id: str, wanted: Outcome, *, epoch: int, at: in
             raise StaleEpoch(id, kept.epoch, epoch)
         connection.execute("UPDATE hold SET state = ? WHERE id = ?", (wanted.state, id))
         return Moved(hold)
-    return _resolve(connection, kept, wanted, at)
+    return _resolve(Tree(connection), kept, wanted, at)
 
 
-def _resolve(connection: Connection, kept: StoredHold, outcome: Outcome, at: int) -> Moved:
+def post_new(tree: Tree, hold: Hold, *, epoch: int, at: int) -> Moved:
+    """Post all of a hold that was taken with a tree of accounts at this time, which is not written back yet."""
+    return _resolve(
+        tree, StoredHold(hold, Outcome(HoldState.DISPATCHED), at, epoch), Outcome(HoldState.POSTED, hold.amounts), at
+    )
+
+
+def _resolve(tree: Tree, kept: StoredHold, outcome: Outcome, at: int) -> Moved:
     hold, actual = kept.hold, outcome.actual or ZERO
     refuse_uncountable(actual=actual, usage=outcome.usage or Usage())
     within = Amounts(*(min(getattr(actual, unit), getattr(hold.amounts, unit)) for unit in UNITS))
     overrun = actual - within
-    tree = Tree(connection)
     path = tree.path(hold.account, kept.reserved_at, hold.model)
     tree.apply(path, pending=ZERO - hold.amounts, posted=within, overrun=overrun)
     tree.save()
-    events.record(connection, tree.crossed, at)
-    result = (*_or_nulls(outcome.actual, Amounts), *_or_nulls(outcome.usage, Usage))
-    connection.execute(_RESOLVE, (outcome.state, at, *result, outcome.state is HoldState.POSTED, hold.id))
+    events.record(tree.connection, tree.crossed, at)
+    result = (
+        *(_NO_AMOUNTS if outcome.actual is None else numbers(outcome.actual)),
+        *(_NO_USAGE if outcome.usage is None else counts(outcome.usage)),
+    )
+    tree.connection.execute(_RESOLVE, (outcome.state, at, *result, outcome.state is HoldState.POSTED, hold.id))
     return Moved(hold, overrun, bool(tree.crossed))
 
 
@@ -212,9 +229,8 @@ def result_of(columns: Sequence[int | None]) -> tuple[Amounts | None, Usage | No
     return Amounts(*actual) if actual else None, Usage(*usage) if usage else None
 
 
+_NO_AMOUNTS, _NO_USAGE = (None,) * len(UNITS), (None,) * len(COUNTS)
+
+
 def _unless_null(columns: Iterable[int | None]) -> list[int]:
     return [column for column in columns if column is not None]
-
-
-def _or_nulls(value: Amounts | Usage | None, kind: type[Amounts | Usage]) -> tuple[int | None, ...]:
-    return astuple(value) if value is not None else (None,) * len(astuple(kind()))

@@ -303,8 +303,7 @@ class Ledger:
 
         def post(connection: Connection) -> str:
             if holds.find(connection, hold.id) is None:
-                admission.take_spent(connection, hold, epoch=self._database.epoch, at=self._clock())
-                self._move(connection, hold.id, Outcome(HoldState.POSTED))
+                admission.Pass(connection, self._database.epoch, self._clock(), spent=True).spend(hold)
             return hold.tenant
 
         await self._freeing(post, lambda tenant: tenant, patience=patience)

@@ -16,5 +16,10 @@ class Usage:
     reasoning: int = 0
 
 
+def counts(of: Usage) -> tuple[int, ...]:
+    """What was counted, in the order of `COUNTS`."""
+    return of.input, of.output, of.cache_read, of.cache_write, of.reasoning
+
+
 COUNTS = tuple(field.name for field in fields(Usage))
 """The names of what is counted, in their order everywhere."""

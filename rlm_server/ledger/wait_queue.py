@@ -67,7 +67,9 @@ class WaitQueue:
         self._waiting[waiter] = None
         self.advance()
         try:
-            await asyncio.wait([waiter.done], timeout=max(0.0, deadline - time.monotonic()))
+            left = deadline - time.monotonic()
+            if left > 0:  # else it takes what there is now, and does without a timer
+                await asyncio.wait([waiter.done], timeout=left)
             if not waiter.done.done():
                 self._expire(waiter)
                 await asyncio.wait([waiter.done])

@@ -246,7 +246,6 @@ class ModelCalls:
         Raises:
             DoorRefusal: that cannot be, and there is no answer to any other prompt of the batch.
         """
-        await self._pace.wait(self._payer.tenant)
         async with self._places:
             batch.refusal = batch.refusal or self._too_many_failed()
             if batch.refusal is None:

@@ -238,8 +238,8 @@ class EventLog:
             events.append(self._waiting.popleft())
         return events
 
-    async def watch(self, from_sequence: int, pace: Pace = at_once) -> AsyncGenerator[Event, None]:
-        """Yield every event from a number on, those to come included, until the run's last.
+    async def watch(self, from_sequence: int, pace: Pace = at_once) -> AsyncGenerator[list[Event], None]:
+        """Yield every event from a number on, those to come included, until the run's last: as many as are there.
 
         `pace` is awaited before events are read from the database.
         """
@@ -248,10 +248,10 @@ class EventLog:
             while True:
                 over = self._over
                 events = await self._there(wanted, pace)
-                for event in events:
-                    yield event
-                    if isinstance(event.body, RunFinished):
-                        return
+                if events:
+                    yield events
+                if _ends(events):
+                    return
                 if over and not events:
                     if not self._finished:
                         raise WatchBroken
@@ -286,16 +286,24 @@ def _patience(body: Body) -> float:
     return OUTPUT_PATIENCE if isinstance(body, Printed) else PATIENCE
 
 
-async def replay(journal: Journal, run: str, from_sequence: int, pace: Pace = at_once) -> AsyncGenerator[Event, None]:
-    """Yield the kept events of a run that has ended, from a number on. `pace` is awaited before some are read."""
+def _ends(events: list[Event]) -> bool:
+    return bool(events) and isinstance(events[-1].body, RunFinished)
+
+
+async def replay(
+    journal: Journal, run: str, from_sequence: int, pace: Pace = at_once
+) -> AsyncGenerator[list[Event], None]:
+    """Yield the kept events of a run that has ended, from a number on, some at a time.
+
+    `pace` is awaited before they are read.
+    """
     wanted = max(1, from_sequence)
     while True:
         await pace()
         events = await journal.events(run, wanted, _MAX_AT_ONCE)
         if not events:
             return
-        for event in events:
-            yield event
+        yield events
         wanted += len(events)
 
 

@@ -476,8 +476,11 @@ class Supervisor:
             return await live.tree.coverage()
         return await self._services.journal.coverage(run_id)
 
-    def watch(self, run_id: str, from_sequence: int, tenant: str) -> AsyncGenerator[Event, None]:
-        """Yield the run's events from a number on, until its last. They are read at the pace of its tenant."""
+    def watch(self, run_id: str, from_sequence: int, tenant: str) -> AsyncGenerator[list[Event], None]:
+        """Yield the run's events from a number on, until its last, as many at a time as are there.
+
+        They are read at the pace of its tenant.
+        """
         live, pace = self._live.get(run_id), partial(self._services.shares.pace.wait, tenant)
         if live is not None:
             return live.event_log.watch(from_sequence, pace)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -53,21 +52,17 @@ class Gate:
         """How many calls are here now."""
         return Load(self._all.inside, self._all.waiting)
 
-    @asynccontextmanager
-    async def slot(self, tenant: str, run: str, *, deadline: float | None, first: bool = False) -> AsyncIterator[None]:
-        """Hold a slot. `deadline` is on the clock of `time.monotonic()`; without one it is waited for for ever.
+    def slot(self, tenant: str, run: str, *, deadline: float | None, first: bool = False) -> Slot:
+        """Hold a slot, for as long as the context is open.
+
+        `deadline` is on the clock of `time.monotonic()`; without one it is waited for for ever.
 
         One that comes `first` waits before all others of its run, however many there are.
 
         Raises:
             WaitedTooLong: it was still waiting in the line.
         """
-        share = self._share(tenant, run)
-        await self._enter(share, deadline, first)
-        try:
-            yield
-        finally:
-            self._leave(share)
+        return Slot(self, tenant, run, deadline, first)
 
     def resize(self, calls: int, *, reserved: int = 0) -> None:
         """Let in more at once, or fewer: those inside stay, and others wait until there is room again."""
@@ -93,16 +88,22 @@ class Gate:
             if part is not mine
         )
 
+    async def enter(self, tenant: str, run: str, deadline: float | None, *, first: bool) -> _Share:
+        """Take a slot, which is then to be left; see `slot`."""
+        share = self._share(tenant, run)
+        # While there is room for one that waits, none waits: it was let in when the room came.
+        if not (any(level.full for level in share.levels) or self._all.keeps_out(share.levels[1])):
+            share.let_in()
+        else:
+            await self._wait(share, deadline, first)
+        return share
+
     def _share(self, tenant: str, run: str) -> _Share:
         cap = self._tenant_calls(tenant) if callable(self._tenant_calls) else self._tenant_calls
         of_tenant = self._all.part(tenant, cap, self._weights.get(tenant, 1.0))
         return of_tenant.part(run, self._run_calls, 1.0)
 
-    async def _enter(self, share: _Share, deadline: float | None, first: bool) -> None:
-        # While there is room for one that waits, none waits: it was let in when the room came.
-        if not (any(level.full for level in share.levels) or self._all.keeps_out(share.levels[1])):
-            share.let_in()
-            return
+    async def _wait(self, share: _Share, deadline: float | None, first: bool) -> None:
         waiter = asyncio.get_running_loop().create_future()
         share.enqueue(waiter, first=first)
         try:
@@ -110,20 +111,36 @@ class Gate:
                 await waiter
         except (asyncio.CancelledError, TimeoutError) as error:
             if waiter.done() and not waiter.cancelled():
-                self._leave(share)  # the slot was handed over in the same moment
+                self.leave(share)  # the slot was handed over in the same moment
             else:
                 share.dequeue(waiter)
             if isinstance(error, TimeoutError):
                 raise WaitedTooLong("others were ahead in the queue until the deadline") from None
             raise
 
-    def _leave(self, share: _Share) -> None:
+    def leave(self, share: _Share) -> None:
+        """Give a slot back."""
         share.let_out()
         self._let_in()
 
     def _let_in(self) -> None:
         while (run := self._all.next()) is not None:
             run.let_first_in()
+
+
+class Slot:
+    """A slot of a gate, held while the context is open. No generator: each call of a model holds half a dozen."""
+
+    __slots__ = ("_deadline", "_first", "_gate", "_run", "_share", "_tenant")
+
+    def __init__(self, gate: Gate, tenant: str, run: str, deadline: float | None, first: bool = False) -> None:
+        self._gate, self._tenant, self._run, self._deadline, self._first = gate, tenant, run, deadline, first
+
+    async def __aenter__(self) -> None:
+        self._share = await self._gate.enter(self._tenant, self._run, self._deadline, first=self._first)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._gate.leave(self._share)
 
 
 class _Share:

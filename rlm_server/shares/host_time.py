@@ -39,6 +39,10 @@ SHARE_OUT_SECONDS = 0.1
 """How old it may be when somebody asks."""
 
 
+_adding = threading.Lock()
+"""Held for the moment in which something is added."""
+
+
 class HostTime:
     """Seconds that were spent. Any thread may add to them. Without a `limit` there may be any number.
 
@@ -49,7 +53,6 @@ class HostTime:
         self.limit, self.tenant = limit, tenant
         self._within = within
         self._seconds = 0.0
-        self._adding = threading.Lock()
 
     @property
     def seconds(self) -> float:
@@ -58,20 +61,21 @@ class HostTime:
 
     def spend(self, seconds: float) -> None:
         """Add to what was spent."""
-        with self._adding:
-            self._seconds += seconds
-        if self._within is not None:
-            self._within.spend(seconds)
+        with _adding:
+            account: HostTime | None = self
+            while account is not None:
+                account._seconds += seconds
+                account = account._within
 
     def take(self) -> float:
         """Return what was spent, and begin at 0 again."""
-        with self._adding:
+        with _adding:
             seconds, self._seconds = self._seconds, 0.0
         return seconds
 
     def owe(self, seconds: float) -> None:
         """Add to it alone: what was taken and could not be billed, or was done elsewhere."""
-        with self._adding:
+        with _adding:
             self._seconds += seconds
 
     def over(self) -> bool:
@@ -234,13 +238,18 @@ def measured_function(function: Callable[..., _T]) -> Callable[..., _T]:
     return run
 
 
-class _Nested(threading.local):
-    """What work within the step under way was charged to others."""
+class _Step(threading.local):
+    """The step under way: the innermost of those that are within each other."""
 
-    seconds = 0.0
+    began: float | None = None
+    """On the clock of `thread_time`, which takes microseconds to read: as much as a step may take. None for no step."""
+    nested = 0.0
+    """What work within it was charged to others."""
+    ended: float | None = None
+    """When work within it was suspended, which suspends all around it in the same moment."""
 
 
-_nested = _Nested()
+_step = _Step()
 
 
 class _Measured(Coroutine[Any, Any, _T]):
@@ -248,15 +257,12 @@ class _Measured(Coroutine[Any, Any, _T]):
 
     def __init__(self, inner: Coroutine[Any, Any, _T], to: HostTime) -> None:
         self._inner, self._to = inner, to
+        self._begun = False
         self.__name__ = getattr(inner, "__name__", "coroutine")
         self.__qualname__ = getattr(inner, "__qualname__", "coroutine")
 
     def send(self, value: Any) -> Any:
-        around, _nested.seconds, began = _nested.seconds, 0.0, thread_time()
-        try:
-            return self._inner.send(value)
-        finally:
-            self._spend(around, began)
+        return self._measured(self._inner.send, value)
 
     def throw(
         self,
@@ -264,17 +270,28 @@ class _Measured(Coroutine[Any, Any, _T]):
         error: BaseException | object = None,
         trace: TracebackType | None = None,
     ) -> Any:
-        around, _nested.seconds, began = _nested.seconds, 0.0, thread_time()
-        try:
-            return self._inner.throw(kind) if error is None and trace is None else self._inner.throw(kind, error, trace)  # type: ignore[arg-type]
-        finally:
-            self._spend(around, began)
+        rest = () if error is None and trace is None else (error, trace)
+        return self._measured(self._inner.throw, kind, *rest)
 
-    def _spend(self, around: float, began: float) -> None:
-        """Charge a step, without what within it was charged already."""
-        seconds = thread_time() - began
-        self._to.spend(seconds - _nested.seconds + STEP_SECONDS)
-        _nested.seconds = around + seconds
+    def _measured(self, resume: Callable[..., Any], *values: Any) -> Any:
+        """Take a step and charge it, without what within it was charged already.
+
+        Work that was suspended goes on as the first thing in the step around it, and so began with that.
+        """
+        around, nested = _step.began, _step.nested
+        began = around if around is not None and self._begun else thread_time()
+        self._begun = True
+        _step.began, _step.nested, _step.ended = began, 0.0, None
+        ended: float | None = None
+        try:
+            suspended = resume(*values)
+            ended = thread_time() if _step.ended is None else _step.ended
+            return suspended
+        finally:
+            _step.ended = ended
+            seconds = (thread_time() if ended is None else ended) - began
+            self._to.spend(seconds - _step.nested + STEP_SECONDS)
+            _step.began, _step.nested = around, nested + seconds
 
     def close(self) -> None:
         self._inner.close()

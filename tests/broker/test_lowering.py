@@ -67,7 +67,7 @@ async def test_calls_that_wait_for_money_go_as_soon_as_answers_are_known_to_be_s
         await until(lambda: model.at_work == 2 and broker.waiting == 0)
         first, model.let = model.let, asyncio.Event()
         first.set()
-        await until(lambda: model.at_work >= 2 * AT_ONCE)
+        await until(lambda: model.at_work == 38)
         model.let.set()
     assert set(model.bounds) == {MOST, LEAST}
     assert {call.result().reply.max_tokens for call in calls} == {MOST, LEAST}
@@ -158,20 +158,42 @@ def test_an_answer_that_was_cut_raises_the_bound_and_is_all_that_is_known() -> N
     for _ in range(8):
         outputs.saw(3, cut=False)
     outputs.saw(LEAST, cut=True)
-    assert outputs.lowest(MOST) == TIMES * LEAST
+    assert outputs.lowest(MOST) == TIMES * LEAST == MOST // AT_ONCE
     assert [outputs.lower(MOST) for _ in range(AT_ONCE + 1)] == [TIMES * LEAST] * AT_ONCE + [None]
 
 
-def test_few_answers_let_few_calls_go() -> None:
+@pytest.mark.parametrize(
+    ("besides", "for_each"),
+    [
+        pytest.param(0, MOST // LEAST, id="as many as may have no more output than one"),
+        pytest.param(100, (MOST + 100) // (LEAST + 100), id="as many as cost no more than one, with their input"),
+        pytest.param(10_000, AT_ONCE, id="a few at least"),
+    ],
+)
+def test_few_answers_let_few_calls_go(besides: int, for_each: int) -> None:
     outputs = Outputs()
     assert outputs.lower(MOST) is None
     for known in (1, 2):
         outputs.saw(3, cut=False)
-        for _ in range(AT_ONCE):
-            assert outputs.lower(MOST) == LEAST
-        assert outputs.lower(MOST) is None, known
+        for _ in range(for_each):
+            assert outputs.lower(MOST, 0, besides) == LEAST
+        assert outputs.lower(MOST, 0, besides) is None, known
     outputs.ended()
-    assert outputs.lower(MOST) == LEAST
+    assert outputs.lower(MOST, 0, besides) == LEAST
+
+
+async def test_calls_that_wait_go_in_their_order_as_many_as_their_own_cost_lets_go() -> None:
+    outputs = Outputs()
+    dear = [asyncio.create_task(outputs.lowered(MOST, 0, 10_000)) for _ in range(AT_ONCE + 1)]
+    await asyncio.sleep(0)
+    cheap = asyncio.create_task(outputs.lowered(MOST))
+    await asyncio.sleep(0)
+    outputs.saw(3, cut=False)
+    await asyncio.wait(dear[:-1])
+    assert not dear[-1].done(), "as many as may have gone"
+    assert not cheap.done(), "it waits behind that"
+    outputs.ended()
+    assert [await dear[-1], await cheap] == [LEAST, LEAST]
 
 
 def spent(done: list[Completion]) -> int:

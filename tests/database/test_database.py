@@ -134,14 +134,19 @@ async def test_a_failed_write_undoes_its_own_work_and_nothing_of_its_groups(data
         note("half")(connection)
         raise ValueError("no further")
 
+    def exhausted(connection: Connection) -> None:
+        note("exhausted")(connection)
+        next(iter(()))
+
     gate, _ = await occupied(database)
-    writes: list[Callable[[Connection], str | None]] = [note("a"), half, note("a"), note("b")]
+    writes: list[Callable[[Connection], str | None]] = [note("a"), half, note("a"), exhausted, note("b")]
     group = [database.submit(write) for write in writes]
     gate.opened.set()
     answers = await asyncio.gather(*group, return_exceptions=True)
-    assert [isinstance(answer, str) for answer in answers] == [True, False, False, True]
+    assert [isinstance(answer, str) for answer in answers] == [True, False, False, False, True]
     assert isinstance(answers[1], ValueError)
     assert isinstance(answers[2], sqlite3.IntegrityError | psycopg.IntegrityError)
+    assert isinstance(answers[3], RuntimeError)
     assert await database.read(notes) == ["a", "b"]
 
 

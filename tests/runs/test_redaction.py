@@ -259,7 +259,7 @@ async def test_the_policy_holds_at_once_for_the_next_event(journal: Journal) -> 
         on.clear()
         log.emit(ROOT, Printed("stdout", "after"))
         log.emit(ROOT, END)
-        told = [event async for event in log.watch(1)]
+        told = [event async for events in log.watch(1) for event in events]
     texts = [body.text for event in told if isinstance(body := event.body, Printed)]
     assert texts == ["before", "", "after"]
     assert [bool(event.cut) for event in told] == [False, True, True, False, False]

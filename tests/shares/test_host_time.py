@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from time import process_time, thread_time
+from unittest.mock import patch
 
 import pytest
 
+from rlm_server.shares import host_time
 from rlm_server.shares.host_time import (
     MESSAGE_BYTES,
     MOST_A_MESSAGE,
@@ -96,6 +99,53 @@ async def test_work_of_the_present_task_is_charged_where_it_is_measured() -> Non
     spent = HostTime()
     assert await measured(step(0.01), spent) == "done"
     assert spent.seconds >= 0.02
+
+
+@dataclass
+class Clock:
+    """A thread's time, which passes as work says."""
+
+    now: float = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def work(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_work_within_other_work_is_charged_once_and_to_its_own(*, fails: bool) -> None:
+    clock, own, innermost, around = Clock(), HostTime(), HostTime(), HostTime()
+
+    async def last() -> None:
+        clock.work(100)
+        await asyncio.sleep(0)
+        clock.work(200)
+        if fails:
+            raise LookupError
+
+    async def within() -> None:
+        clock.work(1)
+        await asyncio.sleep(0)
+        clock.work(2)
+        with suppress(LookupError):
+            await measured(last(), innermost)
+        clock.work(4)
+
+    async def outer() -> None:
+        clock.work(10)
+        await measured(within(), own)
+        clock.work(20)
+        await measured(within(), own)
+        await asyncio.sleep(0)
+        clock.work(40)
+
+    with patch.object(host_time, "thread_time", clock):
+        await measured(outer(), around)
+    assert around.seconds - 70 == pytest.approx(6 * STEP_SECONDS)
+    assert own.seconds - 14 == pytest.approx(6 * STEP_SECONDS)
+    assert innermost.seconds - 600 == pytest.approx(4 * STEP_SECONDS)
 
 
 async def test_a_step_is_charged_what_the_loop_takes_for_it_however_small_it_is() -> None:

@@ -19,6 +19,12 @@ class LazyProvider:
         self._make = make
         self._making: asyncio.Task[Provider] | None = None
 
+    @property
+    def made(self) -> bool:
+        """Whether the provider is there."""
+        making = self._making
+        return making is not None and making.done() and not making.cancelled() and making.exception() is None
+
     async def ready(self) -> Provider:
         """Return the provider, which is made if it was not yet. Nothing is sent.
 
