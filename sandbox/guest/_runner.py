@@ -41,6 +41,8 @@ first_names = frozenset(namespace)
 first_builtins = dict(builtins.__dict__)
 modules = sys.modules
 first_modules = dict(modules)
+seen_modules = {}
+"""The modules that were there when it was last made sure that the first ones are."""
 
 
 commands = {}
@@ -118,16 +120,27 @@ def mend():
     """Put back what a careless program may have replaced: built-ins, modules, reserved names, what runs code."""
     if not own.items() <= globals().items():
         globals().update(own)
-    if builtins.__dict__ != first_builtins:
+    if not same(builtins.__dict__, first_builtins):
         builtins.__dict__.update(first_builtins)
-    if not first_modules.keys() <= modules.keys():
-        modules.update(first_modules | modules)
+    if not same(modules, seen_modules):
+        if not first_modules.keys() <= modules.keys():
+            modules.update(first_modules | modules)
+        seen_modules.clear()
+        seen_modules.update(modules)
     sys.modules = modules
     namespace.update(reserved)
     namespace["__builtins__"] = builtins
     while leftovers:
         with contextlib.suppress(BaseException):
             leftovers.pop()()
+
+
+def same(now, then):
+    """Whether two dicts hold the same. Something that cannot be compared is other than it was."""
+    try:
+        return now == then
+    except BaseException:
+        return False
 
 
 kept = {}
@@ -170,8 +183,9 @@ def put_back_streams(_ended=True):
     """Flush the streams, and put them back where the program replaced them. One that is broken is made anew."""
     for fd, name in ((1, "stdout"), (2, "stderr")):
         own, now = streams[name], getattr(sys, name, None)
-        with contextlib.suppress(BaseException):
-            now.flush()
+        if now is not own:
+            with contextlib.suppress(BaseException):
+                now.flush()
         try:
             own.flush()
         except Exception:

@@ -20,6 +20,7 @@ from wasmtime import _bindings as raw
 
 from sandbox.vm.bulk_memory import in_parts
 from sandbox.vm.clock_thread import ClockThread
+from sandbox.vm.inlining import inline
 from sandbox.vm.safepoints import add_polls
 
 log = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def compile_module(wasm: Path) -> bytes:
     Raises:
         ModuleRefused: polls cannot be put into it.
     """
-    polled = add_polls(in_parts(wasm.read_bytes())).module
+    polled = add_polls(in_parts(inline(wasm.read_bytes()))).module
     return bytes(wasmtime.Module(wasmtime.Engine(settings()), polled).serialize())
 
 

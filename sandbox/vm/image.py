@@ -30,6 +30,7 @@ from sandbox.vm import (
     bulk_memory,
     engine,
     immortal,
+    inlining,
     instance,
     instructions,
     packages,
@@ -192,7 +193,7 @@ def _key(*parts: str) -> str:
 def _module_key() -> str:
     return _key(
         WASM_SHA256, STDLIB_SHA256, metadata.version("wasmtime"), platform.machine(), _processor(),
-        _code(engine, "settings", "compile_module"), *map(_code, (safepoints, instructions, bulk_memory)),
+        _code(engine, "settings", "compile_module"), *map(_code, (safepoints, instructions, bulk_memory, inlining)),
     )  # fmt: skip
 
 

@@ -13,7 +13,8 @@ from collections.abc import Collection, Iterable, Mapping
 LOOP = 0x03
 READS = (0x2C, 0x30, 0x32, 0x31)
 """Of which polls are made: i32.load8_s, i64.load8_s, i64.load16_s and i64.load8_u. Code has few of its own."""
-CALLS = frozenset({0x10, 0x11, 0x14})
+CALL = 0x10
+CALLS = frozenset({CALL, 0x11, 0x14})
 """`call`, `call_indirect` and `call_ref`."""
 _BR_TABLE, _SELECT, _TRY_TABLE = 0x0E, 0x1C, 0x1F
 _BULK, _VECTOR = 0xFC, 0xFD
@@ -101,6 +102,7 @@ def _instruction(without: Collection[int]) -> bytes:
 _ONE = re.compile(_instruction(()))
 _TO_LOOP = re.compile(_instruction({LOOP, *READS}) + b"*+")
 _TO_CALL_OR_LOOP = re.compile(_instruction({LOOP, *READS, *CALLS}) + b"*+")
+_TO_CALL = re.compile(_instruction({CALL}) + b"*+")
 _TO_BULK = re.compile(rb"(?:(?!\xfc[\x08\x0a\x0b])" + _instruction(()) + b")*+")
 _NUMBER = re.compile(_32_BITS)
 _VALUE_TYPE = re.compile(_TYPE)
@@ -120,6 +122,12 @@ def skip(code: bytes, at: int, end: int, *, calls: bool) -> int:
 def skip_to_bulk(code: bytes, at: int, end: int) -> int:
     """Skip instructions. Return where one begins that initialises, copies or fills memory, or one that needs a look."""
     found = _TO_BULK.match(code, at, end)
+    return found.end() if found is not None else at
+
+
+def skip_to_call(code: bytes, at: int, end: int) -> int:
+    """Skip instructions. Return where one begins that calls a function by its number, or one that needs a look."""
+    found = _TO_CALL.match(code, at, end)
     return found.end() if found is not None else at
 
 

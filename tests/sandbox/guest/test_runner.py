@@ -81,3 +81,24 @@ def test_a_text_is_not_attached_where_nothing_attaches_it(repl: Repl, text: Make
     turn = on_thread(lambda: repl.session.attach("context", text("a text"))).result(60)
     assert turn.error is not None
     assert turn.error.type is Stop.DAMAGED
+
+
+@pytest.mark.parametrize("place", ["builtins.__dict__['sum']", "sys.modules['json']"])
+def test_what_cannot_be_compared_in_the_place_of_a_builtin_or_module_breaks_no_later_turn(
+    repl: Repl, place: str
+) -> None:
+    repl.show(
+        "import builtins, sys\n"
+        "class Neither:\n"
+        "    def __eq__(self, other): raise ValueError('ambiguous')\n"
+        f"{place} = Neither()"
+    )
+    assert repl.show("sum([1, 2])") == "3"
+    assert repl.show("import json\njson is sys.modules['json']") == "True"
+
+
+def test_modules_that_were_taken_away_are_put_back_and_new_ones_stay(repl: Repl) -> None:
+    assert repl.show("import sys, json\nsys.modules['own'] = json\nfirst = json\ndel sys.modules['json']") == ""
+    assert repl.show("import json, own\njson is first is own") == "True"
+    assert repl.show("sys.modules.clear()") == ""
+    assert repl.show("import json, math\njson is first, math.pi > 3") == "(True, True)"

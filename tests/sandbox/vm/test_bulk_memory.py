@@ -9,7 +9,7 @@ import pytest
 import wasmtime
 
 from sandbox.vm import engine
-from sandbox.vm.bulk_memory import PART_BYTES, in_parts
+from sandbox.vm.bulk_memory import PART_BYTES, SMALL_BYTES, in_parts
 from sandbox.vm.instructions import ModuleRefused
 from sandbox.vm.safepoints import PAGE_BYTES, add_polls
 
@@ -81,6 +81,28 @@ def test_random_copies_and_fillings_do_what_the_instructions_do() -> None:
             assert not plain.call(name, to, other, size)
         if parted.contents() != plain.contents():  # only one that trapped may have begun
             assert not parted.call(name, to, other, size)
+            plain, parted = both()
+
+
+def test_a_few_bytes_are_copied_and_filled_as_the_instructions_do_it() -> None:
+    plain, parted = both()
+    end, middle = SIZE, SIZE // 2
+    for size in range(SMALL_BYTES + 3):
+        near = [middle + by for by in (-size, -size // 2, -1, 0, 1, size // 3, size) if middle + by >= PAGE_BYTES]
+        for name, to, other in [
+            *(("copy", to, middle) for to in near),
+            ("fill", middle - 1, 0x1C3 + size),
+            ("copy", end - size, middle), ("copy", PAGE_BYTES, end - size), ("fill", end - size, size),
+        ]:  # fmt: skip
+            assert plain.call(name, to, other, size)
+            assert parted.call(name, to, other, size)
+        assert parted.contents() == plain.contents(), size
+        if size:
+            for name, to, other in [
+                ("copy", end - size + 1, middle), ("copy", middle, end - size + 1), ("fill", end - size + 1, 1),
+                ("copy", PAGE_BYTES - 1, middle), ("copy", middle, PAGE_BYTES - 1), ("fill", PAGE_BYTES - 1, 1),
+            ]:  # fmt: skip
+                assert not parted.call(name, to, other, size)
             plain, parted = both()
 
 
