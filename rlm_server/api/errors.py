@@ -38,6 +38,7 @@ from rlm_server.ledger import (
     windows,
 )
 from rlm_server.repl.bounds import cut
+from rlm_server.runs.event_log import WatchBroken
 from rlm_server.runs.redaction import ContentsRedacted
 from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
 from rlm_server.sessions.results import ResultForgotten
@@ -271,6 +272,8 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_WORKER_LOST, text)
         case DatabaseFullError() | OSError(errno=errno.ENOSPC | errno.EDQUOT):
             return _status(ErrorReason.ERROR_REASON_DISK_FULL, "the server's disk is full", retry_seconds=1)
+        case WatchBroken():
+            return _status(ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE, text, retry_seconds=1)
         case DatabaseLostError() | DatabaseBusyError() | DatabaseClosedError():
             reason = ErrorReason.ERROR_REASON_DATABASE_UNAVAILABLE
             return _status(reason, "the server cannot reach its database", retry_seconds=1)

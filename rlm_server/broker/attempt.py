@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from rlm_server.broker.counters import Counters
 from rlm_server.broker.learned_cap import LearnedCap
-from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
+from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, NotRecorded, ProviderError
 from rlm_server.broker.routes import Route
 from rlm_server.broker.worst_case import bound
 from rlm_server.database.engine import DatabaseError, DatabaseLostError
@@ -282,7 +282,7 @@ class Attempt:
 
     def _not_recorded(self, error: DatabaseError) -> ProviderError:
         log.error("a call was not sent, because its hold %s could not be written: %s", self.hold.id, error)
-        return ProviderError(Failure.INTERNAL, "this server's books cannot be written; nothing was sent", billed=False)
+        return NotRecorded("this server's books cannot be written; nothing was sent")
 
     async def _resolve(self, actual: Amounts | None = None, usage: Usage | None = None, *, void: bool = False) -> bool:
         """Resolve the hold: void, with an actual cost, or in full. False where the database did not let it."""

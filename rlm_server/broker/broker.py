@@ -19,7 +19,14 @@ from rlm_server.broker.counters import Counters
 from rlm_server.broker.learned_cap import RESERVED, LearnedCap
 from rlm_server.broker.limits import CallLimits
 from rlm_server.broker.prices.table import Prices
-from rlm_server.broker.provider import DeadlinePassed, Failure, ModelReply, ModelRequest, ProviderError
+from rlm_server.broker.provider import (
+    DeadlinePassed,
+    Failure,
+    ModelReply,
+    ModelRequest,
+    NotRecorded,
+    ProviderError,
+)
 from rlm_server.broker.routes import Routes, UnknownModel
 from rlm_server.broker.worst_case import bound, input_bound
 from rlm_server.database.engine import DatabaseError
@@ -45,13 +52,15 @@ class CallFailed(ProviderError):
     """A call that got no answer, after `attempts` attempts.
 
     `spent` is what it cost all the same: what its route says of an attempt that may have been billed. `transient` says
-    whether the same call may have an answer the next time. `call_id` means the same as in `Completion`.
+    whether the same call may have an answer the next time. `unrecorded` says that it was not sent, because the database
+    was away. `call_id` means the same as in `Completion`.
     """
 
     def __init__(self, cause: ProviderError, *, spent: Amounts, attempts: int, call_id: str) -> None:
         super().__init__(cause.failure, str(cause), billed=cause.billed, retry_after=cause.retry_after)
         self.spent = spent
         kind = cause.cause if isinstance(cause, RouteUnavailable) else cause.failure
+        self.unrecorded = isinstance(cause, NotRecorded)
         self.transient = kind in _TRANSIENT and not isinstance(cause, DeadlinePassed)
         self.attempts = attempts
         self.call_id = call_id

@@ -87,6 +87,13 @@ class DeadlinePassed(ProviderError):
         super().__init__(Failure.TIMED_OUT, message, billed=billed)
 
 
+class NotRecorded(ProviderError):
+    """Nothing was sent, because the books could not be written: the database is away."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Failure.INTERNAL, message, billed=False)
+
+
 class Provider(Protocol):
     """One way to reach models. Another provider is another class with these two methods."""
 

@@ -79,6 +79,10 @@ class CallRecord(Protocol):
         """Take what was answered."""
         ...
 
+    async def no_database(self) -> None:
+        """Heed that a call could not be made because the database is away. Returns where that is to be told."""
+        ...
+
 
 class NoRecord:
     """Keeps nothing."""
@@ -88,6 +92,9 @@ class NoRecord:
         return None
 
     def keep(self, key: bytes, done: Completion, *, fresh: bool) -> None:
+        """Do nothing."""
+
+    async def no_database(self) -> None:
         """Do nothing."""
 
 
@@ -295,6 +302,8 @@ class ModelCalls:
             try:
                 done = await self._made(call, request) if known is None else known
             except (CallFailed, BudgetError) as error:
+                if isinstance(error, CallFailed) and error.unrecorded:
+                    await self._record.no_database()
                 refusal = self._failed(batch, error)
                 if batch.alone and shorter is None and not call.told and _is_refused(error):
                     self.count -= 1  # it was none

@@ -63,8 +63,6 @@ log = logging.getLogger(__name__)
 
 SERVER_STOPPED = "the server stopped during the run"
 
-NO_DATABASE = "the server could not reach its database"
-
 _MAY_DIFFER = frozenset({"budget"})
 """Requests that are answered otherwise when they are made again, and are not calls."""
 
@@ -190,7 +188,7 @@ class Node:
                 await self.tree.services.journal.last_sequence(self.tree.run.id)  # or else that is why
         except DatabaseError as error:  # it is away, or full: said once, and by name
             log.error("node %s ended: %s", self.task.id, type(error).__name__)  # noqa: TRY400
-            await self.tree.leave(NO_DATABASE)
+            await self.tree.no_database()
             outcome = Outcome(RunState.FAILED, self._draft.text, "the server cannot reach its database")
         except Exception:
             log.exception("node %s failed", self.task.id)
@@ -198,7 +196,7 @@ class Node:
         try:
             await run_to_completion(self._keep(outcome, moving))
         except DatabaseError:
-            await self.tree.leave(NO_DATABASE)
+            await self.tree.no_database()
             raise
         return outcome
 
@@ -277,8 +275,15 @@ class Node:
 
     async def _work(self) -> str:
         try:
+            return await self._worked()
+        except WorkerLost as error:
+            await self.tree.leave(str(error))
+            raise NodeEnded(RunState.FAILED, str(error)) from None
+
+    async def _worked(self) -> str:
+        try:
             session = await self._session()
-        except (PoolFull, JailMissing, WorkerLost) as error:
+        except (PoolFull, JailMissing) as error:
             raise NodeEnded(RunState.FAILED, str(error)) from None
         except SnapshotRefused as error:
             raise NodeEnded(RunState.FAILED, f"{SERVER_STOPPED}, and the state cannot be used: {error}") from None
@@ -286,7 +291,7 @@ class Node:
         try:
             await self._look(session)  # of what is empty, everything has been looked at
             return await self._converse(session)
-        except (MemoryError, WorkerLost, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
+        except (MemoryError, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
             raise NodeEnded(RunState.FAILED, str(error)) from None
         finally:
             await (session.put_away() if self.tree.left else session.close())

@@ -45,6 +45,8 @@ async def ask(
                 request, payer, deadline=deadline, call_id=call_id, ahead=lambda: 0.0
             )
         except CallFailed as error:
+            if error.unrecorded:
+                await tree.no_database()
             report(CallStarted(call_id, request.model, sum(len(message.content) for message in request.messages)))
             said = cut(f"{error.failure}: {error}", MAX_ERROR)
             report(CallFinished(FinishedCall(call_id, request.model, error.spent, error=said), 0))

@@ -31,7 +31,7 @@ from rlm_server.runs.counters import RunCounters
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted, WrittenEvent
 from rlm_server.runs.journal import CREATING, PATIENCE, RunRow
-from rlm_server.runs.node import NO_DATABASE, SERVER_STOPPED, Node
+from rlm_server.runs.node import SERVER_STOPPED, Node
 from rlm_server.runs.node_context import whole_context
 from rlm_server.runs.past.entries import Asked, Happened
 from rlm_server.runs.past.past import RunPast
@@ -40,7 +40,7 @@ from rlm_server.runs.places import Place, Places
 from rlm_server.runs.recovery import LeftRun, recover, settled_past
 from rlm_server.runs.retention import forget_ended
 from rlm_server.runs.state import RunState
-from rlm_server.runs.tree import Outcome, Services, Task, Tree, kept_form, kept_outcome
+from rlm_server.runs.tree import NO_DATABASE, Outcome, Services, Task, Tree, kept_form, kept_outcome
 from rlm_server.shares.limits import TenantLimits
 from rlm_server.tracing.spans import span
 from sandbox.cancellation import cancel_and_wait, run_to_completion
@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 RESTARTED = "the server was started anew"
 """Why runs go on that a former server left."""
+MOST_LEFT = 8
+"""So often a run goes on again where processes that work for it are lost."""
 LOOK_AGAIN_SECONDS = 0.2
 """So often a database that is away is asked again."""
 
@@ -117,6 +119,8 @@ class _Live:
     past: RunPast | None = None
     resumed: str = ""
     """Why it goes on, where it has a past."""
+    times_left: int = 0
+    """How often it was left for what this process can do something about, such as a worker that died."""
     left: bool = False
     """Whether what works for it is to stop, so that it goes on later."""
     task: asyncio.Task[None] = field(init=False)
@@ -388,7 +392,8 @@ class Supervisor:
 
     async def _leave(self, live: _Live, why: str) -> None:
         """Have all that works for a run stop, whoever calls this included; returns where it cannot go on later."""
-        if live.working is not None and live.leave(why):
+        live.times_left += why != NO_DATABASE
+        if live.working is not None and live.times_left <= MOST_LEFT and live.leave(why):
             live.working.cancel()
             await asyncio.get_running_loop().create_future()  # until that reaches whoever called
 

@@ -38,6 +38,9 @@ from sandbox.pool.pool import Pool
 
 _NOTHING = Amounts()
 
+NO_DATABASE = "the server could not reach its database"
+"""Why runs go on that were left for that time."""
+
 WARN_AT_PERCENT = (50, 80, 95)
 
 
@@ -153,7 +156,12 @@ class Tree:
 
     def recorder(self, node: str) -> Recorder:
         """Return what writes down what a node is told; of one that was there before, it knows what it was told."""
-        return Recorder(node, self.file, None if self.past is None else self.past.nodes.get(node), self._read_past)
+        past = None if self.past is None else self.past.nodes.get(node)
+        return Recorder(node, self.file, past, self._read_past, self.no_database)
+
+    async def no_database(self) -> None:
+        """Have the run left until the database is there again; returns where it cannot go on later."""
+        await self.leave(NO_DATABASE)
 
     async def _read_past(self) -> RunPast:
         entries = await asyncio.to_thread(self.services.files.read, self.run.id, self.run.tenant)

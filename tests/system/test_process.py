@@ -22,7 +22,7 @@ SERVE = (sys.executable, "-m", "rlm_server.commands.cli", "serve", "--listen", "
 
 
 @asynccontextmanager
-async def process(data_dir: Path, provider: FakeProvider) -> AsyncIterator[asyncio.subprocess.Process]:
+async def process(data_dir: Path, provider: FakeProvider, **settings: str) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start the server with one model, at a provider of our own; it is killed where the test left it running."""
     model = {"base_url": f"{provider.url}/v1", "input_usd_per_million": 1, "output_usd_per_million": 5}
     started = await asyncio.create_subprocess_exec(
@@ -30,7 +30,7 @@ async def process(data_dir: Path, provider: FakeProvider) -> AsyncIterator[async
         str(data_dir),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        env={**os.environ, "RLM_MODELS": json.dumps({"fake": model}), "RLM_MODEL": "fake"},
+        env={**os.environ, "RLM_MODELS": json.dumps({"fake": model}), "RLM_MODEL": "fake", **settings},
         cwd=ROOT,
     )
     try:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import signal
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 import pytest
 from rlm.v1 import run_pb2
 
+from tests.databases import postgres
 from tests.fake_provider.server import FakeProvider
 from tests.fake_provider.wire import Received
 from tests.system.books import check_settled
-from tests.system.stage import Caller, Ended
-from tests.system.test_process import address, process
+from tests.system.stage import Caller, Ended, eventually
+from tests.system.test_process import address, process, workers_of
 
 KILLS = 6
 """Of one run."""
+AWAY_SECONDS = 4.0
+"""A database that is away for longer than its caller waits for it."""
 CHILD = "What is this part about?"
 
 TURNS = (
@@ -82,6 +88,17 @@ class Watcher:
             self.events.append(event)
         return bool(self.events) and self.events[-1].WhichOneof("body") == "run_finished"
 
+    async def to_the_end(self, caller: Caller, run: str) -> None:
+        """Watch until the run has ended, again and again where the server cannot tell just now."""
+        ended = False
+        while not ended:
+            try:
+                ended = await self.watch(caller, run)
+            except grpc.aio.AioRpcError as error:
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    raise
+                await asyncio.sleep(0.2)
+
 
 async def killed_and_ended(data_dir: Path, provider: FakeProvider, pauses: Sequence[float], text: str) -> Ended:
     """Run to the end a run whose server is killed after each of these pauses."""
@@ -135,3 +152,49 @@ async def test_a_run_whose_server_is_killed_again_and_again_ends_as_if_it_had_no
     assert ended.kinds.count("run_finished") == 1
     check_settled(tmp_path / "data")
     assert len(provider.delivered) == CALLS, Counter(bill.prompt for bill in provider.delivered)
+
+
+async def test_a_run_goes_on_where_its_workers_are_killed(tmp_path: Path) -> None:
+    async with (
+        FakeProvider(answers=reply, latency=0.05).serving() as provider,
+        process(tmp_path / "data", provider) as server,
+    ):
+        caller = Caller(await address(server), (tmp_path / "data" / "development-key").read_text().strip())
+        context = await caller.upload(TEXT)
+        run = await caller.create(context_id=context.context_id)
+        ending = asyncio.create_task(caller.ended(run.run_id))
+        for _ in range(3):
+            await asyncio.wait([ending], timeout=0.4)
+            for worker in workers_of(server):
+                with suppress(ProcessLookupError):
+                    os.kill(int(worker.name), signal.SIGKILL)
+        ended = await ending
+        await caller.channel.close(None)
+    assert (ended.run.state, ended.run.answer) == (run_pb2.RUN_STATE_SUCCEEDED, expected(TEXT)), ended.run.end_message
+    assert len(provider.delivered) == CALLS
+
+
+async def test_a_run_goes_on_where_its_database_is_killed_and_comes_back(tmp_path: Path) -> None:
+    with postgres() as database:
+        async with (
+            FakeProvider(answers=reply, latency=0.05).serving() as provider,
+            process(tmp_path / "data", provider, RLM_DATABASE_URL=database.get_uri()) as server,
+        ):
+            caller = Caller(await address(server), (tmp_path / "data" / "development-key").read_text().strip())
+            context = (await caller.upload(TEXT)).context_id
+            run = (await caller.create(context_id=context)).run_id
+            await caller.until(run, "code_finished")
+            pid = database.get_pid()
+            assert pid is not None
+            os.kill(pid, signal.SIGKILL)
+            await eventually(lambda: not Path(f"/proc/{pid}").exists())
+            await asyncio.sleep(AWAY_SECONDS)
+            await asyncio.to_thread(database.ensure_postgres_running)
+            watcher = Watcher()
+            async with asyncio.timeout(60):
+                await watcher.to_the_end(caller, run)
+            shown = await caller.get(run)
+            await caller.channel.close(None)
+    assert (shown.state, shown.answer) == (run_pb2.RUN_STATE_SUCCEEDED, expected(TEXT)), shown.end_message
+    assert [event.sequence for event in watcher.events] == list(range(1, len(watcher.events) + 1))
+    assert len(provider.delivered) == CALLS

@@ -57,9 +57,16 @@ class Recorder:
     Of a turn that did not end, it has what the turn was told, and tells it again to whoever asks for the same.
     """
 
-    def __init__(self, node: str, file: RunFile, past: NodePast | None, read: Callable[[], Awaitable[RunPast]]) -> None:
-        """`read` reads what the file has by now."""
-        self._node, self._file, self._read = node, file, read
+    def __init__(
+        self,
+        node: str,
+        file: RunFile,
+        past: NodePast | None,
+        read: Callable[[], Awaitable[RunPast]],
+        no_database: Callable[[], Awaitable[None]],
+    ) -> None:
+        """`read` reads what the file has by now. `no_database` is told that the database is away."""
+        self._node, self._file, self._read, self._no_database = node, file, read, no_database
         self.past = past if past is not None else NodePast()
         self.resumed = past is not None
         """Whether another process, or this one earlier, worked for the node before."""
@@ -147,6 +154,10 @@ class Recorder:
     def child(self, request: str, number: int, child: str, budget: Limit) -> None:
         """Write down that a child is to be started for a prompt of a request."""
         self._file.add(ChildMade(self._node, request, number, child, budget))
+
+    async def no_database(self) -> None:
+        """Heed that a call could not be made because the database is away. Returns where that is to be told."""
+        await self._no_database()
 
     # ---- turns -----------------------------------------------------------------------------------------------------
 
