@@ -13,6 +13,10 @@ commits_per_turn      durable commits of the database
 first_output_ms       from a session's turn to the first line its code prints, at its client
 faulty_tenth_answered share of 3,000 calls that are answered where a tenth of the attempts gets a 500, 503 or 429
 count_gb_s            `count` of a pattern over a gigabyte, seconds
+durable_turn_ms       what a turn takes longer where its run can outlive the server
+resume_ms_p50         from a server's start to serve until a run goes on whose former server was killed
+parallel_children_x   50 children of 10 turns with calls of 50 ms, in times of what one child's calls take
+events_per_s          of a run with 1,000 calls, as its watcher is told them
 """
 
 from __future__ import annotations
@@ -29,11 +33,13 @@ from benchmarks import peers
 from benchmarks.contestant import OURS, Contestant, Driver, DriverError
 from benchmarks.loop.endpoint import endpoint
 from benchmarks.loop.faulty import CALLS, answered
+from benchmarks.loop.outliving import measured as outliving_measured
 from benchmarks.progress import Progress, shown
 from benchmarks.rounds import Answers, Question, alternate
 
 REFERENCE = "reference"
 ROUNDS = 9
+OUTLIVING_ROUNDS = 5
 QUESTIONS = (
     Question("turn_ms", "turn", ROUNDS),
     Question("subcall_ms", "subcall", ROUNDS),
@@ -101,6 +107,9 @@ def main() -> None:
     progress = shown("compare, and trust no single figure")
     with endpoint() as url:
         figures = result(measured(url, options.rounds, options.megabytes, not options.alone, progress))
+        progress("runs that outlive their server")
+        outliving = asyncio.run(outliving_measured(url, min(options.rounds, OUTLIVING_ROUNDS), progress))
+        figures |= {name: round(value, 3) for name, value in outliving.items()}
     progress(f"{options.calls:,} calls at a provider that fails a tenth of them")
     with TemporaryDirectory(prefix="bench-loop-") as folder:
         figures["faulty_tenth_answered"] = round(asyncio.run(answered(Path(folder), options.calls)), 4)

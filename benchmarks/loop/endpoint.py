@@ -25,11 +25,16 @@ FEW_TURNS = 4
 """The same of `few-turns`."""
 SUBCALLS = 50
 BATCH = 200
-LATENCIES = {"slow": 1.0, "brief": 0.1, "patient": 20.0}
+CHILDREN, CHILD_TURNS = 50, 10
+"""Of a run of `children`, each of which has so many turns."""
+CHILD_LATENCY = 0.05
+FLOOD = 1_000
+"""Calls of a run of `flood`."""
+LATENCIES = {"slow": 1.0, "brief": 0.1, "patient": 20.0, "child": CHILD_LATENCY}
 """Seconds, by the model's name; others answer at once."""
 LONG_BYTES = 5_000_000
 """Of the answer of `long`."""
-MODELS = ("long", "turns", "few-turns", "end", "subcalls", "batch", "quick", *LATENCIES)
+MODELS = ("children", "flood", "asking", "long", "turns", "few-turns", "end", "subcalls", "batch", "quick", *LATENCIES)
 
 _END = 'answer["content"] = "done"\nanswer["ready"] = True'
 _SEQUENTIAL = f'for number in range({SUBCALLS}):\n    llm_query(f"question {{number}}")'
@@ -50,6 +55,14 @@ def said(model: str, turn: int) -> str:
             return _code(f'answer["content"] = "0123456789" * {LONG_BYTES // 10}\nanswer["ready"] = True')
         case "subcalls" if turn == 0:
             return _code(_SEQUENTIAL)
+        case "children" if turn == 0:
+            return _code(f'answers = rlm_query_batched(["What?"] * {CHILDREN}, [str(n) for n in range({CHILDREN})])')
+        case "child" if turn < CHILD_TURNS - 1:
+            return _code(f"x = {turn}")
+        case "flood" if turn == 0:
+            return _code(f'answers = llm_query_batched([f"question {{number}}" for number in range({FLOOD})])')
+        case "asking" if turn == 0:
+            return _code('llm_query("question")')
         case "batch" if turn == 0:
             return _code(_BATCHED)
         case "quick" | "slow" | "brief":
