@@ -107,6 +107,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         *_SANDBOX,
         "sandbox.corpora",
         "sandbox.pool",
+        "sandbox.inputs",
     ),
     "rlm_server.sessions": (
         "rlm_server.tracing",

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from rlm_server.broker.provider import Message
 from rlm_server.runs.past.entries import (
@@ -28,6 +28,14 @@ from rlm_server.runs.past.entries import (
 )
 from sandbox.inputs import Inputs
 
+K, V = TypeVar("K"), TypeVar("V")
+
+
+def next_of(lines: Mapping[K, deque[V]], key: K) -> V | None:
+    """Take the first that is left in a line; None where nothing is."""
+    line = lines.get(key)
+    return line.popleft() if line is not None and len(line) > 0 else None
+
 
 @dataclass(slots=True)
 class NodePast:
@@ -42,7 +50,7 @@ class NodePast:
     block: tuple[int, int, Inputs] | None = None
     """The last block that began: its turn, its number, and what it was told by chance."""
     answers: defaultdict[str, deque[Reply]] = field(default_factory=lambda: defaultdict(deque))
-    told: defaultdict[str, deque[Any]] = field(default_factory=lambda: defaultdict(deque))
+    told: defaultdict[str, deque[Told]] = field(default_factory=lambda: defaultdict(deque))
     children: defaultdict[tuple[str, int], deque[ChildMade]] = field(default_factory=lambda: defaultdict(deque))
 
     def begin(self, entry: Began) -> None:
@@ -118,7 +126,7 @@ class RunPast:
             case Answered():
                 self._answered(node, entry)
             case Told():
-                node.told[entry.request].append(entry.value)
+                node.told[entry.request].append(entry)
             case ChildMade():
                 node.children[entry.request, entry.number].append(entry)
             case TurnEnded():

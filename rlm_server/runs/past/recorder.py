@@ -26,7 +26,7 @@ from rlm_server.runs.past.entries import (
     Told,
     TurnEnded,
 )
-from rlm_server.runs.past.past import NodePast, RunPast
+from rlm_server.runs.past.past import NodePast, RunPast, next_of
 from rlm_server.runs.past.run_file import RunFile
 from rlm_server.runs.reply.decision import Decision
 from sandbox.door import HostCall, Json
@@ -115,8 +115,8 @@ class Recorder:
 
     def recall(self, key: bytes) -> Completion | None:
         """Return what a model answered a call of the unfinished turn, which is asked for again; for nothing."""
-        line = self.past.answers.get(key.hex())
-        return replied(line.popleft()) if line else None
+        known = next_of(self.past.answers, key.hex())
+        return None if known is None else replied(known)
 
     def keep(self, key: bytes, done: Completion, *, fresh: bool) -> None:
         """Write down what a model answered a call of the node's code."""
@@ -125,9 +125,9 @@ class Recorder:
     async def told(self, call: HostCall, answer: Callable[[], Awaitable[Json]]) -> Json:
         """Answer a request as it was answered before, or write down how it is answered now."""
         request = request_key(call)
-        line = self.past.told.get(request)
-        if line:
-            said: Json = line.popleft()
+        known = next_of(self.past.told, request)
+        if known is not None:
+            said: Json = known.value
             return said
         value = await answer()
         self._file.add(Told(self._node, request, value))
@@ -135,8 +135,7 @@ class Recorder:
 
     def recall_child(self, request: str, number: int) -> ChildMade | None:
         """Return the child that the unfinished turn started for this prompt of a request."""
-        line = self.past.children.get((request, number))
-        return line.popleft() if line else None
+        return next_of(self.past.children, (request, number))
 
     def inputs(self, turn: int, block: int) -> Inputs:
         """Return what a block of code is told by chance: of one that ran before, what it was told then."""
