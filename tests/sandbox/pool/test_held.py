@@ -145,13 +145,13 @@ def threads(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
     def spy(name: str) -> None:
         function: Callable[..., Any] = getattr(worker_turn, name)
 
-        def spied(*args: Any) -> Any:
+        def spied(*args: Any, **named: Any) -> Any:
             seen.setdefault(name, []).append(threading.current_thread().name.partition("_")[0])
-            return function(*args)
+            return function(*args, **named)
 
         monkeypatch.setattr(worker_turn, name, spied)
 
-    for name in ("parse", "granted", "granted_in_pieces"):
+    for name in ("digest_of", "parse", "granted", "granted_in_pieces"):
         spy(name)
     return seen
 
@@ -174,7 +174,7 @@ async def test_large_requests_and_replies_are_read_and_written_off_the_loop(
         code = f"import _door\nasked = dict({asked})\n_door.call('a', **asked) == asked"
         turn = await asyncio.wait_for(session.execute(code, answer, ignore), 60)
         assert turn.stdout == "True\n"
-        assert threads["parse"] == [thread]
+        assert threads["parse"] == threads["digest_of"] == [thread]
         assert len(threads.get("granted_in_pieces", [])) == (thread == "door")
     assert process_of(session).held.bytes == 0
 

@@ -112,7 +112,7 @@ async def test_a_turn_that_is_killed_again_and_again_goes_on_from_where_it_had_c
         server.pieces = pieces
     assert turn is not None
     assert turn.status is Status.OK, turn.error
-    assert len(path) > 50
+    assert len(path) > 45
 
 
 async def test_a_turn_that_is_cut_off_runs_again_on_the_same_path(pool: WorkerPool) -> None:
