@@ -13,7 +13,7 @@ from math import exp
 
 from rlm_server.shares.host_time import HostTimes
 
-CAPACITY = 0.85
+CAPACITY = 1.0
 """Of this process's time, what tenants that use it at once share."""
 
 BURST_SECONDS = 0.05
