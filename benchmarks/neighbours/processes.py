@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any
 
 from benchmarks.contestant import ROOT
@@ -33,7 +34,7 @@ class Spoken:
             sys.executable, "-m", module, cwd=ROOT, env=environment(), start_new_session=True, limit=LONGEST_LINE,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=log,
         )  # fmt: skip
-        os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
+        _be_nice(process.pid, niceness)
         return cls(process)
 
     @property
@@ -82,3 +83,11 @@ class Spoken:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         await self._process.wait()
+
+
+def _be_nice(pid: int, niceness: int) -> None:
+    """Set the niceness of a process, and of its session: where Linux shares the processors out among sessions first,
+    as it does outside of control groups (sched(7), autogroups), that of a process counts within its session alone."""
+    os.setpriority(os.PRIO_PROCESS, pid, niceness)
+    with suppress(OSError):
+        Path(f"/proc/{pid}/autogroup").write_text(f"{niceness}\n")

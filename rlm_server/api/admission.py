@@ -22,7 +22,8 @@ REQUEST_COPIES = 3
 REQUESTS_PART = 0.125
 """Of what may be held for a tenant, the most that its requests may take."""
 RECEIVED_AT_ONCE = 4
-"""Requests of one tenant that are being received. Others wait, and nothing of them is in memory yet."""
+"""Requests of one tenant that are being received. Others wait, and nothing of them is in memory yet. As many more may
+be that end things, or show why others wait: those wait for no other."""
 REFUSAL_SECONDS = 1.0
 """How long a call waits to be told that its tenant has too many under way: else it would come again at once."""
 CALL_MESSAGES = 2
@@ -90,6 +91,11 @@ def check_size(size: int) -> None:
         raise RequestTooLarge(size)
 
 
+def _ends(method: str) -> bool:
+    """Whether a method ends things, or shows why others wait."""
+    return method.rpartition("/")[2] in FREE_OF_DEBT
+
+
 @contextmanager
 def _counted(count: Counter[str], tenant: str) -> Iterator[None]:
     count[tenant] += 1
@@ -110,7 +116,7 @@ class Admission:
         self._check_paid: Callable[[str], None] = lambda _: None
         self._request_bytes = Held(lambda tenant: int(shares.limits(tenant).tenant_held_bytes * REQUESTS_PART))
         self._strangers = Gate(calls=STRANGERS_AT_ONCE)
-        self._receiving = Gate(tenant_calls=RECEIVED_AT_ONCE)
+        self._receiving, self._receiving_ends = Gate(tenant_calls=RECEIVED_AT_ONCE), Gate(tenant_calls=RECEIVED_AT_ONCE)
         self._requests: Counter[str] = Counter()
         self._streams: Counter[str] = Counter()
         self._open_streams = 0
@@ -159,12 +165,12 @@ class Admission:
         Raises:
             BudgetError: its budget has no room for what it owes.
         """
-        if method.rpartition("/")[2] not in FREE_OF_DEBT:
+        if not _ends(method):
             self._check_paid(tenant)
 
     async def pace(self, tenant: str, method: str) -> None:
         """Wait until a tenant's call may go on; not long where it ends things, or shows why others wait."""
-        if method.rpartition("/")[2] in FREE_OF_DEBT:
+        if _ends(method):
             await self._pace.wait_briefly(tenant)
         else:
             await self._pace.wait(tenant)
@@ -227,16 +233,17 @@ class Admission:
         with self._request_bytes.holding(tenant, copies, "a request"), self._held.holding(tenant, copies, "a request"):
             yield
 
-    async def received(self, tenant: str, messages: AsyncGenerator[bytes, None]) -> bytes:
-        """Receive a request, in the tenant's turn, and close the messages that it was to come in.
+    async def received(self, tenant: str, method: str, messages: AsyncGenerator[bytes, None]) -> bytes:
+        """Receive a method's request, in the tenant's turn, and close the messages that it was to come in.
 
         Raises:
             RequestNotReceived: it does not come, or its caller sends none.
         """
+        gate = self._receiving_ends if _ends(method) else self._receiving
         try:
             async with (
                 aclosing(messages),
-                self._receiving.slot(tenant, tenant, deadline=None),
+                gate.slot(tenant, tenant, deadline=None),
                 asyncio.timeout(RECEIVE_SECONDS),
             ):
                 return await anext(messages)

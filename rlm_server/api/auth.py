@@ -272,7 +272,7 @@ class AuthInterceptor(grpc.aio.ServerInterceptor):
             return _Messages(sent, method.decode, owner, self._admission)
         try:
             receiving: Any = aiter(sent)  # a generator of gRPC's
-            message = await self._admission.received(owner, receiving)
+            message = await self._admission.received(owner, method.name, receiving)
         except RequestNotReceived:
             raise MalformedRequest from None
         self._admission.message(owner, len(message))

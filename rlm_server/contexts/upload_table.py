@@ -62,11 +62,14 @@ class UploadTable:
     async def begin(self, new_id: str, header: Header, at: int, quota: UploadQuota) -> UploadRow:
         """Return the row of the upload with this request id. Where there is none, insert one with the new id.
 
-        `at` is when it begins, in Unix milliseconds.
+        `at` is when it begins, in Unix milliseconds. One that is refused, or known, does not wait for the writer.
 
         Raises:
             ContextQuotaExceeded: the tenant may not have a new one.
         """
+        known = await self._database.read(lambda db: _known(db, header, quota))
+        if known is not None:
+            return known
         return await self._database.write(lambda db: _begin(db, new_id, header, at, quota))
 
     async def in_use(self, tenant: str) -> tuple[int, int]:
@@ -124,7 +127,8 @@ def _in_use(db: Connection, tenant: str) -> tuple[int, int]:
     return int(stored) + int(announced), int(uploads)
 
 
-def _begin(db: Connection, new_id: str, header: Header, at: int, quota: UploadQuota) -> UploadRow:
+def _known(db: Connection, header: Header, quota: UploadQuota) -> UploadRow | None:
+    """Return the row of the upload with this request id; None where there is none, and room for one."""
     known = db.execute(f"{_UPLOAD} tenant = ? AND request_id = ?", (header.tenant, header.request_id)).fetchone()
     if known:
         return _row(known)
@@ -137,6 +141,13 @@ def _begin(db: Connection, new_id: str, header: Header, at: int, quota: UploadQu
     ):
         if have + asked > limit:
             raise ContextQuotaExceeded(unit, limit, have, asked)
+    return None
+
+
+def _begin(db: Connection, new_id: str, header: Header, at: int, quota: UploadQuota) -> UploadRow:
+    known = _known(db, header, quota)
+    if known is not None:
+        return known
     db.execute(
         "INSERT INTO upload (id, tenant, request_id, name, size_bytes, sha256, documents, labels, changed_at) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",

@@ -33,12 +33,14 @@ class Failures:
 
 @dataclass(slots=True)
 class Call:
-    """A call. `told` says whether its start was told, and so its end must be."""
+    """A call. `told` says whether its start was told, and so its end must be. `held` says whether it ever had a hold,
+    and so may have cost something."""
 
     id: str
     model: str
     prompt_characters: int
     told: bool = False
+    held: bool = False
 
 
 class Tally:

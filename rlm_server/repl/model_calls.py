@@ -7,6 +7,7 @@ import hashlib
 import secrets
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -33,8 +34,10 @@ from sandbox.door import DoorRefusal, HostCall, Json
 _BROKEN = frozenset({Failure.AUTH, Failure.UNAVAILABLE, Failure.INTERNAL})
 """Failures that the next call would meet as well."""
 
-CANCELLED_AT_ONCE = 16
+CANCELLED_AT_ONCE = 8
 """Calls of a batch that are cancelled in one step of the event loop."""
+CANCELLING_SECONDS = 1.0
+"""For so long a batch's calls are cancelled at their tenant's pace, and those that are left then without it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +280,22 @@ class ModelCalls:
                 if making:
                     await asyncio.wait([*making])
             except asyncio.CancelledError:
-                await run_to_completion(_cancel_all(making))
+                await run_to_completion(self._cancel_all(making))
                 raise
+
+    async def _cancel_all(self, calls: Iterable[asyncio.Task[None]]) -> None:
+        """Cancel calls, and wait until they have ended. To end hundreds at once would keep everybody else waiting."""
+        under_way, end = list(calls), time.monotonic() + CANCELLING_SECONDS
+        left = iter(under_way)
+        while some := list(islice(left, CANCELLED_AT_ONCE)):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(end - time.monotonic()):
+                    await self._pace.wait(self._payer.tenant)
+            for task in some:
+                task.cancel()
+            await asyncio.sleep(0)
+        if under_way:
+            await asyncio.wait(under_way)
 
     async def _one(self, batch: Batch, form: CallForm, asking: Asking, key: bytes) -> None:
         if form.fresh:
@@ -355,11 +372,14 @@ class ModelCalls:
                     deadline=self.options.deadline,
                     call_id=call.id,
                     ahead=self._owed.patience,
-                    begun=partial(self._tally.started, call),
+                    begun=partial(self._begun, call),
                 )
                 done = await measured(making, self._bill)
         except asyncio.CancelledError:
-            await run_to_completion(self._cancelled(call))
+            if call.held:
+                await run_to_completion(self._cancelled(call))
+            else:
+                self._given_up(call, Amounts())
             raise
         except (CallFailed, BudgetError) as error:
             if isinstance(error, CallFailed) and error.billed:
@@ -398,10 +418,17 @@ class ModelCalls:
             )
         batch.answer(asking, answer.text, cut_at)
 
-    async def _cancelled(self, call: Call) -> None:
+    def _begun(self, call: Call) -> None:
+        call.held = True
         self._tally.started(call)
+
+    async def _cancelled(self, call: Call) -> None:
         await self._pace.wait(self._payer.tenant)  # hundreds may be cancelled at once
-        self._tally.ended(call, await self._broker.cost(call.id), "cancelled")
+        self._given_up(call, await self._broker.cost(call.id))
+
+    def _given_up(self, call: Call, spent: Amounts) -> None:
+        self._tally.started(call)
+        self._tally.ended(call, spent, "cancelled")
 
     # ---- failures ------------------------------------------------------------------------------------------------
 
@@ -430,15 +457,6 @@ class ModelCalls:
                 words = f"{count} model calls of this {whose} have failed, and it may make no more"
                 return Refusal("LimitExceeded", f"{words}; the limit is {most} ({name})")
         return None
-
-
-async def _cancel_all(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel tasks, a few at a time: hundreds at once would keep everybody else waiting."""
-    left = iter(list(tasks))
-    while some := list(islice(left, CANCELLED_AT_ONCE)):
-        for task in some:
-            task.cancel()
-        await asyncio.sleep(0)
 
 
 def _size(text: str) -> int:

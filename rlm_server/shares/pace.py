@@ -13,11 +13,15 @@ from math import exp
 
 from rlm_server.shares.host_time import HostTimes
 
-CAPACITY = 0.85
+CAPACITY = 1.0
 """Of this process's time, what tenants that use it at once share."""
 
 BURST_SECONDS = 0.05
 """Work that a tenant may have done at once without waiting."""
+
+CALM_SECONDS = 0.005
+"""Whoever has more in the bucket begins one piece of work in a round of the event loop: a hundred that begin together
+are as long as one of a burst, however short each is."""
 
 RECENT_SECONDS = 0.25
 """Work counts as use for about so long."""
@@ -57,6 +61,8 @@ class _Bucket:
     expected: float = 0.0
     """What is in the level of work that was begun and has not been seen yet."""
     line: asyncio.Lock = field(default_factory=asyncio.Lock)
+    begun: bool = False
+    """A piece was begun in this round of the event loop, beside others."""
 
     def begin(self) -> None:
         """Count a piece of work that begins, as what others came to lately: many may begin before one is seen."""
@@ -64,6 +70,10 @@ class _Bucket:
         self.pieces += 1
         self.expected += seconds
         self.level += seconds
+
+    def end_round(self) -> None:
+        """Let the next piece begin: others have had their turn."""
+        self.begun = False
 
     def fill(self, total: float, now: float, share: float) -> None:
         """Note that all its work ever has come to `total`; what is its share has flown off."""
@@ -122,14 +132,20 @@ class Pace:
     async def wait(self, tenant: str) -> None:
         """Wait until a tenant's work may begin. Those of one tenant that wait go one after another."""
         bucket = self._bucket(tenant)
-        if not bucket.line.locked() and self._over(tenant, bucket) <= 0:
-            bucket.begin()
+        if not bucket.line.locked() and self._over(tenant, bucket) <= 0 and not bucket.begun:
+            self._begin(bucket)
             return
         async with bucket.line:
             while (over := self._over(tenant, bucket)) > 0:  # noqa: ASYNC110 - there is nothing to be told of
                 await asyncio.sleep(min(over, LONGEST_WAIT))
-            bucket.begin()
+            self._begin(bucket)
             await asyncio.sleep(0)  # its first step is counted before the next one's turn
+
+    def _begin(self, bucket: _Bucket) -> None:
+        bucket.begin()
+        if bucket.level > CALM_SECONDS and self._parts.tenants > 1 and not bucket.begun:
+            bucket.begun = True
+            asyncio.get_running_loop().call_soon(bucket.end_round)
 
     def _bucket(self, tenant: str) -> _Bucket:
         bucket = self._buckets.get(tenant)

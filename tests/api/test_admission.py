@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from time import thread_time
 from typing import Any
@@ -17,6 +17,7 @@ from rlm_server.api import auth
 from rlm_server.api.admission import (
     MAX_OPEN_STREAMS,
     MAX_REQUEST,
+    RECEIVED_AT_ONCE,
     REQUEST_COPIES,
     STRANGERS_AT_ONCE,
     Admission,
@@ -346,3 +347,25 @@ async def test_what_ends_things_is_told_soon_that_there_are_too_many_calls(
     assert (await few.refused("unary_unary", words("unary_unary", "1"), few.bearer)).code is EXHAUSTED
     assert briefly == ["ann"]
     await callers.end()
+
+
+async def test_what_ends_things_is_received_though_as_many_requests_as_may_be_do_not_come() -> None:
+    admission, sent = Admission(Shares.of(lambda _: FEW)), asyncio.Event()
+
+    async def slow() -> AsyncGenerator[bytes, None]:
+        await sent.wait()
+        yield b"late"
+
+    async def at_once() -> AsyncGenerator[bytes, None]:
+        yield b"now"
+
+    late = [
+        asyncio.create_task(admission.received("ann", "/rlm.v1.SessionService/Execute", slow()))
+        for _ in range(RECEIVED_AT_ONCE)
+    ]
+    await asyncio.sleep(0)
+    waiting = asyncio.create_task(admission.received("ann", "/rlm.v1.SessionService/GetSession", at_once()))
+    assert await admission.received("ann", "/rlm.v1.SessionService/DeleteSession", at_once()) == b"now"
+    assert not waiting.done()
+    sent.set()
+    assert await asyncio.gather(*late, waiting) == [b"late"] * RECEIVED_AT_ONCE + [b"now"]

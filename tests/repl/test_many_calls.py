@@ -8,8 +8,9 @@ from collections import Counter
 
 import pytest
 
+from rlm_server.broker.learned_cap import RESERVED, START
 from rlm_server.broker.provider import Failure, ProviderError
-from rlm_server.ledger import Limit
+from rlm_server.ledger import Amounts, Limit
 from rlm_server.repl.bounds import MAX_ERROR, MAX_NAME
 from rlm_server.repl.call_tally import TOLD_SINGLY
 from rlm_server.repl.events import CallStarted, UntoldCalls
@@ -364,3 +365,32 @@ async def test_calls_of_a_batch_that_are_under_way_are_given_up_a_few_at_a_time(
     assert most <= 2 * CANCELLED_AT_ONCE
     await stage.owed.settled()
     assert len(books.orders) == 400, "each is held and resolved"
+
+
+async def test_what_a_call_cost_that_is_given_up_is_looked_up_only_where_it_had_a_hold(
+    books: Books, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, looked_up = asyncio.Event(), list[str]()
+    in_flight = START - START // RESERVED
+
+    async def hang(prompt: str) -> str:
+        if stage.script.asked.total() == in_flight:
+            reached.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def posted(call: str) -> Amounts:
+        looked_up.append(call)
+        return await Books.posted(books, call)
+
+    monkeypatch.setattr(books, "posted", posted)
+    stage = Stage(books, hang, run_calls=START + 40)
+    tally = stage.calls.begin_turn()
+    asking = asyncio.create_task(stage.calls.ask(prompts(START + 40), None))
+    await asyncio.wait_for(reached.wait(), 60)
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    assert len(set(looked_up)) == len(looked_up) == in_flight
+    assert len(stage.finished) + tally.untold.failed == START + 40
+    assert [call.spent.calls for call in stage.finished].count(1) == in_flight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 
 import pytest
 
@@ -99,3 +100,37 @@ async def test_many_that_wait_go_one_after_another_and_each_may_give_up() -> Non
     await asyncio.wait(waiting)
     assert {name for name, _ in stage.done} == {"ann"}
     assert len(stage.done) == sum(not task.cancelled() for task in waiting)
+
+
+async def test_who_has_begun_much_beside_another_begins_one_piece_in_a_round_of_the_loop() -> None:
+    stage, rounds = Stage(), list[int]()
+    await stage.pace.wait("ann")
+    await stage.pace.wait("bob")
+    stage.times.of("bob").spend(BURST_SECONDS / 2)  # so little that nobody waits for it to flow off
+    round_of_the_loop = 0
+
+    async def work() -> None:
+        await stage.pace.wait("bob")
+        rounds.append(round_of_the_loop)
+
+    working = [asyncio.create_task(work()) for _ in range(50)]
+    while not all(task.done() for task in working):
+        await asyncio.sleep(0)
+        round_of_the_loop += 1
+    assert max(Counter(rounds).values()) <= 2
+    assert len(rounds) == 50
+
+
+async def test_who_is_alone_begins_as_many_pieces_in_a_round_of_the_loop_as_there_are() -> None:
+    stage, done = Stage(), list[int]()
+    await stage.pace.wait("bob")
+    stage.times.of("bob").spend(BURST_SECONDS / 2)
+
+    async def work(number: int) -> None:
+        await stage.pace.wait("bob")
+        done.append(number)
+
+    working = [asyncio.create_task(work(number)) for number in range(50)]
+    await asyncio.sleep(0)
+    assert done == list(range(50))
+    await asyncio.wait(working)
