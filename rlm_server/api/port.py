@@ -66,6 +66,11 @@ class Port:
     availability: Availability
     settings: Settings
 
+    @property
+    def ended(self) -> bool:
+        """Whether calls that are cancelled are so because the server stops."""
+        return self.availability.phase is Phase.ENDED
+
     @asynccontextmanager
     async def serving(self, hurry: asyncio.Event) -> AsyncIterator[None]:
         """Take calls until the context ends; then stop in order, and at once where `hurry` is set."""

@@ -56,7 +56,10 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         runs: RunList,
         texts: PassingTexts,
         redaction: Redaction,
+        stopping: Callable[[], bool],
     ) -> None:
+        """`stopping` says whether calls that are cancelled now are so because the server stops."""
+        self._stopping = stopping
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
         self._ledger, self._routes_of, self._defaults = ledger, routes_of, defaults
         self._book, self._runs, self._texts, self._redaction = book, runs, texts, redaction
@@ -85,7 +88,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             new = replace(new, limits=completion.within_deadline(new.limits, context))
             known = await self._completed(new, request)
         else:
-            await self._ended(known.id)
+            await self._ended(known.id, repeatable)
         return run_pb2.CompleteResponse(run=await self._message(await self._row(known.id)))
 
     async def _completed(self, new: NewRun, request: run_pb2.CompleteRequest) -> RunRow:
@@ -98,17 +101,23 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         try:
             return await self._made_and_ended(replace(new, context=stored))
         finally:
-            await run_to_completion(self._texts.drop(stored))
+            if not self._left(new.request):
+                await run_to_completion(self._texts.drop(stored))
 
     async def _made_and_ended(self, new: NewRun) -> RunRow:
         making = asyncio.ensure_future(self._make(new))
         try:
             run = await asyncio.shield(making)
         except asyncio.CancelledError:
-            await run_to_completion(self._stop(making))
+            if not self._left(new.request):
+                await run_to_completion(self._stop(making))
             raise
-        await self._ended(run.id)
+        await self._ended(run.id, new.request)
         return run
+
+    def _left(self, request: Request | None) -> bool:
+        """Whether the next server is to go on with a run: its caller, who asks again there, waits for it."""
+        return request is not None and self._stopping()
 
     async def _make(self, new: NewRun) -> RunRow:
         run = await self._supervisor.create(new)
@@ -121,12 +130,13 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         if not making.cancelled() and making.exception() is None:
             await self._supervisor.cancel(making.result().id)
 
-    async def _ended(self, run_id: str) -> None:
+    async def _ended(self, run_id: str, request: Request | None) -> None:
         """Wait for a run's end, and stop it where nobody waits any more."""
         try:
             await self._supervisor.ended(run_id)
         except asyncio.CancelledError:
-            await run_to_completion(self._supervisor.cancel(run_id))
+            if not self._left(request):
+                await run_to_completion(self._supervisor.cancel(run_id))
             raise
 
     def _asked(self, check: FieldChecks, request: _Asking, repeatable: Request | None) -> NewRun:

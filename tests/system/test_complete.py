@@ -173,6 +173,29 @@ async def test_the_longest_text_fits(server: Served) -> None:
         assert (await complete(served.caller, text="x" * MAX_INLINE_TEXT)).answer == str(MAX_INLINE_TEXT)
 
 
+async def test_a_call_that_a_server_broke_off_as_it_stopped_is_answered_by_the_next(server: Served) -> None:
+    reached = asyncio.Event()
+
+    async def hang(_: str) -> str:
+        reached.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    asked: dict[str, Any] = {"text": TEXT, "request_id": "mine"}
+    async with server(Play(FIND, sub=hang), grace_seconds=0, drain_seconds=0) as served:
+        caller = Caller(served.running.address, served.running.key)
+        call = asyncio.ensure_future(completing(caller, **asked))
+        await reached.wait()
+    with pytest.raises(grpc.aio.AioRpcError) as broken:
+        await call
+    await caller.channel.close(None)
+    assert broken.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with server(Play(FIND)) as served:
+        run = await complete(served.caller, **asked)
+        assert (run.state, run.answer) == (SUCCEEDED, "東京")
+        assert len((await served.caller.ended(run.run_id)).bodies("node_resumed")) == 1
+
+
 async def test_a_text_that_a_stopped_server_left_goes_with_its_run(server: Served) -> None:
     async with server(Play(FIND)) as served:
         made = await served.caller.upload(TEXT)

@@ -100,8 +100,8 @@ class RunServiceServicer:
 
     def Complete(self, request, context):
         """Runs a question over a text to its end: text in, answer out. The run has no more time than the call's deadline leaves,
-        which may be minutes; cancelling the call stops the run. A request that comes again waits for the same run. The text is
-        deleted when the run has ended. What takes longer than a call may is for CreateRun.
+        which may be minutes; cancelling the call stops the run. A request that comes again waits for the same run, also where
+        the server was started anew meanwhile. The text is deleted when the run has ended. What takes longer than a call may is for CreateRun.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

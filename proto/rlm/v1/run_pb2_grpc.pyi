@@ -39,8 +39,8 @@ class RunServiceStub:
     """Starts a run; it goes on whether or not anyone watches. It is pending until it is the tenant's turn."""
     Complete: _grpc.UnaryUnaryMultiCallable[_run_pb2.CompleteRequest, _run_pb2.CompleteResponse]
     """Runs a question over a text to its end: text in, answer out. The run has no more time than the call's deadline leaves,
-    which may be minutes; cancelling the call stops the run. A request that comes again waits for the same run. The text is
-    deleted when the run has ended. What takes longer than a call may is for CreateRun.
+    which may be minutes; cancelling the call stops the run. A request that comes again waits for the same run, also where
+    the server was started anew meanwhile. The text is deleted when the run has ended. What takes longer than a call may is for CreateRun.
     """
     GetRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.GetRunRequest, _run_pb2.GetRunResponse]
     """The run, with its answer and what it spent."""
@@ -68,8 +68,8 @@ class RunServiceAsyncStub(RunServiceStub):
     """Starts a run; it goes on whether or not anyone watches. It is pending until it is the tenant's turn."""
     Complete: _aio.UnaryUnaryMultiCallable[_run_pb2.CompleteRequest, _run_pb2.CompleteResponse]  # type: ignore[assignment]
     """Runs a question over a text to its end: text in, answer out. The run has no more time than the call's deadline leaves,
-    which may be minutes; cancelling the call stops the run. A request that comes again waits for the same run. The text is
-    deleted when the run has ended. What takes longer than a call may is for CreateRun.
+    which may be minutes; cancelling the call stops the run. A request that comes again waits for the same run, also where
+    the server was started anew meanwhile. The text is deleted when the run has ended. What takes longer than a call may is for CreateRun.
     """
     GetRun: _aio.UnaryUnaryMultiCallable[_run_pb2.GetRunRequest, _run_pb2.GetRunResponse]  # type: ignore[assignment]
     """The run, with its answer and what it spent."""
@@ -106,8 +106,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_pb2.CompleteResponse, _abc.Awaitable[_run_pb2.CompleteResponse]]:
         """Runs a question over a text to its end: text in, answer out. The run has no more time than the call's deadline leaves,
-        which may be minutes; cancelling the call stops the run. A request that comes again waits for the same run. The text is
-        deleted when the run has ended. What takes longer than a call may is for CreateRun.
+        which may be minutes; cancelling the call stops the run. A request that comes again waits for the same run, also where
+        the server was started anew meanwhile. The text is deleted when the run has ended. What takes longer than a call may is for CreateRun.
         """
 
     @_abc_1.abstractmethod
