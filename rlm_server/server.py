@@ -316,6 +316,7 @@ async def serving(
                         RunList(database),
                         PassingTexts(contexts, uploads, shares),
                         redaction,
+                        shares.threads,
                     ),
                     server,
                 )

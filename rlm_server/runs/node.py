@@ -46,6 +46,7 @@ from rlm_server.runs.told.system import Facts, system
 from rlm_server.runs.told.task import task as first_message
 from rlm_server.runs.told.variables import Variables
 from rlm_server.runs.tree import Outcome, Task, Tree, kept_form
+from rlm_server.runs.typed import TypedAnswers, guard
 from rlm_server.tracing.spans import span
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
@@ -91,6 +92,8 @@ class Node:
         )
         self._guards = Guards(limits, self.emit)
         self._draft = Draft()
+        self._typed: TypedAnswers | None = None
+        """Of a root whose answer has a schema."""
         self._system = system(
             Facts(
                 tree.services.functions, broker.routes_of(tree.run.tenant), task.model, tree.run.sub_model,
@@ -138,14 +141,14 @@ class Node:
             outcome = await self._outcome()
             await moving
         except asyncio.CancelledError:
-            await run_to_completion(self._keep(Outcome(RunState.CANCELLED, self._draft.text, "cancelled"), moving))
+            await run_to_completion(self._keep(Outcome(RunState.CANCELLED, self._best, "cancelled"), moving))
             raise
         except DatabaseError as error:  # it is away, or full: said once, and by name
             log.error("node %s ended: %s", self.task.id, type(error).__name__)  # noqa: TRY400
-            outcome = Outcome(RunState.FAILED, self._draft.text, "the server cannot reach its database")
+            outcome = Outcome(RunState.FAILED, self._best, "the server cannot reach its database")
         except Exception:
             log.exception("node %s failed", self.task.id)
-            outcome = Outcome(RunState.FAILED, self._draft.text, "an internal error of the server; it has been logged")
+            outcome = Outcome(RunState.FAILED, self._best, "an internal error of the server; it has been logged")
         await run_to_completion(self._keep(outcome, moving))
         return outcome
 
@@ -176,6 +179,8 @@ class Node:
         begun = len(self._messages) > 1 and not self.tree.event_log.closed.done()
         if how.state is RunState.EXHAUSTED and begun and seconds_left(self._deadline):
             await self._last_word(str(how))
+        elif self._typed is not None:
+            await self._typed.settle(self._draft.text)
         return self._ended(how)
 
     async def _until_over(self, work: asyncio.Task[str], closed: asyncio.Future[NodeEnded]) -> None:
@@ -190,7 +195,12 @@ class Node:
                 return
 
     def _ended(self, how: NodeEnded) -> Outcome:
-        return Outcome(how.state, self._draft.text, cut(str(how), MAX_REASON))
+        return Outcome(how.state, self._best, cut(str(how), MAX_REASON))
+
+    @property
+    def _best(self) -> str:
+        """The best answer there is so far."""
+        return self._draft.text if self._typed is None else self._typed.best
 
     def _out_of_time(self) -> NodeEnded:
         reason = f"wall_seconds: the run may take {self.tree.limits.wall_seconds:g} s"
@@ -235,7 +245,9 @@ class Node:
 
     async def _converse(self, session: LiveSession) -> str:
         limits = self.tree.limits
-        self._messages = [Message("user", first_message(self.task.question, await self._environment(1)))]
+        self._typed = await TypedAnswers.of(self.tree) if not self.task.depth else None
+        schema = self.tree.asked.answer_schema if self._typed is not None else ""
+        self._messages = [Message("user", first_message(self.task.question, await self._environment(1), schema))]
         for turn in range(1, limits.max_turns + 1):
             await self.tree.services.shares.pace.wait(self.tree.run.tenant)
             self.origin = replace(self.origin, turn=turn)
@@ -248,16 +260,31 @@ class Node:
             ran = await self._run_blocks(session, decision.codes)
             await self._look(session)
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
+            refused = await self._refused(session) if self._draft.ready else []
             if self._draft.ready:
                 return self._answered(self._draft.text)
             self._messages.append(Message("user", await self._after_turn(turn, ran, len(decision.codes))))
             self._children.told()
             results = [block.result for block in ran]
-            notes = [*decision.told, *self._guards.look(decision.codes, results, decision.nothing), *self._call_notes]
+            noticed = self._guards.look(decision.codes, results, decision.nothing)
+            notes = [*decision.told, *refused, *noticed, *self._call_notes]
             self._call_notes.clear()
             if notes:
                 self._messages[-1] = Message("user", "\n\n".join([*notes, self._messages[-1].content]))
         raise NodeEnded(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
+
+    async def _refused(self, session: LiveSession) -> list[str]:
+        """Take an answer that is ready, or say why it cannot be taken: then it is ready no longer."""
+        if self._typed is None:
+            return []
+        looked = await self._typed.look(self._draft.text)
+        if not looked.violations:
+            self._draft.text = looked.answer
+            return []
+        await self._execute_unseen(session, "__import__('_runner').reserved['answer']['ready'] = False")
+        self._draft.ready = False
+        self.emit(guard(looked))
+        return [self._typed.refuse(looked)]
 
     async def _renew_place(self) -> None:
         if self.task.depth == 0 and self.origin.turn > 1:
@@ -310,6 +337,8 @@ class Node:
 
     async def _last_word(self, reason: str) -> None:
         """Ask once more, in what is left of the node's money and time with what was kept for this."""
+        if self._typed is not None:
+            await self._typed.settle(self._draft.text)
         ledger, route = self.tree.services.ledger, self.tree.services.broker.routes.route(self.task.model)
         await self._purse.settled()
         await ledger.release_reserve(self.task.id)
@@ -317,7 +346,8 @@ class Node:
         conversation = last_word.Conversation(self._system, messages)
         self._left_last = await self._purse.left()
         rooms = closing.rooms(self._left_last, route, self.tree.limits.root_tokens, len(messages) + 1)
-        ending = last_word.Ending(self.task.question, reason, self._draft.text)
+        schema = self.tree.asked.answer_schema if self._typed is not None else ""
+        ending = last_word.Ending(self.task.question, reason, self._draft.text, schema)
         fitting = last_word.fitting(conversation, ending, [(room.input_bytes, room.output_tokens) for room in rooms])
         if fitting is None:
             self.emit(Guard("last_word", "no closing answer: too little is left for one"))
@@ -331,6 +361,9 @@ class Node:
             return
         if said is None:
             self.emit(Guard("last_word", "the closing reply was code, which does not run any more"))
+            return
+        if self._typed is not None and (looked := await self._typed.look(said)).violations:
+            self.emit(guard(looked, "last_word"))
             return
         self._draft.text = beginning_of(said, self.tree.limits.answer_bytes) or self._draft.text
 

@@ -26,7 +26,8 @@ from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
-from rlm_server.runs import closing
+from rlm_server.runs import asked, closing
+from rlm_server.runs.asked import Asked
 from rlm_server.runs.counters import RunCounters
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
@@ -87,6 +88,7 @@ class NewRun:
     customer: Customer | None = None
     """Who pays; None for the tenant itself."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    asked: Asked = field(default_factory=Asked)
 
     @property
     def payer(self) -> str:
@@ -185,10 +187,13 @@ class Supervisor:
         price = self._services.broker.routes.route(new.model).price
         redaction, held = self._services.redaction.of(new.tenant, run_id), self._services.shares.held
         kept, redacted = redaction.text("question", new.question)
-        question_bytes = sys.getsizeof(new.question) if redacted else 0
+        kept_asked, redacted_asked = asked.kept_form(new.asked, redaction)
+        question_bytes = sys.getsizeof(new.question) + new.asked.size if redacted else 0
         held.take(new.tenant, question_bytes, "the question of a run")
         made = await asyncio.gather(  # in one commit
-            journal.create(row, kept, new.request, redacted=redacted, patience=PATIENCE),
+            journal.create(
+                row, kept, new.request, asked=kept_asked, redacted=redacted + redacted_asked, patience=PATIENCE
+            ),
             ledger.open_account(
                 run_id,
                 tenant=new.tenant,
@@ -209,7 +214,8 @@ class Supervisor:
         )
         # Where its question is in the journal, what waits in line holds no more than it must.
         question = None if self._places.in_line(new.tenant) and not redacted else new.question
-        live.task = self._group.create_task(self._run(row, question, new.context, new.limits, new.image, live))
+        said = new.asked if question is not None else None
+        live.task = self._group.create_task(self._run(row, question, said, new.context, new.limits, new.image, live))
         await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
 
@@ -217,6 +223,7 @@ class Supervisor:
         self,
         row: RunRow,
         question: str | None,
+        said: Asked | None,
         context: Context | None,
         limits: RunLimits,
         image: str,
@@ -227,7 +234,7 @@ class Supervisor:
         try:
             with span("run", rlm__run_id=row.id, rlm__tenant=row.tenant, gen_ai__request__model=row.model) as told:
                 async with self._places.place(row.tenant) as place:
-                    outcome = await self._work(row, question, context, limits, image, live, place)
+                    outcome = await self._work(row, question, said, context, limits, image, live, place)
                 told.note(rlm__state=outcome.state)
         except asyncio.CancelledError:
             outcome = Outcome(RunState.CANCELLED, reason="cancelled")
@@ -246,6 +253,7 @@ class Supervisor:
         self,
         row: RunRow,
         question: str | None,
+        said: Asked | None,
         context: Context | None,
         limits: RunLimits,
         image: str,
@@ -256,6 +264,8 @@ class Supervisor:
             root = await self._services.journal.root(row.id)
             assert root is not None  # noqa: S101
             question = root.question
+        if said is None:
+            said = await self._services.journal.asked(row.id)
         characters = context.content.characters if context is not None else 0
         node_context = whole_context(self._contexts.corpus(context)) if context is not None else None
         corpus = node_context.corpus if node_context is not None else None
@@ -269,7 +279,7 @@ class Supervisor:
             EventOrigin(row.id, "", 0), RunStarted(question, row.model, row.sub_model, characters, row.budget)
         )
         async with Tracer(traced) as tracer:
-            live.tree = Tree(self._services, row, limits, image, deadline, event_log, corpus, tracer, place)
+            live.tree = Tree(self._services, row, limits, image, deadline, event_log, corpus, tracer, place, said)
             return await Node(live.tree, Task(row.id, "", 0, question, node_context, row.model)).run()
 
     async def _finish(self, run_id: str, outcome: Outcome, live: _Live, keeping: asyncio.Task[None]) -> None:

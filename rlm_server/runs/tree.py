@@ -17,6 +17,7 @@ from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import Memo
 from rlm_server.repl.model_calls import seconds_left
 from rlm_server.repl.tracing import Tracer
+from rlm_server.runs.asked import Asked
 from rlm_server.runs.child_context import ChildContexts
 from rlm_server.runs.cuts import CutText
 from rlm_server.runs.event_log import EventLog
@@ -100,6 +101,7 @@ class Tree:
     context: Corpus | None
     tracer: Tracer
     place: Place
+    asked: Asked = field(default_factory=Asked)
     memo: Memo = field(init=False)
     failures: Failures = field(default_factory=Failures)
     looked: Looked | None = field(init=False)

@@ -51,6 +51,13 @@ def test_options_reach_the_server(rlm: Rlm, fake: FakeServer, text: str) -> None
     assert asked.limits.HasField("max_depth")
 
 
+def test_a_schema_is_sent_as_its_file_has_it(rlm: Rlm, fake: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "string", "pattern": "é"}', encoding="utf-8")
+    rlm("run", "--schema", str(tmp_path / "schema.json"), "How many?")
+    (asked,) = fake.asked(run_pb2.CreateRunRequest)
+    assert asked.answer_schema == '{"type": "string", "pattern": "é"}'
+
+
 def test_what_is_not_asked_for_is_left_to_the_server(rlm: Rlm, fake: FakeServer, text: str) -> None:
     rlm("run", "--context", text, "How many?")
     (asked,) = fake.asked(run_pb2.CreateRunRequest)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import grpc
 import pytest
 from rlm.v1 import run_pb2, session_pb2
@@ -123,6 +125,17 @@ def test_a_question_over_a_text_is_asked_in_one_call(client: Client, fake: FakeS
     assert asked.limits.HasField("max_depth")
     assert (dict(asked.labels), bool(asked.request_id)) == ({"team": "red"}, True)
     assert not fake.asked(run_pb2.CreateRunRequest)
+
+
+def test_the_answer_to_a_schema_is_read_as_data(client: Client, fake: FakeServer) -> None:
+    schema = {"type": "array", "items": {"const": "é"}}
+    fake.run.answer = '["é", 2]'
+    assert client.ask("Which?", "some text", answer_schema=schema, answer_attempts=2).value == ["é", 2]
+    assert client.complete("Which?", "some text", answer_schema=True).value == ["é", 2]
+    (created,), (completed,) = fake.asked(run_pb2.CreateRunRequest), fake.asked(run_pb2.CompleteRequest)
+    assert (json.loads(created.answer_schema), created.limits.answer_attempt_count) == (schema, 2)
+    assert (completed.answer_schema, completed.limits.HasField("answer_attempt_count")) == ("true", False)
+    assert Answer("", run_pb2.Run()).value is None
 
 
 def test_a_completion_that_failed_is_an_error_with_its_run(client: Client, fake: FakeServer) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import click
 from rich.console import Console
@@ -95,6 +95,7 @@ def _budget_option(command: Command) -> Command:
 @click.option("--max-depth", type=click.IntRange(min=0), help="Levels of child RLMs; 0 for none.")
 @click.option("--max-turns", type=click.IntRange(min=1), default=None, help="Turns of each RLM of the tree.")
 @click.option("--wall-seconds", type=click.IntRange(min=1), default=None, help="Seconds the whole run may take.")
+@click.option("--schema", type=click.File(encoding="utf-8"), help="A JSON Schema: the answer is JSON that it takes.")
 @_image
 @_payer_options
 @json_option
@@ -109,6 +110,7 @@ def run(
     max_depth: int | None,
     max_turns: int | None,
     wall_seconds: int | None,
+    schema: TextIO | None,
     image: str,
     account_id: str,
     labels: dict[str, str] | None,
@@ -129,6 +131,7 @@ def run(
             max_turns=max_turns,
             max_depth=max_depth,
             wall_seconds=wall_seconds,
+            answer_schema=schema.read() if schema is not None else None,
             image=image,
             account_id=account_id,
             labels=labels,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from rlm.v1 import (
@@ -20,6 +22,7 @@ from rlm.v1 import (
 )
 
 from rlm_client import errors
+from rlm_client.answer_schema import AnswerSchema, written
 from rlm_client.archive import ArchiveLimits
 from rlm_client.caller import UNARY_SECONDS
 from rlm_client.connection import connect, find_key, find_target
@@ -46,6 +49,11 @@ class Answer:
 
     text: str
     run: run_pb2.Run
+
+    @property
+    def value(self) -> Any:
+        """The answer of a run with an `answer_schema`, read as JSON; None where it has none."""
+        return json.loads(self.text) if self.text else None
 
     @property
     def complete(self) -> bool:
@@ -246,6 +254,8 @@ class Client(SessionCalls, Spending):
         max_turns: int | None = None,
         max_depth: int | None = None,
         wall_seconds: float | None = None,
+        answer_schema: AnswerSchema | None = None,
+        answer_attempts: int | None = None,
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
@@ -254,13 +264,14 @@ class Client(SessionCalls, Spending):
         """Start a run, and return at once; it goes on whether or not anyone watches.
 
         What is left empty or None is the server's default. `max_turns` counts each node's turns, `max_depth` the
-        levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. `account_id` is the
-        customer who pays. `request_id` names this request: the same one again returns the same run. One is made up
-        where none is given.
+        levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. With an
+        `answer_schema` the answer is JSON that it takes; after `answer_attempts` answers that are not, the run ends.
+        `account_id` is the customer who pays. `request_id` names this request: the same one again returns the same
+        run. One is made up where none is given.
 
         Raises:
             BudgetRefused: the tenant, or its customer, cannot cover the budget.
-            InvalidArgument: a limit is above the server's maximum, or a model or image is unknown.
+            InvalidArgument: a limit is above the server's maximum, a model or image is unknown, or the schema is none.
             NotFound: there is no such context or customer.
         """
         request = run_pb2.CreateRunRequest(
@@ -274,7 +285,9 @@ class Client(SessionCalls, Spending):
                 max_turn_count=max_turns,
                 max_depth=max_depth,
                 wall_time=None if wall_seconds is None else seconds(wall_seconds),
+                answer_attempt_count=answer_attempts,
             ),
+            answer_schema=written(answer_schema),
             image=image,
             account_id=account_id,
             labels=labels,
@@ -292,6 +305,8 @@ class Client(SessionCalls, Spending):
         budget: Budget | None = None,
         max_turns: int | None = None,
         max_depth: int | None = None,
+        answer_schema: AnswerSchema | None = None,
+        answer_attempts: int | None = None,
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
@@ -317,7 +332,10 @@ class Client(SessionCalls, Spending):
             model=model,
             sub_model=sub_model,
             budget=_message(budget),
-            limits=run_pb2.RunLimits(max_turn_count=max_turns, max_depth=max_depth),
+            limits=run_pb2.RunLimits(
+                max_turn_count=max_turns, max_depth=max_depth, answer_attempt_count=answer_attempts
+            ),
+            answer_schema=written(answer_schema),
             image=image,
             account_id=account_id,
             labels=labels,
@@ -425,6 +443,8 @@ class Client(SessionCalls, Spending):
         max_turns: int | None = None,
         max_depth: int | None = None,
         wall_seconds: float | None = None,
+        answer_schema: AnswerSchema | None = None,
+        answer_attempts: int | None = None,
         image: str = "",
     ) -> Answer:
         """Upload a text or documents, run a question over them, and wait for the answer.
@@ -445,6 +465,8 @@ class Client(SessionCalls, Spending):
             max_turns=max_turns,
             max_depth=max_depth,
             wall_seconds=wall_seconds,
+            answer_schema=answer_schema,
+            answer_attempts=answer_attempts,
             image=image,
         )
         try:

@@ -100,6 +100,8 @@ class _EndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndReason.V
     """The server stopped while it was at work."""
     END_REASON_FAILED: _EndReason.ValueType  # 13
     """Something that it needs was missing or failed: the context, the sandbox, the database. `end_message` says what."""
+    END_REASON_ANSWER_SCHEMA: _EndReason.ValueType  # 14
+    """No answer was what `answer_schema` takes."""
 
 class EndReason(_EndReason, metaclass=_EndReasonEnumTypeWrapper):
     """Why a run, or a node of one, ended without having its answer."""
@@ -132,6 +134,8 @@ END_REASON_SERVER_STOPPED: EndReason.ValueType  # 12
 """The server stopped while it was at work."""
 END_REASON_FAILED: EndReason.ValueType  # 13
 """Something that it needs was missing or failed: the context, the sandbox, the database. `end_message` says what."""
+END_REASON_ANSWER_SCHEMA: EndReason.ValueType  # 14
+"""No answer was what `answer_schema` takes."""
 Global___EndReason: _TypeAlias = EndReason  # noqa: Y015
 
 class _RunEventKind:
@@ -330,6 +334,7 @@ class CreateRunRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_SCHEMA_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
@@ -345,6 +350,11 @@ class CreateRunRequest(_message.Message):
     account_id: _builtins.str
     """The account that pays: a customer's of the tenant; the tenant's own where empty. A customer that is not there yet is
     made, where the tenant has a `default` one. A budget that is not given is no more than the customer has left.
+    """
+    answer_schema: _builtins.str
+    """The JSON Schema (2020-12) of the answer, as JSON of at most 65,536 bytes; empty where the answer may be any text. The
+    answer is then JSON that it takes. One that it does not take goes back to the model, `answer_attempt_count` times. A
+    `$ref` stays within the schema, and patterns are RE2's.
     """
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
@@ -371,10 +381,11 @@ class CreateRunRequest(_message.Message):
         image: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
+        answer_schema: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -417,6 +428,7 @@ class CompleteRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_SCHEMA_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
@@ -433,6 +445,8 @@ class CompleteRequest(_message.Message):
     """Golden image of the REPL: "core" (default), "data", or another that ListImages tells."""
     account_id: _builtins.str
     """The account that pays: see CreateRunRequest."""
+    answer_schema: _builtins.str
+    """The JSON Schema of the answer: see CreateRunRequest."""
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -459,10 +473,11 @@ class CompleteRequest(_message.Message):
         image: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
+        answer_schema: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -506,10 +521,13 @@ class RunLimits(_message.Message):
     MAX_DEPTH_FIELD_NUMBER: _builtins.int
     WALL_TIME_FIELD_NUMBER: _builtins.int
     SANDBOX_FIELD_NUMBER: _builtins.int
+    ANSWER_ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
     max_turn_count: _builtins.int
     """Turns of each node's loop, from 1."""
     max_depth: _builtins.int
     """Levels of child RLMs below the root; at the cap rlm_query becomes llm_query. 0 for none."""
+    answer_attempt_count: _builtins.int
+    """Answers that `answer_schema` does not take, which end the run, from 1."""
     @_builtins.property
     def wall_time(self) -> _duration_pb2.Duration:
         """What the whole run may take; whole milliseconds."""
@@ -525,15 +543,20 @@ class RunLimits(_message.Message):
         max_depth: _builtins.int | None = ...,
         wall_time: _duration_pb2.Duration | None = ...,
         sandbox: _types_pb2.SandboxLimits | None = ...,
+        answer_attempt_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth", "_max_turn_count", b"_max_turn_count", "max_depth", b"max_depth", "max_turn_count", b"max_turn_count", "sandbox", b"sandbox", "wall_time", b"wall_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_attempt_count", b"_answer_attempt_count", "_max_depth", b"_max_depth", "_max_turn_count", b"_max_turn_count", "answer_attempt_count", b"answer_attempt_count", "max_depth", b"max_depth", "max_turn_count", b"max_turn_count", "sandbox", b"sandbox", "wall_time", b"wall_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth", "_max_turn_count", b"_max_turn_count", "max_depth", b"max_depth", "max_turn_count", b"max_turn_count", "sandbox", b"sandbox", "wall_time", b"wall_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_attempt_count", b"_answer_attempt_count", "_max_depth", b"_max_depth", "_max_turn_count", b"_max_turn_count", "answer_attempt_count", b"answer_attempt_count", "max_depth", b"max_depth", "max_turn_count", b"max_turn_count", "sandbox", b"sandbox", "wall_time", b"wall_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__answer_attempt_count: _TypeAlias = _typing.Literal["answer_attempt_count"]  # noqa: Y015
+    _WhichOneofArgType__answer_attempt_count: _TypeAlias = _typing.Literal["_answer_attempt_count", b"_answer_attempt_count"]  # noqa: Y015
     _WhichOneofReturnType__max_depth: _TypeAlias = _typing.Literal["max_depth"]  # noqa: Y015
     _WhichOneofArgType__max_depth: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth"]  # noqa: Y015
     _WhichOneofReturnType__max_turn_count: _TypeAlias = _typing.Literal["max_turn_count"]  # noqa: Y015
     _WhichOneofArgType__max_turn_count: _TypeAlias = _typing.Literal["_max_turn_count", b"_max_turn_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answer_attempt_count) -> _WhichOneofReturnType__answer_attempt_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_depth) -> _WhichOneofReturnType__max_depth | None: ...
     @_typing.overload
@@ -1111,6 +1134,7 @@ class Run(_message.Message):
     END_REASON_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_SCHEMA_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Its id, which is also its root's, and its account's."""
     state: Global___RunState.ValueType
@@ -1124,7 +1148,9 @@ class Run(_message.Message):
     sub_model: _builtins.str
     """The model of llm_query and of child RLMs."""
     answer: _builtins.str
-    """The answer; its beginning where `cut` names it, of at most 64 KiB. ReadAnswer reads the whole."""
+    """The answer; its beginning where `cut` names it, of at most 64 KiB. ReadAnswer reads the whole. With an `answer_schema`
+    it is JSON which that takes, or empty.
+    """
     end_message: _builtins.str
     """Why it ended, where it did not succeed, for people."""
     last_sequence: _builtins.int
@@ -1137,6 +1163,8 @@ class Run(_message.Message):
     """Why it ended, where it did not succeed."""
     account_id: _builtins.str
     """The account that pays: a customer's, or the tenant's own."""
+    answer_schema: _builtins.str
+    """The JSON Schema that the answer must be what it takes; empty in a list of runs, and where the answer may be any text."""
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -1193,10 +1221,11 @@ class Run(_message.Message):
         end_reason: Global___EndReason.ValueType = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
+        answer_schema: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "pending", b"pending", "spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "answer_size_bytes", b"answer_size_bytes", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "cut", b"cut", "end_message", b"end_message", "end_reason", b"end_reason", "end_time", b"end_time", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "node_count", b"node_count", "pending", b"pending", "question", b"question", "run_id", b"run_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "answer_schema", b"answer_schema", "answer_size_bytes", b"answer_size_bytes", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "cut", b"cut", "end_message", b"end_message", "end_reason", b"end_reason", "end_time", b"end_time", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "node_count", b"node_count", "pending", b"pending", "question", b"question", "run_id", b"run_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
