@@ -10,7 +10,8 @@ from typing import Any
 
 from rlm.v1 import run_pb2, run_pb2_grpc, types_pb2
 
-from rlm_server.api import asked, completion, key_account, requests, responses, work_lists
+from rlm_server.api import asked as besides
+from rlm_server.api import completion, key_account, requests, responses, work_lists
 from rlm_server.api.auth import tenant
 from rlm_server.api.completion import PassingTexts
 from rlm_server.api.errors import InvalidField, NotFound, WatcherTooSlow
@@ -60,7 +61,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
         self._ledger, self._routes_of, self._defaults = ledger, routes_of, defaults
         self._book, self._runs, self._texts, self._redaction = book, runs, texts, redaction
-        self._threads = threads
+        self._besides = besides.AskedReader(threads)
 
     async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:
         """Start a run."""
@@ -69,9 +70,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             known = await self._journal.by_request(repeatable)
             if known is not None:
                 return run_pb2.CreateRunResponse(run=await self._message(known))
-            new = replace(
-                self._asked(check, request, repeatable), asked=await asked.read(check, request, self._threads)
-            )
+            new = await self._asked(check, request, repeatable)
         new = replace(new, context=await requests.context(self._contexts, tenant(), request.context_id))
         run = await self._supervisor.create(await self._paid(new, request))
         return run_pb2.CreateRunResponse(run=await self._message(run))
@@ -82,9 +81,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             repeatable = self._redaction.of_request(check(requests.repeatable, tenant(), request))
             known = await self._journal.by_request(repeatable)
             if known is None:
-                new = replace(
-                    self._asked(check, request, repeatable), asked=await asked.read(check, request, self._threads)
-                )
+                new = await self._asked(check, request, repeatable)
                 check(completion.check_text, request)
         if known is None:
             new = replace(new, limits=completion.within_deadline(new.limits, context))
@@ -134,7 +131,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             await run_to_completion(self._supervisor.cancel(run_id))
             raise
 
-    def _asked(self, check: FieldChecks, request: asked.Asking, repeatable: Request | None) -> NewRun:
+    async def _asked(self, check: FieldChecks, request: besides.Asking, repeatable: Request | None) -> NewRun:
         """Read a run that is asked for, but for what has to be looked up: its context and who pays."""
         model = request.model or self._defaults.model
         sub_model = request.sub_model or (request.model or self._defaults.sub_model)
@@ -154,9 +151,10 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             check(requests.image, request.image, self._defaults.images_of(tenant())),
             None,
             check(requests.labels, request.labels),
+            await self._besides.read(check, request, offered, (model, sub_model), self._defaults.limits_of(tenant())),
         )
 
-    async def _paid(self, new: NewRun, request: asked.Asking) -> NewRun:
+    async def _paid(self, new: NewRun, request: besides.Asking) -> NewRun:
         """Return a run with who pays for it, and with the usual budget where it asked for none."""
         payer = await requests.payer(self._book, tenant(), request.account_id)
         budget = new.budget if request.HasField("budget") else await self._book.usual(payer, self._defaults.budget)
@@ -302,7 +300,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             raise NotFound("run", run.id)
         (balance,) = await self._ledger.balances([run.id])
         message = _run(found, balance)
-        message.answer_schema = (await self._journal.asked(run.id)).answer_schema
+        besides.write(await self._journal.asked(run.id), message)
         coverage = await self._supervisor.coverage(run.id) if run.context is not None else None
         if coverage is not None:
             message.coverage.CopyFrom(responses.coverage(coverage))

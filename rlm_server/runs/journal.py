@@ -17,7 +17,7 @@ from rlm_server.database.requests import Request
 from rlm_server.ledger.amounts import Limit
 from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from rlm_server.repl.coverage import Coverage
-from rlm_server.runs.asked import Asked
+from rlm_server.runs.asked import Asked, from_row, to_row
 from rlm_server.runs.cuts import CutText, beginning_of, cuts_from_json, cuts_to_json, size_of
 from rlm_server.runs.events import Event, EventOrigin, WrittenEvent, read
 from rlm_server.runs.state import RunState, move
@@ -130,11 +130,11 @@ class Journal:
                 return known
             connection.execute(
                 "INSERT INTO run (id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, "
-                "limit_calls, limit_cpu_ms, created_at, ended_at, customer, answer_schema) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "limit_calls, limit_cpu_ms, created_at, ended_at, customer, answer_schema, instructions, sampling) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (run.id, run.tenant, run.request_id, run.context, run.model, run.sub_model, run.budget.nano_usd,
                  run.budget.tokens, run.budget.calls, run.budget.cpu_ms, run.created_at, run.ended_at, run.customer,
-                 asked.answer_schema),
+                 *to_row(asked)),
             )  # fmt: skip
             requests.answer(connection, request, run.id, run.created_at, thing=run.id)
             labels.put(connection, LABELS, run.id, run.labels)
@@ -148,8 +148,9 @@ class Journal:
         """Return what a run is asked for besides its question: nothing where it is not there."""
 
         def read(connection: Connection) -> Asked:
-            row = connection.execute("SELECT answer_schema FROM run WHERE id = ?", (run,)).fetchone()
-            return NOTHING_ASKED if row is None else Asked(*row)
+            query = "SELECT answer_schema, instructions, sampling FROM run WHERE id = ?"
+            row = connection.execute(query, (run,)).fetchone()
+            return NOTHING_ASKED if row is None else from_row(*row)
 
         return await self._database.read(read)
 

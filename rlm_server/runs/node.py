@@ -13,6 +13,7 @@ from rlm_server.database.engine import DatabaseError
 from rlm_server.ledger import BudgetError, Limit, Payer
 from rlm_server.repl.awaited import Awaited
 from rlm_server.repl.bounds import MAX_REASON, cut
+from rlm_server.repl.call_request import CallForm
 from rlm_server.repl.coverage import Coverage, Looked
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished
 from rlm_server.repl.functions import NodeRepl
@@ -73,7 +74,7 @@ class Node:
         self.payer = Payer(task.id, tree.run.tenant, tree.run.id, task.id)
         limits, broker = tree.limits, tree.services.broker
         self._kept_seconds = closing.seconds(limits, task.depth)
-        options = CallOptions.of(limits, tree.run.sub_model, self._deadline)
+        options = CallOptions.of(limits, tree.run.sub_model, self._deadline, CallForm.usual(tree.asked.sampling))
         owed = Owed(tree.services.ledger.hurry)
         self._purse = Purse(tree.services.ledger, task.id, owed)
         self.calls = ModelCalls(
@@ -98,6 +99,7 @@ class Node:
             Facts(
                 tree.services.functions, broker.routes_of(tree.run.tenant), task.model, tree.run.sub_model,
                 broker.run_calls, tree.services.numbers.get(tree.image, ""), tree.services.advice,
+                tree.asked.instructions, is_child=task.depth > 0,
             )
         )  # fmt: skip
         self._messages: list[Message] = []
@@ -312,7 +314,11 @@ class Node:
 
     async def _ask(self, max_tokens: int) -> ModelReply:
         model = self.task.model
-        request = await self._within_budget(ModelRequest(model, tuple(self._messages), self._system, max_tokens))
+        sampling = self.tree.asked.sampling
+        whole = ModelRequest(
+            model, tuple(self._messages), self._system, max_tokens, sampling.temperature, sampling.stop
+        )
+        request = await self._within_budget(whole)
         try:
             done = await root_call.ask(self.tree, self.payer, request, self._deadline, self._reported, self.emit)
         except BudgetError as error:
@@ -347,7 +353,7 @@ class Node:
         self._left_last = await self._purse.left()
         rooms = closing.rooms(self._left_last, route, self.tree.limits.root_tokens, len(messages) + 1)
         schema = self.tree.asked.answer_schema if self._typed is not None else ""
-        ending = last_word.Ending(self.task.question, reason, self._draft.text, schema)
+        ending = last_word.Ending(self.task.question, reason, self._draft.text, schema, self.tree.asked.instructions)
         fitting = last_word.fitting(conversation, ending, [(room.input_bytes, room.output_tokens) for room in rooms])
         if fitting is None:
             self.emit(Guard("last_word", "no closing answer: too little is left for one"))

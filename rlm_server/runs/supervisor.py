@@ -26,7 +26,7 @@ from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
-from rlm_server.runs import asked, closing
+from rlm_server.runs import closing
 from rlm_server.runs.asked import Asked
 from rlm_server.runs.counters import RunCounters
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
@@ -187,7 +187,7 @@ class Supervisor:
         price = self._services.broker.routes.route(new.model).price
         redaction, held = self._services.redaction.of(new.tenant, run_id), self._services.shares.held
         kept, redacted = redaction.text("question", new.question)
-        kept_asked, redacted_asked = asked.kept_form(new.asked, redaction)
+        kept_asked, redacted_asked = new.asked.kept_form(redaction)
         question_bytes = sys.getsizeof(new.question) + new.asked.size if redacted else 0
         held.take(new.tenant, question_bytes, "the question of a run")
         made = await asyncio.gather(  # in one commit
@@ -279,7 +279,9 @@ class Supervisor:
             EventOrigin(row.id, "", 0), RunStarted(question, row.model, row.sub_model, characters, row.budget)
         )
         async with Tracer(traced) as tracer:
-            live.tree = Tree(self._services, row, limits, image, deadline, event_log, corpus, tracer, place, said)
+            live.tree = Tree(
+                self._services, row, said.lowered(limits), image, deadline, event_log, corpus, tracer, place, said
+            )
             return await Node(live.tree, Task(row.id, "", 0, question, node_context, row.model)).run()
 
     async def _finish(self, run_id: str, outcome: Outcome, live: _Live, keeping: asyncio.Task[None]) -> None:

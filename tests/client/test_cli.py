@@ -58,11 +58,20 @@ def test_a_schema_is_sent_as_its_file_has_it(rlm: Rlm, fake: FakeServer, tmp_pat
     assert asked.answer_schema == '{"type": "string", "pattern": "é"}'
 
 
+def test_how_to_answer_and_to_write_reaches_the_server(rlm: Rlm, fake: FakeServer) -> None:
+    options = ["--instructions", "In German.", "--temperature", "0", "--max-tokens", "9", "--stop", "a", "--stop", "b"]
+    rlm("run", *options, "How many?")
+    (asked,) = fake.asked(run_pb2.CreateRunRequest)
+    assert asked.instructions == "In German."
+    assert asked.sampling == run_pb2.Sampling(temperature=0, max_token_count=9, stop_sequences=["a", "b"])
+
+
 def test_what_is_not_asked_for_is_left_to_the_server(rlm: Rlm, fake: FakeServer, text: str) -> None:
     rlm("run", "--context", text, "How many?")
     (asked,) = fake.asked(run_pb2.CreateRunRequest)
     assert not asked.HasField("budget")
     assert asked.limits == run_pb2.RunLimits()
+    assert asked.sampling == run_pb2.Sampling()
 
 
 def test_a_context_can_come_from_stdin(rlm: Rlm, fake: FakeServer) -> None:

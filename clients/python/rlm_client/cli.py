@@ -13,6 +13,7 @@ from rlm.v1 import run_pb2, session_pb2
 
 from rlm_client.access import Access
 from rlm_client.account_command import account, labels_option
+from rlm_client.asked import Sampling
 from rlm_client.cli_errors import FAILED, INTERRUPTED, ExplainingGroup
 from rlm_client.client import Client
 from rlm_client.context_command import context
@@ -96,6 +97,10 @@ def _budget_option(command: Command) -> Command:
 @click.option("--max-turns", type=click.IntRange(min=1), default=None, help="Turns of each RLM of the tree.")
 @click.option("--wall-seconds", type=click.IntRange(min=1), default=None, help="Seconds the whole run may take.")
 @click.option("--schema", type=click.File(encoding="utf-8"), help="A JSON Schema: the answer is JSON that it takes.")
+@click.option("--instructions", default="", metavar="TEXT", help="How to answer, in your own words.")
+@click.option("--temperature", type=float, help="Of every model call, for models that take one.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of output of each model call.")
+@click.option("--stop", multiple=True, metavar="TEXT", help="Models stop before this; may be repeated.")
 @_image
 @_payer_options
 @json_option
@@ -111,6 +116,10 @@ def run(
     max_turns: int | None,
     wall_seconds: int | None,
     schema: TextIO | None,
+    instructions: str,
+    temperature: float | None,
+    max_tokens: int | None,
+    stop: tuple[str, ...],
     image: str,
     account_id: str,
     labels: dict[str, str] | None,
@@ -132,6 +141,8 @@ def run(
             max_depth=max_depth,
             wall_seconds=wall_seconds,
             answer_schema=schema.read() if schema is not None else None,
+            instructions=instructions,
+            sampling=Sampling(temperature, max_tokens, stop),
             image=image,
             account_id=account_id,
             labels=labels,

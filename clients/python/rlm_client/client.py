@@ -22,8 +22,8 @@ from rlm.v1 import (
 )
 
 from rlm_client import errors
-from rlm_client.answer_schema import AnswerSchema, written
 from rlm_client.archive import ArchiveLimits
+from rlm_client.asked import AnswerSchema, Sampling, sampling_message, written
 from rlm_client.caller import UNARY_SECONDS
 from rlm_client.connection import connect, find_key, find_target
 from rlm_client.durations import seconds, stamp
@@ -256,6 +256,8 @@ class Client(SessionCalls, Spending):
         wall_seconds: float | None = None,
         answer_schema: AnswerSchema | None = None,
         answer_attempts: int | None = None,
+        instructions: str = "",
+        sampling: Sampling | None = None,
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
@@ -266,12 +268,13 @@ class Client(SessionCalls, Spending):
         What is left empty or None is the server's default. `max_turns` counts each node's turns, `max_depth` the
         levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. With an
         `answer_schema` the answer is JSON that it takes; after `answer_attempts` answers that are not, the run ends.
-        `account_id` is the customer who pays. `request_id` names this request: the same one again returns the same
-        run. One is made up where none is given.
+        `instructions` say how to answer, and `sampling` how models are to write. `account_id` is the customer who pays.
+        `request_id` names this request: the same one again returns the same run. One is made up where none is given.
 
         Raises:
             BudgetRefused: the tenant, or its customer, cannot cover the budget.
-            InvalidArgument: a limit is above the server's maximum, a model or image is unknown, or the schema is none.
+            InvalidArgument: a limit is above the server's maximum, a model or image is unknown, the schema is none, or
+                a model does not take the sampling.
             NotFound: there is no such context or customer.
         """
         request = run_pb2.CreateRunRequest(
@@ -288,6 +291,8 @@ class Client(SessionCalls, Spending):
                 answer_attempt_count=answer_attempts,
             ),
             answer_schema=written(answer_schema),
+            instructions=instructions,
+            sampling=sampling_message(sampling),
             image=image,
             account_id=account_id,
             labels=labels,
@@ -307,6 +312,8 @@ class Client(SessionCalls, Spending):
         max_depth: int | None = None,
         answer_schema: AnswerSchema | None = None,
         answer_attempts: int | None = None,
+        instructions: str = "",
+        sampling: Sampling | None = None,
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
@@ -336,6 +343,8 @@ class Client(SessionCalls, Spending):
                 max_turn_count=max_turns, max_depth=max_depth, answer_attempt_count=answer_attempts
             ),
             answer_schema=written(answer_schema),
+            instructions=instructions,
+            sampling=sampling_message(sampling),
             image=image,
             account_id=account_id,
             labels=labels,
@@ -445,6 +454,8 @@ class Client(SessionCalls, Spending):
         wall_seconds: float | None = None,
         answer_schema: AnswerSchema | None = None,
         answer_attempts: int | None = None,
+        instructions: str = "",
+        sampling: Sampling | None = None,
         image: str = "",
     ) -> Answer:
         """Upload a text or documents, run a question over them, and wait for the answer.
@@ -467,6 +478,8 @@ class Client(SessionCalls, Spending):
             wall_seconds=wall_seconds,
             answer_schema=answer_schema,
             answer_attempts=answer_attempts,
+            instructions=instructions,
+            sampling=sampling,
             image=image,
         )
         try:

@@ -335,6 +335,8 @@ class CreateRunRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     ANSWER_SCHEMA_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
@@ -356,6 +358,10 @@ class CreateRunRequest(_message.Message):
     answer is then JSON that it takes. One that it does not take goes back to the model, `answer_attempt_count` times. A
     `$ref` stays within the schema, and patterns are RE2's.
     """
+    instructions: _builtins.str
+    """How to answer, in the caller's own words, at most 20,000 characters. The models of the root and of child RLMs are sent
+    them beside the server's rules, which they do not change.
+    """
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -367,6 +373,10 @@ class CreateRunRequest(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The run's labels: at most 16, keys and values of at most 63 characters. Its usage has them, too."""
+
+    @_builtins.property
+    def sampling(self) -> Global___Sampling:
+        """How the run's models are to write."""
 
     def __init__(
         self,
@@ -382,10 +392,12 @@ class CreateRunRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
         answer_schema: _builtins.str = ...,
+        instructions: _builtins.str = ...,
+        sampling: Global___Sampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "instructions", b"instructions", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sampling", b"sampling", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -429,6 +441,8 @@ class CompleteRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     ANSWER_SCHEMA_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
@@ -447,6 +461,8 @@ class CompleteRequest(_message.Message):
     """The account that pays: see CreateRunRequest."""
     answer_schema: _builtins.str
     """The JSON Schema of the answer: see CreateRunRequest."""
+    instructions: _builtins.str
+    """How to answer: see CreateRunRequest."""
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -458,6 +474,10 @@ class CompleteRequest(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The run's labels: at most 16, keys and values of at most 63 characters. Its usage has them, too."""
+
+    @_builtins.property
+    def sampling(self) -> Global___Sampling:
+        """How the run's models are to write."""
 
     def __init__(
         self,
@@ -474,14 +494,57 @@ class CompleteRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
         answer_schema: _builtins.str = ...,
+        instructions: _builtins.str = ...,
+        sampling: Global___Sampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "instructions", b"instructions", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sampling", b"sampling", "sub_model", b"sub_model", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
+
+@_typing.final
+class Sampling(_message.Message):
+    """How the models of a run are to write: in every call, those of llm_query included, where code does not say otherwise. What
+    the root model or the sub-model does not take is refused. What is not set is left to the model.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    MAX_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    STOP_SEQUENCES_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """From 0 to 2, or what less the models take."""
+    max_token_count: _builtins.int
+    """Tokens of output of one call, from 1; no more than the server's `root_tokens`."""
+    @_builtins.property
+    def stop_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts before which a model stops: at most 4, of at most 100 characters."""
+
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float | None = ...,
+        max_token_count: _builtins.int | None = ...,
+        stop_sequences: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_token_count", b"_max_token_count", "_temperature", b"_temperature", "max_token_count", b"max_token_count", "temperature", b"temperature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_token_count", b"_max_token_count", "_temperature", b"_temperature", "max_token_count", b"max_token_count", "stop_sequences", b"stop_sequences", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_token_count: _TypeAlias = _typing.Literal["max_token_count"]  # noqa: Y015
+    _WhichOneofArgType__max_token_count: _TypeAlias = _typing.Literal["_max_token_count", b"_max_token_count"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_token_count) -> _WhichOneofReturnType__max_token_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+
+Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class CompleteResponse(_message.Message):
@@ -1135,6 +1198,8 @@ class Run(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     ANSWER_SCHEMA_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Its id, which is also its root's, and its account's."""
     state: Global___RunState.ValueType
@@ -1165,6 +1230,8 @@ class Run(_message.Message):
     """The account that pays: a customer's, or the tenant's own."""
     answer_schema: _builtins.str
     """The JSON Schema that the answer must be what it takes; empty in a list of runs, and where the answer may be any text."""
+    instructions: _builtins.str
+    """The instructions that it was given; empty in a list of runs."""
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -1197,6 +1264,10 @@ class Run(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Its labels."""
 
+    @_builtins.property
+    def sampling(self) -> Global___Sampling:
+        """How its models are to write; not set in a list of runs."""
+
     def __init__(
         self,
         *,
@@ -1222,10 +1293,12 @@ class Run(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
         answer_schema: _builtins.str = ...,
+        instructions: _builtins.str = ...,
+        sampling: Global___Sampling | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "pending", b"pending", "spent", b"spent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "pending", b"pending", "sampling", b"sampling", "spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "answer_schema", b"answer_schema", "answer_size_bytes", b"answer_size_bytes", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "cut", b"cut", "end_message", b"end_message", "end_reason", b"end_reason", "end_time", b"end_time", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "node_count", b"node_count", "pending", b"pending", "question", b"question", "run_id", b"run_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "answer_schema", b"answer_schema", "answer_size_bytes", b"answer_size_bytes", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "cut", b"cut", "end_message", b"end_message", "end_reason", b"end_reason", "end_time", b"end_time", "instructions", b"instructions", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "node_count", b"node_count", "pending", b"pending", "question", b"question", "run_id", b"run_id", "sampling", b"sampling", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

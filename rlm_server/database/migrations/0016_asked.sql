@@ -1,2 +1,5 @@
--- The JSON Schema of a run's answer, empty where it may be any text.
+-- What a run is asked for besides its question: the JSON Schema of its answer, empty where that may be any text,
+-- instructions, and how its models are to write, as JSON.
 ALTER TABLE run ADD COLUMN answer_schema TEXT NOT NULL DEFAULT '';
+ALTER TABLE run ADD COLUMN instructions TEXT NOT NULL DEFAULT '';
+ALTER TABLE run ADD COLUMN sampling TEXT NOT NULL DEFAULT '';

@@ -57,13 +57,14 @@ class Conversation:
 class Ending:
     """How a node's work ended: the question it was for, the reason, and the answer that its code had begun.
 
-    `schema` is the JSON Schema of the answer, empty for any text.
+    `schema` is the JSON Schema of the answer, empty for any text; `instructions` are of whoever asked.
     """
 
     question: str
     reason: str
     draft: str
     schema: str = ""
+    instructions: str = ""
 
 
 @dataclass(slots=True)
@@ -140,6 +141,8 @@ def _short(conversation: Conversation, ending: Ending, room: int) -> Conversatio
         return None
     question, draft = within(ending.question, left // 3), within(ending.draft, left // 3)
     left -= _size(question) + _size(draft)
+    wanted = within(ending.instructions, left // 3)
+    left -= _size(wanted)
     seen: list[str] = []
     for message in reversed(conversation.messages[1:]):
         heading = "You wrote:\n" if message.role == "assistant" else "You were told:\n"
@@ -149,7 +152,8 @@ def _short(conversation: Conversation, ending: Ending, room: int) -> Conversatio
         seen.append(heading + part)
         left -= len(heading) + 1 + _size(part)
     what = "\n".join(reversed(seen)) or "nothing"
-    text = f"Question:\n{question}\n\n{_SEEN}{what}\n\n{asked(ending, draft)}"
+    heading = f"Instructions:\n{wanted}\n\n" if wanted else ""
+    text = f"{heading}Question:\n{question}\n\n{_SEEN}{what}\n\n{asked(ending, draft)}"
     return Conversation(_SHORT_SYSTEM, (Message("user", text),))
 
 
