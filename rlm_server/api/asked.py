@@ -13,12 +13,22 @@ from rlm_server.api.field_checks import FieldChecks
 from rlm_server.broker.providers.temperatures import MOST
 from rlm_server.broker.routes import Routes
 from rlm_server.broker.sampling import Sampling, wrong_stops
+from rlm_server.contexts.context_table import Context
 from rlm_server.repl.limits import RunLimits
-from rlm_server.runs.asked import MAX_INSTRUCTIONS, Asked
+from rlm_server.runs import direct
+from rlm_server.runs.asked import MAX_INSTRUCTIONS, Asked, Strategy
+from rlm_server.runs.cuts import size_of
+from rlm_server.runs.supervisor import NewRun
 from rlm_server.schemas.schema import Schema, SchemaRefused
 from rlm_server.shares.threads import Purpose, Threads
 
 Asking = run_pb2.CreateRunRequest | run_pb2.CompleteRequest
+_STRATEGIES = {
+    run_pb2.STRATEGY_UNSPECIFIED: Strategy.RLM,
+    run_pb2.STRATEGY_AUTO: Strategy.AUTO,
+    run_pb2.STRATEGY_RLM: Strategy.RLM,
+    run_pb2.STRATEGY_DIRECT: Strategy.DIRECT,
+}
 _NAMES = {"temperature": "temperature", "stop": "stop_sequences"}
 
 
@@ -42,7 +52,8 @@ class AskedReader:
                 if model in routes.models:
                     for name, why in sampling.not_taken(model, routes.route(model)):
                         check.wrong(f"sampling.{_NAMES[name]}", why)
-        return Asked(request.answer_schema, request.instructions.strip(), sampling)
+        strategy = check(_strategy, request.strategy)
+        return Asked(request.answer_schema, request.instructions.strip(), sampling, strategy)
 
     async def _check_schema(self, check: FieldChecks, text: str) -> None:
         try:
@@ -75,9 +86,29 @@ def _tokens(value: int, most: int) -> int:
     return value
 
 
+def _strategy(value: run_pb2.Strategy.ValueType) -> Strategy:
+    if value not in _STRATEGIES:
+        raise InvalidField("strategy", f"must be AUTO, RLM or DIRECT, not {value}")
+    return _STRATEGIES[value]
+
+
+def check_direct(new: NewRun, given: Context | None, text: str, routes: Routes) -> None:
+    """Refuse a run that is to be answered directly from a context, or a text, which its model cannot read at once."""
+    if new.asked.strategy is not Strategy.DIRECT:
+        return
+    if given is not None:
+        reading = direct.Reading.of(given.content, new.question, new.asked)
+    else:
+        reading = direct.Reading.of_text(size_of(text), new.question, new.asked)
+    most_output = new.asked.lowered(new.limits).root_tokens
+    if why := direct.refusal(new.model, routes.route(new.model), reading, most_output):
+        raise InvalidField("strategy", why)
+
+
 def write(asked: Asked, run: run_pb2.Run) -> None:
     """Write what a run was asked for into its message."""
     run.answer_schema, run.instructions = asked.answer_schema, asked.instructions
+    run.strategy = run_pb2.Strategy.Value(f"STRATEGY_{asked.strategy.upper()}")
     if asked.sampling != Sampling():
         run.sampling.CopyFrom(
             run_pb2.Sampling(

@@ -111,6 +111,7 @@ FIXED = (
     Fixed("rlm_server.api.requests", "MAX_DURATION", "a request", _FIELD),
     Fixed("rlm_server.repl.limits", "MAX_QUESTION", "a request", _FIELD),
     Fixed("rlm_server.runs.asked", "MAX_INSTRUCTIONS", "a request", _FIELD),
+    Fixed("rlm_server.runs.direct", "COMFORTABLE", "a run", "an RLM answers"),
     Fixed("rlm_server.broker.sampling", "MAX_STOPS", "a model call", _FIELD),
     Fixed("rlm_server.broker.sampling", "MAX_STOP", "a model call", _FIELD),
     Fixed("rlm_server.schemas.schema", "MAX_SCHEMA", "a request", _FIELD),

@@ -71,7 +71,9 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             if known is not None:
                 return run_pb2.CreateRunResponse(run=await self._message(known))
             new = await self._asked(check, request, repeatable)
-        new = replace(new, context=await requests.context(self._contexts, tenant(), request.context_id))
+        given = await requests.context(self._contexts, tenant(), request.context_id)
+        besides.check_direct(new, given, "", self._routes_of(tenant()))
+        new = replace(new, context=given)
         run = await self._supervisor.create(await self._paid(new, request))
         return run_pb2.CreateRunResponse(run=await self._message(run))
 
@@ -93,6 +95,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
     async def _completed(self, new: NewRun, request: run_pb2.CompleteRequest) -> RunRow:
         """Make a run, over the text that came with it if there is one, and return it when it has ended."""
         given = await requests.context(self._contexts, tenant(), request.context_id)
+        besides.check_direct(new, given, request.text, self._routes_of(tenant()))
         new = replace(await self._paid(new, request), context=given)
         if not request.text:
             return await self._made_and_ended(new)

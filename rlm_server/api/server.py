@@ -13,11 +13,22 @@ from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.field_checks import FieldChecks
 from rlm_server.broker.prices.table import Price, Rates
+from rlm_server.broker.providers.stops import takes_stops
+from rlm_server.broker.providers.temperatures import MOST, taken
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.config.defaults import Defaults
 from sandbox.limits import declared
 
-FEATURES = ("answer_streams", "resumable_uploads", "run_event_filters", "search_pages")
+FEATURES = (
+    "answer_schemas",
+    "answer_streams",
+    "resumable_uploads",
+    "run_event_filters",
+    "run_instructions",
+    "run_sampling",
+    "run_strategies",
+    "search_pages",
+)
 """What this server can do that a client may ask for. A name never changes its meaning."""
 
 Used = Callable[[str], int | Awaitable[int]]
@@ -80,6 +91,8 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
             price_version=self._catalog.price_version,
             default_model=name == self._defaults.model,
             default_sub_model=name == self._defaults.sub_model,
+            max_temperature=taken(route.provider_name, route.upstream, MOST) or 0,
+            takes_stop_sequences=takes_stops(route.provider_name, route.upstream),
         )
 
     async def ListImages(self, request: server_pb2.ListImagesRequest, context: Any) -> server_pb2.ListImagesResponse:

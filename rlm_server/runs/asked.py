@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from enum import StrEnum
 
 from pydantic import TypeAdapter
 
@@ -10,6 +11,15 @@ from rlm_server.broker.sampling import Sampling
 from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.cuts import CutText, size_of
 from rlm_server.runs.redaction import RunRedaction
+
+
+class Strategy(StrEnum):
+    """How a question is answered: by an RLM, directly by one call with the whole text, or as `auto` finds better."""
+
+    AUTO = "auto"
+    RLM = "rlm"
+    DIRECT = "direct"
+
 
 MAX_INSTRUCTIONS = 20_000
 """Characters of the instructions of a run: its models are sent them in every call."""
@@ -25,6 +35,7 @@ class Asked:
     answer_schema: str = ""
     instructions: str = ""
     sampling: Sampling = field(default_factory=Sampling)
+    strategy: Strategy = Strategy.RLM
 
     @property
     def size(self) -> int:
@@ -44,17 +55,17 @@ class Asked:
         instructions, of_instructions = redaction.text("instructions", self.instructions)
         stops, of_stops = redaction.text("sampling.stop_sequences", "\0".join(self.sampling.stop))
         sampling = replace(self.sampling, stop=self.sampling.stop if stops else ())
-        return Asked(schema, instructions, sampling), (*of_schema, *of_instructions, *of_stops)
+        return Asked(schema, instructions, sampling, self.strategy), (*of_schema, *of_instructions, *of_stops)
 
 
 _samplings = TypeAdapter(Sampling)
 
 
-def to_row(asked: Asked) -> tuple[str, str, str]:
+def to_row(asked: Asked) -> tuple[str, str, str, str]:
     """Write it for the store."""
-    return asked.answer_schema, asked.instructions, _samplings.dump_json(asked.sampling).decode()
+    return asked.answer_schema, asked.instructions, _samplings.dump_json(asked.sampling).decode(), asked.strategy
 
 
-def from_row(answer_schema: str, instructions: str, sampling: str) -> Asked:
+def from_row(answer_schema: str, instructions: str, sampling: str, strategy: str) -> Asked:
     """Read what `to_row` wrote, or a row of before there was any of it."""
-    return Asked(answer_schema, instructions, _samplings.validate_json(sampling or "{}"))
+    return Asked(answer_schema, instructions, _samplings.validate_json(sampling or "{}"), Strategy(strategy))

@@ -130,8 +130,9 @@ class Journal:
                 return known
             connection.execute(
                 "INSERT INTO run (id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, "
-                "limit_calls, limit_cpu_ms, created_at, ended_at, customer, answer_schema, instructions, sampling) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "limit_calls, limit_cpu_ms, created_at, ended_at, customer, answer_schema, instructions, sampling, "
+                "strategy) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (run.id, run.tenant, run.request_id, run.context, run.model, run.sub_model, run.budget.nano_usd,
                  run.budget.tokens, run.budget.calls, run.budget.cpu_ms, run.created_at, run.ended_at, run.customer,
                  *to_row(asked)),
@@ -148,7 +149,7 @@ class Journal:
         """Return what a run is asked for besides its question: nothing where it is not there."""
 
         def read(connection: Connection) -> Asked:
-            query = "SELECT answer_schema, instructions, sampling FROM run WHERE id = ?"
+            query = "SELECT answer_schema, instructions, sampling, strategy FROM run WHERE id = ?"
             row = connection.execute(query, (run,)).fetchone()
             return NOTHING_ASKED if row is None else from_row(*row)
 

@@ -94,7 +94,7 @@ class Node:
         self._guards = Guards(limits, self.emit)
         self._draft = Draft()
         self._typed: TypedAnswers | None = None
-        """Of a root whose answer has a schema."""
+        """Where the answer has a schema, as a root's may (`rlm_server/runs/root.py`)."""
         self._system = system(
             Facts(
                 tree.services.functions, broker.routes_of(tree.run.tenant), task.model, tree.run.sub_model,
@@ -247,15 +247,10 @@ class Node:
 
     async def _converse(self, session: LiveSession) -> str:
         limits = self.tree.limits
-        self._typed = await TypedAnswers.of(self.tree) if not self.task.depth else None
         schema = self.tree.asked.answer_schema if self._typed is not None else ""
         self._messages = [Message("user", first_message(self.task.question, await self._environment(1), schema))]
         for turn in range(1, limits.max_turns + 1):
-            await self.tree.services.shares.pace.wait(self.tree.run.tenant)
-            self.origin = replace(self.origin, turn=turn)
-            await self._renew_place()
-            await self.tree.event_log.room()
-            self.emit(TurnStarted(limits.max_turns))
+            await self._begin_turn(turn)
             reply = await self._ask(limits.root_tokens)
             decision = await decide(reply, limits.root_tokens, partial(self._execute_unseen, session))
             self._messages.append(Message("assistant", decision.said or "(no text)"))
@@ -275,18 +270,25 @@ class Node:
                 self._messages[-1] = Message("user", "\n\n".join([*notes, self._messages[-1].content]))
         raise NodeEnded(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
 
+    async def _begin_turn(self, turn: int) -> None:
+        await self.tree.services.shares.pace.wait(self.tree.run.tenant)
+        self.origin = replace(self.origin, turn=turn)
+        await self._renew_place()
+        await self.tree.event_log.room()
+        self.emit(TurnStarted(self.tree.limits.max_turns))
+
     async def _refused(self, session: LiveSession) -> list[str]:
         """Take an answer that is ready, or say why it cannot be taken: then it is ready no longer."""
         if self._typed is None:
             return []
-        looked = await self._typed.look(self._draft.text)
-        if not looked.violations:
-            self._draft.text = looked.answer
+        verdict = await self._typed.judge(self._draft.text)
+        if not verdict.violations:
+            self._draft.text = verdict.answer
             return []
         await self._execute_unseen(session, "__import__('_runner').reserved['answer']['ready'] = False")
         self._draft.ready = False
-        self.emit(guard(looked))
-        return [self._typed.refuse(looked)]
+        self.emit(guard(verdict))
+        return [self._typed.refuse(verdict)]
 
     async def _renew_place(self) -> None:
         if self.task.depth == 0 and self.origin.turn > 1:
@@ -368,8 +370,8 @@ class Node:
         if said is None:
             self.emit(Guard("last_word", "the closing reply was code, which does not run any more"))
             return
-        if self._typed is not None and (looked := await self._typed.look(said)).violations:
-            self.emit(guard(looked, "last_word"))
+        if self._typed is not None and (verdict := await self._typed.judge(said)).violations:
+            self.emit(guard(verdict, "last_word"))
             return
         self._draft.text = beginning_of(said, self.tree.limits.answer_bytes) or self._draft.text
 

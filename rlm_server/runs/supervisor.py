@@ -32,11 +32,11 @@ from rlm_server.runs.counters import RunCounters
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted
 from rlm_server.runs.journal import CREATING, PATIENCE, RunRow
-from rlm_server.runs.node import Node
 from rlm_server.runs.node_context import whole_context
 from rlm_server.runs.places import Place, Places
 from rlm_server.runs.recovery import recover
 from rlm_server.runs.retention import forget_ended
+from rlm_server.runs.root import Root
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Services, Task, Tree, kept_form, kept_outcome
 from rlm_server.shares.limits import TenantLimits
@@ -280,9 +280,19 @@ class Supervisor:
         )
         async with Tracer(traced) as tracer:
             live.tree = Tree(
-                self._services, row, said.lowered(limits), image, deadline, event_log, corpus, tracer, place, said
+                self._services,
+                row,
+                said.lowered(limits),
+                image,
+                deadline,
+                event_log,
+                corpus,
+                tracer,
+                place,
+                said,
+                context.content if context is not None else None,
             )
-            return await Node(live.tree, Task(row.id, "", 0, question, node_context, row.model)).run()
+            return await Root(live.tree, Task(row.id, "", 0, question, node_context, row.model)).run()
 
     async def _finish(self, run_id: str, outcome: Outcome, live: _Live, keeping: asyncio.Task[None]) -> None:
         event_log, journal, ledger = live.event_log, self._services.journal, self._services.ledger

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rlm_server.broker.broker import Broker
+from rlm_server.contexts.context_table import Content
 from rlm_server.ledger import UNITS, Amounts, Ledger
 from rlm_server.repl.call_tally import Failures
 from rlm_server.repl.coverage import Coverage, Looked, SentText
@@ -102,6 +103,8 @@ class Tree:
     tracer: Tracer
     place: Place
     asked: Asked = field(default_factory=Asked)
+    content: Content | None = None
+    """Of the run's context."""
     memo: Memo = field(init=False)
     failures: Failures = field(default_factory=Failures)
     looked: Looked | None = field(init=False)

@@ -28,7 +28,7 @@ _PYTHON = {"True": "true", "False": "false", "None": "null"}
 
 
 @dataclass(frozen=True, slots=True)
-class Looked:
+class Verdict:
     """What a text is as an answer: `answer`, JSON that the schema takes, or else what is wrong with it."""
 
     answer: str = ""
@@ -59,22 +59,22 @@ class TypedAnswers:
         except SchemaRefused as error:
             raise NodeEnded(RunState.FAILED, cut(f"failed: answer_schema {error}", MAX_REASON)) from None
 
-    async def look(self, text: str) -> Looked:
+    async def judge(self, text: str) -> Verdict:
         """Look at a text that is to be the answer, and keep it where it can be."""
         size = size_of(text)
         if size > MAX_TYPED_BYTES:
-            return Looked(violations=(Violation("", f"it may have {MAX_TYPED_BYTES} bytes of UTF-8, not {size}"),))
-        looked = await _in_thread(self._tree, partial(looked_at, self._schema, text))
-        self.best = looked.answer or self.best
-        return looked
+            return Verdict(violations=(Violation("", f"it may have {MAX_TYPED_BYTES} bytes of UTF-8, not {size}"),))
+        verdict = await _in_thread(self._tree, partial(verdict_on, self._schema, text))
+        self.best = verdict.answer or self.best
+        return verdict
 
     async def settle(self, draft: str) -> None:
         """Keep what the code had as its answer so far, where the schema takes it."""
         if draft.strip():
-            await self.look(draft)
+            await self.judge(draft)
 
-    def refuse(self, looked: Looked) -> str:
-        """Count an answer that is not taken, and return what the model is told of it.
+    def refuse(self, verdict: Verdict, *, is_reply: bool = False) -> str:
+        """Count an answer that is not taken, and return what the model is told of it. One may be a whole reply.
 
         Raises:
             NodeEnded: there were as many as may be.
@@ -83,16 +83,16 @@ class TypedAnswers:
         if self._refused >= self._most:
             why = f"{self._refused} answers were not what the schema takes (answer_attempts)"
             raise NodeEnded(RunState.EXHAUSTED, f"{EndReason.ANSWER_SCHEMA}: {why}")
-        return told.refused(looked.violations, self._most - self._refused)
+        return told.refused(verdict.violations, self._most - self._refused, is_reply=is_reply)
 
 
-def guard(looked: Looked, name: str = "no_answer") -> Guard:
+def guard(verdict: Verdict, name: str = "no_answer") -> Guard:
     """Return the event of an answer that is not taken."""
-    said = "; ".join(map(str, looked.violations))
+    said = "; ".join(map(str, verdict.violations))
     return Guard(name, cut(f"{EndReason.ANSWER_SCHEMA}: {said}", MAX_REASON))
 
 
-def looked_at(schema: Schema, text: str, cancelled: Cancelled) -> Looked:
+def verdict_on(schema: Schema, text: str, cancelled: Cancelled) -> Verdict:
     """Look at a text by a schema: as JSON, as JSON in a fence, as a value of Python's, or as a text of JSON.
 
     The first of these that the schema takes is the answer. What is wrong is said of the first that is JSON.
@@ -107,11 +107,11 @@ def looked_at(schema: Schema, text: str, cancelled: Cancelled) -> Looked:
             continue
         found = schema.violations(value, work)
         if not found:
-            return Looked(written)
+            return Verdict(written)
         wrong.append(found)
     if len(wrong) == 1:  # it is no JSON, and not what the schema takes as a text either
-        return Looked(violations=(Violation("", unread), Violation("", f"as a text: {wrong[0][0]}")))
-    return Looked(violations=wrong[0])
+        return Verdict(violations=(Violation("", unread), Violation("", f"as a text: {wrong[0][0]}")))
+    return Verdict(violations=wrong[0])
 
 
 def _readings(text: str) -> Iterator[str]:

@@ -38,8 +38,8 @@ MAX_HOPS = 32
 MAX_VALUE_LEVELS = 64
 """Levels of nesting of a value that is looked at by a schema."""
 
-MAX_VALUES = 500_000
-"""Values of JSON in a value that is looked at by a schema."""
+MAX_VALUES = 200_000
+"""Values of JSON in a value that is looked at by a schema: each takes some 200 bytes of memory meanwhile."""
 
 MAX_VIOLATIONS = 20
 """Of a value or a schema that are told."""

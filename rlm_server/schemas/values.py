@@ -29,12 +29,16 @@ class _Text(str):
 class _Array(list[Any]):
     """An array that messages do not repeat."""
 
+    __slots__ = ()
+
     def __repr__(self) -> str:
         return f"an array of {len(self)} items" if len(self) != 1 else "an array of 1 item"
 
 
 class _Object(dict[str, Any]):
     """An object that messages do not repeat."""
+
+    __slots__ = ()
 
     def __repr__(self) -> str:
         return f"an object with {len(self)} keys" if len(self) != 1 else "an object with 1 key"

@@ -7,7 +7,7 @@ import json
 import grpc
 import pytest
 from rlm.v1 import run_pb2, session_pb2
-from rlm_client import Answer, Budget, Client, NotFound, RunFailed, Sampling, Unavailable
+from rlm_client import Answer, Budget, Client, Guards, NotFound, RunFailed, Sampling, Unavailable
 
 from tests.client.conftest import AT_ONCE
 from tests.client.fake_contexts import refusal
@@ -141,11 +141,15 @@ def test_the_answer_to_a_schema_is_read_as_data(client: Client, fake: FakeServer
 
 def test_how_to_answer_and_to_write_is_sent(client: Client, fake: FakeServer) -> None:
     wanted = Sampling(temperature=0.0, max_tokens=9, stop=["a"])
-    client.ask("Which?", "some text", instructions="In German.", sampling=wanted)
-    client.complete("Which?", "some text", instructions="In German.", sampling=wanted)
+    guards = Guards(repeats=2, errors_in_a_row=3, nodes=5, children=4)
+    for ask in (client.ask, client.complete):
+        ask("Which?", "text", instructions="In German.", sampling=wanted, strategy="direct", guards=guards, max_turns=7)
     for asked in (*fake.asked(run_pb2.CreateRunRequest), *fake.asked(run_pb2.CompleteRequest)):
-        assert asked.instructions == "In German."
+        assert (asked.instructions, asked.strategy) == ("In German.", run_pb2.STRATEGY_DIRECT)
         assert asked.sampling == run_pb2.Sampling(temperature=0, max_token_count=9, stop_sequences=["a"])
+        assert asked.limits == run_pb2.RunLimits(
+            max_turn_count=7, repeat_count=2, errors_in_a_row_count=3, node_count=5, children_count=4
+        )
 
 
 def test_a_completion_that_failed_is_an_error_with_its_run(client: Client, fake: FakeServer) -> None:

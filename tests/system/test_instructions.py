@@ -6,7 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
-from rlm.v1 import run_pb2, types_pb2
+from rlm.v1 import run_pb2, server_pb2, server_pb2_grpc, types_pb2
 
 from rlm_server.broker.sampling import MAX_STOP
 from rlm_server.runs.asked import MAX_INSTRUCTIONS
@@ -127,6 +127,10 @@ async def test_what_a_model_does_not_take_is_refused_by_its_name(
         assert said.fields == ["sampling.temperature"]
         assert f"the model {older} takes a temperature of 1 at most" in said.message
         await served.caller.create(model="play", sub_model="play", **both)
+        stub: Any = server_pb2_grpc.ServerServiceStub(served.caller.channel)
+        listed = await stub.ListModels(server_pb2.ListModelsRequest(page_size=1_000), metadata=served.caller.metadata)
+    taken = {one.name: (one.max_temperature, one.takes_stop_sequences) for one in listed.models}
+    assert (taken[reasons], taken[older], taken["play"]) == ((0, False), (1, True), (2, True))
 
 
 async def test_instructions_and_schemas_are_not_kept_where_contents_are_redacted(server: Served) -> None:

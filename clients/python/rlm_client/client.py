@@ -23,7 +23,7 @@ from rlm.v1 import (
 
 from rlm_client import errors
 from rlm_client.archive import ArchiveLimits
-from rlm_client.asked import AnswerSchema, Sampling, sampling_message, written
+from rlm_client.asked import STRATEGIES, AnswerSchema, Guards, Sampling, Strategy, sampling_message, written
 from rlm_client.caller import UNARY_SECONDS
 from rlm_client.connection import connect, find_key, find_target
 from rlm_client.durations import seconds, stamp
@@ -258,6 +258,8 @@ class Client(SessionCalls, Spending):
         answer_attempts: int | None = None,
         instructions: str = "",
         sampling: Sampling | None = None,
+        strategy: Strategy = "rlm",
+        guards: Guards | None = None,
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
@@ -268,13 +270,16 @@ class Client(SessionCalls, Spending):
         What is left empty or None is the server's default. `max_turns` counts each node's turns, `max_depth` the
         levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. With an
         `answer_schema` the answer is JSON that it takes; after `answer_attempts` answers that are not, the run ends.
-        `instructions` say how to answer, and `sampling` how models are to write. `account_id` is the customer who pays.
-        `request_id` names this request: the same one again returns the same run. One is made up where none is given.
+        `instructions` say how to answer, and `sampling` how models are to write. With the `strategy` "direct" the root
+        model is sent the whole text, which must fit into its window, and with "auto" where that fits comfortably.
+        `guards` end a run sooner that makes no progress.
+        `account_id` is the customer who pays. `request_id` names this request: the same one again returns the same
+        run. One is made up where none is given.
 
         Raises:
             BudgetRefused: the tenant, or its customer, cannot cover the budget.
-            InvalidArgument: a limit is above the server's maximum, a model or image is unknown, the schema is none, or
-                a model does not take the sampling.
+            InvalidArgument: a limit is above the server's maximum, a model or image is unknown, the schema is none, a
+                model does not take the sampling, or the text does not fit where it is to be answered directly.
             NotFound: there is no such context or customer.
         """
         request = run_pb2.CreateRunRequest(
@@ -284,15 +289,11 @@ class Client(SessionCalls, Spending):
             model=model,
             sub_model=sub_model,
             budget=_message(budget),
-            limits=run_pb2.RunLimits(
-                max_turn_count=max_turns,
-                max_depth=max_depth,
-                wall_time=None if wall_seconds is None else seconds(wall_seconds),
-                answer_attempt_count=answer_attempts,
-            ),
+            limits=_limits(guards, max_turns, max_depth, answer_attempts, wall_seconds),
             answer_schema=written(answer_schema),
             instructions=instructions,
             sampling=sampling_message(sampling),
+            strategy=STRATEGIES[strategy],
             image=image,
             account_id=account_id,
             labels=labels,
@@ -314,6 +315,8 @@ class Client(SessionCalls, Spending):
         answer_attempts: int | None = None,
         instructions: str = "",
         sampling: Sampling | None = None,
+        strategy: Strategy = "rlm",
+        guards: Guards | None = None,
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
@@ -339,12 +342,11 @@ class Client(SessionCalls, Spending):
             model=model,
             sub_model=sub_model,
             budget=_message(budget),
-            limits=run_pb2.RunLimits(
-                max_turn_count=max_turns, max_depth=max_depth, answer_attempt_count=answer_attempts
-            ),
+            limits=_limits(guards, max_turns, max_depth, answer_attempts),
             answer_schema=written(answer_schema),
             instructions=instructions,
             sampling=sampling_message(sampling),
+            strategy=STRATEGIES[strategy],
             image=image,
             account_id=account_id,
             labels=labels,
@@ -456,6 +458,8 @@ class Client(SessionCalls, Spending):
         answer_attempts: int | None = None,
         instructions: str = "",
         sampling: Sampling | None = None,
+        strategy: Strategy = "rlm",
+        guards: Guards | None = None,
         image: str = "",
     ) -> Answer:
         """Upload a text or documents, run a question over them, and wait for the answer.
@@ -480,6 +484,8 @@ class Client(SessionCalls, Spending):
             answer_attempts=answer_attempts,
             instructions=instructions,
             sampling=sampling,
+            strategy=strategy,
+            guards=guards,
             image=image,
         )
         try:
@@ -499,6 +505,23 @@ class Client(SessionCalls, Spending):
         for _ in self.watch_run(run_id):
             pass
         return self.get_run(run_id)
+
+
+def _limits(
+    guards: Guards | None,
+    max_turns: int | None,
+    max_depth: int | None,
+    answer_attempts: int | None,
+    wall_seconds: float | None = None,
+) -> run_pb2.RunLimits:
+    limits = run_pb2.RunLimits(
+        max_turn_count=max_turns,
+        max_depth=max_depth,
+        wall_time=None if wall_seconds is None else seconds(wall_seconds),
+        answer_attempt_count=answer_attempts,
+    )
+    limits.MergeFrom((guards or Guards()).message())
+    return limits
 
 
 def _message(budget: Budget | None) -> types_pb2.Budget | None:

@@ -23,15 +23,19 @@ def closing(schema: str) -> str:
     return f"Your whole reply must be JSON, without words around it, that this JSON Schema takes:\n{schema}"
 
 
-def refused(violations: Sequence[Violation], left: int) -> str:
-    """Say why an answer was not taken, and how many more may be given."""
+def refused(violations: Sequence[Violation], left: int, *, is_reply: bool = False) -> str:
+    """Say why an answer was not taken, and how many more may be given. One may be a whole reply."""
     lines = "\n".join(f"- {violation}" for violation in violations)
     more = " (and perhaps more)" if len(violations) >= MAX_VIOLATIONS else ""
     return (
         f"Your answer was not taken, as the schema does not take it{more}:\n{lines}\n"
-        'answer["content"] still holds it, and answer["ready"] is False again: mend it, and set answer["ready"]. '
+        f"{_REPLY_AGAIN if is_reply else _MEND} "
         f"{left} more {'answer' if left == 1 else 'answers'} may be given before the run ends (answer_attempts)."
     )
+
+
+_MEND = 'answer["content"] still holds it, and answer["ready"] is False again: mend it, and set answer["ready"].'
+_REPLY_AGAIN = "Reply with the whole answer again."
 
 
 def as_text(text: str) -> str:
