@@ -83,6 +83,7 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
         return server_pb2.ListModelsResponse(models=page, next_page_token=token)
 
     def _model(self, name: str, route: Route) -> server_pb2.Model:
+        hottest = taken(route.provider_name, route.upstream, MOST)
         return server_pb2.Model(
             name=name,
             provider=route.provider_name.partition(":")[0],
@@ -91,7 +92,7 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
             price_version=self._catalog.price_version,
             default_model=name == self._defaults.model,
             default_sub_model=name == self._defaults.sub_model,
-            max_temperature=taken(route.provider_name, route.upstream, MOST) or 0,
+            max_temperature=0 if hottest is None else hottest,
             takes_stop_sequences=takes_stops(route.provider_name, route.upstream),
         )
 

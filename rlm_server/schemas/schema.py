@@ -15,7 +15,7 @@ from rlm_server.schemas.values import Json, NotJson, read
 from rlm_server.schemas.work import TooMuchWork, Work, refusal_of
 
 if TYPE_CHECKING:  # which takes 0.2 s, and most servers do without
-    from jsonschema.exceptions import ValidationError
+    from jsonschema.exceptions import ValidationError  # type: ignore[import-untyped]
     from referencing import Registry
     from referencing._core import Resolver
 
@@ -62,7 +62,7 @@ _IN_PLACE_LIST = ("allOf", "anyOf", "oneOf")
 _IN_PLACE_MAP = ("dependentSchemas",)
 _CHILD_ONE = ("items", "contains", "additionalProperties", "propertyNames")
 _CHILD_LIST = ("prefixItems",)
-_CHILD_MAP = ("properties", "patternProperties", "$defs")
+_CHILD_MAP = ("properties", "patternProperties", "$defs", "definitions")
 
 
 class SchemaRefused(ValueError):
@@ -133,7 +133,7 @@ def _check_dialect(contents: dict[str, Any]) -> None:
 
 
 def _check_by_metaschema(contents: dict[str, Any], cancelled: Callable[[], bool]) -> None:
-    from jsonschema_specifications import REGISTRY
+    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
 
     from rlm_server.schemas.keywords import DIALECT
 

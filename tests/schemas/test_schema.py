@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from rlm_server.schemas.schema import MAX_VIOLATION, MAX_VIOLATIONS, Schema, SchemaRefused
 from rlm_server.schemas.values import NotJson, read
@@ -115,6 +115,7 @@ def test_looking_at_a_value_is_stopped_where_somebody_says_so() -> None:
     [
         ({"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "https://a.b/c", "type": "null"}, None, 1),
         ({"properties": {"$id": {"type": "null"}, "unevaluatedItems": {"type": "null"}}}, {"$id": None}, {"$id": 1}),
+        ({"$ref": "#/definitions/a", "definitions": {"a": {"type": "null"}}}, None, 1),
         ({"$ref": "#word", "$defs": {"a": {"$anchor": "word", "type": "null"}}}, None, 1),
         ({"properties": {"kids": {"items": {"$ref": "#"}}, "a": {"type": "null"}}}, {"kids": [{"a": None}]},
          {"kids": [{"kids": [{"a": 1}]}]}),
