@@ -326,6 +326,7 @@ async def serving(
                         RunList(database),
                         PassingTexts(contexts, uploads, shares),
                         redaction,
+                        shares.threads,
                         lambda: port.ended,
                     ),
                     server,

@@ -64,6 +64,7 @@ REFUSED = {
 """The reason of a call that is refused at a declared limit, where one is. The words of the others say what happens."""
 
 _FIELD = ErrorReason.ERROR_REASON_INVALID_FIELD
+_REFUSED_ANSWER = "the model is told, and may give another"
 _FORGOTTEN = ErrorReason.ERROR_REASON_RESULT_FORGOTTEN
 
 
@@ -109,6 +110,21 @@ FIXED = (
     Fixed("rlm_server.api.requests", "MAX_SECONDS", "a request", _FIELD),
     Fixed("rlm_server.api.requests", "MAX_DURATION", "a request", _FIELD),
     Fixed("rlm_server.repl.limits", "MAX_QUESTION", "a request", _FIELD),
+    Fixed("rlm_server.runs.asked", "MAX_INSTRUCTIONS", "a request", _FIELD),
+    Fixed("rlm_server.runs.direct", "COMFORTABLE", "a run", "an RLM answers"),
+    Fixed("rlm_server.broker.sampling", "MAX_STOPS", "a model call", _FIELD),
+    Fixed("rlm_server.broker.sampling", "MAX_STOP", "a model call", _FIELD),
+    Fixed("rlm_server.schemas.schema", "MAX_SCHEMA", "a request", _FIELD),
+    Fixed("rlm_server.schemas.schema", "MAX_SCHEMA_LEVELS", "a request", _FIELD),
+    Fixed("rlm_server.schemas.schema", "MAX_SCHEMA_VALUES", "a request", _FIELD),
+    Fixed("rlm_server.schemas.schema", "MAX_IN_PLACE", "a request", _FIELD),
+    Fixed("rlm_server.schemas.schema", "MAX_HOPS", "a request", _FIELD),
+    Fixed("rlm_server.schemas.schema", "MAX_VALUE_LEVELS", "an answer", _REFUSED_ANSWER),
+    Fixed("rlm_server.schemas.schema", "MAX_VALUES", "an answer", _REFUSED_ANSWER),
+    Fixed("rlm_server.schemas.work", "MAX_STEPS", "an answer", _REFUSED_ANSWER),
+    Fixed("rlm_server.schemas.schema", "MAX_VIOLATIONS", "an answer", "more are not told"),
+    Fixed("rlm_server.schemas.schema", "MAX_VIOLATION", "an answer", "the rest is cut"),
+    Fixed("rlm_server.runs.typed", "MAX_TYPED_BYTES", "an answer", _REFUSED_ANSWER),
     Fixed("rlm_server.repl.call_request", "MAX_SYSTEM", "a model call", "the code gets an exception"),
     Fixed("rlm_server.api.session", "MAX_CODE", "a request", _FIELD),
     Fixed("rlm_server.api.session", "MAX_FORKS", "a request", _FIELD),

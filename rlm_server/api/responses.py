@@ -35,6 +35,7 @@ from rlm_server.runs.events import (
     ModelReplied,
     NodeResumed,
     RunFinished,
+    StrategyChosen,
 )
 from rlm_server.runs.journal import NodeRow
 from rlm_server.runs.state import EndReason, RunState
@@ -73,6 +74,7 @@ _END_REASONS = {
     end: run_pb2.EndReason.Value("END_REASON_KEPT_BYTES" if end is EndReason.EVENT_BYTES else f"END_REASON_{end.name}")
     for end in EndReason
 }
+_STRATEGIES = {"rlm": run_pb2.STRATEGY_RLM, "direct": run_pb2.STRATEGY_DIRECT}
 _STATES = {state: run_pb2.RunState.Value(f"RUN_STATE_{state.upper()}") for state in RunState}
 
 
@@ -342,6 +344,10 @@ def _guard(body: Guard) -> run_pb2.Guard:
     return run_pb2.Guard(kind=_GUARDS[body.name], detail=body.detail)
 
 
+def _strategy_chosen(body: StrategyChosen) -> run_pb2.StrategyChosen:
+    return run_pb2.StrategyChosen(strategy=_STRATEGIES[body.strategy], reason=body.reason)
+
+
 def _budget_warning(body: BudgetWarning) -> run_pb2.BudgetWarning:
     return run_pb2.BudgetWarning(unit=_UNITS[body.unit], percent=body.percent, spent=body.spent, limit=body.limit)
 
@@ -377,6 +383,7 @@ _OWN: dict[type, Callable[[Any], Message]] = {
     CallTraced: traced_call,
     TurnRestarted: turn_restarted,
     Guard: _guard,
+    StrategyChosen: _strategy_chosen,
     BudgetWarning: _budget_warning,
     ModelReplied: _model_replied,
     ChildFinished: _child_finished,

@@ -10,6 +10,7 @@ from typing import Any
 
 from rlm.v1 import run_pb2, run_pb2_grpc, types_pb2
 
+from rlm_server.api import asked as besides
 from rlm_server.api import completion, key_account, requests, responses, work_lists
 from rlm_server.api.auth import tenant
 from rlm_server.api.completion import PassingTexts
@@ -31,12 +32,11 @@ from rlm_server.runs.redaction import ContentsRedacted, Redaction
 from rlm_server.runs.run_list import ListedRun, RunFilter, RunList
 from rlm_server.runs.state import RunState
 from rlm_server.runs.supervisor import NewRun, Supervisor
+from rlm_server.shares.threads import Threads
 from sandbox.cancellation import run_to_completion, until_ended
 
 ANSWER_PIECE = 64 << 10
 """Characters of an answer in one message."""
-_Asking = run_pb2.CreateRunRequest | run_pb2.CompleteRequest
-
 TAKEN_SECONDS = 60.0
 """How long a watcher may take nothing of what is sent to it, before its stream is ended."""
 
@@ -56,6 +56,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         runs: RunList,
         texts: PassingTexts,
         redaction: Redaction,
+        threads: Threads,
         stopping: Callable[[], bool],
     ) -> None:
         """`stopping` says whether calls that are cancelled now are so because the server stops."""
@@ -63,6 +64,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
         self._ledger, self._routes_of, self._defaults = ledger, routes_of, defaults
         self._book, self._runs, self._texts, self._redaction = book, runs, texts, redaction
+        self._besides = besides.AskedReader(threads)
 
     async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:
         """Start a run."""
@@ -71,8 +73,10 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             known = await self._journal.by_request(repeatable)
             if known is not None:
                 return run_pb2.CreateRunResponse(run=await self._message(known))
-            new = self._asked(check, request, repeatable)
-        new = replace(new, context=await requests.context(self._contexts, tenant(), request.context_id))
+            new = await self._asked(check, request, repeatable)
+        given = await requests.context(self._contexts, tenant(), request.context_id)
+        besides.check_direct(new, given, "", self._routes_of(tenant()))
+        new = replace(new, context=given)
         run = await self._supervisor.create(await self._paid(new, request))
         return run_pb2.CreateRunResponse(run=await self._message(run))
 
@@ -82,7 +86,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             repeatable = self._redaction.of_request(check(requests.repeatable, tenant(), request))
             known = await self._journal.by_request(repeatable)
             if known is None:
-                new = self._asked(check, request, repeatable)
+                new = await self._asked(check, request, repeatable)
                 check(completion.check_text, request)
         if known is None:
             new = replace(new, limits=completion.within_deadline(new.limits, context))
@@ -94,6 +98,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
     async def _completed(self, new: NewRun, request: run_pb2.CompleteRequest) -> RunRow:
         """Make a run, over the text that came with it if there is one, and return it when it has ended."""
         given = await requests.context(self._contexts, tenant(), request.context_id)
+        besides.check_direct(new, given, request.text, self._routes_of(tenant()))
         new = replace(await self._paid(new, request), context=given)
         if not request.text:
             return await self._made_and_ended(new)
@@ -139,7 +144,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
                 await run_to_completion(self._supervisor.cancel(run_id))
             raise
 
-    def _asked(self, check: FieldChecks, request: _Asking, repeatable: Request | None) -> NewRun:
+    async def _asked(self, check: FieldChecks, request: besides.Asking, repeatable: Request | None) -> NewRun:
         """Read a run that is asked for, but for what has to be looked up: its context and who pays."""
         model = request.model or self._defaults.model
         sub_model = request.sub_model or (request.model or self._defaults.sub_model)
@@ -159,20 +164,21 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             check(requests.image, request.image, self._defaults.images_of(tenant())),
             None,
             check(requests.labels, request.labels),
+            await self._besides.read(check, request, offered, (model, sub_model), self._defaults.limits_of(tenant())),
         )
 
-    async def _paid(self, new: NewRun, request: _Asking) -> NewRun:
+    async def _paid(self, new: NewRun, request: besides.Asking) -> NewRun:
         """Return a run with who pays for it, and with the usual budget where it asked for none."""
         payer = await requests.payer(self._book, tenant(), request.account_id)
         budget = new.budget if request.HasField("budget") else await self._book.usual(payer, self._defaults.budget)
         return replace(new, customer=payer, budget=budget)
 
-    def _limits(self, asked: run_pb2.RunLimits) -> RunLimits:
+    def _limits(self, wanted: run_pb2.RunLimits) -> RunLimits:
         ceiling = self._defaults.limits_of(tenant())
         with FieldChecks() as check:
-            limits = check(lowered, "limits", asked, ceiling)
-            sandbox = check(lowered, "limits.sandbox", asked.sandbox, ceiling.sandbox)
-        if not asked.HasField("max_depth"):
+            limits = check(lowered, "limits", wanted, ceiling)
+            sandbox = check(lowered, "limits.sandbox", wanted.sandbox, ceiling.sandbox)
+        if not wanted.HasField("max_depth"):
             limits = replace(limits, max_depth=min(self._defaults.depth, ceiling.max_depth))
         return replace(limits, sandbox=sandbox)
 
@@ -182,11 +188,11 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def ListRuns(self, request: run_pb2.ListRunsRequest, context: Any) -> run_pb2.ListRunsResponse:
         """List the tenant's runs."""
-        asked = await work_lists.asked(request, RunFilter, self._book, "run", _STATES)
-        found = await self._runs.page(asked.filter, asked.place, asked.size + 1)
-        balances = await self._ledger.balances([one.run.id for one in found[: asked.size]])
+        wanted = await work_lists.asked(request, RunFilter, self._book, "run", _STATES)
+        found = await self._runs.page(wanted.filter, wanted.place, wanted.size + 1)
+        balances = await self._ledger.balances([one.run.id for one in found[: wanted.size]])
         written = list(map(_run, found, balances))
-        page, token = responses.page(asked.name, written, len(found), lambda shown: found[shown - 1].place)
+        page, token = responses.page(wanted.name, written, len(found), lambda shown: found[shown - 1].place)
         return run_pb2.ListRunsResponse(runs=page, next_page_token=token)
 
     async def WatchRun(self, request: run_pb2.WatchRunRequest, context: Any) -> AsyncIterator[run_pb2.WatchRunResponse]:
@@ -276,18 +282,18 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
 
     async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:
         """Stop a run."""
-        asked = requests.repeatable(tenant(), request)
-        await self._journal.was_asked(asked)
+        repeatable = requests.repeatable(tenant(), request)
+        await self._journal.was_asked(repeatable)
         run = await self._row(request.run_id)
-        await self._supervisor.cancel(run.id, asked)
+        await self._supervisor.cancel(run.id, repeatable)
         return run_pb2.CancelRunResponse(run=await self._message(await self._row(run.id)))
 
     async def DeleteRun(self, request: run_pb2.DeleteRunRequest, context: Any) -> run_pb2.DeleteRunResponse:
         """Forget a run that has ended."""
-        asked = requests.repeatable(tenant(), request)
-        known, run = await self._journal.was_asked(asked), await self._journal.get(tenant(), request.run_id)
+        repeatable = requests.repeatable(tenant(), request)
+        known, run = await self._journal.was_asked(repeatable), await self._journal.get(tenant(), request.run_id)
         if run is not None and key_account.covers(run.customer):
-            await self._supervisor.delete(run.id, asked)
+            await self._supervisor.delete(run.id, repeatable)
         elif not known:
             raise NotFound("run", request.run_id)
         return run_pb2.DeleteRunResponse()
@@ -308,6 +314,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             raise NotFound("run", run.id)
         (balance,) = await self._ledger.balances([run.id])
         message = _run(found, balance)
+        besides.write(await self._journal.asked(run.id), message)
         coverage = await self._supervisor.coverage(run.id) if run.context is not None else None
         if coverage is not None:
             message.coverage.CopyFrom(responses.coverage(coverage))
@@ -361,11 +368,11 @@ class _EventFilter:
         return of_kind and (not self.node or event.origin.node == self.node)
 
 
-def _filter(asked: run_pb2.WatchRunRequest | run_pb2.ListRunEventsRequest) -> _EventFilter:
+def _filter(wanted: run_pb2.WatchRunRequest | run_pb2.ListRunEventsRequest) -> _EventFilter:
     with FieldChecks() as check:
-        check(requests.check_not_negative, "from_sequence", asked.from_sequence)
-        kinds = check(requests.choices, "kinds", asked.kinds, _KINDS, "a kind of an event")
-    return _EventFilter(asked.from_sequence, kinds, asked.node_id)
+        check(requests.check_not_negative, "from_sequence", wanted.from_sequence)
+        kinds = check(requests.choices, "kinds", wanted.kinds, _KINDS, "a kind of an event")
+    return _EventFilter(wanted.from_sequence, kinds, wanted.node_id)
 
 
 def _watched(event: Event | None) -> run_pb2.WatchRunResponse:

@@ -13,11 +13,22 @@ from rlm_server.api import requests, responses
 from rlm_server.api.auth import tenant
 from rlm_server.api.field_checks import FieldChecks
 from rlm_server.broker.prices.table import Price, Rates
+from rlm_server.broker.providers.stops import takes_stops
+from rlm_server.broker.providers.temperatures import MOST, taken
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.config.defaults import Defaults
 from sandbox.limits import declared
 
-FEATURES = ("answer_streams", "resumable_uploads", "run_event_filters", "search_pages")
+FEATURES = (
+    "answer_schemas",
+    "answer_streams",
+    "resumable_uploads",
+    "run_event_filters",
+    "run_instructions",
+    "run_sampling",
+    "run_strategies",
+    "search_pages",
+)
 """What this server can do that a client may ask for. A name never changes its meaning."""
 
 Used = Callable[[str], int | Awaitable[int]]
@@ -72,6 +83,7 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
         return server_pb2.ListModelsResponse(models=page, next_page_token=token)
 
     def _model(self, name: str, route: Route) -> server_pb2.Model:
+        hottest = taken(route.provider_name, route.upstream, MOST)
         return server_pb2.Model(
             name=name,
             provider=route.provider_name.partition(":")[0],
@@ -80,6 +92,8 @@ class ServerServicer(server_pb2_grpc.ServerServiceServicer):
             price_version=self._catalog.price_version,
             default_model=name == self._defaults.model,
             default_sub_model=name == self._defaults.sub_model,
+            max_temperature=0 if hottest is None else hottest,
+            takes_stop_sequences=takes_stops(route.provider_name, route.upstream),
         )
 
     async def ListImages(self, request: server_pb2.ListImagesRequest, context: Any) -> server_pb2.ListImagesResponse:

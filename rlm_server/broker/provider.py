@@ -22,8 +22,9 @@ class Message:
 class ModelRequest:
     """What is sent to a model. `model` is the name the caller used; `max_tokens` bounds the output.
 
-    `temperature` is sent to models that take one (`rlm_server/broker/providers/temperatures.py`). Where `lowering` is
-    given, a call for whose worst case there is no room may be sent with a lower `max_tokens`.
+    `temperature` is sent to models that take one (`rlm_server/broker/providers/temperatures.py`), and `stop`, the texts
+    before which a model is to stop, to those that take some (`rlm_server/broker/providers/stops.py`). Where `lowering`
+    is given, a call for whose worst case there is no room may be sent with a lower `max_tokens`.
     """
 
     model: str
@@ -31,6 +32,7 @@ class ModelRequest:
     system: str = ""
     max_tokens: int = 4096
     temperature: float | None = None
+    stop: tuple[str, ...] = ()
     lowering: Lowering | None = field(default=None, compare=False)
 
 

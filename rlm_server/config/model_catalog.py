@@ -15,6 +15,9 @@ from rlm_server.config.price_list import SCRIPTED_PRICE, PriceList
 from rlm_server.config.settings import CompatibleModel, ConfigError, Settings, TenantSettings
 from rlm_server.tenants.policy import is_pattern
 
+SCRIPTED_WINDOW: int | None = None
+"""Tokens that a script reads at once. It reads by program, so there is no such number."""
+
 
 @dataclass(frozen=True, slots=True)
 class Models:
@@ -42,7 +45,7 @@ def build_models(settings: Settings, scripts: Mapping[str, Script]) -> Models:
     routes |= _compatible(settings.models, prices)
     played = ScriptedProvider(scripts)
     for name in scripts:
-        routes[name] = Route(scripted.NAME, played, name, SCRIPTED_PRICE)
+        routes[name] = Route(scripted.NAME, played, name, SCRIPTED_PRICE, SCRIPTED_WINDOW)
     routes = _with_failure_costs(routes, settings.failure_costs)
     routes |= _with_fallbacks(routes, settings.fallbacks)
     return _with_defaults(Routes(routes), prices, settings, next(iter(scripts)))

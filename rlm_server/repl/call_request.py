@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 from rlm_server.broker.outputs import Lowering
 from rlm_server.broker.provider import Message, ModelRequest
+from rlm_server.broker.providers.stops import takes_stops
 from rlm_server.broker.providers.temperatures import MOST, taken
 from rlm_server.broker.routes import Route, Routes, UnknownModel
+from rlm_server.broker.sampling import MAX_STOP, MAX_STOPS, Sampling, wrong_stops
 from rlm_server.repl.bounds import MAX_NAME, MAX_REASON, cut
 from sandbox.door import DoorRefusal, HostCall, Json, Kind
 
@@ -19,6 +21,11 @@ TOKENS = Kind("a positive int", lambda value: type(value) is int and 1 <= value 
 TEMPERATURE = Kind(
     f"a number from 0 to {MOST:g}",
     lambda value: isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= MOST,
+    "ValueError",
+)
+STOPS = Kind(
+    f"at most {MAX_STOPS} str of at most {MAX_STOP} characters, none of which is white space alone",
+    lambda value: not wrong_stops(value),
     "ValueError",
 )
 MODELS = Kind(
@@ -42,23 +49,29 @@ class CallForm:
     system: str = ""
     max_tokens: int | None = None
     temperature: float | None = None
+    stop: tuple[str, ...] = ()
     fresh: bool = False
 
     @classmethod
-    def of(cls, call: HostCall) -> CallForm:
-        """Read it from a request.
+    def usual(cls, sampling: Sampling) -> CallForm:
+        """Return how prompts are asked about where code says nothing. `max_tokens` is among the limits of calls."""
+        return cls(temperature=sampling.temperature, stop=sampling.stop)
+
+    def said_in(self, call: HostCall) -> CallForm:
+        """Return how a request asks: as it says, and else as usual.
 
         Raises:
             DoorRefusal: the system prompt is too long.
         """
         named = call.arguments
-        system, temperature = named.get("system") or "", named.get("temperature")
+        system, temperature, stop = named.get("system") or "", named.get("temperature"), named.get("stop")
         if len(system) > MAX_SYSTEM:
             raise DoorRefusal("LimitExceeded", f"system may have {MAX_SYSTEM} characters, not {len(system)}")
-        return cls(
+        return CallForm(
             system,
             named.get("max_tokens"),
-            None if temperature is None else float(temperature),
+            self.temperature if temperature is None else float(temperature),
+            self.stop if stop is None else tuple(stop),
             named.get("fresh") is True,
         )
 
@@ -69,12 +82,12 @@ class CallForm:
     def request(self, model: str, prompt: str, most: int, lowering: Lowering | None) -> ModelRequest:
         """Return what a model is asked, with `most` tokens of output at most."""
         return ModelRequest(
-            model, (Message("user", prompt),), self.system, self.tokens(most), self.temperature, lowering
+            model, (Message("user", prompt),), self.system, self.tokens(most), self.temperature, self.stop, lowering
         )
 
     def digest(self, model: str, most: int) -> bytes:
         """Return what tells calls apart besides their prompts."""
-        said = f"{model}\0{self.tokens(most)}\0{self.temperature}\0{self.system}"
+        said = f"{model}\0{self.tokens(most)}\0{self.temperature}\0{self.stop}\0{self.system}"
         return hashlib.sha256(said.encode("utf-8", "replace")).digest()
 
     def notes(self, model: str, route: Route, most: int) -> list[str]:
@@ -85,6 +98,8 @@ class CallForm:
             said.append(f"{model} takes no temperature, so it was asked without")
         elif sent != self.temperature:
             said.append(f"{model} takes a temperature of {sent:g} at most, so it was asked with that")
+        if self.stop and not takes_stops(route.provider_name, route.upstream):
+            said.append(f"{model} takes no stop sequences, so it was asked without")
         if self.max_tokens is not None and self.max_tokens > most:
             said.append(f"max_tokens may be {most} at most (sub_tokens), so it was that")
         return said

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from rlm_server.repl.call_request import MODELS, TEMPERATURE, TOKENS
+from rlm_server.repl.call_request import MODELS, STOPS, TEMPERATURE, TOKENS
 from rlm_server.repl.metering import check_host_time
 from rlm_server.repl.model_calls import ModelCalls
 from rlm_server.repl.search_call import answer_count, answer_search
@@ -190,13 +190,14 @@ FUNCTIONS = Functions(
                 "system": optional(TEXT),
                 "max_tokens": optional(TOKENS),
                 "temperature": optional(TEMPERATURE),
+                "stop": optional(STOPS),
                 "fresh": optional(FLAG),
             },
             in_runs=_llm_query,
             in_sessions=_llm_query,
             prompt="""\
-- llm_query(prompt, model=None, *, system=None, max_tokens=None, temperature=None, fresh=False) -> str: ask another
-  model once. It sees only the prompt, so put the passage into it. fresh=True asks again what was asked before.
+- llm_query(prompt, model=None, *, system=None, max_tokens=None, temperature=None, stop=None, fresh=False) -> str: ask
+  another model once. It sees only the prompt, so put the passage into it. fresh=True asks again what was asked before.
 - llm_query_batched(prompts, model=None, ...) -> list[str]: many at once, in parallel. Prefer this to a loop.""",
             stub=_GUEST / "_llm_query.py",
         ),

@@ -100,6 +100,13 @@ class RunLimits:
         unit="bytes",
         doc="The answer of a run, or of a child RLM, in UTF-8. The code gets an exception.",
     )
+    answer_attempts: int = limit(
+        3,
+        least=1,
+        most=100,
+        unit="answers",
+        doc="Answers of a run with an `answer_schema` that are not what it takes, which end it.",
+    )
     event_bytes: int = limit(
         64 * MIB,
         least=64 << 10,

@@ -56,9 +56,11 @@ class CallOptions:
     """Calls of the whole run, or session, that may fail."""
     reply_bytes: int
     """Of all the answers to one request."""
+    usual: CallForm = PLAIN
+    """How prompts are asked about where code says nothing."""
 
     @classmethod
-    def of(cls, limits: RunLimits, model: str, deadline: float) -> Self:
+    def of(cls, limits: RunLimits, model: str, deadline: float, usual: CallForm = PLAIN) -> Self:
         """Return the options that limits allow."""
         return cls(
             model,
@@ -68,6 +70,7 @@ class CallOptions:
             limits.failed_calls,
             limits.run_failed_calls,
             limits.sandbox.frame_bytes,
+            usual,
         )
 
 
@@ -147,10 +150,12 @@ class ModelCalls:
 
     async def llm_query(self, call: HostCall) -> Json:
         """Answer a request `llm_query(prompts, model, …)`: a slot for each prompt, in order, `ok` or `error`."""
-        prompts, form = call.texts("prompts"), CallForm.of(call)
+        prompts, form = call.texts("prompts"), self.options.usual.said_in(call)
         return list(await self.ask_each(prompts, models_named(call, len(prompts)), form))
 
-    async def ask_each(self, prompts: list[str], models: Sequence[str | None], form: CallForm = PLAIN) -> list[Slot]:
+    async def ask_each(
+        self, prompts: list[str], models: Sequence[str | None], form: CallForm | None = None
+    ) -> list[Slot]:
         """Ask each prompt's model about it, and return a slot for each. What is refused is so in its own slots.
 
         Raises:
@@ -184,7 +189,7 @@ class ModelCalls:
         return slots
 
     async def ask(
-        self, prompts: list[str], model: str | None, form: CallForm = PLAIN, room: Room | None = None
+        self, prompts: list[str], model: str | None, form: CallForm | None = None, room: Room | None = None
     ) -> list[Slot]:
         """Ask a model about every prompt, and return a slot for each, in order: `ok` or `error`.
 
@@ -195,7 +200,7 @@ class ModelCalls:
             DoorRefusal: there is no such model; too many calls have failed; or not one of the prompts could be paid, or
                 sent. Nothing was told then.
         """
-        named = model if model is not None else self.options.model
+        named, form = model if model is not None else self.options.model, form or self.options.usual
         check_model(self._broker.routes_of(self._payer.tenant), named, "llm_query")
         refusal = self._too_many_failed()
         if refusal is not None and prompts:

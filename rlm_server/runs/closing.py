@@ -73,6 +73,11 @@ def fits(request: ModelRequest, left: Limit, price: Price) -> bool:
         return True
 
 
+def covers(input_tokens: int, output_tokens: int, left: Limit, price: Price) -> bool:
+    """Whether the worst case of a call with so many tokens is within what is left."""
+    return _fits(bound(input_tokens, output_tokens, price), left)
+
+
 def lowered(request: ModelRequest, left: Limit, kept: Amounts, price: Price) -> ModelRequest:
     """Return a request of a node's own that does not fit, with less output where only what is kept aside is in its way.
 

@@ -31,6 +31,15 @@ class RunStarted:
 
 
 @dataclass(frozen=True, slots=True)
+class StrategyChosen:
+    """How the run is answered was chosen, and why."""
+
+    strategy: Literal["rlm", "direct"]
+    reason: str
+    kind: Literal["strategy_chosen"] = "strategy_chosen"
+
+
+@dataclass(frozen=True, slots=True)
 class TurnStarted:
     """The node's model is asked what to do next."""
 
@@ -144,7 +153,7 @@ class RunFinished:
 Body = (
     RunStarted | TurnStarted | ModelReplied | CodeStarted | Printed | CallStarted | CallFinished | ChildStarted
     | ChildFinished | CodeFinished | TurnCheckpointed | BudgetWarning | Guard | Answer | RunFinished | CallTraced
-    | TurnRestarted | NodeResumed
+    | TurnRestarted | StrategyChosen | NodeResumed
 )  # fmt: skip
 
 _bodies: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="kind")])

@@ -17,6 +17,7 @@ from rlm_server.database.requests import Request
 from rlm_server.ledger.amounts import Limit
 from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from rlm_server.repl.coverage import Coverage
+from rlm_server.runs.asked import Asked, from_row, to_row
 from rlm_server.runs.cuts import CutText, beginning_of, cuts_from_json, cuts_to_json, size_of
 from rlm_server.runs.events import Event, EventOrigin, WrittenEvent, read
 from rlm_server.runs.state import RunState, move
@@ -31,6 +32,8 @@ CREATING = "CreateRun"
 """The call whose request ids runs have in their rows."""
 LABELS = "run"
 """The kind of runs' labels."""
+NOTHING_ASKED = Asked()
+"""Nothing besides the question."""
 DELETED_AT_ONCE = 200
 """Events of a run that is deleted, in one transaction."""
 
@@ -108,12 +111,13 @@ class Journal:
         question: str,
         request: Request | None = None,
         *,
+        asked: Asked = NOTHING_ASKED,
         redacted: tuple[CutText, ...] = (),
         patience: float = 0.0,
     ) -> RunRow:
         """Keep a new run with its root node, pending; a repeated request returns the run it made first.
 
-        `redacted` says what the question was, where it is not to be kept. With `patience` it waits so many seconds for
+        `redacted` says what the texts of it were that are not to be kept. With `patience` it waits so many seconds for
         another write, to be kept with it.
 
         Raises:
@@ -126,18 +130,30 @@ class Journal:
                 return known
             connection.execute(
                 "INSERT INTO run (id, tenant, request_id, context, model, sub_model, limit_nano_usd, limit_tokens, "
-                "limit_calls, limit_cpu_ms, created_at, ended_at, customer) "
-                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "limit_calls, limit_cpu_ms, created_at, ended_at, customer, answer_schema, instructions, sampling, "
+                "strategy) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (run.id, run.tenant, run.request_id, run.context, run.model, run.sub_model, run.budget.nano_usd,
-                 run.budget.tokens, run.budget.calls, run.budget.cpu_ms, run.created_at, run.ended_at, run.customer),
+                 run.budget.tokens, run.budget.calls, run.budget.cpu_ms, run.created_at, run.ended_at, run.customer,
+                 *to_row(asked)),
             )  # fmt: skip
             requests.answer(connection, request, run.id, run.created_at, thing=run.id)
             labels.put(connection, LABELS, run.id, run.labels)
             _insert_node(connection, NodeRow(run.id, run.id, None, 0, RunState.PENDING, question, redacted=redacted))
-            _count(connection, run.id, size_of(question))
+            _count(connection, run.id, size_of(question) + asked.size)
             return run
 
         return await self._database.write(write, patience=patience)
+
+    async def asked(self, run: str) -> Asked:
+        """Return what a run is asked for besides its question: nothing where it is not there."""
+
+        def read(connection: Connection) -> Asked:
+            query = "SELECT answer_schema, instructions, sampling, strategy FROM run WHERE id = ?"
+            row = connection.execute(query, (run,)).fetchone()
+            return NOTHING_ASKED if row is None else from_row(*row)
+
+        return await self._database.read(read)
 
     async def by_request(self, request: Request | None) -> RunRow | None:
         """Return the run that a request made, if one did.

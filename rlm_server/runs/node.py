@@ -14,6 +14,7 @@ from rlm_server.database.engine import DatabaseError
 from rlm_server.ledger import BudgetError, Limit, Payer
 from rlm_server.repl.awaited import Awaited
 from rlm_server.repl.bounds import MAX_REASON, cut
+from rlm_server.repl.call_request import CallForm
 from rlm_server.repl.coverage import Coverage, Looked
 from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed
 from rlm_server.repl.functions import NodeRepl
@@ -49,6 +50,7 @@ from rlm_server.runs.told.system import Facts, system
 from rlm_server.runs.told.task import task as first_message
 from rlm_server.runs.told.variables import Variables
 from rlm_server.runs.tree import Outcome, Task, Tree, kept_form
+from rlm_server.runs.typed import TypedAnswers, guard
 from rlm_server.tracing.spans import span
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 from sandbox.corpora.corpus import CorpusDamaged
@@ -86,7 +88,7 @@ class Node:
         limits, broker = tree.limits, tree.services.broker
         self._record = tree.recorder(task.id)
         self._kept_seconds = closing.seconds(limits, task.depth)
-        options = CallOptions.of(limits, tree.run.sub_model, self._deadline)
+        options = CallOptions.of(limits, tree.run.sub_model, self._deadline, CallForm.usual(tree.asked.sampling))
         owed = Owed(tree.services.ledger.hurry)
         self._purse = Purse(tree.services.ledger, task.id, owed)
         self.calls = ModelCalls(
@@ -112,10 +114,13 @@ class Node:
         )
         self._guards = Guards(limits, self.emit)
         self._draft = Draft()
+        self._typed: TypedAnswers | None = None
+        """Where the answer has a schema, as a root's may (`rlm_server/runs/root.py`)."""
         self._system = system(
             Facts(
                 tree.services.functions, broker.routes_of(tree.run.tenant), task.model, tree.run.sub_model,
                 broker.run_calls, tree.services.numbers.get(tree.image, ""), tree.services.advice,
+                tree.asked.instructions, is_child=task.depth > 0,
             )
         )  # fmt: skip
         self._messages: list[Message] = []
@@ -144,7 +149,9 @@ class Node:
         root, sent = not self.task.depth, self.tree.sent
         return Standing(
             self._draft.text, self._shown, self.calls.count, errors, seen, told, loops, assigned,
-            seconds_left(self.tree.deadline), self.tree.failures.count, sent.ranges if root else (), sent.more,
+            seconds_left(self.tree.deadline), self.tree.failures.count,
+            0 if self._typed is None else self._typed.refused_count, "" if self._typed is None else self._typed.best,
+            sent.ranges if root else (), sent.more,
         )  # fmt: skip
 
     def emit(self, body: Body) -> None:
@@ -176,7 +183,7 @@ class Node:
         try:
             return await self._ended_and_kept(moving)
         except asyncio.CancelledError:
-            cancelled = Outcome(RunState.CANCELLED, self._draft.text, "cancelled")
+            cancelled = Outcome(RunState.CANCELLED, self._best, "cancelled")
             await run_to_completion(self._left(moving) if self.tree.left else self._keep(cancelled, moving))
             raise
 
@@ -189,10 +196,10 @@ class Node:
         except DatabaseError as error:  # it is away, or full: said once, and by name
             log.error("node %s ended: %s", self.task.id, type(error).__name__)  # noqa: TRY400
             await self.tree.no_database()
-            outcome = Outcome(RunState.FAILED, self._draft.text, "the server cannot reach its database")
+            outcome = Outcome(RunState.FAILED, self._best, "the server cannot reach its database")
         except Exception:
             log.exception("node %s failed", self.task.id)
-            outcome = Outcome(RunState.FAILED, self._draft.text, "an internal error of the server; it has been logged")
+            outcome = Outcome(RunState.FAILED, self._best, "an internal error of the server; it has been logged")
         try:
             await run_to_completion(self._keep(outcome, moving))
         except DatabaseError:
@@ -227,6 +234,8 @@ class Node:
         begun = len(self._messages) > 1 and not self.tree.event_log.closed.done()
         if how.state is RunState.EXHAUSTED and begun and seconds_left(self._deadline):
             await self._last_word(str(how))
+        elif self._typed is not None:
+            await self._typed.settle(self._draft.text)
         return self._ended(how)
 
     async def _until_over(self, work: asyncio.Task[str], closed: asyncio.Future[NodeEnded]) -> None:
@@ -241,7 +250,12 @@ class Node:
                 return
 
     def _ended(self, how: NodeEnded) -> Outcome:
-        return Outcome(how.state, self._draft.text, cut(str(how), MAX_REASON))
+        return Outcome(how.state, self._best, cut(str(how), MAX_REASON))
+
+    @property
+    def _best(self) -> str:
+        """The best answer there is so far."""
+        return self._draft.text if self._typed is None else self._typed.best
 
     def _out_of_time(self) -> NodeEnded:
         reason = f"wall_seconds: the run may take {self.tree.limits.wall_seconds:g} s"
@@ -332,14 +346,11 @@ class Node:
             self.emit(NodeResumed(self.tree.resumed))
             self._left_last = await self._purse.left()
         else:
-            self._messages = [Message("user", first_message(self.task.question, await self._environment(1)))]
+            schema = self.tree.asked.answer_schema if self._typed is not None else ""
+            self._messages = [Message("user", first_message(self.task.question, await self._environment(1), schema))]
             self._record.begin(self._messages[0].content)
         for turn in range(began + 1, limits.max_turns + 1):
-            await self.tree.services.shares.pace.wait(self.tree.run.tenant)
-            self.origin = replace(self.origin, turn=turn)
-            await self._renew_place()
-            await self.tree.event_log.room()
-            self.emit(TurnStarted(limits.max_turns))
+            await self._begin_turn(turn)
             reply = await self._ask(limits.root_tokens, turn)
             decision = self._record.recall_decision(turn)
             if decision is None:
@@ -349,12 +360,14 @@ class Node:
             ran = await self._run_blocks(session, decision.codes)
             await self._look(session)
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
+            refused = await self._refused(session) if self._draft.ready else []
             if self._draft.ready:
                 return self._answered(self._draft.text)
             self._messages.append(Message("user", await self._after_turn(turn, ran, len(decision.codes))))
             self._children.told()
             results = [block.result for block in ran]
-            notes = [*decision.told, *self._guards.look(decision.codes, results, decision.nothing), *self._call_notes]
+            noticed = self._guards.look(decision.codes, results, decision.nothing)
+            notes = [*decision.told, *refused, *noticed, *self._call_notes]
             self._call_notes.clear()
             if notes:
                 self._messages[-1] = Message("user", "\n\n".join([*notes, self._messages[-1].content]))
@@ -362,6 +375,26 @@ class Node:
             said, shown = (message.content for message in self._messages[-2:])
             self._record.end_turn(turn, said, shown, self._standing())
         raise NodeEnded(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
+
+    async def _begin_turn(self, turn: int) -> None:
+        await self.tree.services.shares.pace.wait(self.tree.run.tenant)
+        self.origin = replace(self.origin, turn=turn)
+        await self._renew_place()
+        await self.tree.event_log.room()
+        self.emit(TurnStarted(self.tree.limits.max_turns))
+
+    async def _refused(self, session: LiveSession) -> list[str]:
+        """Take an answer that is ready, or say why it cannot be taken: then it is ready no longer."""
+        if self._typed is None:
+            return []
+        verdict = await self._typed.judge(self._draft.text)
+        if not verdict.violations:
+            self._draft.text = verdict.answer
+            return []
+        await self._execute_unseen(session, "__import__('_runner').reserved['answer']['ready'] = False")
+        self._draft.ready = False
+        self.emit(guard(verdict))
+        return [self._typed.refuse(verdict)]
 
     async def _renew_place(self) -> None:
         if self.task.depth == 0 and self.origin.turn > 1:
@@ -394,7 +427,11 @@ class Node:
             self._own_calls.add(known.call_id)
             self.emit(ModelReplied(known.model, known.reply.text, known.spent, known.call_id, known.reply.stopped))
             return known.reply
-        request = await self._within_budget(ModelRequest(model, tuple(self._messages), self._system, max_tokens))
+        sampling = self.tree.asked.sampling
+        whole = ModelRequest(
+            model, tuple(self._messages), self._system, max_tokens, sampling.temperature, sampling.stop
+        )
+        request = await self._within_budget(whole)
         try:
             done = await root_call.ask(self.tree, self.payer, request, self._deadline, self._reported, self.emit)
         except BudgetError as error:
@@ -420,6 +457,8 @@ class Node:
 
     async def _last_word(self, reason: str) -> None:
         """Ask once more, in what is left of the node's money and time with what was kept for this."""
+        if self._typed is not None:
+            await self._typed.settle(self._draft.text)
         ledger, route = self.tree.services.ledger, self.tree.services.broker.routes.route(self.task.model)
         await self._purse.settled()
         await ledger.release_reserve(self.task.id)
@@ -427,7 +466,8 @@ class Node:
         conversation = last_word.Conversation(self._system, messages)
         self._left_last = await self._purse.left()
         rooms = closing.rooms(self._left_last, route, self.tree.limits.root_tokens, len(messages) + 1)
-        ending = last_word.Ending(self.task.question, reason, self._draft.text)
+        schema = self.tree.asked.answer_schema if self._typed is not None else ""
+        ending = last_word.Ending(self.task.question, reason, self._draft.text, schema, self.tree.asked.instructions)
         fitting = last_word.fitting(conversation, ending, [(room.input_bytes, room.output_tokens) for room in rooms])
         if fitting is None:
             self.emit(Guard("last_word", "no closing answer: too little is left for one"))
@@ -441,6 +481,9 @@ class Node:
             return
         if said is None:
             self.emit(Guard("last_word", "the closing reply was code, which does not run any more"))
+            return
+        if self._typed is not None and (verdict := await self._typed.judge(said)).violations:
+            self.emit(guard(verdict, "last_word"))
             return
         self._draft.text = beginning_of(said, self.tree.limits.answer_bytes) or self._draft.text
 

@@ -158,6 +158,7 @@ def _failure(error: str) -> str:
 
 NO_CONTENTS: Mapping[str, Rule] = {
     "RunStarted.model": _whole,
+    "StrategyChosen.reason": _whole,
     "RunStarted.sub_model": _whole,
     "NodeResumed.reason": _whole,
     "ModelReplied.model": _whole,

@@ -46,6 +46,7 @@ class EndReason(StrEnum):
     KEPT_BYTES = "tenant_kept_bytes"
     MODEL_FAILED = "the model"
     SERVER_STOPPED = "the server stopped"
+    ANSWER_SCHEMA = "answer_schema"
     FAILED = "failed"
 
     @classmethod

@@ -27,18 +27,20 @@ from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.runs import closing
+from rlm_server.runs.asked import Asked
 from rlm_server.runs.counters import RunCounters
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted, WrittenEvent
 from rlm_server.runs.journal import CREATING, PATIENCE, RunRow
-from rlm_server.runs.node import SERVER_STOPPED, Node
+from rlm_server.runs.node import SERVER_STOPPED
 from rlm_server.runs.node_context import whole_context
-from rlm_server.runs.past.entries import Asked, Happened
+from rlm_server.runs.past.entries import Happened, RunAsked
 from rlm_server.runs.past.past import RunPast
 from rlm_server.runs.past.run_file import RunFile
 from rlm_server.runs.places import Place, Places
 from rlm_server.runs.recovery import LeftRun, recover, settled_past
 from rlm_server.runs.retention import forget_ended
+from rlm_server.runs.root import Root
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import NO_DATABASE, Outcome, Services, Task, Tree, kept_form, kept_outcome
 from rlm_server.shares.limits import TenantLimits
@@ -97,6 +99,7 @@ class NewRun:
     customer: Customer | None = None
     """Who pays; None for the tenant itself."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    asked: Asked = field(default_factory=Asked)
 
     @property
     def payer(self) -> str:
@@ -111,7 +114,8 @@ class _Live:
     image: str
     context: Context | None
     question: str | None
-    """None where it is read from the journal when the run begins."""
+    """None where it is read from the journal when the run begins, and so is what was asked besides."""
+    asked: Asked | None
     file: RunFile
     event_log: EventLog
     question_bytes: int = 0
@@ -188,6 +192,7 @@ class Supervisor:
             asked.image,
             left.context,
             asked.question,
+            asked.besides,
             left.file,
             await self._event_log(row, left.file, asked.limits),
             past=left.past,
@@ -254,12 +259,15 @@ class Supervisor:
         price = self._services.broker.routes.route(new.model).price
         redaction, held = self._services.redaction.of(new.tenant, run_id), self._services.shares.held
         kept, redacted = redaction.text("question", new.question)
-        question_bytes = sys.getsizeof(new.question) if redacted else 0
+        kept_asked, redacted_asked = new.asked.kept_form(redaction)
+        question_bytes = sys.getsizeof(new.question) + new.asked.size if redacted else 0
         held.take(new.tenant, question_bytes, "the question of a run")
         file = self._services.files.create(run_id, new.tenant, lambda: redaction.wanted)
-        file.add(Asked(new.question, new.limits, new.image))
+        file.add(RunAsked(new.question, new.limits, new.image, new.asked))
         made = await asyncio.gather(  # in one commit
-            journal.create(row, kept, new.request, redacted=redacted, patience=PATIENCE),
+            journal.create(
+                row, kept, new.request, asked=kept_asked, redacted=redacted + redacted_asked, patience=PATIENCE
+            ),
             ledger.open_account(
                 run_id,
                 tenant=new.tenant,
@@ -278,8 +286,9 @@ class Supervisor:
         self.counters.started += 1
         # Where its question is in the journal, what waits in line holds no more than it must.
         question = None if self._places.in_line(new.tenant) and not redacted else new.question
+        said = new.asked if question is not None else None
         event_log = EventLog(journal, run_id, quota, redaction=redaction, before=partial(_happened, file))
-        live = _Live(row, new.limits, new.image, new.context, question, file, event_log, question_bytes)
+        live = _Live(row, new.limits, new.image, new.context, question, said, file, event_log, question_bytes)
         self._begin_work(live)
         await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
@@ -339,7 +348,7 @@ class Supervisor:
         live.file, live.past = await settled_past(self._services, live.row)
         live.event_log = await self._event_log(live.row, live.file, live.limits)
         live.keeping = asyncio.create_task(live.event_log.serve())
-        live.question, live.left, live.tree = live.past.asked.question, False, None
+        live.question, live.asked, live.left, live.tree = live.past.asked.question, live.past.asked.besides, False, None
 
     async def _until_reachable(self, live: _Live) -> None:
         while True:
@@ -363,11 +372,13 @@ class Supervisor:
         del self._live[live.row.id]
 
     async def _work(self, live: _Live, place: Place) -> Outcome:
-        row, context, question, limits = live.row, live.context, live.question, live.limits
+        row, context, question, said, limits = live.row, live.context, live.question, live.asked, live.limits
         if question is None:
             root = await self._services.journal.root(row.id)
             assert root is not None  # noqa: S101
             question = root.question
+        if said is None:
+            said = await self._services.journal.asked(row.id)
         characters = context.content.characters if context is not None else 0
         node_context = whole_context(self._contexts.corpus(context)) if context is not None else None
         corpus = node_context.corpus if node_context is not None else None
@@ -383,12 +394,25 @@ class Supervisor:
             )
         async with Tracer(traced) as tracer:
             live.tree = Tree(
-                self._services, row, limits, live.image, deadline, event_log, corpus, tracer, place, live.file,
-                live.past, live.resumed, partial(self._leave, live),
-            )  # fmt: skip
+                self._services,
+                row,
+                said.lowered(limits),
+                live.image,
+                deadline,
+                event_log,
+                corpus,
+                tracer,
+                place,
+                live.file,
+                said,
+                context.content if context is not None else None,
+                live.past,
+                live.resumed,
+                partial(self._leave, live),
+            )
             if live.past is not None:
                 await live.tree.go_on(live.past)
-            return await Node(live.tree, Task(row.id, "", 0, question, node_context, row.model)).run()
+            return await Root(live.tree, Task(row.id, "", 0, question, node_context, row.model)).run()
 
     async def _leave(self, live: _Live, why: str) -> None:
         """Have all that works for a run stop, whoever calls this included; returns where it cannot go on later."""

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from rlm_server.broker.broker import Broker
+from rlm_server.contexts.context_table import Content
 from rlm_server.ledger import UNITS, Amounts, Ledger
 from rlm_server.repl.call_tally import Failures
 from rlm_server.repl.coverage import Coverage, Looked, SentText
@@ -17,6 +18,7 @@ from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.memo import CachedAnswer, Memo
 from rlm_server.repl.model_calls import seconds_left
 from rlm_server.repl.tracing import Tracer
+from rlm_server.runs.asked import Asked
 from rlm_server.runs.child_context import ChildContexts
 from rlm_server.runs.cuts import CutText
 from rlm_server.runs.event_log import EventLog
@@ -113,6 +115,9 @@ class Tree:
     place: Place
     file: RunFile
     """Where it is written down what happens, so that another process can go on with the run."""
+    asked: Asked = field(default_factory=Asked)
+    content: Content | None = None
+    """Of the run's context."""
     past: RunPast | None = None
     """What a former process, or this one earlier, left of it."""
     resumed: str = ""

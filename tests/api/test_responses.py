@@ -21,7 +21,7 @@ from rlm_server.ledger import UNITS, Amounts, Limit, Usage
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import CallTraced, FinishedCall, Printed
 from rlm_server.runs.cuts import with_texts
-from rlm_server.runs.events import Answer, Body, BudgetWarning, Event, EventOrigin, Guard, written
+from rlm_server.runs.events import Answer, Body, BudgetWarning, Event, EventOrigin, Guard, StrategyChosen, written
 from rlm_server.runs.redaction import Redaction
 from rlm_server.runs.state import RunState
 from sandbox.corpora.corpus import Kind
@@ -116,6 +116,9 @@ def read(kind: Any, written: Any) -> Any:
         return BudgetWarning(unit, written.percent, written.spent, written.limit)
     if kind is Guard:
         return Guard(run_pb2.GuardKind.Name(written.kind).removeprefix("GUARD_KIND_").lower(), written.detail)
+    if kind is StrategyChosen:
+        how: Any = run_pb2.Strategy.Name(written.strategy).removeprefix("STRATEGY_").lower()
+        return StrategyChosen(how, written.reason)
     if get_origin(kind) is Literal:
         ends = {"COMPLETE": "end", "UNSPECIFIED": ""}
         name = run_pb2.ReplyEnd.Name(written).removeprefix("REPLY_END_")

@@ -51,11 +51,41 @@ def test_options_reach_the_server(rlm: Rlm, fake: FakeServer, text: str) -> None
     assert asked.limits.HasField("max_depth")
 
 
+def test_a_schema_is_sent_as_its_file_has_it(rlm: Rlm, fake: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text('{"type": "string", "pattern": "é"}', encoding="utf-8")
+    rlm("run", "--schema", str(tmp_path / "schema.json"), "How many?")
+    (asked,) = fake.asked(run_pb2.CreateRunRequest)
+    assert asked.answer_schema == '{"type": "string", "pattern": "é"}'
+
+
+def test_how_to_answer_and_to_write_reaches_the_server(rlm: Rlm, fake: FakeServer) -> None:
+    options = ["--instructions", "In German.", "--temperature", "0", "--max-tokens", "9", "--stop", "a", "--stop", "b"]
+    options += [
+        "--strategy",
+        "auto",
+        "--max-nodes",
+        "5",
+        "--max-children",
+        "4",
+        "--max-errors",
+        "3",
+        "--max-repeats",
+        "2",
+    ]
+    rlm("run", *options, "How many?")
+    (asked,) = fake.asked(run_pb2.CreateRunRequest)
+    assert (asked.instructions, asked.strategy) == ("In German.", run_pb2.STRATEGY_AUTO)
+    assert asked.sampling == run_pb2.Sampling(temperature=0, max_token_count=9, stop_sequences=["a", "b"])
+    guards = {"repeat_count": 2, "errors_in_a_row_count": 3, "node_count": 5, "children_count": 4}
+    assert asked.limits == run_pb2.RunLimits(**guards)
+
+
 def test_what_is_not_asked_for_is_left_to_the_server(rlm: Rlm, fake: FakeServer, text: str) -> None:
     rlm("run", "--context", text, "How many?")
     (asked,) = fake.asked(run_pb2.CreateRunRequest)
     assert not asked.HasField("budget")
     assert asked.limits == run_pb2.RunLimits()
+    assert asked.sampling == run_pb2.Sampling()
 
 
 def test_a_context_can_come_from_stdin(rlm: Rlm, fake: FakeServer) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import grpc
 import pytest
 from rlm.v1 import run_pb2, session_pb2
-from rlm_client import Answer, Budget, Client, NotFound, RunFailed, Unavailable
+from rlm_client import Answer, Budget, Client, Guards, NotFound, RunFailed, Sampling, Unavailable
 
 from tests.client.conftest import AT_ONCE
 from tests.client.fake_contexts import refusal
@@ -121,8 +123,33 @@ def test_a_question_over_a_text_is_asked_in_one_call(client: Client, fake: FakeS
     (asked,) = fake.asked(run_pb2.CompleteRequest)
     assert (asked.question, asked.text, asked.budget.nano_usd) == ("How many?", "some text", 500_000_000)
     assert asked.limits.HasField("max_depth")
+    assert not asked.HasField("sampling")
     assert (dict(asked.labels), bool(asked.request_id)) == ({"team": "red"}, True)
     assert not fake.asked(run_pb2.CreateRunRequest)
+
+
+def test_the_answer_to_a_schema_is_read_as_data(client: Client, fake: FakeServer) -> None:
+    schema = {"type": "array", "items": {"const": "é"}}
+    fake.run.answer = '["é", 2]'
+    assert client.ask("Which?", "some text", answer_schema=schema, answer_attempts=2).value == ["é", 2]
+    assert client.complete("Which?", "some text", answer_schema=True).value == ["é", 2]
+    (created,), (completed,) = fake.asked(run_pb2.CreateRunRequest), fake.asked(run_pb2.CompleteRequest)
+    assert (json.loads(created.answer_schema), created.limits.answer_attempt_count) == (schema, 2)
+    assert (completed.answer_schema, completed.limits.HasField("answer_attempt_count")) == ("true", False)
+    assert Answer("", run_pb2.Run()).value is None
+
+
+def test_how_to_answer_and_to_write_is_sent(client: Client, fake: FakeServer) -> None:
+    wanted = Sampling(temperature=0.0, max_tokens=9, stop=["a"])
+    guards = Guards(repeats=2, errors_in_a_row=3, nodes=5, children=4)
+    for ask in (client.ask, client.complete):
+        ask("Which?", "text", instructions="In German.", sampling=wanted, strategy="direct", guards=guards, max_turns=7)
+    for asked in (*fake.asked(run_pb2.CreateRunRequest), *fake.asked(run_pb2.CompleteRequest)):
+        assert (asked.instructions, asked.strategy) == ("In German.", run_pb2.STRATEGY_DIRECT)
+        assert asked.sampling == run_pb2.Sampling(temperature=0, max_token_count=9, stop_sequences=["a"])
+        assert asked.limits == run_pb2.RunLimits(
+            max_turn_count=7, repeat_count=2, errors_in_a_row_count=3, node_count=5, children_count=4
+        )
 
 
 def test_a_completion_that_failed_is_an_error_with_its_run(client: Client, fake: FakeServer) -> None:

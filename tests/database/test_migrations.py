@@ -45,6 +45,7 @@ PINNED = {
     "0013_budgets.sql": "095432ad8d75a3f6299a65d778b6c8d71cd129dc534cc220c9a887f32f8b0a48",
     "0014_contents.sql": "06ff7bbac4f8df4de2d223518d7a99929f8aba2f20fbec697df4a67fa051b387",
     "0015_redaction.sql": "2acc84d07bf184eb97f28bb04f1242c509421cb40d8462a38019f5b777aec6b7",
+    "0016_asked.sql": "02afcbc15fa9a0948aa4bc48b07467772ab888b23c834a426ee1cae4bb94fd7e",
 }
 """The SHA-256 of every script that a database may have seen, in the order in which it saw them."""
 

@@ -14,7 +14,7 @@ from rlm_server.broker.providers.scripted import ScriptedProvider
 from rlm_server.broker.routes import Route
 from rlm_server.broker.worst_case import worst_case
 from rlm_server.ledger import Amounts, Limit
-from rlm_server.repl.call_request import CallForm
+from rlm_server.repl.call_request import PLAIN, CallForm
 from rlm_server.repl.events import CallStarted
 from sandbox.door import DoorRefusal, HostCall
 from tests.broker.books import PAYER, Books
@@ -216,7 +216,7 @@ async def test_a_call_that_is_given_up_leaves_another_the_turn_to_ask(books: Boo
 
 
 def form(**said: Any) -> CallForm:
-    return CallForm.of(HostCall("llm_query", said))
+    return PLAIN.said_in(HostCall("llm_query", said))
 
 
 async def test_a_call_is_asked_with_what_the_code_says_and_held_at_its_own_max_tokens(books: Books) -> None:

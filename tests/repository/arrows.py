@@ -84,6 +84,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.cancellation",
         "sandbox.limits",
     ),
+    "rlm_server.schemas": ("rlm_server.contexts", "sandbox.bounded_json"),
     "rlm_server.repl": (
         "rlm_server.shares",
         "rlm_server.broker",
@@ -103,6 +104,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.database",
         "rlm_server.ledger",
         "rlm_server.repl",
+        "rlm_server.schemas",
         "rlm_server.shares",
         *_SANDBOX,
         "sandbox.corpora",
@@ -150,6 +152,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "rlm_server.ledger",
         "rlm_server.repl",
         "rlm_server.runs",
+        "rlm_server.schemas",
         "rlm_server.sessions",
         "rlm_server.shares",
         "rlm_server.tenants",

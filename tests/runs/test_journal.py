@@ -176,6 +176,7 @@ TURN = Turn(Status.ERROR, "out \U0001f600", "err", 7, True, 0.125, 3, ERROR, (Va
 STOPPED = Turn(Status.ROLLED_BACK, "", "", 0, False, 1.5, 0, TurnError(Stop.TURN_TIME, "60 s"))
 BODIES: list[Body] = [
     events.RunStarted("What?", "model", "sub-model", 1 << 40, LIMIT),
+    events.StrategyChosen("direct", "the text has 7 bytes"),
     events.TurnStarted(30),
     events.ModelReplied("model", "```repl\nx\n```", SPENT, "call_1", "length"),
     events.CodeStarted("x = '\x00'", 2),

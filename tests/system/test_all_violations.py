@@ -30,6 +30,7 @@ TIMES = ("google.protobuf.Timestamp", "google.protobuf.Duration")
 
 TEXTS = {"request_id": LONG, "page_token": "nonsense", "model": LONG, "sub_model": LONG, "image": LONG, "name": LONG,
          "label": LONG, "url": "nowhere", "question": "", "pattern": "", "code": "", "sha256": "",
+         "answer_schema": "{", "instructions": "x" * 20_001,
          "text": "x" * 1_000_001}  # fmt: skip
 """Texts that are wrong, by the names of their fields."""
 IDS = {

@@ -1,7 +1,8 @@
 """The Python client of rlm-server.
 
 Events, runs, contexts and sessions are the protocol's own messages, re-exported here: a wrapper would add nothing to
-them. What is ours is small: `Client`, `Budget`, `Entries`, `Answer`, `Retry`, `ArchiveLimits` and the errors.
+them. What is ours is small: `Client`, `Budget`, `Sampling`, `Guards`, `Entries`, `Answer`, `Retry`, `ArchiveLimits` and
+the errors.
 
     with Client() as client:
         print(client.ask("How many users are named?", Path("log.txt"), budget=Budget(usd="0.50")).text)
@@ -15,6 +16,7 @@ from rlm.v1.session_pb2 import ExecuteOnceResponse, ExecuteResponse, Session, Se
 from rlm.v1.types_pb2 import Amounts
 
 from rlm_client.archive import ArchiveLimits
+from rlm_client.asked import Guards, Sampling
 from rlm_client.client import Answer, Client
 from rlm_client.documents import SourceChanged, SourceRefused
 from rlm_client.errors import (
@@ -65,6 +67,7 @@ __all__ = [
     "ExecuteResponse",
     "FailedPrecondition",
     "GetBudgetResponse",
+    "Guards",
     "InvalidArgument",
     "Match",
     "NoKey",
@@ -80,6 +83,7 @@ __all__ = [
     "RunEvent",
     "RunFailed",
     "RunState",
+    "Sampling",
     "SearchContextResponse",
     "ServerFault",
     "Session",

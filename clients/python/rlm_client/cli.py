@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import click
 from rich.console import Console
@@ -13,6 +13,7 @@ from rlm.v1 import run_pb2, session_pb2
 
 from rlm_client.access import Access
 from rlm_client.account_command import account, labels_option
+from rlm_client.asked import Guards, Sampling, Strategy
 from rlm_client.cli_errors import FAILED, INTERRUPTED, ExplainingGroup
 from rlm_client.client import Client
 from rlm_client.context_command import context
@@ -95,6 +96,21 @@ def _budget_option(command: Command) -> Command:
 @click.option("--max-depth", type=click.IntRange(min=0), help="Levels of child RLMs; 0 for none.")
 @click.option("--max-turns", type=click.IntRange(min=1), default=None, help="Turns of each RLM of the tree.")
 @click.option("--wall-seconds", type=click.IntRange(min=1), default=None, help="Seconds the whole run may take.")
+@click.option("--max-nodes", type=click.IntRange(min=1), help="RLMs in all, the root included.")
+@click.option("--max-children", type=click.IntRange(min=1), help="Child RLMs at work at once, at each depth.")
+@click.option("--max-errors", type=click.IntRange(min=1), help="Turns that fail one after another, which end an RLM.")
+@click.option("--max-repeats", type=click.IntRange(min=2), help="Turns that do the same again, which end an RLM.")
+@click.option("--schema", type=click.File(encoding="utf-8"), help="A JSON Schema: the answer is JSON that it takes.")
+@click.option("--instructions", default="", metavar="TEXT", help="How to answer, in your own words.")
+@click.option("--temperature", type=float, help="Of every model call, for models that take one.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Tokens of output of each model call.")
+@click.option(
+    "--strategy",
+    type=click.Choice(["auto", "rlm", "direct"]),
+    default="rlm",
+    help="direct: one call with the whole text; auto: that where the text is short.",
+)
+@click.option("--stop", multiple=True, metavar="TEXT", help="Models stop before this; may be repeated.")
 @_image
 @_payer_options
 @json_option
@@ -109,6 +125,16 @@ def run(
     max_depth: int | None,
     max_turns: int | None,
     wall_seconds: int | None,
+    max_nodes: int | None,
+    max_children: int | None,
+    max_errors: int | None,
+    max_repeats: int | None,
+    schema: TextIO | None,
+    instructions: str,
+    temperature: float | None,
+    max_tokens: int | None,
+    stop: tuple[str, ...],
+    strategy: Strategy,
     image: str,
     account_id: str,
     labels: dict[str, str] | None,
@@ -129,6 +155,11 @@ def run(
             max_turns=max_turns,
             max_depth=max_depth,
             wall_seconds=wall_seconds,
+            answer_schema=schema.read() if schema is not None else None,
+            instructions=instructions,
+            sampling=Sampling(temperature, max_tokens, stop),
+            strategy=strategy,
+            guards=Guards(max_repeats, max_errors, max_nodes, max_children),
             image=image,
             account_id=account_id,
             labels=labels,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Any
 
 from google.protobuf.field_mask_pb2 import FieldMask
 from rlm.v1 import (
@@ -21,6 +23,7 @@ from rlm.v1 import (
 
 from rlm_client import errors
 from rlm_client.archive import ArchiveLimits
+from rlm_client.asked import STRATEGIES, AnswerSchema, Guards, Sampling, Strategy, sampling_message, written
 from rlm_client.caller import UNARY_SECONDS
 from rlm_client.connection import connect, find_key, find_target
 from rlm_client.durations import seconds, stamp
@@ -46,6 +49,11 @@ class Answer:
 
     text: str
     run: run_pb2.Run
+
+    @property
+    def value(self) -> Any:
+        """The answer of a run with an `answer_schema`, read as JSON; None where it has none."""
+        return json.loads(self.text) if self.text else None
 
     @property
     def complete(self) -> bool:
@@ -246,6 +254,12 @@ class Client(SessionCalls, Spending):
         max_turns: int | None = None,
         max_depth: int | None = None,
         wall_seconds: float | None = None,
+        answer_schema: AnswerSchema | None = None,
+        answer_attempts: int | None = None,
+        instructions: str = "",
+        sampling: Sampling | None = None,
+        strategy: Strategy = "rlm",
+        guards: Guards | None = None,
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
@@ -254,13 +268,18 @@ class Client(SessionCalls, Spending):
         """Start a run, and return at once; it goes on whether or not anyone watches.
 
         What is left empty or None is the server's default. `max_turns` counts each node's turns, `max_depth` the
-        levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. `account_id` is the
-        customer who pays. `request_id` names this request: the same one again returns the same run. One is made up
-        where none is given.
+        levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. With an
+        `answer_schema` the answer is JSON that it takes; after `answer_attempts` answers that are not, the run ends.
+        `instructions` say how to answer, and `sampling` how models are to write. With the `strategy` "direct" the root
+        model is sent the whole text, which must fit into its window, and with "auto" where that fits comfortably.
+        `guards` end a run sooner that makes no progress.
+        `account_id` is the customer who pays. `request_id` names this request: the same one again returns the same
+        run. One is made up where none is given.
 
         Raises:
             BudgetRefused: the tenant, or its customer, cannot cover the budget.
-            InvalidArgument: a limit is above the server's maximum, or a model or image is unknown.
+            InvalidArgument: a limit is above the server's maximum, a model or image is unknown, the schema is none, a
+                model does not take the sampling, or the text does not fit where it is to be answered directly.
             NotFound: there is no such context or customer.
         """
         request = run_pb2.CreateRunRequest(
@@ -270,11 +289,11 @@ class Client(SessionCalls, Spending):
             model=model,
             sub_model=sub_model,
             budget=_message(budget),
-            limits=run_pb2.RunLimits(
-                max_turn_count=max_turns,
-                max_depth=max_depth,
-                wall_time=None if wall_seconds is None else seconds(wall_seconds),
-            ),
+            limits=_limits(guards, max_turns, max_depth, answer_attempts, wall_seconds),
+            answer_schema=written(answer_schema),
+            instructions=instructions,
+            sampling=sampling_message(sampling),
+            strategy=STRATEGIES[strategy],
             image=image,
             account_id=account_id,
             labels=labels,
@@ -292,6 +311,12 @@ class Client(SessionCalls, Spending):
         budget: Budget | None = None,
         max_turns: int | None = None,
         max_depth: int | None = None,
+        answer_schema: AnswerSchema | None = None,
+        answer_attempts: int | None = None,
+        instructions: str = "",
+        sampling: Sampling | None = None,
+        strategy: Strategy = "rlm",
+        guards: Guards | None = None,
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
@@ -317,7 +342,11 @@ class Client(SessionCalls, Spending):
             model=model,
             sub_model=sub_model,
             budget=_message(budget),
-            limits=run_pb2.RunLimits(max_turn_count=max_turns, max_depth=max_depth),
+            limits=_limits(guards, max_turns, max_depth, answer_attempts),
+            answer_schema=written(answer_schema),
+            instructions=instructions,
+            sampling=sampling_message(sampling),
+            strategy=STRATEGIES[strategy],
             image=image,
             account_id=account_id,
             labels=labels,
@@ -425,6 +454,12 @@ class Client(SessionCalls, Spending):
         max_turns: int | None = None,
         max_depth: int | None = None,
         wall_seconds: float | None = None,
+        answer_schema: AnswerSchema | None = None,
+        answer_attempts: int | None = None,
+        instructions: str = "",
+        sampling: Sampling | None = None,
+        strategy: Strategy = "rlm",
+        guards: Guards | None = None,
         image: str = "",
     ) -> Answer:
         """Upload a text or documents, run a question over them, and wait for the answer.
@@ -445,6 +480,12 @@ class Client(SessionCalls, Spending):
             max_turns=max_turns,
             max_depth=max_depth,
             wall_seconds=wall_seconds,
+            answer_schema=answer_schema,
+            answer_attempts=answer_attempts,
+            instructions=instructions,
+            sampling=sampling,
+            strategy=strategy,
+            guards=guards,
             image=image,
         )
         try:
@@ -464,6 +505,23 @@ class Client(SessionCalls, Spending):
         for _ in self.watch_run(run_id):
             pass
         return self.get_run(run_id)
+
+
+def _limits(
+    guards: Guards | None,
+    max_turns: int | None,
+    max_depth: int | None,
+    answer_attempts: int | None,
+    wall_seconds: float | None = None,
+) -> run_pb2.RunLimits:
+    limits = run_pb2.RunLimits(
+        max_turn_count=max_turns,
+        max_depth=max_depth,
+        wall_time=None if wall_seconds is None else seconds(wall_seconds),
+        answer_attempt_count=answer_attempts,
+    )
+    limits.MergeFrom((guards or Guards()).message())
+    return limits
 
 
 def _message(budget: Budget | None) -> types_pb2.Budget | None:

@@ -119,6 +119,10 @@ class Display:
         match event.WhichOneof("body"):
             case "run_started" if not event.depth:
                 self._run_started(event.run_started, node)
+            case "strategy_chosen":
+                choice = event.strategy_chosen
+                how = "directly" if choice.strategy == run_pb2.STRATEGY_DIRECT else "by an RLM"
+                self._in_node(event, node, _with(f"answered {how}", choice.reason), "dim")
             case "turn_started":
                 limit = event.turn_started.max_turn_count
                 self._header(event.node_id, node, f"turn {event.turn}" + (f" of {limit}" if limit else ""))

@@ -26,6 +26,42 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Strategy:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StrategyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Strategy.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STRATEGY_UNSPECIFIED: _Strategy.ValueType  # 0
+    """By an RLM."""
+    STRATEGY_AUTO: _Strategy.ValueType  # 1
+    """Directly where the text fits comfortably into the root model's window, a quarter of it, and the budget covers the call;
+    else by an RLM. Which, and why, is the event `strategy_chosen`.
+    """
+    STRATEGY_RLM: _Strategy.ValueType  # 2
+    """By an RLM: code looks at the text in a sandbox."""
+    STRATEGY_DIRECT: _Strategy.ValueType  # 3
+    """By the root model, which is sent the whole text: one call, without a sandbox. A text that does not fit into its window
+    is refused.
+    """
+
+class Strategy(_Strategy, metaclass=_StrategyEnumTypeWrapper):
+    """How a question is answered."""
+
+STRATEGY_UNSPECIFIED: Strategy.ValueType  # 0
+"""By an RLM."""
+STRATEGY_AUTO: Strategy.ValueType  # 1
+"""Directly where the text fits comfortably into the root model's window, a quarter of it, and the budget covers the call;
+else by an RLM. Which, and why, is the event `strategy_chosen`.
+"""
+STRATEGY_RLM: Strategy.ValueType  # 2
+"""By an RLM: code looks at the text in a sandbox."""
+STRATEGY_DIRECT: Strategy.ValueType  # 3
+"""By the root model, which is sent the whole text: one call, without a sandbox. A text that does not fit into its window
+is refused.
+"""
+Global___Strategy: _TypeAlias = Strategy  # noqa: Y015
+
 class _RunState:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -100,6 +136,8 @@ class _EndReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EndReason.V
     """The server stopped while it was at work."""
     END_REASON_FAILED: _EndReason.ValueType  # 13
     """Something that it needs was missing or failed: the context, the sandbox, the database. `end_message` says what."""
+    END_REASON_ANSWER_SCHEMA: _EndReason.ValueType  # 14
+    """No answer was what `answer_schema` takes."""
 
 class EndReason(_EndReason, metaclass=_EndReasonEnumTypeWrapper):
     """Why a run, or a node of one, ended without having its answer."""
@@ -132,6 +170,8 @@ END_REASON_SERVER_STOPPED: EndReason.ValueType  # 12
 """The server stopped while it was at work."""
 END_REASON_FAILED: EndReason.ValueType  # 13
 """Something that it needs was missing or failed: the context, the sandbox, the database. `end_message` says what."""
+END_REASON_ANSWER_SCHEMA: EndReason.ValueType  # 14
+"""No answer was what `answer_schema` takes."""
 Global___EndReason: _TypeAlias = EndReason  # noqa: Y015
 
 class _RunEventKind:
@@ -176,6 +216,8 @@ class _RunEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunEvent
     """`call_traced`"""
     RUN_EVENT_KIND_TURN_RESTARTED: _RunEventKind.ValueType  # 17
     """`turn_restarted`"""
+    RUN_EVENT_KIND_STRATEGY_CHOSEN: _RunEventKind.ValueType  # 18
+    """`strategy_chosen`"""
     RUN_EVENT_KIND_NODE_RESUMED: _RunEventKind.ValueType  # 24
     """`node_resumed`"""
 
@@ -218,6 +260,8 @@ RUN_EVENT_KIND_CALL_TRACED: RunEventKind.ValueType  # 16
 """`call_traced`"""
 RUN_EVENT_KIND_TURN_RESTARTED: RunEventKind.ValueType  # 17
 """`turn_restarted`"""
+RUN_EVENT_KIND_STRATEGY_CHOSEN: RunEventKind.ValueType  # 18
+"""`strategy_chosen`"""
 RUN_EVENT_KIND_NODE_RESUMED: RunEventKind.ValueType  # 24
 """`node_resumed`"""
 Global___RunEventKind: _TypeAlias = RunEventKind  # noqa: Y015
@@ -334,6 +378,10 @@ class CreateRunRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_SCHEMA_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
@@ -350,6 +398,17 @@ class CreateRunRequest(_message.Message):
     """The account that pays: a customer's of the tenant; the tenant's own where empty. A customer that is not there yet is
     made, where the tenant has a `default` one. A budget that is not given is no more than the customer has left.
     """
+    answer_schema: _builtins.str
+    """The JSON Schema (2020-12) of the answer, as JSON of at most 65,536 bytes; empty where the answer may be any text. The
+    answer is then JSON that it takes. One that it does not take goes back to the model, `answer_attempt_count` times. A
+    `$ref` stays within the schema, and patterns are RE2's.
+    """
+    instructions: _builtins.str
+    """How to answer, in the caller's own words, at most 20,000 characters. The models of the root and of child RLMs are sent
+    them beside the server's rules, which they do not change.
+    """
+    strategy: Global___Strategy.ValueType
+    """How the question is answered: by an RLM where it is not said."""
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -361,6 +420,10 @@ class CreateRunRequest(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The run's labels: at most 16, keys and values of at most 63 characters. Its usage has them, too."""
+
+    @_builtins.property
+    def sampling(self) -> Global___Sampling:
+        """How the run's models are to write."""
 
     def __init__(
         self,
@@ -375,10 +438,14 @@ class CreateRunRequest(_message.Message):
         image: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
+        answer_schema: _builtins.str = ...,
+        instructions: _builtins.str = ...,
+        sampling: Global___Sampling | None = ...,
+        strategy: Global___Strategy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "instructions", b"instructions", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sampling", b"sampling", "strategy", b"strategy", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -421,6 +488,10 @@ class CompleteRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_SCHEMA_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
@@ -437,6 +508,12 @@ class CompleteRequest(_message.Message):
     """Golden image of the REPL: "core" (default), "data", or another that ListImages tells."""
     account_id: _builtins.str
     """The account that pays: see CreateRunRequest."""
+    answer_schema: _builtins.str
+    """The JSON Schema of the answer: see CreateRunRequest."""
+    instructions: _builtins.str
+    """How to answer: see CreateRunRequest."""
+    strategy: Global___Strategy.ValueType
+    """How the question is answered: see CreateRunRequest."""
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -448,6 +525,10 @@ class CompleteRequest(_message.Message):
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The run's labels: at most 16, keys and values of at most 63 characters. Its usage has them, too."""
+
+    @_builtins.property
+    def sampling(self) -> Global___Sampling:
+        """How the run's models are to write."""
 
     def __init__(
         self,
@@ -463,14 +544,59 @@ class CompleteRequest(_message.Message):
         image: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
+        answer_schema: _builtins.str = ...,
+        instructions: _builtins.str = ...,
+        sampling: Global___Sampling | None = ...,
+        strategy: Global___Strategy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "instructions", b"instructions", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sampling", b"sampling", "strategy", b"strategy", "sub_model", b"sub_model", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CompleteRequest: _TypeAlias = CompleteRequest  # noqa: Y015
+
+@_typing.final
+class Sampling(_message.Message):
+    """How the models of a run are to write: in every call, those of llm_query included, where code does not say otherwise. What
+    the root model or the sub-model does not take is refused. What is not set is left to the model.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPERATURE_FIELD_NUMBER: _builtins.int
+    MAX_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    STOP_SEQUENCES_FIELD_NUMBER: _builtins.int
+    temperature: _builtins.float
+    """From 0 to 2, or what less the models take."""
+    max_token_count: _builtins.int
+    """Tokens of output of one call, from 1; no more than the server's `root_tokens`."""
+    @_builtins.property
+    def stop_sequences(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Texts before which a model stops: at most 4, of at most 100 characters."""
+
+    def __init__(
+        self,
+        *,
+        temperature: _builtins.float | None = ...,
+        max_token_count: _builtins.int | None = ...,
+        stop_sequences: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_token_count", b"_max_token_count", "_temperature", b"_temperature", "max_token_count", b"max_token_count", "temperature", b"temperature"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_token_count", b"_max_token_count", "_temperature", b"_temperature", "max_token_count", b"max_token_count", "stop_sequences", b"stop_sequences", "temperature", b"temperature"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_token_count: _TypeAlias = _typing.Literal["max_token_count"]  # noqa: Y015
+    _WhichOneofArgType__max_token_count: _TypeAlias = _typing.Literal["_max_token_count", b"_max_token_count"]  # noqa: Y015
+    _WhichOneofReturnType__temperature: _TypeAlias = _typing.Literal["temperature"]  # noqa: Y015
+    _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_token_count) -> _WhichOneofReturnType__max_token_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__temperature) -> _WhichOneofReturnType__temperature | None: ...
+
+Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class CompleteResponse(_message.Message):
@@ -510,10 +636,25 @@ class RunLimits(_message.Message):
     MAX_DEPTH_FIELD_NUMBER: _builtins.int
     WALL_TIME_FIELD_NUMBER: _builtins.int
     SANDBOX_FIELD_NUMBER: _builtins.int
+    ANSWER_ATTEMPT_COUNT_FIELD_NUMBER: _builtins.int
+    REPEAT_COUNT_FIELD_NUMBER: _builtins.int
+    ERRORS_IN_A_ROW_COUNT_FIELD_NUMBER: _builtins.int
+    NODE_COUNT_FIELD_NUMBER: _builtins.int
+    CHILDREN_COUNT_FIELD_NUMBER: _builtins.int
     max_turn_count: _builtins.int
     """Turns of each node's loop, from 1."""
     max_depth: _builtins.int
     """Levels of child RLMs below the root; at the cap rlm_query becomes llm_query. 0 for none."""
+    answer_attempt_count: _builtins.int
+    """Answers that `answer_schema` does not take, which end the run, from 1."""
+    repeat_count: _builtins.int
+    """Turns of a node with the same code and the same result, which end it, from 2."""
+    errors_in_a_row_count: _builtins.int
+    """Turns of a node that fail one after another, which end it, from 1."""
+    node_count: _builtins.int
+    """RLMs of the run in all, the root included, from 1. Code that asks for more gets an exception."""
+    children_count: _builtins.int
+    """Child RLMs of the run at work at once, at each depth, from 1. Others wait."""
     @_builtins.property
     def wall_time(self) -> _duration_pb2.Duration:
         """What the whole run may take; whole milliseconds."""
@@ -529,19 +670,44 @@ class RunLimits(_message.Message):
         max_depth: _builtins.int | None = ...,
         wall_time: _duration_pb2.Duration | None = ...,
         sandbox: _types_pb2.SandboxLimits | None = ...,
+        answer_attempt_count: _builtins.int | None = ...,
+        repeat_count: _builtins.int | None = ...,
+        errors_in_a_row_count: _builtins.int | None = ...,
+        node_count: _builtins.int | None = ...,
+        children_count: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth", "_max_turn_count", b"_max_turn_count", "max_depth", b"max_depth", "max_turn_count", b"max_turn_count", "sandbox", b"sandbox", "wall_time", b"wall_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_answer_attempt_count", b"_answer_attempt_count", "_children_count", b"_children_count", "_errors_in_a_row_count", b"_errors_in_a_row_count", "_max_depth", b"_max_depth", "_max_turn_count", b"_max_turn_count", "_node_count", b"_node_count", "_repeat_count", b"_repeat_count", "answer_attempt_count", b"answer_attempt_count", "children_count", b"children_count", "errors_in_a_row_count", b"errors_in_a_row_count", "max_depth", b"max_depth", "max_turn_count", b"max_turn_count", "node_count", b"node_count", "repeat_count", b"repeat_count", "sandbox", b"sandbox", "wall_time", b"wall_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth", "_max_turn_count", b"_max_turn_count", "max_depth", b"max_depth", "max_turn_count", b"max_turn_count", "sandbox", b"sandbox", "wall_time", b"wall_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_answer_attempt_count", b"_answer_attempt_count", "_children_count", b"_children_count", "_errors_in_a_row_count", b"_errors_in_a_row_count", "_max_depth", b"_max_depth", "_max_turn_count", b"_max_turn_count", "_node_count", b"_node_count", "_repeat_count", b"_repeat_count", "answer_attempt_count", b"answer_attempt_count", "children_count", b"children_count", "errors_in_a_row_count", b"errors_in_a_row_count", "max_depth", b"max_depth", "max_turn_count", b"max_turn_count", "node_count", b"node_count", "repeat_count", b"repeat_count", "sandbox", b"sandbox", "wall_time", b"wall_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__answer_attempt_count: _TypeAlias = _typing.Literal["answer_attempt_count"]  # noqa: Y015
+    _WhichOneofArgType__answer_attempt_count: _TypeAlias = _typing.Literal["_answer_attempt_count", b"_answer_attempt_count"]  # noqa: Y015
+    _WhichOneofReturnType__children_count: _TypeAlias = _typing.Literal["children_count"]  # noqa: Y015
+    _WhichOneofArgType__children_count: _TypeAlias = _typing.Literal["_children_count", b"_children_count"]  # noqa: Y015
+    _WhichOneofReturnType__errors_in_a_row_count: _TypeAlias = _typing.Literal["errors_in_a_row_count"]  # noqa: Y015
+    _WhichOneofArgType__errors_in_a_row_count: _TypeAlias = _typing.Literal["_errors_in_a_row_count", b"_errors_in_a_row_count"]  # noqa: Y015
     _WhichOneofReturnType__max_depth: _TypeAlias = _typing.Literal["max_depth"]  # noqa: Y015
     _WhichOneofArgType__max_depth: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth"]  # noqa: Y015
     _WhichOneofReturnType__max_turn_count: _TypeAlias = _typing.Literal["max_turn_count"]  # noqa: Y015
     _WhichOneofArgType__max_turn_count: _TypeAlias = _typing.Literal["_max_turn_count", b"_max_turn_count"]  # noqa: Y015
+    _WhichOneofReturnType__node_count: _TypeAlias = _typing.Literal["node_count"]  # noqa: Y015
+    _WhichOneofArgType__node_count: _TypeAlias = _typing.Literal["_node_count", b"_node_count"]  # noqa: Y015
+    _WhichOneofReturnType__repeat_count: _TypeAlias = _typing.Literal["repeat_count"]  # noqa: Y015
+    _WhichOneofArgType__repeat_count: _TypeAlias = _typing.Literal["_repeat_count", b"_repeat_count"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__answer_attempt_count) -> _WhichOneofReturnType__answer_attempt_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__children_count) -> _WhichOneofReturnType__children_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__errors_in_a_row_count) -> _WhichOneofReturnType__errors_in_a_row_count | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_depth) -> _WhichOneofReturnType__max_depth | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_turn_count) -> _WhichOneofReturnType__max_turn_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__node_count) -> _WhichOneofReturnType__node_count | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__repeat_count) -> _WhichOneofReturnType__repeat_count | None: ...
 
 Global___RunLimits: _TypeAlias = RunLimits  # noqa: Y015
 
@@ -1115,6 +1281,10 @@ class Run(_message.Message):
     END_REASON_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    ANSWER_SCHEMA_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    SAMPLING_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """Its id, which is also its root's, and its account's."""
     state: Global___RunState.ValueType
@@ -1128,7 +1298,9 @@ class Run(_message.Message):
     sub_model: _builtins.str
     """The model of llm_query and of child RLMs."""
     answer: _builtins.str
-    """The answer; its beginning where `cut` names it, of at most 64 KiB. ReadAnswer reads the whole."""
+    """The answer; its beginning where `cut` names it, of at most 64 KiB. ReadAnswer reads the whole. With an `answer_schema`
+    it is JSON which that takes, or empty.
+    """
     end_message: _builtins.str
     """Why it ended, where it did not succeed, for people."""
     last_sequence: _builtins.int
@@ -1141,6 +1313,12 @@ class Run(_message.Message):
     """Why it ended, where it did not succeed."""
     account_id: _builtins.str
     """The account that pays: a customer's, or the tenant's own."""
+    answer_schema: _builtins.str
+    """The JSON Schema that the answer must be what it takes; empty in a list of runs, and where the answer may be any text."""
+    instructions: _builtins.str
+    """The instructions that it was given; empty in a list of runs."""
+    strategy: Global___Strategy.ValueType
+    """How it was asked to be answered; unspecified in a list of runs."""
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -1173,6 +1351,10 @@ class Run(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Its labels."""
 
+    @_builtins.property
+    def sampling(self) -> Global___Sampling:
+        """How its models are to write; not set in a list of runs."""
+
     def __init__(
         self,
         *,
@@ -1197,10 +1379,14 @@ class Run(_message.Message):
         end_reason: Global___EndReason.ValueType = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
+        answer_schema: _builtins.str = ...,
+        instructions: _builtins.str = ...,
+        sampling: Global___Sampling | None = ...,
+        strategy: Global___Strategy.ValueType = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "pending", b"pending", "spent", b"spent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "coverage", b"coverage", "create_time", b"create_time", "end_time", b"end_time", "pending", b"pending", "sampling", b"sampling", "spent", b"spent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "answer_size_bytes", b"answer_size_bytes", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "cut", b"cut", "end_message", b"end_message", "end_reason", b"end_reason", "end_time", b"end_time", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "node_count", b"node_count", "pending", b"pending", "question", b"question", "run_id", b"run_id", "spent", b"spent", "state", b"state", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer", b"answer", "answer_schema", b"answer_schema", "answer_size_bytes", b"answer_size_bytes", "budget", b"budget", "context_id", b"context_id", "coverage", b"coverage", "create_time", b"create_time", "cut", b"cut", "end_message", b"end_message", "end_reason", b"end_reason", "end_time", b"end_time", "instructions", b"instructions", "labels", b"labels", "last_sequence", b"last_sequence", "model", b"model", "node_count", b"node_count", "pending", b"pending", "question", b"question", "run_id", b"run_id", "sampling", b"sampling", "spent", b"spent", "state", b"state", "strategy", b"strategy", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1310,6 +1496,7 @@ class RunEvent(_message.Message):
     RUN_FINISHED_FIELD_NUMBER: _builtins.int
     CALL_TRACED_FIELD_NUMBER: _builtins.int
     TURN_RESTARTED_FIELD_NUMBER: _builtins.int
+    STRATEGY_CHOSEN_FIELD_NUMBER: _builtins.int
     NODE_RESUMED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, … without gaps within a run."""
@@ -1398,6 +1585,10 @@ class RunEvent(_message.Message):
         """The code begins again."""
 
     @_builtins.property
+    def strategy_chosen(self) -> Global___StrategyChosen:
+        """How the run is answered."""
+
+    @_builtins.property
     def node_resumed(self) -> Global___NodeResumed:
         """The node goes on after its server, or the database, was lost."""
 
@@ -1428,13 +1619,14 @@ class RunEvent(_message.Message):
         run_finished: Global___RunFinished | None = ...,
         call_traced: _session_pb2.ModelCallTraced | None = ...,
         turn_restarted: _session_pb2.TurnRestarted | None = ...,
+        strategy_chosen: Global___StrategyChosen | None = ...,
         node_resumed: Global___NodeResumed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "node_resumed", b"node_resumed", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "node_resumed", b"node_resumed", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "strategy_chosen", b"strategy_chosen", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "node_resumed", b"node_resumed", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "node_resumed", b"node_resumed", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "strategy_chosen", b"strategy_chosen", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted", "node_resumed"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted", "strategy_chosen", "node_resumed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1503,6 +1695,32 @@ class RunStarted(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunStarted: _TypeAlias = RunStarted  # noqa: Y015
+
+@_typing.final
+class StrategyChosen(_message.Message):
+    """How the run is answered was chosen. Told where the strategy is `auto` or `direct`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    strategy: Global___Strategy.ValueType
+    """How: by an RLM, or directly."""
+    reason: _builtins.str
+    """Why, for people."""
+    def __init__(
+        self,
+        *,
+        strategy: Global___Strategy.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "strategy", b"strategy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StrategyChosen: _TypeAlias = StrategyChosen  # noqa: Y015
 
 @_typing.final
 class TurnStarted(_message.Message):

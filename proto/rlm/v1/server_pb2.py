@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13rlm/v1/server.proto\x12\x06rlm.v1\"\x16\n\x14GetServerInfoRequest\"_\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12#\n\x06limits\x18\x03 \x03(\x0b\x32\x13.rlm.v1.ServerLimit\"8\n\x0bServerLimit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x12ListModelsResponse\x12\x1d\n\x06models\x18\x01 \x03(\x0b\x32\r.rlm.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xbc\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12&\n\x0bprice_tiers\x18\x03 \x03(\x0b\x32\x11.rlm.v1.PriceTier\x12\"\n\x1a\x63ontext_window_token_count\x18\x04 \x01(\x03\x12\x15\n\rprice_version\x18\x05 \x01(\t\x12\x15\n\rdefault_model\x18\x06 \x01(\x08\x12\x19\n\x11\x64\x65\x66\x61ult_sub_model\x18\x07 \x01(\x08\"\x98\x01\n\tPriceTier\x12\x1f\n\x17\x61\x62ove_input_token_count\x18\x01 \x01(\x03\x12\x16\n\x0einput_nano_usd\x18\x02 \x01(\x03\x12\x17\n\x0foutput_nano_usd\x18\x03 \x01(\x03\x12\x1b\n\x13\x63\x61\x63he_read_nano_usd\x18\x04 \x01(\x03\x12\x1c\n\x14\x63\x61\x63he_write_nano_usd\x18\x05 \x01(\x03\"\x13\n\x11ListImagesRequest\"3\n\x12ListImagesResponse\x12\x1d\n\x06images\x18\x01 \x03(\x0b\x32\r.rlm.v1.Image\"&\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07modules\x18\x02 \x03(\t\"\x11\n\x0fGetQuotaRequest\"J\n\x10GetQuotaResponse\x12\x1d\n\x06quotas\x18\x01 \x03(\x0b\x32\r.rlm.v1.Quota\x12\x17\n\x0fredact_contents\x18\x02 \x01(\x08\"@\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x0c\n\x04used\x18\x04 \x01(\x03\x32\xa6\x02\n\rServerService\x12L\n\rGetServerInfo\x12\x1c.rlm.v1.GetServerInfoRequest\x1a\x1d.rlm.v1.GetServerInfoResponse\x12\x43\n\nListModels\x12\x19.rlm.v1.ListModelsRequest\x1a\x1a.rlm.v1.ListModelsResponse\x12\x43\n\nListImages\x12\x19.rlm.v1.ListImagesRequest\x1a\x1a.rlm.v1.ListImagesResponse\x12=\n\x08GetQuota\x12\x17.rlm.v1.GetQuotaRequest\x1a\x18.rlm.v1.GetQuotaResponseBM\n\x06rlm.v1P\x01Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\xaa\x02\x06Rlm.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13rlm/v1/server.proto\x12\x06rlm.v1\"\x16\n\x14GetServerInfoRequest\"_\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12#\n\x06limits\x18\x03 \x03(\x0b\x32\x13.rlm.v1.ServerLimit\"8\n\x0bServerLimit\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\x01\":\n\x11ListModelsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x12ListModelsResponse\x12\x1d\n\x06models\x18\x01 \x03(\x0b\x32\r.rlm.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\xf3\x01\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08provider\x18\x02 \x01(\t\x12&\n\x0bprice_tiers\x18\x03 \x03(\x0b\x32\x11.rlm.v1.PriceTier\x12\"\n\x1a\x63ontext_window_token_count\x18\x04 \x01(\x03\x12\x15\n\rprice_version\x18\x05 \x01(\t\x12\x15\n\rdefault_model\x18\x06 \x01(\x08\x12\x19\n\x11\x64\x65\x66\x61ult_sub_model\x18\x07 \x01(\x08\x12\x17\n\x0fmax_temperature\x18\x08 \x01(\x01\x12\x1c\n\x14takes_stop_sequences\x18\t \x01(\x08\"\x98\x01\n\tPriceTier\x12\x1f\n\x17\x61\x62ove_input_token_count\x18\x01 \x01(\x03\x12\x16\n\x0einput_nano_usd\x18\x02 \x01(\x03\x12\x17\n\x0foutput_nano_usd\x18\x03 \x01(\x03\x12\x1b\n\x13\x63\x61\x63he_read_nano_usd\x18\x04 \x01(\x03\x12\x1c\n\x14\x63\x61\x63he_write_nano_usd\x18\x05 \x01(\x03\"\x13\n\x11ListImagesRequest\"3\n\x12ListImagesResponse\x12\x1d\n\x06images\x18\x01 \x03(\x0b\x32\r.rlm.v1.Image\"&\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07modules\x18\x02 \x03(\t\"\x11\n\x0fGetQuotaRequest\"J\n\x10GetQuotaResponse\x12\x1d\n\x06quotas\x18\x01 \x03(\x0b\x32\r.rlm.v1.Quota\x12\x17\n\x0fredact_contents\x18\x02 \x01(\x08\"@\n\x05Quota\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04unit\x18\x02 \x01(\t\x12\r\n\x05limit\x18\x03 \x01(\x03\x12\x0c\n\x04used\x18\x04 \x01(\x03\x32\xa6\x02\n\rServerService\x12L\n\rGetServerInfo\x12\x1c.rlm.v1.GetServerInfoRequest\x1a\x1d.rlm.v1.GetServerInfoResponse\x12\x43\n\nListModels\x12\x19.rlm.v1.ListModelsRequest\x1a\x1a.rlm.v1.ListModelsResponse\x12\x43\n\nListImages\x12\x19.rlm.v1.ListImagesRequest\x1a\x1a.rlm.v1.ListImagesResponse\x12=\n\x08GetQuota\x12\x17.rlm.v1.GetQuotaRequest\x1a\x18.rlm.v1.GetQuotaResponseBM\n\x06rlm.v1P\x01Z8github.com/rlm-server/rlm-server/clients/go/rlm/v1;rlmv1\xaa\x02\x06Rlm.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,21 +43,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTMODELSRESPONSE']._serialized_start=270
   _globals['_LISTMODELSRESPONSE']._serialized_end=346
   _globals['_MODEL']._serialized_start=349
-  _globals['_MODEL']._serialized_end=537
-  _globals['_PRICETIER']._serialized_start=540
-  _globals['_PRICETIER']._serialized_end=692
-  _globals['_LISTIMAGESREQUEST']._serialized_start=694
-  _globals['_LISTIMAGESREQUEST']._serialized_end=713
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=715
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=766
-  _globals['_IMAGE']._serialized_start=768
-  _globals['_IMAGE']._serialized_end=806
-  _globals['_GETQUOTAREQUEST']._serialized_start=808
-  _globals['_GETQUOTAREQUEST']._serialized_end=825
-  _globals['_GETQUOTARESPONSE']._serialized_start=827
-  _globals['_GETQUOTARESPONSE']._serialized_end=901
-  _globals['_QUOTA']._serialized_start=903
-  _globals['_QUOTA']._serialized_end=967
-  _globals['_SERVERSERVICE']._serialized_start=970
-  _globals['_SERVERSERVICE']._serialized_end=1264
+  _globals['_MODEL']._serialized_end=592
+  _globals['_PRICETIER']._serialized_start=595
+  _globals['_PRICETIER']._serialized_end=747
+  _globals['_LISTIMAGESREQUEST']._serialized_start=749
+  _globals['_LISTIMAGESREQUEST']._serialized_end=768
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=770
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=821
+  _globals['_IMAGE']._serialized_start=823
+  _globals['_IMAGE']._serialized_end=861
+  _globals['_GETQUOTAREQUEST']._serialized_start=863
+  _globals['_GETQUOTAREQUEST']._serialized_end=880
+  _globals['_GETQUOTARESPONSE']._serialized_start=882
+  _globals['_GETQUOTARESPONSE']._serialized_end=956
+  _globals['_QUOTA']._serialized_start=958
+  _globals['_QUOTA']._serialized_end=1022
+  _globals['_SERVERSERVICE']._serialized_start=1025
+  _globals['_SERVERSERVICE']._serialized_end=1319
 # @@protoc_insertion_point(module_scope)

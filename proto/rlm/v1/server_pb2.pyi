@@ -166,6 +166,8 @@ class Model(_message.Message):
     PRICE_VERSION_FIELD_NUMBER: _builtins.int
     DEFAULT_MODEL_FIELD_NUMBER: _builtins.int
     DEFAULT_SUB_MODEL_FIELD_NUMBER: _builtins.int
+    MAX_TEMPERATURE_FIELD_NUMBER: _builtins.int
+    TAKES_STOP_SEQUENCES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The name to call it by."""
     provider: _builtins.str
@@ -178,6 +180,10 @@ class Model(_message.Message):
     """Whether this is the root model of runs that name none."""
     default_sub_model: _builtins.bool
     """Whether this is the sub-model of sessions, and of runs that name no model."""
+    max_temperature: _builtins.float
+    """The highest temperature that a call may have; 0 for a model that takes none."""
+    takes_stop_sequences: _builtins.bool
+    """Whether a call may have stop sequences."""
     @_builtins.property
     def price_tiers(self) -> _containers.RepeatedCompositeFieldContainer[Global___PriceTier]:
         """What its tokens cost: the last tier whose bound a call's input is above holds for all tokens of that call."""
@@ -192,10 +198,12 @@ class Model(_message.Message):
         price_version: _builtins.str = ...,
         default_model: _builtins.bool = ...,
         default_sub_model: _builtins.bool = ...,
+        max_temperature: _builtins.float = ...,
+        takes_stop_sequences: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_window_token_count", b"context_window_token_count", "default_model", b"default_model", "default_sub_model", b"default_sub_model", "name", b"name", "price_tiers", b"price_tiers", "price_version", b"price_version", "provider", b"provider"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_window_token_count", b"context_window_token_count", "default_model", b"default_model", "default_sub_model", b"default_sub_model", "max_temperature", b"max_temperature", "name", b"name", "price_tiers", b"price_tiers", "price_version", b"price_version", "provider", b"provider", "takes_stop_sequences", b"takes_stop_sequences"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -102,6 +102,8 @@ def _body(request: ModelRequest) -> Mapping[str, object]:
     # A conversation comes again, with more messages. A prompt used once is not cached: writing costs a quarter more.
     if len(messages) > 1:
         body["cache_control"] = CACHE
+    if request.stop:
+        body["stop_sequences"] = list(request.stop)
     temperature = taken(NAME, request.model, request.temperature)
     # The SDK's type has no temperature any more, because the newest models take none.
     return body if temperature is None else {**body, "temperature": temperature}

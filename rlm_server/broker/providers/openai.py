@@ -11,6 +11,7 @@ from rlm_server.broker.provider import ModelReply, ModelRequest
 from rlm_server.broker.providers.faults import STREAM_ABOVE, cut_off, reply_or_error, unreadable
 from rlm_server.broker.providers.fields import count, field, text
 from rlm_server.broker.providers.http import Client
+from rlm_server.broker.providers.stops import takes_stops
 from rlm_server.broker.providers.temperatures import taken
 from rlm_server.ledger import Usage
 
@@ -90,9 +91,12 @@ class OpenAIProvider:
 
     def _body(self, request: ModelRequest) -> CompletionCreateParamsNonStreaming:
         body: CompletionCreateParamsNonStreaming = {"model": request.model, "messages": _messages(request)}
-        temperature = taken("" if self._compatible else NAME, request.model, request.temperature)
+        name = "" if self._compatible else NAME
+        temperature = taken(name, request.model, request.temperature)
         if temperature is not None:
             body["temperature"] = temperature
+        if request.stop and takes_stops(name, request.model):
+            body["stop"] = list(request.stop)
         if self._compatible:
             body["max_tokens"] = request.max_tokens
         else:

@@ -9,17 +9,19 @@ from pydantic import Field, TypeAdapter
 
 from rlm_server.ledger import Amounts, Limit, Usage
 from rlm_server.repl.limits import RunLimits
+from rlm_server.runs.asked import Asked
 from rlm_server.runs.events import Guard
 from sandbox.turn import Turn, Variable
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class RunAsked:
     """The run as it was asked for, beside what its row has."""
 
     question: str
     limits: RunLimits
     image: str
+    besides: Asked
     kind: Literal["asked"] = "asked"
 
 
@@ -138,8 +140,12 @@ class Standing:
     seconds_left: float
     failures: int
     """Calls of the whole run that have failed."""
+    refused: int = 0
+    """Answers that the run's schema did not take. The root's alone, as is all that follows."""
+    best: str = ""
+    """The last that it took."""
     sent: tuple[tuple[int, int, int], ...] = ()
-    """Of the whole run: parts of its context that stood in prompts, as document, start and end. The root's alone."""
+    """Of the whole run: parts of its context that stood in prompts, as document, start and end."""
     sent_more: bool = False
 
 
@@ -180,7 +186,7 @@ class NodeOver:
 
 
 Entry = (
-    Asked | Began | Replied | Decided | BlockBegan | Heard | Answered | Told | ChildMade | TurnEnded | Happened
+    RunAsked | Began | Replied | Decided | BlockBegan | Heard | Answered | Told | ChildMade | TurnEnded | Happened
     | NodeOver
 )  # fmt: skip
 

@@ -11,7 +11,6 @@ from typing import TypeVar
 from rlm_server.broker.provider import Message
 from rlm_server.runs.past.entries import (
     Answered,
-    Asked,
     Began,
     BlockBegan,
     ChildMade,
@@ -22,13 +21,15 @@ from rlm_server.runs.past.entries import (
     NodeOver,
     Replied,
     Reply,
+    RunAsked,
     Standing,
     Told,
     TurnEnded,
 )
 from sandbox.inputs import Inputs
 
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 def next_of(lines: Mapping[K, deque[V]], key: K) -> V | None:
@@ -81,7 +82,7 @@ class NodePast:
 class RunPast:
     """A run as its file tells it. `answers` are those that identical calls may have."""
 
-    asked: Asked
+    asked: RunAsked
     nodes: dict[str, NodePast] = field(default_factory=dict)
     answers: dict[str, Reply] = field(default_factory=dict)
     replies: list[tuple[str, Reply]] = field(default_factory=list)
@@ -94,7 +95,7 @@ class RunPast:
         """Read entries, the first of which says what was asked; None where it does not."""
         past: RunPast | None = None
         for entry in entries:
-            if isinstance(entry, Asked):
+            if isinstance(entry, RunAsked):
                 past = cls(entry)
             elif past is None:
                 return None
@@ -104,7 +105,7 @@ class RunPast:
 
     def take(self, entry: Entry) -> None:
         """Take the next entry."""
-        if isinstance(entry, Asked):
+        if isinstance(entry, RunAsked):
             return
         if isinstance(entry, Happened):
             self.events.append(entry)

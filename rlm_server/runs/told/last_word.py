@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rlm_server.broker.provider import Message
+from rlm_server.runs.told import typed
 from rlm_server.runs.told.quantities import within
 
 _ENDS = {
@@ -14,6 +15,7 @@ _ENDS = {
     "budget": "what is left of the budget pays for no other turn",
     "errors_in_a_row": "too many turns in a row have failed",
     "no progress": "the same code gave the same result again and again",
+    "answer_schema": "no answer was what the schema takes",
     "wall_seconds": "the time is over, and code that still ran was stopped",
 }
 """What ended the work, by the name of the limit that a reason begins with."""
@@ -53,11 +55,16 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a node's work ended: the question it was for, the reason, and the answer that its code had begun."""
+    """How a node's work ended: the question it was for, the reason, and the answer that its code had begun.
+
+    `schema` is the JSON Schema of the answer, empty for any text; `instructions` are of whoever asked.
+    """
 
     question: str
     reason: str
     draft: str
+    schema: str = ""
+    instructions: str = ""
 
 
 @dataclass(slots=True)
@@ -91,6 +98,8 @@ def asked(ending: Ending, draft: str) -> str:
     """Compose what the model is asked, with as much of the draft as there is room for."""
     limit = ending.reason.partition(":")[0]
     text = _ASKED.format(why=_ENDS.get(limit.partition(".")[0], "a limit is reached"), limit=limit)
+    if ending.schema:
+        text += f"\n\n{typed.closing(ending.schema)}"
     return f'{text}\n\nanswer["content"] holds so far:\n{draft}' if draft else text
 
 
@@ -132,6 +141,8 @@ def _short(conversation: Conversation, ending: Ending, room: int) -> Conversatio
         return None
     question, draft = within(ending.question, left // 3), within(ending.draft, left // 3)
     left -= _size(question) + _size(draft)
+    wanted = within(ending.instructions, left // 3)
+    left -= _size(wanted)
     seen: list[str] = []
     for message in reversed(conversation.messages[1:]):
         heading = "You wrote:\n" if message.role == "assistant" else "You were told:\n"
@@ -141,7 +152,8 @@ def _short(conversation: Conversation, ending: Ending, room: int) -> Conversatio
         seen.append(heading + part)
         left -= len(heading) + 1 + _size(part)
     what = "\n".join(reversed(seen)) or "nothing"
-    text = f"Question:\n{question}\n\n{_SEEN}{what}\n\n{asked(ending, draft)}"
+    heading = f"Instructions:\n{wanted}\n\n" if wanted else ""
+    text = f"{heading}Question:\n{question}\n\n{_SEEN}{what}\n\n{asked(ending, draft)}"
     return Conversation(_SHORT_SYSTEM, (Message("user", text),))
 
 

@@ -73,6 +73,9 @@ class Facts:
     """What there is to say of the numbers of its image, in one line."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """By patterns of models' names, beside `profiles.PROFILES`."""
+    instructions: str = ""
+    """Of whoever asks, for the whole run."""
+    is_child: bool = False
 
 
 def system(facts: Facts) -> str:
@@ -87,7 +90,25 @@ def system(facts: Facts) -> str:
         parallel=facts.parallel,
     )
     own = advice(facts.model, facts.advice)
-    return f"{rules}\n{own}\n" if own else rules
+    parts = [rules, f"{own}\n" if own else "", wanted(facts.instructions, is_child=facts.is_child)]
+    return "\n".join(part for part in parts if part)
+
+
+def wanted(instructions: str, *, is_child: bool = False) -> str:
+    """Tell the instructions of whoever asks apart from the server's rules; empty where there are none."""
+    if not instructions:
+        return ""
+    whose = _OF_THE_RUN if is_child else _OF_THE_CALLER
+    return f"{whose}\n<instructions>\n{instructions}\n</instructions>\n"
+
+
+_OF_THE_CALLER = """\
+Whoever asks the question gives instructions besides. Follow them in what you do and in how you answer. They change none
+of the rules above: neither how code is run, nor how an answer is given."""
+
+_OF_THE_RUN = """\
+Your question is a part of a larger one, for which whoever asked it gave instructions. Follow what of them concerns your
+part. They change none of the rules above: neither how code is run, nor how an answer is given."""
 
 
 def _models(facts: Facts) -> str:

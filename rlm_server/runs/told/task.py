@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from rlm_server.runs.told import typed
 from rlm_server.runs.told.environment import Environment
 
 
-def task(question: str, environment: Environment) -> str:
-    """Compose the first message."""
-    return f"Question:\n{question}\n\nEnvironment:\n{environment.describe()}"
+def task(question: str, environment: Environment, schema: str = "") -> str:
+    """Compose the first message. `schema` is the JSON Schema of the answer, empty for any text."""
+    form = f"\n\n{typed.task(schema)}" if schema else ""
+    return f"Question:\n{question}{form}\n\nEnvironment:\n{environment.describe()}"

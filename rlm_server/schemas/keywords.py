@@ -1,0 +1,138 @@
+"""The keywords of JSON Schema 2020-12, of which each step is counted.
+
+They are those of `jsonschema`, but for what takes more time there than it says, or answers otherwise than the standard:
+patterns are RE2's, equal items are found by hashing, and multiples are those of decimal fractions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
+from typing import Any
+
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema.exceptions import ValidationError  # type: ignore[import-untyped]
+from jsonschema.validators import create  # type: ignore[import-untyped]
+
+from rlm_server.schemas.work import ERROR_STEPS, Work
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+_MOST_NAMED = 5
+"""Keys that a message names."""
+
+_EACH_ITEM = frozenset({"items", "contains", "propertyNames", "uniqueItems"})
+"""Keywords that go over all items of a value, or all keys."""
+_DEEP = frozenset({"enum", "const", "dependentRequired"})
+"""Keywords whose own values are gone over wholly."""
+
+Errors = Iterator[ValidationError]
+Keyword = Callable[[Any, Any, Any, Mapping[str, Any]], Errors | None]
+
+
+def validator_class(work: Work) -> Any:
+    """Return a class of validators, as `jsonschema` makes them, all steps of which are counted in `work`."""
+    own = _Own(work)
+    keywords: dict[str, Keyword] = {
+        **Draft202012Validator.VALIDATORS,
+        "pattern": own.pattern,
+        "patternProperties": own.pattern_properties,
+        "additionalProperties": own.additional_properties,
+        "items": _items,
+        "uniqueItems": own.unique_items,
+        "multipleOf": _multiple_of,
+    }
+    steps = {name: _counted(name, keyword, work) for name, keyword in keywords.items()}
+    return create({"$id": DIALECT}, steps, type_checker=Draft202012Validator.TYPE_CHECKER)
+
+
+def _counted(name: str, keyword: Keyword, work: Work) -> Keyword:
+    """Return a keyword whose steps are counted before they are taken."""
+    each, deep = name in _EACH_ITEM, name in _DEEP
+
+    def check(validator: Any, value: Any, instance: Any, schema: Mapping[str, Any]) -> Errors:
+        steps = work.weight(value) if deep else len(value) if isinstance(value, list) else 0
+        work.spend(1 + steps + (len(instance) if each and isinstance(instance, list | dict) else 0))
+        for error in keyword(validator, value, instance, schema) or ():
+            work.spend(ERROR_STEPS)
+            yield error
+
+    return check
+
+
+class _Own:
+    """Keywords that are not those of `jsonschema`."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+
+    def pattern(self, validator: Any, pattern: str, instance: Any, schema: Mapping[str, Any]) -> Errors:  # noqa: ARG002
+        if isinstance(instance, str) and not self._work.matches(pattern, instance):
+            yield ValidationError(f"{instance!r} does not match {pattern!r}")
+
+    def pattern_properties(
+        self,
+        validator: Any,
+        patterns: Mapping[str, Any],
+        instance: Any,
+        schema: Mapping[str, Any],  # noqa: ARG002
+    ) -> Errors:
+        if not isinstance(instance, dict):
+            return
+        for pattern, subschema in patterns.items():
+            for key, value in instance.items():
+                if self._work.matches(pattern, key):
+                    yield from validator.descend(value, subschema, path=key, schema_path=pattern)
+
+    def additional_properties(self, validator: Any, subschema: Any, instance: Any, schema: Mapping[str, Any]) -> Errors:
+        if not isinstance(instance, dict):
+            return
+        named, patterns = schema.get("properties", {}), list(schema.get("patternProperties", {}))
+        self._work.spend(len(instance))
+        extra = [
+            key for key in instance if key not in named and not any(self._work.matches(one, key) for one in patterns)
+        ]
+        if subschema is False and extra:
+            shown = ", ".join(repr(key[:60]) for key in extra[:_MOST_NAMED])
+            more = f" and {len(extra) - _MOST_NAMED} more" if len(extra) > _MOST_NAMED else ""
+            yield ValidationError(f"it may have no key {shown}{more}")
+        elif subschema is not False:
+            for key in extra:
+                yield from validator.descend(instance[key], subschema, path=key)
+
+    def unique_items(self, validator: Any, wanted: bool, instance: Any, schema: Mapping[str, Any]) -> Errors:  # noqa: ARG002
+        if not wanted or not isinstance(instance, list):
+            return
+        seen: dict[Any, int] = {}
+        for place, item in enumerate(instance):
+            before = seen.setdefault(self._identity(item), place)
+            if before != place:
+                yield ValidationError(f"items {before} and {place} are equal")
+                return
+
+    def _identity(self, value: Any) -> Any:
+        """Return what is equal for equal values of JSON alone: 1 is 1.0, and true is neither."""
+        self._work.spend(1)
+        if isinstance(value, dict):
+            return frozenset((key, self._identity(one)) for key, one in value.items())
+        if isinstance(value, list):
+            return tuple(map(self._identity, value))
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        # In words, whose hashes nobody can foresee: those of numbers can be made all the same.
+        return type(value), value if isinstance(value, str) else repr(value)
+
+
+def _items(validator: Any, subschema: Any, instance: Any, schema: Mapping[str, Any]) -> Errors:
+    most = len(schema.get("prefixItems", ()))
+    if subschema is not False:
+        yield from Draft202012Validator.VALIDATORS["items"](validator, subschema, instance, schema)
+    elif isinstance(instance, list) and len(instance) > most:
+        yield ValidationError(f"it may have {most} items, not {len(instance)}")
+
+
+def _multiple_of(validator: Any, unit: float, instance: Any, schema: Mapping[str, Any]) -> Errors:  # noqa: ARG001
+    if isinstance(instance, bool) or not isinstance(instance, int | float):
+        return
+    if Fraction(repr(instance)) % Fraction(repr(unit)):
+        yield ValidationError(f"{instance!r} is not a multiple of {unit!r}")
