@@ -7,7 +7,7 @@ from rlm_server.repl.coverage import Looked
 from rlm_server.runs import direct
 from rlm_server.runs.asked import Strategy
 from rlm_server.runs.cuts import beginning_of
-from rlm_server.runs.events import TurnCheckpointed
+from rlm_server.runs.events import StrategyChosen, TurnCheckpointed
 from rlm_server.runs.node import Node
 from rlm_server.runs.state import NodeEnded, RunState
 from rlm_server.runs.told.direct import prompt
@@ -31,7 +31,7 @@ class Root(Node):
         self.emit(chosen)
         return await (self._answered_directly() if chosen.strategy == "direct" else super()._work())
 
-    async def _chosen(self) -> direct.StrategyChosen:
+    async def _chosen(self) -> StrategyChosen:
         tree, asked, model = self.tree, self.tree.asked, self.task.model
         route = tree.services.broker.routes.route(model)
         reading = direct.Reading.of(tree.content, self.task.question, asked)
