@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from sandbox.bounded_json import Decoder
@@ -47,8 +48,7 @@ class _Object(dict[str, Any]):
 def _object(pairs: list[tuple[str, Any]]) -> _Object:
     made = _Object(pairs)
     if len(made) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
         raise ValueError(f"an object has the key {_Text(twice)!r} twice")
     return made
 
@@ -70,8 +70,8 @@ def read(text: str, *, most_levels: int, most_values: int) -> Json:
         raise NotJson(f"it is nested deeper than {most_levels} levels") from None
     except ValueError as error:
         raise NotJson(f"it is not JSON: {error}") from None
-    count = _Count(most_values)
-    return count.shown(value, most_levels)
+    shown: Json = _Count(most_values).shown(value, most_levels)
+    return shown
 
 
 class _Count:

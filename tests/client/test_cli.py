@@ -76,8 +76,7 @@ def test_how_to_answer_and_to_write_reaches_the_server(rlm: Rlm, fake: FakeServe
     (asked,) = fake.asked(run_pb2.CreateRunRequest)
     assert (asked.instructions, asked.strategy) == ("In German.", run_pb2.STRATEGY_AUTO)
     assert asked.sampling == run_pb2.Sampling(temperature=0, max_token_count=9, stop_sequences=["a", "b"])
-    guards = {"repeat_count": 2, "errors_in_a_row_count": 3, "node_count": 5, "children_count": 4}
-    assert asked.limits == run_pb2.RunLimits(**guards)
+    assert asked.limits == run_pb2.RunLimits(repeat_count=2, errors_in_a_row_count=3, node_count=5, children_count=4)
 
 
 def test_what_is_not_asked_for_is_left_to_the_server(rlm: Rlm, fake: FakeServer, text: str) -> None:

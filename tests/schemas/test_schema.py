@@ -145,7 +145,7 @@ def test_all_that_may_not_stand_in_a_schema_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nul", "[1,]", "{'a': 1}", "NaN", "-Infinity", "1e999", '{"a":1,"a":2}', "[[[[1]]]]"]
+    "text", ["", "nul", "[1,]", "{'a': 1}", "NaN", "-Infinity", "1e999", '{"a":1,"b":2,"a":1}', "[[[[1]]]]"]
 )
 def test_what_is_not_json_as_it_is_read_here_says_so(text: str) -> None:
     with pytest.raises(NotJson):

@@ -101,8 +101,7 @@ async def test_a_model_whose_window_is_not_known_is_never_sent_a_whole_text(
 
 async def test_where_nothing_is_said_an_rlm_answers(server: Served) -> None:
     async with server(Play(RUNS)) as served:
-        for asked in ({}, {"strategy": RLM}):
-            ended = await ask(served, **asked)
+        for ended in (await ask(served), await ask(served, strategy=RLM)):
             assert (ended.run.answer, ended.run.strategy, ended.bodies("strategy_chosen")) == ("by code", RLM, [])
 
 

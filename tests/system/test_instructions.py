@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -131,6 +132,26 @@ async def test_what_a_model_does_not_take_is_refused_by_its_name(
         listed = await stub.ListModels(server_pb2.ListModelsRequest(page_size=1_000), metadata=served.caller.metadata)
     taken = {one.name: (one.max_temperature, one.takes_stop_sequences) for one in listed.models}
     assert (taken[reasons], taken[older], taken["play"]) == ((0, False), (1, True), (2, True))
+
+
+async def test_a_run_that_waited_in_line_has_all_that_it_was_asked_for(server: Served) -> None:
+    going_on = asyncio.Event()
+
+    async def sub(prompt: str) -> str:
+        await going_on.wait()
+        return "ok"
+
+    play = Play(code("llm_query('wait', fresh=True)", "FINAL('7')"), sub=sub)
+    async with server(play, runs=1) as served:
+        first = await served.caller.create()
+        await served.caller.until(first.run_id, "call_started")
+        second = await served.caller.create(instructions=WANTED, sampling=SAMPLING, answer_schema='{"type": "integer"}')
+        assert second.state == run_pb2.RUN_STATE_PENDING
+        going_on.set()
+        ended = await served.caller.ended(second.run_id)
+    assert (ended.run.state, ended.run.answer) == (run_pb2.RUN_STATE_SUCCEEDED, "7")
+    roots = [one for one in play.asked if one.system]
+    assert [(WANTED in one.system, one.temperature) for one in roots] == [(False, None), (True, 0.25)]
 
 
 async def test_instructions_and_schemas_are_not_kept_where_contents_are_redacted(server: Served) -> None:
