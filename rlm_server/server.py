@@ -84,6 +84,7 @@ from rlm_server.tenants.removal import Removal
 from rlm_server.tenants.tenants import Tenants, TenantUnknown
 from rlm_server.tenants.terms import Terms
 from rlm_server.tenants.watch import Watch
+from rlm_server.tools.waiting import WaitingCalls
 from rlm_server.webhooks.deliveries import Deliveries
 from rlm_server.webhooks.hosts import Hosts
 from rlm_server.webhooks.webhooks import Webhooks
@@ -225,8 +226,9 @@ async def serving(
         pool.prepare()
         shares.host_times.under_way.append(lambda: _charge_sessions(pool, shares.host_times))
         services = Services(
-            broker, accounts, pool, journal, functions, shares, redaction, settings.model_advice, {DATA: NUMPY_DIFFERS}
-        )
+            broker, accounts, pool, journal, functions, shares, redaction, WaitingCalls(shares.held),
+            settings.model_advice, {DATA: NUMPY_DIFFERS},
+        )  # fmt: skip
         try:
             async with (
                 _measured_loop(),
@@ -316,6 +318,7 @@ async def serving(
                         RunList(database),
                         PassingTexts(contexts, uploads, shares),
                         redaction,
+                        shares,
                     ),
                     server,
                 )

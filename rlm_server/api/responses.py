@@ -20,8 +20,11 @@ from rlm_server.ledger import Amounts, Balance, Limit, Usage
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import (
     CallTraced,
+    Ending,
     FinishedCall,
     Printed,
+    ToolCallAnswered,
+    ToolCallRequested,
     TurnRestarted,
     UntoldCalls,
 )
@@ -64,6 +67,7 @@ _END_REASONS = {
     end: run_pb2.EndReason.Value("END_REASON_KEPT_BYTES" if end is EndReason.EVENT_BYTES else f"END_REASON_{end.name}")
     for end in EndReason
 }
+_ENDINGS = {end: run_pb2.ToolCallEnd.Value(f"TOOL_CALL_END_{end.name}") for end in Ending}
 _STATES = {state: run_pb2.RunState.Value(f"RUN_STATE_{state.upper()}") for state in RunState}
 
 
@@ -363,6 +367,18 @@ def _run_finished(body: RunFinished) -> run_pb2.RunFinished:
     )
 
 
+def _tool_call_requested(body: ToolCallRequested) -> run_pb2.ToolCallRequested:
+    return run_pb2.ToolCallRequested(
+        call_id=body.call_id, name=body.name, arguments_json=body.arguments_json, deadline=time(body.deadline)
+    )
+
+
+def _tool_call_answered(body: ToolCallAnswered) -> run_pb2.ToolCallAnswered:
+    return run_pb2.ToolCallAnswered(
+        call_id=body.call_id, end=_ENDINGS[body.end], result_json=body.result_json, error=body.error
+    )
+
+
 _OWN: dict[type, Callable[[Any], Message]] = {
     Printed: output,
     CallTraced: traced_call,
@@ -372,5 +388,7 @@ _OWN: dict[type, Callable[[Any], Message]] = {
     ModelReplied: _model_replied,
     ChildFinished: _child_finished,
     RunFinished: _run_finished,
+    ToolCallRequested: _tool_call_requested,
+    ToolCallAnswered: _tool_call_answered,
 }
 """Bodies whose messages have fields of other names."""

@@ -11,6 +11,7 @@ from typing import Any
 from rlm.v1 import run_pb2, run_pb2_grpc, types_pb2
 
 from rlm_server.api import completion, key_account, requests, responses, work_lists
+from rlm_server.api import tools as tool_requests
 from rlm_server.api.auth import tenant
 from rlm_server.api.completion import PassingTexts
 from rlm_server.api.errors import InvalidField, NotFound, WatcherTooSlow
@@ -31,6 +32,8 @@ from rlm_server.runs.redaction import ContentsRedacted, Redaction
 from rlm_server.runs.run_list import ListedRun, RunFilter, RunList
 from rlm_server.runs.state import RunState
 from rlm_server.runs.supervisor import NewRun, Supervisor
+from rlm_server.shares.shares import Shares
+from rlm_server.tools.waiting import ResultRefused
 from sandbox.cancellation import run_to_completion, until_ended
 
 ANSWER_PIECE = 64 << 10
@@ -56,10 +59,12 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         runs: RunList,
         texts: PassingTexts,
         redaction: Redaction,
+        shares: Shares,
     ) -> None:
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
         self._ledger, self._routes_of, self._defaults = ledger, routes_of, defaults
         self._book, self._runs, self._texts, self._redaction = book, runs, texts, redaction
+        self._shares = shares
 
     async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:
         """Start a run."""
@@ -69,7 +74,10 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             if known is not None:
                 return run_pb2.CreateRunResponse(run=await self._message(known))
             new = self._asked(check, request, repeatable)
-        new = replace(new, context=await requests.context(self._contexts, tenant(), request.context_id))
+            tools = await tool_requests.read(
+                check, request.tools, self._defaults.limits_of(tenant()), tenant(), self._shares
+            )
+        new = replace(new, tools=tools, context=await requests.context(self._contexts, tenant(), request.context_id))
         run = await self._supervisor.create(await self._paid(new, request))
         return run_pb2.CreateRunResponse(run=await self._message(run))
 
@@ -197,7 +205,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
                 # Written and not yielded, because whoever yields cannot tell how long that takes.
                 try:
                     async with asyncio.timeout(TAKEN_SECONDS):
-                        await context.write(_watched(event))
+                        await context.write(_watched(event and self._supervisor.whole(run.id, event)))
                 except TimeoutError:
                     raise WatcherTooSlow(TAKEN_SECONDS, sequence) from None
         return
@@ -216,7 +224,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         last = await self._journal.last_sequence(run.id)
         more = bool(events) and events[-1].sequence < last
         return run_pb2.ListRunEventsResponse(
-            events=[responses.event(event) for event in events if wanted.has(event)],
+            events=[responses.event(self._supervisor.whole(run.id, event)) for event in events if wanted.has(event)],
             next_page_token=responses.page_token(list_name, events[-1].sequence + 1) if more else "",
         )
 
@@ -262,6 +270,19 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             at = end
             if at >= whole or not piece:
                 return
+
+    async def SubmitResult(self, request: run_pb2.SubmitResultRequest, context: Any) -> run_pb2.SubmitResultResponse:
+        """Answer a call that a run waits for."""
+        with FieldChecks() as check:
+            asked = self._redaction.of_request(check(requests.repeatable, tenant(), request))
+            submitted = check(tool_requests.submitted, request)
+        if not await self._journal.was_asked(asked):
+            run = await self._row(request.run_id)
+            try:
+                await self._supervisor.submit(run.id, request.call_id, submitted, asked)
+            except ResultRefused as error:
+                raise InvalidField(error.field, str(error)) from None
+        return run_pb2.SubmitResultResponse()
 
     async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:
         """Stop a run."""

@@ -94,7 +94,8 @@ class Node:
         self._system = system(
             Facts(
                 tree.services.functions, broker.routes_of(tree.run.tenant), task.model, tree.run.sub_model,
-                broker.run_calls, tree.services.numbers.get(tree.image, ""), tree.services.advice,
+                broker.run_calls, tree.services.numbers.get(tree.image, ""), tree.tools.prompt,
+                tree.services.advice,
             )
         )  # fmt: skip
         self._messages: list[Message] = []
@@ -225,11 +226,19 @@ class Node:
             if self.task.node_context is not None:
                 await session.attach("context", self.task.node_context.corpus)
                 await self._look(session)  # of what is empty, everything has been looked at
+            await self._offer_tools(session)
             return await self._converse(session)
         except (MemoryError, WorkerLost, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
             raise NodeEnded(RunState.FAILED, str(error)) from None
         finally:
             await session.close()
+
+    async def _offer_tools(self, session: LiveSession) -> None:
+        if not self.tree.tools.offer:
+            return
+        offered = await self._execute_unseen(session, self.tree.tools.offer)
+        if offered.error is not None:
+            raise NodeEnded(RunState.FAILED, cut(f"the tools cannot be offered: {offered.error.message}", MAX_REASON))
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -366,6 +375,7 @@ class Node:
             self._children.rlm_query,
             self._left,
             self._take_answer,
+            self.tree.tools.turn(self.emit, lambda: seconds_left(self._deadline)).call,
         )
         answer = partial(self._answer_call, repl)
 

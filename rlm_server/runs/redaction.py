@@ -168,6 +168,9 @@ NO_CONTENTS: Mapping[str, Rule] = {
     "FinishedCall.model": _whole,
     "FinishedCall.error": _failure,
     "CallTraced.call_id": _whole,
+    "ToolCallRequested.call_id": _whole,
+    "ToolCallRequested.name": _whole,
+    "ToolCallAnswered.call_id": _whole,
     "TurnError.type": _type,
     "Outcome.reason": own_words,
 }

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -24,6 +24,7 @@ from rlm_server.ledger import UNITS, Balance, BudgetExceeded, Limit, names
 from rlm_server.ledger.customers import Customer
 from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage
+from rlm_server.repl.events import ToolCallRequested
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.runs import closing
@@ -38,7 +39,11 @@ from rlm_server.runs.recovery import recover
 from rlm_server.runs.retention import forget_ended
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Services, Task, Tree, kept_form, kept_outcome
+from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.limits import TenantLimits
+from rlm_server.tools.tool import Tool
+from rlm_server.tools.tool_calls import RunTools
+from rlm_server.tools.waiting import Submitted
 from rlm_server.tracing.spans import span
 from sandbox.cancellation import run_to_completion
 
@@ -87,6 +92,7 @@ class NewRun:
     customer: Customer | None = None
     """Who pays; None for the tenant itself."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    tools: tuple[Tool, ...] = ()
 
     @property
     def payer(self) -> str:
@@ -98,6 +104,7 @@ class NewRun:
 class _Live:
     tenant: str
     event_log: EventLog
+    tools: RunTools
     question_bytes: int = 0
     """Of its question, which is in memory alone while it waits in line."""
     task: asyncio.Task[None] = field(init=False)
@@ -186,7 +193,12 @@ class Supervisor:
         redaction, held = self._services.redaction.of(new.tenant, run_id), self._services.shares.held
         kept, redacted = redaction.text("question", new.question)
         question_bytes = sys.getsizeof(new.question) if redacted else 0
-        held.take(new.tenant, question_bytes, "the question of a run")
+        tools = RunTools(run_id, new.tenant, new.tools, new.limits, self._services.waiting, self._services.shares)
+        try:
+            held.take(new.tenant, question_bytes, "the question of a run")
+        except TooMuchHeld:
+            tools.close()
+            raise
         made = await asyncio.gather(  # in one commit
             journal.create(row, kept, new.request, redacted=redacted, patience=PATIENCE),
             ledger.open_account(
@@ -201,11 +213,12 @@ class Supervisor:
         for failure in made:
             if isinstance(failure, BaseException):
                 held.give_back(new.tenant, question_bytes)
+                tools.close()
                 raise failure
         quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
         self.counters.started += 1
         live = self._live[run_id] = _Live(
-            new.tenant, EventLog(journal, run_id, quota, redaction=redaction), question_bytes
+            new.tenant, EventLog(journal, run_id, quota, redaction=redaction), tools, question_bytes
         )
         # Where its question is in the journal, what waits in line holds no more than it must.
         question = None if self._places.in_line(new.tenant) and not redacted else new.question
@@ -269,7 +282,7 @@ class Supervisor:
             EventOrigin(row.id, "", 0), RunStarted(question, row.model, row.sub_model, characters, row.budget)
         )
         async with Tracer(traced) as tracer:
-            live.tree = Tree(self._services, row, limits, image, deadline, event_log, corpus, tracer, place)
+            live.tree = Tree(self._services, row, limits, image, deadline, event_log, corpus, tracer, place, live.tools)
             return await Node(live.tree, Task(row.id, "", 0, question, node_context, row.model)).run()
 
     async def _finish(self, run_id: str, outcome: Outcome, live: _Live, keeping: asyncio.Task[None]) -> None:
@@ -296,8 +309,28 @@ class Supervisor:
         except Exception:
             log.exception("the end of run %s could not be kept", run_id)
         finally:
+            live.tools.close()
             self._services.shares.held.give_back(live.tenant, live.question_bytes)
             del self._live[run_id]
+
+    async def submit(self, run_id: str, call: str, submitted: Submitted, request: Request | None = None) -> None:
+        """Answer a call that a run waits for; raises as `WaitingCalls.submit` does, and where the call has ended.
+
+        Raises:
+            RequestIdReused: the request answered another call, or otherwise, before.
+        """
+
+        async def keep() -> None:
+            await self._services.journal.note(request, run_id)
+
+        await self._services.waiting.submit(run_id, call, submitted, keep)
+
+    def whole(self, run_id: str, event: Event) -> Event:
+        """Return an event with its contents, though they are redacted, where a client needs them to answer a call."""
+        if not event.cut or not isinstance(event.body, ToolCallRequested):
+            return event
+        body = self._services.waiting.body(run_id, event.body.call_id)
+        return event if body is None else replace(event, body=body, cut=())
 
     async def ended(self, run_id: str) -> None:
         """Wait until a run has ended."""

@@ -29,6 +29,8 @@ from rlm_server.runs.state import RunState
 from rlm_server.shares.host_time import HostTime
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Cancelled, Purpose
+from rlm_server.tools.tool_calls import RunTools
+from rlm_server.tools.waiting import WaitingCalls
 from sandbox.corpora.corpus import Corpus
 from sandbox.door import DoorRefusal
 from sandbox.pool.pool import Pool
@@ -49,6 +51,8 @@ class Services:
     functions: Functions
     shares: Shares
     redaction: Redaction
+    waiting: WaitingCalls
+    """Calls that clients answer."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """What models are told besides, by patterns of their names."""
     numbers: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +104,7 @@ class Tree:
     context: Corpus | None
     tracer: Tracer
     place: Place
+    tools: RunTools
     memo: Memo = field(init=False)
     failures: Failures = field(default_factory=Failures)
     looked: Looked | None = field(init=False)

@@ -36,6 +36,7 @@ class Purpose(StrEnum):
     READING = "reading"
     UPLOADS = "uploads"
     EXPORTS = "exports"
+    TOOLS = "tools"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ SIZES: Mapping[Purpose, PoolSize] = {
     Purpose.READING: PoolSize(4, 2),
     Purpose.UPLOADS: PoolSize(16, 8),
     Purpose.EXPORTS: PoolSize(3, 1),
+    Purpose.TOOLS: PoolSize(3, 1),
 }
 
 

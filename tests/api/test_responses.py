@@ -19,7 +19,7 @@ from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.passages import Passage
 from rlm_server.ledger import UNITS, Amounts, Limit, Usage
 from rlm_server.repl.coverage import Coverage
-from rlm_server.repl.events import CallTraced, FinishedCall, Printed
+from rlm_server.repl.events import CallTraced, Ending, FinishedCall, Printed, ToolCallRequested
 from rlm_server.runs.cuts import with_texts
 from rlm_server.runs.events import Answer, Body, BudgetWarning, Event, EventOrigin, Guard, written
 from rlm_server.runs.redaction import Redaction
@@ -65,6 +65,8 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         return st.builds(Guard, st.sampled_from(kinds), st.text())
     if kind is BudgetWarning:
         return st.builds(BudgetWarning, st.sampled_from(UNITS), *[NUMBERS[int]] * 3)
+    if kind is ToolCallRequested:
+        return st.builds(ToolCallRequested, *[st.text()] * 3, st.integers(0, 253_402_300_799_999))
     origin, inner = get_origin(kind), get_args(kind)
     if kind in NUMBERS:
         return NUMBERS[kind]
@@ -116,6 +118,11 @@ def read(kind: Any, written: Any) -> Any:
         return BudgetWarning(unit, written.percent, written.spent, written.limit)
     if kind is Guard:
         return Guard(run_pb2.GuardKind.Name(written.kind).removeprefix("GUARD_KIND_").lower(), written.detail)
+    if kind is ToolCallRequested:
+        at = written.deadline.ToMilliseconds()
+        return ToolCallRequested(written.call_id, written.name, written.arguments_json, at)
+    if kind is Ending:
+        return Ending(run_pb2.ToolCallEnd.Name(written).removeprefix("TOOL_CALL_END_").lower())
     if get_origin(kind) is Literal:
         ends = {"COMPLETE": "end", "UNSPECIFIED": ""}
         name = run_pb2.ReplyEnd.Name(written).removeprefix("REPLY_END_")

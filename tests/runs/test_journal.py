@@ -16,8 +16,11 @@ from rlm_server.repl.events import (
     CallStarted,
     CallTraced,
     CodeFinished,
+    Ending,
     FinishedCall,
     Printed,
+    ToolCallAnswered,
+    ToolCallRequested,
     TurnRestarted,
 )
 from rlm_server.runs import events
@@ -187,6 +190,9 @@ BODIES: list[Body] = [
     CallFinished(FinishedCall("call_2", "sub-model", Amounts(), memo=True), 20),
     CallFinished(FinishedCall("call_2", "sub-model", SPENT, error="timed out"), 0),
     CallTraced("call_2", (Passage(1, 2, 3, 4), Passage(5, 6, 7, 8)), more=True),
+    ToolCallRequested("tool_1", "weather", '{"city": "Oslo"}', 1 << 41),
+    ToolCallAnswered("tool_1", Ending.RESULT, '"sunny"'),
+    ToolCallAnswered("tool_1", Ending.ERROR, error="no sky"),
     events.ChildStarted("node_1", "Which?", 100, LIMIT),
     events.ChildFinished("node_1", RunState.EXHAUSTED, "max_turns", SPENT),
     CodeFinished(TURN),

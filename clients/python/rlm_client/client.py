@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -249,14 +250,15 @@ class Client(SessionCalls, Spending):
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
+        tools: Iterable[run_pb2.Tool] = (),
         request_id: str | None = None,
     ) -> run_pb2.Run:
         """Start a run, and return at once; it goes on whether or not anyone watches.
 
         What is left empty or None is the server's default. `max_turns` counts each node's turns, `max_depth` the
         levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. `account_id` is the
-        customer who pays. `request_id` names this request: the same one again returns the same run. One is made up
-        where none is given.
+        customer who pays. `tools` are functions that its code may call, and you answer: see `submit_result`.
+        `request_id` names this request: the same one again returns the same run. One is made up where none is given.
 
         Raises:
             BudgetRefused: the tenant, or its customer, cannot cover the budget.
@@ -278,6 +280,7 @@ class Client(SessionCalls, Spending):
             image=image,
             account_id=account_id,
             labels=labels,
+            tools=tools,
         )
         return self._unary(self._runs.CreateRun, request).run
 
@@ -386,6 +389,28 @@ class Client(SessionCalls, Spending):
             return self._runs.WatchRun(request, metadata=self._metadata)
 
         return resumed(open_at, from_sequence, self._watch_retry)
+
+    def submit_result(
+        self, run_id: str, call_id: str, result: object = None, *, error: str = "", request_id: str | None = None
+    ) -> None:
+        """Answer a call of a tool that the run's event `tool_call_requested` told.
+
+        `result` is what the tool returns: JSON, as Python has it. Where the tool failed, `error` says why instead, in
+        at most 2,000 characters.
+
+        Raises:
+            AlreadyExists: the call has another answer already.
+            FailedPrecondition: the call is no longer waited for.
+            InvalidArgument: the result is larger than it may be.
+            NotFound: there is no such run, or it made no such call.
+            TypeError, ValueError: the result is no JSON.
+        """
+        request = run_pb2.SubmitResultRequest(run_id=run_id, call_id=call_id, request_id=named(request_id))
+        if error:
+            request.error = error
+        else:
+            request.result_json = json.dumps(result, ensure_ascii=False, allow_nan=False)
+        self._unary(self._runs.SubmitResult, request)
 
     def cancel_run(self, run_id: str, *, request_id: str | None = None) -> run_pb2.Run:
         """Stop a run and everything under it; returns when it has stopped. A run that has ended stays as it is."""

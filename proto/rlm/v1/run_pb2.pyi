@@ -176,6 +176,10 @@ class _RunEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunEvent
     """`call_traced`"""
     RUN_EVENT_KIND_TURN_RESTARTED: _RunEventKind.ValueType  # 17
     """`turn_restarted`"""
+    RUN_EVENT_KIND_TOOL_CALL_REQUESTED: _RunEventKind.ValueType  # 21
+    """`tool_call_requested`"""
+    RUN_EVENT_KIND_TOOL_CALL_ANSWERED: _RunEventKind.ValueType  # 22
+    """`tool_call_answered`"""
 
 class RunEventKind(_RunEventKind, metaclass=_RunEventKindEnumTypeWrapper):
     """What an event is: which of the bodies of RunEvent it has."""
@@ -216,6 +220,10 @@ RUN_EVENT_KIND_CALL_TRACED: RunEventKind.ValueType  # 16
 """`call_traced`"""
 RUN_EVENT_KIND_TURN_RESTARTED: RunEventKind.ValueType  # 17
 """`turn_restarted`"""
+RUN_EVENT_KIND_TOOL_CALL_REQUESTED: RunEventKind.ValueType  # 21
+"""`tool_call_requested`"""
+RUN_EVENT_KIND_TOOL_CALL_ANSWERED: RunEventKind.ValueType  # 22
+"""`tool_call_answered`"""
 Global___RunEventKind: _TypeAlias = RunEventKind  # noqa: Y015
 
 class _ReplyEnd:
@@ -294,6 +302,38 @@ GUARD_KIND_LAST_WORD: GuardKind.ValueType  # 8
 """The node's model could not be asked for a closing answer, or gave none."""
 Global___GuardKind: _TypeAlias = GuardKind  # noqa: Y015
 
+class _ToolCallEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolCallEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolCallEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_CALL_END_UNSPECIFIED: _ToolCallEnd.ValueType  # 0
+    """Never sent."""
+    TOOL_CALL_END_RESULT: _ToolCallEnd.ValueType  # 1
+    """With a result."""
+    TOOL_CALL_END_ERROR: _ToolCallEnd.ValueType  # 2
+    """With an error that the client told."""
+    TOOL_CALL_END_TIMED_OUT: _ToolCallEnd.ValueType  # 3
+    """Nobody had answered by its deadline."""
+    TOOL_CALL_END_CANCELLED: _ToolCallEnd.ValueType  # 4
+    """The code that waited was stopped."""
+
+class ToolCallEnd(_ToolCallEnd, metaclass=_ToolCallEndEnumTypeWrapper):
+    """How a call ended that a client was to answer."""
+
+TOOL_CALL_END_UNSPECIFIED: ToolCallEnd.ValueType  # 0
+"""Never sent."""
+TOOL_CALL_END_RESULT: ToolCallEnd.ValueType  # 1
+"""With a result."""
+TOOL_CALL_END_ERROR: ToolCallEnd.ValueType  # 2
+"""With an error that the client told."""
+TOOL_CALL_END_TIMED_OUT: ToolCallEnd.ValueType  # 3
+"""Nobody had answered by its deadline."""
+TOOL_CALL_END_CANCELLED: ToolCallEnd.ValueType  # 4
+"""The code that waited was stopped."""
+Global___ToolCallEnd: _TypeAlias = ToolCallEnd  # noqa: Y015
+
 @_typing.final
 class CreateRunRequest(_message.Message):
     """What is asked, over what, and what it may cost."""
@@ -330,6 +370,7 @@ class CreateRunRequest(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
@@ -358,6 +399,12 @@ class CreateRunRequest(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The run's labels: at most 16, keys and values of at most 63 characters. Its usage has them, too."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """Tools that the run's code may call, and clients of the tenant answer by SubmitResult: docs/tools.md. At most as many as
+        the limit `tools` says, and 128 KiB of UTF-8 together.
+        """
+
     def __init__(
         self,
         *,
@@ -371,14 +418,55 @@ class CreateRunRequest(_message.Message):
         image: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateRunRequest: _TypeAlias = CreateRunRequest  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """A function that the code of a run may call, and a client answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_SCHEMA_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the code: an ASCII identifier of Python, of at most 64 characters, which does not begin with "_", and is
+    no keyword, no built-in and no other name that the code has already.
+    """
+    description: _builtins.str
+    """What it does and returns, for the model; at most 4,000 characters."""
+    arguments_schema: _builtins.str
+    """Its arguments: a JSON Schema (2020-12) as JSON text, whose `type` is "object"; at most 16 KiB, 2,000 values and keys
+    and 32 levels. A `$ref` may name a part of the same schema. Empty for none.
+    """
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long one call waits for its answer, at most; the limit `tool_seconds`, which it may not exceed, where not set."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        arguments_schema: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_schema", b"arguments_schema", "description", b"description", "name", b"name", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
 
 @_typing.final
 class CompleteRequest(_message.Message):
@@ -972,6 +1060,63 @@ class ReadAnswerResponse(_message.Message):
 Global___ReadAnswerResponse: _TypeAlias = ReadAnswerResponse  # noqa: Y015
 
 @_typing.final
+class SubmitResultRequest(_message.Message):
+    """The answer to a call that a run waits for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    RESULT_JSON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run's id."""
+    call_id: _builtins.str
+    """The call's id, from its event."""
+    result_json: _builtins.str
+    """What the tool returns: any JSON value, as JSON text, of at most as many bytes as the limit `tool_result_bytes` says."""
+    error: _builtins.str
+    """Why the tool failed, at most 2,000 characters: the code gets it as the message of a `ToolError`."""
+    request_id: _builtins.str
+    """Chosen by the caller, at most 128 characters: see types.proto."""
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        call_id: _builtins.str = ...,
+        result_json: _builtins.str = ...,
+        error: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result_json", b"result_json"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "error", b"error", "outcome", b"outcome", "request_id", b"request_id", "result_json", b"result_json", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result_json", "error"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___SubmitResultRequest: _TypeAlias = SubmitResultRequest  # noqa: Y015
+
+@_typing.final
+class SubmitResultResponse(_message.Message):
+    """The answer was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitResultResponse: _TypeAlias = SubmitResultResponse  # noqa: Y015
+
+@_typing.final
 class CancelRunRequest(_message.Message):
     """Which run is stopped."""
 
@@ -1306,6 +1451,8 @@ class RunEvent(_message.Message):
     RUN_FINISHED_FIELD_NUMBER: _builtins.int
     CALL_TRACED_FIELD_NUMBER: _builtins.int
     TURN_RESTARTED_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_REQUESTED_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ANSWERED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, … without gaps within a run."""
     node_id: _builtins.str
@@ -1392,6 +1539,14 @@ class RunEvent(_message.Message):
     def turn_restarted(self) -> _session_pb2.TurnRestarted:
         """The code begins again."""
 
+    @_builtins.property
+    def tool_call_requested(self) -> Global___ToolCallRequested:
+        """The code calls a tool, and waits until a client answers."""
+
+    @_builtins.property
+    def tool_call_answered(self) -> Global___ToolCallAnswered:
+        """A call that a client was to answer has ended."""
+
     def __init__(
         self,
         *,
@@ -1419,12 +1574,14 @@ class RunEvent(_message.Message):
         run_finished: Global___RunFinished | None = ...,
         call_traced: _session_pb2.ModelCallTraced | None = ...,
         turn_restarted: _session_pb2.TurnRestarted | None = ...,
+        tool_call_requested: Global___ToolCallRequested | None = ...,
+        tool_call_answered: Global___ToolCallAnswered | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "tool_call_answered", b"tool_call_answered", "tool_call_requested", b"tool_call_requested", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "tool_call_answered", b"tool_call_answered", "tool_call_requested", b"tool_call_requested", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted", "tool_call_requested", "tool_call_answered"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1871,3 +2028,75 @@ class RunFinished(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunFinished: _TypeAlias = RunFinished  # noqa: Y015
+
+@_typing.final
+class ToolCallRequested(_message.Message):
+    """The code calls a tool, and waits until a client answers by SubmitResult."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """The call's id."""
+    name: _builtins.str
+    """The tool's name."""
+    arguments_json: _builtins.str
+    """Its arguments: a JSON object as JSON text, which fits the tool's schema. Where contents are redacted, it is there for as
+    long as the call waits.
+    """
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When the call ends, if nobody has answered it."""
+
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "call_id", b"call_id", "deadline", b"deadline", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallRequested: _TypeAlias = ToolCallRequested  # noqa: Y015
+
+@_typing.final
+class ToolCallAnswered(_message.Message):
+    """A call that a client was to answer has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    RESULT_JSON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """The call's id."""
+    end: Global___ToolCallEnd.ValueType
+    """How it ended."""
+    result_json: _builtins.str
+    """What the tool returned, as JSON text, or its beginning."""
+    error: _builtins.str
+    """Why the tool failed."""
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        end: Global___ToolCallEnd.ValueType = ...,
+        result_json: _builtins.str = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "end", b"end", "error", b"error", "result_json", b"result_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallAnswered: _TypeAlias = ToolCallAnswered  # noqa: Y015

@@ -39,7 +39,7 @@ there, and numpy, pandas, scipy and others.{numbers}
 
 Besides `context` the code may use:
 {functions}
-
+{tools}
 Models that calls may name, and about what they cost for {prompt:,} characters of prompt and {reply:,} of reply:
 {models}
 
@@ -71,6 +71,8 @@ class Facts:
     """Calls of a run that go on at once."""
     numbers: str = ""
     """What there is to say of the numbers of its image, in one line."""
+    tools: str = ""
+    """What there is to say of its tools, in lines."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """By patterns of models' names, beside `profiles.PROFILES`."""
 
@@ -81,6 +83,7 @@ def system(facts: Facts) -> str:
         shown=FEEDBACK_CHARACTERS,
         numbers=f" {facts.numbers}" if facts.numbers else "",
         functions=facts.functions.prompt,
+        tools=f"\n{facts.tools}\n" if facts.tools else "",
         prompt=PROMPT_CHARACTERS,
         reply=REPLY_CHARACTERS,
         models=_models(facts),
