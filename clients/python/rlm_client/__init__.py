@@ -1,7 +1,8 @@
 """The Python client of rlm-server.
 
 Events, runs, contexts and sessions are the protocol's own messages, re-exported here: a wrapper would add nothing to
-them. What is ours is small: `Client`, `Budget`, `Entries`, `Answer`, `Retry`, `ArchiveLimits` and the errors.
+them. What is ours is small: `Client`, `Budget`, `Entries`, `Answer`, `Retry`,
+`ArchiveLimits`, `Tool` and the errors.
 
     with Client() as client:
         print(client.ask("How many users are named?", Path("log.txt"), budget=Budget(usd="0.50")).text)
@@ -40,6 +41,7 @@ from rlm_client.errors import (
 from rlm_client.money import Budget, nano_usd, usd
 from rlm_client.retry import Retry
 from rlm_client.spending import Entries
+from rlm_client.tools import Tool, tool
 
 __all__ = [
     "Aborted",
@@ -86,10 +88,12 @@ __all__ = [
     "SessionState",
     "SourceChanged",
     "SourceRefused",
+    "Tool",
     "Unauthenticated",
     "Unavailable",
     "UsageRow",
     "Violation",
     "nano_usd",
+    "tool",
     "usd",
 ]

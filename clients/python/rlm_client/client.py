@@ -32,6 +32,7 @@ from rlm_client.retry import Retry, named
 from rlm_client.session_calls import SessionCalls
 from rlm_client.source import FileOptions, Source, material
 from rlm_client.spending import Spending
+from rlm_client.tools import Answering, AnyTool, tools_of, unanswered
 from rlm_client.transfer import Progress, Status, Transfer
 from rlm_client.upload import measure
 from rlm_client.watch import Stream, resumed
@@ -250,20 +251,21 @@ class Client(SessionCalls, Spending):
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
-        tools: Iterable[run_pb2.Tool] = (),
+        tools: Iterable[AnyTool] = (),
         request_id: str | None = None,
     ) -> run_pb2.Run:
         """Start a run, and return at once; it goes on whether or not anyone watches.
 
         What is left empty or None is the server's default. `max_turns` counts each node's turns, `max_depth` the
         levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. `account_id` is the
-        customer who pays. `tools` are functions that its code may call, and you answer: see `submit_result`.
+        customer who pays. `tools` are functions that its code may call: see `answer_tools`.
         `request_id` names this request: the same one again returns the same run. One is made up where none is given.
 
         Raises:
             BudgetRefused: the tenant, or its customer, cannot cover the budget.
             InvalidArgument: a limit is above the server's maximum, or a model or image is unknown.
             NotFound: there is no such context or customer.
+            TypeError: a function cannot be a tool; see `tool`.
         """
         request = run_pb2.CreateRunRequest(
             request_id=named(request_id),
@@ -280,7 +282,7 @@ class Client(SessionCalls, Spending):
             image=image,
             account_id=account_id,
             labels=labels,
-            tools=tools,
+            tools=[one.message() for one in tools_of(tools)],
         )
         return self._unary(self._runs.CreateRun, request).run
 
@@ -390,6 +392,23 @@ class Client(SessionCalls, Spending):
 
         return resumed(open_at, from_sequence, self._watch_retry)
 
+    def answer_tools(self, run_id: str, tools: Iterable[AnyTool]) -> None:
+        """Answer the calls that a run makes of these tools, until it has ended: each by calling its function.
+
+        What a function raises becomes the call's error. Calls that were made before and have no answer are answered,
+        too, so that another process can take this up. Calls of other tools are left to others.
+
+        Raises:
+            Unavailable: the server stayed away for as long as `watch_retry` allows.
+            TypeError: a function cannot be a tool; see `tool`.
+        """
+        with Answering(run_id, tools_of(tools), self.submit_result) as answering:
+            waiting, last = unanswered(self.list_run_events(run_id))
+            for event in waiting:
+                answering.heed(event)
+            for event in self.watch_run(run_id, last + 1):
+                answering.heed(event)
+
     def submit_result(
         self, run_id: str, call_id: str, result: object = None, *, error: str = "", request_id: str | None = None
     ) -> None:
@@ -451,16 +470,18 @@ class Client(SessionCalls, Spending):
         max_depth: int | None = None,
         wall_seconds: float | None = None,
         image: str = "",
+        tools: Iterable[AnyTool] = (),
     ) -> Answer:
         """Upload a text or documents, run a question over them, and wait for the answer.
 
-        Arguments are those of `upload` and of `create_run`.
+        Arguments are those of `upload` and of `create_run`. Calls of `tools` are answered meanwhile: `answer_tools`.
 
         Where waiting ends early, the run is cancelled: nobody else knows its name.
 
         Raises:
             RunFailed: the run failed or was cancelled.
         """
+        offered = tools_of(tools)
         run = self.create_run(
             question,
             self.upload(source).context_id,
@@ -471,8 +492,11 @@ class Client(SessionCalls, Spending):
             max_depth=max_depth,
             wall_seconds=wall_seconds,
             image=image,
+            tools=offered,
         )
         try:
+            if offered:
+                self.answer_tools(run.run_id, offered)
             ended = self._ended(run.run_id)
         except BaseException:
             with suppress(RlmError):
