@@ -22,6 +22,7 @@ from rlm_server.repl.events import (
     CallTraced,
     Ending,
     FinishedCall,
+    ModelCallRequested,
     Printed,
     ToolCallAnswered,
     ToolCallRequested,
@@ -373,6 +374,20 @@ def _tool_call_requested(body: ToolCallRequested) -> run_pb2.ToolCallRequested:
     )
 
 
+def _model_call_requested(body: ModelCallRequested) -> run_pb2.ModelCallRequested:
+    return run_pb2.ModelCallRequested(
+        call_id=body.call_id,
+        model=body.model,
+        system=body.system,
+        messages=[run_pb2.ModelMessage(role=_ROLES[one.role], content=one.content) for one in body.messages],
+        max_token_count=body.max_tokens,
+        deadline=time(body.deadline),
+    )
+
+
+_ROLES = {"user": run_pb2.MODEL_ROLE_USER, "assistant": run_pb2.MODEL_ROLE_ASSISTANT}
+
+
 def _tool_call_answered(body: ToolCallAnswered) -> run_pb2.ToolCallAnswered:
     return run_pb2.ToolCallAnswered(
         call_id=body.call_id, end=_ENDINGS[body.end], result_json=body.result_json, error=body.error
@@ -390,5 +405,6 @@ _OWN: dict[type, Callable[[Any], Message]] = {
     RunFinished: _run_finished,
     ToolCallRequested: _tool_call_requested,
     ToolCallAnswered: _tool_call_answered,
+    ModelCallRequested: _model_call_requested,
 }
 """Bodies whose messages have fields of other names."""

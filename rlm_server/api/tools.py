@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from rlm.v1 import run_pb2
 
 from rlm_server.api import requests
 from rlm_server.api.errors import InvalidField
 from rlm_server.api.field_checks import FieldChecks
+from rlm_server.broker.attempt import MAX_TOKENS
+from rlm_server.broker.provider import ModelReply
+from rlm_server.ledger import Usage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
@@ -48,5 +52,27 @@ def submitted(request: run_pb2.SubmitResultRequest) -> Submitted:
     """
     outcome = request.WhichOneof("outcome")
     if outcome is None:
-        raise InvalidField("outcome", "must be set: result_json or error")
+        raise InvalidField("outcome", "must be set: result_json, error or model")
+    if outcome == "model":
+        return Submitted(reply=_reply(request.model))
     return Submitted(request.result_json) if outcome == "result_json" else Submitted(error=request.error)
+
+
+def _reply(said: run_pb2.ModelResult) -> ModelReply:
+    """Return what a client answers as a model. Where it does not say how it ended, it ended there."""
+    with FieldChecks() as check:
+        for name in ("input_token_count", "output_token_count"):
+            count = getattr(said, name)
+            if not 0 <= count <= MAX_TOKENS:
+                check.wrong(f"model.{name}", f"must be from 0 to {MAX_TOKENS}, not {count}")
+        if said.end not in _ENDS:
+            check.wrong("model.end", f"must be how a reply ends, not {said.end}")
+    return ModelReply(said.text, Usage(input=said.input_token_count, output=said.output_token_count), _ENDS[said.end])
+
+
+_ENDS: dict[int, Literal["end", "length", "refusal"]] = {
+    run_pb2.REPLY_END_UNSPECIFIED: "end",
+    run_pb2.REPLY_END_COMPLETE: "end",
+    run_pb2.REPLY_END_LENGTH: "length",
+    run_pb2.REPLY_END_REFUSAL: "refusal",
+}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from rlm_server.broker.provider import Message
 from rlm_server.contexts.passages import Passage
 from rlm_server.ledger.amounts import Amounts
 from sandbox.turn import Turn
@@ -87,6 +88,19 @@ class ToolCallRequested:
     arguments_json: str
     deadline: int
     kind: Literal["tool_call_requested"] = "tool_call_requested"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCallRequested:
+    """A model is asked that the client plays, and waits until it answers, or until `deadline` (Unix milliseconds)."""
+
+    call_id: str
+    model: str
+    system: str
+    messages: tuple[Message, ...]
+    max_tokens: int
+    deadline: int
+    kind: Literal["model_call_requested"] = "model_call_requested"
 
 
 class Ending(StrEnum):

@@ -17,6 +17,7 @@ from rlm_server.repl.events import (
     CallStarted,
     CallTraced,
     CodeFinished,
+    ModelCallRequested,
     Printed,
     ToolCallAnswered,
     ToolCallRequested,
@@ -145,7 +146,7 @@ class RunFinished:
 Body = (
     RunStarted | TurnStarted | ModelReplied | CodeStarted | Printed | CallStarted | CallFinished | ChildStarted
     | ChildFinished | CodeFinished | TurnCheckpointed | BudgetWarning | Guard | Answer | RunFinished | CallTraced
-    | TurnRestarted | ToolCallRequested | ToolCallAnswered
+    | TurnRestarted | ToolCallRequested | ToolCallAnswered | ModelCallRequested
 )  # fmt: skip
 
 _bodies: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="kind")])

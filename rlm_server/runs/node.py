@@ -9,6 +9,7 @@ from functools import partial
 
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.provider import Failure, Message, ModelReply, ModelRequest
+from rlm_server.broker.providers.client import SEAT
 from rlm_server.database.engine import DatabaseError
 from rlm_server.ledger import BudgetError, Limit, Payer
 from rlm_server.repl.awaited import Awaited
@@ -133,6 +134,7 @@ class Node:
 
         Cancelling the task ends the node as cancelled, with everything under it, and then goes on.
         """
+        SEAT.set(self.tree.tools.seat(self.emit, lambda: seconds_left(self._deadline)))
         # Kept with the hold of the first request, which is not sent before.
         moving = asyncio.create_task(self.tree.services.journal.move(self.task.id, RunState.RUNNING, patience=PATIENCE))
         try:

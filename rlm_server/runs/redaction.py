@@ -171,6 +171,8 @@ NO_CONTENTS: Mapping[str, Rule] = {
     "ToolCallRequested.call_id": _whole,
     "ToolCallRequested.name": _whole,
     "ToolCallAnswered.call_id": _whole,
+    "ModelCallRequested.call_id": _whole,
+    "ModelCallRequested.model": _whole,
     "TurnError.type": _type,
     "Outcome.reason": own_words,
 }

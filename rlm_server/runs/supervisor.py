@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
+from rlm_server.broker.providers import client
 from rlm_server.clock import now
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import ContextDamaged, Contexts
@@ -24,7 +25,7 @@ from rlm_server.ledger import UNITS, Balance, BudgetExceeded, Limit, names
 from rlm_server.ledger.customers import Customer
 from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage
-from rlm_server.repl.events import ToolCallRequested
+from rlm_server.repl.events import ModelCallRequested, ToolCallRequested
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.runs import closing
@@ -193,7 +194,10 @@ class Supervisor:
         redaction, held = self._services.redaction.of(new.tenant, run_id), self._services.shares.held
         kept, redacted = redaction.text("question", new.question)
         question_bytes = sys.getsizeof(new.question) if redacted else 0
-        tools = RunTools(run_id, new.tenant, new.tools, new.limits, self._services.waiting, self._services.shares)
+        tools = RunTools(
+            run_id, new.tenant, new.tools, new.limits, self._services.waiting, self._services.shares,
+            client_plays=client.NAME in (new.model, new.sub_model),
+        )  # fmt: skip
         try:
             held.take(new.tenant, question_bytes, "the question of a run")
         except TooMuchHeld:
@@ -327,7 +331,7 @@ class Supervisor:
 
     def whole(self, run_id: str, event: Event) -> Event:
         """Return an event with its contents, though they are redacted, where a client needs them to answer a call."""
-        if not event.cut or not isinstance(event.body, ToolCallRequested):
+        if not event.cut or not isinstance(event.body, ToolCallRequested | ModelCallRequested):
             return event
         body = self._services.waiting.body(run_id, event.body.call_id)
         return event if body is None else replace(event, body=body, cut=())

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rlm_server.repl.bounds import cut
-from rlm_server.repl.events import ToolCallAnswered, ToolCallRequested
+from rlm_server.repl.events import ModelCallRequested, ToolCallAnswered, ToolCallRequested
 from rlm_server.repl.limits import RunLimits
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
+from rlm_server.tools.client_model import ClientSeat
 from rlm_server.tools.schemas import read_json
 from rlm_server.tools.tool import Tool
 from rlm_server.tools.waiting import NoAnswer, ResultRefused, Submitted, WaitingCalls
@@ -25,6 +26,8 @@ AT_ONCE = 16 << 10
 MAX_REFUSAL = 1_500
 """Bytes of what is told to code of arguments that do not fit."""
 
+Left = Callable[[], float]
+"""Says how many seconds are left."""
 Emit = Callable[[ToolCallRequested | ToolCallAnswered], None]
 
 
@@ -32,15 +35,24 @@ class RunTools:
     """The tools of one run. What they say is counted for the tenant until `close`."""
 
     def __init__(
-        self, run: str, tenant: str, tools: Sequence[Tool], limits: RunLimits, waiting: WaitingCalls, shares: Shares
+        self,
+        run: str,
+        tenant: str,
+        tools: Sequence[Tool],
+        limits: RunLimits,
+        waiting: WaitingCalls,
+        shares: Shares,
+        *,
+        client_plays: bool = False,
     ) -> None:
-        """Take the tools.
+        """Take the tools. `client_plays` says that the run's model, or its sub-model, is its client.
 
         Raises:
             TooMuchHeld: the tenant has as much of the server's memory as it may.
         """
         self.run, self.tenant, self.limits, self.waiting, self.shares = run, tenant, limits, waiting, shares
         self.tools = {tool.name: tool for tool in tools}
+        self.client_plays = client_plays
         self.places = asyncio.Semaphore(limits.tool_calls_at_once)
         self._size = sum(tool.size for tool in tools)
         shares.held.take(tenant, self._size, "the tools of a run")
@@ -68,7 +80,13 @@ class RunTools:
         written = json.dumps([tool.for_guest for tool in self.tools.values()], ensure_ascii=False)
         return f"__import__('_tools').offer({written!r})"
 
-    def turn(self, emit: Emit, seconds_left: Callable[[], float]) -> ToolTurn:
+    def seat(self, emit: Callable[[ModelCallRequested | ToolCallAnswered], None], left: Left) -> ClientSeat | None:
+        """Return where the client plays the model of a node that has so much time left; None where it plays none."""
+        if not self.client_plays:
+            return None
+        return ClientSeat(self.run, self.waiting, emit, left, self.limits.tool_result_bytes)
+
+    def turn(self, emit: Emit, seconds_left: Left) -> ToolTurn:
         """Return what answers the calls of one turn."""
         return ToolTurn(self, emit, seconds_left)
 
@@ -84,7 +102,7 @@ class ToolTurn:
 
     tools: RunTools
     emit: Emit
-    seconds_left: Callable[[], float]
+    seconds_left: Left
     count: int = 0
 
     async def call(self, call: HostCall) -> Json:
@@ -148,6 +166,8 @@ class ToolTurn:
         return submitted.result
 
     async def _check_result(self, submitted: Submitted) -> None:
+        if submitted.reply is not None:
+            raise ResultRefused("model", "is for a model's call, and this is a tool's: answer with result_json")
         if submitted.result is None:
             if len(submitted.error) > MAX_TOOL_ERROR:
                 raise ResultRefused("error", f"may have {MAX_TOOL_ERROR} characters, not {len(submitted.error)}")

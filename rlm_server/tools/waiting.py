@@ -8,9 +8,11 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from rlm_server.broker.provider import ModelReply
 from rlm_server.clock import now
-from rlm_server.repl.events import Ending, ToolCallAnswered, ToolCallRequested
+from rlm_server.repl.events import Ending, ModelCallRequested, ToolCallAnswered, ToolCallRequested
 from rlm_server.shares.held import Held
 
 KNOWN_ENDED = 1_000
@@ -57,32 +59,40 @@ class Submitted:
 
     result: str | None = None
     error: str = ""
+    reply: ModelReply | None = None
+    """Where it is a model's."""
 
     @property
     def digest(self) -> bytes:
         """What tells answers apart."""
-        said = f"error {self.error}" if self.result is None else f"result {self.result}"
+        said = repr(self.reply)
+        if self.reply is None:
+            said = f"error {self.error}" if self.result is None else f"result {self.result}"
         return hashlib.sha256(said.encode("utf-8", "replace")).digest()
 
     @property
     def ending(self) -> Ending:
         """How the call ends with it."""
-        return Ending.ERROR if self.result is None else Ending.RESULT
+        return Ending.ERROR if self.result is None and self.reply is None else Ending.RESULT
 
     @property
     def size(self) -> int:
         """Bytes of memory that it takes at most, while it is looked at."""
-        return _WIDEST * (len(self.result or "") + len(self.error))
+        reply = "" if self.reply is None else self.reply.text
+        return _WIDEST * (len(self.result or "") + len(self.error) + len(reply))
 
 
 class NoAnswer(Exception):
     """Nobody has answered until the deadline."""
 
 
-Requested = ToolCallRequested
+Requested = ToolCallRequested | ModelCallRequested
 """An event that tells of a call that waits."""
 Check = Callable[[Submitted], Awaitable[None]]
 """Raises `ResultRefused` for what cannot be the answer."""
+
+
+Body = TypeVar("Body", ToolCallRequested, ModelCallRequested)
 
 
 @dataclass(slots=True)
@@ -133,11 +143,11 @@ class WaitingCalls:
     async def ask(
         self,
         run: str,
-        make: Callable[[str, int], Requested],
+        make: Callable[[str, int], Body],
         size: int,
         seconds: float,
         check: Check,
-        emit: Callable[[Requested | ToolCallAnswered], None],
+        emit: Callable[[Body | ToolCallAnswered], None],
     ) -> Submitted:
         """Tell of a call, wait for its answer, tell of its end, and return the answer.
 

@@ -112,6 +112,22 @@ async def test_functions_are_called_and_what_they_return_or_raise_comes_back(ser
     assert strange.startswith("the tool returned what cannot be sent: ")
 
 
+async def test_a_program_plays_the_model_of_its_run(server: Served) -> None:
+    async with server(Play(""), client_model=True) as served:
+
+        def play() -> str:
+            with client_of(served) as client:
+                run = client.create_run("What?", model="client")
+                for event in client.watch_run(run.run_id):
+                    if event.HasField("model_call_requested"):
+                        call = event.model_call_requested
+                        client.submit_reply(run.run_id, call.call_id, code("FINAL('played')"), output_tokens=5)
+                ended = client.get_run(run.run_id)
+                return f"{ended.answer} {ended.spent.token_count}"
+
+        assert await asyncio.to_thread(play) == "played 5"
+
+
 async def test_a_call_that_another_process_left_is_answered_by_who_takes_it_up_and_no_other(server: Served) -> None:
     called: list[str] = []
 

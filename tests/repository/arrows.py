@@ -86,6 +86,7 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
         "sandbox.pool",
     ),
     "rlm_server.tools": (
+        "rlm_server.broker",
         "rlm_server.clock",
         "rlm_server.repl",
         "rlm_server.shares",

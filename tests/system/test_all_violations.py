@@ -45,6 +45,7 @@ RIGHT: Mapping[str, Any] = {"question": "What?", "pattern": "x", "code": "1", "a
 """What must be said where it is not to be wrong, by the path of the field."""
 NEVER_WRONG = {
     "_id": "an id names something: what nothing has is NOT_FOUND, after all that can be seen of the request alone",
+    "model.text": "is judged with the call that it answers",
     "result_json": "is judged with the call that it answers",
     "error": "is judged with the call that it answers",
     "chunk": "follows the header of a stream, and is judged as it comes",
@@ -83,7 +84,9 @@ def _of_message(method: Any, of: Any, above: str, get: Callable[[Any], Any], wit
 def _is_never_wrong(field: Any, path: str) -> bool:
     if field.type == FieldDescriptor.TYPE_BOOL:
         return True
-    return field.name not in TEXTS and any(path.endswith(one) or path.startswith(one) for one in NEVER_WRONG)
+    return (field.name not in TEXTS or path in NEVER_WRONG) and any(
+        path.endswith(one) or path.startswith(one) for one in NEVER_WRONG
+    )
 
 
 def _of_field(method: Any, field: Any, path: str, get: Callable[[Any], Any]) -> Iterator[Wrong]:

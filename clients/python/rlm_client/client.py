@@ -431,6 +431,32 @@ class Client(SessionCalls, Spending):
             request.result_json = json.dumps(result, ensure_ascii=False, allow_nan=False)
         self._unary(self._runs.SubmitResult, request)
 
+    def submit_reply(
+        self,
+        run_id: str,
+        call_id: str,
+        text: str,
+        *,
+        end: run_pb2.ReplyEnd.ValueType = run_pb2.REPLY_END_COMPLETE,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        request_id: str | None = None,
+    ) -> None:
+        """Answer a call of the model `client` that the run's event `model_call_requested` told.
+
+        `end` says how the text ends. Tokens count in the run's budget, as many as you say. Where there is no answer,
+        `submit_result` with an `error` says why. It raises as that does.
+        """
+        request = run_pb2.SubmitResultRequest(
+            run_id=run_id,
+            call_id=call_id,
+            model=run_pb2.ModelResult(
+                text=text, end=end, input_token_count=input_tokens, output_token_count=output_tokens
+            ),
+            request_id=named(request_id),
+        )
+        self._unary(self._runs.SubmitResult, request)
+
     def cancel_run(self, run_id: str, *, request_id: str | None = None) -> run_pb2.Run:
         """Stop a run and everything under it; returns when it has stopped. A run that has ended stays as it is."""
         request = run_pb2.CancelRunRequest(run_id=run_id, request_id=named(request_id))

@@ -180,6 +180,8 @@ class _RunEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunEvent
     """`tool_call_requested`"""
     RUN_EVENT_KIND_TOOL_CALL_ANSWERED: _RunEventKind.ValueType  # 22
     """`tool_call_answered`"""
+    RUN_EVENT_KIND_MODEL_CALL_REQUESTED: _RunEventKind.ValueType  # 23
+    """`model_call_requested`"""
 
 class RunEventKind(_RunEventKind, metaclass=_RunEventKindEnumTypeWrapper):
     """What an event is: which of the bodies of RunEvent it has."""
@@ -224,6 +226,8 @@ RUN_EVENT_KIND_TOOL_CALL_REQUESTED: RunEventKind.ValueType  # 21
 """`tool_call_requested`"""
 RUN_EVENT_KIND_TOOL_CALL_ANSWERED: RunEventKind.ValueType  # 22
 """`tool_call_answered`"""
+RUN_EVENT_KIND_MODEL_CALL_REQUESTED: RunEventKind.ValueType  # 23
+"""`model_call_requested`"""
 Global___RunEventKind: _TypeAlias = RunEventKind  # noqa: Y015
 
 class _ReplyEnd:
@@ -333,6 +337,30 @@ TOOL_CALL_END_TIMED_OUT: ToolCallEnd.ValueType  # 3
 TOOL_CALL_END_CANCELLED: ToolCallEnd.ValueType  # 4
 """The code that waited was stopped."""
 Global___ToolCallEnd: _TypeAlias = ToolCallEnd  # noqa: Y015
+
+class _ModelRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_ROLE_UNSPECIFIED: _ModelRole.ValueType  # 0
+    """Never sent."""
+    MODEL_ROLE_USER: _ModelRole.ValueType  # 1
+    """The server, or the code."""
+    MODEL_ROLE_ASSISTANT: _ModelRole.ValueType  # 2
+    """The model."""
+
+class ModelRole(_ModelRole, metaclass=_ModelRoleEnumTypeWrapper):
+    """Who said a message."""
+
+MODEL_ROLE_UNSPECIFIED: ModelRole.ValueType  # 0
+"""Never sent."""
+MODEL_ROLE_USER: ModelRole.ValueType  # 1
+"""The server, or the code."""
+MODEL_ROLE_ASSISTANT: ModelRole.ValueType  # 2
+"""The model."""
+Global___ModelRole: _TypeAlias = ModelRole  # noqa: Y015
 
 @_typing.final
 class CreateRunRequest(_message.Message):
@@ -1069,6 +1097,7 @@ class SubmitResultRequest(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     RESULT_JSON_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run's id."""
@@ -1077,9 +1106,15 @@ class SubmitResultRequest(_message.Message):
     result_json: _builtins.str
     """What the tool returns: any JSON value, as JSON text, of at most as many bytes as the limit `tool_result_bytes` says."""
     error: _builtins.str
-    """Why the tool failed, at most 2,000 characters: the code gets it as the message of a `ToolError`."""
+    """Why the tool failed, at most 2,000 characters: the code gets it as the message of a `ToolError`. Of a model's call:
+    why there is no answer; the call has failed.
+    """
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
+    @_builtins.property
+    def model(self) -> Global___ModelResult:
+        """What the client answers as a model, to a call that `model_call_requested` told."""
+
     def __init__(
         self,
         *,
@@ -1087,17 +1122,52 @@ class SubmitResultRequest(_message.Message):
         call_id: _builtins.str = ...,
         result_json: _builtins.str = ...,
         error: _builtins.str = ...,
+        model: Global___ModelResult | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "result_json", b"result_json"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "model", b"model", "outcome", b"outcome", "result_json", b"result_json"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "error", b"error", "outcome", b"outcome", "request_id", b"request_id", "result_json", b"result_json", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "error", b"error", "model", b"model", "outcome", b"outcome", "request_id", b"request_id", "result_json", b"result_json", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result_json", "error"]  # noqa: Y015
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result_json", "error", "model"]  # noqa: Y015
     _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
 
 Global___SubmitResultRequest: _TypeAlias = SubmitResultRequest  # noqa: Y015
+
+@_typing.final
+class ModelResult(_message.Message):
+    """What a client answers that plays the model of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """What it says, of at most as many bytes as the limit `tool_result_bytes` says."""
+    end: Global___ReplyEnd.ValueType
+    """How the text ends; complete where not set."""
+    input_token_count: _builtins.int
+    """Tokens of what it was asked, which count in the run's budget; 0 where they are not to count."""
+    output_token_count: _builtins.int
+    """Tokens of what it says, which count in the run's budget; 0 where they are not to count."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        end: Global___ReplyEnd.ValueType = ...,
+        input_token_count: _builtins.int = ...,
+        output_token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "input_token_count", b"input_token_count", "output_token_count", b"output_token_count", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelResult: _TypeAlias = ModelResult  # noqa: Y015
 
 @_typing.final
 class SubmitResultResponse(_message.Message):
@@ -1453,6 +1523,7 @@ class RunEvent(_message.Message):
     TURN_RESTARTED_FIELD_NUMBER: _builtins.int
     TOOL_CALL_REQUESTED_FIELD_NUMBER: _builtins.int
     TOOL_CALL_ANSWERED_FIELD_NUMBER: _builtins.int
+    MODEL_CALL_REQUESTED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, … without gaps within a run."""
     node_id: _builtins.str
@@ -1547,6 +1618,10 @@ class RunEvent(_message.Message):
     def tool_call_answered(self) -> Global___ToolCallAnswered:
         """A call that a client was to answer has ended."""
 
+    @_builtins.property
+    def model_call_requested(self) -> Global___ModelCallRequested:
+        """A model is asked that a client plays."""
+
     def __init__(
         self,
         *,
@@ -1576,12 +1651,13 @@ class RunEvent(_message.Message):
         turn_restarted: _session_pb2.TurnRestarted | None = ...,
         tool_call_requested: Global___ToolCallRequested | None = ...,
         tool_call_answered: Global___ToolCallAnswered | None = ...,
+        model_call_requested: Global___ModelCallRequested | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "tool_call_answered", b"tool_call_answered", "tool_call_requested", b"tool_call_requested", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_call_requested", b"model_call_requested", "model_replied", b"model_replied", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "time", b"time", "tool_call_answered", b"tool_call_answered", "tool_call_requested", b"tool_call_requested", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "tool_call_answered", b"tool_call_answered", "tool_call_requested", b"tool_call_requested", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_call_requested", b"model_call_requested", "model_replied", b"model_replied", "node_id", b"node_id", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "time", b"time", "tool_call_answered", b"tool_call_answered", "tool_call_requested", b"tool_call_requested", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted", "tool_call_requested", "tool_call_answered"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted", "tool_call_requested", "tool_call_answered", "model_call_requested"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -2082,7 +2158,9 @@ class ToolCallAnswered(_message.Message):
     end: Global___ToolCallEnd.ValueType
     """How it ended."""
     result_json: _builtins.str
-    """What the tool returned, as JSON text, or its beginning."""
+    """What the tool returned, as JSON text, or its beginning. Empty of a model's call: what is told of that is told as of
+    any model.
+    """
     error: _builtins.str
     """Why the tool failed."""
     def __init__(
@@ -2100,3 +2178,77 @@ class ToolCallAnswered(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ToolCallAnswered: _TypeAlias = ToolCallAnswered  # noqa: Y015
+
+@_typing.final
+class ModelMessage(_message.Message):
+    """A message of a conversation with a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    role: Global___ModelRole.ValueType
+    """Who said it."""
+    content: _builtins.str
+    """What was said."""
+    def __init__(
+        self,
+        *,
+        role: Global___ModelRole.ValueType = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelMessage: _TypeAlias = ModelMessage  # noqa: Y015
+
+@_typing.final
+class ModelCallRequested(_message.Message):
+    """The model `client` is asked, and the run waits until a client answers by SubmitResult. What it says is whole, of at most
+    960 KiB, for as long as the call waits, also where contents are redacted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SYSTEM_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """The call's id."""
+    model: _builtins.str
+    """The model: "client"."""
+    system: _builtins.str
+    """The system prompt; empty where there is none."""
+    max_token_count: _builtins.int
+    """Tokens that the answer may have."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMessage]:
+        """The conversation, the oldest message first."""
+
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When the call fails, if nobody has answered it."""
+
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        system: _builtins.str = ...,
+        messages: _abc.Iterable[Global___ModelMessage] | None = ...,
+        max_token_count: _builtins.int = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "deadline", b"deadline", "max_token_count", b"max_token_count", "messages", b"messages", "model", b"model", "system", b"system"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelCallRequested: _TypeAlias = ModelCallRequested  # noqa: Y015

@@ -155,8 +155,9 @@ class RunServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SubmitResult(self, request, context):
-        """Answers a call that the run waits for: of one of its tools, that `tool_call_requested` told. The first answer is the
-        one; the same again changes nothing. Any client of the tenant's may answer.
+        """Answers a call that the run waits for: of one of its tools, that `tool_call_requested` told, or of the model `client`,
+        that `model_call_requested` told. The first answer is the one; the same again changes nothing. Any client of the
+        tenant's may answer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

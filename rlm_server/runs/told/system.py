@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rlm_server.broker.prices.table import PER
+from rlm_server.broker.providers import client
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.repl.functions import Functions
 from rlm_server.runs.told.feedback import FEEDBACK_CHARACTERS
@@ -94,8 +95,8 @@ def system(facts: Facts) -> str:
 
 
 def _models(facts: Facts) -> str:
-    names = facts.routes.models
-    first = [name for name in dict.fromkeys((facts.sub_model, facts.model)) if name in names]
+    first = [name for name in dict.fromkeys((facts.sub_model, facts.model)) if name in facts.routes.models]
+    names = [name for name in facts.routes.models if name in first or name != client.NAME]
     cost = {name: cost_of(facts.routes.route(name)) for name in names}
     others = sorted((name for name in names if name not in first), key=lambda name: (cost[name], name))
     listed = [*first, *others][:MOST_MODELS]
