@@ -222,11 +222,27 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         await self._check_node(run, request.node_id)
         events = await self._journal.events(run.id, wanted.first if place is None else place[0], size)
         last = await self._journal.last_sequence(run.id)
-        more = bool(events) and events[-1].sequence < last
+        listed, read = self._listed(run.id, events, wanted)
         return run_pb2.ListRunEventsResponse(
-            events=[responses.event(self._supervisor.whole(run.id, event)) for event in events if wanted.has(event)],
-            next_page_token=responses.page_token(list_name, events[-1].sequence + 1) if more else "",
+            events=listed,
+            next_page_token=responses.page_token(list_name, read + 1) if 0 < read < last else "",
         )
+
+    def _listed(self, run: str, events: list[Event], wanted: _EventFilter) -> tuple[list[run_pb2.RunEvent], int]:
+        """Write as many of the first events as an answer may have; return them, and the number of the last one read.
+
+        A call that waits is told whole, and may be as long as a message.
+        """
+        listed, size, read = list[run_pb2.RunEvent](), 0, 0
+        for event in events:
+            if wanted.has(event):
+                written = responses.event(self._supervisor.whole(run, event))
+                size += written.ByteSize()
+                if listed and size > responses.MOST_ITEMS:
+                    break
+                listed.append(written)
+            read = event.sequence
+        return listed, read
 
     async def ListNodes(self, request: run_pb2.ListNodesRequest, context: Any) -> run_pb2.ListNodesResponse:
         """List the nodes of a run's tree."""

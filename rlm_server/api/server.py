@@ -17,7 +17,7 @@ from rlm_server.broker.routes import Route, Routes
 from rlm_server.config.defaults import Defaults
 from sandbox.limits import declared
 
-FEATURES = ("answer_streams", "resumable_uploads", "run_event_filters", "search_pages")
+FEATURES = ("answer_streams", "resumable_uploads", "run_event_filters", "run_tools", "search_pages")
 """What this server can do that a client may ask for. A name never changes its meaning."""
 
 Used = Callable[[str], int | Awaitable[int]]

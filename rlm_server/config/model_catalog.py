@@ -46,7 +46,7 @@ def build_models(settings: Settings, scripts: Mapping[str, Script]) -> Models:
         routes[name] = Route(scripted.NAME, played, name, SCRIPTED_PRICE)
     if settings.client_model:
         plays = ClientProvider(settings.call_limits.call_seconds)
-        routes[client.NAME] = Route(client.NAME, plays, client.NAME, CLIENT_PRICE)
+        routes[client.NAME] = Route(client.NAME, plays, client.NAME, CLIENT_PRICE, shared=False)
     routes = _with_failure_costs(routes, settings.failure_costs)
     routes |= _with_fallbacks(routes, settings.fallbacks)
     return _with_defaults(Routes(routes), prices, settings, next(iter(scripts)))

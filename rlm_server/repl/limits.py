@@ -90,9 +90,10 @@ class RunLimits:
     tool_result_bytes: int = limit(
         MIB,
         least=1_024,
-        most=3 * MIB,
+        most=MIB,
         unit="bytes",
-        doc="What one call of a tool returns, as JSON in UTF-8: one message of the protocol has it. More is refused.",
+        doc="What one call of a tool returns, as JSON in UTF-8, or a client says as a model: one request has it. More "
+        "is refused.",
     )
     children: int = limit(
         16, least=1, most=1_000, unit="nodes", doc="Child RLMs of a run at work at once, at each depth. Others wait."

@@ -29,7 +29,7 @@ class ClientSeat:
 
         Raises:
             ProviderError: nobody did (DeadlinePassed), a client refused (REFUSED), the prompt is longer than a message
-                may be (TOO_LONG), or the tenant has too much of the server's memory (OVERLOADED). It costs nothing.
+                may be (TOO_LONG), or the tenant has too much of the server's memory (INTERNAL). It costs nothing.
         """
         texts = (request.system, *(message.content for message in request.messages))
         size = sum(len(text.encode("utf-8", "replace")) for text in texts)
@@ -51,7 +51,7 @@ class ClientSeat:
         except NoAnswer:
             raise DeadlinePassed(f"no client answered within {seconds:g} s", billed=False) from None
         except TooMuchHeld as error:
-            raise ProviderError(Failure.OVERLOADED, str(error), billed=False) from None
+            raise ProviderError(Failure.INTERNAL, str(error), billed=False) from None
         if submitted.reply is None:
             raise ProviderError(Failure.REFUSED, "the client that plays the model gave an error", billed=False)
         return submitted.reply

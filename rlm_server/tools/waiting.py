@@ -114,7 +114,9 @@ class _Run:
     """Of calls that have ended, the digest of the answer, or None where there was none."""
 
     def end(self, call: str) -> None:
-        self.ended[call] = self.waiting.pop(call).taken
+        waiting = self.waiting.pop(call)
+        answered = waiting.answer.done() and not waiting.answer.cancelled()
+        self.ended[call] = waiting.taken if answered else None
         while len(self.ended) > KNOWN_ENDED:
             self.ended.popitem(last=False)
 

@@ -95,7 +95,9 @@ async def test_a_root_that_no_client_plays_ends_the_run_and_says_why(server: Ser
 
 async def test_a_client_that_fails_or_refuses_is_told_as_a_failed_call(server: Served) -> None:
     block = "try: llm_query('?')\nexcept ModelError as error: print(error.kind)"
-    answers = iter([{"error": "no idea"}, says("", end=run_pb2.REPLY_END_REFUSAL), says("cut", end=2)])
+    answers = iter(
+        [{"error": "no idea"}, says("", end=run_pb2.REPLY_END_REFUSAL), says("cut", end=run_pb2.REPLY_END_LENGTH)]
+    )
     lines = code(block, block + "\nprint(llm_query('cut').cut)", "FINAL(1)")
     async with server(Play(lines), client_model=True) as served:
         run = await served.caller.create(model="play", sub_model="client")
@@ -108,7 +110,8 @@ async def test_what_is_no_answer_of_a_model_is_refused_and_the_call_waits_on(ser
         run = await served.caller.create(model="play", sub_model="client")
         event = await served.caller.until(run.run_id, "model_call_requested")
         call = event.model_call_requested.call_id
-        many = run_pb2.ModelResult(text="x", end=9, input_token_count=-1, output_token_count=1 << 40)
+        nothing: Any = 9
+        many = run_pb2.ModelResult(text="x", end=nothing, input_token_count=-1, output_token_count=1 << 40)
         for outcome, fields in (
             ({"result_json": "1"}, ["result_json"]),
             (says("x" * 1_025), ["model.text"]),
@@ -193,3 +196,42 @@ async def test_a_run_is_cancelled_while_its_client_thinks(server: Served, postgr
         said = await refusal(submit(served.caller, run.run_id, event.model_call_requested.call_id, **says("late")))
         assert said.reason == "TOOL_CALL_ENDED"
         assert await served.running.ledger.unresolved() == 0
+
+
+async def test_no_tenant_waits_for_the_clients_of_another(server: Served) -> None:
+    block = "import asyncio\nawait asyncio.gather(*[llm_query_async(str(n)) for n in range(4)])"
+    async with server(Play(code(block)), client_model=True, provider_calls=1) as served:
+        other = await served.tenant("globex")
+        absent = await served.caller.create(model="play", sub_model="client")
+        await asked(served.caller, absent.run_id, 4)
+        run = await other.create(model="client")
+        ended = await played(other, run.run_id, lambda _: says(code("FINAL('at once')")))
+        assert ended.run.answer == "at once"
+        await served.caller.cancel(absent.run_id)
+
+
+async def test_calls_that_wait_are_listed_whole_in_pages_that_a_message_has(server: Served) -> None:
+    block = "import asyncio\nawait asyncio.gather(*[llm_query_async(str(n) * 300_000) for n in range(4)])"
+    async with server(Play(code(block)), client_model=True) as served:
+        run = await served.caller.create(model="play", sub_model="client")
+        await asked(served.caller, run.run_id, 4)
+        listing, events = run_pb2.ListRunEventsRequest(run_id=run.run_id, page_size=1_000), list[run_pb2.RunEvent]()
+        while True:
+            page = await served.caller.runs.ListRunEvents(listing, metadata=served.caller.metadata)
+            assert page.ByteSize() < 1 << 20
+            events += page.events
+            if not page.next_page_token:
+                break
+            listing.page_token = page.next_page_token
+        told = [event.model_call_requested for event in events if event.HasField("model_call_requested")]
+        assert [len(one.messages[0].content) for one in told] == [300_000] * 4
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        await served.caller.cancel(run.run_id)
+
+
+async def asked(caller: Caller, run_id: str, count: int) -> None:
+    """Wait until so many calls of a run wait for a client."""
+    async for event in caller.watch(run_id):
+        count -= event.HasField("model_call_requested")
+        if not count:
+            return

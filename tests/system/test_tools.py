@@ -33,7 +33,7 @@ NOTHING = run_pb2.Tool(name="nothing")
 Answer = Callable[[run_pb2.ToolCallRequested], dict[str, str] | None]
 
 
-async def submit(caller: Caller, run_id: str, call_id: str, **outcome: str) -> None:
+async def submit(caller: Caller, run_id: str, call_id: str, **outcome: Any) -> None:
     request = run_pb2.SubmitResultRequest(run_id=run_id, call_id=call_id, **outcome)
     await caller.runs.SubmitResult(request, metadata=caller.metadata)
 
@@ -420,3 +420,32 @@ async def test_tools_are_called_on_postgres(server: Served, postgres_url: str) -
         await submit(served.caller, run.run_id, call.call_id, **sunny(call) | {"request_id": "once"})
         again = await served.caller.create(tools=[WEATHER], request_id="run")
         assert again.run_id == run.run_id
+
+
+async def test_an_operator_lowers_what_a_tenants_tools_may(server: Served) -> None:
+    slow = run_pb2.Tool(name="slow", timeout=Duration(seconds=6))
+    async with server(Play(code("FINAL(nothing())"))) as served, operating(served) as operator:
+        await operator.create("none", limits={"tools": 0})
+        await operator.create("brief", limits={"tool_seconds": 5, "tool_result_bytes": 1_024})
+        none, brief = [served.another((await served.running.keys.create(name))[1]) for name in ("none", "brief")]
+        assert (await refusal(none.create(tools=[NOTHING]))).fields == ["tools"]
+        assert (await refusal(brief.create(tools=[slow]))).fields == ["tools[0].timeout"]
+        run = await brief.create(tools=[NOTHING])
+        call = await requested(brief, run.run_id)
+        said = await refusal(submit(brief, run.run_id, call.call_id, result_json=json.dumps("x" * 1_023)))
+        assert said.fields == ["result_json"]
+        assert "tool_result_bytes" in said.message
+        await submit(brief, run.run_id, call.call_id, result_json=json.dumps("x" * 1_022))
+        assert (await brief.ended(run.run_id)).run.answer == "x" * 1_022
+
+
+@pytest.mark.parametrize("size", [1 << 21, 100 << 20])
+async def test_a_result_that_no_request_may_have_is_refused_and_the_largest_is_taken(server: Served, size: int) -> None:
+    async with server(Play(code("FINAL(len(nothing()))"))) as served:
+        run = await served.caller.create(tools=[NOTHING])
+        call = await requested(served.caller, run.run_id)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await submit(served.caller, run.run_id, call.call_id, result_json=json.dumps("x" * size))
+        assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        await submit(served.caller, run.run_id, call.call_id, result_json=json.dumps("x" * ((1 << 20) - 2)))
+        assert (await served.caller.ended(run.run_id)).run.answer == str((1 << 20) - 2)

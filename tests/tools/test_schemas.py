@@ -108,7 +108,7 @@ def test_checking_takes_a_bounded_number_of_steps(root: object, value: Any) -> N
 
 
 def test_a_value_nested_too_deep_to_be_checked_is_said_to_be_so() -> None:
-    value: Any = {}
+    value: dict[str, Any] = {}
     for _ in range(900):
         value = {"left": value}
     assert told(TREE, value) == [f"$: checking it takes more than {MAX_STEPS} steps"]
@@ -123,7 +123,7 @@ def test_what_is_told_is_bounded() -> None:
 
 def test_what_is_told_of_one_value_says_nothing_of_the_next() -> None:
     checked = schema(TREE)
-    assert [len(checked.violations(value)) for value in ([], {}, [], {})] == [1, 0, 1, 0]
+    assert [len(checked.violations(value)) for value in (1, {}, 1, {})] == [1, 0, 1, 0]
 
 
 def test_nothing_is_fetched() -> None:
