@@ -85,6 +85,7 @@ from rlm_server.tenants.removal import Removal
 from rlm_server.tenants.tenants import Tenants, TenantUnknown
 from rlm_server.tenants.terms import Terms
 from rlm_server.tenants.watch import Watch
+from rlm_server.tools.waiting import WaitingCalls
 from rlm_server.webhooks.deliveries import Deliveries
 from rlm_server.webhooks.hosts import Hosts
 from rlm_server.webhooks.webhooks import Webhooks
@@ -234,6 +235,7 @@ async def serving(
             shares,
             redaction,
             RunFiles(settings.data_dir / "runs", secret, store),
+            WaitingCalls(shares.held),
             settings.model_advice,
             {DATA: NUMPY_DIFFERS},
         )
@@ -326,7 +328,7 @@ async def serving(
                         RunList(database),
                         PassingTexts(contexts, uploads, shares),
                         redaction,
-                        shares.threads,
+                        shares,
                         lambda: port.ended,
                     ),
                     server,

@@ -50,6 +50,7 @@ from rlm_server.shares.held import TooMuchHeld
 from rlm_server.tenants.keys import KeyUnknown, TooManyChecks
 from rlm_server.tenants.open_calls import KeyLapsed
 from rlm_server.tenants.tenants import TenantExists, TenantInUse, TenantUnknown
+from rlm_server.tools.waiting import CallAnswered, CallEnded, CallUnknown
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
@@ -250,6 +251,12 @@ def status_of(error: Exception) -> status_pb2.Status:
         case RunQuotaExceeded():
             hit = {"unit": "tenant_kept_bytes", "limit": str(error.limit), "used": str(error.used)}
             return _status(ErrorReason.ERROR_REASON_RUN_QUOTA_EXCEEDED, text, quota=hit["unit"], metadata=hit)
+        case CallUnknown():
+            return status_of(NotFound("call", error.call))
+        case CallEnded():
+            return _status(ErrorReason.ERROR_REASON_TOOL_CALL_ENDED, text, metadata={"call_id": error.call})
+        case CallAnswered():
+            return _status(ErrorReason.ERROR_REASON_TOOL_CALL_ANSWERED, text, metadata={"call_id": error.call})
         case RunNotEnded():
             return _status(ErrorReason.ERROR_REASON_RUN_NOT_ENDED, text)
         case ContentsRedacted():

@@ -20,8 +20,12 @@ from rlm_server.ledger import Amounts, Balance, Limit, Usage
 from rlm_server.repl.coverage import Coverage
 from rlm_server.repl.events import (
     CallTraced,
+    Ending,
     FinishedCall,
+    ModelCallRequested,
     Printed,
+    ToolCallAnswered,
+    ToolCallRequested,
     TurnRestarted,
     UntoldCalls,
 )
@@ -75,6 +79,7 @@ _END_REASONS = {
     for end in EndReason
 }
 _STRATEGIES = {"rlm": run_pb2.STRATEGY_RLM, "direct": run_pb2.STRATEGY_DIRECT}
+_ENDINGS = {end: run_pb2.ToolCallEnd.Value(f"TOOL_CALL_END_{end.name}") for end in Ending}
 _STATES = {state: run_pb2.RunState.Value(f"RUN_STATE_{state.upper()}") for state in RunState}
 
 
@@ -378,6 +383,32 @@ def _run_finished(body: RunFinished) -> run_pb2.RunFinished:
     )
 
 
+def _tool_call_requested(body: ToolCallRequested) -> run_pb2.ToolCallRequested:
+    return run_pb2.ToolCallRequested(
+        call_id=body.call_id, name=body.name, arguments_json=body.arguments_json, deadline=time(body.deadline)
+    )
+
+
+def _model_call_requested(body: ModelCallRequested) -> run_pb2.ModelCallRequested:
+    return run_pb2.ModelCallRequested(
+        call_id=body.call_id,
+        model=body.model,
+        system=body.system,
+        messages=[run_pb2.ModelMessage(role=_ROLES[one.role], content=one.content) for one in body.messages],
+        max_token_count=body.max_tokens,
+        deadline=time(body.deadline),
+    )
+
+
+_ROLES = {"user": run_pb2.MODEL_ROLE_USER, "assistant": run_pb2.MODEL_ROLE_ASSISTANT}
+
+
+def _tool_call_answered(body: ToolCallAnswered) -> run_pb2.ToolCallAnswered:
+    return run_pb2.ToolCallAnswered(
+        call_id=body.call_id, end=_ENDINGS[body.end], result_json=body.result_json, error=body.error
+    )
+
+
 _OWN: dict[type, Callable[[Any], Message]] = {
     Printed: output,
     CallTraced: traced_call,
@@ -388,5 +419,8 @@ _OWN: dict[type, Callable[[Any], Message]] = {
     ModelReplied: _model_replied,
     ChildFinished: _child_finished,
     RunFinished: _run_finished,
+    ToolCallRequested: _tool_call_requested,
+    ToolCallAnswered: _tool_call_answered,
+    ModelCallRequested: _model_call_requested,
 }
 """Bodies whose messages have fields of other names."""

@@ -12,6 +12,7 @@ from rlm.v1 import run_pb2, run_pb2_grpc, types_pb2
 
 from rlm_server.api import asked as besides
 from rlm_server.api import completion, key_account, requests, responses, work_lists
+from rlm_server.api import tools as tool_requests
 from rlm_server.api.auth import tenant
 from rlm_server.api.completion import PassingTexts
 from rlm_server.api.errors import InvalidField, NotFound, WatcherTooSlow
@@ -32,7 +33,8 @@ from rlm_server.runs.redaction import ContentsRedacted, Redaction
 from rlm_server.runs.run_list import ListedRun, RunFilter, RunList
 from rlm_server.runs.state import RunState
 from rlm_server.runs.supervisor import NewRun, Supervisor
-from rlm_server.shares.threads import Threads
+from rlm_server.shares.shares import Shares
+from rlm_server.tools.waiting import ResultRefused
 from sandbox.cancellation import run_to_completion, until_ended
 
 ANSWER_PIECE = 64 << 10
@@ -56,7 +58,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         runs: RunList,
         texts: PassingTexts,
         redaction: Redaction,
-        threads: Threads,
+        shares: Shares,
         stopping: Callable[[], bool],
     ) -> None:
         """`stopping` says whether calls that are cancelled now are so because the server stops."""
@@ -64,7 +66,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
         self._ledger, self._routes_of, self._defaults = ledger, routes_of, defaults
         self._book, self._runs, self._texts, self._redaction = book, runs, texts, redaction
-        self._besides = besides.AskedReader(threads)
+        self._besides, self._shares = besides.AskedReader(shares.threads), shares
 
     async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:
         """Start a run."""
@@ -74,9 +76,12 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             if known is not None:
                 return run_pb2.CreateRunResponse(run=await self._message(known))
             new = await self._asked(check, request, repeatable)
+            tools = await tool_requests.read(
+                check, request.tools, self._defaults.limits_of(tenant()), tenant(), self._shares
+            )
         given = await requests.context(self._contexts, tenant(), request.context_id)
         besides.check_direct(new, given, "", self._routes_of(tenant()))
-        new = replace(new, context=given)
+        new = replace(new, tools=tools, context=given)
         run = await self._supervisor.create(await self._paid(new, request))
         return run_pb2.CreateRunResponse(run=await self._message(run))
 
@@ -214,7 +219,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
                     # Written and not yielded, because whoever yields cannot tell how long that takes.
                     try:
                         async with asyncio.timeout(TAKEN_SECONDS):
-                            await context.write(_watched(event))
+                            await context.write(_watched(event and self._supervisor.whole(run.id, event)))
                     except TimeoutError:
                         raise WatcherTooSlow(TAKEN_SECONDS, sequence) from None
         return
@@ -231,11 +236,27 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         await self._check_node(run, request.node_id)
         events = await self._journal.events(run.id, wanted.first if place is None else place[0], size)
         last = await self._journal.last_sequence(run.id)
-        more = bool(events) and events[-1].sequence < last
+        listed, read = self._listed(run.id, events, wanted)
         return run_pb2.ListRunEventsResponse(
-            events=[responses.event(event) for event in events if wanted.has(event)],
-            next_page_token=responses.page_token(list_name, events[-1].sequence + 1) if more else "",
+            events=listed,
+            next_page_token=responses.page_token(list_name, read + 1) if 0 < read < last else "",
         )
+
+    def _listed(self, run: str, events: list[Event], wanted: _EventFilter) -> tuple[list[run_pb2.RunEvent], int]:
+        """Write as many of the first events as an answer may have; return them, and the number of the last one read.
+
+        A call that waits is told whole, and may be as long as a message.
+        """
+        listed, size, read = list[run_pb2.RunEvent](), 0, 0
+        for event in events:
+            if wanted.has(event):
+                written = responses.event(self._supervisor.whole(run, event))
+                size += written.ByteSize()
+                if listed and size > responses.MOST_ITEMS:
+                    break
+                listed.append(written)
+            read = event.sequence
+        return listed, read
 
     async def ListNodes(self, request: run_pb2.ListNodesRequest, context: Any) -> run_pb2.ListNodesResponse:
         """List the nodes of a run's tree."""
@@ -279,6 +300,19 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             at = end
             if at >= whole or not piece:
                 return
+
+    async def SubmitResult(self, request: run_pb2.SubmitResultRequest, context: Any) -> run_pb2.SubmitResultResponse:
+        """Answer a call that a run waits for."""
+        with FieldChecks() as check:
+            asked = self._redaction.of_request(check(requests.repeatable, tenant(), request))
+            submitted = check(tool_requests.submitted, request)
+        if not await self._journal.was_asked(asked):
+            run = await self._row(request.run_id)
+            try:
+                await self._supervisor.submit(run.id, request.call_id, submitted, asked)
+            except ResultRefused as error:
+                raise InvalidField(error.field, str(error)) from None
+        return run_pb2.SubmitResultResponse()
 
     async def CancelRun(self, request: run_pb2.CancelRunRequest, context: Any) -> run_pb2.CancelRunResponse:
         """Stop a run."""

@@ -27,6 +27,7 @@ FEATURES = (
     "run_instructions",
     "run_sampling",
     "run_strategies",
+    "run_tools",
     "search_pages",
 )
 """What this server can do that a client may ask for. A name never changes its meaning."""

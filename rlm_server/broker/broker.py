@@ -36,6 +36,8 @@ from rlm_server.tenants.policy import Policy, Weights
 
 _random = secrets.SystemRandom()
 
+UNSHARED = 1 << 20
+"""Calls at once of a route that tenants do not share: each tenant's own cap holds, and no other."""
 LEDGER_WRITES = 16
 """Writes that the ledger is given at once. It has one writer, which takes them in the order they come. So tenants wait
 for their turn before it, and behind no more than these. With fewer, fewer would share a commit."""
@@ -143,6 +145,10 @@ class Broker:
         calls, reserved = limits.provider_calls, limits.provider_calls // RESERVED
         self._learned = {model: LearnedCap(calls, weights) for model in routes.models}
         self._provider_gates = {n: Gate(calls=calls, weights=weights, reserved=reserved) for n in sorted(names)}
+        for model in routes.models:
+            if not (route := routes.route(model)).shared:
+                self._learned[model] = LearnedCap(UNSHARED, weights, start=UNSHARED)
+                self._provider_gates[route.provider_name] = Gate(calls=UNSHARED, weights=weights)
         self.counters = Counters()
 
     @property

@@ -47,9 +47,15 @@ class LearnedCap:
     that are refused after that down to those that are not. Then all wait as long as the provider asked for.
     """
 
-    def __init__(self, most: int, weights: Mapping[str, float], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        most: int,
+        weights: Mapping[str, float],
+        clock: Callable[[], float] = time.monotonic,
+        start: int = START,
+    ) -> None:
         self._most, self._clock = most, clock
-        self._cap = float(min(most, START))
+        self._cap = float(min(most, start))
         self.gate = Gate(calls=self.calls, weights=weights, reserved=self.calls // RESERVED)
         self._round = _Round()
         self._objected = False

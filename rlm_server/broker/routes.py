@@ -45,6 +45,8 @@ class Route:
     context_window: int | None = None
     fallbacks: tuple[str, ...] = ()
     failure_cost: FailureCost = FailureCost.FULL
+    shared: bool = True
+    """Whether tenants share what answers. Where it is each tenant's own, no tenant waits for another's calls."""
 
     def cost_of_failure(self, held: Amounts, max_tokens: int) -> Amounts:
         """Return what a request costs that failed, and may have been billed. `held` is its worst case."""

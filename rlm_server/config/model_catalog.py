@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 from rlm_server.broker.prices.table import Prices
 from rlm_server.broker.provider import Provider
-from rlm_server.broker.providers import scripted
+from rlm_server.broker.providers import client, scripted
+from rlm_server.broker.providers.client import ClientProvider
 from rlm_server.broker.providers.registry import COMPATIBLE, PROVIDERS, with_keys
 from rlm_server.broker.providers.scripted import Script, ScriptedProvider
 from rlm_server.broker.routes import FailureCost, Route, Routes
-from rlm_server.config.price_list import SCRIPTED_PRICE, PriceList
+from rlm_server.config.price_list import CLIENT_PRICE, SCRIPTED_PRICE, PriceList
 from rlm_server.config.settings import CompatibleModel, ConfigError, Settings, TenantSettings
 from rlm_server.tenants.policy import is_pattern
 
@@ -46,6 +47,9 @@ def build_models(settings: Settings, scripts: Mapping[str, Script]) -> Models:
     played = ScriptedProvider(scripts)
     for name in scripts:
         routes[name] = Route(scripted.NAME, played, name, SCRIPTED_PRICE, SCRIPTED_WINDOW)
+    if settings.client_model:
+        plays = ClientProvider(settings.call_limits.call_seconds)
+        routes[client.NAME] = Route(client.NAME, plays, client.NAME, CLIENT_PRICE, shared=False)
     routes = _with_failure_costs(routes, settings.failure_costs)
     routes |= _with_fallbacks(routes, settings.fallbacks)
     return _with_defaults(Routes(routes), prices, settings, next(iter(scripts)))

@@ -13,7 +13,7 @@ from decimal import Decimal
 from enum import StrEnum
 
 from rlm_server.broker.prices.table import Listed, Price, Prices, PricesConflict, Rates
-from rlm_server.broker.providers import scripted
+from rlm_server.broker.providers import client, scripted
 from rlm_server.broker.providers.registry import COMPATIBLE
 from rlm_server.config.settings import CompatibleModel, ConfigError, Settings, nano
 from rlm_server.config.stated_prices import Key, StatedPrice, StatedPrices
@@ -21,9 +21,12 @@ from rlm_server.config.stated_prices import Key, StatedPrice, StatedPrices
 SCRIPTED_PRICE = Price(Rates(nano(Decimal(1)), nano(Decimal(5))))
 """Simulated: $1 for a million tokens of input, $5 of output, so that budgets can be seen at work."""
 
+CLIENT_PRICE = Price(Rates(0, 0))
+"""A client that plays the model is paid by nobody here."""
+
 
 class Origin(StrEnum):
-    """Where a price comes from: the table of this package, or an operator, or a script that has none."""
+    """Where a price comes from: the table of this package, or an operator, or a script or a client that has none."""
 
     PINNED = "pinned"
     STATED = "stated"
@@ -56,6 +59,8 @@ class PriceList:
             kept = file.read()
         configured = {Key(COMPATIBLE.name, name): price for name, m in settings.models.items() if (price := _stated(m))}
         stated: dict[tuple[str, str], Price] = {key: p.price(key.provider) for key, p in {**kept, **configured}.items()}
+        if settings.client_model:
+            stated[client.NAME, client.NAME] = CLIENT_PRICE
         stated |= {(scripted.NAME, name): SCRIPTED_PRICE for name in scripts}
         try:
             return cls(Prices.load(stated), kept, configured)
@@ -71,7 +76,7 @@ class PriceList:
         """Where the price of a model comes from."""
         if not listed.stated:
             return Origin.PINNED
-        if listed.provider == scripted.NAME:
+        if listed.provider in (scripted.NAME, client.NAME):
             return Origin.SIMULATED
         key = Key(listed.provider, listed.model)
         return Origin.STATED_IN_CONFIGURATION if key in self.configured else Origin.STATED

@@ -270,6 +270,9 @@ class ModelSettings(_Strict):
     """The root model where a run names none; by default the best there is a key for, else the scripted one."""
     sub_model: str = ""
     """The sub-model where a run or session names none."""
+    client_model: bool = False
+    """Whether runs may name the model `client`: a client of the tenant's plays it, free of charge. A tenant that has
+    `models` of its own must have it among them."""
     models: dict[str, CompatibleModel] = Field(default_factory=dict)
     """Models at OpenAI-compatible endpoints, by the names callers use."""
     failure_costs: dict[str, str] = Field(default_factory=dict)

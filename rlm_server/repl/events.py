@@ -6,8 +6,10 @@ The names of the bodies and of their fields are those of the protocol's `RunEven
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
+from rlm_server.broker.provider import Message
 from rlm_server.contexts.passages import Passage
 from rlm_server.ledger.amounts import Amounts
 from sandbox.turn import Turn
@@ -72,6 +74,53 @@ class CallTraced:
     passages: tuple[Passage, ...]
     more: bool
     kind: Literal["call_traced"] = "call_traced"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallRequested:
+    """The code calls a tool, and waits until a client answers, or until `deadline` (Unix milliseconds).
+
+    `arguments_json` is a JSON object, as text.
+    """
+
+    call_id: str
+    name: str
+    arguments_json: str
+    deadline: int
+    kind: Literal["tool_call_requested"] = "tool_call_requested"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCallRequested:
+    """A model is asked that the client plays, and waits until it answers, or until `deadline` (Unix milliseconds)."""
+
+    call_id: str
+    model: str
+    system: str
+    messages: tuple[Message, ...]
+    max_tokens: int
+    deadline: int
+    kind: Literal["model_call_requested"] = "model_call_requested"
+
+
+class Ending(StrEnum):
+    """How a call ended that a client was to answer."""
+
+    RESULT = "result"
+    ERROR = "error"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallAnswered:
+    """A call that a client was to answer has ended; `result_json` is what it answered, as text."""
+
+    call_id: str
+    end: Ending
+    result_json: str = ""
+    error: str = ""
+    kind: Literal["tool_call_answered"] = "tool_call_answered"
 
 
 @dataclass(frozen=True, slots=True)

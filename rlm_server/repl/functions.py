@@ -60,6 +60,8 @@ class NodeRepl(Repl):
     """Returns what is left to the node."""
     take_answer: Callable[[str, bool], None]
     """Takes the answer as the code has it so far, and whether it is ready."""
+    call_tool: Callable[[HostCall], Awaitable[Json]]
+    """Answers calls of the run's tools."""
 
 
 _R = TypeVar("_R", bound=Repl)
@@ -80,7 +82,7 @@ class Function:
     in_sessions: Handler[Repl] | str
     """What answers in a session. A text says why it is not there."""
     prompt: str
-    """Its lines in the list that a model is shown."""
+    """Its lines in the list that a model is shown; empty where these differ from run to run."""
     stub: Path
     """The guest module that offers it to the program, named as the file is."""
 
@@ -106,7 +108,7 @@ class Functions:
     @property
     def prompt(self) -> str:
         """The list of the functions that there are in runs, as a model is shown it."""
-        return "\n".join(entry.prompt for entry in self.entries if not isinstance(entry.in_runs, str))
+        return "\n".join(entry.prompt for entry in self.entries if entry.prompt and not isinstance(entry.in_runs, str))
 
     @property
     def guest_modules(self) -> dict[str, Path]:
@@ -168,6 +170,10 @@ async def _count(repl: Repl, call: HostCall) -> Json:
 
 async def _budget(repl: NodeRepl, call: HostCall) -> Json:  # noqa: ARG001
     return await repl.left()
+
+
+async def _tool(repl: NodeRepl, call: HostCall) -> Json:
+    return await repl.call_tool(call)
 
 
 async def _answer(repl: NodeRepl, call: HostCall) -> Json:
@@ -249,6 +255,14 @@ FUNCTIONS = Functions(
 - budget() -> dict: what is left. SHOW_VARS() -> str: your variables. Code may catch `LimitExceeded`, `ModelError` (its
   `.kind` says why) and `AnswerCut`.""",
             stub=_GUEST / "_budget.py",
+        ),
+        Function(
+            op="tool",
+            arguments={"name": TEXT, "arguments": TEXT},
+            in_runs=_tool,
+            in_sessions="tools are a run's",
+            prompt="",  # which tools a run has, and so its lines, its caller says
+            stub=_GUEST / "_tools.py",
         ),
         Function(
             op="answer",

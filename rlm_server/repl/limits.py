@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from rlm_server.broker.limits import MAX_OUTPUT_TOKENS
+from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from sandbox.limits import MIB, Limits, limit
 
 MAX_QUESTION = 100_000
@@ -53,6 +54,46 @@ class RunLimits:
         most=1024 * MIB,
         unit="bytes",
         doc="Answers of a run, or session, kept so that an identical call is free. The oldest are forgotten.",
+    )
+    tools: int = limit(
+        64, least=0, most=256, unit="tools", doc="Tools that a run's caller answers. A request with more is refused."
+    )
+    tool_calls: int = limit(
+        1_000,
+        least=1,
+        most=100_000,
+        unit="calls",
+        doc="Calls of tools in one turn. Code that makes more gets `LimitExceeded`.",
+    )
+    tool_calls_at_once: int = limit(
+        64,
+        least=1,
+        most=1_000,
+        unit="calls",
+        doc="Calls of tools of one run that wait for answers at once. Others wait.",
+    )
+    tool_seconds: float = limit(
+        300.0,
+        least=0.1,
+        most=86_400,
+        unit="seconds",
+        doc="How long a call of a tool waits for its answer; a tool may name less. Then the code gets `TimeoutError`.",
+    )
+    tool_argument_bytes: int = limit(
+        MAX_EVENT_TEXT,
+        least=1_024,
+        most=MAX_EVENT_TEXT,
+        unit="bytes",
+        doc="The arguments of one call of a tool, as JSON in UTF-8: an event tells them whole. Code that sends more "
+        "gets `LimitExceeded`.",
+    )
+    tool_result_bytes: int = limit(
+        MIB,
+        least=1_024,
+        most=MIB,
+        unit="bytes",
+        doc="What one call of a tool returns, as JSON in UTF-8, or a client says as a model: one request has it. More "
+        "is refused.",
     )
     children: int = limit(
         16, least=1, most=1_000, unit="nodes", doc="Child RLMs of a run at work at once, at each depth. Others wait."

@@ -12,7 +12,17 @@ from pydantic import Field, TypeAdapter
 
 from rlm_server.ledger.amounts import Amounts, Limit
 from rlm_server.repl.coverage import Coverage
-from rlm_server.repl.events import CallFinished, CallStarted, CallTraced, CodeFinished, Printed, TurnRestarted
+from rlm_server.repl.events import (
+    CallFinished,
+    CallStarted,
+    CallTraced,
+    CodeFinished,
+    ModelCallRequested,
+    Printed,
+    ToolCallAnswered,
+    ToolCallRequested,
+    TurnRestarted,
+)
 from rlm_server.runs.cuts import CutText, cut, cuts_from_json, cuts_to_json, size_of
 from rlm_server.runs.redaction import UNREDACTED, RunRedaction
 from rlm_server.runs.state import RunState
@@ -153,7 +163,7 @@ class RunFinished:
 Body = (
     RunStarted | TurnStarted | ModelReplied | CodeStarted | Printed | CallStarted | CallFinished | ChildStarted
     | ChildFinished | CodeFinished | TurnCheckpointed | BudgetWarning | Guard | Answer | RunFinished | CallTraced
-    | TurnRestarted | StrategyChosen | NodeResumed
+    | TurnRestarted | StrategyChosen | ToolCallRequested | ToolCallAnswered | ModelCallRequested | NodeResumed
 )  # fmt: skip
 
 _bodies: TypeAdapter[Body] = TypeAdapter(Annotated[Body, Field(discriminator="kind")])

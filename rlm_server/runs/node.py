@@ -10,6 +10,7 @@ from functools import partial
 
 from rlm_server.broker.broker import CallFailed
 from rlm_server.broker.provider import Failure, Message, ModelReply, ModelRequest
+from rlm_server.broker.providers.client import SEAT
 from rlm_server.database.engine import DatabaseError
 from rlm_server.ledger import BudgetError, Limit, Payer
 from rlm_server.repl.awaited import Awaited
@@ -65,8 +66,8 @@ log = logging.getLogger(__name__)
 
 SERVER_STOPPED = "the server stopped during the run"
 
-_MAY_DIFFER = frozenset({"budget"})
-"""Requests that are answered otherwise when they are made again, and are not calls."""
+_MAY_DIFFER = frozenset({"budget", "tool"})
+"""Requests that are answered otherwise when they are made again, and are no calls of models."""
 
 MORE_WORKERS = 2
 """So often a block's code begins anew where the process that ran it was lost."""
@@ -119,8 +120,8 @@ class Node:
         self._system = system(
             Facts(
                 tree.services.functions, broker.routes_of(tree.run.tenant), task.model, tree.run.sub_model,
-                broker.run_calls, tree.services.numbers.get(tree.image, ""), tree.services.advice,
-                tree.asked.instructions, is_child=task.depth > 0,
+                broker.run_calls, tree.services.numbers.get(tree.image, ""), tree.tools.prompt,
+                tree.services.advice, tree.asked.instructions, is_child=task.depth > 0,
             )
         )  # fmt: skip
         self._messages: list[Message] = []
@@ -178,6 +179,7 @@ class Node:
         Cancelling the task ends the node as cancelled, with everything under it, and then goes on. In a tree that is
         left for later it stays as it is.
         """
+        SEAT.set(self.tree.tools.seat(self.emit, lambda: seconds_left(self._deadline)))
         # Kept with the hold of the first request, which is not sent before.
         moving = asyncio.create_task(self.tree.services.journal.begin(self.task.id, patience=PATIENCE))
         try:
@@ -304,6 +306,8 @@ class Node:
         session.keep_note(lambda: self._record.note)
         try:
             await self._look(session)  # of what is empty, everything has been looked at
+            if not self._record.resumed:
+                await self._offer_tools(session)
             return await self._converse(session)
         except (MemoryError, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
             raise NodeEnded(RunState.FAILED, str(error)) from None
@@ -334,6 +338,13 @@ class Node:
                 await session.close()
                 raise
         return session
+
+    async def _offer_tools(self, session: LiveSession) -> None:
+        if not self.tree.tools.offer:
+            return
+        offered = await self._execute_unseen(session, self.tree.tools.offer)
+        if offered.error is not None:
+            raise NodeEnded(RunState.FAILED, cut(f"the tools cannot be offered: {offered.error.message}", MAX_REASON))
 
     # ---- the loop ------------------------------------------------------------------------------------------------
 
@@ -536,6 +547,7 @@ class Node:
             self._children.rlm_query,
             self._left_to_spend,
             self._take_answer,
+            self.tree.tools.turn(self.emit, lambda: seconds_left(self._deadline), self._record.tool_call).call,
         )
         answer = partial(self._answer_call, repl)
 

@@ -175,6 +175,11 @@ NO_CONTENTS: Mapping[str, Rule] = {
     "FinishedCall.model": _whole,
     "FinishedCall.error": _failure,
     "CallTraced.call_id": _whole,
+    "ToolCallRequested.call_id": _whole,
+    "ToolCallRequested.name": _whole,
+    "ToolCallAnswered.call_id": _whole,
+    "ModelCallRequested.call_id": _whole,
+    "ModelCallRequested.model": _whole,
     "TurnError.type": _type,
     "Outcome.reason": own_words,
 }

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import TracebackType
 from typing import Self
 from weakref import WeakValueDictionary
 
+from rlm_server.broker.providers import client
 from rlm_server.clock import now
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import ContextDamaged, Contexts
@@ -24,6 +25,7 @@ from rlm_server.ledger import UNITS, Balance, BudgetExceeded, Limit, names
 from rlm_server.ledger.customers import Customer
 from rlm_server.repl.bounds import MAX_REASON, cut
 from rlm_server.repl.coverage import Coverage
+from rlm_server.repl.events import ModelCallRequested, ToolCallRequested
 from rlm_server.repl.limits import RunLimits
 from rlm_server.repl.tracing import TracedContext, Tracer
 from rlm_server.runs import closing
@@ -34,7 +36,7 @@ from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted, 
 from rlm_server.runs.journal import CREATING, PATIENCE, RunRow
 from rlm_server.runs.node import SERVER_STOPPED
 from rlm_server.runs.node_context import whole_context
-from rlm_server.runs.past.entries import Happened, RunAsked
+from rlm_server.runs.past.entries import Happened, RunAsked, ToolAsked
 from rlm_server.runs.past.past import RunPast
 from rlm_server.runs.past.run_file import RunFile
 from rlm_server.runs.places import Place, Places
@@ -43,7 +45,11 @@ from rlm_server.runs.retention import forget_ended
 from rlm_server.runs.root import Root
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import NO_DATABASE, Outcome, Services, Task, Tree, kept_form, kept_outcome
+from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.limits import TenantLimits
+from rlm_server.tools.tool import Tool
+from rlm_server.tools.tool_calls import RunTools
+from rlm_server.tools.waiting import Submitted
 from rlm_server.tracing.spans import span
 from sandbox.cancellation import cancel_and_wait, run_to_completion
 
@@ -100,6 +106,7 @@ class NewRun:
     """Who pays; None for the tenant itself."""
     labels: Mapping[str, str] = field(default_factory=dict)
     asked: Asked = field(default_factory=Asked)
+    tools: tuple[Tool, ...] = ()
 
     @property
     def payer(self) -> str:
@@ -118,6 +125,7 @@ class _Live:
     asked: Asked | None
     file: RunFile
     event_log: EventLog
+    tools: RunTools
     question_bytes: int = 0
     """Of its question, which is in memory alone while it waits in line."""
     past: RunPast | None = None
@@ -195,6 +203,7 @@ class Supervisor:
             asked.besides,
             left.file,
             await self._event_log(row, left.file, asked.limits),
+            self._tools(row, [one.tool() for one in asked.tools], asked.limits),
             past=left.past,
             resumed=RESTARTED,
         )
@@ -207,6 +216,16 @@ class Supervisor:
         last, size = await journal.last_sequence(row.id), await journal.event_bytes(row.id)
         redaction = self._services.redaction.of(row.tenant, row.id)
         return EventLog(journal, row.id, quota, last, redaction, before=partial(_happened, file), size=size)
+
+    def _tools(self, row: RunRow, tools: Sequence[Tool], limits: RunLimits) -> RunTools:
+        """Return the tools of a run, until they are closed.
+
+        Raises:
+            TooMuchHeld: the tenant has as much of the server's memory as it may.
+        """
+        plays = client.NAME in (row.model, row.sub_model)
+        services = self._services
+        return RunTools(row.id, row.tenant, tools, limits, services.waiting, services.shares, client_plays=plays)
 
     def _begin_work(self, live: _Live) -> None:
         self._live[live.row.id] = live
@@ -261,9 +280,14 @@ class Supervisor:
         kept, redacted = redaction.text("question", new.question)
         kept_asked, redacted_asked = new.asked.kept_form(redaction)
         question_bytes = sys.getsizeof(new.question) + new.asked.size if redacted else 0
-        held.take(new.tenant, question_bytes, "the question of a run")
+        tools = self._tools(row, new.tools, new.limits)
+        try:
+            held.take(new.tenant, question_bytes, "the question of a run")
+        except TooMuchHeld:
+            tools.close()
+            raise
         file = self._services.files.create(run_id, new.tenant, lambda: redaction.wanted)
-        file.add(RunAsked(new.question, new.limits, new.image, new.asked))
+        file.add(RunAsked(new.question, new.limits, new.image, new.asked, tuple(map(ToolAsked.of, new.tools))))
         made = await asyncio.gather(  # in one commit
             journal.create(
                 row, kept, new.request, asked=kept_asked, redacted=redacted + redacted_asked, patience=PATIENCE
@@ -280,6 +304,7 @@ class Supervisor:
         for failure in made:
             if isinstance(failure, BaseException):
                 held.give_back(new.tenant, question_bytes)
+                tools.close()
                 file.remove()
                 raise failure
         quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
@@ -288,7 +313,7 @@ class Supervisor:
         question = None if self._places.in_line(new.tenant) and not redacted else new.question
         said = new.asked if question is not None else None
         event_log = EventLog(journal, run_id, quota, redaction=redaction, before=partial(_happened, file))
-        live = _Live(row, new.limits, new.image, new.context, question, said, file, event_log, question_bytes)
+        live = _Live(row, new.limits, new.image, new.context, question, said, file, event_log, tools, question_bytes)
         self._begin_work(live)
         await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
@@ -368,6 +393,7 @@ class Supervisor:
         if live.tree is not None:
             live.tree.memo.close()
         live.file.close()
+        live.tools.close()
         self._services.shares.held.give_back(live.row.tenant, live.question_bytes)
         del self._live[live.row.id]
 
@@ -403,6 +429,7 @@ class Supervisor:
                 corpus,
                 tracer,
                 place,
+                live.tools,
                 live.file,
                 said,
                 context.content if context is not None else None,
@@ -448,8 +475,28 @@ class Supervisor:
             log.exception("the end of run %s could not be kept", run_id)
         finally:
             live.file.close()
+            live.tools.close()
             self._services.shares.held.give_back(live.row.tenant, live.question_bytes)
             del self._live[run_id]
+
+    async def submit(self, run_id: str, call: str, submitted: Submitted, request: Request | None = None) -> None:
+        """Answer a call that a run waits for; raises as `WaitingCalls.submit` does, and where the call has ended.
+
+        Raises:
+            RequestIdReused: the request answered another call, or otherwise, before.
+        """
+
+        async def keep() -> None:
+            await self._services.journal.note(request, run_id)
+
+        await self._services.waiting.submit(run_id, call, submitted, keep)
+
+    def whole(self, run_id: str, event: Event) -> Event:
+        """Return an event with its contents, though they are redacted, where a client needs them to answer a call."""
+        if not event.cut or not isinstance(event.body, ToolCallRequested | ModelCallRequested):
+            return event
+        body = self._services.waiting.body(run_id, event.body.call_id)
+        return event if body is None else replace(event, body=body, cut=())
 
     async def ended(self, run_id: str) -> None:
         """Wait until a run has ended."""

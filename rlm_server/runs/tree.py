@@ -34,6 +34,8 @@ from rlm_server.runs.state import RunState
 from rlm_server.shares.host_time import HostTime
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Cancelled, Purpose
+from rlm_server.tools.tool_calls import RunTools
+from rlm_server.tools.waiting import WaitingCalls
 from sandbox.corpora.corpus import Corpus
 from sandbox.door import DoorRefusal
 from sandbox.pool.pool import Pool
@@ -58,6 +60,8 @@ class Services:
     shares: Shares
     redaction: Redaction
     files: RunFiles
+    waiting: WaitingCalls
+    """Calls that clients answer."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """What models are told besides, by patterns of their names."""
     numbers: Mapping[str, str] = field(default_factory=dict)
@@ -113,6 +117,7 @@ class Tree:
     context: Corpus | None
     tracer: Tracer
     place: Place
+    tools: RunTools
     file: RunFile
     """Where it is written down what happens, so that another process can go on with the run."""
     asked: Asked = field(default_factory=Asked)

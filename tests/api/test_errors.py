@@ -70,6 +70,7 @@ from rlm_server.shares.held import TooMuchHeld
 from rlm_server.tenants.keys import KeyUnknown, TooManyChecks
 from rlm_server.tenants.open_calls import KeyLapsed
 from rlm_server.tenants.tenants import TenantExists, TenantInUse, TenantUnknown
+from rlm_server.tools.waiting import CallAnswered, CallEnded, CallUnknown
 from sandbox.pool.live_sessions import OwnerFull, PoolFull
 from sandbox.pool.pool import JailMissing
 from sandbox.pool.process import WorkerLost
@@ -109,6 +110,9 @@ CASES: dict[str, Expected] = {
     "a key of a tenant's": Expected(WrongKindOfKey(operators=True), "WRONG_KIND_OF_KEY", {"key_kind": "operator"}),
     "a key of one account": Expected(KeyBound("ann"), "KEY_BOUND", {"account": "ann"}),
     "a key of an operator's": Expected(WrongKindOfKey(operators=False), "WRONG_KIND_OF_KEY", {"key_kind": "tenant"}),
+    "a call that ended": Expected(CallEnded("tool_1", "late"), "TOOL_CALL_ENDED", {"call_id": "tool_1"}),
+    "a call that has an answer": Expected(CallAnswered("tool_1"), "TOOL_CALL_ANSWERED", {"call_id": "tool_1"}),
+    "no such call": Expected(CallUnknown("tool_1"), "NOT_FOUND", details=("ResourceInfo",)),
     "a request id of before": Expected(RequestIdReused("r"), "REQUEST_ID_REUSED", {"request_id": "r"}),
     "no tenant": Expected(TenantUnknown("acme"), "NOT_FOUND", details=("ResourceInfo",)),
     "no such key": Expected(KeyUnknown("key_1"), "NOT_FOUND", details=("ResourceInfo",)),

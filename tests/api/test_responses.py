@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from rlm.v1 import budget_pb2, context_pb2, run_pb2, session_pb2, types_pb2
 
 from rlm_server.api import responses
+from rlm_server.broker.provider import Message as ModelMessage
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.passages import Passage
 from rlm_server.ledger import UNITS, Amounts, Limit, Usage
 from rlm_server.repl.coverage import Coverage
-from rlm_server.repl.events import CallTraced, FinishedCall, Printed
+from rlm_server.repl.events import CallTraced, Ending, FinishedCall, ModelCallRequested, Printed, ToolCallRequested
 from rlm_server.runs.cuts import with_texts
 from rlm_server.runs.events import Answer, Body, BudgetWarning, Event, EventOrigin, Guard, StrategyChosen, written
 from rlm_server.runs.redaction import Redaction
@@ -56,6 +57,9 @@ def turns() -> st.SearchStrategy[Turn]:
     )  # fmt: skip
 
 
+TIMES = st.integers(0, 253_402_300_799_999)
+
+
 def values(kind: Any) -> st.SearchStrategy[Any]:
     """Any value of a type: of a dataclass, of what its fields are made of, or of an enum."""
     if kind is Turn:
@@ -65,6 +69,11 @@ def values(kind: Any) -> st.SearchStrategy[Any]:
         return st.builds(Guard, st.sampled_from(kinds), st.text())
     if kind is BudgetWarning:
         return st.builds(BudgetWarning, st.sampled_from(UNITS), *[NUMBERS[int]] * 3)
+    if kind is ToolCallRequested:
+        return st.builds(ToolCallRequested, *[st.text()] * 3, TIMES)
+    if kind is ModelCallRequested:
+        messages = st.lists(values(ModelMessage), max_size=3).map(tuple)
+        return st.builds(ModelCallRequested, *[st.text()] * 3, messages, NUMBERS[int], TIMES)
     origin, inner = get_origin(kind), get_args(kind)
     if kind in NUMBERS:
         return NUMBERS[kind]
@@ -119,6 +128,16 @@ def read(kind: Any, written: Any) -> Any:
     if kind is StrategyChosen:
         how: Any = run_pb2.Strategy.Name(written.strategy).removeprefix("STRATEGY_").lower()
         return StrategyChosen(how, written.reason)
+    if kind is ToolCallRequested:
+        at = written.deadline.ToMilliseconds()
+        return ToolCallRequested(written.call_id, written.name, written.arguments_json, at)
+    if kind is ModelCallRequested:
+        messages = tuple(ModelMessage(_ROLES[one.role], one.content) for one in written.messages)
+        at = written.deadline.ToMilliseconds()
+        tokens = written.max_token_count
+        return ModelCallRequested(written.call_id, written.model, written.system, messages, tokens, at)
+    if kind is Ending:
+        return Ending(run_pb2.ToolCallEnd.Name(written).removeprefix("TOOL_CALL_END_").lower())
     if get_origin(kind) is Literal:
         ends = {"COMPLETE": "end", "UNSPECIFIED": ""}
         name = run_pb2.ReplyEnd.Name(written).removeprefix("REPLY_END_")
@@ -129,6 +148,7 @@ def read(kind: Any, written: Any) -> Any:
     return kind(**{name: _field(hints[name], written, name) for name in names})  # type: ignore[operator]
 
 
+_ROLES: dict[int, Any] = {run_pb2.MODEL_ROLE_USER: "user", run_pb2.MODEL_ROLE_ASSISTANT: "assistant"}
 WRITTEN = {"reason": "end_message", "stopped": "end", "cpu_ms": "cpu_time"}
 """What the protocol calls fields of events, where that is no count of the same name."""
 

@@ -124,6 +124,12 @@ class FakeServer(FakeSnapshots, run_pb2_grpc.RunServiceServicer):
         self.enter("ListRuns", request, context)
         return run_pb2.ListRunsResponse(runs=[self.run])
 
+    def SubmitResult(
+        self, request: run_pb2.SubmitResultRequest, context: grpc.ServicerContext
+    ) -> run_pb2.SubmitResultResponse:
+        self.enter("SubmitResult", request, context)
+        return run_pb2.SubmitResultResponse()
+
     def CancelRun(self, request: run_pb2.CancelRunRequest, context: grpc.ServicerContext) -> run_pb2.CancelRunResponse:
         self.enter("CancelRun", request, context)
         self.run.state = run_pb2.RUN_STATE_CANCELLED

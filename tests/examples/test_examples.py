@@ -72,6 +72,14 @@ def test_budgets_refuse_what_they_cannot_cover(server: RealServer) -> None:
     assert re.search(r"^  BUDGET_EXCEEDED: ", told, re.M)
 
 
+def test_a_run_calls_a_function_of_the_program(server: RealServer) -> None:
+    told = printed(server, "client_tools.py")
+    assert told.splitlines() == [
+        "asked for prices: What do apples and quinces cost?",
+        "prices: {'apples': 0.35, 'quinces': 1.2}",
+    ]
+
+
 def test_an_example_says_how_it_is_used(server: RealServer) -> None:
     done = subprocess.run([sys.executable, ROOT / "examples" / "ask_a_folder.py"], capture_output=True, text=True)
     assert done.returncode == 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rlm_server.broker.provider import Message
 from rlm_server.contexts.passages import Passage
 from rlm_server.database.requests import RequestIdReused
 from rlm_server.ledger import Amounts, Limit
@@ -16,8 +17,12 @@ from rlm_server.repl.events import (
     CallStarted,
     CallTraced,
     CodeFinished,
+    Ending,
     FinishedCall,
+    ModelCallRequested,
     Printed,
+    ToolCallAnswered,
+    ToolCallRequested,
     TurnRestarted,
 )
 from rlm_server.runs import events
@@ -189,6 +194,10 @@ BODIES: list[Body] = [
     CallFinished(FinishedCall("call_2", "sub-model", Amounts(), memo=True), 20),
     CallFinished(FinishedCall("call_2", "sub-model", SPENT, error="timed out"), 0),
     CallTraced("call_2", (Passage(1, 2, 3, 4), Passage(5, 6, 7, 8)), more=True),
+    ToolCallRequested("tool_1", "weather", '{"city": "Oslo"}', 1 << 41),
+    ModelCallRequested("tool_2", "client", "You are…", (Message("user", "What?"), Message("assistant", "x")), 9, 1),
+    ToolCallAnswered("tool_1", Ending.RESULT, '"sunny"'),
+    ToolCallAnswered("tool_1", Ending.ERROR, error="no sky"),
     events.ChildStarted("node_1", "Which?", 100, LIMIT),
     events.ChildFinished("node_1", RunState.EXHAUSTED, "max_turns", SPENT),
     CodeFinished(TURN),

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from enum import StrEnum
 from types import UnionType
 from typing import Any, Union, cast
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm_server.broker.provider import Failure
+from rlm_server.broker.provider import Failure, Message
 from rlm_server.ledger import Amounts
 from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from rlm_server.repl.events import CallFinished, CodeFinished, FinishedCall, Printed
@@ -47,6 +47,11 @@ CONTENTS = {
     "TurnError.traceback",
     "Variable.name",
     "Variable.type",
+    "ToolCallRequested.arguments_json",
+    "ToolCallAnswered.result_json",
+    "ModelCallRequested.system",
+    "Message.content",
+    "ToolCallAnswered.error",
     "Guard.detail",
     "Answer.text",
     "RunFinished.answer",
@@ -105,7 +110,10 @@ class Secrets:
 
     def items(self, items: tuple[Any, ...], _names: Sequence[str], path: str, /) -> tuple[Any, ...]:
         self.put.append(path)
-        return tuple(type(item)(SECRET, SECRET, 3) for item in items)
+        return tuple(
+            replace(item, content=SECRET) if isinstance(item, Message) else type(item)(SECRET, SECRET, 3)
+            for item in items
+        )
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.kind)

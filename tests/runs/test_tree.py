@@ -36,9 +36,8 @@ def a_tree(budget: Limit | None = None, context: Corpus | None = None, children:
     log: Any = Warnings()
     run = a_run(budget=budget or Limit())
     services: Any = SimpleNamespace(shares=Shares.of())
-    return Tree(
-        services, run, RunLimits(children=children), "core", 0.0, log, context, anything, anything, anything
-    ), log
+    limits = RunLimits(children=children)
+    return Tree(services, run, limits, "core", 0.0, log, context, anything, anything, anything, anything), log
 
 
 # ---- warnings --------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from tests.system.stage import Caller
 
 ROOT = Path(__file__).parents[2]
 
-FILLED: dict[str, Any] = {"question": "What?", "code": "1", "pattern": "x", "turn_id": "turn_none"}
+FILLED: dict[str, Any] = {"question": "What?", "code": "1", "pattern": "x", "turn_id": "turn_none", "result_json": "1"}
 """What a request must say besides the name of a thing, by field."""
 NAMES_AN_UPLOAD = "rlm.v1.ContextService.GetUploadStatus"
 """The call whose request id names something that is there already."""

@@ -31,7 +31,7 @@ TIMES = ("google.protobuf.Timestamp", "google.protobuf.Duration")
 TEXTS = {"request_id": LONG, "page_token": "nonsense", "model": LONG, "sub_model": LONG, "image": LONG, "name": LONG,
          "label": LONG, "url": "nowhere", "question": "", "pattern": "", "code": "", "sha256": "",
          "answer_schema": "{", "instructions": "x" * 20_001,
-         "text": "x" * 1_000_001}  # fmt: skip
+         "text": "x" * 1_000_001, "description": "x" * 4_001, "arguments_schema": "[]"}  # fmt: skip
 """Texts that are wrong, by the names of their fields."""
 IDS = {
     "CreateAccount account.account_id": "a b",
@@ -42,10 +42,13 @@ IDS = {
 """Ids that can be wrong before anything is looked up, by the call and the path of the field."""
 RIGHT: Mapping[str, Any] = {"question": "What?", "pattern": "x", "code": "1", "account.account_id": "a",
                             "tenant.tenant_id": "a", "tenant_id": "a", "header.sha256": "0" * 64,
-                            "header.size_bytes": 1}  # fmt: skip
+                            "header.size_bytes": 1, "result_json": "1"}  # fmt: skip
 """What must be said where it is not to be wrong, by the path of the field."""
 NEVER_WRONG = {
     "_id": "an id names something: what nothing has is NOT_FOUND, after all that can be seen of the request alone",
+    "model.text": "is judged with the call that it answers",
+    "result_json": "is judged with the call that it answers",
+    "error": "is judged with the call that it answers",
     "chunk": "follows the header of a stream, and is judged as it comes",
     "documents.documents": "follows the header of a stream, and is judged as it comes",
     "documents.first_document": "follows the header of a stream, and is judged as it comes",
@@ -82,7 +85,9 @@ def _of_message(method: Any, of: Any, above: str, get: Callable[[Any], Any], wit
 def _is_never_wrong(field: Any, path: str) -> bool:
     if field.type == FieldDescriptor.TYPE_BOOL:
         return True
-    return field.name not in TEXTS and any(path.endswith(one) or path.startswith(one) for one in NEVER_WRONG)
+    return (field.name not in TEXTS or path in NEVER_WRONG) and any(
+        path.endswith(one) or path.startswith(one) for one in NEVER_WRONG
+    )
 
 
 def _of_field(method: Any, field: Any, path: str, get: Callable[[Any], Any]) -> Iterator[Wrong]:

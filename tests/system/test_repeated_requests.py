@@ -61,6 +61,8 @@ class Things:
     accounts: list[str]
     tenants: list[str]
     keys: list[str]
+    calls: list[run_pb2.ToolCallRequested]
+    """Of the last of the runs, which waits for both."""
 
 
 Make = Callable[[Things, int], Message]
@@ -80,6 +82,9 @@ MAKES: dict[str, Make] = {
     "Complete": lambda there, n: run_pb2.CompleteRequest(question=f"What is {n}?", text="a text"),
     "CancelRun": lambda there, n: run_pb2.CancelRunRequest(run_id=there.runs[n]),
     "DeleteRun": lambda there, n: run_pb2.DeleteRunRequest(run_id=there.runs[2 + n]),
+    "SubmitResult": lambda there, n: run_pb2.SubmitResultRequest(
+        run_id=there.runs[-1], call_id=there.calls[n].call_id, result_json="1"
+    ),
     "CreateAccount": lambda there, n: budget_pb2.CreateAccountRequest(account=account(f"new-{n}")),
     "UpdateAccount": lambda there, n: budget_pb2.UpdateAccountRequest(
         account=budget_pb2.Account(account_id=there.accounts[0], name=f"name {n}"),
@@ -107,6 +112,11 @@ def test_every_call_is_made_here() -> None:
     assert {method.name for method in CALLS} == MAKES.keys()
 
 
+WAITS = "Who waits?"
+PLAY: Any = {WAITS: code("import asyncio\nawait asyncio.gather(ask_async(), ask_async())")}
+"""A run that waits for two calls of a tool."""
+
+
 async def prepared(served: Server, operator: Operator) -> Things:
     """Make what requests are about."""
     caller = served.caller
@@ -116,7 +126,14 @@ async def prepared(served: Server, operator: Operator) -> Things:
         await call(caller, "rlm.v1.BudgetService/CreateAccount", budget_pb2.CreateAccountRequest(account=account(name)))
         await operator.create(name)
     keys = [(await operator.call(tenant_pb2.CreateApiKeyRequest(tenant_id=name))).key.key_id for name in ("a", "b")]
-    return Things(contexts, runs, ["a", "b"], ["a", "b", "c", "d"], keys)
+    waits = await caller.create(WAITS, tools=[run_pb2.Tool(name="ask")])
+    calls = []
+    async for event in caller.watch(waits.run_id):
+        if event.HasField("tool_call_requested"):
+            calls.append(event.tool_call_requested)
+            if len(calls) == 2:
+                break
+    return Things(contexts, [*runs, waits.run_id], ["a", "b"], ["a", "b", "c", "d"], keys, calls)
 
 
 async def call(caller: Caller, path: str, request: Message) -> bytes:
@@ -146,7 +163,7 @@ async def test_a_call_is_answered_again_after_a_restart_and_refused_with_other_c
     # What deletes comes last.
     calls = sorted(CALLS, key=lambda method: method.name.startswith(("Cancel", "Close", "Delete", "Disable", "Revoke")))
     settings = {**database, "webhook_hosts": [HOST]}
-    async with server(Play(code("FINAL(1)")), **settings) as served, operating(served) as operator:
+    async with server(Play(code("FINAL(1)"), **PLAY), **settings) as served, operating(served) as operator:
         there = await prepared(served, operator)
         for method in calls:
             caller, path = _of(method, served, operator)

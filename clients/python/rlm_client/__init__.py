@@ -1,8 +1,8 @@
 """The Python client of rlm-server.
 
 Events, runs, contexts and sessions are the protocol's own messages, re-exported here: a wrapper would add nothing to
-them. What is ours is small: `Client`, `Budget`, `Sampling`, `Guards`, `Entries`, `Answer`, `Retry`, `ArchiveLimits` and
-the errors.
+them. What is ours is small: `Client`, `Budget`, `Sampling`, `Guards`, `Entries`, `Answer`, `Retry`, `ArchiveLimits`,
+`Tool` and the errors.
 
     with Client() as client:
         print(client.ask("How many users are named?", Path("log.txt"), budget=Budget(usd="0.50")).text)
@@ -42,6 +42,7 @@ from rlm_client.errors import (
 from rlm_client.money import Budget, nano_usd, usd
 from rlm_client.retry import Retry
 from rlm_client.spending import Entries
+from rlm_client.tools import Tool, tool
 
 __all__ = [
     "Aborted",
@@ -90,10 +91,12 @@ __all__ = [
     "SessionState",
     "SourceChanged",
     "SourceRefused",
+    "Tool",
     "Unauthenticated",
     "Unavailable",
     "UsageRow",
     "Violation",
     "nano_usd",
+    "tool",
     "usd",
 ]

@@ -34,6 +34,7 @@ from rlm_client.retry import Retry, named
 from rlm_client.session_calls import SessionCalls
 from rlm_client.source import FileOptions, Source, material
 from rlm_client.spending import Spending
+from rlm_client.tools import Answering, AnyTool, tools_of, unanswered
 from rlm_client.transfer import Progress, Status, Transfer
 from rlm_client.upload import measure
 from rlm_client.watch import Stream, resumed
@@ -263,6 +264,7 @@ class Client(SessionCalls, Spending):
         image: str = "",
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
+        tools: Iterable[AnyTool] = (),
         request_id: str | None = None,
     ) -> run_pb2.Run:
         """Start a run, and return at once; it goes on whether or not anyone watches.
@@ -272,7 +274,8 @@ class Client(SessionCalls, Spending):
         `answer_schema` the answer is JSON that it takes; after `answer_attempts` answers that are not, the run ends.
         `instructions` say how to answer, and `sampling` how models are to write. With the `strategy` "direct" the root
         model is sent the whole text, which must fit into its window, and with "auto" where that fits comfortably.
-        `guards` end a run sooner that makes no progress.
+        `guards` end a run sooner that makes no progress. `tools` are functions that its code may call: see
+        `answer_tools`.
         `account_id` is the customer who pays. `request_id` names this request: the same one again returns the same
         run. One is made up where none is given.
 
@@ -281,6 +284,7 @@ class Client(SessionCalls, Spending):
             InvalidArgument: a limit is above the server's maximum, a model or image is unknown, the schema is none, a
                 model does not take the sampling, or the text does not fit where it is to be answered directly.
             NotFound: there is no such context or customer.
+            TypeError: a function cannot be a tool; see `tool`.
         """
         request = run_pb2.CreateRunRequest(
             request_id=named(request_id),
@@ -297,6 +301,7 @@ class Client(SessionCalls, Spending):
             image=image,
             account_id=account_id,
             labels=labels,
+            tools=[one.message() for one in tools_of(tools)],
         )
         return self._unary(self._runs.CreateRun, request).run
 
@@ -416,6 +421,71 @@ class Client(SessionCalls, Spending):
 
         return resumed(open_at, from_sequence, self._watch_retry)
 
+    def answer_tools(self, run_id: str, tools: Iterable[AnyTool]) -> None:
+        """Answer the calls that a run makes of these tools, until it has ended: each by calling its function.
+
+        What a function raises becomes the call's error. Calls that were made before and have no answer are answered,
+        too, so that another process can take this up. Calls of other tools are left to others.
+
+        Raises:
+            Unavailable: the server stayed away for as long as `watch_retry` allows.
+            TypeError: a function cannot be a tool; see `tool`.
+        """
+        with Answering(run_id, tools_of(tools), self.submit_result) as answering:
+            waiting, last = unanswered(self.list_run_events(run_id))
+            for event in waiting:
+                answering.heed(event)
+            for event in self.watch_run(run_id, last + 1):
+                answering.heed(event)
+
+    def submit_result(
+        self, run_id: str, call_id: str, result: object = None, *, error: str = "", request_id: str | None = None
+    ) -> None:
+        """Answer a call of a tool that the run's event `tool_call_requested` told.
+
+        `result` is what the tool returns: JSON, as Python has it. Where the tool failed, `error` says why instead, in
+        at most 2,000 characters.
+
+        Raises:
+            AlreadyExists: the call has another answer already.
+            FailedPrecondition: the call is no longer waited for.
+            InvalidArgument: the result is larger than it may be.
+            NotFound: there is no such run, or it made no such call.
+            TypeError, ValueError: the result is no JSON.
+        """
+        request = run_pb2.SubmitResultRequest(run_id=run_id, call_id=call_id, request_id=named(request_id))
+        if error:
+            request.error = error
+        else:
+            request.result_json = json.dumps(result, ensure_ascii=False, allow_nan=False)
+        self._unary(self._runs.SubmitResult, request)
+
+    def submit_reply(
+        self,
+        run_id: str,
+        call_id: str,
+        text: str,
+        *,
+        end: run_pb2.ReplyEnd.ValueType = run_pb2.REPLY_END_COMPLETE,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        request_id: str | None = None,
+    ) -> None:
+        """Answer a call of the model `client` that the run's event `model_call_requested` told.
+
+        `end` says how the text ends. Tokens count in the run's budget, as many as you say. Where there is no answer,
+        `submit_result` with an `error` says why. It raises as that does.
+        """
+        request = run_pb2.SubmitResultRequest(
+            run_id=run_id,
+            call_id=call_id,
+            model=run_pb2.ModelResult(
+                text=text, end=end, input_token_count=input_tokens, output_token_count=output_tokens
+            ),
+            request_id=named(request_id),
+        )
+        self._unary(self._runs.SubmitResult, request)
+
     def cancel_run(self, run_id: str, *, request_id: str | None = None) -> run_pb2.Run:
         """Stop a run and everything under it; returns when it has stopped. A run that has ended stays as it is."""
         request = run_pb2.CancelRunRequest(run_id=run_id, request_id=named(request_id))
@@ -461,16 +531,18 @@ class Client(SessionCalls, Spending):
         strategy: Strategy = "rlm",
         guards: Guards | None = None,
         image: str = "",
+        tools: Iterable[AnyTool] = (),
     ) -> Answer:
         """Upload a text or documents, run a question over them, and wait for the answer.
 
-        Arguments are those of `upload` and of `create_run`.
+        Arguments are those of `upload` and of `create_run`. Calls of `tools` are answered meanwhile: `answer_tools`.
 
         Where waiting ends early, the run is cancelled: nobody else knows its name.
 
         Raises:
             RunFailed: the run failed or was cancelled.
         """
+        offered = tools_of(tools)
         run = self.create_run(
             question,
             self.upload(source).context_id,
@@ -487,8 +559,11 @@ class Client(SessionCalls, Spending):
             strategy=strategy,
             guards=guards,
             image=image,
+            tools=offered,
         )
         try:
+            if offered:
+                self.answer_tools(run.run_id, offered)
             ended = self._ended(run.run_id)
         except BaseException:
             with suppress(RlmError):

@@ -65,7 +65,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There is no such thing, or it is another tenant's.
 
     Metadata: none. A ResourceInfo has its kind ("run", "session", "turn", "snapshot", "context", "upload", "account",
-    "node", "webhook"; for operators "tenant", "key") and its id.
+    "node", "webhook", "call"; for operators "tenant", "key") and its id.
 
     To do: check the id, and that the key is of the tenant that the thing belongs to.
     """
@@ -333,6 +333,20 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: name that account, one under it, or none; or use a key of the whole tenant.
     """
+    ERROR_REASON_TOOL_CALL_ENDED: _ErrorReason.ValueType  # 68
+    """The call that is answered has ended: its deadline passed, the code that waited was stopped, or its run has ended.
+
+    Metadata: `call_id`.
+
+    To do: nothing; the answer is no longer wanted.
+    """
+    ERROR_REASON_TOOL_CALL_ANSWERED: _ErrorReason.ValueType  # 69
+    """The call that is answered has another answer already.
+
+    Metadata: `call_id`.
+
+    To do: nothing; another client was first.
+    """
     ERROR_REASON_SERVER_STARTING: _ErrorReason.ValueType  # 70
     """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.
 
@@ -400,7 +414,7 @@ ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 5
 """There is no such thing, or it is another tenant's.
 
 Metadata: none. A ResourceInfo has its kind ("run", "session", "turn", "snapshot", "context", "upload", "account",
-"node", "webhook"; for operators "tenant", "key") and its id.
+"node", "webhook", "call"; for operators "tenant", "key") and its id.
 
 To do: check the id, and that the key is of the tenant that the thing belongs to.
 """
@@ -667,6 +681,20 @@ change that account itself.
 Metadata: `account`, the one that the key is bound to.
 
 To do: name that account, one under it, or none; or use a key of the whole tenant.
+"""
+ERROR_REASON_TOOL_CALL_ENDED: ErrorReason.ValueType  # 68
+"""The call that is answered has ended: its deadline passed, the code that waited was stopped, or its run has ended.
+
+Metadata: `call_id`.
+
+To do: nothing; the answer is no longer wanted.
+"""
+ERROR_REASON_TOOL_CALL_ANSWERED: ErrorReason.ValueType  # 69
+"""The call that is answered has another answer already.
+
+Metadata: `call_id`.
+
+To do: nothing; another client was first.
 """
 ERROR_REASON_SERVER_STARTING: ErrorReason.ValueType  # 70
 """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.

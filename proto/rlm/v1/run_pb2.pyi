@@ -218,6 +218,12 @@ class _RunEventKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunEvent
     """`turn_restarted`"""
     RUN_EVENT_KIND_STRATEGY_CHOSEN: _RunEventKind.ValueType  # 18
     """`strategy_chosen`"""
+    RUN_EVENT_KIND_TOOL_CALL_REQUESTED: _RunEventKind.ValueType  # 21
+    """`tool_call_requested`"""
+    RUN_EVENT_KIND_TOOL_CALL_ANSWERED: _RunEventKind.ValueType  # 22
+    """`tool_call_answered`"""
+    RUN_EVENT_KIND_MODEL_CALL_REQUESTED: _RunEventKind.ValueType  # 23
+    """`model_call_requested`"""
     RUN_EVENT_KIND_NODE_RESUMED: _RunEventKind.ValueType  # 24
     """`node_resumed`"""
 
@@ -262,6 +268,12 @@ RUN_EVENT_KIND_TURN_RESTARTED: RunEventKind.ValueType  # 17
 """`turn_restarted`"""
 RUN_EVENT_KIND_STRATEGY_CHOSEN: RunEventKind.ValueType  # 18
 """`strategy_chosen`"""
+RUN_EVENT_KIND_TOOL_CALL_REQUESTED: RunEventKind.ValueType  # 21
+"""`tool_call_requested`"""
+RUN_EVENT_KIND_TOOL_CALL_ANSWERED: RunEventKind.ValueType  # 22
+"""`tool_call_answered`"""
+RUN_EVENT_KIND_MODEL_CALL_REQUESTED: RunEventKind.ValueType  # 23
+"""`model_call_requested`"""
 RUN_EVENT_KIND_NODE_RESUMED: RunEventKind.ValueType  # 24
 """`node_resumed`"""
 Global___RunEventKind: _TypeAlias = RunEventKind  # noqa: Y015
@@ -342,6 +354,62 @@ GUARD_KIND_LAST_WORD: GuardKind.ValueType  # 8
 """The node's model could not be asked for a closing answer, or gave none."""
 Global___GuardKind: _TypeAlias = GuardKind  # noqa: Y015
 
+class _ToolCallEnd:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ToolCallEndEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ToolCallEnd.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TOOL_CALL_END_UNSPECIFIED: _ToolCallEnd.ValueType  # 0
+    """Never sent."""
+    TOOL_CALL_END_RESULT: _ToolCallEnd.ValueType  # 1
+    """With a result."""
+    TOOL_CALL_END_ERROR: _ToolCallEnd.ValueType  # 2
+    """With an error that the client told."""
+    TOOL_CALL_END_TIMED_OUT: _ToolCallEnd.ValueType  # 3
+    """Nobody had answered by its deadline."""
+    TOOL_CALL_END_CANCELLED: _ToolCallEnd.ValueType  # 4
+    """The code that waited was stopped."""
+
+class ToolCallEnd(_ToolCallEnd, metaclass=_ToolCallEndEnumTypeWrapper):
+    """How a call ended that a client was to answer."""
+
+TOOL_CALL_END_UNSPECIFIED: ToolCallEnd.ValueType  # 0
+"""Never sent."""
+TOOL_CALL_END_RESULT: ToolCallEnd.ValueType  # 1
+"""With a result."""
+TOOL_CALL_END_ERROR: ToolCallEnd.ValueType  # 2
+"""With an error that the client told."""
+TOOL_CALL_END_TIMED_OUT: ToolCallEnd.ValueType  # 3
+"""Nobody had answered by its deadline."""
+TOOL_CALL_END_CANCELLED: ToolCallEnd.ValueType  # 4
+"""The code that waited was stopped."""
+Global___ToolCallEnd: _TypeAlias = ToolCallEnd  # noqa: Y015
+
+class _ModelRole:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModelRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ModelRole.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODEL_ROLE_UNSPECIFIED: _ModelRole.ValueType  # 0
+    """Never sent."""
+    MODEL_ROLE_USER: _ModelRole.ValueType  # 1
+    """The server, or the code."""
+    MODEL_ROLE_ASSISTANT: _ModelRole.ValueType  # 2
+    """The model."""
+
+class ModelRole(_ModelRole, metaclass=_ModelRoleEnumTypeWrapper):
+    """Who said a message."""
+
+MODEL_ROLE_UNSPECIFIED: ModelRole.ValueType  # 0
+"""Never sent."""
+MODEL_ROLE_USER: ModelRole.ValueType  # 1
+"""The server, or the code."""
+MODEL_ROLE_ASSISTANT: ModelRole.ValueType  # 2
+"""The model."""
+Global___ModelRole: _TypeAlias = ModelRole  # noqa: Y015
+
 @_typing.final
 class CreateRunRequest(_message.Message):
     """What is asked, over what, and what it may cost."""
@@ -382,6 +450,7 @@ class CreateRunRequest(_message.Message):
     INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     SAMPLING_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
@@ -425,6 +494,12 @@ class CreateRunRequest(_message.Message):
     def sampling(self) -> Global___Sampling:
         """How the run's models are to write."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tool]:
+        """Tools that the run's code may call, and clients of the tenant answer by SubmitResult: docs/tools.md. At most as many as
+        the limit `tools` says, and 128 KiB of UTF-8 together.
+        """
+
     def __init__(
         self,
         *,
@@ -442,14 +517,55 @@ class CreateRunRequest(_message.Message):
         instructions: _builtins.str = ...,
         sampling: Global___Sampling | None = ...,
         strategy: Global___Strategy.ValueType = ...,
+        tools: _abc.Iterable[Global___Tool] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "instructions", b"instructions", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sampling", b"sampling", "strategy", b"strategy", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "instructions", b"instructions", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sampling", b"sampling", "strategy", b"strategy", "sub_model", b"sub_model", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CreateRunRequest: _TypeAlias = CreateRunRequest  # noqa: Y015
+
+@_typing.final
+class Tool(_message.Message):
+    """A function that the code of a run may call, and a client answers."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_SCHEMA_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the code: an ASCII identifier of Python, of at most 64 characters, which does not begin with "_", and is
+    no keyword, no built-in and no other name that the code has already.
+    """
+    description: _builtins.str
+    """What it does and returns, for the model; at most 4,000 characters."""
+    arguments_schema: _builtins.str
+    """Its arguments: a JSON Schema (2020-12) as JSON text, whose `type` is "object"; at most 16 KiB, 2,000 values and keys
+    and 32 levels. A `$ref` may name a part of the same schema. Empty for none.
+    """
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long one call waits for its answer, at most; the limit `tool_seconds`, which it may not exceed, where not set."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        description: _builtins.str = ...,
+        arguments_schema: _builtins.str = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_schema", b"arguments_schema", "description", b"description", "name", b"name", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tool: _TypeAlias = Tool  # noqa: Y015
 
 @_typing.final
 class CompleteRequest(_message.Message):
@@ -1142,6 +1258,105 @@ class ReadAnswerResponse(_message.Message):
 Global___ReadAnswerResponse: _TypeAlias = ReadAnswerResponse  # noqa: Y015
 
 @_typing.final
+class SubmitResultRequest(_message.Message):
+    """The answer to a call that a run waits for."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_ID_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    RESULT_JSON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    run_id: _builtins.str
+    """The run's id."""
+    call_id: _builtins.str
+    """The call's id, from its event."""
+    result_json: _builtins.str
+    """What the tool returns: any JSON value, as JSON text, of at most as many bytes as the limit `tool_result_bytes` says."""
+    error: _builtins.str
+    """Why the tool failed, at most 2,000 characters: the code gets it as the message of a `ToolError`. Of a model's call:
+    why there is no answer; the call has failed.
+    """
+    request_id: _builtins.str
+    """Chosen by the caller, at most 128 characters: see types.proto."""
+    @_builtins.property
+    def model(self) -> Global___ModelResult:
+        """What the client answers as a model, to a call that `model_call_requested` told."""
+
+    def __init__(
+        self,
+        *,
+        run_id: _builtins.str = ...,
+        call_id: _builtins.str = ...,
+        result_json: _builtins.str = ...,
+        error: _builtins.str = ...,
+        model: Global___ModelResult | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "model", b"model", "outcome", b"outcome", "result_json", b"result_json"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "error", b"error", "model", b"model", "outcome", b"outcome", "request_id", b"request_id", "result_json", b"result_json", "run_id", b"run_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_outcome: _TypeAlias = _typing.Literal["result_json", "error", "model"]  # noqa: Y015
+    _WhichOneofArgType_outcome: _TypeAlias = _typing.Literal["outcome", b"outcome"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_outcome) -> _WhichOneofReturnType_outcome | None: ...
+
+Global___SubmitResultRequest: _TypeAlias = SubmitResultRequest  # noqa: Y015
+
+@_typing.final
+class ModelResult(_message.Message):
+    """What a client answers that plays the model of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    INPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    OUTPUT_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """What it says, of at most as many bytes as the limit `tool_result_bytes` says."""
+    end: Global___ReplyEnd.ValueType
+    """How the text ends; complete where not set."""
+    input_token_count: _builtins.int
+    """Tokens of what it was asked, which count in the run's budget; 0 where they are not to count."""
+    output_token_count: _builtins.int
+    """Tokens of what it says, which count in the run's budget; 0 where they are not to count."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        end: Global___ReplyEnd.ValueType = ...,
+        input_token_count: _builtins.int = ...,
+        output_token_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "input_token_count", b"input_token_count", "output_token_count", b"output_token_count", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelResult: _TypeAlias = ModelResult  # noqa: Y015
+
+@_typing.final
+class SubmitResultResponse(_message.Message):
+    """The answer was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SubmitResultResponse: _TypeAlias = SubmitResultResponse  # noqa: Y015
+
+@_typing.final
 class CancelRunRequest(_message.Message):
     """Which run is stopped."""
 
@@ -1497,6 +1712,9 @@ class RunEvent(_message.Message):
     CALL_TRACED_FIELD_NUMBER: _builtins.int
     TURN_RESTARTED_FIELD_NUMBER: _builtins.int
     STRATEGY_CHOSEN_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_REQUESTED_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_ANSWERED_FIELD_NUMBER: _builtins.int
+    MODEL_CALL_REQUESTED_FIELD_NUMBER: _builtins.int
     NODE_RESUMED_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """1, 2, 3, … without gaps within a run."""
@@ -1589,6 +1807,18 @@ class RunEvent(_message.Message):
         """How the run is answered."""
 
     @_builtins.property
+    def tool_call_requested(self) -> Global___ToolCallRequested:
+        """The code calls a tool, and waits until a client answers."""
+
+    @_builtins.property
+    def tool_call_answered(self) -> Global___ToolCallAnswered:
+        """A call that a client was to answer has ended."""
+
+    @_builtins.property
+    def model_call_requested(self) -> Global___ModelCallRequested:
+        """A model is asked that a client plays."""
+
+    @_builtins.property
     def node_resumed(self) -> Global___NodeResumed:
         """The node goes on after its server, or the database, was lost."""
 
@@ -1620,13 +1850,16 @@ class RunEvent(_message.Message):
         call_traced: _session_pb2.ModelCallTraced | None = ...,
         turn_restarted: _session_pb2.TurnRestarted | None = ...,
         strategy_chosen: Global___StrategyChosen | None = ...,
+        tool_call_requested: Global___ToolCallRequested | None = ...,
+        tool_call_answered: Global___ToolCallAnswered | None = ...,
+        model_call_requested: Global___ModelCallRequested | None = ...,
         node_resumed: Global___NodeResumed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_replied", b"model_replied", "node_resumed", b"node_resumed", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "strategy_chosen", b"strategy_chosen", "time", b"time", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "guard", b"guard", "model_call_requested", b"model_call_requested", "model_replied", b"model_replied", "node_resumed", b"node_resumed", "output", b"output", "run_finished", b"run_finished", "run_started", b"run_started", "strategy_chosen", b"strategy_chosen", "time", b"time", "tool_call_answered", b"tool_call_answered", "tool_call_requested", b"tool_call_requested", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_replied", b"model_replied", "node_id", b"node_id", "node_resumed", b"node_resumed", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "strategy_chosen", b"strategy_chosen", "time", b"time", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "body", b"body", "budget_warning", b"budget_warning", "call_finished", b"call_finished", "call_started", b"call_started", "call_traced", b"call_traced", "child_finished", b"child_finished", "child_started", b"child_started", "code_finished", b"code_finished", "code_started", b"code_started", "cut", b"cut", "depth", b"depth", "guard", b"guard", "model_call_requested", b"model_call_requested", "model_replied", b"model_replied", "node_id", b"node_id", "node_resumed", b"node_resumed", "output", b"output", "parent_id", b"parent_id", "run_finished", b"run_finished", "run_started", b"run_started", "sequence", b"sequence", "strategy_chosen", b"strategy_chosen", "time", b"time", "tool_call_answered", b"tool_call_answered", "tool_call_requested", b"tool_call_requested", "turn", b"turn", "turn_checkpointed", b"turn_checkpointed", "turn_restarted", b"turn_restarted", "turn_started", b"turn_started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted", "strategy_chosen", "node_resumed"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["run_started", "turn_started", "model_replied", "code_started", "output", "call_started", "call_finished", "child_started", "child_finished", "code_finished", "turn_checkpointed", "budget_warning", "guard", "answer", "run_finished", "call_traced", "turn_restarted", "strategy_chosen", "tool_call_requested", "tool_call_answered", "model_call_requested", "node_resumed"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -2123,3 +2356,151 @@ class RunFinished(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunFinished: _TypeAlias = RunFinished  # noqa: Y015
+
+@_typing.final
+class ToolCallRequested(_message.Message):
+    """The code calls a tool, and waits until a client answers by SubmitResult."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """The call's id."""
+    name: _builtins.str
+    """The tool's name."""
+    arguments_json: _builtins.str
+    """Its arguments: a JSON object as JSON text, which fits the tool's schema. Where contents are redacted, it is there for as
+    long as the call waits.
+    """
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When the call ends, if nobody has answered it."""
+
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        arguments_json: _builtins.str = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "call_id", b"call_id", "deadline", b"deadline", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallRequested: _TypeAlias = ToolCallRequested  # noqa: Y015
+
+@_typing.final
+class ToolCallAnswered(_message.Message):
+    """A call that a client was to answer has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    RESULT_JSON_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """The call's id."""
+    end: Global___ToolCallEnd.ValueType
+    """How it ended."""
+    result_json: _builtins.str
+    """What the tool returned, as JSON text, or its beginning. Empty of a model's call: what is told of that is told as of
+    any model.
+    """
+    error: _builtins.str
+    """Why the tool failed."""
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        end: Global___ToolCallEnd.ValueType = ...,
+        result_json: _builtins.str = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "end", b"end", "error", b"error", "result_json", b"result_json"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolCallAnswered: _TypeAlias = ToolCallAnswered  # noqa: Y015
+
+@_typing.final
+class ModelMessage(_message.Message):
+    """A message of a conversation with a model."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    role: Global___ModelRole.ValueType
+    """Who said it."""
+    content: _builtins.str
+    """What was said."""
+    def __init__(
+        self,
+        *,
+        role: Global___ModelRole.ValueType = ...,
+        content: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelMessage: _TypeAlias = ModelMessage  # noqa: Y015
+
+@_typing.final
+class ModelCallRequested(_message.Message):
+    """The model `client` is asked, and the run waits until a client answers by SubmitResult. What it says is whole, of at most
+    960 KiB, for as long as the call waits, also where contents are redacted.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    SYSTEM_FIELD_NUMBER: _builtins.int
+    MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    """The call's id."""
+    model: _builtins.str
+    """The model: "client"."""
+    system: _builtins.str
+    """The system prompt; empty where there is none."""
+    max_token_count: _builtins.int
+    """Tokens that the answer may have."""
+    @_builtins.property
+    def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelMessage]:
+        """The conversation, the oldest message first."""
+
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When the call fails, if nobody has answered it."""
+
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        model: _builtins.str = ...,
+        system: _builtins.str = ...,
+        messages: _abc.Iterable[Global___ModelMessage] | None = ...,
+        max_token_count: _builtins.int = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "deadline", b"deadline", "max_token_count", b"max_token_count", "messages", b"messages", "model", b"model", "system", b"system"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelCallRequested: _TypeAlias = ModelCallRequested  # noqa: Y015

@@ -75,6 +75,11 @@ class RunServiceStub:
                 request_serializer=rlm_dot_v1_dot_run__pb2.ReadAnswerRequest.SerializeToString,
                 response_deserializer=rlm_dot_v1_dot_run__pb2.ReadAnswerResponse.FromString,
                 _registered_method=True)
+        self.SubmitResult = channel.unary_unary(
+                '/rlm.v1.RunService/SubmitResult',
+                request_serializer=rlm_dot_v1_dot_run__pb2.SubmitResultRequest.SerializeToString,
+                response_deserializer=rlm_dot_v1_dot_run__pb2.SubmitResultResponse.FromString,
+                _registered_method=True)
         self.CancelRun = channel.unary_unary(
                 '/rlm.v1.RunService/CancelRun',
                 request_serializer=rlm_dot_v1_dot_run__pb2.CancelRunRequest.SerializeToString,
@@ -149,6 +154,15 @@ class RunServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SubmitResult(self, request, context):
+        """Answers a call that the run waits for: of one of its tools, that `tool_call_requested` told, or of the model `client`,
+        that `model_call_requested` told. The first answer is the one; the same again changes nothing. Any client of the
+        tenant's may answer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CancelRun(self, request, context):
         """Stops a run and everything under it, and returns when it has stopped. One that waits for its turn never begins.
         """
@@ -205,6 +219,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.ReadAnswer,
                     request_deserializer=rlm_dot_v1_dot_run__pb2.ReadAnswerRequest.FromString,
                     response_serializer=rlm_dot_v1_dot_run__pb2.ReadAnswerResponse.SerializeToString,
+            ),
+            'SubmitResult': grpc.unary_unary_rpc_method_handler(
+                    servicer.SubmitResult,
+                    request_deserializer=rlm_dot_v1_dot_run__pb2.SubmitResultRequest.FromString,
+                    response_serializer=rlm_dot_v1_dot_run__pb2.SubmitResultResponse.SerializeToString,
             ),
             'CancelRun': grpc.unary_unary_rpc_method_handler(
                     servicer.CancelRun,
@@ -434,6 +453,33 @@ class RunService:
             '/rlm.v1.RunService/ReadAnswer',
             rlm_dot_v1_dot_run__pb2.ReadAnswerRequest.SerializeToString,
             rlm_dot_v1_dot_run__pb2.ReadAnswerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SubmitResult(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rlm.v1.RunService/SubmitResult',
+            rlm_dot_v1_dot_run__pb2.SubmitResultRequest.SerializeToString,
+            rlm_dot_v1_dot_run__pb2.SubmitResultResponse.FromString,
             options,
             channel_credentials,
             insecure,

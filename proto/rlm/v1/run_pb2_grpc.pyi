@@ -54,6 +54,11 @@ class RunServiceStub:
     """The run's tree: the root first, then every child RLM in the order of their start."""
     ReadAnswer: _grpc.UnaryStreamMultiCallable[_run_pb2.ReadAnswerRequest, _run_pb2.ReadAnswerResponse]
     """The whole answer of a run, or of one of its nodes, however long it is."""
+    SubmitResult: _grpc.UnaryUnaryMultiCallable[_run_pb2.SubmitResultRequest, _run_pb2.SubmitResultResponse]
+    """Answers a call that the run waits for: of one of its tools, that `tool_call_requested` told, or of the model `client`,
+    that `model_call_requested` told. The first answer is the one; the same again changes nothing. Any client of the
+    tenant's may answer.
+    """
     CancelRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.CancelRunRequest, _run_pb2.CancelRunResponse]
     """Stops a run and everything under it, and returns when it has stopped. One that waits for its turn never begins."""
     DeleteRun: _grpc.UnaryUnaryMultiCallable[_run_pb2.DeleteRunRequest, _run_pb2.DeleteRunResponse]
@@ -83,6 +88,11 @@ class RunServiceAsyncStub(RunServiceStub):
     """The run's tree: the root first, then every child RLM in the order of their start."""
     ReadAnswer: _aio.UnaryStreamMultiCallable[_run_pb2.ReadAnswerRequest, _run_pb2.ReadAnswerResponse]  # type: ignore[assignment]
     """The whole answer of a run, or of one of its nodes, however long it is."""
+    SubmitResult: _aio.UnaryUnaryMultiCallable[_run_pb2.SubmitResultRequest, _run_pb2.SubmitResultResponse]  # type: ignore[assignment]
+    """Answers a call that the run waits for: of one of its tools, that `tool_call_requested` told, or of the model `client`,
+    that `model_call_requested` told. The first answer is the one; the same again changes nothing. Any client of the
+    tenant's may answer.
+    """
     CancelRun: _aio.UnaryUnaryMultiCallable[_run_pb2.CancelRunRequest, _run_pb2.CancelRunResponse]  # type: ignore[assignment]
     """Stops a run and everything under it, and returns when it has stopped. One that waits for its turn never begins."""
     DeleteRun: _aio.UnaryUnaryMultiCallable[_run_pb2.DeleteRunRequest, _run_pb2.DeleteRunResponse]  # type: ignore[assignment]
@@ -157,6 +167,17 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_run_pb2.ReadAnswerResponse], _abc.AsyncIterator[_run_pb2.ReadAnswerResponse]]:
         """The whole answer of a run, or of one of its nodes, however long it is."""
+
+    @_abc_1.abstractmethod
+    def SubmitResult(
+        self,
+        request: _run_pb2.SubmitResultRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_run_pb2.SubmitResultResponse, _abc.Awaitable[_run_pb2.SubmitResultResponse]]:
+        """Answers a call that the run waits for: of one of its tools, that `tool_call_requested` told, or of the model `client`,
+        that `model_call_requested` told. The first answer is the one; the same again changes nothing. Any client of the
+        tenant's may answer.
+        """
 
     @_abc_1.abstractmethod
     def CancelRun(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -11,7 +12,29 @@ from rlm_server.ledger import Amounts, Limit, Usage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.asked import Asked
 from rlm_server.runs.events import Guard
+from rlm_server.tools.schemas import Schema
+from rlm_server.tools.tool import Tool
 from sandbox.turn import Turn, Variable
+
+
+@dataclass(frozen=True, slots=True)
+class ToolAsked:
+    """A tool of the run, which was checked."""
+
+    name: str
+    description: str
+    schema: str
+    seconds: float
+    size: int
+
+    @classmethod
+    def of(cls, tool: Tool) -> ToolAsked:
+        """Return what is written down of a tool."""
+        return cls(tool.name, tool.description, json.dumps(tool.schema.root), tool.seconds, tool.size)
+
+    def tool(self) -> Tool:
+        """Return the tool."""
+        return Tool(self.name, self.description, Schema(json.loads(self.schema)), self.seconds, self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +45,7 @@ class RunAsked:
     limits: RunLimits
     image: str
     besides: Asked
+    tools: tuple[ToolAsked, ...] = ()
     kind: Literal["asked"] = "asked"
 
 
@@ -114,6 +138,16 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """A request of a node's code calls a tool: what the call is called."""
+
+    node: str
+    request: str
+    call_id: str
+    kind: Literal["tool_called"] = "tool_called"
+
+
+@dataclass(frozen=True, slots=True)
 class ChildMade:
     """A request of a node's code is to start a child RLM: the prompt of this number in the request."""
 
@@ -186,8 +220,8 @@ class NodeOver:
 
 
 Entry = (
-    RunAsked | Began | Replied | Decided | BlockBegan | Heard | Answered | Told | ChildMade | TurnEnded | Happened
-    | NodeOver
+    RunAsked | Began | Replied | Decided | BlockBegan | Heard | Answered | Told | ToolCalled | ChildMade | TurnEnded
+    | Happened | NodeOver
 )  # fmt: skip
 
 entries: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])

@@ -24,6 +24,7 @@ from rlm_server.runs.past.entries import (
     RunAsked,
     Standing,
     Told,
+    ToolCalled,
     TurnEnded,
 )
 from sandbox.inputs import Inputs
@@ -52,6 +53,7 @@ class NodePast:
     """The last block that began: its turn, its number, and what it was told by chance."""
     answers: defaultdict[str, deque[Reply]] = field(default_factory=lambda: defaultdict(deque))
     told: defaultdict[str, deque[Told]] = field(default_factory=lambda: defaultdict(deque))
+    tools: defaultdict[str, deque[ToolCalled]] = field(default_factory=lambda: defaultdict(deque))
     children: defaultdict[tuple[str, int], deque[ChildMade]] = field(default_factory=lambda: defaultdict(deque))
 
     def begin(self, entry: Began) -> None:
@@ -70,6 +72,7 @@ class NodePast:
         self.replies.clear()
         self.answers.clear()
         self.told.clear()
+        self.tools.clear()
         self.children.clear()
 
     @property
@@ -128,6 +131,8 @@ class RunPast:
                 self._answered(node, entry)
             case Told():
                 node.told[entry.request].append(entry)
+            case ToolCalled():
+                node.tools[entry.request].append(entry)
             case ChildMade():
                 node.children[entry.request, entry.number].append(entry)
             case TurnEnded():

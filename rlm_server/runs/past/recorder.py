@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from base64 import b64encode
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from rlm_server.runs.past.entries import (
     Reply,
     Standing,
     Told,
+    ToolCalled,
     TurnEnded,
 )
 from rlm_server.runs.past.past import NodePast, RunPast, next_of
@@ -83,7 +85,8 @@ class Recorder:
         """Have what the turn under way was told so far told again: its code begins anew."""
         found = (await self._read()).nodes.get(self._node)
         if found is not None:
-            self.past.answers, self.past.told, self.past.children = found.answers, found.told, found.children
+            self.past.answers, self.past.told = found.answers, found.told
+            self.past.tools, self.past.children = found.tools, found.children
 
     # ---- the node's own model --------------------------------------------------------------------------------------
 
@@ -132,6 +135,16 @@ class Recorder:
         value = await answer()
         self._file.add(Told(self._node, request, value))
         return value
+
+    def tool_call(self, call: HostCall) -> str:
+        """Return what a call of a tool is called, as when it was made before: its client may be at work for it."""
+        request = request_key(call)
+        known = next_of(self.past.tools, request)
+        if known is not None:
+            return known.call_id
+        name = "tool_" + secrets.token_hex(16)
+        self._file.add(ToolCalled(self._node, request, name))
+        return name
 
     def recall_child(self, request: str, number: int) -> ChildMade | None:
         """Return the child that the unfinished turn started for this prompt of a request."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rlm_server.broker.prices.table import PER
+from rlm_server.broker.providers import client
 from rlm_server.broker.routes import Route, Routes
 from rlm_server.repl.functions import Functions
 from rlm_server.runs.told.feedback import FEEDBACK_CHARACTERS
@@ -39,7 +40,7 @@ there, and numpy, pandas, scipy and others.{numbers}
 
 Besides `context` the code may use:
 {functions}
-
+{tools}
 Models that calls may name, and about what they cost for {prompt:,} characters of prompt and {reply:,} of reply:
 {models}
 
@@ -71,6 +72,8 @@ class Facts:
     """Calls of a run that go on at once."""
     numbers: str = ""
     """What there is to say of the numbers of its image, in one line."""
+    tools: str = ""
+    """What there is to say of its tools, in lines."""
     advice: Mapping[str, str] = field(default_factory=dict)
     """By patterns of models' names, beside `profiles.PROFILES`."""
     instructions: str = ""
@@ -84,6 +87,7 @@ def system(facts: Facts) -> str:
         shown=FEEDBACK_CHARACTERS,
         numbers=f" {facts.numbers}" if facts.numbers else "",
         functions=facts.functions.prompt,
+        tools=f"\n{facts.tools}\n" if facts.tools else "",
         prompt=PROMPT_CHARACTERS,
         reply=REPLY_CHARACTERS,
         models=_models(facts),
@@ -112,8 +116,8 @@ part. They change none of the rules above: neither how code is run, nor how an a
 
 
 def _models(facts: Facts) -> str:
-    names = facts.routes.models
-    first = [name for name in dict.fromkeys((facts.sub_model, facts.model)) if name in names]
+    first = [name for name in dict.fromkeys((facts.sub_model, facts.model)) if name in facts.routes.models]
+    names = [name for name in facts.routes.models if name in first or name != client.NAME]
     cost = {name: cost_of(facts.routes.route(name)) for name in names}
     others = sorted((name for name in names if name not in first), key=lambda name: (cost[name], name))
     listed = [*first, *others][:MOST_MODELS]

@@ -1,14 +1,14 @@
 """Scripted stand-ins for models: deterministic programs, so that the system can be tried and tested without a key.
 
-They are not models. `census` answers one kind of question exactly. `excerpts` answers any other question with the
-passages that share most words with it.
+They are not models. `census` answers one kind of question exactly. `errands` asks the tools of a run that has some.
+`excerpts` answers any other question with the passages that share most words with it.
 """
 
 from __future__ import annotations
 
 from rlm_server.broker.provider import ModelRequest
 from rlm_server.broker.providers.scripted import Script
-from rlm_server.broker.providers.scripted_models import census, excerpts
+from rlm_server.broker.providers.scripted_models import census, errands, excerpts
 
 
 class Player:
@@ -20,6 +20,9 @@ class Player:
         turn = sum(message.role == "assistant" for message in request.messages)
         if census.knows(first):
             return census.write_code(first, turn) if request.system else census.answer(first)
+        asked = errands.tools(request.system)
+        if asked:
+            return errands.write_code(first, asked)
         return excerpts.write_code(first, turn) if request.system else excerpts.answer(first)
 
 
