@@ -6,12 +6,12 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Self
+from typing import Any, Self
 
 from rlm_server.broker.breaker import RouteUnavailable
 from rlm_server.broker.broker import Broker, CallFailed, Completion
@@ -98,6 +98,8 @@ class ModelCalls:
         self._memo, self._failures, self._tracer, self._report = memo, failures, tracer, report
         self._tally = self.begin_turn()
         self._places = asyncio.Semaphore(broker.run_calls)
+        self._held: set[asyncio.Task[Any]] = set()
+        """Those of whose calls one has, or had, a hold."""
         self.count = 0
 
     def begin_turn(self) -> Tally:
@@ -247,15 +249,19 @@ class ModelCalls:
                 raise
 
     async def _cancel_all(self, calls: Iterable[asyncio.Task[None]]) -> None:
-        """Cancel calls, and wait until they have ended. To end hundreds at once would keep everybody else waiting."""
+        """Cancel calls, and wait until they have ended. To end hundreds at once would keep everybody else waiting.
+
+        First those without a hold, for which there is little to do: they would be sent as others make room for them.
+        """
         under_way, end = list(calls), time.monotonic() + CANCELLING_SECONDS
-        left = iter(under_way)
-        while some := list(islice(left, CANCELLED_AT_ONCE)):
+        for some in _groups([task for task in under_way if task not in self._held]):
+            _cancel(some)
+            await asyncio.sleep(0)
+        for some in _groups([task for task in under_way if task in self._held]):
             with suppress(TimeoutError):
                 async with asyncio.timeout(end - time.monotonic()):
                     await self._pace.wait(self._payer.tenant)
-            for task in some:
-                task.cancel()
+            _cancel(some)
             await asyncio.sleep(0)
         if under_way:
             await asyncio.wait(under_way)
@@ -373,6 +379,10 @@ class ModelCalls:
 
     def _begun(self, call: Call) -> None:
         call.held = True
+        task = asyncio.current_task()
+        if task is not None and task not in self._held:
+            self._held.add(task)
+            task.add_done_callback(self._held.discard)
         self._tally.started(call)
 
     async def _cancelled(self, call: Call) -> None:
@@ -410,6 +420,18 @@ class ModelCalls:
                 words = f"{count} model calls of this {whose} have failed, and it may make no more"
                 return Refusal("LimitExceeded", f"{words}; the limit is {most} ({name})")
         return None
+
+
+def _groups(tasks: Iterable[asyncio.Task[None]]) -> Iterator[list[asyncio.Task[None]]]:
+    """Yield tasks, a few at a time."""
+    left = iter(tasks)
+    while some := list(islice(left, CANCELLED_AT_ONCE)):
+        yield some
+
+
+def _cancel(tasks: Iterable[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
 
 
 def _size(text: str) -> int:

@@ -367,7 +367,7 @@ async def test_calls_of_a_batch_that_are_under_way_are_given_up_a_few_at_a_time(
     assert len(books.orders) == 400, "each is held and resolved"
 
 
-async def test_what_a_call_cost_that_is_given_up_is_looked_up_only_where_it_had_a_hold(
+async def test_of_calls_that_are_given_up_none_is_sent_any_more_and_what_had_no_hold_is_not_looked_up(
     books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, looked_up = asyncio.Event(), list[str]()
@@ -391,6 +391,7 @@ async def test_what_a_call_cost_that_is_given_up_is_looked_up_only_where_it_had_
     asking.cancel()
     await asyncio.wait([asking])
     assert asking.cancelled()
+    assert stage.script.asked.total() == in_flight, "none took the place of one that was given up"
     assert len(set(looked_up)) == len(looked_up) == in_flight
     assert len(stage.finished) + tally.untold.failed == START + 40
     assert [call.spent.calls for call in stage.finished].count(1) == in_flight
