@@ -15,7 +15,7 @@ from rlm_server.schemas.values import Json, NotJson, read
 from rlm_server.schemas.work import TooMuchWork, Work, refusal_of
 
 if TYPE_CHECKING:  # which takes 0.2 s, and most servers do without
-    from jsonschema.exceptions import ValidationError  # type: ignore[import-untyped]
+    from jsonschema.exceptions import ValidationError
     from referencing import Registry
     from referencing._core import Resolver
 
@@ -133,7 +133,7 @@ def _check_dialect(contents: dict[str, Any]) -> None:
 
 
 def _check_by_metaschema(contents: dict[str, Any], cancelled: Callable[[], bool]) -> None:
-    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
+    from jsonschema_specifications import REGISTRY
 
     from rlm_server.schemas.keywords import DIALECT
 
