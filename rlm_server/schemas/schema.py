@@ -133,7 +133,7 @@ def _check_dialect(contents: dict[str, Any]) -> None:
 
 
 def _check_by_metaschema(contents: dict[str, Any], cancelled: Callable[[], bool]) -> None:
-    from jsonschema_specifications import REGISTRY  # type: ignore[import-untyped]
+    from jsonschema_specifications import REGISTRY
 
     from rlm_server.schemas.keywords import DIALECT
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
+from jsonschema import Draft202012Validator
 
 from rlm_server.schemas.schema import MAX_VIOLATION, MAX_VIOLATIONS, Schema, SchemaRefused
 from rlm_server.schemas.values import NotJson, read
