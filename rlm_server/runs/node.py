@@ -377,7 +377,7 @@ class Node:
             self._children.rlm_query,
             self._left,
             self._take_answer,
-            self.tree.tools.turn(self.emit, lambda: seconds_left(self._deadline)).call,
+            self.tree.tools.turn(self.emit, self._reported, self.payer, lambda: seconds_left(self._deadline)).call,
         )
         answer = partial(self._answer_call, repl)
 

@@ -42,6 +42,7 @@ from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Outcome, Services, Task, Tree, kept_form, kept_outcome
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.limits import TenantLimits
+from rlm_server.tools.deployed import Deployed
 from rlm_server.tools.tool import Tool
 from rlm_server.tools.tool_calls import RunTools
 from rlm_server.tools.waiting import Submitted
@@ -94,6 +95,8 @@ class NewRun:
     """Who pays; None for the tenant itself."""
     labels: Mapping[str, str] = field(default_factory=dict)
     tools: tuple[Tool, ...] = ()
+    deployed: Mapping[str, Deployed] = field(default_factory=dict)
+    """Tools of the deployment, by their names."""
 
     @property
     def payer(self) -> str:
@@ -196,7 +199,7 @@ class Supervisor:
         question_bytes = sys.getsizeof(new.question) if redacted else 0
         tools = RunTools(
             run_id, new.tenant, new.tools, new.limits, self._services.waiting, self._services.shares,
-            client_plays=client.NAME in (new.model, new.sub_model),
+            deployed=new.deployed, ledger=ledger, client_plays=client.NAME in (new.model, new.sub_model),
         )  # fmt: skip
         try:
             held.take(new.tenant, question_bytes, "the question of a run")

@@ -252,6 +252,7 @@ class Client(SessionCalls, Spending):
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
         tools: Iterable[AnyTool] = (),
+        deployment_tools: Iterable[str] = (),
         request_id: str | None = None,
     ) -> run_pb2.Run:
         """Start a run, and return at once; it goes on whether or not anyone watches.
@@ -259,6 +260,7 @@ class Client(SessionCalls, Spending):
         What is left empty or None is the server's default. `max_turns` counts each node's turns, `max_depth` the
         levels of child RLMs below the root (0: none), `wall_seconds` the seconds of the whole run. `account_id` is the
         customer who pays. `tools` are functions that its code may call: see `answer_tools`.
+        `deployment_tools` are names of those that the server itself answers.
         `request_id` names this request: the same one again returns the same run. One is made up where none is given.
 
         Raises:
@@ -283,6 +285,7 @@ class Client(SessionCalls, Spending):
             account_id=account_id,
             labels=labels,
             tools=[one.message() for one in tools_of(tools)],
+            deployment_tools=deployment_tools,
         )
         return self._unary(self._runs.CreateRun, request).run
 
@@ -497,6 +500,7 @@ class Client(SessionCalls, Spending):
         wall_seconds: float | None = None,
         image: str = "",
         tools: Iterable[AnyTool] = (),
+        deployment_tools: Iterable[str] = (),
     ) -> Answer:
         """Upload a text or documents, run a question over them, and wait for the answer.
 
@@ -519,6 +523,7 @@ class Client(SessionCalls, Spending):
             wall_seconds=wall_seconds,
             image=image,
             tools=offered,
+            deployment_tools=deployment_tools,
         )
         try:
             if offered:

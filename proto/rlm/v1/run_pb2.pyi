@@ -399,6 +399,7 @@ class CreateRunRequest(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     ACCOUNT_ID_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_TOOLS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
@@ -433,6 +434,10 @@ class CreateRunRequest(_message.Message):
         the limit `tools` says, and 128 KiB of UTF-8 together.
         """
 
+    @_builtins.property
+    def deployment_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools that the deployment answers, by their names: docs/tools.md. Those that the tenant may use, each once."""
+
     def __init__(
         self,
         *,
@@ -447,10 +452,11 @@ class CreateRunRequest(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         account_id: _builtins.str = ...,
         tools: _abc.Iterable[Global___Tool] | None = ...,
+        deployment_tools: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "budget", b"budget", "context_id", b"context_id", "deployment_tools", b"deployment_tools", "image", b"image", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sub_model", b"sub_model", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
