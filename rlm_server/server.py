@@ -85,6 +85,7 @@ from rlm_server.tenants.removal import Removal
 from rlm_server.tenants.tenants import Tenants, TenantUnknown
 from rlm_server.tenants.terms import Terms
 from rlm_server.tenants.watch import Watch
+from rlm_server.tools.deployed import DeployedSpec, DeployedTools, WrongTool
 from rlm_server.tools.waiting import WaitingCalls
 from rlm_server.webhooks.deliveries import Deliveries
 from rlm_server.webhooks.hosts import Hosts
@@ -168,6 +169,7 @@ async def serving(
     certificate = read_certificate(settings)
     check_private(settings.data_dir)
     models = build_models(settings, SCRIPTS if scripts is None else scripts)
+    deployed = _deployed(settings)
     async with await _database(settings) as database, AsyncExitStack() as owned:
         terms, open_calls = settings.terms(), OpenCalls()
         accounts, tenants, keys = Ledger(database), Tenants(database, terms), Keys(database)
@@ -259,6 +261,7 @@ async def serving(
                     most=settings.runs,
                     tenant_limits=tenant_limits,
                     weights=terms.weights,
+                    deployed_of=deployed.of,
                 ) as supervisor,
                 Sessions(
                     pool,
@@ -329,6 +332,7 @@ async def serving(
                         PassingTexts(contexts, uploads, shares),
                         redaction,
                         shares,
+                        deployed,
                         lambda: port.ended,
                     ),
                     server,
@@ -383,6 +387,7 @@ async def serving(
         finally:
             await pool.close()
             await broker.close()
+            await deployed.close()
 
 
 @asynccontextmanager
@@ -396,6 +401,26 @@ async def _old_runs(
         yield
     finally:
         await cancel_and_wait(removing)
+
+
+def _deployed(settings: Settings) -> DeployedTools:
+    """Return the tools of the deployment.
+
+    Raises:
+        ConfigError: what is stated of one cannot be used.
+    """
+    specs = [
+        DeployedSpec(
+            name, one.description, one.arguments_schema, one.url, one.entry_point,
+            one.authorization.get_secret_value(), one.timeout_seconds, one.result_bytes, nano(one.cost_usd),
+            tuple(one.tenants),
+        )
+        for name, one in settings.deployment_tools.items()
+    ]  # fmt: skip
+    try:
+        return DeployedTools(specs, settings.tool_hosts)
+    except WrongTool as error:
+        raise ConfigError(str(error)) from None
 
 
 def _charge_sessions(pool: WorkerPool, host_times: HostTimes) -> None:

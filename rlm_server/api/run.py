@@ -34,6 +34,7 @@ from rlm_server.runs.run_list import ListedRun, RunFilter, RunList
 from rlm_server.runs.state import RunState
 from rlm_server.runs.supervisor import NewRun, Supervisor
 from rlm_server.shares.shares import Shares
+from rlm_server.tools.deployed import DeployedTools
 from rlm_server.tools.waiting import ResultRefused
 from sandbox.cancellation import run_to_completion, until_ended
 
@@ -59,6 +60,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         texts: PassingTexts,
         redaction: Redaction,
         shares: Shares,
+        deployed: DeployedTools,
         stopping: Callable[[], bool],
     ) -> None:
         """`stopping` says whether calls that are cancelled now are so because the server stops."""
@@ -66,7 +68,7 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         self._supervisor, self._journal, self._contexts = supervisor, journal, contexts
         self._ledger, self._routes_of, self._defaults = ledger, routes_of, defaults
         self._book, self._runs, self._texts, self._redaction = book, runs, texts, redaction
-        self._besides, self._shares = besides.AskedReader(shares.threads), shares
+        self._besides, self._shares, self._deployed = besides.AskedReader(shares.threads), shares, deployed
 
     async def CreateRun(self, request: run_pb2.CreateRunRequest, context: Any) -> run_pb2.CreateRunResponse:
         """Start a run."""
@@ -76,12 +78,13 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             if known is not None:
                 return run_pb2.CreateRunResponse(run=await self._message(known))
             new = await self._asked(check, request, repeatable)
+            deployed = tool_requests.deployed(check, request.deployment_tools, self._deployed.of(tenant()))
             tools = await tool_requests.read(
-                check, request.tools, self._defaults.limits_of(tenant()), tenant(), self._shares
+                check, request.tools, self._defaults.limits_of(tenant()), tenant(), self._shares, deployed
             )
         given = await requests.context(self._contexts, tenant(), request.context_id)
         besides.check_direct(new, given, "", self._routes_of(tenant()))
-        new = replace(new, tools=tools, context=given)
+        new = replace(new, tools=tools, deployed=deployed, context=given)
         run = await self._supervisor.create(await self._paid(new, request))
         return run_pb2.CreateRunResponse(run=await self._message(run))
 

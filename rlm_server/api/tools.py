@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from rlm.v1 import run_pb2
@@ -16,21 +16,41 @@ from rlm_server.ledger import Usage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
+from rlm_server.tools.deployed import Deployed
 from rlm_server.tools.tool import AskedTool, Tool, read_tools
 from rlm_server.tools.waiting import Submitted
 
 
+def deployed(check: FieldChecks, names: Sequence[str], offered: Mapping[str, Deployed]) -> dict[str, Deployed]:
+    """Return the tools of the deployment that a run is to have, and note those that its tenant may not use."""
+    if len(names) > len(offered):
+        check.wrong("deployment_tools", f"may name {len(offered)} tools, each once, not {len(names)}")
+        return {}
+    for number, name in enumerate(names):
+        if name not in offered or name in names[:number]:
+            known = ", ".join(sorted(offered)) or "none"
+            check.wrong(f"deployment_tools[{number}]", f"must name a tool, once, of these: {known}")
+    return {name: offered[name] for name in names if name in offered}
+
+
 async def read(
-    check: FieldChecks, asked: Sequence[run_pb2.Tool], limits: RunLimits, tenant: str, shares: Shares
+    check: FieldChecks,
+    asked: Sequence[run_pb2.Tool],
+    limits: RunLimits,
+    tenant: str,
+    shares: Shares,
+    taken: Collection[str] = (),
 ) -> tuple[Tool, ...]:
-    """Return the tools that a run is to have, and note all that is wrong with them."""
+    """Return the tools that a run is to have, besides those whose names are `taken`, and note all that is wrong."""
     if not asked:
         return ()
     if len(asked) > limits.tools:
         check.wrong("tools", f"may have {limits.tools} tools, not {len(asked)}")
         return ()
     named = [_tool(check, number, one) for number, one in enumerate(asked)]
-    tools, wrong = await shares.threads.run(Purpose.TOOLS, tenant, lambda _: read_tools(named, limits.tool_seconds))
+    tools, wrong = await shares.threads.run(
+        Purpose.TOOLS, tenant, lambda _: read_tools(named, limits.tool_seconds, taken=taken)
+    )
     for one in wrong:
         check.wrong(one.field, one.message)
     return tools

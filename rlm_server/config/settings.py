@@ -70,6 +70,33 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", defer_build=True)  # most of them are parts, and never built alone
 
 
+class DeploymentTool(_Strict):
+    """Tools that the deployment answers, for runs that name them.
+
+    One table for each, by its name. Either an entry point of the group `rlm_server.tools` answers it, an async function
+    of the arguments and of who calls; or an HTTP endpoint, which is sent both as JSON by POST, and returns JSON.
+    """
+
+    entry_point: str = ""
+    """The name of the entry point."""
+    url: str = ""
+    """The endpoint, at a host of `tool_hosts`."""
+    authorization: SecretStr = SecretStr("")
+    """The endpoint's `authorization` header, where it wants one."""
+    description: str = ""
+    """What it does and returns, for models."""
+    arguments_schema: str = ""
+    """Its arguments: a JSON Schema as text. None where empty."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=3_600), Unit("seconds")] = 30.0
+    """How long one call may take."""
+    result_bytes: Annotated[int, Field(gt=0, le=1 << 20), Unit("bytes")] = 1 << 20
+    """The most that one call may return."""
+    cost_usd: Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=9), Unit("US dollars")] = Decimal(0)
+    """What one call costs the run, whatever comes of it."""
+    tenants: list[str] = Field(default_factory=list)
+    """The tenants that may use it, by names or patterns; all where empty."""
+
+
 class CompatibleModel(_Strict):
     """Models at OpenAI-compatible endpoints.
 
@@ -306,6 +333,10 @@ class BudgetSettings(_Strict):
     """What a tenant may spend in all that was told no other budget."""
     run_budget_usd: Usd = Decimal(1)
     """What a run or session may spend that names no budget."""
+    deployment_tools: dict[str, DeploymentTool] = Field(default_factory=dict)
+    """Tools that the deployment answers, by the names that runs and their code use."""
+    tool_hosts: list[str] = Field(default_factory=list)
+    """Hosts that endpoints of tools may be at, in the form of `webhook_hosts`."""
     webhook_hosts: list[str] = Field(default_factory=list)
     """Where tenants may have the events of their budgets sent: hosts or patterns (`hooks.example.com`,
     `*.example.com`), with a port where it is not the usual one, and `http://` before those that may be sent to without

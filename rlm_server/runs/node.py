@@ -547,7 +547,13 @@ class Node:
             self._children.rlm_query,
             self._left_to_spend,
             self._take_answer,
-            self.tree.tools.turn(self.emit, lambda: seconds_left(self._deadline), self._record.tool_call).call,
+            self.tree.tools.turn(
+                self.emit,
+                self._reported,
+                self.payer,
+                lambda: seconds_left(self._deadline),
+                self._record.tool_call,
+            ).call,
         )
         answer = partial(self._answer_call, repl)
 

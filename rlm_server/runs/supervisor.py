@@ -47,6 +47,7 @@ from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import NO_DATABASE, Outcome, Services, Task, Tree, kept_form, kept_outcome
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.limits import TenantLimits
+from rlm_server.tools.deployed import Deployed
 from rlm_server.tools.tool import Tool
 from rlm_server.tools.tool_calls import RunTools
 from rlm_server.tools.waiting import Submitted
@@ -107,6 +108,8 @@ class NewRun:
     labels: Mapping[str, str] = field(default_factory=dict)
     asked: Asked = field(default_factory=Asked)
     tools: tuple[Tool, ...] = ()
+    deployed: Mapping[str, Deployed] = field(default_factory=dict)
+    """Tools of the deployment, by their names."""
 
     @property
     def payer(self) -> str:
@@ -163,7 +166,10 @@ class Supervisor:
         most: int,
         tenant_limits: Callable[[str], TenantLimits],
         weights: Mapping[str, float],
+        deployed_of: Callable[[str], Mapping[str, Deployed]] = lambda _: {},
     ) -> None:
+        """`deployed_of` returns the deployment's tools that a tenant may have, by their names."""
+        self._deployed_of = deployed_of
         self._services = services
         self._contexts = contexts
         self._limits = tenant_limits
@@ -203,7 +209,7 @@ class Supervisor:
             asked.besides,
             left.file,
             await self._event_log(row, left.file, asked.limits),
-            self._tools(row, [one.tool() for one in asked.tools], asked.limits),
+            self._tools(row, [one.tool() for one in asked.tools], asked.limits, self._deployed_again(row, asked)),
             past=left.past,
             resumed=RESTARTED,
         )
@@ -217,7 +223,13 @@ class Supervisor:
         redaction = self._services.redaction.of(row.tenant, row.id)
         return EventLog(journal, row.id, quota, last, redaction, before=partial(_happened, file), size=size)
 
-    def _tools(self, row: RunRow, tools: Sequence[Tool], limits: RunLimits) -> RunTools:
+    def _deployed_again(self, row: RunRow, asked: RunAsked) -> Mapping[str, Deployed]:
+        """Return those of the deployment's tools that a run was to have, and that there are still."""
+        return {name: one for name, one in self._deployed_of(row.tenant).items() if name in asked.deployed}
+
+    def _tools(
+        self, row: RunRow, tools: Sequence[Tool], limits: RunLimits, deployed: Mapping[str, Deployed]
+    ) -> RunTools:
         """Return the tools of a run, until they are closed.
 
         Raises:
@@ -225,7 +237,10 @@ class Supervisor:
         """
         plays = client.NAME in (row.model, row.sub_model)
         services = self._services
-        return RunTools(row.id, row.tenant, tools, limits, services.waiting, services.shares, client_plays=plays)
+        return RunTools(
+            row.id, row.tenant, tools, limits, services.waiting, services.shares,
+            deployed=deployed, ledger=services.ledger, client_plays=plays,
+        )  # fmt: skip
 
     def _begin_work(self, live: _Live) -> None:
         self._live[live.row.id] = live
@@ -280,14 +295,18 @@ class Supervisor:
         kept, redacted = redaction.text("question", new.question)
         kept_asked, redacted_asked = new.asked.kept_form(redaction)
         question_bytes = sys.getsizeof(new.question) + new.asked.size if redacted else 0
-        tools = self._tools(row, new.tools, new.limits)
+        tools = self._tools(row, new.tools, new.limits, new.deployed)
         try:
             held.take(new.tenant, question_bytes, "the question of a run")
         except TooMuchHeld:
             tools.close()
             raise
         file = self._services.files.create(run_id, new.tenant, lambda: redaction.wanted)
-        file.add(RunAsked(new.question, new.limits, new.image, new.asked, tuple(map(ToolAsked.of, new.tools))))
+        file.add(
+            RunAsked(
+                new.question, new.limits, new.image, new.asked, tuple(map(ToolAsked.of, new.tools)), tuple(new.deployed)
+            )
+        )
         made = await asyncio.gather(  # in one commit
             journal.create(
                 row, kept, new.request, asked=kept_asked, redacted=redacted + redacted_asked, patience=PATIENCE

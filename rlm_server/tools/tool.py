@@ -6,7 +6,7 @@ import builtins
 import json
 import keyword
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -133,19 +133,19 @@ class Tool:
 
 
 def read_tools(
-    asked: Sequence[AskedTool], most_seconds: float, field: str = "tools"
+    asked: Sequence[AskedTool], most_seconds: float, field: str = "tools", taken: Collection[str] = ()
 ) -> tuple[tuple[Tool, ...], list[Wrong]]:
     """Read tools, and say all that is wrong with them. The work is linear in their size, which is bounded first."""
     wrong: list[Wrong] = []
     size = sum(one.size for one in asked)
     if size > MAX_TOOLS_BYTES:
         return (), [Wrong(field, f"may have {MAX_TOOLS_BYTES} bytes of UTF-8 together, not {size}")]
-    tools, taken = list[Tool](), set[str]()
+    tools, names = list[Tool](), {form for name in taken for form in (name, name + ASYNC)}
     for number, one in enumerate(asked):
         place = f"{field}[{number}]"
         before = len(wrong)
-        wrong += _wrong_name(one.name, taken, f"{place}.name")
-        taken |= {one.name, one.name + ASYNC}
+        wrong += _wrong_name(one.name, names, f"{place}.name")
+        names |= {one.name, one.name + ASYNC}
         if len(one.description) > MAX_DESCRIPTION:
             words = f"may have {MAX_DESCRIPTION} characters, not {len(one.description)}"
             wrong.append(Wrong(f"{place}.description", words))

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
+from rlm_server.ledger import BudgetError, Hold, Ledger, Payer, settle
 from rlm_server.repl.bounds import cut
-from rlm_server.repl.events import ModelCallRequested, ToolCallAnswered, ToolCallRequested
+from rlm_server.repl.events import (
+    CallFinished,
+    CallStarted,
+    FinishedCall,
+    ModelCallRequested,
+    ToolCallAnswered,
+    ToolCallRequested,
+)
 from rlm_server.repl.limits import RunLimits
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.shares import Shares
 from rlm_server.shares.threads import Purpose
 from rlm_server.tools.client_model import ClientSeat
+from rlm_server.tools.deployed import Deployed, ToolFailed
 from rlm_server.tools.schemas import read_json
 from rlm_server.tools.tool import Tool
 from rlm_server.tools.waiting import NoAnswer, ResultRefused, Submitted, WaitingCalls
+from sandbox.cancellation import run_to_completion
 from sandbox.door import DoorRefusal, HostCall, Json
 
 MAX_TOOL_ERROR = 2_000
@@ -28,6 +41,8 @@ MAX_REFUSAL = 1_500
 
 Left = Callable[[], float]
 """Says how many seconds are left."""
+Report = Callable[[CallStarted | CallFinished], None]
+"""Tells, and counts, a call that is paid for."""
 Emit = Callable[[ToolCallRequested | ToolCallAnswered], None]
 
 
@@ -43,6 +58,8 @@ class RunTools:
         waiting: WaitingCalls,
         shares: Shares,
         *,
+        deployed: Mapping[str, Deployed] = MappingProxyType({}),
+        ledger: Ledger | None = None,
         client_plays: bool = False,
     ) -> None:
         """Take the tools. `client_plays` says that the run's model, or its sub-model, is its client.
@@ -51,8 +68,8 @@ class RunTools:
             TooMuchHeld: the tenant has as much of the server's memory as it may.
         """
         self.run, self.tenant, self.limits, self.waiting, self.shares = run, tenant, limits, waiting, shares
-        self.tools = {tool.name: tool for tool in tools}
-        self.client_plays = client_plays
+        self.tools = {tool.name: tool for tool in (*tools, *(one.tool for one in deployed.values()))}
+        self.client_plays, self.ledger, self.deployed = client_plays, ledger, deployed
         self.places = asyncio.Semaphore(limits.tool_calls_at_once)
         self._size = sum(tool.size for tool in tools)
         shares.held.take(tenant, self._size, "the tools of a run")
@@ -86,9 +103,14 @@ class RunTools:
             return None
         return ClientSeat(self.run, self.waiting, emit, left, self.limits.tool_result_bytes)
 
-    def turn(self, emit: Emit, seconds_left: Left, call_id: Callable[[HostCall], str]) -> ToolTurn:
-        """Return what answers the calls of one turn; `call_id` says what one is called."""
-        return ToolTurn(self, emit, seconds_left, call_id)
+    def turn(
+        self, emit: Emit, report: Report, payer: Payer, seconds_left: Left, call_id: Callable[[HostCall], str]
+    ) -> ToolTurn:
+        """Return what answers the calls of one turn. Calls of the deployment's tools are paid by `payer`.
+
+        `call_id` says what a call is called that a client answers.
+        """
+        return ToolTurn(self, emit, report, payer, seconds_left, call_id)
 
 
 _HEAD = """\
@@ -102,6 +124,8 @@ class ToolTurn:
 
     tools: RunTools
     emit: Emit
+    report: Report
+    payer: Payer
     seconds_left: Left
     call_id: Callable[[HostCall], str]
     count: int = 0
@@ -127,7 +151,42 @@ class ToolTurn:
             )
         async with self.tools.places:
             await self._in_thread(lambda: self._check(tool, text))
+            deployed = self.tools.deployed.get(tool.name)
+            if deployed is not None:
+                return await self._pay(deployed, text)
             return await self._ask(tool, text, self.call_id(call))
+
+    async def _pay(self, deployed: Deployed, text: str) -> Json:
+        """Have the deployment answer, under a hold for what that costs, and return the result."""
+        ledger, payer, call_id = self.tools.ledger, self.payer, "call_" + secrets.token_hex(16)
+        assert ledger is not None  # noqa: S101 - a run with such tools has one
+        hold = Hold(
+            f"{call_id}.1", payer.account, deployed.cost, deployed.model, "", payer.tenant, payer.run, payer.node
+        )
+        try:
+            await ledger.reserve(hold, deadline=time.monotonic() + self.seconds_left(), dispatch=True)
+        except BudgetError as refused:
+            raise DoorRefusal("LimitExceeded", str(refused)) from None
+        self.report(CallStarted(call_id, deployed.model, len(text)))
+        failure, result = "cancelled", ""
+        try:
+            about = {"tenant_id": payer.tenant, "run_id": payer.run, "call_id": call_id}
+            said = await deployed.call(text, about)
+            await self._in_thread(lambda: deployed.check(said, self.tools.limits.sandbox.frame_nodes))
+            failure, result = "", str(said)
+        except ToolFailed as failed:
+            failure = str(failed)
+        finally:
+            ended = CallFinished(FinishedCall(call_id, deployed.model, deployed.cost, error=failure), len(result))
+            await run_to_completion(self._settle(ledger, hold.id, ended))
+        if failure:
+            raise DoorRefusal("ToolError", failure)
+        return result
+
+    async def _settle(self, ledger: Ledger, hold: str, ended: CallFinished) -> None:
+        """Post what a call costs, whatever came of it, and tell its end."""
+        await settle(hold, lambda: ledger.post_in_full(hold))
+        self.report(ended)
 
     def _tool(self, call: HostCall) -> Tool:
         name = call.text("name")

@@ -47,13 +47,14 @@ class _Entry:
 
 
 class Hosts:
-    """The hosts that the operator lists.
+    """The hosts that the operator lists, in a setting.
 
     Raises:
         ValueError: an entry is none; the message names it.
     """
 
-    def __init__(self, listed: Sequence[str] = ()) -> None:
+    def __init__(self, listed: Sequence[str] = (), setting: str = "webhook_hosts") -> None:
+        self.setting = setting
         self._entries: list[_Entry] = []
         self._networks: list[Network] = []
         for one in listed:
@@ -95,10 +96,10 @@ class Hosts:
         if parts.username is not None or parts.fragment:
             raise WrongUrl("must have no user, no password and no fragment")
         if not any(entry.allows(parts) for entry in self._entries):
-            raise WrongUrl(f"{parts.hostname!r} is none of the hosts that this server sends to (webhook_hosts)")
+            raise WrongUrl(f"{parts.hostname!r} is none of the hosts that this server sends to ({self.setting})")
         address = address_of(parts.hostname or "")
         if address is not None and not self.allows(address):
-            raise WrongUrl(f"{parts.hostname!r} is no public address, and not listed as one (webhook_hosts)")
+            raise WrongUrl(f"{parts.hostname!r} is no public address, and not listed as one ({self.setting})")
 
     def allows(self, address: Address) -> bool:
         """Whether an address is public, or one that the operator lists."""

@@ -32,7 +32,8 @@ class PublicResolver(AbstractResolver):
         for one in found:
             address = address_of(one["host"])
             if address is None or not self._hosts.allows(address):
-                raise AddressRefused(f"{host} is at an address that is not public, and not listed (webhook_hosts)")
+                words = f"{host} is at an address that is not public, and not listed ({self._hosts.setting})"
+                raise AddressRefused(words)
         return found
 
     async def close(self) -> None:

@@ -98,9 +98,12 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "rlm_server.tools": (
         "rlm_server.broker",
         "rlm_server.clock",
+        "rlm_server.ledger",
         "rlm_server.repl",
         "rlm_server.shares",
+        "rlm_server.webhooks",
         "sandbox.bounded_json",
+        "sandbox.cancellation",
         "sandbox.door",
     ),
     "rlm_server.runs": (

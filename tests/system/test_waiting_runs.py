@@ -91,7 +91,7 @@ async def test_a_new_tenant_begins_after_a_turn_of_one_that_has_every_place(serv
 async def test_a_server_that_stops_leaves_the_runs_that_wait_to_the_next(server: Served) -> None:
     async with server(Play(code("llm_query('wait')"), sub=Gate()), runs=1) as served:
         runs = [await served.caller.create() for _ in range(3)]
-    async with server(Play(code("FINAL('done')"), sub="one"), runs=1) as served:
+    async with server(Play(code("FINAL('done')")), runs=1) as served:
         for run in runs:
             assert (await served.caller.ended(run.run_id)).run.answer == "done"
         check_settled(served.data_dir)

@@ -265,6 +265,7 @@ class Client(SessionCalls, Spending):
         account_id: str = "",
         labels: Mapping[str, str] | None = None,
         tools: Iterable[AnyTool] = (),
+        deployment_tools: Iterable[str] = (),
         request_id: str | None = None,
     ) -> run_pb2.Run:
         """Start a run, and return at once; it goes on whether or not anyone watches.
@@ -275,7 +276,7 @@ class Client(SessionCalls, Spending):
         `instructions` say how to answer, and `sampling` how models are to write. With the `strategy` "direct" the root
         model is sent the whole text, which must fit into its window, and with "auto" where that fits comfortably.
         `guards` end a run sooner that makes no progress. `tools` are functions that its code may call: see
-        `answer_tools`.
+        `answer_tools`. `deployment_tools` are names of those that the server itself answers.
         `account_id` is the customer who pays. `request_id` names this request: the same one again returns the same
         run. One is made up where none is given.
 
@@ -302,6 +303,7 @@ class Client(SessionCalls, Spending):
             account_id=account_id,
             labels=labels,
             tools=[one.message() for one in tools_of(tools)],
+            deployment_tools=deployment_tools,
         )
         return self._unary(self._runs.CreateRun, request).run
 
@@ -532,6 +534,7 @@ class Client(SessionCalls, Spending):
         guards: Guards | None = None,
         image: str = "",
         tools: Iterable[AnyTool] = (),
+        deployment_tools: Iterable[str] = (),
     ) -> Answer:
         """Upload a text or documents, run a question over them, and wait for the answer.
 
@@ -560,6 +563,7 @@ class Client(SessionCalls, Spending):
             guards=guards,
             image=image,
             tools=offered,
+            deployment_tools=deployment_tools,
         )
         try:
             if offered:

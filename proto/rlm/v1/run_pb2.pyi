@@ -451,6 +451,7 @@ class CreateRunRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    DEPLOYMENT_TOOLS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
     question: _builtins.str
@@ -500,6 +501,10 @@ class CreateRunRequest(_message.Message):
         the limit `tools` says, and 128 KiB of UTF-8 together.
         """
 
+    @_builtins.property
+    def deployment_tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Tools that the deployment answers, by their names: docs/tools.md. Those that the tenant may use, each once."""
+
     def __init__(
         self,
         *,
@@ -518,10 +523,11 @@ class CreateRunRequest(_message.Message):
         sampling: Global___Sampling | None = ...,
         strategy: Global___Strategy.ValueType = ...,
         tools: _abc.Iterable[Global___Tool] | None = ...,
+        deployment_tools: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "image", b"image", "instructions", b"instructions", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sampling", b"sampling", "strategy", b"strategy", "sub_model", b"sub_model", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "deployment_tools", b"deployment_tools", "image", b"image", "instructions", b"instructions", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sampling", b"sampling", "strategy", b"strategy", "sub_model", b"sub_model", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

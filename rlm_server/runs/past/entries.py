@@ -46,6 +46,8 @@ class RunAsked:
     image: str
     besides: Asked
     tools: tuple[ToolAsked, ...] = ()
+    deployed: tuple[str, ...] = ()
+    """The names of those tools that the deployment answers."""
     kind: Literal["asked"] = "asked"
 
 
