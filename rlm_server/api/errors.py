@@ -40,7 +40,7 @@ from rlm_server.ledger import (
 from rlm_server.repl.bounds import cut
 from rlm_server.runs.event_log import WatchBroken
 from rlm_server.runs.redaction import ContentsRedacted
-from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
+from rlm_server.runs.supervisor import RunNotContinuable, RunNotEnded, RunQuotaExceeded, TooManyRuns
 from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import TooManySessions
 from rlm_server.sessions.snapshot_table import TooManySnapshots
@@ -257,6 +257,8 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(ErrorReason.ERROR_REASON_TOOL_CALL_ENDED, text, metadata={"call_id": error.call})
         case CallAnswered():
             return _status(ErrorReason.ERROR_REASON_TOOL_CALL_ANSWERED, text, metadata={"call_id": error.call})
+        case RunNotContinuable():
+            return _status(ErrorReason.ERROR_REASON_RUN_NOT_CONTINUABLE, text, metadata={"run_id": error.run})
         case RunNotEnded():
             return _status(ErrorReason.ERROR_REASON_RUN_NOT_ENDED, text)
         case ContentsRedacted():

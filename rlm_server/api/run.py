@@ -78,11 +78,16 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             if known is not None:
                 return run_pb2.CreateRunResponse(run=await self._message(known))
             new = await self._asked(check, request, repeatable)
+            check(_check_continuing, request)
             deployed = tool_requests.deployed(check, request.deployment_tools, self._deployed.of(tenant()))
             tools = await tool_requests.read(
                 check, request.tools, self._defaults.limits_of(tenant()), tenant(), self._shares, deployed
             )
-        given = await requests.context(self._contexts, tenant(), request.context_id)
+        context_id = request.context_id
+        if request.continue_run_id:
+            former = await self._row(request.continue_run_id)
+            new, context_id = await self._continuing(new, request, former), former.context or ""
+        given = await requests.context(self._contexts, tenant(), context_id)
         besides.check_direct(new, given, "", self._routes_of(tenant()))
         new = replace(new, tools=tools, deployed=deployed, context=given)
         run = await self._supervisor.create(await self._paid(new, request))
@@ -174,6 +179,16 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             check(requests.labels, request.labels),
             await self._besides.read(check, request, offered, (model, sub_model), self._defaults.limits_of(tenant())),
         )
+
+    async def _continuing(self, new: NewRun, request: run_pb2.CreateRunRequest, former: RunRow) -> NewRun:
+        """Return a run that continues another: what is not named is as it was there."""
+        continued = await self._supervisor.continued(former)
+        model = request.model or former.model
+        sub_model = request.sub_model or (request.model or former.sub_model)
+        with FieldChecks() as check:
+            check(requests.check_offered, self._routes_of(tenant()), "model", model)
+            check(requests.check_offered, self._routes_of(tenant()), "sub_model", sub_model)
+        return replace(new, model=model, sub_model=sub_model, image=continued.image, continues=continued)
 
     async def _paid(self, new: NewRun, request: besides.Asking) -> NewRun:
         """Return a run with who pays for it, and with the usual budget where it asked for none."""
@@ -356,6 +371,22 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         if coverage is not None:
             message.coverage.CopyFrom(responses.coverage(coverage))
         return message
+
+
+def _check_continuing(request: run_pb2.CreateRunRequest) -> None:
+    """Refuse what a run that continues another has from that."""
+    if not request.continue_run_id:
+        return
+    with FieldChecks() as check:
+        for field, given in (("context_id", request.context_id), ("image", request.image)):
+            check(_check_not_given, field, given)
+        if request.strategy not in (run_pb2.STRATEGY_UNSPECIFIED, run_pb2.STRATEGY_RLM):
+            check(_check_not_given, "strategy", "other")
+
+
+def _check_not_given(field: str, given: str) -> None:
+    if given:
+        raise InvalidField(field, "must not be given with a continue_run_id: it is that of the run that is continued")
 
 
 def _run(listed: ListedRun, balance: Balance) -> run_pb2.Run:

@@ -37,6 +37,8 @@ class RunStarted:
     sub_model: str
     context_characters: int
     budget: Limit
+    continue_run_id: str = ""
+    """The run that it continues, if it does."""
     kind: Literal["run_started"] = "run_started"
 
 

@@ -204,6 +204,16 @@ class Journal:
         """Return a run, which must be there."""
         return await self._database.read(lambda connection: find_runs(connection, [run])[run])
 
+    async def succeeded(self, runs: Sequence[str]) -> list[tuple[str, str]]:
+        """Return those of some runs that have succeeded, as tenants and runs, in the order of their ends."""
+        if not runs:
+            return []
+        query = (
+            "SELECT run.tenant, run.id FROM run JOIN node ON node.id = run.id "  # noqa: S608 - of marks alone
+            f"WHERE run.id IN ({', '.join('?' * len(runs))}) AND node.state = 'succeeded' ORDER BY run.ended_at"
+        )
+        return await self._database.read(lambda db: [(row[0], row[1]) for row in db.execute(query, runs).fetchall()])
+
     async def add_node(self, node: NodeRow) -> None:
         """Keep a child's node."""
 

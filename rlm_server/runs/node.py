@@ -135,6 +135,8 @@ class Node:
         self._booking: list[asyncio.Future[None]] = []
         """Costs of turns that are not in the books yet."""
         self._call_notes: list[str] = []
+        self._stays = False
+        """Whether the session stays for a run that continues this one."""
         if self._record.past.standing is not None:
             self._restore(self._record.past.standing)
 
@@ -287,7 +289,8 @@ class Node:
             coverage_fraction=self._coverage.fraction,
             redacted=redacted,
         )
-        self._record.over()
+        if self.task.depth:
+            self._record.over()
 
     async def _work(self) -> str:
         try:
@@ -312,7 +315,7 @@ class Node:
         except (MemoryError, PoolFull, SnapshotRefused, CorpusDamaged, OSError) as error:
             raise NodeEnded(RunState.FAILED, str(error)) from None
         finally:
-            await (session.put_away() if self.tree.left else session.close())
+            await (session.put_away() if self.tree.left or self._stays else session.close())
 
     async def _session(self) -> LiveSession:
         """Begin the node's session, or go on with the one that it had.
@@ -322,7 +325,8 @@ class Node:
         """
         pool, tenant, node = self.tree.services.pool, self.tree.run.tenant, self.task.node_context
         image, limits, corpora = self.tree.image, self.tree.limits.sandbox, () if node is None else (node.corpus,)
-        if self._record.resumed:
+        carried = self._record.past.carried
+        if self._record.resumed or (carried is not None and carried.session):
             session = pool.take_up(tenant, image, limits, self.task.id, corpora)
             try:
                 self._record.stored(await session.recall())
@@ -358,8 +362,10 @@ class Node:
             self._left_last = await self._purse.left()
         else:
             schema = self.tree.asked.answer_schema if self._typed is not None else ""
-            self._messages = [Message("user", first_message(self.task.question, await self._environment(1), schema))]
-            self._record.begin(self._messages[0].content)
+            environment, further = await self._environment(1), self._record.past.carried is not None
+            first = first_message(self.task.question, environment, schema, further=further)
+            self._messages = [*self._record.past.messages, Message("user", first)]
+            self._record.begin(first)
         for turn in range(began + 1, limits.max_turns + 1):
             await self._begin_turn(turn)
             reply = await self._ask(limits.root_tokens, turn)
@@ -373,6 +379,7 @@ class Node:
             self.emit(TurnCheckpointed(session.private_bytes, self._coverage))
             refused = await self._refused(session) if self._draft.ready else []
             if self._draft.ready:
+                self._conclude(turn, decision.said)
                 return self._answered(self._draft.text)
             self._messages.append(Message("user", await self._after_turn(turn, ran, len(decision.codes))))
             self._children.told()
@@ -386,6 +393,12 @@ class Node:
             said, shown = (message.content for message in self._messages[-2:])
             self._record.end_turn(turn, said, shown, self._standing())
         raise NodeEnded(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")
+
+    def _conclude(self, turn: int, said: str) -> None:
+        """Write down what a root leaves for a run that continues it."""
+        if self.task.depth == 0:
+            self._stays = self._record.kept
+            self._record.conclude(turn, said or "(no text)", self._standing())
 
     async def _begin_turn(self, turn: int) -> None:
         await self.tree.services.shares.pace.wait(self.tree.run.tenant)

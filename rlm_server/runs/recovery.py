@@ -17,6 +17,7 @@ from rlm_server.runs.journal import Journal, NodeRow, RunRow
 from rlm_server.runs.node import SERVER_STOPPED
 from rlm_server.runs.past.entries import Happened
 from rlm_server.runs.past.past import RunPast
+from rlm_server.runs.past.remains import Remains
 from rlm_server.runs.past.run_file import RunFile
 from rlm_server.runs.redaction import Redaction
 from rlm_server.runs.state import RunState
@@ -25,6 +26,8 @@ from sandbox.pool.sealing import SnapshotRefused
 
 log = logging.getLogger(__name__)
 
+RUNS_AT_ONCE = 200
+"""Runs that are looked up at once."""
 EVENTS_AT_ONCE = 500
 """Events that had not been kept, in one transaction."""
 
@@ -43,8 +46,11 @@ class LeftRun:
     context: Context | None
 
 
-async def recover(services: Services, contexts: Contexts) -> list[LeftRun]:
-    """Settle every hold, have each run ready that can go on, and end the others: they get their last event."""
+async def recover(services: Services, contexts: Contexts, remains: Remains) -> list[LeftRun]:
+    """Settle every hold, have each run ready that can go on, and end the others: they get their last event.
+
+    What is left of runs that have succeeded is what `remains` of them.
+    """
     journal, ledger = services.journal, services.ledger
     unfinished = await journal.unfinished()
     left = await _left(services, contexts, unfinished)
@@ -52,9 +58,12 @@ async def recover(services: Services, contexts: Contexts) -> list[LeftRun]:
     log.info("recovered holds: %d voided, %d posted in full", recovered.voided, recovered.posted)
     going = {one.row.id for one in left}
     nodes = {node.id for node in unfinished if node.run in going} | _children(left)
-    services.files.keep_only(going)
+    succeeded = await _succeeded(journal, [run for run in services.files.names() if run not in going])
+    stay = {run for _, run in succeeded}
+    services.files.keep_only(going | stay)
     for kind in (names.RUN, names.NODE):
-        services.pool.keep_only(nodes, kind)
+        services.pool.keep_only(nodes | stay, kind)
+    remains.restore(succeeded)
     # Children first, and from their accounts: a child may have one already and be no node of the run's yet.
     await ledger.close_left(names.NODE, nodes)
     for node in unfinished:
@@ -69,6 +78,13 @@ async def recover(services: Services, contexts: Contexts) -> list[LeftRun]:
     if left:
         log.info("%d runs go on that a former server left", len(left))
     return left
+
+
+async def _succeeded(journal: Journal, runs: Sequence[str]) -> list[tuple[str, str]]:
+    found = []
+    for at in range(0, len(runs), RUNS_AT_ONCE):
+        found += await journal.succeeded(runs[at : at + RUNS_AT_ONCE])
+    return found
 
 
 async def _left(services: Services, contexts: Contexts, unfinished: Sequence[NodeRow]) -> list[LeftRun]:

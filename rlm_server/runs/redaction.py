@@ -157,6 +157,7 @@ def _failure(error: str) -> str:
 
 
 NO_CONTENTS: Mapping[str, Rule] = {
+    "RunStarted.continue_run_id": _whole,
     "RunStarted.model": _whole,
     "StrategyChosen.reason": _whole,
     "RunStarted.sub_model": _whole,

@@ -28,7 +28,9 @@ class Root(Node):
         standing = self._record.past.standing
         if self._typed is not None and standing is not None:
             self._typed.refused_count, self._typed.best = standing.refused, standing.best
-        if self.tree.asked.strategy is Strategy.RLM:
+        if self._record.past.concluded:  # and was not told
+            return self._answered(self._draft.text)
+        if self.tree.asked.strategy is Strategy.RLM or self._record.past.carried is not None:
             return await super()._work()
         if self._record.resumed:  # a node with a REPL has its first message
             return await (super()._work() if self._record.past.messages else self._answered_directly())
@@ -81,6 +83,7 @@ class Root(Node):
             self.emit(TurnCheckpointed(0, self._coverage))
             told = await self._not_taken(read)
             if told is None:
+                self._conclude(turn, read.said)
                 return self._answered(self._draft.text)
             self._messages += [Message("assistant", read.said or "(no text)"), Message("user", "\n\n".join(told))]
         raise NodeEnded(RunState.EXHAUSTED, f"max_turns: no answer after {limits.max_turns} turns")

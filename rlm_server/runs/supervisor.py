@@ -36,8 +36,9 @@ from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted, 
 from rlm_server.runs.journal import CREATING, PATIENCE, RunRow
 from rlm_server.runs.node import SERVER_STOPPED
 from rlm_server.runs.node_context import whole_context
-from rlm_server.runs.past.entries import Happened, RunAsked, ToolAsked
+from rlm_server.runs.past.entries import Carried, Happened, RunAsked, Said, ToolAsked
 from rlm_server.runs.past.past import RunPast
+from rlm_server.runs.past.remains import Continued, Remains
 from rlm_server.runs.past.run_file import RunFile
 from rlm_server.runs.places import Place, Places
 from rlm_server.runs.recovery import LeftRun, recover, settled_past
@@ -53,6 +54,7 @@ from rlm_server.tools.tool_calls import RunTools
 from rlm_server.tools.waiting import Submitted
 from rlm_server.tracing.spans import span
 from sandbox.cancellation import cancel_and_wait, run_to_completion
+from sandbox.pool.sealing import SnapshotRefused
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +85,18 @@ class RunQuotaExceeded(Exception):
         self.limit, self.used = limit, used
 
 
+class RunNotContinuable(Exception):
+    """Nothing is kept of a run that another is to continue."""
+
+    def __init__(self, run: str) -> None:
+        super().__init__(
+            f"nothing is kept of the run {run} that another could continue: it did not succeed, newer ones took its "
+            "place (tenant_continuable_runs), or contents of its tenant's runs are redacted; begin a new run over its "
+            "context"
+        )
+        self.run = run
+
+
 class RunNotEnded(Exception):
     """A run that is to be deleted goes on."""
 
@@ -110,6 +124,8 @@ class NewRun:
     tools: tuple[Tool, ...] = ()
     deployed: Mapping[str, Deployed] = field(default_factory=dict)
     """Tools of the deployment, by their names."""
+    continues: Continued | None = None
+    """What the run has of another that it continues."""
 
     @property
     def payer(self) -> str:
@@ -132,6 +148,8 @@ class _Live:
     question_bytes: int = 0
     """Of its question, which is in memory alone while it waits in line."""
     past: RunPast | None = None
+    continues: str = ""
+    """The run that it continues, if it does."""
     resumed: str = ""
     """Why it goes on, where it has a past."""
     times_left: int = 0
@@ -180,9 +198,12 @@ class Supervisor:
         self._group = asyncio.TaskGroup()
         self._creating: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._stopping = False
+        self._remains = Remains(
+            services.files, services.pool, lambda tenant: tenant_limits(tenant).tenant_continuable_runs
+        )
 
     async def __aenter__(self) -> Self:
-        left = await recover(self._services, self._contexts)
+        left = await recover(self._services, self._contexts, self._remains)
         await self._stack.enter_async_context(self._group)
         for one in left:
             await self._take_up(one)
@@ -211,6 +232,7 @@ class Supervisor:
             await self._event_log(row, left.file, asked.limits),
             self._tools(row, [one.tool() for one in asked.tools], asked.limits, self._deployed_again(row, asked)),
             past=left.past,
+            continues=asked.continues,
             resumed=RESTARTED,
         )
         self._begin_work(live)
@@ -241,6 +263,66 @@ class Supervisor:
             row.id, row.tenant, tools, limits, services.waiting, services.shares,
             deployed=deployed, ledger=services.ledger, client_plays=plays,
         )  # fmt: skip
+
+    async def continued(self, row: RunRow) -> Continued:
+        """Return what another run has of one that it continues.
+
+        Raises:
+            RunNotEnded: it goes on.
+            RunNotContinuable: nothing is kept of it.
+        """
+        if row.id in self._live:
+            raise RunNotEnded(row.id)
+        if not self._remains.has(row.tenant, row.id):
+            raise RunNotContinuable(row.id)
+        try:
+            entries = await asyncio.to_thread(self._services.files.read, row.id, row.tenant)
+        except (SnapshotRefused, OSError):
+            raise RunNotContinuable(row.id) from None
+        past = RunPast.of(entries)
+        root = None if past is None else past.nodes.get(row.id)
+        if past is None or root is None or root.standing is None:
+            raise RunNotContinuable(row.id)
+        said = [Said(one.role, one.content) for one in root.messages]
+        if said[0].role != "user":  # it was answered directly
+            said.insert(0, Said("user", past.asked.question))
+        return Continued(row.id, past.asked.image, tuple(said), root.standing)
+
+    async def _written_down(self, new: NewRun, run_id: str, file: RunFile) -> RunPast:
+        """Write down what is asked for, and of a run that continues another what it has of that."""
+        of, tools = new.continues, tuple(map(ToolAsked.of, new.tools))
+        asked = RunAsked(
+            new.question, new.limits, new.image, new.asked, tools, tuple(new.deployed), "" if of is None else of.run
+        )
+        file.add(asked)
+        past = RunPast(asked)
+        if of is not None:
+            carried = await self._carried(new, run_id, of)
+            file.add(carried)
+            past.take(carried)
+        return past
+
+    async def _carried(self, new: NewRun, run_id: str, of: Continued) -> Carried:
+        """Return what a run has of another that it continues: its conversation, and its session where it had one."""
+        standing = replace(
+            of.standing, draft="", shown=0, calls=0, errors=0, seen={}, seconds_left=new.limits.wall_seconds,
+            failures=0, refused=0, best="",
+        )  # fmt: skip
+        return Carried(run_id, of.messages, standing, await self._forked(new, run_id, of.run))
+
+    async def _forked(self, new: NewRun, run_id: str, of: str) -> bool:
+        """Make the session of a run that begins as that of another has ended; False where that had none."""
+        corpora = () if new.context is None else (self._contexts.corpus(new.context),)
+        try:
+            former = self._services.pool.take_up(new.tenant, new.image, new.limits.sandbox, of, corpora)
+        except SnapshotRefused:
+            return False
+        try:
+            for made in await former.fork([run_id]):
+                await made.put_away()
+        finally:
+            await former.put_away()
+        return True
 
     def _begin_work(self, live: _Live) -> None:
         self._live[live.row.id] = live
@@ -302,30 +384,28 @@ class Supervisor:
             tools.close()
             raise
         file = self._services.files.create(run_id, new.tenant, lambda: redaction.wanted)
-        file.add(
-            RunAsked(
-                new.question, new.limits, new.image, new.asked, tuple(map(ToolAsked.of, new.tools)), tuple(new.deployed)
+        try:
+            past = await self._written_down(new, run_id, file)
+            made = await asyncio.gather(  # in one commit
+                journal.create(
+                    row, kept, new.request, asked=kept_asked, redacted=redacted + redacted_asked, patience=PATIENCE
+                ),
+                ledger.open_account(
+                    run_id,
+                    tenant=new.tenant,
+                    parent=new.payer,
+                    limit=new.budget,
+                    reserve=closing.reserve(new.budget, price),
+                ),
+                return_exceptions=True,
             )
-        )
-        made = await asyncio.gather(  # in one commit
-            journal.create(
-                row, kept, new.request, asked=kept_asked, redacted=redacted + redacted_asked, patience=PATIENCE
-            ),
-            ledger.open_account(
-                run_id,
-                tenant=new.tenant,
-                parent=new.payer,
-                limit=new.budget,
-                reserve=closing.reserve(new.budget, price),
-            ),
-            return_exceptions=True,
-        )
-        for failure in made:
-            if isinstance(failure, BaseException):
-                held.give_back(new.tenant, question_bytes)
-                tools.close()
-                file.remove()
-                raise failure
+            _raise_first(made)
+        except BaseException:
+            held.give_back(new.tenant, question_bytes)
+            tools.close()
+            file.remove()
+            self._services.pool.forget(new.tenant, run_id)
+            raise
         quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
         self.counters.started += 1
         # Where its question is in the journal, what waits in line holds no more than it must.
@@ -333,6 +413,8 @@ class Supervisor:
         said = new.asked if question is not None else None
         event_log = EventLog(journal, run_id, quota, redaction=redaction, before=partial(_happened, file))
         live = _Live(row, new.limits, new.image, new.context, question, said, file, event_log, tools, question_bytes)
+        if new.continues is not None:
+            live.past, live.continues = past, new.continues.run
         self._begin_work(live)
         await asyncio.sleep(0)  # a task that is cancelled before its first step never takes it
         return row
@@ -439,7 +521,8 @@ class Supervisor:
         )
         if not event_log.last:
             event_log.emit(
-                EventOrigin(row.id, "", 0), RunStarted(question, row.model, row.sub_model, characters, row.budget)
+                EventOrigin(row.id, "", 0),
+                RunStarted(question, row.model, row.sub_model, characters, row.budget, live.continues),
             )
         async with Tracer(traced) as tracer:
             live.tree = Tree(
@@ -491,7 +574,10 @@ class Supervisor:
                 EventOrigin(run_id, "", 0), RunFinished(outcome.state, outcome.reason, spent, outcome.answer)
             )
             await live.keeping
-            live.file.remove()
+            if outcome.state is RunState.SUCCEEDED and live.file.kept:
+                self._remains.add(live.row.tenant, run_id)
+            else:
+                live.file.remove()
         except DatabaseError as error:  # the next start ends this run, and the others go on
             log.error("the end of run %s could not be kept: %s", run_id, type(error).__name__)  # noqa: TRY400
         except Exception:
@@ -545,6 +631,7 @@ class Supervisor:
         if run_id in self._live:
             raise RunNotEnded(run_id)
         await self._services.journal.note(request, run_id, deletes=True)
+        self._remains.forget(run_id)
         await self._services.journal.forget(run_id)
 
     async def cancel(self, run_id: str, request: Request | None = None) -> None:
@@ -584,6 +671,12 @@ class Supervisor:
         if live is not None:
             return live.event_log.watch(from_sequence, pace)
         return replay(self._services.journal, run_id, from_sequence, pace)
+
+
+def _raise_first(results: Sequence[object]) -> None:
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
 
 
 def _happened(file: RunFile, one: WrittenEvent) -> None:

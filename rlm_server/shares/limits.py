@@ -35,6 +35,13 @@ class TenantLimits:
         unit="runs",
         doc="Runs of one tenant that wait for their turn. More are refused.",
     )
+    tenant_continuable_runs: int = limit(
+        16,
+        least=0,
+        most=100_000,
+        unit="runs",
+        doc="Runs of one tenant that have succeeded and can be continued: the newest. Of others no state stays.",
+    )
     tenant_requests: int = limit(
         256,
         least=1,

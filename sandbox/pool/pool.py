@@ -194,6 +194,10 @@ class Pool(Protocol):
         """Remove what former processes kept under other names that begin with a prefix: of sessions that ended."""
         ...
 
+    def forget(self, owner: str, name: str) -> None:
+        """Remove what is kept under a name of a session that was put away; does nothing where nothing is."""
+        ...
+
     def take_up(
         self, owner: str, image: str, limits: Limits, name: str, corpora: tuple[Corpus, ...] = ()
     ) -> LiveSession:
@@ -295,6 +299,11 @@ class WorkerPool:
         """Remove what former processes kept under other names that begin with a prefix: of sessions that ended."""
         if self.store is not None:
             self.store.keep_only(names, prefix)
+
+    def forget(self, owner: str, name: str) -> None:
+        """Remove what is kept under a name of a session that was put away; does nothing where nothing is."""
+        if self.store is not None:
+            self.store.forget(name, owner)
 
     def incoming(self, name: str, owner: str) -> AbstractContextManager[Incoming]:
         """Take a snapshot's file from elsewhere, to be kept under a name."""

@@ -226,6 +226,10 @@ class SessionStore:
         stored.path.unlink(missing_ok=True)
         self._uncount(stored.path, owner)
 
+    def forget(self, name: str, owner: str) -> None:
+        """Remove what is kept under a name, where anything is."""
+        self.remove(Stored(self._path(name, _KEPT), "", 0), owner)
+
     # ---- snapshots -----------------------------------------------------------------------------------------------
 
     def put_snapshot(

@@ -266,6 +266,7 @@ class Client(SessionCalls, Spending):
         labels: Mapping[str, str] | None = None,
         tools: Iterable[AnyTool] = (),
         deployment_tools: Iterable[str] = (),
+        continue_run_id: str = "",
         request_id: str | None = None,
     ) -> run_pb2.Run:
         """Start a run, and return at once; it goes on whether or not anyone watches.
@@ -276,7 +277,8 @@ class Client(SessionCalls, Spending):
         `instructions` say how to answer, and `sampling` how models are to write. With the `strategy` "direct" the root
         model is sent the whole text, which must fit into its window, and with "auto" where that fits comfortably.
         `guards` end a run sooner that makes no progress. `tools` are functions that its code may call: see
-        `answer_tools`. `deployment_tools` are names of those that the server itself answers.
+        `answer_tools`. `deployment_tools` are names of those that the server itself answers. With a `continue_run_id`
+        the question is a further one: the conversation, the variables and the context of that run are there.
         `account_id` is the customer who pays. `request_id` names this request: the same one again returns the same
         run. One is made up where none is given.
 
@@ -304,6 +306,7 @@ class Client(SessionCalls, Spending):
             labels=labels,
             tools=[one.message() for one in tools_of(tools)],
             deployment_tools=deployment_tools,
+            continue_run_id=continue_run_id,
         )
         return self._unary(self._runs.CreateRun, request).run
 

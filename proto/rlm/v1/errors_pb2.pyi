@@ -347,6 +347,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
     To do: nothing; another client was first.
     """
+    ERROR_REASON_RUN_NOT_CONTINUABLE: _ErrorReason.ValueType  # 72
+    """Nothing is kept of the run that another is to continue: it did not succeed, newer ones took its place, or contents of the
+    tenant's runs are redacted.
+
+    Metadata: `run_id`.
+
+    To do: begin a new run over the same context.
+    """
     ERROR_REASON_SERVER_STARTING: _ErrorReason.ValueType  # 70
     """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.
 
@@ -695,6 +703,14 @@ ERROR_REASON_TOOL_CALL_ANSWERED: ErrorReason.ValueType  # 69
 Metadata: `call_id`.
 
 To do: nothing; another client was first.
+"""
+ERROR_REASON_RUN_NOT_CONTINUABLE: ErrorReason.ValueType  # 72
+"""Nothing is kept of the run that another is to continue: it did not succeed, newer ones took its place, or contents of the
+tenant's runs are redacted.
+
+Metadata: `run_id`.
+
+To do: begin a new run over the same context.
 """
 ERROR_REASON_SERVER_STARTING: ErrorReason.ValueType  # 70
 """The server starts, and is not ready yet: it may be compiling the program that sandboxes run, once.

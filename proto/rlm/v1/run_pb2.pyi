@@ -451,6 +451,7 @@ class CreateRunRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _builtins.int
     STRATEGY_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    CONTINUE_RUN_ID_FIELD_NUMBER: _builtins.int
     DEPLOYMENT_TOOLS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, at most 128 characters: see types.proto."""
@@ -479,6 +480,11 @@ class CreateRunRequest(_message.Message):
     """
     strategy: Global___Strategy.ValueType
     """How the question is answered: by an RLM where it is not said."""
+    continue_run_id: _builtins.str
+    """The run that this one continues: its conversation, its variables and its context are there, and the question is a further
+    one. It must have succeeded, and be among the newest of the tenant's that can be continued. `context_id` and `image` are
+    then its own, and must be empty; models that are not named are its own, too.
+    """
     @_builtins.property
     def budget(self) -> _types_pb2.Budget:
         """What it may spend."""
@@ -523,11 +529,12 @@ class CreateRunRequest(_message.Message):
         sampling: Global___Sampling | None = ...,
         strategy: Global___Strategy.ValueType = ...,
         tools: _abc.Iterable[Global___Tool] | None = ...,
+        continue_run_id: _builtins.str = ...,
         deployment_tools: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "limits", b"limits", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "deployment_tools", b"deployment_tools", "image", b"image", "instructions", b"instructions", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sampling", b"sampling", "strategy", b"strategy", "sub_model", b"sub_model", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["account_id", b"account_id", "answer_schema", b"answer_schema", "budget", b"budget", "context_id", b"context_id", "continue_run_id", b"continue_run_id", "deployment_tools", b"deployment_tools", "image", b"image", "instructions", b"instructions", "labels", b"labels", "limits", b"limits", "model", b"model", "question", b"question", "request_id", b"request_id", "sampling", b"sampling", "strategy", b"strategy", "sub_model", b"sub_model", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1901,11 +1908,14 @@ class RunStarted(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    CONTINUE_RUN_ID_FIELD_NUMBER: _builtins.int
     QUESTION_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     SUB_MODEL_FIELD_NUMBER: _builtins.int
     CONTEXT_CHARACTER_COUNT_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
+    continue_run_id: _builtins.str
+    """The run that it continues; empty for none."""
     question: _builtins.str
     """What is asked."""
     model: _builtins.str
@@ -1921,6 +1931,7 @@ class RunStarted(_message.Message):
     def __init__(
         self,
         *,
+        continue_run_id: _builtins.str = ...,
         question: _builtins.str = ...,
         model: _builtins.str = ...,
         sub_model: _builtins.str = ...,
@@ -1929,7 +1940,7 @@ class RunStarted(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "context_character_count", b"context_character_count", "model", b"model", "question", b"question", "sub_model", b"sub_model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "context_character_count", b"context_character_count", "continue_run_id", b"continue_run_id", "model", b"model", "question", b"question", "sub_model", b"sub_model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

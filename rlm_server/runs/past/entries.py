@@ -48,7 +48,63 @@ class RunAsked:
     tools: tuple[ToolAsked, ...] = ()
     deployed: tuple[str, ...] = ()
     """The names of those tools that the deployment answers."""
+    continues: str = ""
+    """The run that it continues, if it does."""
     kind: Literal["asked"] = "asked"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a node is after a turn, beside its conversation and its session."""
+
+    draft: str
+    shown: int
+    calls: int
+    errors: int
+    seen: dict[str, int]
+    told: tuple[Variable, ...]
+    loops: tuple[str, ...]
+    assigned: tuple[str, ...]
+    seconds_left: float
+    failures: int
+    """Calls of the whole run that have failed."""
+    refused: int = 0
+    """Answers that the run's schema did not take. The root's alone, as is all that follows."""
+    best: str = ""
+    """The last that it took."""
+    sent: tuple[tuple[int, int, int], ...] = ()
+    """Of the whole run: parts of its context that stood in prompts, as document, start and end."""
+    sent_more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message of a conversation."""
+
+    role: Literal["user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A node continues what the root of another run had: its conversation, where that was, and perhaps its session."""
+
+    node: str
+    messages: tuple[Said, ...]
+    standing: Standing
+    session: bool
+    kind: Literal["carried"] = "carried"
+
+
+@dataclass(frozen=True, slots=True)
+class Concluded:
+    """A node has its answer, in its last turn: what its conversation has more, and where it is now."""
+
+    node: str
+    turn: int
+    said: str
+    standing: Standing
+    kind: Literal["concluded"] = "concluded"
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,30 +218,6 @@ class ChildMade:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """Where a node is after a turn, beside its conversation and its session."""
-
-    draft: str
-    shown: int
-    calls: int
-    errors: int
-    seen: dict[str, int]
-    told: tuple[Variable, ...]
-    loops: tuple[str, ...]
-    assigned: tuple[str, ...]
-    seconds_left: float
-    failures: int
-    """Calls of the whole run that have failed."""
-    refused: int = 0
-    """Answers that the run's schema did not take. The root's alone, as is all that follows."""
-    best: str = ""
-    """The last that it took."""
-    sent: tuple[tuple[int, int, int], ...] = ()
-    """Of the whole run: parts of its context that stood in prompts, as document, start and end."""
-    sent_more: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class TurnEnded:
     """A node has ended a turn: what its conversation has more, and where it is now."""
 
@@ -222,8 +254,8 @@ class NodeOver:
 
 
 Entry = (
-    RunAsked | Began | Replied | Decided | BlockBegan | Heard | Answered | Told | ToolCalled | ChildMade | TurnEnded
-    | Happened | NodeOver
+    RunAsked | Carried | Began | Replied | Decided | BlockBegan | Heard | Answered | Told | ToolCalled | ChildMade
+    | TurnEnded | Concluded | Happened | NodeOver
 )  # fmt: skip
 
 entries: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])

@@ -13,7 +13,9 @@ from rlm_server.runs.past.entries import (
     Answered,
     Began,
     BlockBegan,
+    Carried,
     ChildMade,
+    Concluded,
     Decided,
     Entry,
     Happened,
@@ -48,6 +50,12 @@ class NodePast:
     standing: Standing | None = None
     replies: dict[int, Reply] = field(default_factory=dict)
     """What the node's model answered, by turns."""
+    carried: Carried | None = None
+    """What the run that this one continues had."""
+    began: bool = False
+    """Whether its model was told anything, or answered."""
+    concluded: bool = False
+    """Whether it has its answer."""
     decided: Decided | None = None
     block: tuple[int, int, Inputs] | None = None
     """The last block that began: its turn, its number, and what it was told by chance."""
@@ -58,7 +66,19 @@ class NodePast:
 
     def begin(self, entry: Began) -> None:
         """Take what the node's model is told first."""
-        self.messages = [Message("user", entry.first)]
+        self.messages = [*self.messages, Message("user", entry.first)]
+        self.began = True
+
+    def carry(self, entry: Carried) -> None:
+        """Take what the run that this one continues had."""
+        self.carried, self.standing = entry, entry.standing
+        self.messages = [Message(one.role, one.content) for one in entry.messages]
+
+    def conclude(self, entry: Concluded) -> None:
+        """Take what the last turn left."""
+        self.messages = [*self.messages, Message("assistant", entry.said)]
+        self.turn, self.standing, self.concluded = entry.turn, entry.standing, True
+        self.forget_turn()
 
     def end_turn(self, entry: TurnEnded) -> None:
         """Take what a turn left; what happened in it is not wanted any more."""
@@ -115,9 +135,14 @@ class RunPast:
             return
         node = self.nodes.setdefault(entry.node, NodePast())
         match entry:
+            case Carried():
+                node.carry(entry)
             case Began():
                 node.begin(entry)
+            case Concluded():
+                node.conclude(entry)
             case Replied():
+                node.began = True
                 node.replies[entry.turn] = entry.reply
                 self.replies.append((entry.node, entry.reply))
             case Decided():

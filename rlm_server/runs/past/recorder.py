@@ -17,6 +17,7 @@ from rlm_server.runs.past.entries import (
     Began,
     BlockBegan,
     ChildMade,
+    Concluded,
     Decided,
     Heard,
     NodeOver,
@@ -70,7 +71,7 @@ class Recorder:
         """`read` reads what the file has by now. `no_database` is told that the database is away."""
         self._node, self._file, self._read, self._no_database = node, file, read, no_database
         self.past = past if past is not None else NodePast()
-        self.resumed = past is not None
+        self.resumed = self.past.began
         """Whether another process, or this one earlier, worked for the node before."""
         self._blocks: dict[int, RanBlock] = {}
         self.ran: list[RanBlock] = []
@@ -200,6 +201,10 @@ class Recorder:
         self._blocks.clear()
         self.past.forget_turn()
         self._file.add(TurnEnded(self._node, turn, said, shown, standing))
+
+    def conclude(self, turn: int, said: str, standing: Standing) -> None:
+        """Write down what the turn left in which the node has its answer."""
+        self._file.add(Concluded(self._node, turn, said, standing))
 
     def over(self) -> None:
         """Write down that the node has ended."""

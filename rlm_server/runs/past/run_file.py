@@ -150,6 +150,15 @@ class RunFiles:
         """Remove the file of a run, where there is one."""
         self._store.remove(Stored(self._path(run), "", 0), owner)
 
+    def count(self, run: str, owner: str) -> None:
+        """Count the bytes of a file that a former process left."""
+        path = self._path(run)
+        self._store.count_as_it_is(path, owner, path.stat().st_size)
+
+    def names(self) -> list[str]:
+        """Return the runs that have a file."""
+        return [path.name.removesuffix(_KIND) for path in self._folder.glob(f"*{_KIND}")]
+
     def keep_only(self, runs: Container[str]) -> None:
         """Remove the files of all other runs."""
         for path in self._folder.glob(f"*{_KIND}"):

@@ -6,7 +6,11 @@ from rlm_server.runs.told import typed
 from rlm_server.runs.told.environment import Environment
 
 
-def task(question: str, environment: Environment, schema: str = "") -> str:
-    """Compose the first message. `schema` is the JSON Schema of the answer, empty for any text."""
+def task(question: str, environment: Environment, schema: str = "", *, further: bool = False) -> str:
+    """Compose the first message. `schema` is the JSON Schema of the answer, empty for any text.
+
+    A `further` question comes after another has been answered.
+    """
+    begins = "A further question; all variables are as they were" if further else "Question"
     form = f"\n\n{typed.task(schema)}" if schema else ""
-    return f"Question:\n{question}{form}\n\nEnvironment:\n{environment.describe()}"
+    return f"{begins}:\n{question}{form}\n\nEnvironment:\n{environment.describe()}"
