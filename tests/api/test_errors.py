@@ -61,7 +61,7 @@ from rlm_server.ledger import (
     windows,
 )
 from rlm_server.runs.redaction import ContentsRedacted
-from rlm_server.runs.supervisor import RunNotEnded, RunQuotaExceeded, TooManyRuns
+from rlm_server.runs.supervisor import RunNotContinuable, RunNotEnded, RunQuotaExceeded, TooManyRuns
 from rlm_server.sessions.results import ResultForgotten
 from rlm_server.sessions.sessions import TooManySessions
 from rlm_server.sessions.state import End, EndReason, SessionEnded
@@ -240,6 +240,7 @@ CASES: dict[str, Expected] = {
         ("QuotaFailure",),
     ),
     "a run that goes on": Expected(RunNotEnded("run_1"), "RUN_NOT_ENDED"),
+    "a run of which nothing is kept": Expected(RunNotContinuable("run_1"), "RUN_NOT_CONTINUABLE", {"run_id": "run_1"}),
     "an answer that is redacted": Expected(ContentsRedacted("node_1"), "CONTENTS_REDACTED", {"node": "node_1"}),
     "a slow watcher": Expected(WatcherTooSlow(60, 7), "WATCHER_TOO_SLOW", {"from_sequence": "7"}),
     "a server that starts": Expected(ServerStarting(), "SERVER_STARTING", details=("RetryInfo",)),

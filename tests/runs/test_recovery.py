@@ -17,6 +17,7 @@ from rlm_server.runs.cuts import CutText
 from rlm_server.runs.events import Event, RunFinished
 from rlm_server.runs.journal import Journal
 from rlm_server.runs.node import SERVER_STOPPED
+from rlm_server.runs.past.remains import Remains
 from rlm_server.runs.past.run_file import RunFiles
 from rlm_server.runs.recovery import recover
 from rlm_server.runs.redaction import Redaction
@@ -66,7 +67,7 @@ class Process:
         pool: Any = SimpleNamespace(keep_only=lambda *_: None, images=("core",))
         redaction, nothing = Redaction(self.redacts.__contains__, b"secret"), cast(Any, None)
         services = Services(nothing, self.ledger, pool, self.journal, nothing, nothing, redaction, files, nothing)
-        assert await recover(services, nothing) == []
+        assert await recover(services, nothing, Remains(files, pool, lambda _: 1)) == []
 
     async def events(self, run: str) -> list[Event]:
         return await self.journal.events(run, 1, 100)

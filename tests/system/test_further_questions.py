@@ -67,7 +67,7 @@ async def test_several_runs_continue_the_same_and_none_changes_it(server: Served
             assert (await served.caller.ask(continue_run_id=first.run.run_id)).run.answer == "2"
 
 
-async def test_a_run_can_be_continued_after_a_restart_and_when_it_had_been_answered_directly(server: Served) -> None:
+async def test_a_run_can_be_continued_after_a_restart(server: Served) -> None:
     async with server(questions()) as served:
         context = (await served.caller.upload(TEXT)).context_id
         first = await served.caller.ask("How many names?", context_id=context)
@@ -76,6 +76,22 @@ async def test_a_run_can_be_continued_after_a_restart_and_when_it_had_been_answe
         second = await served.caller.ask("Which?", continue_run_id=first.run.run_id)
         assert second.run.answer == "Anna, Ben, Carl"
         check_settled(served.data_dir)
+
+
+async def test_a_run_that_was_answered_directly_can_be_continued(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rlm_server.config.model_catalog.SCRIPTED_WINDOW", 100_000)
+    play = Play("Three.", code("FINAL(context[:4])"))
+    async with server(play) as served:
+        context = (await served.caller.upload(TEXT)).context_id
+        first = await served.caller.ask("How many names?", context_id=context, strategy=DIRECT)
+        assert first.run.answer == "Three."
+        second = await served.caller.ask("Which is first?", continue_run_id=first.run.run_id)
+        assert second.run.answer == "Anna"
+        said = [message.content for message in play.asked[-1].messages]
+        assert said[:2] == ["How many names?", "Three."]
+        assert TEXT not in "".join(said)
 
 
 async def test_a_run_that_cannot_be_continued_is_refused_with_why(server: Served) -> None:
