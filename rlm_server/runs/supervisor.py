@@ -7,7 +7,7 @@ import logging
 import secrets
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -230,7 +230,13 @@ class Supervisor:
             asked.besides,
             left.file,
             await self._event_log(row, left.file, asked.limits),
-            self._tools(row, [one.tool() for one in asked.tools], asked.limits, self._deployed_again(row, asked)),
+            self._tools(
+                row,
+                [one.tool() for one in asked.tools],
+                asked.limits,
+                self._deployed_again(row, asked),
+                left.past.tool_calls,
+            ),
             past=left.past,
             continues=asked.continues,
             resumed=RESTARTED,
@@ -250,7 +256,12 @@ class Supervisor:
         return {name: one for name, one in self._deployed_of(row.tenant).items() if name in asked.deployed}
 
     def _tools(
-        self, row: RunRow, tools: Sequence[Tool], limits: RunLimits, deployed: Mapping[str, Deployed]
+        self,
+        row: RunRow,
+        tools: Sequence[Tool],
+        limits: RunLimits,
+        deployed: Mapping[str, Deployed],
+        expected: Iterable[str] = (),
     ) -> RunTools:
         """Return the tools of a run, until they are closed.
 
@@ -261,7 +272,7 @@ class Supervisor:
         services = self._services
         return RunTools(
             row.id, row.tenant, tools, limits, services.waiting, services.shares,
-            deployed=deployed, ledger=services.ledger, client_plays=plays,
+            deployed=deployed, ledger=services.ledger, client_plays=plays, expected=expected,
         )  # fmt: skip
 
     async def continued(self, row: RunRow) -> Continued:

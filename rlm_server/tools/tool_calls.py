@@ -6,7 +6,7 @@ import asyncio
 import json
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -61,8 +61,11 @@ class RunTools:
         deployed: Mapping[str, Deployed] = MappingProxyType({}),
         ledger: Ledger | None = None,
         client_plays: bool = False,
+        expected: Iterable[str] = (),
     ) -> None:
         """Take the tools. `client_plays` says that the run's model, or its sub-model, is its client.
+
+        Calls that are `expected` were made before the server was started anew, and are soon made again.
 
         Raises:
             TooMuchHeld: the tenant has as much of the server's memory as it may.
@@ -73,7 +76,7 @@ class RunTools:
         self.places = asyncio.Semaphore(limits.tool_calls_at_once)
         self._size = sum(tool.size for tool in tools)
         shares.held.take(tenant, self._size, "the tools of a run")
-        waiting.open(run, tenant)
+        waiting.open(run, tenant, expected)
 
     def close(self) -> None:
         """End with the run: no call waits any more."""

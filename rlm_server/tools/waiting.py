@@ -6,7 +6,8 @@ import asyncio
 import hashlib
 import secrets
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -17,6 +18,8 @@ from rlm_server.shares.held import Held
 
 KNOWN_ENDED = 1_000
 """Calls of a run that have ended of which it is known how; older ones are unknown."""
+EXPECTED_SECONDS = 5.0
+"""For so long an answer waits for its call, which was made before the server was started anew."""
 _WIDEST = 8
 """Bytes of memory for a character of a result: its text, and what is built of it to look at it."""
 
@@ -112,6 +115,8 @@ class _Run:
     waiting: dict[str, Waiting] = field(default_factory=dict)
     ended: OrderedDict[str, bytes | None] = field(default_factory=OrderedDict)
     """Of calls that have ended, the digest of the answer, or None where there was none."""
+    expected: dict[str, asyncio.Event] = field(default_factory=dict)
+    """Calls that were made before the server was started anew, and are soon made again: set when they are."""
 
     def end(self, call: str) -> None:
         waiting = self.waiting.pop(call)
@@ -128,9 +133,9 @@ class WaitingCalls:
         self._held = held
         self._runs: dict[str, _Run] = {}
 
-    def open(self, run: str, tenant: str) -> None:
-        """Take calls of a run, until it is closed."""
-        self._runs[run] = _Run(tenant)
+    def open(self, run: str, tenant: str, expected: Iterable[str] = ()) -> None:
+        """Take calls of a run, until it is closed. Those that are expected were made before, and will be again."""
+        self._runs[run] = _Run(tenant, expected={call: asyncio.Event() for call in expected})
 
     def close(self, run: str) -> None:
         """Forget a run that has ended."""
@@ -166,6 +171,8 @@ class WaitingCalls:
             answer: asyncio.Future[Submitted] = asyncio.get_running_loop().create_future()
             body = make(call, now() + round(seconds * 1000))
             of_run.waiting[call] = Waiting(body, check, answer)
+            if call in of_run.expected:
+                of_run.expected.pop(call).set()
             emit(body)
             ended = ToolCallAnswered(call, Ending.CANCELLED)
             try:
@@ -195,6 +202,12 @@ class WaitingCalls:
         of_run = self._runs.get(run)
         if of_run is None:
             raise CallEnded(call, "its run has ended")
+        if call in of_run.expected:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(EXPECTED_SECONDS):
+                    await of_run.expected[call].wait()
+            if call in of_run.expected:
+                raise CallEnded(call, _TOO_LATE)
         waiting, digest = of_run.waiting.get(call), submitted.digest
         if waiting is None:
             _check_again(of_run, call, digest)

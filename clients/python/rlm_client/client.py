@@ -436,7 +436,12 @@ class Client(SessionCalls, Spending):
             Unavailable: the server stayed away for as long as `watch_retry` allows.
             TypeError: a function cannot be a tool; see `tool`.
         """
-        with Answering(run_id, tools_of(tools), self.submit_result) as answering:
+
+        def submit(run_id: str, call_id: str, result: object = None, *, error: str = "") -> None:
+            name = named()  # the server may be away for as long as a watch waits for it
+            self._watch_retry.call(lambda: self.submit_result(run_id, call_id, result, error=error, request_id=name))
+
+        with Answering(run_id, tools_of(tools), submit) as answering:
             waiting, last = unanswered(self.list_run_events(run_id))
             for event in waiting:
                 answering.heed(event)

@@ -126,6 +126,11 @@ class RunPast:
                 past.take(entry)
         return past
 
+    @property
+    def tool_calls(self) -> list[str]:
+        """The calls of tools that unfinished turns had made."""
+        return [one.call_id for node in self.nodes.values() for line in node.tools.values() for one in line]
+
     def take(self, entry: Entry) -> None:
         """Take the next entry."""
         if isinstance(entry, RunAsked):
