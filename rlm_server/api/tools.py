@@ -49,7 +49,9 @@ async def read(
         return ()
     named = [_tool(check, number, one) for number, one in enumerate(asked)]
     tools, wrong = await shares.threads.run(
-        Purpose.TOOLS, tenant, lambda _: read_tools(named, limits.tool_seconds, taken=taken)
+        Purpose.SCHEMAS,
+        tenant,
+        lambda cancelled: read_tools(named, limits.tool_seconds, taken=taken, cancelled=cancelled),
     )
     for one in wrong:
         check.wrong(one.field, one.message)

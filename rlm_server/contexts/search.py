@@ -178,8 +178,8 @@ def numbered(corpus: Corpus, documents: Iterable[int] | None) -> Sequence[int]:
     return numbers
 
 
-def compiled(pattern: str) -> Regexp:
-    """Compile a pattern.
+def compiled(pattern: str, memory: int = MEMORY) -> Regexp:
+    """Compile a pattern, for which RE2 may use so many bytes.
 
     Raises:
         PatternRefused: it is too long, or RE2 cannot compile it.
@@ -189,7 +189,7 @@ def compiled(pattern: str) -> Regexp:
     if r"\C" in _TOKEN.findall(pattern):
         raise PatternRefused(r"a pattern may not hold \C: it matches a byte, and texts are searched by characters")
     options = re2.Options()
-    options.max_mem = MEMORY
+    options.max_mem = memory
     options.log_errors = False
     options.never_capture = True
     try:

@@ -1,1 +1,1 @@
-"""JSON Schemas of tenants: what one may be, and whether a value is what it says, with bounded work."""
+"""JSON Schemas from outside: what one may be, and whether a value is what it says, with bounded work."""

@@ -1,4 +1,4 @@
-"""A JSON Schema of a tenant's: read and checked once, and then values are looked at by it.
+"""A JSON Schema from outside: read and checked once, and then values are looked at by it.
 
 It is bounded before anything is done with it: its bytes, its nesting, its values, and how often one value is looked at
 by it, with all that `$ref` and `allOf` and their kin lead to. Nothing is fetched: a `$ref` stays within the document.
@@ -6,27 +6,32 @@ by it, with all that `$ref` and `allOf` and their kin lead to. Nothing is fetche
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from rlm_server.contexts.search import PatternRefused
 from rlm_server.schemas.values import Json, NotJson, read
-from rlm_server.schemas.work import TooMuchWork, Work, refusal_of
+from rlm_server.schemas.work import TooMuchWork, Work
 
 if TYPE_CHECKING:  # which takes 0.2 s, and most servers do without
     from jsonschema.exceptions import ValidationError
     from referencing import Registry
     from referencing._core import Resolver
 
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
 MAX_SCHEMA = 64 << 10
-"""Bytes of UTF-8 of a JSON Schema: its model is sent it in every call."""
+"""Bytes of UTF-8 of the JSON Schema of an answer: its model is sent it in every call."""
 
 MAX_SCHEMA_LEVELS = 32
 """Levels of nesting of a JSON Schema."""
 
 MAX_SCHEMA_VALUES = 5_000
-"""Values of JSON in a JSON Schema."""
+"""Values of JSON in the JSON Schema of an answer."""
 
 MAX_IN_PLACE = 1_000
 """Parts of a JSON Schema that look at one and the same value, counted as often as `$ref`, `allOf` and their kin lead to
@@ -64,6 +69,21 @@ _CHILD_ONE = ("items", "contains", "additionalProperties", "propertyNames")
 _CHILD_LIST = ("prefixItems",)
 _CHILD_MAP = ("properties", "patternProperties", "$defs", "definitions")
 
+_OF_KIND = frozenset({"type", "required", "additionalProperties"})
+"""Keywords whose violations say that a value is of another kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How large a schema may be: bytes of UTF-8, and values of JSON, to which its keys count `with_keys`."""
+
+    size: int
+    values: int
+    with_keys: bool = False
+
+
+OF_ANSWERS = Bounds(MAX_SCHEMA, MAX_SCHEMA_VALUES)
+
 
 class SchemaRefused(ValueError):
     """A text is no JSON Schema, or none that is looked at here; `violations` says all that is wrong with it."""
@@ -75,10 +95,14 @@ class SchemaRefused(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Something of a value that is not what its schema says. `path` is a JSON pointer, empty for the whole."""
+    """Something of a value that is not what its schema says. `path` is a JSON pointer, empty for the whole.
+
+    `of_kind` says that the value is of another type, missing, or one too many.
+    """
 
     path: str
     message: str
+    of_kind: bool = False
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message
@@ -86,32 +110,46 @@ class Violation:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A JSON Schema that may be looked at values by."""
+    """A JSON Schema that may be looked at values by. `root` has its keywords: none where it is true or false."""
 
     text: str
+    root: Mapping[str, Any]
     _contents: Json
 
     @classmethod
-    def of(cls, text: str, cancelled: Callable[[], bool] = lambda: False) -> Schema:
+    def of(cls, text: str, cancelled: Callable[[], bool] = lambda: False, bounds: Bounds = OF_ANSWERS) -> Schema:
         """Read a schema and check it. This blocks for up to seconds, so it belongs in a thread.
 
         Raises:
             SchemaRefused: it is none, or more than one may be.
         """
         size = len(text.encode("utf-8", "replace"))
-        if size > MAX_SCHEMA:
-            raise SchemaRefused(Violation("", f"may have {MAX_SCHEMA} bytes of UTF-8, not {size}"))
+        if size > bounds.size:
+            raise SchemaRefused(Violation("", f"may have {bounds.size} bytes of UTF-8, not {size}"))
         try:
-            contents = read(text, most_levels=MAX_SCHEMA_LEVELS, most_values=MAX_SCHEMA_VALUES)
+            contents = read(text, most_levels=MAX_SCHEMA_LEVELS, most_values=bounds.values, with_keys=bounds.with_keys)
         except NotJson as error:
             raise SchemaRefused(Violation("", str(error))) from None
         if not isinstance(contents, bool | dict):
             raise SchemaRefused(Violation("", f"must be an object or a boolean, not {contents!r}"))
         if isinstance(contents, dict):
             _check_dialect(contents)
-            _check_by_metaschema(contents, cancelled)
-            _check_parts(contents)
-        return cls(text, contents)
+            work = Work(cancelled)
+            _check_by_metaschema(contents, work)
+            _check_parts(contents, work)
+        return cls._made(text, contents)
+
+    @classmethod
+    def checked(cls, text: str) -> Schema:
+        """Take the text of a schema that was checked before, as it is."""
+        contents = read(text, most_levels=MAX_SCHEMA_LEVELS, most_values=MAX_SCHEMA_VALUES)
+        if isinstance(contents, dict):
+            _check_dialect(contents)
+        return cls._made(text, contents)
+
+    @classmethod
+    def _made(cls, text: str, contents: Json) -> Schema:
+        return cls(text, json.loads(text) if isinstance(contents, dict) else {}, contents)
 
     def violations(self, value: Json, work: Work) -> tuple[Violation, ...]:
         """Return what of a value, as `values.read` gives it, is not what the schema says: the first of it.
@@ -123,8 +161,6 @@ class Schema:
 
 
 def _check_dialect(contents: dict[str, Any]) -> None:
-    from rlm_server.schemas.keywords import DIALECT
-
     dialect = contents.pop("$schema", DIALECT)
     if not isinstance(dialect, str) or dialect.rstrip("#") != DIALECT:
         raise SchemaRefused(Violation("/$schema", f"must be {DIALECT}, or left out"))
@@ -132,29 +168,32 @@ def _check_dialect(contents: dict[str, Any]) -> None:
         raise SchemaRefused(Violation("/$id", "must be a text"))
 
 
-def _check_by_metaschema(contents: dict[str, Any], cancelled: Callable[[], bool]) -> None:
-    from jsonschema_specifications import REGISTRY
+def _check_by_metaschema(contents: dict[str, Any], work: Work) -> None:
+    metaschema, resolver = _metaschema()
+    found = _violations(metaschema, resolver, contents, work)
+    if found:
+        raise SchemaRefused(*found)
 
-    from rlm_server.schemas.keywords import DIALECT
+
+@cache
+def _metaschema() -> tuple[Any, Resolver[Any]]:
+    from jsonschema_specifications import REGISTRY
 
     # Without `$schema`, which would have `jsonschema` go on with keywords of its own.
     known = {uri: dict(REGISTRY.contents(uri)) for uri in REGISTRY if uri.startswith(DIALECT.removesuffix("schema"))}
     for one in known.values():
         one.pop("$schema")
-    registry = _registry().with_resources((uri, _resource(one)) for uri, one in known.items())
-    found = _violations(known[DIALECT], registry.resolver(DIALECT), contents, Work(cancelled))
-    if found:
-        raise SchemaRefused(*found)
+    registry = _registry().with_resources((uri, _resource(one)) for uri, one in known.items()).crawl()
+    return known[DIALECT], registry.resolver(DIALECT)
 
 
 def _violations(schema: Any, resolver: Resolver[Any], value: Any, work: Work) -> tuple[Violation, ...]:
-    from rlm_server.schemas.keywords import validator_class
+    from rlm_server.schemas.keywords import errors
 
-    validator = validator_class(work)(schema, _resolver=resolver)
     found: list[Violation] = []
     try:
-        found.extend(map(_told, islice(validator.iter_errors(value), MAX_VIOLATIONS)))
-    except TooMuchWork as error:
+        found.extend(map(_told, islice(errors(schema, resolver, value, work), MAX_VIOLATIONS)))
+    except (TooMuchWork, PatternRefused) as error:
         found.append(Violation("", str(error)))
     except RecursionError:
         found.append(Violation("", "it is nested too deep to be looked at"))
@@ -180,7 +219,8 @@ def _told(error: ValidationError) -> Violation:
     parts = [Violation(_pointer(one.absolute_path), one.message[:MAX_VIOLATION]) for one in (error.context or ())[:3]]
     if parts:
         message += f" ({'; '.join(map(str, parts))})"
-    return Violation(_pointer(error.absolute_path)[:MAX_VIOLATION], message[:MAX_VIOLATION])
+    path = _pointer(error.absolute_path)[:MAX_VIOLATION]
+    return Violation(path, message[:MAX_VIOLATION], error.validator in _OF_KIND)
 
 
 def _pointer(path: Any) -> str:
@@ -190,10 +230,13 @@ def _pointer(path: Any) -> str:
 # ---- the parts of a schema -------------------------------------------------------------------------------------------
 
 
-def _check_parts(contents: dict[str, Any]) -> None:
+def _check_parts(contents: dict[str, Any], work: Work) -> None:
     """Look at every part of a schema, and at where its parts lead, without following any for long."""
     parts = _Parts(contents)
-    found = [*islice(parts.wrong(), MAX_VIOLATIONS)]
+    try:
+        found = [*islice(parts.wrong(work), MAX_VIOLATIONS)]
+    except TooMuchWork as error:
+        raise SchemaRefused(Violation("", str(error))) from None
     if not found:
         found = [*islice(parts.unbounded(), 1)]
     if found:
@@ -219,7 +262,7 @@ class _Parts:
                                   *_within(part, _CHILD_ONE, _CHILD_LIST, _CHILD_MAP)):  # fmt: skip
                 yield from self._walk(one, f"{place}{place_of}")
 
-    def wrong(self) -> Iterator[Violation]:
+    def wrong(self, work: Work) -> Iterator[Violation]:
         """Say what no schema may hold: references to elsewhere, patterns that may take for ever."""
         for part in self._parts:
             place = self._places[id(part)]
@@ -230,7 +273,7 @@ class _Parts:
             patterns = [("pattern", part["pattern"])] if "pattern" in part else []
             patterns += [(f"patternProperties/{_escaped(one)}", one) for one in part.get("patternProperties", ())]
             for where, pattern in patterns:
-                if (refusal := refusal_of(pattern)) is not None:
+                if (refusal := work.refusal_of(pattern)) is not None:
                     yield Violation(f"{place}/{where}"[:MAX_VIOLATION], refusal)
 
     def _wrong_reference(self, reference: str) -> str:

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
-from sandbox.bounded_json import Decoder
+from sandbox.bounded_json import MAX_NESTING, Decoder, decoded, nodes_of
 
 MAX_SHOWN = 60
 """Characters of a text that a message repeats."""
@@ -56,34 +56,50 @@ def _object(pairs: list[tuple[str, Any]]) -> _Object:
 _DECODER = Decoder(_object)
 
 
-def read(text: str, *, most_levels: int, most_values: int) -> Json:
+def read(text: str, *, most_levels: int, most_values: int, with_keys: bool = False) -> Json:
     """Read JSON, of which a part is written in a few words by `repr`.
 
-    Keys that stand twice, NaN, numbers of more than 64 characters and such as are no finite float are refused.
+    Keys that stand twice, NaN, halves of characters, numbers of more than 64 characters and such as are no finite float
+    are refused.
 
     Raises:
-        NotJson: it is none, has more than `most_values` values, or is nested deeper than `most_levels`.
+        NotJson: it is none, has more than `most_values` values (and keys, `with_keys`), or is nested deeper than
+            `most_levels`.
     """
     try:
-        value = _DECODER.decode(text)
+        value = decoded(text.encode(), _DECODER)
     except RecursionError:
         raise NotJson(f"it is nested deeper than {most_levels} levels") from None
     except ValueError as error:
         raise NotJson(f"it is not JSON: {error}") from None
-    shown: Json = _Count(most_values).shown(value, most_levels)
+    shown: Json = _Count(most_values, with_keys).shown(value, most_levels)
     return shown
+
+
+def read_json(text: str, most_nodes: int) -> Json:
+    """Read JSON as `read` does, 32 levels deep, whose values and keys are counted before any of them is built.
+
+    Raises:
+        NotJson: it is none, has more than `most_nodes` (frame_nodes) values and keys, or is nested deeper.
+    """
+    try:
+        nodes_of(text.encode(), most_nodes)
+    except ValueError as error:
+        raise NotJson(str(error)) from None
+    return read(text, most_levels=MAX_NESTING, most_values=most_nodes)
 
 
 class _Count:
     """Goes through a value once, and puts what is short in messages in the place of what is not."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, with_keys: bool) -> None:
         self._most = self._left = most
+        self._with_keys = with_keys
 
     def shown(self, value: Any, levels: int) -> Any:
-        self._left -= 1
+        self._left -= 1 + (len(value) if self._with_keys and isinstance(value, dict) else 0)
         if self._left < 0:
-            raise NotJson(f"it has more than {self._most} values")
+            raise NotJson(f"it has more than {self._most} values{' and keys' if self._with_keys else ''}")
         if isinstance(value, str):
             return _Text(value)
         if not isinstance(value, list | dict):

@@ -18,6 +18,18 @@ ERROR_STEPS = 50
 PATTERN_STEP = 1 << 10
 """Instructions of RE2 times bytes of a text that are a step."""
 
+PATTERN_MEMORY = 1 << 20
+"""Bytes that RE2 may use for one pattern of a schema."""
+
+COMPILING = 50
+"""Steps that compiling a pattern counts as, beside its instructions."""
+
+COMPILING_STEP = 1 << 4
+"""Instructions of RE2 that are a step as they are compiled."""
+
+_KEPT = 32
+"""Compiled patterns that are kept."""
+
 _LOOK_EVERY = 256
 """Steps after which other threads have their turn, and it is asked whether to go on."""
 
@@ -64,18 +76,30 @@ class Work:
             PatternRefused: RE2 cannot compile it.
             TooMuchWork: there are no more steps.
         """
-        known = self._patterns.get(pattern)
-        if known is None:
-            known = self._patterns[pattern] = compiled(pattern)
+        known = self._compiled(pattern)
         data = text.encode("utf-8", "replace")
         self.spend(1 + len(data) * known.programsize // PATTERN_STEP)
         return known.search(memoryview(data), 0, len(data)) is not None
 
+    def refusal_of(self, pattern: str) -> str | None:
+        """Say why a pattern cannot be looked for in linear time, or None.
 
-def refusal_of(pattern: str) -> str | None:
-    """Say why a pattern cannot be looked for in linear time, or None."""
-    try:
-        compiled(pattern)
-    except PatternRefused as error:
-        return str(error)
-    return None
+        Raises:
+            TooMuchWork: there are no more steps.
+        """
+        try:
+            self._compiled(pattern)
+        except PatternRefused as error:
+            return str(error)
+        return None
+
+    def _compiled(self, pattern: str) -> Regexp:
+        known = self._patterns.get(pattern)
+        if known is None:
+            self.spend(COMPILING)
+            known = compiled(pattern, PATTERN_MEMORY)
+            self.spend(known.programsize // COMPILING_STEP)
+            if len(self._patterns) >= _KEPT:
+                self._patterns.clear()
+            self._patterns[pattern] = known
+        return known

@@ -37,7 +37,6 @@ class Purpose(StrEnum):
     UPLOADS = "uploads"
     EXPORTS = "exports"
     SCHEMAS = "schemas"
-    TOOLS = "tools"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +56,6 @@ SIZES: Mapping[Purpose, PoolSize] = {
     Purpose.UPLOADS: PoolSize(16, 8),
     Purpose.EXPORTS: PoolSize(3, 1),
     Purpose.SCHEMAS: PoolSize(3, 1),
-    Purpose.TOOLS: PoolSize(3, 1),
 }
 
 

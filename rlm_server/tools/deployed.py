@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlm_server.ledger import Amounts
 from rlm_server.repl.bounds import cut
-from rlm_server.tools.schemas import read_json
+from rlm_server.schemas.values import NotJson, read_json
 from rlm_server.tools.tool import AskedTool, Tool, read_tools
 from rlm_server.webhooks.hosts import AddressRefused, Hosts, WrongUrl
 
@@ -105,8 +105,8 @@ class Deployed:
         """
         try:
             read_json(result, most_nodes)
-        except ValueError as error:
-            words = f"{self.spec.name} returned no JSON that can be read: {error}"
+        except NotJson as error:
+            words = f"{self.spec.name} returned what cannot be read: {error}"
             raise ToolFailed(cut(words, MAX_FAILURE)) from None
 
 

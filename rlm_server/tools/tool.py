@@ -11,12 +11,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlm_server.repl.bounds import cut
-from rlm_server.tools.schemas import Schema, SchemaRefused
+from rlm_server.schemas.schema import Bounds, Schema, SchemaRefused
+from rlm_server.shares.threads import Cancelled
 
 MAX_TOOL_NAME = 64
 """Characters of the name of a tool."""
 MAX_DESCRIPTION = 4_000
 """Characters of the description of a tool."""
+MAX_ARGUMENTS_SCHEMA = 16 << 10
+"""Bytes of UTF-8 of the JSON Schema of a tool's arguments."""
+MAX_ARGUMENTS_SCHEMA_NODES = 2_000
+"""Values and keys of such a schema."""
 MAX_TOOLS_BYTES = 128 << 10
 """Bytes of UTF-8 of all that a run's tools say: names, descriptions, schemas. Its model is sent them in every turn."""
 MAX_WRONG = 100
@@ -25,6 +30,7 @@ MAX_SHOWN = 600
 """Bytes of the schema of an argument that a model is shown."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
+_BOUNDS = Bounds(MAX_ARGUMENTS_SCHEMA, MAX_ARGUMENTS_SCHEMA_NODES, with_keys=True)
 ASYNC = "_async"
 """What the name of a function's awaitable twin ends with."""
 
@@ -133,9 +139,13 @@ class Tool:
 
 
 def read_tools(
-    asked: Sequence[AskedTool], most_seconds: float, field: str = "tools", taken: Collection[str] = ()
+    asked: Sequence[AskedTool],
+    most_seconds: float,
+    field: str = "tools",
+    taken: Collection[str] = (),
+    cancelled: Cancelled = lambda: False,
 ) -> tuple[tuple[Tool, ...], list[Wrong]]:
-    """Read tools, and say all that is wrong with them. The work is linear in their size, which is bounded first."""
+    """Read tools, and say all that is wrong with them. This blocks for up to seconds, so it belongs in a thread."""
     wrong: list[Wrong] = []
     size = sum(one.size for one in asked)
     if size > MAX_TOOLS_BYTES:
@@ -149,7 +159,7 @@ def read_tools(
         if len(one.description) > MAX_DESCRIPTION:
             words = f"may have {MAX_DESCRIPTION} characters, not {len(one.description)}"
             wrong.append(Wrong(f"{place}.description", words))
-        schema = _read_schema(one.arguments_schema, f"{place}.arguments_schema", wrong)
+        schema = _read_schema(one.arguments_schema, f"{place}.arguments_schema", wrong, cancelled)
         if one.seconds is not None and not 0 < one.seconds <= most_seconds:
             words = f"must be more than 0 and at most {most_seconds:g} s (tool_seconds), not {one.seconds:.15g}"
             wrong.append(Wrong(f"{place}.timeout", words))
@@ -174,14 +184,14 @@ def _wrong_name(name: str, taken: set[str], place: str) -> Iterable[Wrong]:
         yield Wrong(place, f"{name} is the name of another tool, or of its awaitable twin")
 
 
-def _read_schema(text: str, place: str, wrong: list[Wrong]) -> Schema | None:
+def _read_schema(text: str, place: str, wrong: list[Wrong], cancelled: Cancelled) -> Schema | None:
     try:
-        schema = Schema.read(text or '{"type":"object"}')
+        schema = Schema.of(text or '{"type":"object"}', cancelled, _BOUNDS)
     except SchemaRefused as error:
-        wrong += [Wrong(place, words) for words in error.violations[:MAX_WRONG]]
+        wrong += [Wrong(place, str(violation)) for violation in error.violations]
         return None
     if schema.root.get("type") != "object":
-        wrong.append(Wrong(place, '#/type must be "object": arguments have names'))
+        wrong.append(Wrong(place, '/type: must be "object": arguments have names'))
         return None
     return schema
 

@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 
 from rlm_server.ledger import BudgetError, Hold, Ledger, Payer, settle
@@ -21,12 +22,13 @@ from rlm_server.repl.events import (
     ToolCallRequested,
 )
 from rlm_server.repl.limits import RunLimits
+from rlm_server.schemas.values import NotJson, read_json
+from rlm_server.schemas.work import Work
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.shares import Shares
-from rlm_server.shares.threads import Purpose
+from rlm_server.shares.threads import Cancelled, Purpose
 from rlm_server.tools.client_model import ClientSeat
 from rlm_server.tools.deployed import Deployed, ToolFailed
-from rlm_server.tools.schemas import read_json
 from rlm_server.tools.tool import Tool
 from rlm_server.tools.waiting import NoAnswer, ResultRefused, Submitted, WaitingCalls
 from sandbox.cancellation import run_to_completion
@@ -34,8 +36,10 @@ from sandbox.door import DoorRefusal, HostCall, Json
 
 MAX_TOOL_ERROR = 2_000
 """Characters of why a tool failed."""
-AT_ONCE = 16 << 10
+AT_ONCE = 4 << 10
 """Bytes of JSON that are looked at on the event loop: that takes less than a millisecond."""
+MAX_CHECK_STEPS = 100_000
+"""Steps of work for which arguments are looked at by their schema, as answers are. Some 0.4 s."""
 MAX_REFUSAL = 1_500
 """Bytes of what is told to code of arguments that do not fit."""
 
@@ -153,7 +157,7 @@ class ToolTurn:
                 "LimitExceeded", f"{words}; the limit is {limits.tool_argument_bytes} (tool_argument_bytes)"
             )
         async with self.tools.places:
-            await self._in_thread(lambda: self._check(tool, text))
+            await self._in_thread(partial(self._check, tool, text))
             deployed = self.tools.deployed.get(tool.name)
             if deployed is not None:
                 return await self._pay(deployed, text)
@@ -175,7 +179,7 @@ class ToolTurn:
         try:
             about = {"tenant_id": payer.tenant, "run_id": payer.run, "call_id": call_id}
             said = await deployed.call(text, about)
-            await self._in_thread(lambda: deployed.check(said, self.tools.limits.sandbox.frame_nodes))
+            await self._in_thread(lambda _: deployed.check(said, self.tools.limits.sandbox.frame_nodes))
             failure, result = "", str(said)
         except ToolFailed as failed:
             failure = str(failed)
@@ -198,12 +202,12 @@ class ToolTurn:
             raise DoorRefusal("ValueError", f"there is no tool called {name[:60]!r}")
         return tool
 
-    def _check(self, tool: Tool, text: str) -> None:
+    def _check(self, tool: Tool, text: str, cancelled: Cancelled) -> None:
         try:
             arguments = read_json(text, self.tools.limits.sandbox.frame_nodes)
-        except ValueError as error:
-            raise DoorRefusal("ValueError", f"{tool.name}: the arguments are no JSON: {error}") from None
-        wrong = tool.schema.violations(arguments)
+        except NotJson as error:
+            raise DoorRefusal("ValueError", f"{tool.name}: the arguments cannot be read: {error}") from None
+        wrong = tool.schema.violations(arguments, Work(cancelled, MAX_CHECK_STEPS))
         if wrong:
             kind = "TypeError" if all(one.of_kind for one in wrong) else "ValueError"
             words = "; ".join(map(str, wrong))
@@ -245,9 +249,9 @@ class ToolTurn:
             if size <= AT_ONCE:
                 read_json(text, limits.sandbox.frame_nodes)
             else:
-                await self._in_thread(lambda: read_json(text, limits.sandbox.frame_nodes))
-        except ValueError as error:
-            raise ResultRefused("result_json", f"is no JSON that can be read: {error}") from None
+                await self._in_thread(lambda _: read_json(text, limits.sandbox.frame_nodes))
+        except NotJson as error:
+            raise ResultRefused("result_json", f"cannot be read: {error}") from None
 
-    async def _in_thread(self, work: Callable[[], object]) -> None:
-        await self.tools.shares.threads.run(Purpose.TOOLS, self.tools.tenant, lambda _: work())
+    async def _in_thread(self, work: Callable[[Cancelled], object]) -> None:
+        await self.tools.shares.threads.run(Purpose.SCHEMAS, self.tools.tenant, work)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from typing import Any
 
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from rlm_server.schemas.schema import MAX_VIOLATION, MAX_VIOLATIONS, Schema, SchemaRefused
-from rlm_server.schemas.values import NotJson, read
-from rlm_server.schemas.work import Work
+from rlm_server.schemas.schema import MAX_VIOLATION, MAX_VIOLATIONS, Bounds, Schema, SchemaRefused, Violation
+from rlm_server.schemas.values import NotJson, read, read_json
+from rlm_server.schemas.work import MAX_STEPS, Work
 
 
 def violations(schema: Any, value: Any, most: int = 1_000_000) -> list[str]:
@@ -98,6 +99,9 @@ def test_whatever_is_wrong_is_told_in_few_words(schema: Any, value: Any) -> None
         ({"pattern": "(x{1,30}){1,30}y"}, "x" * 2_000),
         ({"contains": {"const": 1}}, [2] * 1_001),
         ({"propertyNames": True}, {str(n): 1 for n in range(1_100)}),
+        ({"allOf": [{"contains": {}}] * 40}, [0] * 30),
+        ({"anyOf": [{"type": "integer"}] * 40}, ["long"] * 30),
+        ({"allOf": [{"pattern": "(a|b)*c{50}" + "x" * n} for n in range(25)]}, "ab"),
     ],
 )
 def test_every_keyword_that_takes_long_counts_its_steps(schema: Any, value: Any) -> None:
@@ -145,8 +149,96 @@ def test_all_that_may_not_stand_in_a_schema_is_told_at_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "nul", "[1,]", "{'a': 1}", "NaN", "-Infinity", "1e999", '{"a":1,"b":2,"a":1}', "[[[[1]]]]"]
-)
+    "text", ["", "nul", "[1,]", "{'a': 1}", "NaN", "-Infinity", "1e999", '{"a":1,"b":2,"a":1}', "[[[[1]]]]",
+     '"\\ud800"', "\ud800"]
+)  # fmt: skip
 def test_what_is_not_json_as_it_is_read_here_says_so(text: str) -> None:
     with pytest.raises(NotJson):
         read(text, most_levels=3, most_values=10)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" + "0," * 40 + "0]", json.dumps({f"a long key {n}": n for n in range(5)}), "[" * 33 + "]" * 33]
+)
+def test_values_and_keys_are_counted_before_they_are_built(text: str) -> None:
+    assert read_json('{"a": [1, "b"], "c": null}', 10) == {"a": [1, "b"], "c": None}
+    with pytest.raises(NotJson):
+        read_json(text, 10)
+
+
+def test_a_schema_has_the_bounds_that_its_place_has() -> None:
+    bounds = Bounds(100, 8, with_keys=True)
+    assert Schema.of('{"enum": [1, 2, 3, 4, 5]}', bounds=bounds).root == {"enum": [1, 2, 3, 4, 5]}
+    for text, why in (
+        ('{"enum": [1, 2, 3, 4, 5, 6]}', "it has more than 8 values and keys"),
+        ('{"title": "a", "description": "b", "type": "null", "minimum": 1}', "it has more than 8 values and keys"),
+        (f'{{"title": "{"x" * 100}"}}', "may have 100 bytes of UTF-8, not 113"),
+    ):
+        with pytest.raises(SchemaRefused, match=why):
+            Schema.of(text, bounds=bounds)
+
+
+def test_what_is_missing_too_much_or_of_another_type_is_told_apart() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "string", "minLength": 1}, "b": {"enum": ["x", 1, None]}},
+        "required": ["c"],
+        "additionalProperties": False,
+    }
+    checked = Schema.of(json.dumps(schema))
+    found = {one for value in ({"a": 1, "b": "y", "d": 1}, {"a": "", "c": 1}) for one in looked(checked, value)}
+    assert found == {
+        Violation("/a", '1 is not of type "string"', of_kind=True),
+        Violation("/b", '"y" is not one of "x", 1, None'),
+        Violation("", '"c" is a required property', of_kind=True),
+        Violation("", "it may have no key 'd'", of_kind=True),
+        Violation("/a", '"" should be non-empty'),
+        Violation("", "it may have no key 'c'", of_kind=True),
+    }
+
+
+def looked(schema: Schema, value: Any, most: int = MAX_STEPS) -> tuple[Violation, ...]:
+    return schema.violations(read_json(json.dumps(value), 100_000), Work(most=most))
+
+
+def test_what_is_told_of_one_value_says_nothing_of_the_next() -> None:
+    checked = Schema.of('{"items": {"type": "integer"}}')
+    assert [len(looked(checked, value, 300)) for value in (["a"], [1], [1] * 1_000, [1], ["a"])] == [1, 0, 1, 0, 1]
+
+
+def test_values_are_looked_at_in_several_threads_each_in_its_own_steps() -> None:
+    checked, told = Schema.of('{"items": {"type": "integer"}}'), dict[int, int]()
+
+    def look(most: int) -> None:
+        told[most] = len(looked(checked, [1] * 2_000, most))
+
+    threads = [threading.Thread(target=look, args=(most,)) for most in (100, 1_000, 100_000, 1_000_000)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert told == {100: 1, 1_000: 1, 100_000: 0, 1_000_000: 0}
+
+
+def test_a_value_nested_too_deep_to_be_looked_at_is_said_to_be_so() -> None:
+    value: dict[str, Any] = {}
+    for _ in range(900):
+        value = {"left": value}
+    found = Schema.of('{"properties": {"left": {"$ref": "#"}}}').violations(value, Work())
+    assert [str(one) for one in found] == ["it is nested too deep to be looked at"]
+
+
+def test_patterns_take_little_memory_and_compiling_them_is_counted() -> None:
+    with pytest.raises(SchemaRefused, match="too large"):
+        Schema.of(r'{"pattern": "\\pL{100}"}')
+    large = {f"(x{{1,30}}){{1,30}}{n}": True for n in range(1_000)}
+    with pytest.raises(SchemaRefused, match=f"looking at it takes more than {MAX_STEPS} steps"):
+        Schema.of(json.dumps({"patternProperties": large | {f"[^a]{{1,900}}{n}": True for n in range(1_500)}}))
+
+
+def test_a_schema_that_was_checked_before_is_taken_as_it_is() -> None:
+    text = '{"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "pattern": "(?=a)"}'
+    checked = Schema.checked(text)
+    assert (checked.text, checked.root["type"]) == (text, "object")
+    assert [str(one) for one in looked(checked, 1)] == ['1 is not of type "object"']
+    assert "RE2 cannot compile" in str(looked(checked, "a")[1])

@@ -165,7 +165,7 @@ async def test_only_tools_that_a_tenant_may_use_can_be_named_and_each_once(serve
         ({"entry_point": "add", "url": "https://tools.example.com/"}, "is none of the hosts"),
         ({"entry_point": "nothing"}, "there are 0 called 'nothing' in the group rlm_server.tools, not 1"),
         ({"entry_point": "blocking"}, "must be an async function, not function"),
-        ({"entry_point": "add", "arguments_schema": "[]"}, "arguments_schema: must be a JSON object"),
+        ({"entry_point": "add", "arguments_schema": "[]"}, "arguments_schema: must be an object or a boolean"),
         ({"url": "https://elsewhere.example.com/"}, "is none of the hosts that this server sends to (tool_hosts)"),
     ],
 )
@@ -261,7 +261,7 @@ async def _silent(_: web.Request) -> web.StreamResponse:
     ("answer", "words"),
     [
         (_moved, "ask answered 302, not 200"),
-        (_broken, "ask returned no JSON that can be read: "),
+        (_broken, "ask returned what cannot be read: "),
         (_endless, "ask returned more than 100000 bytes"),
         (_silent, "ask gave no answer within 0.3 s"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from rlm_server.ledger import Amounts, Limit, Usage
 from rlm_server.repl.limits import RunLimits
 from rlm_server.runs.asked import Asked
 from rlm_server.runs.events import Guard
-from rlm_server.tools.schemas import Schema
+from rlm_server.schemas.schema import Schema
 from rlm_server.tools.tool import Tool
 from sandbox.turn import Turn, Variable
 
@@ -30,11 +29,11 @@ class ToolAsked:
     @classmethod
     def of(cls, tool: Tool) -> ToolAsked:
         """Return what is written down of a tool."""
-        return cls(tool.name, tool.description, json.dumps(tool.schema.root), tool.seconds, tool.size)
+        return cls(tool.name, tool.description, tool.schema.text, tool.seconds, tool.size)
 
     def tool(self) -> Tool:
         """Return the tool."""
-        return Tool(self.name, self.description, Schema(json.loads(self.schema)), self.seconds, self.size)
+        return Tool(self.name, self.description, Schema.checked(self.schema), self.seconds, self.size)
 
 
 @dataclass(frozen=True, slots=True)
