@@ -359,11 +359,16 @@ class Sessions:
             if due is None:
                 return session
             await self.end(session, due)
-        row = await self._table.get(tenant, session_id)
-        shown = self._shown(row) if row is not None else None
+        shown = await self._found(tenant, session_id)
+        if shown is not None and shown.live is None and shown.row.end is None:  # it has ended while its row was read
+            shown = await self._found(tenant, session_id)
         if shown is not None and shown.row.end is not None:
             raise SessionEnded(session_id, shown.row.end)
         return None
+
+    async def _found(self, tenant: str, session_id: str) -> Shown | None:
+        row = await self._table.get(tenant, session_id)
+        return None if row is None else self._shown(row)
 
     async def show(self, tenant: str, session_id: str) -> Shown | None:
         """Return a tenant's session, also where it has ended; None where there is none, or it is another tenant's."""

@@ -13,7 +13,10 @@ from benchmarks.loop.endpoint import BATCH, SUBCALLS, TURNS
 FIGURES = {
     *("turn_ms", "subcall_ms", "create_to_request_ms", "first_output_ms", "commits_per_turn", "tiny_100_x"),
     *("batch_200_s", "usual_batch_200_s", "faulty_tenth_answered", "count_gb_s"),
+    *("durable_turn_ms", "resume_ms_p50", "parallel_children_x", "events_per_s"),
 }
+DIFFERENCES = {"durable_turn_ms"}
+"""Of two times, which may be the same but for chance."""
 
 
 def test_every_figure_is_measured_and_the_last_line_is_the_result(
@@ -24,7 +27,7 @@ def test_every_figure_is_measured_and_the_last_line_is_the_result(
     *table, result = capsys.readouterr().out.splitlines()
     found = json.loads(result)
     assert set(found) >= FIGURES
-    assert all(value > 0 for value in found.values())
+    assert all(value > 0 for name, value in found.items() if name not in DIFFERENCES)
     assert [line.split()[0] for line in table] == list(found)
 
 

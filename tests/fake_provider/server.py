@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import json
 import random
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -74,8 +75,8 @@ class FakeProvider:
     chance: Callable[[], Fault | None] = lambda: None
     faults: deque[Fault | None] = field(default_factory=deque)
     billed: list[Bill] = field(default_factory=list)
-    delivered: list[Bill] = field(default_factory=list)
-    """Of what was billed, that whose client was still there when the answer was sent."""
+    delivered: list[tuple[float, Bill]] = field(default_factory=list)
+    """Of what was billed, that whose client was still there when the answer was sent, and when (`time.monotonic()`)."""
     received: asyncio.Queue[Received] = field(default_factory=asyncio.Queue)
     url: str = ""
     requests: int = 0
@@ -163,7 +164,7 @@ class FakeProvider:
             await asyncio.sleep(self.latency or self.slow_seconds)
         answer = self._refusal(request, speech, reply) if fault in STATUS else self._answer(request, speech, reply)
         if bill is not None and not reader.at_eof():
-            self.delivered.append(bill)
+            self.delivered.append((time.monotonic(), bill))
         return await self._deliver(answer, fault, reader, writer)
 
     async def _deliver(

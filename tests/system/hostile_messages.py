@@ -88,6 +88,8 @@ class Hostile:
             "account_id": lambda: pick([*self.known["account"], self._name("run"), self._new()]),
             "parent_id": lambda: pick([self._name("account"), ""]),
             "node_id": lambda: pick([self._name("node"), self._name("run")]),
+            "call_id": lambda: pick(["tool_" + "0" * 32, self._new()]),
+            "continue_run_id": lambda: pick(["", "", self._name("run")]),
             "paths": lambda: pick(PATHS),
             "url": lambda: pick(["http://127.0.0.1:9/hook", "https://127.0.0.1/", "https://user@example.com/#x"]),
             "label": lambda: pick(["team", ""]),

@@ -153,7 +153,7 @@ async def test_a_child_that_is_cancelled_when_it_had_ended_is_told_as_it_is_kept
 
     monkeypatch.setattr(Node, "_keep", slowly)
     play = Play(code("rlm_query('child')"), child=code("FINAL(1)"))
-    async with server(play, wall_seconds=1.5) as served:
+    async with server(play, wall_seconds=4) as served:
         ended = await served.caller.ask()
         assert ended.run.state == run_pb2.RUN_STATE_EXHAUSTED
         (finished,) = ended.bodies("child_finished")

@@ -338,7 +338,7 @@ async def test_runs_are_listed_the_newest_first_by_state_label_time_and_payer(se
 
 
 def _without_texts(run: run_pb2.Run) -> Message:
-    for field in ("question", "answer", "cut", "coverage"):
+    for field in ("question", "answer", "cut", "coverage", "answer_schema", "instructions", "sampling", "strategy"):
         run.ClearField(field)
     return run
 
