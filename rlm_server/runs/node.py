@@ -40,6 +40,7 @@ from rlm_server.runs.events import (
 )
 from rlm_server.runs.guards import Guards
 from rlm_server.runs.journal import PATIENCE
+from rlm_server.runs.leftovers import end_below
 from rlm_server.runs.past.entries import RanBlock, Standing
 from rlm_server.runs.purse import Purse
 from rlm_server.runs.reply.decision import closing_answer, decide
@@ -278,6 +279,10 @@ class Node:
         await self._purse.settled()
         if not after.cancelled():
             after.exception()  # marks it as retrieved: where it failed, the move below does too
+        if self.tree.past is not None:
+            await end_below(
+                services.journal, services.ledger, self.tree.event_log, self.tree.run.id, self.task.id, self.tree.past
+            )
         await services.ledger.close_account(self.task.id)
         kept, redacted = kept_form(outcome, self.tree.redaction, root=not self.task.depth)
         await services.journal.move(

@@ -11,9 +11,10 @@ from functools import partial
 from rlm_server.clock import now
 from rlm_server.contexts.context_table import Context
 from rlm_server.contexts.contexts import ContextDamaged, Contexts
-from rlm_server.ledger import AccountUnknown, Amounts, Ledger, LedgerError, names
+from rlm_server.ledger import Amounts, Ledger, names
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, WrittenEvent, read, written
 from rlm_server.runs.journal import Journal, NodeRow, RunRow
+from rlm_server.runs.leftovers import children_of, closed
 from rlm_server.runs.node import SERVER_STOPPED
 from rlm_server.runs.past.entries import Happened
 from rlm_server.runs.past.past import RunPast
@@ -57,7 +58,7 @@ async def recover(services: Services, contexts: Contexts, remains: Remains) -> l
     recovered = await ledger.recover()
     log.info("recovered holds: %d voided, %d posted in full", recovered.voided, recovered.posted)
     going = {one.row.id for one in left}
-    nodes = {node.id for node in unfinished if node.run in going} | _children(left)
+    nodes = {node.id for node in unfinished if node.run in going} | children_of(one.past for one in left)
     succeeded = await _succeeded(journal, [run for run in services.files.names() if run not in going])
     stay = {run for _, run in succeeded}
     services.files.keep_only(going | stay)
@@ -69,7 +70,7 @@ async def recover(services: Services, contexts: Contexts, remains: Remains) -> l
     for node in unfinished:
         if node.run in going:
             continue
-        spent = await _closed(ledger, node.id)
+        spent = await closed(ledger, node.id)
         await journal.move(node.id, RunState.FAILED, reason=SERVER_STOPPED, turns=node.turns)
         if node.parent is None:
             await _finish(journal, node.id, spent, services.redaction)
@@ -160,30 +161,6 @@ async def _keep(journal: Journal, run: str, events: Sequence[Happened]) -> None:
 def _written(one: Happened) -> WrittenEvent:
     origin = EventOrigin(one.node, one.parent, one.depth, one.turn)
     return WrittenEvent(read(one.sequence, one.at, origin, one.body, one.cut), one.body, one.cut, one.size)
-
-
-def _children(left: Sequence[LeftRun]) -> set[str]:
-    """Return the children that turns had begun: one may have an account and be no node yet."""
-    return {
-        made.child
-        for run in left
-        for node in run.past.nodes.values()
-        for line in node.children.values()
-        for made in line
-    }
-
-
-async def _closed(ledger: Ledger, account: str) -> Amounts:
-    """Close an account and return what had been spent from it; nothing where there is none."""
-    spent = Amounts()
-    try:
-        spent = (await ledger.balance(account)).posted
-        await ledger.close_account(account)
-    except AccountUnknown:
-        return Amounts()
-    except LedgerError as error:
-        log.warning("the account of %s could not be closed: %s", account, error)
-    return spent
 
 
 async def _finish(journal: Journal, run: str, spent: Amounts, redaction: Redaction) -> None:

@@ -34,6 +34,7 @@ from rlm_server.runs.counters import RunCounters
 from rlm_server.runs.event_log import EventLog, Quota, replay, used_up
 from rlm_server.runs.events import Event, EventOrigin, RunFinished, RunStarted, WrittenEvent
 from rlm_server.runs.journal import CREATING, PATIENCE, RunRow
+from rlm_server.runs.leftovers import end_below
 from rlm_server.runs.node import SERVER_STOPPED
 from rlm_server.runs.node_context import whole_context
 from rlm_server.runs.past.entries import Carried, Happened, RunAsked, Said, ToolAsked
@@ -536,7 +537,7 @@ class Supervisor:
                 RunStarted(question, row.model, row.sub_model, characters, row.budget, live.continues),
             )
         async with Tracer(traced) as tracer:
-            live.tree = Tree(
+            tree = Tree(
                 self._services,
                 row,
                 said.lowered(limits),
@@ -555,7 +556,8 @@ class Supervisor:
                 partial(self._leave, live),
             )
             if live.past is not None:
-                await live.tree.go_on(live.past)
+                await tree.go_on(live.past)
+            live.tree = tree  # from here on its root ends what is below it
             return await Root(live.tree, Task(row.id, "", 0, question, node_context, row.model)).run()
 
     async def _leave(self, live: _Live, why: str) -> None:
@@ -573,7 +575,9 @@ class Supervisor:
                 live.tree.memo.close()
                 if live.tree.context is not None:
                     await journal.cover(run_id, await live.tree.coverage())
-            else:  # no node of it began
+            else:  # no node of it began here
+                if live.past is not None:
+                    await end_below(journal, ledger, event_log, run_id, run_id, live.past)
                 await ledger.close_account(run_id)
                 ended, redacted = kept_form(outcome, self._services.redaction.of(live.row.tenant, run_id), root=True)
                 await journal.move(run_id, ended.state, reason=ended.reason, redacted=redacted)

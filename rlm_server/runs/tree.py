@@ -154,6 +154,13 @@ class Tree:
 
     async def go_on(self, past: RunPast) -> None:
         """Take up what the run has behind it."""
+        try:
+            await self._take_up(past)
+        except BaseException:
+            self.memo.close()
+            raise
+
+    async def _take_up(self, past: RunPast) -> None:
         self.spent = (await self.services.ledger.balance(self.run.id)).posted
         self._warned = {unit: percent for unit in UNITS if (percent := self._passed(unit))}
         self.nodes = await self.services.journal.node_count(self.run.id)

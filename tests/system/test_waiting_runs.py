@@ -88,6 +88,25 @@ async def test_a_new_tenant_begins_after_a_turn_of_one_that_has_every_place(serv
         check_settled(served.data_dir)
 
 
+async def test_a_run_that_another_server_left_is_cancelled_with_its_children_while_it_waits_for_its_turn(
+    server: Served,
+) -> None:
+    def play() -> Play:
+        return Play(code("rlm_query_batched(['child'] * 3, list('abc'))"), child=code("llm_query('x')"), sub=Gate())
+
+    async with server(play(), runs=2) as served:
+        runs = [await served.caller.create() for _ in range(2)]
+        for run in runs:
+            await served.caller.until(run.run_id, "call_started")
+    async with server(play(), runs=1) as served:
+        for run in reversed(runs):
+            assert (await served.caller.cancel(run.run_id)).state == run_pb2.RUN_STATE_CANCELLED
+            nodes = await served.caller.nodes(run.run_id)
+            assert [node.state for node in nodes] == [run_pb2.RUN_STATE_CANCELLED] * 4
+            check_story(await served.caller.ended(run.run_id))
+        check_settled(served.data_dir)
+
+
 async def test_a_server_that_stops_leaves_the_runs_that_wait_to_the_next(server: Served) -> None:
     async with server(Play(code("llm_query('wait')"), sub=Gate()), runs=1) as served:
         runs = [await served.caller.create() for _ in range(3)]
