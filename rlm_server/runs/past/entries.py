@@ -257,7 +257,7 @@ Entry = (
     | TurnEnded | Concluded | Happened | NodeOver
 )  # fmt: skip
 
-entries: TypeAdapter[Entry] = TypeAdapter(Annotated[Entry, Field(discriminator="kind")])
+entries: TypeAdapter[list[Entry]] = TypeAdapter(list[Annotated[Entry, Field(discriminator="kind")]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ It outlives the process as soon as an entry was added, and is not synced to the 
 server, and a crash of the machine may cost the run. An entry that stops in its middle does not count: that is how a
 killed process leaves one. Anything else that is not as it was written is refused.
 
-Layout: `RLMR`, version (2 bytes), nonce (16); then records of `sandbox.pool.sealing`, an entry in JSON each.
+Events are written with the next entry that is none: what tells of a turn that did not end is told again anyway.
+
+Layout: `RLMR`, version (2 bytes), nonce (16); then records of `sandbox.pool.sealing`, a list of entries in JSON each.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import struct
 from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
-from rlm_server.runs.past.entries import Entry, entries
+from rlm_server.runs.past.entries import Entry, Happened, entries
 from sandbox.pool.sealing import Chain, Sealed, Sealer, SnapshotRefused
 from sandbox.pool.snapshots import SessionStore, Stored, StoreFull
 
@@ -26,8 +28,10 @@ log = logging.getLogger(__name__)
 VERSION = 1
 _HEADER = struct.Struct("<4sH16s")
 _MARK, _KIND = b"RLMR", ".run"
-MAX_ENTRY = 64 << 20
-"""Bytes of an entry."""
+MAX_RECORD = 64 << 20
+"""Bytes of entries that were written together."""
+MOST_WAITING = 64
+"""Events that wait to be written."""
 
 
 class RunFile:
@@ -45,6 +49,7 @@ class RunFile:
         """Without `out`, and from when it `keeps_nothing`, nothing is kept."""
         self._store, self._owner, self._path, self._out, self._chain = store, owner, path, out, chain
         self._keeps_nothing = keeps_nothing
+        self._waiting: list[Entry] = []
 
     @property
     def kept(self) -> bool:
@@ -52,14 +57,18 @@ class RunFile:
         return self._out is not None
 
     def add(self, entry: Entry) -> None:
-        """Add an entry. It outlives this process when the call returns."""
+        """Add an entry. It outlives this process when the call returns, unless it is an event."""
         if self._out is not None and self._keeps_nothing():
             self.remove()
         if self._out is None:
             return
+        self._waiting.append(entry)
+        if isinstance(entry, Happened) and len(self._waiting) < MOST_WAITING:
+            return
+        waiting, self._waiting = self._waiting, []
         record, chain = io.BytesIO(), self._chain.copy()
         sealed = Sealed(record, chain)
-        sealed.write(entries.dump_json(entry))
+        sealed.write(entries.dump_json(waiting))
         sealed.finish()
         try:
             self._store.count(self._path, self._owner, record.tell())
@@ -137,8 +146,8 @@ class RunFiles:
                     raise SnapshotRefused(f"the run has version {version} of the format, and this is {VERSION}")
                 chain = self._chain(header, run, owner)
                 found, size = [], _HEADER.size
-                for entry in _read(source, chain):
-                    found.append(entry)
+                for some in _read(source, chain):
+                    found += some
                     size, good = source.tell(), chain.copy()
         except FileNotFoundError:
             raise SnapshotRefused("nothing is stored of it") from None
@@ -177,20 +186,20 @@ def _write_all(out: io.FileIO, data: memoryview) -> None:
         data = data[out.write(data) :]
 
 
-def _read(source: io.BufferedReader, chain: Chain) -> Iterator[Entry]:
-    """Yield the whole entries of a file."""
+def _read(source: io.BufferedReader, chain: Chain) -> Iterator[list[Entry]]:
+    """Yield the entries of each whole record of a file."""
     while True:
-        entry = bytearray()
+        record = bytearray()
         ends = False
         while not ends:
             opened = chain.open(source)
             if opened is None:
                 return
             chunk, ends = opened
-            entry += chunk
-            if len(entry) > MAX_ENTRY:
-                raise SnapshotRefused(f"an entry of a run has more than {MAX_ENTRY} bytes")
+            record += chunk
+            if len(record) > MAX_RECORD:
+                raise SnapshotRefused(f"entries of a run have more than {MAX_RECORD} bytes")
         try:
-            yield entries.validate_json(bytes(entry))
+            yield entries.validate_json(bytes(record))
         except ValueError as error:
             raise SnapshotRefused("an entry of a run cannot be read") from error
