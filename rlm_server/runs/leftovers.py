@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from rlm_server.ledger import AccountUnknown, Amounts, Ledger, LedgerError
 from rlm_server.runs.event_log import EventLog
 from rlm_server.runs.events import ChildFinished, EventOrigin
-from rlm_server.runs.journal import MOST_NODES, Journal, NodeRow
+from rlm_server.runs.journal import MOST_NODES, Journal, NodeRow, RunRow
 from rlm_server.runs.past.past import RunPast
 from rlm_server.runs.state import RunState
+from rlm_server.runs.tree import Services
 
 log = logging.getLogger(__name__)
 
@@ -41,20 +42,26 @@ async def closed(ledger: Ledger, account: str) -> Amounts:
     return spent
 
 
-async def end_below(journal: Journal, ledger: Ledger, event_log: EventLog, run: str, top: str, past: RunPast) -> None:
+async def end_below(services: Services, event_log: EventLog, run: RunRow, top: str, past: RunPast) -> None:
     """End all that was begun below a node and for which nobody works, the deepest first, and tell that."""
-    nodes = await _nodes(journal, run)
+    nodes = await _nodes(services.journal, run.id)
     for node in sorted(nodes.values(), key=lambda one: -one.depth):
         if node.parent is None or node.state.ended or not _is_below(nodes, node, top):
             continue
-        spent = await closed(ledger, node.id)
-        await journal.move(node.id, RunState.CANCELLED, reason=CANCELLED, turns=node.turns)
+        spent = await _closed(services, run.tenant, node.id)
+        await services.journal.move(node.id, RunState.CANCELLED, reason=CANCELLED, turns=node.turns)
         parent = nodes[node.parent]
         origin = EventOrigin(parent.id, parent.parent or "", parent.depth, parent.turns)
         event_log.emit(origin, ChildFinished(node.id, RunState.CANCELLED, CANCELLED, spent))
-    if top == run:
+    if top == run.id:
         for child in children_of([past]) - nodes.keys():
-            await closed(ledger, child)
+            await _closed(services, run.tenant, child)
+
+
+async def _closed(services: Services, tenant: str, node: str) -> Amounts:
+    """Close what a node has, its account and its session if it was put away; return what it had spent."""
+    services.pool.forget(tenant, node)
+    return await closed(services.ledger, node)
 
 
 async def _nodes(journal: Journal, run: str) -> dict[str, NodeRow]:

@@ -280,9 +280,7 @@ class Node:
         if not after.cancelled():
             after.exception()  # marks it as retrieved: where it failed, the move below does too
         if self.tree.past is not None:
-            await end_below(
-                services.journal, services.ledger, self.tree.event_log, self.tree.run.id, self.task.id, self.tree.past
-            )
+            await end_below(services, self.tree.event_log, self.tree.run, self.task.id, self.tree.past)
         await services.ledger.close_account(self.task.id)
         kept, redacted = kept_form(outcome, self.tree.redaction, root=not self.task.depth)
         await services.journal.move(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from rlm_server.clock import now
 from rlm_server.contexts.context_table import Context
@@ -23,6 +21,7 @@ from rlm_server.runs.past.run_file import RunFile
 from rlm_server.runs.redaction import Redaction
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Services, kept_outcome
+from rlm_server.shares.threads import Purpose
 from sandbox.pool.sealing import SnapshotRefused
 
 log = logging.getLogger(__name__)
@@ -125,8 +124,11 @@ async def settled_past(services: Services, row: RunRow) -> tuple[RunFile, RunPas
     """
     try:
         redaction = services.redaction.of(row.tenant, row.id)
-        take_up = partial(services.files.take_up, row.id, row.tenant, lambda: redaction.wanted)
-        file, entries = await asyncio.to_thread(take_up)
+        file, entries = await services.shares.threads.run(
+            Purpose.READING,
+            row.tenant,
+            lambda _: services.files.take_up(row.id, row.tenant, lambda: redaction.wanted),
+        )
     except (SnapshotRefused, OSError) as error:
         raise CannotGoOn(str(error)) from None
     past = RunPast.of(entries)

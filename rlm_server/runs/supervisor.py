@@ -49,6 +49,7 @@ from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import NO_DATABASE, Outcome, Services, Task, Tree, kept_form, kept_outcome
 from rlm_server.shares.held import TooMuchHeld
 from rlm_server.shares.limits import TenantLimits
+from rlm_server.shares.threads import Purpose
 from rlm_server.tools.deployed import Deployed
 from rlm_server.tools.tool import Tool
 from rlm_server.tools.tool_calls import RunTools
@@ -288,7 +289,9 @@ class Supervisor:
         if not self._remains.has(row.tenant, row.id):
             raise RunNotContinuable(row.id)
         try:
-            entries = await asyncio.to_thread(self._services.files.read, row.id, row.tenant)
+            entries = await self._services.shares.threads.run(
+                Purpose.READING, row.tenant, lambda _: self._services.files.read(row.id, row.tenant)
+            )
         except (SnapshotRefused, OSError):
             raise RunNotContinuable(row.id) from None
         past = RunPast.of(entries)
@@ -415,8 +418,7 @@ class Supervisor:
         except BaseException:
             held.give_back(new.tenant, question_bytes)
             tools.close()
-            file.remove()
-            self._services.pool.forget(new.tenant, run_id)
+            self._drop(row, file)
             raise
         quota = Quota(new.limits.event_bytes, self._limits(new.tenant).tenant_kept_bytes)
         self.counters.started += 1
@@ -577,7 +579,7 @@ class Supervisor:
                     await journal.cover(run_id, await live.tree.coverage())
             else:  # no node of it began here
                 if live.past is not None:
-                    await end_below(journal, ledger, event_log, run_id, run_id, live.past)
+                    await end_below(self._services, event_log, live.row, run_id, live.past)
                 await ledger.close_account(run_id)
                 ended, redacted = kept_form(outcome, self._services.redaction.of(live.row.tenant, run_id), root=True)
                 await journal.move(run_id, ended.state, reason=ended.reason, redacted=redacted)
@@ -592,7 +594,7 @@ class Supervisor:
             if outcome.state is RunState.SUCCEEDED and live.file.kept:
                 self._remains.add(live.row.tenant, run_id)
             else:
-                live.file.remove()
+                self._drop(live.row, live.file)
         except DatabaseError as error:  # the next start ends this run, and the others go on
             log.error("the end of run %s could not be kept: %s", run_id, type(error).__name__)  # noqa: TRY400
         except Exception:
@@ -602,6 +604,11 @@ class Supervisor:
             live.tools.close()
             self._services.shares.held.give_back(live.row.tenant, live.question_bytes)
             del self._live[run_id]
+
+    def _drop(self, row: RunRow, file: RunFile) -> None:
+        """Remove what a run could go on from, or another could continue: file, and session that was put away."""
+        file.remove()
+        self._services.pool.forget(row.tenant, row.id)
 
     async def submit(self, run_id: str, call: str, submitted: Submitted, request: Request | None = None) -> None:
         """Answer a call that a run waits for; raises as `WaitingCalls.submit` does, and where the call has ended.

@@ -181,7 +181,10 @@ class Tree:
         await self.leave(NO_DATABASE)
 
     async def _read_past(self) -> RunPast:
-        entries = await asyncio.to_thread(self.services.files.read, self.run.id, self.run.tenant)
+        run, files = self.run, self.services.files
+        entries = await self.services.shares.threads.run(
+            Purpose.READING, run.tenant, lambda _: files.read(run.id, run.tenant)
+        )
         past = RunPast.of(entries)
         assert past is not None  # noqa: S101 - this process wrote it
         return past

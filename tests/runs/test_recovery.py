@@ -23,6 +23,7 @@ from rlm_server.runs.recovery import recover
 from rlm_server.runs.redaction import Redaction
 from rlm_server.runs.state import RunState
 from rlm_server.runs.tree import Services
+from rlm_server.shares.threads import Threads
 from rlm_server.tenants.tenants import Tenants
 from sandbox.pool.snapshots import SessionStore
 from tests.runs.stage import END, a_node, a_run, an_event, in_rows
@@ -66,8 +67,12 @@ class Process:
         files = RunFiles(self.folder / "runs", SECRET, SessionStore(self.folder / "sessions", SECRET))
         pool: Any = SimpleNamespace(keep_only=lambda *_: None, images=("core",))
         redaction, nothing = Redaction(self.redacts.__contains__, b"secret"), cast(Any, None)
-        services = Services(nothing, self.ledger, pool, self.journal, nothing, nothing, redaction, files, nothing)
-        assert await recover(services, nothing, Remains(files, pool, lambda _: 1)) == []
+        shares: Any = SimpleNamespace(threads=Threads())
+        services = Services(nothing, self.ledger, pool, self.journal, nothing, shares, redaction, files, nothing)
+        try:
+            assert await recover(services, nothing, Remains(files, pool, lambda _: 1)) == []
+        finally:
+            shares.threads.close()
 
     async def events(self, run: str) -> list[Event]:
         return await self.journal.events(run, 1, 100)

@@ -8,10 +8,12 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from rlm_server.ledger import names
 from rlm_server.repl.bounds import MAX_EVENT_TEXT
 from tests.system.stage import ENDED, Ended
 
 UNITS = ("nano_usd", "tokens", "calls", "cpu_ms")
+_KEPT = (("runs", ".run"), ("sessions", ".session"))
 
 
 @contextmanager
@@ -60,6 +62,17 @@ def check_settled(data_dir: Path) -> None:
             for unit in UNITS:
                 assert account[f"pending_{unit}"] == account[f"carved_{unit}"] == 0, account
                 assert account[f"posted_{unit}"] == _own_and_under(books, account["id"], unit), (account, unit)
+
+
+def kept_in_vain(data_dir: Path) -> set[str]:
+    """Return the nodes of which a file or a session is kept though nothing goes on from it and none can continue it."""
+    kept = {path.stem for folder, kind in _KEPT for path in (data_dir / folder).glob(f"*{kind}")}
+    of_use = {
+        row["id"]
+        for row in rows(data_dir, "SELECT id FROM node WHERE state IN ('pending', 'running')")
+        + rows(data_dir, "SELECT id FROM node WHERE state = 'succeeded' AND parent IS NULL")
+    }
+    return {name for name in kept if name.startswith((names.RUN, names.NODE))} - of_use
 
 
 def _own_and_under(books: sqlite3.Connection, account: str, unit: str) -> int:

@@ -9,7 +9,7 @@ from rlm.v1 import run_pb2
 from rlm_client.durations import seconds
 
 from tests.servers import Served
-from tests.system.books import check_settled, check_story
+from tests.system.books import check_settled, check_story, kept_in_vain
 from tests.system.stage import Play, code, eventually, refusal
 
 
@@ -105,6 +105,7 @@ async def test_a_run_that_another_server_left_is_cancelled_with_its_children_whi
             assert [node.state for node in nodes] == [run_pb2.RUN_STATE_CANCELLED] * 4
             check_story(await served.caller.ended(run.run_id))
         check_settled(served.data_dir)
+        assert kept_in_vain(served.data_dir) == set()
 
 
 async def test_a_server_that_stops_leaves_the_runs_that_wait_to_the_next(server: Served) -> None:
