@@ -77,7 +77,9 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             known = await self._journal.by_request(repeatable)
             if known is not None:
                 return run_pb2.CreateRunResponse(run=await self._message(known))
-            new = await self._asked(check, request, repeatable)
+            former = await self._known(request.continue_run_id) if request.continue_run_id else None
+            usual = None if former is None else (former.model, former.sub_model)
+            new = await self._asked(check, request, repeatable, usual)
             check(_check_continuing, request)
             deployed = tool_requests.deployed(check, request.deployment_tools, self._deployed.of(tenant()))
             tools = await tool_requests.read(
@@ -85,8 +87,10 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             )
         context_id = request.context_id
         if request.continue_run_id:
-            former = await self._row(request.continue_run_id)
-            new, context_id = await self._continuing(new, request, former), former.context or ""
+            if former is None:
+                raise NotFound("run", request.continue_run_id)
+            continued = await self._supervisor.continued(former)
+            new, context_id = replace(new, image=continued.image, continues=continued), former.context or ""
         given = await requests.context(self._contexts, tenant(), context_id)
         besides.check_direct(new, given, "", self._routes_of(tenant()))
         new = replace(new, tools=tools, deployed=deployed, context=given)
@@ -157,10 +161,20 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
                 await run_to_completion(self._supervisor.cancel(run_id))
             raise
 
-    async def _asked(self, check: FieldChecks, request: besides.Asking, repeatable: Request | None) -> NewRun:
-        """Read a run that is asked for, but for what has to be looked up: its context and who pays."""
-        model = request.model or self._defaults.model
-        sub_model = request.sub_model or (request.model or self._defaults.sub_model)
+    async def _asked(
+        self,
+        check: FieldChecks,
+        request: besides.Asking,
+        repeatable: Request | None,
+        usual: tuple[str, str] | None = None,
+    ) -> NewRun:
+        """Read a run that is asked for, but for what has to be looked up: its context and who pays.
+
+        `usual` are the models where none is named, its own and that of sub-calls, instead of the server's.
+        """
+        usual_model, usual_sub_model = usual or (self._defaults.model, self._defaults.sub_model)
+        model = request.model or usual_model
+        sub_model = request.sub_model or (request.model or usual_sub_model)
         offered = self._routes_of(tenant())
         check(requests.check_offered, offered, "model", model)
         if request.sub_model or not request.model:
@@ -179,16 +193,6 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
             check(requests.labels, request.labels),
             await self._besides.read(check, request, offered, (model, sub_model), self._defaults.limits_of(tenant())),
         )
-
-    async def _continuing(self, new: NewRun, request: run_pb2.CreateRunRequest, former: RunRow) -> NewRun:
-        """Return a run that continues another: what is not named is as it was there."""
-        continued = await self._supervisor.continued(former)
-        model = request.model or former.model
-        sub_model = request.sub_model or (request.model or former.sub_model)
-        with FieldChecks() as check:
-            check(requests.check_offered, self._routes_of(tenant()), "model", model)
-            check(requests.check_offered, self._routes_of(tenant()), "sub_model", sub_model)
-        return replace(new, model=model, sub_model=sub_model, image=continued.image, continues=continued)
 
     async def _paid(self, new: NewRun, request: besides.Asking) -> NewRun:
         """Return a run with who pays for it, and with the usual budget where it asked for none."""
@@ -351,10 +355,15 @@ class RunServicer(run_pb2_grpc.RunServiceServicer):
         return run_pb2.DeleteRunResponse()
 
     async def _row(self, run_id: str) -> RunRow:
-        run = await self._journal.get(tenant(), run_id)
-        if run is None or not key_account.covers(run.customer):
+        run = await self._known(run_id)
+        if run is None:
             raise NotFound("run", run_id)
         return run
+
+    async def _known(self, run_id: str) -> RunRow | None:
+        """Return a run, or None where there is none that the caller's key covers."""
+        run = await self._journal.get(tenant(), run_id)
+        return run if run is not None and key_account.covers(run.customer) else None
 
     async def _check_node(self, run: RunRow, node: str) -> None:
         if node and await self._journal.answer_piece(run.id, node, 0, 0) is None:

@@ -126,3 +126,16 @@ async def test_a_run_that_goes_on_cannot_be_continued_yet(server: Served) -> Non
         assert (await refusal(served.caller.create(continue_run_id=run.run_id))).reason == "RUN_NOT_ENDED"
         await served.caller.cancel(run.run_id)
         await eventually(lambda: not [*(served.data_dir / "runs").iterdir()])
+
+
+async def test_what_the_models_of_the_former_run_do_not_take_is_refused(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-none")
+    async with server(Play(code("FINAL(1)"), code("FINAL(2)"))) as served:
+        older = next(name for name in served.running.models.routes.models if name.startswith("claude-haiku-4-5"))
+        former = await served.caller.ask("How many?", model="play", sub_model=older)
+        hot: dict[str, Any] = {"continue_run_id": former.run.run_id, "sampling": run_pb2.Sampling(temperature=1.5)}
+        assert (await refusal(served.caller.create(**hot))).fields == ["sampling.temperature"]
+        ended = await served.caller.ask("And now?", model="play", **hot)
+        assert (ended.run.answer, ended.run.sub_model) == ("2", "play")
